@@ -1,0 +1,183 @@
+"""Comparing numbers and things, and going on with sequences."""
+
+from itertools import pairwise
+
+from demo.common import Dice, Question, ask, held_out, in_documents
+from demo.vocabulary import LETTERS, MONTHS_OF, SIZES_OF, WEEKDAYS_OF
+
+_STEPS = (1, 2, 3, 5, 10, -1, -2)
+_COMPARED = {
+    "en": (
+        "{big} is larger than {small}",
+        "{small} is smaller than {big}",
+        "{small} < {big}",
+        "Of {a} and {b}, {big} is the larger",
+        "Of {a} and {b}, {small} is the smaller",
+    ),
+    "zh": (
+        "{big}比{small}大",
+        "{small}比{big}小",
+        "{small} < {big}",
+        "{a}和{b}，大的是{big}",
+        "{a}和{b}，小的是{small}",
+    ),
+}
+_THINGS_COMPARED = {
+    "en": (
+        "The {big} is bigger than the {small}.",
+        "The {small} is smaller than the {big}.",
+        "Of the {a} and the {b}, the {big} is bigger.",
+        "Of the {a} and the {b}, the {small} is smaller.",
+    ),
+    "zh": ("{big}比{small}大。", "{small}比{big}小。", "{a}和{b}，{big}更大。", "{a}和{b}，{small}更小。"),
+}
+_AFTER = {
+    "en": (
+        "{b} comes after {a}.",
+        "{a} comes before {b}.",
+        "After {a} comes {b}.",
+        "Before {b} comes {a}.",
+        "{a}, then {b}",
+        "{b} follows {a}.",
+    ),
+    "zh": (
+        "{a}的后面是{b}。",
+        "{b}的前面是{a}。",
+        "{a}之后是{b}。",
+        "{b}之前是{a}。",
+        "先是{a}，再是{b}",
+        "{b}跟在{a}后面。",
+    ),
+}
+
+
+def _ordered_things(language: str) -> list[tuple[str, str, str]]:
+    """(key, smaller, bigger) of every two things that are compared; the key is the same in both languages."""
+    pairs = []
+    for english, own in zip(SIZES_OF["en"], SIZES_OF[language], strict=True):
+        for high in range(len(own)):
+            pairs.extend((f"{english[low]} {english[high]}", own[low], own[high]) for low in range(high))
+    return pairs
+
+
+def _run(start: int, step: int, length: int) -> list[int] | None:
+    numbers = [start + step * place for place in range(length)]
+    return numbers if min(numbers) >= 0 and max(numbers) < 100 else None
+
+
+def _joined(items: list[str], language: str) -> str:
+    return (", " if language == "en" else "、").join(items)
+
+
+def _calendars(language: str) -> tuple[list[str], ...]:
+    return WEEKDAYS_OF[language], MONTHS_OF[language]
+
+
+def _compared_lines(dice: Dice, language: str) -> list[str]:
+    lines = []
+    for _ in range(1800):
+        a, b = dice.between(1, 99), dice.between(1, 99)
+        if a != b and not held_out("compare numbers", f"{min(a, b)} {max(a, b)}"):
+            form = dice.pick(_COMPARED[language])
+            lines.append(form.format(a=a, b=b, small=min(a, b), big=max(a, b)))
+    for _, small, big in _ordered_things(language):
+        for form in _THINGS_COMPARED[language]:
+            for a, b in ((small, big), (big, small)):
+                lines.append(form.format(a=a, b=b, small=small, big=big))
+    return lines
+
+
+def _sequence_lines(dice: Dice, language: str) -> list[str]:
+    lines = []
+    for _ in range(1500):
+        numbers = _run(dice.below(100), dice.pick(_STEPS), dice.between(4, 8))
+        if numbers:
+            lines.append(_joined([str(number) for number in numbers], language))
+    for _ in range(150):
+        start, length = dice.below(20), dice.between(4, 7)
+        lines.append(_joined(LETTERS[start : start + length], language))
+    for calendar in _calendars(language):
+        for _ in range(40):
+            start, length = dice.below(len(calendar)), dice.between(3, 6)
+            lines.append(_joined([calendar[(start + k) % len(calendar)] for k in range(length)], language))
+        for place, item in enumerate(calendar):
+            following = calendar[(place + 1) % len(calendar)]
+            lines.extend(form.format(a=item, b=following) for form in _AFTER[language] for _ in range(4))
+    for first, second in pairwise(LETTERS):
+        lines.extend(form.format(a=first, b=second) for form in _AFTER[language])
+    return lines
+
+
+def pretraining(dice: Dice) -> list[str]:
+    documents = []
+    for language in ("en", "zh"):
+        documents += in_documents(dice, _compared_lines(dice, language), 8, 14)
+        documents += in_documents(dice, _sequence_lines(dice, language), 6, 10)
+    return documents
+
+
+def comparison_questions(dice: Dice, language: str) -> list[Question]:
+    rows = []
+    for _ in range(900):
+        a, b = dice.between(1, 99), dice.between(1, 99)
+        if a == b:
+            continue
+        larger = dice.below(2) == 0
+        answer = str(max(a, b) if larger else min(a, b))
+        if language == "en":
+            text = f"Which number is {'larger' if larger else 'smaller'}: {a} or {b}?"
+        else:
+            text = f"{a}和{b}，哪个{'大' if larger else '小'}？"
+        out = held_out("compare numbers", f"{min(a, b)} {max(a, b)}")
+        rows.append(Question("comparison", "numbers", language, ask(text, answer), out))
+    for key, small, big in _ordered_things(language):
+        for a, b in ((small, big), (big, small)):
+            for bigger in (True, False):
+                answer = big if bigger else small
+                if language == "en":
+                    text = f"Which is {'bigger' if bigger else 'smaller'}: the {a} or the {b}?"
+                    answer = f"The {answer}"
+                else:
+                    text = f"{a}和{b}，哪个更{'大' if bigger else '小'}？"
+                out = held_out("compare things", key, one_in=8)
+                rows.append(Question("comparison", "things", language, ask(text, answer), out))
+    return rows
+
+
+def sequence_questions(dice: Dice, language: str) -> list[Question]:
+    asked = "What comes next: {}?" if language == "en" else "{}，下一个是什么？"
+
+    def question(task: str, shown: list[str], answer: str, out: bool) -> Question:
+        return Question("sequence", task, language, ask(asked.format(_joined(shown, language)), answer), out)
+
+    rows = []
+    for step in _STEPS:
+        for start in range(100):
+            numbers = _run(start, step, 5)
+            if numbers:
+                *shown, last = [str(number) for number in numbers]
+                rows.append(question("numbers", shown, last, held_out("sequence", f"{start} by {step}")))
+    for start in range(22):
+        for length in (3, 4):
+            *shown, last = LETTERS[start : start + length + 1]
+            rows.append(question("letters", shown, last, held_out("letters", f"{start} {length}", one_in=6)))
+    for name, calendar in zip(("weekday", "month"), _calendars(language), strict=True):
+        for place in range(len(calendar)):
+            run = [calendar[(place + k) % len(calendar)] for k in range(4)]
+            rows.append(question(name, run[:3], run[3], held_out("run of " + name, str(place), one_in=6)))
+            rows.extend(_neighbour_questions(language, name, calendar, place))
+    return rows
+
+
+def _neighbour_questions(language: str, name: str, calendar: list[str], place: int) -> list[Question]:
+    item, rows = calendar[place], []
+    kind_of_day = {"weekday": ("day", "哪一天"), "month": ("month", "哪个月")}[name]
+    for shift, english, chinese in ((1, "after", "后面"), (-1, "before", "前面")):
+        answer = calendar[(place + shift) % len(calendar)]
+        out = held_out(name, f"{english} {place}", one_in=6)
+        if language == "en":
+            texts = (f"Which {kind_of_day[0]} comes {english} {item}?", f"Name the {kind_of_day[0]} {english} {item}.")
+        else:
+            texts = (f"{item}{chinese}是{kind_of_day[1]}？", f"说出{item}{chinese}的{kind_of_day[1][-1:]}。")
+        rows.extend(Question("sequence", name, language, ask(text, answer), out) for text in texts)
+    return rows

@@ -1,0 +1,285 @@
+"""Every setting of the project: its name, its default and its help line, once.
+
+A field of one of these frozen dataclasses is a flag of the program that uses it (`--<field name>`, see
+`minimind_sft/flags.py`). Paths that are defaults lie in the repository; paths that are typed are relative to the
+working directory.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+IGNORE_INDEX = -100
+"""The label of a position that is not supervised."""
+
+
+def setting(default: Any, help: str, choices: tuple | None = None, many: bool = False) -> Any:
+    """A dataclass field that is also a flag: `help` is its help line, `many` lets it take several values."""
+    return field(default=default, metadata={"help": help, "choices": choices, "many": many})
+
+
+def in_repository(path: str) -> str:
+    return str(REPOSITORY / path)
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): RoPE frequencies interpolated for contexts longer than trained on.
+
+    The defaults are MiniMind-3's.
+    """
+
+    factor: float = 16.0
+    original_max_position_embeddings: int = 2048
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. Names are those of Qwen3's and MiniMind-3's configurations.
+
+    `head_dim`, `intermediate_size` and `moe_intermediate_size` may be left None: they then follow from the other
+    fields as in MiniMind (hidden_size / heads; hidden_size * pi rounded up to a multiple of 64; intermediate_size).
+
+    Raises:
+        UserError: if the fields contradict one another.
+    """
+
+    vocab_size: int = 6400
+    hidden_size: int = 512
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    rope_scaling: YarnScaling | None = None
+    tie_word_embeddings: bool = True
+    dropout: float = 0.0
+    use_moe: bool = False
+    num_experts: int = 4
+    num_experts_per_tok: int = 1
+    moe_intermediate_size: int | None = None
+    # MiniMind normalises the chosen experts' weights to sum to 1. With one expert per token that makes the weight a
+    # constant and cuts the router off from the language-model loss, so it is off unless a checkpoint says otherwise.
+    norm_topk_prob: bool = False
+    router_aux_loss_coef: float = 5e-4
+    # "document": per document, weighted by its tokens (DeepSeek-V3's sequence-wise loss), the same however a batch
+    # is cut up. "batch": over all tokens of a micro-batch at once, as MiniMind has it.
+    aux_loss_scope: str = "document"
+
+    def __post_init__(self):
+        derived = {
+            "head_dim": self.hidden_size // max(self.num_attention_heads, 1),
+            "intermediate_size": math.ceil(self.hidden_size * math.pi / 64) * 64,
+        }
+        for name, value in derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.moe_intermediate_size is None:
+            object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
+        problems = self._problems()
+        if problems:
+            raise UserError("model configuration: " + "; ".join(problems))
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                     "head_dim", "intermediate_size", "max_position_embeddings", "num_experts",
+                     "num_experts_per_tok", "moe_intermediate_size"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, expected at least 1")
+        if problems:
+            return problems
+        if self.num_attention_heads % self.num_key_value_heads:
+            problems.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                            f"num_key_value_heads {self.num_key_value_heads}")
+        if self.head_dim % 2:
+            problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE turns pairs)")
+        if self.num_experts_per_tok > self.num_experts:
+            problems.append(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if self.aux_loss_scope not in ("document", "batch"):
+            problems.append(f"aux_loss_scope is {self.aux_loss_scope!r}, expected 'document' or 'batch'")
+        return problems
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str) -> "ModelConfig":
+        """The configuration that `dataclasses.asdict` wrote; `source` names the file in error messages."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise UserError(f"{source}: model configuration: unknown field {unknown[0]!r}")
+        scaling = values.get("rope_scaling")
+        try:
+            return cls(**{**values, "rope_scaling": YarnScaling(**scaling) if scaling else None})
+        except TypeError as error:
+            raise UserError(f"{source}: model configuration: {error}") from error
+
+
+PRESETS = {
+    "demo": ModelConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+                        intermediate_size=512),
+    "26m": ModelConfig(hidden_size=512, num_hidden_layers=8),
+    "26m-moe": ModelConfig(hidden_size=512, num_hidden_layers=8, use_moe=True),
+    "64m": ModelConfig(hidden_size=768, num_hidden_layers=8),
+    "64m-moe": ModelConfig(hidden_size=768, num_hidden_layers=8, use_moe=True),
+}
+"""Models by name; the numbers are the class of their (active) parameters with MiniMind's vocabulary of 6,400."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training has; `PretrainConfig` and `SFTConfig` set the defaults that differ."""
+
+    data_path: str = setting("", "training data, JSONL")
+    eval_data_path: str | None = setting(None, "evaluation data, JSONL; without it a share of the training data is "
+                                               "held out, see --eval_share")
+    eval_share: float = setting(0.02, "share of the training rows held out for evaluation where there is no "
+                                      "--eval_data_path; 0 trains on all rows")
+    tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    max_seq_len: int = setting(512, "longest document in tokens")
+
+    from_weight: str = setting("none", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or .safetensors, "
+                                       "then the repository's out/), a path, or none")
+    save_dir: str = setting(in_repository("out"), "folder that weights, metrics and resume states are written to")
+    save_weight: str = setting("", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>[_moe].pth")
+    save_dtype: str = setting("float16", "precision of the written weights", DTYPES[1:])
+    from_resume: int = setting(0, "1: go on from the newest resume state of --save_weight", (0, 1))
+    keep_checkpoints: int = setting(2, "how many resume states to keep")
+
+    preset: str | None = setting(None, "model by name", tuple(PRESETS))
+    hidden_size: int | None = setting(None, "hidden size; by default what --from_weight or --preset says, else 512")
+    num_hidden_layers: int | None = setting(None, "number of layers; default as for --hidden_size, else 8")
+    use_moe: int | None = setting(None, "1: mixture of experts; default as for --hidden_size, else 0", (0, 1))
+    dropout: float = setting(0.0, "dropout on attention weights and on what each block adds")
+
+    epochs: int = setting(1, "passes over the data")
+    batch_size: int = setting(32, "documents (rows) per rank in one batch")
+    accumulation_steps: int = setting(1, "batches per optimizer step: a step takes batch_size * accumulation_steps * "
+                                         "ranks rows and averages over all their supervised tokens")
+    micro_batch_tokens: int = setting(4096, "most tokens in one forward pass: sets memory and speed, never the result")
+    max_steps: int = setting(0, "stop after this many optimizer steps; 0: after --epochs")
+    learning_rate: float = setting(5e-4, "peak learning rate")
+    min_lr_ratio: float = setting(0.1, "the cosine schedule ends at this share of --learning_rate")
+    warmup_steps: int = setting(0, "steps of linear warmup")
+    weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only")
+    grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+
+    device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
+    dtype: str = setting("auto", "arithmetic of the matrix products; auto: bfloat16 where the device computes in it, "
+                                 "else float32; float16 uses a GradScaler", DTYPES)
+    use_compile: int = setting(0, "1: torch.compile every layer", (0, 1))
+    num_workers: int = setting(0, "worker processes that assemble batches; 0: the training process itself")
+    seed: int = setting(42, "seed of the data order, the held-out share, new weights and dropout")
+
+    log_interval: int = setting(10, "steps between two lines of the metrics file")
+    eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole training")
+    keep_best: int = setting(1, "1: <save_weight> holds the weights with the lowest validation loss (needs an "
+                                "evaluation set); 0: the last", (0, 1))
+    save_interval: int = setting(1000, "steps between two resume states")
+    max_bad_steps: int = setting(10, "stop after this many steps in a row whose gradient is not finite")
+    use_wandb: int = setting(0, "1: log to Weights & Biases", (0, 1))
+    wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values by themselves, one line each; checked before anything is loaded."""
+        problems = [
+            f"--{name} is {getattr(self, name)}, expected at least {least}"
+            for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("max_seq_len", 2),
+                                ("max_steps", 0), ("warmup_steps", 0), ("weight_decay", 0), ("grad_clip", 0),
+                                ("num_workers", 0), ("log_interval", 1), ("eval_interval", 0), ("save_interval", 1),
+                                ("keep_checkpoints", 1), ("max_bad_steps", 1), ("seed", 0))
+            if getattr(self, name) < least
+        ]
+        if not self.learning_rate > 0:
+            problems.append(f"--learning_rate is {self.learning_rate}, expected more than 0")
+        for name in ("min_lr_ratio", "eval_share", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"--{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.micro_batch_tokens < self.max_seq_len:
+            problems.append(f"--micro_batch_tokens {self.micro_batch_tokens} is below --max_seq_len "
+                            f"{self.max_seq_len}: a document is never split over micro-batches")
+        if "/" in self.save_weight or not self.save_weight:
+            problems.append(f"--save_weight is {self.save_weight!r}, expected a name; --save_dir is the folder")
+        return problems
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """Defaults of trainer/train_pretrain.py."""
+
+    data_path: str = setting(in_repository("dataset/pretrain_demo.jsonl"), 'training data: JSONL rows {"text": ...}')
+    save_weight: str = setting("pretrain", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>"
+                                           "[_moe].pth")
+    accumulation_steps: int = setting(8, "batches per optimizer step: a step takes batch_size * accumulation_steps * "
+                                         "ranks rows and averages over all their tokens")
+
+
+@dataclass(frozen=True)
+class SFTConfig(TrainConfig):
+    """Defaults of trainer/train_full_sft.py."""
+
+    data_path: str = setting(in_repository("dataset/sft_demo.jsonl"),
+                             'training data: JSONL rows {"conversations": [{"role", "content"}, ...]}')
+    save_weight: str = setting("full_sft", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>"
+                                           "[_moe].pth")
+    from_weight: str = setting("pretrain", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or "
+                                           ".safetensors, then the repository's out/), a path, or none")
+    max_seq_len: int = setting(768, "longest conversation in tokens; a longer one is cut and counted")
+    epochs: int = setting(2, "passes over the data")
+    batch_size: int = setting(16, "conversations per rank in one batch")
+    learning_rate: float = setting(5e-4, "peak learning rate; docs/learning_rate.md has the sweep behind the default")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Defaults of trainer/train_tokenizer.py."""
+
+    data_path: tuple[str, ...] = setting((), "JSONL, JSON or text files to learn the merges from", many=True)
+    vocab_size: int = setting(6400, "number of tokens, the 36 control tokens included")
+    save_dir: str = setting(in_repository("model"), "folder for tokenizer.json and tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Defaults of eval_llm.py."""
+
+    weight: str = setting("full_sft", "weights to chat with: a NAME (reads <save_dir>/NAME_*.pth or .safetensors) or "
+                                      "a path")
+    save_dir: str = setting(in_repository("out"), "folder of the weights")
+    tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    hidden_size: int | None = setting(None, "hidden size, where several weights of that name lie in --save_dir")
+    num_hidden_layers: int | None = setting(None, "number of layers, for weights without a sidecar")
+    use_moe: int | None = setting(None, "1: the mixture-of-experts weights of that name", (0, 1))
+    inference_rope_scaling: int = setting(0, "1: stretch RoPE by YaRN for contexts longer than trained on", (0, 1))
+
+    prompt: tuple[str, ...] = setting((), "answer these prompts, one after the other, and leave; without it: chat",
+                                      many=True)
+    score: str | None = setting(None, "JSONL of conversations: answer each last user turn, compare with the last "
+                                      "assistant turn, report exact match per kind")
+    system: str | None = setting(None, "system turn that opens the conversation")
+    historys: int = setting(0, "earlier turns (question + answer) kept in view; 0: none, -1: all that fit")
+    open_thinking: int = setting(0, "1: let the model think before it answers", (0, 1))
+
+    max_new_tokens: int = setting(512, "longest answer in tokens")
+    temperature: float = setting(0.85, "0: always the most likely token")
+    top_p: float = setting(0.85, "sample from the fewest tokens whose probabilities sum to this")
+    top_k: int = setting(0, "sample from this many most likely tokens; 0: all")
+    repetition_penalty: float = setting(1.0, "above 1: tokens that already occurred become less likely")
+    seed: int = setting(42, "seed of the sampling")
+    batch_size: int = setting(32, "questions answered at once by --score")
+    show_speed: int = setting(1, "1: show tokens/s after each answer", (0, 1))
+    device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
+    dtype: str = setting("float32", "precision of the weights while answering", DTYPES)

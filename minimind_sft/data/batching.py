@@ -1,0 +1,157 @@
+"""Which samples form step k, on which rank, in which micro-batch.
+
+All of it is a pure function of (dataset, seed, step): no rank asks another, and a run that stops at any step goes on
+with exactly the samples it had not seen.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.data.dataset import Example, ExampleDataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents laid end to end, without padding.
+
+    `input_ids` and `labels` are int64 tensors of T positions (labels already shifted); document d stands at
+    `cu_seqlens[d]:cu_seqlens[d + 1]`. A batch may be empty: T = 0, cu_seqlens = (0,).
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: tuple[int, ...]
+
+    @property
+    def supervised(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True),
+                     self.cu_seqlens)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank computes in one optimizer step.
+
+    `supervised_tokens` and `real_tokens` count the step's global batch, over all ranks: the loss is divided by them.
+    Every rank has the same number of micro-batches, the last ones empty if need be.
+    """
+
+    step: int
+    epoch: int
+    sample_ids: tuple[int, ...]
+    micro_batches: tuple[Batch, ...]
+    supervised_tokens: int
+    real_tokens: int
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """The Examples as one Batch, in the given order."""
+    def flat(arrays: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(np.int64) if arrays else np.zeros(0, np.int64))
+
+    return Batch(flat([example.input_ids for example in examples]), flat([example.labels for example in examples]),
+                 tuple(accumulate((len(example.input_ids) for example in examples), initial=0)))
+
+
+@lru_cache(maxsize=2)
+def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the sample ids 0 ... samples - 1 in an epoch: a pure function of (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of `loads` for each rank, such that the ranks' summed loads are close (largest first, to the lightest).
+
+    Deterministic: ties go to the lower index and the lower rank.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    lightest = [(0, rank) for rank in range(ranks)]
+    for index in sorted(range(len(loads)), key=lambda i: (-loads[i], i)):
+        load, rank = heapq.heappop(lightest)
+        shares[rank].append(index)
+        heapq.heappush(lightest, (load + loads[index], rank))
+    return shares
+
+
+def pack_micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` for each micro-batch of at most `most_tokens` (longest first, into the first that fits)."""
+    micro_batches: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        assert lengths[index] <= most_tokens
+        place = next((i for i, left in enumerate(room) if left >= lengths[index]), None)
+        if place is None:
+            micro_batches.append([])
+            room.append(most_tokens)
+            place = len(room) - 1
+        micro_batches[place].append(index)
+        room[place] -= lengths[index]
+    return micro_batches
+
+
+class TrainingSteps(Dataset):
+    """`steps[k]` is what this rank computes in step k; `len(steps)` is all epochs.
+
+    The last step of an epoch takes the samples that are left, however few.
+    """
+
+    def __init__(self, dataset: ExampleDataset, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
+                 seed: int, rank: int = 0, ranks: int = 1):
+        self.dataset = dataset
+        self.samples_per_step = samples_per_step
+        self.micro_batch_tokens = micro_batch_tokens
+        self.seed = seed
+        self.rank, self.ranks = rank, ranks
+        self.steps_per_epoch = -(-len(dataset) // samples_per_step)
+        self.epochs = epochs
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def sample_ids(self, step: int) -> list[int]:
+        """The global batch of a step, in the epoch's order."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        order = epoch_order(len(self.dataset), self.seed, epoch)
+        start = step_in_epoch * self.samples_per_step
+        return order[start:start + self.samples_per_step].tolist()
+
+    def __getitem__(self, step: int) -> StepBatch:
+        sample_ids = self.sample_ids(step)
+        lengths = {sample: self.dataset.lengths(sample) for sample in sample_ids}
+        shares = split_over_ranks([sum(lengths[sample]) for sample in sample_ids], self.ranks)
+        packed = []
+        for share in shares:
+            documents = [length for index in share for length in lengths[sample_ids[index]]]
+            packed.append(pack_micro_batches(documents, self.micro_batch_tokens))
+
+        own = [example for index in shares[self.rank] for example in self.dataset[sample_ids[index]]]
+        micro_batches = [collate([own[i] for i in indices]) for indices in packed[self.rank]]
+        empty = max(map(len, packed)) - len(micro_batches)
+        return StepBatch(
+            step=step,
+            epoch=step // self.steps_per_epoch,
+            sample_ids=tuple(sample_ids),
+            micro_batches=(*micro_batches, *[collate([])] * empty),
+            supervised_tokens=sum(self.dataset.supervised(sample) for sample in sample_ids),
+            real_tokens=sum(sum(one) for one in lengths.values()),
+        )
+
+
+def evaluation_batches(dataset: ExampleDataset, micro_batch_tokens: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
+    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`."""
+    examples = [example for sample in range(len(dataset)) for example in dataset[sample]]
+    shares = split_over_ranks([len(example.input_ids) for example in examples], ranks)
+    own = [examples[index] for index in shares[rank]]
+    packed = pack_micro_batches([len(example.input_ids) for example in own], micro_batch_tokens)
+    return [collate([own[index] for index in indices]) for indices in packed]

@@ -1,0 +1,245 @@
+"""Text becomes token ids and back, with a tokenizer folder of MiniMind, Hugging Face or our own."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.errors import UserError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+# Unicode's supplementary private use area A: characters that no text standard gives a meaning.
+MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
+SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One private-use character for every added token, and a shield; none of them occurs in the text at hand.
+
+    tokenizer: encodes a mark as the token it stands for, and everything else as text.
+    """
+
+    of_token: dict[str, str]
+    shield: str
+    tokenizer: tokenizers.Tokenizer
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """For `str.translate`: marks back into the tokens they stand for, shields into nothing."""
+        return {ord(mark): token for token, mark in self.of_token.items()} | {ord(self.shield): ""}
+
+
+class Tokenizer:
+    """The text side of a tokenizer folder.
+
+    special: the strings of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as there are any.
+    chat_template: the Jinja source that came with the folder, or None.
+    fingerprint: SHA-256 (hex) of all that decides which ids a text gets.
+    """
+
+    def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None):
+        self._state = {**state, "truncation": None, "padding": None}
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
+        self._marks: dict[int, Marks] = {}
+        self._added = {token["content"]: token for token in state.get("added_tokens") or []}
+        self.special = special
+        self.chat_template = chat_template
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        content = [{k: v for k, v in self._state.items() if k != "version"}, special]
+        self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """Reads tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+
+        Raises:
+            UserError: naming the file, if one is missing or is not what its name says.
+        """
+        folder = Path(path)
+        state, config = (_read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+        special = {name: _content(config[name]) for name in SPECIAL_NAMES if config.get(name)}
+        chat_template = _chat_template(folder, config)
+        try:
+            tokenizer = cls(state, special, chat_template)
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from error
+        for name, token in special.items():
+            if tokenizer.token_to_id(token) is None:
+                raise UserError(f"{folder / 'tokenizer_config.json'}: {name}: {token!r} is not in tokenizer.json")
+        return tokenizer
+
+    def __reduce__(self):
+        return Tokenizer, (self._state, self.special, self.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids as Hugging Face gives them: control tokens that the text spells out become control tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text that is only text: nothing in it can become a control token."""
+        return self.marks(text).tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, control tokens written out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return self._tokenizer.id_to_token(token_id)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._special_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._special_id("pad_token")
+
+    @property
+    def end_of_document_id(self) -> int:
+        """The token that closes a text in pretraining: `<|endoftext|>`, or eos where there is no such token.
+
+        Raises:
+            UserError: if there is neither.
+        """
+        found = self.token_to_id(END_OF_DOCUMENT) if END_OF_DOCUMENT in self._added else self.eos_id
+        if found is None:
+            raise UserError(f"the tokenizer has neither {END_OF_DOCUMENT} nor an eos_token to end a document with")
+        return found
+
+    def control_tokens(self, template_source: str = "") -> list[str]:
+        """Added tokens with a meaning beyond their letters: special ones, bos/eos/pad, what the template names."""
+        named = set(self.special.values())
+        return [token for token, entry in self._added.items()
+                if entry["special"] or token in named or token in template_source]
+
+    def marks(self, *texts: str) -> Marks:
+        """Marks of which none occurs in `texts`.
+
+        Raises:
+            UserError: if the texts leave no run of private-use characters free, or if the tokenizer would make
+                control tokens out of ordinary text.
+        """
+        width = len(self._added) + 1
+        for start in range(MARKS_START, MARKS_END - width, width):
+            taken = re.compile(f"[{chr(start)}-{chr(start + width - 1)}]")
+            if not any(taken.search(text) for text in texts):
+                if start not in self._marks:
+                    self._marks[start] = self._make_marks(start)
+                return self._marks[start]
+        raise UserError("the text uses up the private-use characters U+F0000 to U+FFFFD that control tokens need")
+
+    def _make_marks(self, start: int) -> Marks:
+        of_token = {token: chr(start + index) for index, token in enumerate(self._added)}
+        state = _rename_tokens(self._state, of_token)
+        try:
+            renamed = tokenizers.Tokenizer.from_str(json.dumps(state))
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise UserError(f"the tokenizer's model builds a control token out of text ({_one_line(error)})") from error
+        for token, mark in of_token.items():
+            assert renamed.token_to_id(mark) == self.token_to_id(token), token
+        return Marks(of_token, chr(start + len(of_token)), renamed)
+
+    def _special_id(self, name: str) -> int | None:
+        return self.token_to_id(self.special[name]) if name in self.special else None
+
+
+class TextStream:
+    """Text out of ids that come one at a time, in whole characters only."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the ids said last: some decoders treat the first token of a text differently
+        self._ids: list[int] = []
+        self._said = 0
+
+    def push(self, token_id: int) -> str:
+        """What can be said now; empty while the last character is not complete."""
+        self._ids.append(token_id)
+        text = self._pending()
+        # An unfinished character decodes to one U+FFFD at the end. A real U+FFFD there waits for the next token.
+        if text.endswith("\ufffd"):
+            said, self._said = self._said, len(text) - 1
+            return text[said:-1]
+        said = text[self._said:]
+        self._before, self._ids, self._said = self._ids, [], 0
+        return said
+
+    def flush(self) -> str:
+        """The rest, an unfinished character as U+FFFD; the stream starts anew."""
+        rest = self._pending()[self._said:]
+        self._before, self._ids, self._said = [], [], 0
+        return rest
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._before)
+        return self._tokenizer.decode(self._before + self._ids)[len(before):]
+
+
+def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
+    """The tokenizer with its added tokens renamed, wherever they stand."""
+    def renamed(token: str) -> str:
+        return new_names.get(token, token)
+
+    model = dict(state["model"])
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {renamed(token): token_id for token, token_id in vocab.items()}
+    else:
+        model["vocab"] = [[renamed(token), score] for token, score in vocab]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = renamed(model["unk_token"])
+    added = [{**token, "content": renamed(token["content"])} for token in state["added_tokens"]]
+    return {**state, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 ({_one_line(error)})") from error
+
+
+def _read_object(path: Path) -> dict:
+    value = parse_json(_read_text(path), str(path), "a JSON object")
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {describe(value)}")
+    return value
+
+
+def _content(token: str | dict) -> str:
+    """A token of tokenizer_config.json: a string, or an object that holds it."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _chat_template(folder: Path, config: dict) -> str | None:
+    """From chat_template.jinja, else from tokenizer_config.json, which may hold several by name."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return _read_text(file)
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str | None):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template: expected a string, found "
+                        f"{describe(template)}")
+    return template
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

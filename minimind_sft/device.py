@@ -1,0 +1,44 @@
+"""Which device computes, and in which precision."""
+
+import torch
+
+from minimind_sft.errors import UserError
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `--device` means; `cuda` and `auto` mean this rank's own GPU.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: PyTorch finds no CUDA device here; --device cpu works everywhere")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+        return torch.device("cuda", index)
+    if device.type != "cpu":
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision that `--dtype` means on `device`; `auto` is bfloat16 where the hardware has it, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+    return getattr(torch, name)

@@ -1,0 +1,40 @@
+"""How good are the weights: validation loss, perplexity, exact match."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minimind_sft.data.batching import Batch
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Mean cross-entropy in nats over the supervised tokens of an evaluation set."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype,
+                    sum_over_ranks: Callable[..., list[float]]) -> ValidationLoss:
+    """The validation loss of a model, left in evaluation mode; each rank brings its own share of the batches.
+
+    `sum_over_ranks(a, b)` gives both sums over all ranks.
+    """
+    model.eval()
+    loss_sum, tokens = 0.0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss_sum += float(model(batch.input_ids, batch.labels, batch.cu_seqlens).loss_sum)
+        tokens += batch.supervised
+    loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
+    return ValidationLoss(loss_sum / max(tokens, 1), int(tokens))

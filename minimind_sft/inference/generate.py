@@ -1,0 +1,194 @@
+"""Words from weights: prefill, then one token at a time over the KV cache.
+
+Shapes: T tokens of all prompts in one row, S running sequences, V vocabulary, C candidates for the next token.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from minimind_sft.errors import UserError
+from minimind_sft.model.attention import KVCache
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen. In this order, as in CTRL and Hugging Face's `generate`:
+
+    repetition_penalty: scores of tokens that occurred are divided by it where positive, multiplied where negative.
+    temperature: scores are divided by it; 0 takes the best token and leaves the rest of the list unused.
+    top_k: only this many of the best tokens; 0: all.
+    top_p: only the fewest of the best tokens whose probabilities sum to at least this.
+    seed: of the draw.
+
+    Raises:
+        UserError: for a value outside its range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        allowed = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (fits, expected) in allowed.items():
+            if not fits:
+                raise UserError(f"--{name} is {getattr(self, name)}, expected {expected}")
+
+
+def generate_stream(
+    model: MiniMindForCausalLM, prompt_ids: Sequence[int], settings: SamplingSettings, stop_ids: Collection[int]
+) -> Iterator[int]:
+    """Yields the answer's tokens as they are made, up to and without the first of `stop_ids`.
+
+    Raises:
+        UserError: if the prompt is empty or leaves no room in the model's context.
+    """
+    for step in _steps(model, [prompt_ids], settings, stop_ids):
+        yield from step.values()
+
+
+def generate_batch(
+    model: MiniMindForCausalLM, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+) -> list[list[int]]:
+    """The answers to several prompts of any lengths, each as `generate_stream` would give it (but for the draw).
+
+    Raises:
+        UserError: if a prompt is empty or leaves no room in the model's context.
+    """
+    answers = [[] for _ in prompts]
+    for step in _steps(model, prompts, settings, stop_ids):
+        for index, token in step.items():
+            answers[index].append(token)
+    return answers
+
+
+@torch.inference_mode()
+def _steps(
+    model: MiniMindForCausalLM, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+) -> Iterator[dict[int, int]]:
+    """Yields one new token of each unfinished prompt, {index of the prompt: token}, step by step."""
+    assert not model.training, "generation needs model.eval()"
+    rooms = [_room(model, prompt, settings) for prompt in prompts]
+    if not prompts:
+        return
+    embedding = model.model.embed_tokens.weight
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(length + room for length, room in zip(lengths, rooms, strict=True))
+    cache = KVCache(model.config, len(prompts), longest, embedding.dtype, embedding.device)
+    sampler = _Sampler(settings, prompts, model.config.vocab_size, embedding.device)
+    running = list(range(len(prompts)))
+
+    cu_seqlens = [0, *accumulate(lengths)]
+    prompt_ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=embedding.device)
+    context = cache.prefill(cu_seqlens)
+    hidden_TD = model.hidden_states(prompt_ids_T, context.positions_T, context)
+    hidden_SD = hidden_TD[[end - 1 for end in cu_seqlens[1:]]]
+    while True:
+        tokens_S = sampler.choose(model.logits(hidden_SD))
+        step = {index: token for index, token in zip(running, tokens_S.tolist(), strict=True) if token not in stop_ids}
+        yield step
+        for index in step:
+            rooms[index] -= 1
+        finished = [s for s, index in enumerate(running) if index not in step or rooms[index] == 0]
+        if finished:
+            kept = _without(finished, len(running))
+            if not kept:
+                return
+            running = [running[s] for s in kept]
+            cache.keep(kept)
+            sampler.keep(kept)
+            tokens_S = tokens_S[kept]
+        hidden_SD = model.hidden_states(tokens_S, cache.advance(), cache)
+
+
+def _room(model: MiniMindForCausalLM, prompt: Sequence[int], settings: SamplingSettings) -> int:
+    """How many tokens may follow the prompt."""
+    context = model.config.max_position_embeddings
+    if not prompt:
+        raise UserError("the prompt is empty: expected at least one token")
+    if len(prompt) >= context:
+        raise UserError(f"the prompt has {len(prompt)} tokens and leaves no room for an answer: "
+                        f"the model's context is {context} (max_position_embeddings)")
+    return min(settings.max_new_tokens, context - len(prompt))
+
+
+def _without(finished: list[int], slots: int) -> list[int]:
+    """The slots that go on, in the order in which they are to lie: the last ones fill the gaps."""
+    kept = list(range(slots))
+    for slot in reversed(finished):
+        kept[slot] = kept[-1]
+        kept.pop()
+    return kept
+
+
+class _Sampler:
+    """Draws the next tokens; remembers which occurred, if that matters."""
+
+    def __init__(self, settings: SamplingSettings, prompts: Sequence[Sequence[int]], vocab_size: int,
+                 device: torch.device):
+        self.settings = settings
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.seen_SV: Tensor | None = None
+        if settings.repetition_penalty != 1.0:
+            self.seen_SV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
+            for seen_V, prompt in zip(self.seen_SV, prompts, strict=True):
+                seen_V[torch.tensor(prompt, device=device)] = True
+
+    def choose(self, logits_SV: Tensor) -> Tensor:
+        scores_SV = at_least_float32(logits_SV)
+        if self.seen_SV is not None:
+            scores_SV = penalize(scores_SV, self.seen_SV, self.settings.repetition_penalty)
+        if self.settings.temperature == 0:
+            tokens_S = scores_SV.argmax(-1)
+        else:
+            tokens_S = draw(*candidates(scores_SV, self.settings), self.generator)
+        if self.seen_SV is not None:
+            self.seen_SV.scatter_(1, tokens_S[:, None], True)
+        return tokens_S
+
+    def keep(self, slots: list[int]) -> None:
+        if self.seen_SV is not None:
+            self.seen_SV = self.seen_SV[slots]
+
+
+def penalize(scores_SV: Tensor, seen_SV: Tensor, penalty: float) -> Tensor:
+    """CTRL's repetition penalty (Keskar et al. 2019, arXiv:1909.05858), made to lower negative scores as well."""
+    penalized_SV = torch.where(scores_SV > 0, scores_SV / penalty, scores_SV * penalty)
+    return torch.where(seen_SV, penalized_SV, scores_SV)
+
+
+def candidates(scores_SV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+    """The probabilities (S, C) of the tokens (S, C) that `temperature`, `top_k` and `top_p` leave.
+
+    With `top_p` (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751) the others have probability 0.
+    """
+    scores_SV = scores_SV / settings.temperature
+    vocab_size = scores_SV.shape[1]
+    if settings.top_k == 0 and settings.top_p == 1:
+        return scores_SV.softmax(-1), torch.arange(vocab_size, device=scores_SV.device).expand_as(scores_SV)
+    best_SC, tokens_SC = scores_SV.topk(min(settings.top_k or vocab_size, vocab_size))
+    probs_SC = best_SC.softmax(-1)
+    if settings.top_p < 1:
+        better_SC = probs_SC.cumsum(-1) - probs_SC
+        probs_SC = probs_SC.masked_fill(better_SC >= settings.top_p, 0.0)
+        probs_SC = probs_SC / probs_SC.sum(-1, keepdim=True)
+    return probs_SC, tokens_SC
+
+
+def draw(probs_SC: Tensor, tokens_SC: Tensor, generator: torch.Generator) -> Tensor:
+    return tokens_SC.gather(1, torch.multinomial(probs_SC, 1, generator=generator)).squeeze(1)

@@ -1,0 +1,185 @@
+"""What attention reads: the tokens of the same document, or the KV cache.
+
+`Documents` and `KVCache` are the two contexts a decoder layer can run in. Both offer
+
+    attend(layer_index, q_THD, k_TGD, v_TGD) -> out_THD
+
+and keep from the layer where one sequence ends and the next begins.
+
+Shapes: T tokens of all documents in one row, H query heads, G key/value heads, D head dim, S sequences, L positions
+of a sequence, P positions of padded groups.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimind_sft.config import ModelConfig
+
+MAX_PADDING = 0.1
+"""Largest share of padding among the positions of one group of documents."""
+
+
+class Documents:
+    """The documents of a flat batch; attention stays inside each. Made anew for each forward pass.
+
+    Documents of similar length are attended to together, padded on the right to the longest of their group. Under a
+    causal mask no position sees what follows it, so this padding needs no mask.
+
+    Args:
+        cu_seqlens: document boundaries, [0, ..., T].
+        device: where the tokens are.
+        dropout: share of the attention weights to drop.
+    """
+
+    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+        self.lengths = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+        self.dropout = dropout
+        starts_S = torch.tensor(cu_seqlens[: len(self.lengths)], dtype=torch.int64)
+        lengths_S = torch.tensor(self.lengths, dtype=torch.int64)
+        self.document_T = torch.arange(len(self.lengths)).repeat_interleave(lengths_S).to(device)
+        self.positions_T = (torch.arange(cu_seqlens[-1]) - starts_S.repeat_interleave(lengths_S)).to(device)
+
+        self._group_shapes, pad_P, unpad_T = _padded_groups(starts_S, self.lengths)
+        self._pad_P, self._unpad_T = pad_P.to(device), unpad_T.to(device)
+
+    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        sizes = [rows * length for rows, length in self._group_shapes]
+        q_groups, k_groups, v_groups = (x.index_select(0, self._pad_P).split(sizes) for x in (q_THD, k_TGD, v_TGD))
+        out_groups = [
+            causal_attention(*(x.unflatten(0, shape) for x in qkv), dropout=self.dropout).flatten(0, 1)
+            for shape, *qkv in zip(self._group_shapes, q_groups, k_groups, v_groups, strict=True)
+        ]
+        return torch.cat(out_groups).index_select(0, self._unpad_T)
+
+
+class KVCache:
+    """Keys and values of every earlier token of S running sequences, in memory that is reserved once.
+
+    A forward pass over the prompts runs in the context that `prefill` returns; then each `advance` opens one token
+    per sequence, and the forward pass over these tokens runs in the cache itself.
+
+    Args:
+        max_len: the most tokens that one sequence can hold.
+    """
+
+    def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
+        self._keys_NSGLD = torch.empty(shape, dtype=dtype, device=device)
+        self._values_NSGLD = torch.empty(shape, dtype=dtype, device=device)
+        self._device = device
+        self.lengths = [0] * sequences
+
+    def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":
+        """The context of a forward pass over the prompts, one document per sequence."""
+        documents = Documents(cu_seqlens, self._device)
+        assert len(documents.lengths) == len(self.lengths) and not any(self.lengths)
+        self.lengths = list(documents.lengths)
+        return Prefill(documents, self)
+
+    def store(self, layer_index: int, sequence: int, k_TGD: Tensor, v_TGD: Tensor) -> None:
+        self._keys_NSGLD[layer_index, sequence, :, : len(k_TGD)] = k_TGD.transpose(0, 1)
+        self._values_NSGLD[layer_index, sequence, :, : len(v_TGD)] = v_TGD.transpose(0, 1)
+
+    def advance(self) -> Tensor:
+        """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
+        self._positions_S = torch.tensor(self.lengths, device=self._device)
+        self.lengths = [length + 1 for length in self.lengths]
+        self._longest = max(self.lengths)
+        self._ragged = min(self.lengths) < self._longest
+        if self._ragged:
+            self._rows_S = torch.arange(len(self.lengths), device=self._device)
+            self._past_S11L = (torch.arange(self._longest, device=self._device) <= self._positions_S[:, None])[:, None, None]
+        return self._positions_S
+
+    def attend(self, layer_index: int, q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> Tensor:
+        """One token per sequence: appends its key and value, then reads all of the sequence's."""
+        keys_SGLD = self._keys_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
+        values_SGLD = self._values_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
+        if self._ragged:
+            keys_SGLD[self._rows_S, :, self._positions_S] = k_SGD.to(keys_SGLD.dtype)
+            values_SGLD[self._rows_S, :, self._positions_S] = v_SGD.to(keys_SGLD.dtype)
+        else:
+            keys_SGLD[:, :, -1] = k_SGD
+            values_SGLD[:, :, -1] = v_SGD
+        # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
+        q_SGQD = q_SHD.to(keys_SGLD.dtype).unflatten(1, (k_SGD.shape[1], -1))
+        with torch.autocast(q_SHD.device.type, enabled=False):
+            out_SGQD = F.scaled_dot_product_attention(
+                q_SGQD, keys_SGLD, values_SGLD, attn_mask=self._past_S11L if self._ragged else None
+            )
+        return out_SGQD.flatten(1, 2).to(v_SGD.dtype)
+
+    def keep(self, slots: list[int]) -> None:
+        """Goes on with these sequences only: the one in `slots[i]` becomes number i, never a lower one."""
+        for target, source in enumerate(slots):
+            if source != target:
+                assert source >= len(slots), "only sequences behind the kept ones move"
+                length = self.lengths[source]
+                self._keys_NSGLD[:, target, :, :length] = self._keys_NSGLD[:, source, :, :length]
+                self._values_NSGLD[:, target, :, :length] = self._values_NSGLD[:, source, :, :length]
+        self.lengths = [self.lengths[source] for source in slots]
+
+
+class Prefill:
+    """Attention among the tokens of each prompt, which the cache keeps."""
+
+    def __init__(self, documents: Documents, cache: KVCache):
+        self.positions_T = documents.positions_T
+        self._documents, self._cache = documents, cache
+
+    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        lengths = self._documents.lengths
+        for sequence, kv in enumerate(zip(k_TGD.split(lengths), v_TGD.split(lengths), strict=True)):
+            self._cache.store(layer_index, sequence, *kv)
+        return self._documents.attend(layer_index, q_THD, k_TGD, v_TGD)
+
+
+def _padded_groups(starts_S: Tensor, lengths: list[int]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """The groups' (rows, length), the token at each padded position, and the padded position of each token."""
+    shapes, pad, unpad_T = [], [], torch.empty(sum(lengths), dtype=torch.int64)
+    offset = 0
+    for group in similar_lengths(lengths):
+        longest, starts = lengths[group[-1]], starts_S[group]
+        lengths_R = torch.tensor([lengths[i] for i in group])
+        column_L = torch.arange(longest)
+        token_RL = starts[:, None] + torch.minimum(column_L, lengths_R[:, None] - 1)  # padding repeats the last token
+        real_RL = column_L < lengths_R[:, None]
+        unpad_T[token_RL[real_RL]] = offset + real_RL.flatten().nonzero().squeeze(1)
+        shapes.append((len(group), longest))
+        pad.append(token_RL.flatten())
+        offset += token_RL.numel()
+    if not shapes:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
+        return [(0, 1)], unpad_T, unpad_T
+    return shapes, torch.cat(pad), unpad_T
+
+
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
+    """Indices in ascending order of length, cut into groups with at most MAX_PADDING padding; empty ones left out."""
+    groups, real = [], 0
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i]):
+        if groups and (real + lengths[i]) >= (1 - MAX_PADDING) * lengths[i] * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+            real += lengths[i]
+        else:
+            groups.append([i])
+            real = lengths[i]
+    return groups
+
+
+def causal_attention(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGD: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over each sequence's own past; consecutive query heads share a key/value head.
+
+    On a CPU the product is computed in at least float32 under any autocast, which is faster there than bfloat16; on
+    other devices in the dtype of `v`, whose dtype the result (S, L, H, D) has.
+    """
+    on_cpu = q_SLHD.device.type == "cpu"
+    dtype = torch.promote_types(v_SLGD.dtype, torch.float32) if on_cpu else v_SLGD.dtype
+    with torch.autocast(q_SLHD.device.type, enabled=False):
+        out_SHLD = F.scaled_dot_product_attention(
+            *(x.to(dtype).transpose(1, 2) for x in (q_SLHD, k_SLGD, v_SLGD)),
+            dropout_p=dropout, is_causal=True, enable_gqa=True,
+        )
+    return out_SHLD.transpose(1, 2).to(v_SLGD.dtype)

@@ -1,0 +1,240 @@
+"""The decoder: RMSNorm, RoPE, attention with QK-norm, SwiGLU or experts, and the language model around them.
+
+The architecture and the names of its weights are those of Qwen3 / Qwen3-MoE and MiniMind-3.
+
+Shapes: T tokens of all documents in one row, D hidden size, H query heads, G key/value heads, R = head_dim / 2 pairs
+of one head, N some of the T positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.errors import UserError
+from minimind_sft.model.attention import Documents
+from minimind_sft.model.loss import cross_entropy_sum
+from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.precision import at_least_float32
+
+
+class Context(Protocol):
+    """What the tokens of a forward pass attend to, see `minimind_sft.model.attention`."""
+
+    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor: ...
+
+
+class Losses(NamedTuple):
+    """Sums, so that a step may divide by its own totals however its batch was cut up.
+
+    loss_sum: cross-entropy in nats, summed over supervised positions.
+    aux_loss_sum: the experts' auxiliary loss, summed over documents times their tokens, router_aux_loss_coef
+        included; 0 for a dense model and in evaluation mode.
+    """
+
+    loss_sum: Tensor
+    aux_loss_sum: Tensor
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in at least float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(at_least_float32(x), self.weight.shape, at_least_float32(self.weight), self.eps)
+        return normed.to(self.weight.dtype)
+
+
+def rope_frequencies(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Radians per position of each pair (R,): theta^(-2i/head_dim), stretched by YaRN where the config says so."""
+    pair_R = torch.arange(config.head_dim // 2, dtype=dtype, device=device)
+    frequency_R = 1.0 / config.rope_theta ** (2 * pair_R / config.head_dim)
+    yarn = config.rope_scaling
+    if yarn is None or config.max_position_embeddings <= yarn.original_max_position_embeddings:
+        return frequency_R
+
+    def pair_that_turns(times: float) -> float:
+        """The (fractional) pair that makes this many full turns within the original context."""
+        wavelength = yarn.original_max_position_embeddings / times
+        return config.head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), len(pair_R) - 1)
+    stretched_R = ((pair_R - low) / max(high - low, 0.001)).clamp(0, 1)
+    return frequency_R * (1 - stretched_R + stretched_R / yarn.factor)
+
+
+def rope_turns(config: ModelConfig, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, R) of every pair's angle at every position, times YaRN's attention factor."""
+    frequency_R = rope_frequencies(config, dtype, positions_T.device)
+    angle_T1R = positions_T[:, None, None] * frequency_R
+    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+    return angle_T1R.cos() * scale, angle_T1R.sin() * scale
+
+
+def apply_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns dimension i of each head with dimension i + head_dim/2 (Su et al. 2021, in Qwen's arrangement)."""
+    cos_T1R, sin_T1R = rope
+    first_THR, second_THR = x_THD.chunk(2, dim=-1)
+    return torch.cat((first_THR * cos_T1R - second_THR * sin_T1R, second_THR * cos_T1R + first_THR * sin_T1R), dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: G key/value heads, each read by H/G query heads."""
+
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        self.layer_index = layer_index
+        self.head_dim = config.head_dim
+        query_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        q_THD, k_TGD, v_TGD = (
+            proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_THD = apply_rope(self.q_norm(q_THD), rope)
+        k_TGD = apply_rope(self.k_norm(k_TGD), rope)
+        return self.o_proj(self.attend(context, q_THD, k_TGD, v_TGD).flatten(1))
+
+    def attend(self, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        return context.attend(self.layer_index, q_THD, k_TGD, v_TGD)
+
+
+class SwiGLU(nn.Module):
+    """The dense feed-forward network (Shazeer 2020)."""
+
+    def __init__(self, hidden_size: int, width: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MixtureOfExperts(config) if config.use_moe else SwiGLU(config.hidden_size, config.intermediate_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        x_TD = x_TD + self.dropout(self.self_attn(self.input_layernorm(x_TD), rope, context))
+        x_TD = x_TD + self.dropout(self.mlp(self.post_attention_layernorm(x_TD)))
+        return x_TD
+
+    def compile(self, **options) -> None:
+        """`torch.compile`, except for what the tokens attend to: that has another form in every batch."""
+        self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
+        super().compile(**options)
+
+
+class Decoder(nn.Module):
+    """Token ids to the hidden states that the head reads."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
+        x_TD = self.embed_tokens(input_ids_T)
+        rope = rope_turns(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
+        for layer in self.layers:
+            x_TD = layer(x_TD, rope, context)
+        return self.norm(x_TD)
+
+
+class MiniMindForCausalLM(nn.Module):
+    """The language model. Calling it is the training call; see `hidden_states` and `logits` for inference."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+            self.register_load_state_dict_pre_hook(_complete_tied_head)
+        self._initialize()
+
+    def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int]) -> Losses:
+        """The losses of a flat batch without padding, T may be 0.
+
+        Args:
+            input_ids_T: int64 token ids, document after document.
+            labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
+            cu_seqlens: document boundaries [0, ..., T].
+        """
+        documents = self._documents(input_ids_T, cu_seqlens)
+        hidden_TD = self.hidden_states(input_ids_T, documents.positions_T, documents)
+        return Losses(
+            cross_entropy_sum(hidden_TD, self.lm_head.weight, labels_T),
+            self._aux_loss_sum(documents, at_least_float32(hidden_TD.new_zeros(()))),
+        )
+
+    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
+        """What the head reads, (T, D); `positions_T` counts from the start of each token's own document."""
+        return self.model(input_ids_T, positions_T, context)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Scores of the next token (N, V)."""
+        return self.lm_head(hidden_ND)
+
+    def document_logits(self, input_ids_T: Tensor, cu_seqlens: Sequence[int]) -> Tensor:
+        """Scores of the next token after each position of each document (T, V)."""
+        documents = self._documents(input_ids_T, cu_seqlens)
+        return self.logits(self.hidden_states(input_ids_T, documents.positions_T, documents))
+
+    def _documents(self, input_ids_T: Tensor, cu_seqlens: Sequence[int]) -> Documents:
+        assert cu_seqlens[0] == 0 and cu_seqlens[-1] == len(input_ids_T), "cu_seqlens must run from 0 to T"
+        return Documents(cu_seqlens, input_ids_T.device, self.config.dropout if self.training else 0.0)
+
+    def _aux_loss_sum(self, documents: Documents, total: Tensor) -> Tensor:
+        if not (self.config.use_moe and self.training):
+            return total
+        document_T, count = documents.document_T, len(documents.lengths)
+        if self.config.aux_loss_scope == "batch":
+            document_T, count = torch.zeros_like(document_T), 1
+        for layer in self.model.layers:
+            total = total + balance_loss_sum(*layer.mlp.routing, document_T, count)
+        return total * self.config.router_aux_loss_coef
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Normal with deviation 0.02, less where a layer adds to the residual stream (Radford et al. 2019)."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0.0, residual_std if "o_proj" in name or "down_proj" in name else 0.02)
+
+
+def _complete_tied_head(module: MiniMindForCausalLM, state_dict: dict, prefix: str, *_) -> None:
+    """A tied head may be left out of a file; where a file has one, it must be the embedding."""
+    embedding = state_dict.get(f"{prefix}model.embed_tokens.weight")
+    if embedding is None:
+        return
+    head = state_dict.setdefault(f"{prefix}lm_head.weight", embedding)
+    if head is not embedding and not torch.equal(head, embedding):
+        raise UserError("lm_head.weight differs from model.embed_tokens.weight, but the model ties them "
+                        "(tie_word_embeddings is true)")

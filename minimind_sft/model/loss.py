@@ -1,0 +1,65 @@
+"""Summed cross-entropy of the next token, over supervised positions only.
+
+Shapes: N supervised positions, D hidden size, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.model.precision import at_least_float32, matmul_dtype
+
+CHUNK = 1024
+"""Positions whose logits exist at the same time."""
+
+
+def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """Sum over supervised positions of -log softmax(hidden @ head.T)[label], a scalar of at least float32.
+
+    `labels_T` is already shifted: position t holds the token that follows t, or IGNORE_INDEX. The head multiplies
+    the other positions only.
+    """
+    supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    return _ChunkedCrossEntropy.apply(hidden_TD.index_select(0, supervised_N), head_VD, labels_T[supervised_N])
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Takes each chunk's gradient while its logits exist, so that the full logits never do, nor are made twice."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor) -> Tensor:
+        dtype = matmul_dtype(head_VD)
+        wants_hidden, wants_head, _ = ctx.needs_input_grad
+        loss_sum = at_least_float32(hidden_ND.new_zeros(()))
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_head_VD = torch.zeros_like(head_VD) if wants_head else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            weight_VD = head_VD.to(dtype)
+            for start in range(0, len(labels_N), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                hidden_CD, labels_C = hidden_ND[chunk].to(dtype), labels_N[chunk]
+                logprobs_CV = at_least_float32(F.linear(hidden_CD, weight_VD)).log_softmax(-1)
+                loss_sum += F.nll_loss(logprobs_CV, labels_C, reduction="sum")
+                grad_logits_CV = softmax_minus_one_hot_(logprobs_CV, labels_C).to(dtype)
+                if wants_hidden:
+                    grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
+                if wants_head:
+                    grad_head_VD += grad_logits_CV.T @ hidden_CD
+        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
+        return loss_sum
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        return (
+            None if grad_hidden_ND is None else grad_hidden_ND * grad_loss,
+            None if grad_head_VD is None else grad_head_VD * grad_loss,
+            None,
+        )
+
+
+def softmax_minus_one_hot_(logprobs_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """The gradient of the summed cross-entropy with respect to the logits, in the memory of `logprobs_CV`."""
+    probs_CV = logprobs_CV.exp_()
+    return probs_CV.scatter_add_(1, labels_C[:, None], probs_CV.new_full((len(labels_C), 1), -1.0))

@@ -1,0 +1,206 @@
+"""Weights in and out of files, with the sidecar that says what they are.
+
+`out/full_sft_512.pth` is a plain state dict, half precision by default; `out/full_sft_512.json` beside it is its
+sidecar: the model's configuration, the tokenizer and chat template it was trained with (SHA-256), and how it was made.
+MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can, the rest is MiniMind-3's default.
+Loading runs no code: `weights_only=True`, or safetensors.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from minimind_sft.config import REPOSITORY, ModelConfig
+from minimind_sft.errors import UserError
+from minimind_sft.files import write_atomically
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file and its sidecar hold. `sidecar` is None where there is none."""
+
+    path: Path
+    config: ModelConfig
+    tensors: dict[str, torch.Tensor]
+    sidecar: dict[str, Any] | None
+
+    def check(self, field: str, value: Any) -> None:
+        """
+        Raises:
+            UserError: if the sidecar says something else than `value` about `field`.
+        """
+        said = (self.sidecar or {}).get(field)
+        if said is not None and said != value:
+            raise UserError(f"{sidecar_path(self.path)}: {field} is {said}, here it is {value}")
+
+    def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
+        """A float32 model with exactly these weights.
+
+        Raises:
+            UserError: naming the tensor, if one is missing, unknown or of another shape.
+        """
+        model = MiniMindForCausalLM(replace(self.config, dropout=dropout))
+        try:
+            model.load_state_dict(self.tensors, strict=True)
+        except RuntimeError as error:
+            details = " ".join(str(error).split("\n\t", 1)[-1].split())
+            raise UserError(f"{self.path}: {details[:300]}") from error
+        return model
+
+
+def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
+    return Path(save_dir) / f"{name}_{config.hidden_size}{'_moe' if config.use_moe else ''}.pth"
+
+
+def sidecar_path(weights: Path) -> Path:
+    return weights.with_suffix(".json")
+
+
+def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,
+                 use_moe: int | None = None) -> Path:
+    """The file that a name means: `<save_dir>/<name>_<hidden_size>[_moe].pth` or .safetensors, then the repository's.
+
+    A `name` with a slash or one of the two suffixes is a path and taken as one.
+
+    Raises:
+        UserError: if there is no such file (with what there is, and what makes one), or more than one.
+    """
+    if "/" in name or name.endswith(SUFFIXES):
+        if not Path(name).is_file():
+            raise UserError(f"{flag} {name}: no such file")
+        if not name.endswith(SUFFIXES):
+            raise UserError(f"{flag} {name}: expected a file that ends in {' or '.join(SUFFIXES)}")
+        return Path(name)
+    folders = [Path(save_dir)]
+    if folders[0].resolve() != (REPOSITORY / "out").resolve():
+        folders.append(REPOSITORY / "out")
+    wanted = re.compile(re.escape(name) + r"_(\d+)(_moe)?")
+    for folder in folders:
+        found = []
+        for path in _weight_files(folder):
+            match = wanted.fullmatch(path.stem)
+            if match and hidden_size in (None, int(match[1])) and use_moe in (None, int(bool(match[2]))):
+                found.append(path)
+        if len(found) > 1:
+            raise UserError(f"{flag} {name} means several files, {', '.join(map(str, found))}: say which by "
+                            "--hidden_size, --use_moe or its path")
+        if found:
+            return found[0]
+    raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a weights file and its sidecar.
+
+    Raises:
+        UserError: if either cannot be read, or the tensors are not a MiniMind model's.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not a weights file that can be read ({_first_line(error)})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise UserError(f"{path}: expected a state dict (names and tensors)")
+    sidecar = _read_sidecar(sidecar_path(path))
+    if sidecar is not None:
+        config = ModelConfig.from_dict(sidecar["model"], str(sidecar_path(path)))
+    else:
+        config = config_from_shapes(tensors, path)
+        print(f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
+              f"{config.num_attention_heads}/{config.num_key_value_heads} heads, vocabulary {config.vocab_size}; for "
+              f"the rest MiniMind-3's defaults are taken: rope_theta {config.rope_theta:g}"
+              + (f", {config.num_experts_per_tok} expert per token, weights normalised" if config.use_moe else ""))
+    return Weights(path, config, tensors, sidecar)
+
+
+def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelConfig:
+    """What the shapes of a MiniMind-3 state dict say; all else is MiniMind-3's default.
+
+    Raises:
+        UserError: if a tensor that every MiniMind-3 model has is missing.
+    """
+    def shape(name: str) -> torch.Size:
+        if name not in tensors:
+            raise UserError(f"{path}: not a MiniMind-3 state dict: it has no {name}")
+        return tensors[name].shape
+
+    first = "model.layers.0."
+    vocab_size, hidden_size = shape("model.embed_tokens.weight")
+    head_dim = shape(first + "self_attn.q_norm.weight")[0]
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    use_moe = first + "mlp.gate.weight" in tensors
+    experts = shape(first + "mlp.gate.weight")[0] if use_moe else ModelConfig.num_experts
+    width = shape(first + ("mlp.experts.0." if use_moe else "mlp.") + "gate_proj.weight")[0]
+    lm_head = tensors.get("lm_head.weight")
+    return ModelConfig(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=len(layers), head_dim=head_dim,
+        num_attention_heads=shape(first + "self_attn.q_proj.weight")[0] // head_dim,
+        num_key_value_heads=shape(first + "self_attn.k_proj.weight")[0] // head_dim,
+        intermediate_size=width, use_moe=use_moe, num_experts=experts, moe_intermediate_size=width,
+        tie_word_embeddings=lm_head is None or torch.equal(lm_head, tensors["model.embed_tokens.weight"]),
+        norm_topk_prob=True,
+    )
+
+
+def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
+    """Writes the state dict at `dtype` and its sidecar, each of them whole or not at all.
+
+    Raises:
+        UserError: if the weights are not finite at that precision; the files then stay as they were.
+    """
+    tensors = {name: tensor.detach().to("cpu", getattr(torch, dtype), copy=True).contiguous()
+               for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} is not finite in {dtype}; nothing was written")
+    save: Callable[[Path], None] = (
+        (lambda to: save_file(tensors, to)) if path.suffix == ".safetensors" else (lambda to: torch.save(tensors, to)))
+    write_atomically(path, save)
+    record = {"model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
+              "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(sidecar_path(path), lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def _read_sidecar(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a sidecar that can be read ({_first_line(error)})") from error
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("model"), dict):
+        raise UserError(f"{path}: model: expected an object with the model's configuration")
+    return sidecar
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:
+    size = "*" if hidden_size is None else hidden_size
+    moe = "[_moe]" if use_moe is None else "_moe" * use_moe
+    there = [str(path) for folder in folders for path in _weight_files(folder)]
+    recipe = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}.get(name)
+    made_by = f"; python trainer/{recipe}.py makes it" if recipe else ""
+    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{made_by}; "
+            f"there is {', '.join(there) or 'nothing'}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""What a person sees of a training: the bar, the metrics file, Weights & Biases."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from tqdm import tqdm
+
+
+class Progress:
+    """The bar in the terminal (loss, supervised tokens/s, time left), the metrics file and, if asked, wandb.
+
+    Ranks other than the main one show and write nothing.
+    """
+
+    def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, wandb_run: Any = None):
+        self.metrics_path, self.is_main, self.wandb_run = metrics_path, is_main, wandb_run
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not is_main, dynamic_ncols=True,
+                         bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} "
+                                    "[{elapsed}<{remaining}]")
+        self._tokens_since, self._time_since = 0, time.perf_counter()
+        self._rate = 0.0
+        if is_main:
+            cut_metrics(metrics_path, step)
+            self._file = metrics_path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self.is_main:
+            self._file.close()
+
+    def advance(self, loss: float, supervised_tokens: int) -> None:
+        """One step more on the bar."""
+        self._tokens_since += supervised_tokens
+        elapsed = time.perf_counter() - self._time_since
+        if elapsed > 1.0:
+            self._rate = self._tokens_since / elapsed
+            self._tokens_since, self._time_since = 0, time.perf_counter()
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
+        self._bar.update()
+
+    def log(self, step: int, **values: float) -> None:
+        """One line of the metrics file; the same to wandb."""
+        if not self.is_main:
+            return
+        line = {"step": step, **values, "supervised_tokens_per_second": round(self._rate, 1)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self.wandb_run is not None:
+            self.wandb_run.log(values, step=step)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.is_main:
+            self._bar.write(line)
+
+    def pause(self) -> None:
+        """Time from here to the next `advance` does not count as training."""
+        self._time_since, self._tokens_since = time.perf_counter(), 0
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Removes the lines past `step`, which the resumed run writes again; step 0 starts an empty file."""
+    if not path.exists() or step == 0:
+        path.write_text("", encoding="utf-8")
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the line that was being written when the run was killed
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def start_wandb(project: str, name: str, settings: dict) -> Any:
+    """A Weights & Biases run; WANDB_MODE=offline keeps it on this machine."""
+    import wandb  # a second to import: only for those who ask for it
+
+    return wandb.init(project=project, name=name, config=settings)

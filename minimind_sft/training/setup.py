@@ -1,0 +1,249 @@
+"""What every recipe sets up around the loop: data, starting weights, resume, the files that are written."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from minimind_sft import __version__
+from minimind_sft.config import PRESETS, REPOSITORY, ModelConfig, TrainConfig
+from minimind_sft.data.batching import Batch, TrainingSteps, evaluation_batches
+from minimind_sft.data.dataset import ExampleDataset, Rows, hold_out
+from minimind_sft.data.reading import read_rows
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.device import resolve_dtype
+from minimind_sft.errors import UserError
+from minimind_sft.files import check_writable, sha256_of_file
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
+from minimind_sft.training.checkpoint import TrainState, find_resume_state, load_resume_state, read_train_state
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.loop import Evaluation, Fit, planned_steps
+from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.progress import Progress, start_wandb
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it is of, and on what."""
+
+    stage: str
+    """"pretrain" or "full_sft", as the sidecar says."""
+    config: TrainConfig
+    ranks: Ranks
+    tokenizer: Tokenizer
+    chat_template: str | None
+    """The chat template's fingerprint; None where there is none in play."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return resolve_dtype(self.config.dtype, self.ranks.device)
+
+    def say(self, line: str) -> None:
+        if self.ranks.is_main:
+            print(line, flush=True)
+
+
+def load_datasets(run: Run, make: Callable[[Rows], ExampleDataset]) -> tuple[ExampleDataset, ExampleDataset | None]:
+    """(training set, evaluation set or None): `--eval_data_path`, or `--eval_share` of the training rows held out."""
+    config = run.config
+    dataset = make(_rows_with_bar(run, config.data_path))
+    run.say(f"data        {shown(config.data_path)}: {dataset.counts.summary()}")
+    if config.eval_data_path is None:
+        train_set, eval_set = hold_out(dataset, config.eval_share, config.seed)
+        if eval_set is not None:
+            run.say(f"evaluation  {len(eval_set):,} of its samples held out (--eval_share {config.eval_share:g})")
+        return train_set, eval_set
+    eval_set = make(_rows_with_bar(run, config.eval_data_path))
+    run.say(f"evaluation  {shown(config.eval_data_path)}: {eval_set.counts.summary()}")
+    return dataset, eval_set
+
+
+def evaluation_share(run: Run, eval_set: ExampleDataset) -> list[Batch]:
+    """This rank's batches of the evaluation set."""
+    return evaluation_batches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size)
+
+
+def starting_model(run: Run) -> MiniMindForCausalLM:
+    """The model of `--from_weight`, or a new one of the size that the flags say.
+
+    Raises:
+        UserError: if the weights disagree with the flags, the tokenizer or the chat template.
+    """
+    config = run.config
+    if config.from_weight == "none":
+        torch.manual_seed(config.seed)
+        model = MiniMindForCausalLM(new_model_config(config, run.tokenizer.vocab_size))
+        origin = "new"
+    else:
+        path = find_weights(config.from_weight, config.save_dir, flag="--from_weight",
+                            hidden_size=config.hidden_size, use_moe=config.use_moe)
+        weights = read_weights(path)
+        check_flags(config, weights.config, path)
+        if weights.config.vocab_size != run.tokenizer.vocab_size:
+            raise UserError(f"{path}: vocab_size is {weights.config.vocab_size}, the tokenizer "
+                            f"{shown(config.tokenizer_path)} has {run.tokenizer.vocab_size}")
+        weights.check("tokenizer", run.tokenizer.fingerprint)
+        if run.chat_template:
+            weights.check("chat_template", run.chat_template)
+        model, origin = weights.build_model(config.dropout), shown(path)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = model.config
+    run.say(f"model       {origin}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
+            f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
+            f"{str(run.dtype).removeprefix('torch.')} on {run.ranks.device}")
+    model.to(run.ranks.device)
+    if config.use_compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+    return model
+
+
+def new_model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """`--preset`, or `--hidden_size`, `--num_hidden_layers` and `--use_moe` with MiniMind's proportions."""
+    chosen = {name: value for name in ("hidden_size", "num_hidden_layers", "use_moe")
+              if (value := getattr(config, name)) is not None}
+    if config.preset and "hidden_size" in chosen and chosen["hidden_size"] != PRESETS[config.preset].hidden_size:
+        raise UserError(f"--preset {config.preset} has hidden_size {PRESETS[config.preset].hidden_size}, "
+                        f"--hidden_size says {config.hidden_size}")
+    if "use_moe" in chosen:
+        chosen["use_moe"] = bool(chosen["use_moe"])
+    base = PRESETS[config.preset] if config.preset else None
+    if base is None:
+        return ModelConfig(**chosen, vocab_size=vocab_size, dropout=config.dropout)
+    return replace(base, **chosen, vocab_size=vocab_size, dropout=config.dropout)
+
+
+def check_flags(config: TrainConfig, model: ModelConfig, path: Path) -> None:
+    """
+    Raises:
+        UserError: if a flag says another size than the weights at `path` have.
+    """
+    preset = PRESETS[config.preset] if config.preset else None
+    for name in ("hidden_size", "num_hidden_layers", "use_moe"):
+        has = int(getattr(model, name))
+        if getattr(config, name) not in (None, has):
+            raise UserError(f"--{name} is {getattr(config, name)}, but {path} has {name} {has}")
+        if preset and int(getattr(preset, name)) != has:
+            raise UserError(f"--preset {config.preset} has {name} {int(getattr(preset, name))}, but {path} has {has}")
+
+
+def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
+          evaluate: Callable[[], Evaluation] | None) -> int:
+    """Fits the model to the training set, from its resume state if asked; the program's exit status."""
+    config, ranks = run.config, run.ranks
+    out = weights_path(config.save_dir, config.save_weight, model.config)
+    checkpoints = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
+    check_writable(checkpoints, "--save_dir")
+    optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.dtype == torch.float16)
+    identity = run_identity(run, model)
+    state = TrainState(samples_per_step=config.batch_size * config.accumulation_steps * ranks.world_size,
+                       run=identity)
+    if config.from_resume:
+        state = _resume(run, checkpoints, state, model, optimizer, scaler)
+        if state.finished:
+            run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
+            return 0
+    steps = TrainingSteps(train_set, epochs=config.epochs, samples_per_step=state.samples_per_step,
+                          micro_batch_tokens=config.micro_batch_tokens, seed=config.seed, rank=ranks.rank,
+                          ranks=ranks.world_size)
+    total = planned_steps(config, steps)
+    run.say(f"training    {total:,} steps of {state.samples_per_step} samples, {config.epochs} epochs, learning rate "
+            f"{config.learning_rate:g}")
+
+    def write(at: TrainState) -> None:
+        if ranks.is_main:
+            write_weights(out, model, config.save_dtype, sidecar(run, at, total))
+
+    wandb_run = None
+    if config.use_wandb and ranks.is_main:
+        wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
+    with Progress(out.with_name(f"{out.stem}_metrics.jsonl"), total_steps=total, step=state.step,
+                  is_main=ranks.is_main, wandb_run=wandb_run) as progress:
+        fit = Fit(config, model, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler, state=state,
+                  progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
+        status = fit.run()
+    if wandb_run is not None:
+        wandb_run.finish(exit_code=status)
+    if status == 0:
+        best = f" (validation loss {state.best_eval_loss:.4f})" if fit.keeps_best else ""
+        run.say(f"wrote       {shown(out)}{best} and {shown(out.with_suffix('.json'))}")
+    return status
+
+
+def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
+    """What a resumed run must have in common with the one it goes on from."""
+    config = run.config
+    return {
+        "model": asdict(replace(model.config, dropout=0.0)),
+        "tokenizer": run.tokenizer.fingerprint,
+        "chat_template": run.chat_template,
+        "data": sha256_of_file(Path(config.data_path)),
+        "eval_data": sha256_of_file(Path(config.eval_data_path)) if config.eval_data_path else None,
+        **{name: getattr(config, name) for name in ("eval_share", "max_seq_len", "seed")},
+    }
+
+
+def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
+    """What the weights of a training say about themselves."""
+    config = run.config
+    return {
+        "stage": run.stage,
+        "tokenizer": run.tokenizer.fingerprint,
+        "chat_template": run.chat_template,
+        "training": {
+            "command": command_line(),
+            "from_weight": config.from_weight,
+            "data": {shown(config.data_path): state.run["data"]},
+            "step": state.step,
+            "total_steps": total_steps,
+            "samples_per_step": state.samples_per_step,
+            "supervised_tokens": state.supervised_tokens,
+            "eval_loss": state.best_eval_loss,
+            "dtype": str(run.dtype).removeprefix("torch."),
+        },
+        "made_with": {"minimind_sft": __version__, "torch": torch.__version__},
+    }
+
+
+def command_line() -> str:
+    """The command that this process was started with, as one would type it in the repository."""
+    return shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]])
+
+
+def shown(path: str | Path) -> str:
+    """A path as people want to read it: relative to the repository where it lies inside."""
+    path = Path(path)
+    absolute = path.absolute()
+    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
+
+
+def _rows_with_bar(run: Run, path: str) -> Iterator[tuple[str, dict]]:
+    return iter(tqdm(read_rows(path), desc=f"reading {shown(path)}", unit=" rows", delay=2, leave=False,
+                     disable=not run.ranks.is_main))
+
+
+def _resume(run: Run, checkpoints: Path, fresh: TrainState, model: MiniMindForCausalLM,
+            optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
+    path, refused = find_resume_state(checkpoints)
+    for line in refused:
+        run.say(f"passed over {line}")
+    if path is None:
+        run.say(f"--from_resume 1: no resume state in {shown(checkpoints)}; starting from the beginning")
+        return fresh
+    state = read_train_state(path)
+    for name, now in fresh.run.items():
+        if state.run.get(name) != now:
+            raise UserError(f"--from_resume 1: {name} was {state.run.get(name)} in {path}, now it is {now}")
+    if state.samples_per_step != fresh.samples_per_step:
+        run.say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
+                f"(the flags say {fresh.samples_per_step})")
+    load_resume_state(path, model, optimizer, scaler)
+    run.say(f"resume      {shown(path)}")
+    return state

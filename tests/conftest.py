@@ -1,0 +1,21 @@
+"""Fixtures for all rooms."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and reference values that lies beside a developer's checkout."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "REFERENCE.md").exists():
+        pytest.skip("the reference folder ../shared is not here; this test compares with it")
+    return folder

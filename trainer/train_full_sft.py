@@ -1,0 +1,43 @@
+"""Fine-tunes a pretrained model on conversations: full supervised fine-tuning.
+
+    python trainer/train_full_sft.py --from_weight pretrain
+    torchrun --nproc_per_node 2 trainer/train_full_sft.py --from_weight pretrain --data_path my_conversations.jsonl
+
+Reads out/<from_weight>_<hidden_size>.pth and rows {"conversations": [{"role", "content"}, ...]}; learns the
+assistant's words and end of turn, nothing else; writes out/<save_weight>_<hidden_size>.pth with its sidecar (.json),
+a metrics file, and resume states for --from_resume 1.
+"""
+
+from functools import partial
+
+from minimind_sft.config import SFTConfig
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.dataset import SFTDataset
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import run_program
+from minimind_sft.flags import parse_flags
+from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.training.distributed import join_ranks
+from minimind_sft.training.setup import Run, evaluation_share, load_datasets, starting_model, train
+
+
+def main() -> int:
+    config = parse_flags(SFTConfig, description=__doc__)
+    with join_ranks(config.device) as ranks:
+        tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+        template = ChatTemplate(tokenizer)
+        run = Run("full_sft", config, ranks, tokenizer, template.fingerprint)
+
+        model = starting_model(run)
+        train_set, eval_set = load_datasets(
+            run, lambda rows: SFTDataset(rows, template, config.max_seq_len))
+
+        evaluate = None
+        if eval_set is not None:
+            evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
+                               ranks.sum)
+        return train(run, model, train_set, evaluate)
+
+
+if __name__ == "__main__":
+    run_program(main)

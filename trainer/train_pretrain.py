@@ -1,0 +1,40 @@
+"""Trains a new model on plain text: every token is predicted from those before it.
+
+    python trainer/train_pretrain.py --preset demo
+    torchrun --nproc_per_node 2 trainer/train_pretrain.py --hidden_size 768 --data_path my_text.jsonl
+
+Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hidden_size>.pth with its sidecar
+(.json), a metrics file, and resume states for --from_resume 1. trainer/train_full_sft.py makes a chat model of it.
+"""
+
+from functools import partial
+
+from minimind_sft.config import PretrainConfig
+from minimind_sft.data.dataset import PretrainDataset
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import run_program
+from minimind_sft.flags import parse_flags
+from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.training.distributed import join_ranks
+from minimind_sft.training.setup import Run, evaluation_share, load_datasets, starting_model, train
+
+
+def main() -> int:
+    config = parse_flags(PretrainConfig, description=__doc__)
+    with join_ranks(config.device) as ranks:
+        tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+        run = Run("pretrain", config, ranks, tokenizer, chat_template=None)
+
+        model = starting_model(run)
+        train_set, eval_set = load_datasets(
+            run, lambda rows: PretrainDataset(rows, tokenizer, config.max_seq_len))
+
+        evaluate = None
+        if eval_set is not None:
+            evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
+                               ranks.sum)
+        return train(run, model, train_set, evaluate)
+
+
+if __name__ == "__main__":
+    run_program(main)

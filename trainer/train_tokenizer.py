@@ -1,0 +1,108 @@
+"""Trains a byte-level BPE tokenizer: text in, tokenizer.json and tokenizer_config.json out."""
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from minimind_sft.config import TokenizerConfig
+from minimind_sft.data.reading import read_texts
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.files import check_writable, write_atomically
+from minimind_sft.flags import parse_flags
+
+# MiniMind-3's control tokens, in the order of their ids. A decoder may leave out the special ones; the others are
+# part of what a model says.
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>",
+    "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "<tts_text_bos_single>",
+)
+SPOKEN_TOKENS = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+    *(f"<|buffer{number}|>" for number in range(1, 10)),
+)
+BYTES = 256
+# Longer tokens would be phrases of the training text rather than words; 11 bytes hold 3 Chinese characters.
+MAX_TOKEN_BYTES = 11
+MIN_FREQUENCY = 2
+# Every turn opens with its role. Counted this often beside the text, each of these words becomes one token.
+ROLES = ("system", "user", "assistant")
+ROLE_FREQUENCY = 10_000
+
+
+def main() -> None:
+    config = parse_flags(TokenizerConfig, description=__doc__)
+    smallest = len(SPECIAL_TOKENS) + len(SPOKEN_TOKENS) + BYTES
+    if config.vocab_size < smallest:
+        raise UserError(f"--vocab_size is {config.vocab_size}, expected at least {smallest}: the control tokens and "
+                        "the 256 bytes")
+    if not config.data_path:
+        raise UserError("--data_path: expected one or more .jsonl, .json or .txt files")
+    folder = Path(config.save_dir)
+    check_writable(folder, "--save_dir")
+
+    tokenizer = train(texts_of(config.data_path), config.vocab_size)
+    if tokenizer.get_vocab_size() < config.vocab_size:
+        raise UserError(f"--data_path: the text gives only {tokenizer.get_vocab_size()} tokens, --vocab_size is "
+                        f"{config.vocab_size}")
+    write_json(folder / "tokenizer.json", json.loads(tokenizer.to_str()))
+    write_json(folder / "tokenizer_config.json", tokenizer_config())
+    print(f"{folder}: tokenizer.json, tokenizer_config.json with {tokenizer.get_vocab_size()} tokens")
+
+
+def texts_of(paths: Iterable[str]) -> Iterator[str]:
+    for role in ROLES:
+        yield from [role] * ROLE_FREQUENCY
+    for path in paths:
+        yield from tqdm(read_texts(path), desc=Path(path).name, unit=" texts")
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Ids: the control tokens, then the 256 bytes, then the merges. Digits stay single, so that sums line up."""
+    control = [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS + SPOKEN_TOKENS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=control, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=MAX_TOKEN_BYTES + 1, min_frequency=MIN_FREQUENCY, show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:  # the trainer knows only special ones
+        token["special"] = token["content"] in SPECIAL_TOKENS
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def tokenizer_config() -> dict:
+    """What Hugging Face's AutoTokenizer wants to know beside tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 32768,
+        "chat_template": files("minimind_sft.data").joinpath("chatml.jinja").read_text(encoding="utf-8"),
+    }
+
+
+def write_json(path: Path, value: dict) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_program(main)
