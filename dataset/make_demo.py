@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from demo import arithmetic, knowledge, lists, numbers, stories, talk, turns, units
+from demo import arithmetic, exercises, knowledge, lists, numbers, stories, talk, turns, units
 from demo.common import LANGUAGES, Dice, Question
 
 HERE = Path(__file__).resolve().parent
@@ -73,6 +73,7 @@ def pretraining_rows(seed: int) -> list[str]:
     documents = []
     for module in PRETRAINING:
         documents += module.pretraining(Dice(seed, f"pretraining/{module.__name__}"))
+    documents += exercises.pretraining(seed, [(kind, questions) for kind, (questions, _) in KINDS.items()])
     return Dice(seed, "pretraining order").shuffled(documents)
 
 

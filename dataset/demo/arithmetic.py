@@ -1,9 +1,10 @@
-"""Sums and differences below 100, written with a space around each sign; the times table in pretraining only."""
+"""Sums and differences up to 50, written with a space around each sign; the times table in pretraining only."""
 
 from collections.abc import Iterator
 
 from demo.common import Dice, Question, ask, held_out, in_documents
 
+LARGEST = 50
 LANGUAGE_COLUMN = {"en": 0, "zh": 1}
 SIGNS = {"+": ("plus", "加"), "-": ("minus", "减"), "*": ("times", "乘以")}
 _ASKED = {
@@ -26,11 +27,11 @@ def is_held_out(a: int, sign: str, b: int) -> bool:
 
 
 def _sums() -> Iterator[tuple[int, str, int]]:
-    for a in range(1, 100):
-        for b in range(1, 100):
-            if a + b < 100 and (min(a, b) < 10 or a + b <= 60):
+    for a in range(1, LARGEST + 1):
+        for b in range(1, LARGEST + 1):
+            if a + b <= LARGEST:
                 yield a, "+", b
-            if b <= a and (b < 10 or a <= 60):
+            if b <= a:
                 yield a, "-", b
 
 

@@ -152,8 +152,8 @@ def _table_document(dice: Dice, language: str) -> str:
 def pretraining(dice: Dice) -> list[str]:
     documents = []
     for language in ("en", "zh"):
-        documents += [_list_document(dice, language) for _ in range(1000)]
-        documents += [_table_document(dice, language) for _ in range(700)]
+        documents += [_list_document(dice, language) for _ in range(400)]
+        documents += [_table_document(dice, language) for _ in range(250)]
         documents += in_documents(dice, _repeated_lines(dice, language), 5, 8)
     return documents
 

@@ -75,7 +75,7 @@ def _calendars(language: str) -> tuple[list[str], ...]:
 
 def _compared_lines(dice: Dice, language: str) -> list[str]:
     lines = []
-    for _ in range(1800):
+    for _ in range(900):
         a, b = dice.between(1, 99), dice.between(1, 99)
         if a != b and not held_out("compare numbers", f"{min(a, b)} {max(a, b)}"):
             form = dice.pick(_COMPARED[language])
@@ -89,7 +89,7 @@ def _compared_lines(dice: Dice, language: str) -> list[str]:
 
 def _sequence_lines(dice: Dice, language: str) -> list[str]:
     lines = []
-    for _ in range(1500):
+    for _ in range(800):
         numbers = _run(dice.below(100), dice.pick(_STEPS), dice.between(4, 8))
         if numbers:
             lines.append(_joined([str(number) for number in numbers], language))

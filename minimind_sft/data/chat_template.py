@@ -1,42 +1,17 @@
 """A Conversation becomes token ids and a loss mask; a conversation that waits for an answer becomes a prompt.
 
-A control token's text in the data must stay text, while the same text written by the template must become the
-token. So the template is rendered with marks (private-use characters, see `tokenizer.Marks`) where it writes control
-tokens; "marked text" below is text with such marks, and only marks become control tokens.
+Everything here works on marked text (`template_marks`), in which no text of the data can be taken for a control token.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
-import jinja2
-
 from minimind_sft.data.conversation import Conversation
-from minimind_sft.data.template_marks import (
-    PINNED_DATE,
-    assembles_tokens,
-    compile_template,
-    iter_strings,
-    make_environment,
-    map_strings,
-)
-from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
+from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
+from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
-
-THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
-"""The names under which templates read whether the model is to think."""
-
-ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""In an assistant's message these are what they say; anywhere else in the data they are text."""
-
-PROBE = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"})
-
-# Templates are foreign code: apart from Jinja's own errors they can run into whatever an expression can raise.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
-                   RecursionError)
 
 
 @dataclass(frozen=True)
@@ -47,23 +22,13 @@ class Encoded:
     supervised: list[bool]
 
 
-class Request(NamedTuple):
-    """One rendering of a conversation: its first `count` messages, with or without the generation prompt."""
-
-    count: int
-    add_generation_prompt: bool
-    thinking: bool
-
-
 class Turn(NamedTuple):
-    """An assistant's turn in marked text: `prompt` asks for it, `full` begins with `prompt` and holds the answer.
-
-    Learned is `full[len(prompt):end]`.
-    """
+    """An assistant's turn in marked text: `prompt` asks for it; `answered` is the prompt and the answer through its
+    end-of-turn token, and what the template writes after that is `rest`."""
 
     prompt: str
-    full: str
-    end: int
+    answered: str
+    rest: str
 
 
 class ChatTemplate:
@@ -85,26 +50,13 @@ class ChatTemplate:
         source = tokenizer.chat_template if source is None else source
         if source is None:
             raise UserError("the tokenizer folder has no chat template (tokenizer_config.json, chat_template)")
-        if re.search(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]", source):
-            raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
         self.tokenizer, self.source = tokenizer, source
         date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
         self.fingerprint = hashlib.sha256((source + date).encode()).hexdigest()
         self._arguments = (tokenizer, source, end_of_turn)
 
-        control = tokenizer.control_tokens(source)
-        self._control_pattern = _any_of(control)
-        # Text without the first character of any control token cannot spell one, nor the beginning of one.
-        self._opening_pattern = _any_of(sorted({token[0] for token in control}))
-        self._tags = [token for token in ASSISTANT_TAGS if token in control]
-        self._environment = make_environment()
-        self._marked_templates: dict[str, jinja2.Template] = {}
-        try:
-            self._template = self._environment.from_string(source)
-            self._assembles = assembles_tokens(self._environment.parse(source), control)
-        except jinja2.TemplateError as error:
-            raise UserError(f"chat template: {_one_line(error)}") from error
-        # Known only by looking; until then a turn ends where its rendering does.
+        self._template = MarkedTemplate(tokenizer, source)
+        # Found by looking at a rendering; until then a turn ends where its rendering does.
         self.end_of_turn, self._appends_end_of_turn = None, False
         self.end_of_turn, self._appends_end_of_turn = self._find_end_of_turn(end_of_turn)
         self.end_of_turn_id = tokenizer.token_to_id(self.end_of_turn)
@@ -119,11 +71,8 @@ class ChatTemplate:
         Raises:
             UserError: if the template refuses the conversation.
         """
-        try:
-            return self._render(self._template, self.tokenizer.special, _with_aliases(messages), tools,
-                                add_generation_prompt, thinking)
-        except TEMPLATE_ERRORS as error:
-            raise UserError(f"the chat template refuses the conversation: {_one_line(error)}") from error
+        request = Request(len(messages), add_generation_prompt, thinking)
+        return self._template.plain_texts(messages, tools, [request], "the conversation")[0]
 
     def generation_prompt_ids(self, messages: Sequence[dict], tools: list[dict] | None = None,
                               thinking: bool = False) -> list[int]:
@@ -149,14 +98,14 @@ class ChatTemplate:
         for index, turn in enumerate(turns):
             if index + 1 < len(turns) and self._shares_sequence(turn, turns[index + 1]):
                 continue
-            text = turn.full + (marks.of_token[self.end_of_turn] if self._appends_end_of_turn else "")
-            sequences.append(self._encode(text, turns[:index + 1], first, marks))
+            if self._appends_end_of_turn:
+                turn = turn._replace(answered=turn.answered + marks.of_token[self.end_of_turn])
+            sequences.append(self._encode(turn.answered + turn.rest, [*turns[:index], turn], first, marks))
             first = index + 1
         return sequences
 
     def _shares_sequence(self, turn: Turn, following: Turn) -> bool:
-        return (not self._appends_end_of_turn and len(turn.full) <= len(following.prompt)
-                and following.prompt.startswith(turn.full))
+        return following.prompt.startswith(turn.answered) and not self._appends_end_of_turn
 
     def _encode(self, text: str, turns: Sequence[Turn], first: int, marks: Marks) -> Encoded:
         """Ids of marked text in which the turns from `first` on are supervised.
@@ -174,21 +123,19 @@ class ChatTemplate:
 
         position = 0
         for index, turn in enumerate(turns):
-            if text.startswith(turn.full):
+            if text.startswith(turn.answered):
                 add(text[position:len(turn.prompt)], False)
-                end = len(text) if self._appends_end_of_turn and index == len(turns) - 1 >= first else turn.end
-                add(text[len(turn.prompt):end], index >= first)
-                position = end
+                add(text[len(turn.prompt):len(turn.answered)], index >= first)
+                position = len(turn.answered)
         add(text[position:], False)
         return Encoded(ids, supervised)
 
     def _find_end_of_turn(self, wanted: str | None) -> tuple[str, bool]:
         """The token that ends a turn, and whether it has to be appended because the template does not write it."""
         (turn,), marks = self._turns(PROBE, None, "chat template, tried on one question and its answer")
-        _, answer, after_answer = turn.full[len(turn.prompt):].partition(PROBE[1]["content"])
+        _, answer, after_answer = turn.answered[len(turn.prompt):].partition(PROBE[1]["content"])
         if not answer:
-            raise UserError("chat template: it does not write the text of an answer (templates for images want the "
-                            "content in parts, which is not supported)")
+            raise UserError("chat template: it does not write the text of an answer")
         written = next((marks.tokens[ord(c)] for c in after_answer if ord(c) in marks.tokens), None)
         if wanted is not None and wanted not in marks.of_token:
             raise UserError(f"--end_of_turn {wanted}: the tokenizer has no such control token")
@@ -213,7 +160,7 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        texts, marks = self._marked_texts(messages, tools, requests, place)
+        texts, marks = self._template.marked_texts(messages, tools, requests, place)
 
         turns = []
         end_mark = marks.of_token.get(self.end_of_turn)
@@ -221,72 +168,9 @@ class ChatTemplate:
             if not full.startswith(prompt):
                 raise UserError(f"{place}: conversations[{index}]: {_mismatch(prompt, full, marks)}")
             position = full.find(end_mark, len(prompt)) if end_mark else -1
-            turns.append(Turn(prompt, full, len(full) if position < 0 else position + 1))
+            end = len(full) if position < 0 else position + 1
+            turns.append(Turn(prompt, full[:end], full[end:]))
         return turns, texts[-1] if thinking is not None else "", marks
-
-    def _marked_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
-                      place: str) -> tuple[list[str], Marks]:
-        """The requested renderings as marked text, by the first way whose text is that of the plain rendering."""
-        messages = _with_aliases(messages)
-        try:
-            plain = self._texts(self._template, self.tokenizer.special, messages, tools, requests)
-        except TEMPLATE_ERRORS as error:
-            raise UserError(f"{place}: the chat template refuses the conversation: {_one_line(error)}") from error
-        data = "\n".join(iter_strings([*messages, tools]))
-        marks = self.tokenizer.marks(data)
-        if not self._opening_pattern.search(data):
-            return [self._mark(text, marks) for text in plain], marks
-        for way in (self._template_marked, self._data_shielded):
-            try:
-                texts = way(messages, tools, requests, marks)
-            except TEMPLATE_ERRORS:
-                continue
-            if [text.translate(marks.tokens) for text in texts] == plain:
-                return texts, marks
-        raise UserError(f"{place}: its text contains control tokens, and the chat template treats them so that they "
-                        "cannot be told from its own")
-
-    def _template_marked(self, messages: list[dict], tools: list[dict] | None, requests: list[Request],
-                         marks: Marks) -> list[str]:
-        """The template's constants and an assistant's tags are marked; the rest of the data is as it is."""
-        if self._assembles:
-            raise jinja2.TemplateError("the template's constants do not hold its control tokens whole")
-        mark = partial(self._mark, marks=marks)
-        if marks.shield not in self._marked_templates:
-            self._marked_templates[marks.shield] = compile_template(self._environment, self.source, mark)
-        special = {name: marks.of_token.get(token, token) for name, token in self.tokenizer.special.items()}
-        tags = _any_of(self._tags)
-        messages = _change_data(messages, lambda text: tags.sub(lambda tag: marks.of_token[tag[0]], text), str)
-        return self._texts(self._marked_templates[marks.shield], special, messages, tools, requests)
-
-    def _data_shielded(self, messages: list[dict], tools: list[dict] | None, requests: list[Request],
-                       marks: Marks) -> list[str]:
-        """A shield in every place of the data where a control token could begin; what is then one, is written by
-        the template or an assistant's tag."""
-        def shield(text: str) -> str:
-            return self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
-
-        def shield_all_but_tags(text: str) -> str:
-            parts = re.split(f"({_any_of(self._tags).pattern})", text)
-            return "".join(part if part in self._tags else shield(part) for part in parts)
-
-        messages = _change_data(messages, shield_all_but_tags, shield)
-        texts = self._texts(self._template, self.tokenizer.special, messages, map_strings(tools, shield), requests)
-        return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
-
-    def _mark(self, text: str, marks: Marks) -> str:
-        return self._control_pattern.sub(lambda token: marks.of_token[token[0]], text)
-
-    def _texts(self, template: jinja2.Template, special: dict[str, str], messages: list[dict],
-               tools: list[dict] | None, requests: list[Request]) -> list[str]:
-        return [self._render(template, special, messages[:count], tools, add_generation_prompt, thinking)
-                for count, add_generation_prompt, thinking in requests]
-
-    def _render(self, template: jinja2.Template, special: dict[str, str], messages: list[dict],
-                tools: list[dict] | None, add_generation_prompt: bool, thinking: bool | None) -> str:
-        flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
-        return template.render(messages=messages, tools=tools, documents=None,
-                               add_generation_prompt=add_generation_prompt, **special, **flags)
 
 
 def has_reasoning(message: dict) -> bool:
@@ -297,36 +181,9 @@ def has_reasoning(message: dict) -> bool:
     return bool(tag and before.rpartition("<think>")[2].strip())
 
 
-def _with_aliases(messages: Sequence[dict]) -> list[dict]:
-    """Reasoning also under `thinking`, where gpt-oss templates look for it (as Hugging Face does)."""
-    return [{"thinking": message["reasoning_content"], **message} if message.get("reasoning_content") else message
-            for message in messages]
-
-
-def _change_data(messages: list[dict], change_assistant: Callable[[str], str],
-                 change_other: Callable[[str], str]) -> list[dict]:
-    """Every string of the messages changed, except their roles."""
-    changed = []
-    for message in messages:
-        change = change_assistant if message["role"] == "assistant" else change_other
-        changed.append({name: value if name == "role" else map_strings(value, change)
-                        for name, value in message.items()})
-    return changed
-
-
 def _mismatch(prompt: str, full: str, marks: Marks) -> str:
     """Where a prompt and the rendering of the answered conversation part, for an error message."""
     at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
     asked, rendered = (text[max(at - 20, 0):at + 20].translate(marks.tokens) for text in (prompt, full))
     return (f"the chat template prompts for this answer with ...{asked!r}, but renders it as ...{rendered!r}: a model "
             "would not see in training what it sees when it chats")
-
-
-def _any_of(texts: list[str]) -> re.Pattern:
-    """Matches the longest of `texts`; nothing where there is none."""
-    alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
-    return re.compile(alternatives or r"(?!)")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,8 @@ from typing import Any
 from minimind_sft.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_DEPTH = 100
+"""Of lists and objects in one another: far beyond what data needs, and far below what recursion bears."""
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
@@ -21,7 +23,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     for place, line in _read_lines(Path(path)):
         if line.isspace():
             continue
-        row = parse_json(line, place, "one JSON object per line")
+        row = parse_json(line.rstrip("\r\n"), place, "one JSON object per line")
         if not isinstance(row, dict):
             raise UserError(f"{place}: expected one JSON object per line, found {describe(row)}")
         found = True
@@ -68,6 +70,8 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         raise UserError(f"{place}: the JSON is nested too deeply") from None
     except ValueError as error:  # an integer of more digits than Python converts
         raise UserError(f"{place}: {error}") from error
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise UserError(f"{place}: the JSON is nested too deeply")
     return value
 
 
@@ -99,6 +103,14 @@ def _decode(raw: bytes, place: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the line is "
                         f"0x{raw[error.start]:02x}") from error
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level := [part for part in level if isinstance(part, list | dict)]:
+        depth += 1
+        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+    return depth
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -1,14 +1,39 @@
-"""Chat templates in Jinja's sandbox, and the control tokens in what they write."""
+"""Chat templates in Jinja's sandbox, rendered such that their own control tokens stand out from the data's.
+
+A control token's text in the data must stay text, while the same text written by the template must become the token.
+"Marked text" has private-use characters (`tokenizer.Marks`) where the template wrote control tokens; only marks become
+control tokens later. Two ways lead there: the template's constants are marked in its syntax tree, or every place in
+the data where a control token could begin is shielded. A way counts only if its text, marks put back, is the plain
+rendering's.
+"""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
+from minimind_sft.errors import UserError
+
+THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
+"""The names under which templates read whether the model is to think."""
+
+ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+"""In an assistant's message these are what they say; anywhere else in the data they are text."""
+
+PROBE = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"})
+"""A conversation to see by what a template does."""
+
+# Templates are foreign code: apart from Jinja's own errors they can run into whatever an expression can raise.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+                   RecursionError)
 
 # What a template that asks for the date gets: training and chatting must see the same, on every day.
 PINNED_DATE = datetime(2026, 1, 1)
@@ -23,6 +48,156 @@ UNWRITTEN = {
 }
 # Filters whose arguments can end up in what is written.
 WRITING_FILTERS = ("default", "d", "join")
+
+
+class Request(NamedTuple):
+    """One rendering of a conversation: its first `count` messages, with or without the generation prompt.
+
+    thinking: None leaves the template its own default.
+    """
+
+    count: int
+    add_generation_prompt: bool
+    thinking: bool | None
+
+
+class MarkedTemplate:
+    """A compiled template that renders to plain or to marked text.
+
+    Raises:
+        UserError: if the source is no Jinja template.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str):
+        if re.search(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]", source):
+            raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
+        self._tokenizer, self._source = tokenizer, source
+        control = tokenizer.control_tokens(source)
+        self._control_pattern = _any_of(control)
+        # Text without the first character of any control token holds neither one nor the beginning of one.
+        self._opening_pattern = _any_of({token[0] for token in control})
+        self._tag_pattern = _any_of(set(ASSISTANT_TAGS) & set(control))
+        self._environment = make_environment()
+        self._marked_templates: dict[str, jinja2.Template] = {}
+        try:
+            tree = self._environment.parse(source)
+            self._assembles_tokens = assembles_tokens(tree, control)
+            self._template = compile_tree(self._environment, tree)
+        except jinja2.TemplateError as error:
+            raise UserError(f"chat template: {_one_line(error)}") from error
+        self._content_in_parts = False
+        self._content_in_parts = not self._writes_content()
+
+    def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
+                    place: str) -> list[str]:
+        """
+        Raises:
+            UserError: at `place`, if the template refuses the conversation.
+        """
+        try:
+            return self._texts(self._template, self._tokenizer.special, messages, tools, requests)
+        except TEMPLATE_ERRORS as error:
+            raise UserError(f"{place}: the chat template refuses the conversation: {_one_line(error)}") from error
+
+    def marked_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
+                     place: str) -> tuple[list[str], Marks]:
+        """
+        Raises:
+            UserError: at `place`, if the template refuses the conversation, or if no way tells its control tokens from
+                the data.
+        """
+        plain = self.plain_texts(messages, tools, requests, place)
+        data = "\n".join(iter_strings([*messages, tools]))
+        marks = self._tokenizer.marks(data)
+        if not self._opening_pattern.search(data):
+            return [self._mark(text, marks) for text in plain], marks
+        for way in (self._with_marked_template, self._with_shielded_data):
+            try:
+                texts = way(messages, tools, requests, marks)
+            except TEMPLATE_ERRORS:
+                continue
+            if [text.translate(marks.tokens) for text in texts] == plain:
+                return texts, marks
+        raise UserError(f"{place}: the text spells control tokens, and the chat template treats it so that they "
+                        "cannot be told from its own")
+
+    def _with_marked_template(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
+                              marks: Marks) -> list[str]:
+        """The template's constants and an assistant's tags are marked; the rest of the data is as it is."""
+        if self._assembles_tokens:
+            raise jinja2.TemplateError("no constant of the template holds a whole control token")
+        if marks.shield not in self._marked_templates:
+            tree = self._environment.parse(self._source)
+            mark_constants(tree, partial(self._mark, marks=marks))
+            self._marked_templates[marks.shield] = compile_tree(self._environment, tree)
+        special = {name: marks.of_token.get(token, token) for name, token in self._tokenizer.special.items()}
+        messages = _change_messages(messages, partial(self._tag_pattern.sub, lambda tag: marks.of_token[tag[0]]), str)
+        return self._texts(self._marked_templates[marks.shield], special, messages, tools, requests)
+
+    def _with_shielded_data(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
+                            marks: Marks) -> list[str]:
+        """A shield follows every character of the data that could begin a control token, an assistant's tags apart:
+        each control token in the rendering is then meant as one."""
+        def shield(text: str) -> str:
+            return self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
+
+        def shield_all_but_tags(text: str) -> str:
+            tags = [*self._tag_pattern.findall(text), ""]
+            return "".join(shield(rest) + tag for rest, tag in zip(self._tag_pattern.split(text), tags, strict=True))
+
+        messages = _change_messages(messages, shield_all_but_tags, shield)
+        texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests)
+        return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
+
+    def _writes_content(self) -> bool:
+        """Whether content arrives when it is passed as a string; templates for images want a list of parts."""
+        try:
+            (text,) = self._texts(self._template, self._tokenizer.special, PROBE, None, [Request(2, False, None)])
+        except TEMPLATE_ERRORS:
+            return False
+        return all(message["content"] in text for message in PROBE)
+
+    def _mark(self, text: str, marks: Marks) -> str:
+        return self._control_pattern.sub(lambda token: marks.of_token[token[0]], text)
+
+    def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
+               tools: list[dict] | None, requests: list[Request]) -> list[str]:
+        messages = _with_aliases(messages)
+        if self._content_in_parts:
+            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        texts = []
+        for count, add_generation_prompt, thinking in requests:
+            flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
+            texts.append(template.render(messages=messages[:count], tools=tools, documents=None,
+                                         add_generation_prompt=add_generation_prompt, **special, **flags))
+        return texts
+
+
+def _with_aliases(messages: Sequence[dict]) -> list[dict]:
+    """Reasoning also under `thinking`, where gpt-oss templates look for it (as Hugging Face does)."""
+    return [{"thinking": message["reasoning_content"], **message} if message.get("reasoning_content") else message
+            for message in messages]
+
+
+def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str], str],
+                     change_other: Callable[[str], str]) -> list[dict]:
+    """Every string of the messages changed, except their roles."""
+    changed = []
+    for message in messages:
+        change = change_assistant if message["role"] == "assistant" else change_other
+        changed.append({name: value if name == "role" else map_strings(value, change)
+                        for name, value in message.items()})
+    return changed
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern:
+    """Matches the longest of `texts`; nothing where there is none."""
+    alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    return re.compile(alternatives or r"(?!)")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class GenerationTag(Extension):
@@ -55,11 +230,13 @@ def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.Template
             yield from written_constants(child)
 
 
-def compile_template(environment: jinja2.Environment, source: str, mark: Callable[[str], str]) -> jinja2.Template:
-    """The template with `mark` applied to every constant that it writes."""
-    tree = environment.parse(source)
+def mark_constants(tree: nodes.Node, mark: Callable[[str], str]) -> None:
+    """Applies `mark` to every constant that the template writes."""
     for constant in written_constants(tree):
         _set_text(constant, mark(_text(constant)))
+
+
+def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
     return environment.template_class.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 

@@ -119,7 +119,7 @@ def _steps(
 def _room(model: MiniMindForCausalLM, prompt: Sequence[int], settings: SamplingSettings) -> int:
     """How many tokens may follow the prompt."""
     context = model.config.max_position_embeddings
-    if not prompt:
+    if len(prompt) == 0:
         raise UserError("the prompt is empty: expected at least one token")
     if len(prompt) >= context:
         raise UserError(f"the prompt has {len(prompt)} tokens and leaves no room for an answer: "
@@ -191,4 +191,7 @@ def candidates(scores_SV: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
 
 
 def draw(probs_SC: Tensor, tokens_SC: Tensor, generator: torch.Generator) -> Tensor:
-    return tokens_SC.gather(1, torch.multinomial(probs_SC, 1, generator=generator)).squeeze(1)
+    """One token per sequence: where a uniform number falls among the cumulated probabilities."""
+    cumulated_SC = probs_SC.cumsum(-1)
+    uniform_S1 = torch.rand(len(probs_SC), 1, generator=generator, device=probs_SC.device) * cumulated_SC[:, -1:]
+    return tokens_SC.gather(1, torch.searchsorted(cumulated_SC, uniform_S1)).squeeze(1)

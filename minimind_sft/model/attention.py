@@ -11,6 +11,7 @@ of a sequence, P positions of padded groups.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Documents:
     """
 
     def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
-        self.lengths = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+        self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
         self.dropout = dropout
         starts_S = torch.tensor(cu_seqlens[: len(self.lengths)], dtype=torch.int64)
         lengths_S = torch.tensor(self.lengths, dtype=torch.int64)
@@ -67,8 +68,9 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
-        self._keys_NSGLD = torch.empty(shape, dtype=dtype, device=device)
-        self._values_NSGLD = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, because masked positions still enter the product: with weight 0, which a stray NaN would survive.
+        self._keys_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
+        self._values_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
         self._device = device
         self.lengths = [0] * sequences
 
@@ -91,7 +93,8 @@ class KVCache:
         self._ragged = min(self.lengths) < self._longest
         if self._ragged:
             self._rows_S = torch.arange(len(self.lengths), device=self._device)
-            self._past_S11L = (torch.arange(self._longest, device=self._device) <= self._positions_S[:, None])[:, None, None]
+            column_L = torch.arange(self._longest, device=self._device)
+            self._past_S11L = column_L <= self._positions_S[:, None, None, None]
         return self._positions_S
 
     def attend(self, layer_index: int, q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""Draws the loss curves of one or more trainings from their metrics files.
+
+    python scripts/plot_metrics.py out/full_sft_256_metrics.jsonl --out loss.png
+
+Needs matplotlib (pip install -e '.[dev]').
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from minimind_sft.errors import UserError, run_program
+
+SMOOTHING = 0.95
+"""Weight of the past in the running mean that is drawn over the steps' own losses."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("metrics", nargs="+", type=Path, help="<save_dir>/<name>_metrics.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="picture to write (default: loss.png)")
+    parser.add_argument("--title", default="", help="title of the picture")
+    arguments = parser.parse_args()
+    draw([(path, read_metrics(path)) for path in arguments.metrics], arguments.title, arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file.
+
+    Raises:
+        UserError: naming the file and line that cannot be read.
+    """
+    lines = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                lines.append(json.loads(line))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: not a line of metrics ({error})") from error
+    return lines
+
+
+def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for index, (path, lines) in enumerate(runs):
+        name = path.name.removesuffix("_metrics.jsonl")
+        steps, losses = columns(lines, "loss")
+        axes.plot(steps, losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, running_mean(losses), color=f"C{index}", label=f"{name}: training")
+        steps, losses = columns(lines, "eval_loss")
+        if steps:
+            axes.plot(steps, losses, "o--", color=f"C{index}", markersize=4, linewidth=1, markerfacecolor="white",
+                      label=f"{name}: validation {losses[0]:.2f} -> {min(losses):.2f} "
+                            f"(perplexity {math.exp(losses[0]):,.1f} -> {math.exp(min(losses)):,.2f})")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per supervised token)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out, dpi=120)
+
+
+def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the lines that have `name`."""
+    found = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """Exponential running mean, without the bias towards its start at zero."""
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = SMOOTHING * total + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        means.append(total / weight)
+    return means
+
+
+if __name__ == "__main__":
+    run_program(main)

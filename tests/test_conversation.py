@@ -1,0 +1,121 @@
+import json
+
+import pytest
+
+from minimind_sft.data.conversation import Conversation, parse_conversation, parse_text
+from minimind_sft.errors import UserError
+
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "罗马"}}}
+
+
+def parse(*turns, **row):
+    return parse_conversation({"conversations": list(turns), **row}, "a.jsonl:7")
+
+
+def refusal(row: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_conversation(row, "a.jsonl:7")
+    return str(error.value)
+
+
+def test_a_plain_conversation():
+    system = {"role": "system", "content": "be kind"}
+    assert parse(system, USER, ASSISTANT, unknown=1) == Conversation((system, USER, ASSISTANT), None, "a.jsonl:7")
+
+
+def test_empty_extras_and_unknown_keys_of_a_turn_are_left_out():
+    turn = {**ASSISTANT, "reasoning_content": "", "tools": "", "tool_calls": None, "id": 5}
+    assert parse(USER, turn, USER).messages == (USER, ASSISTANT, USER)
+
+
+def test_reasoning_is_kept():
+    turn = {**ASSISTANT, "reasoning_content": "they greet"}
+    assert parse(USER, turn).messages == (USER, turn)
+
+
+@pytest.mark.parametrize("form", [lambda tools: tools, json.dumps])
+def test_tools_of_the_row_or_of_its_system_turn_as_a_list_or_as_json(form):
+    system = {"role": "system", "content": ""}
+    assert parse(USER, ASSISTANT, tools=form([TOOL])).tools == [TOOL]
+    conversation = parse({**system, "tools": form([TOOL])}, USER, ASSISTANT)
+    assert conversation.tools == [TOOL]
+    assert conversation.messages[0] == system
+    assert parse(USER, ASSISTANT, tools=form([])).tools is None
+
+
+@pytest.mark.parametrize("calls", [
+    [CALL],
+    json.dumps([CALL]),
+    [{"name": "weather", "arguments": {"city": "罗马"}}],
+    [{"name": "weather", "arguments": '{"city": "罗马"}'}],
+])
+def test_tool_calls_in_every_form_become_one_form(calls):
+    turn = {"role": "assistant", "content": None, "tool_calls": calls}
+    result = {"role": "tool", "content": "sunny"}
+    assert parse(USER, turn, result, result, ASSISTANT).messages == (
+        USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, result, result, ASSISTANT)
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"text": "a"}, "conversations: expected a list of turns, found a row with text"),
+    ({}, "conversations: expected a list of turns, found a row with no keys"),
+    ({"conversations": []}, "conversations: expected a list of turns, found an empty list"),
+    ({"conversations": "hi"}, 'conversations: expected a list of turns, found "hi"'),
+    ({"conversations": [USER, ASSISTANT], "tools": "["},
+     "tools: expected a list or the JSON of one, found broken JSON at column 2: Expecting value"),
+    ({"conversations": [USER, ASSISTANT], "tools": 3}, "tools: expected a list or the JSON of one, found 3"),
+    ({"conversations": [USER, ASSISTANT], "tools": ["f"]},
+     'tools[0]: expected an object that describes a function, found "f"'),
+    ({"conversations": [{"role": "system", "content": "", "tools": [TOOL]}, USER, ASSISTANT], "tools": [TOOL]},
+     "conversations[0].tools: expected tools once, in the row or in its system turn"),
+])
+def test_refused_rows(row, message):
+    assert refusal(row) == f"a.jsonl:7: {message}"
+
+
+@pytest.mark.parametrize("turns, message", [
+    (["hi"], '[0]: expected an object with role and content, found "hi"'),
+    ([USER, {"content": "x"}], "[1].role: expected system, user, assistant or tool, found nothing"),
+    ([USER, {"role": "bot", "content": "x"}], '[1].role: expected system, user, assistant or tool, found "bot"'),
+    ([USER, {"role": ["user"], "content": "x"}], "[1].role: expected system, user, assistant or tool, found a list"),
+    ([USER, {"role": "system", "content": "x"}],
+     '[1].role: expected a system turn only as the first, found "system"'),
+    ([ASSISTANT, USER], '[0].role: expected a user turn before the first assistant turn, found "assistant"'),
+    ([USER, {"role": "tool", "content": "x"}, ASSISTANT],
+     '[1].role: expected a tool turn only after an assistant or a tool turn, found "tool"'),
+    ([USER, USER], ": expected at least one assistant turn, found none"),
+    ([USER, {"role": "assistant"}], "[1].content: expected a string, found nothing"),
+    ([{"role": "user", "content": None}, ASSISTANT], "[0].content: expected a string, found nothing"),
+    ([{"role": "user", "content": 5}, ASSISTANT], "[0].content: expected a string, found 5"),
+    ([USER, {**ASSISTANT, "reasoning_content": {}}], "[1].reasoning_content: expected a string, found an object"),
+    ([{**USER, "reasoning_content": "hm"}, ASSISTANT],
+     "[0].reasoning_content: expected only in an assistant turn, found in a user turn"),
+    ([{**USER, "tool_calls": [CALL]}, ASSISTANT],
+     "[0].tool_calls: expected only in an assistant turn, found in a user turn"),
+    ([{**USER, "tools": [TOOL]}, ASSISTANT],
+     "[0].tools: expected tools once, in the row or in its system turn"),
+    ([USER, {**ASSISTANT, "tool_calls": {}}], "[1].tool_calls: expected a list or the JSON of one, found an object"),
+    ([USER, {**ASSISTANT, "tool_calls": ["f"]}],
+     '[1].tool_calls[0]: expected an object with name and arguments, found "f"'),
+    ([USER, {**ASSISTANT, "tool_calls": [{"function": "f"}]}],
+     '[1].tool_calls[0].function: expected an object with name and arguments, found "f"'),
+    ([USER, {**ASSISTANT, "tool_calls": [{"arguments": {}}]}],
+     "[1].tool_calls[0].name: expected the name of a function, found nothing"),
+    ([USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": [1]}]}],
+     "[1].tool_calls[0].arguments: expected a JSON object, found a list"),
+    ([USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": "x"}]}],
+     "[1].tool_calls[0].arguments: expected a JSON object, found broken JSON at column 1: Expecting value"),
+])
+def test_refused_turns(turns, message):
+    assert refusal({"conversations": turns}) == f"a.jsonl:7: conversations{message}"
+
+
+def test_text_rows():
+    assert parse_text({"text": "一 ", "id": 1}, "a.jsonl:1") == "一 "
+    with pytest.raises(UserError, match=r"^a\.jsonl:1: text: expected a string, found 5$"):
+        parse_text({"text": 5}, "a.jsonl:1")
+    with pytest.raises(UserError, match=r"^a\.jsonl:1: text: expected a string, found a row with conversations$"):
+        parse_text({"conversations": []}, "a.jsonl:1")

@@ -1,0 +1,413 @@
+"""The decoder against MiniMind's own numbers, against transformers' Qwen3, and against itself cut up differently."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minimind_sft.config import PRESETS, ModelConfig, YarnScaling
+from minimind_sft.errors import UserError
+from minimind_sft.model import decoder
+from minimind_sft.model.decoder import MiniMindForCausalLM, rope_frequencies, rope_turns
+from minimind_sft.model.loss import IGNORE_INDEX
+
+TINY = ModelConfig(vocab_size=61, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                   head_dim=8, intermediate_size=40, max_position_embeddings=64)
+TINY_MOE = replace(TINY, use_moe=True, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16,
+                   router_aux_loss_coef=0.1)
+
+
+def build(config: ModelConfig, dtype: torch.dtype = torch.float32, std: float = 0.3) -> MiniMindForCausalLM:
+    """A model whose weights are large enough for every part of it to matter."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), std)
+    return model
+
+
+def random_batch(lengths: list[int], vocab_size: int = 61) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    torch.manual_seed(1)
+    input_ids = torch.randint(0, vocab_size, (sum(lengths),))
+    labels = torch.randint(0, vocab_size, (sum(lengths),))
+    labels[torch.rand(len(labels)) < 0.4] = IGNORE_INDEX
+    return input_ids, labels, (0, *itertools.accumulate(lengths))
+
+
+# MiniMind's own numbers
+
+
+@dataclass
+class Reference:
+    """What MiniMind computes with a tiny model of its own; see REFERENCE.md beside the values."""
+
+    model: MiniMindForCausalLM
+    weights: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
+    values: dict
+
+    def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy and auxiliary loss as MiniMind defines them; its labels are not shifted."""
+        rows, length = self.tensors["input_ids"].shape
+        labels = torch.full((rows, length), IGNORE_INDEX)
+        labels[:, :-1] = self.tensors["labels"][:, 1:]
+        losses = self.model(self.tensors["input_ids"].flatten(), labels.flatten(), range(0, rows * length + 1, length))
+        return losses.loss_sum / (labels != IGNORE_INDEX).sum(), losses.aux_loss_sum / labels.numel()
+
+
+@pytest.fixture(params=["dense", "moe", "moe_top2"])
+def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
+    folder = shared / "reference" / "minimind" / request.param
+    values = json.loads((folder / "expected.json").read_text())
+    weights = torch.load(folder / "weights.pth", weights_only=True)
+    # Its auxiliary loss is taken over both rows of the batch at once.
+    model = MiniMindForCausalLM(ModelConfig(**values["config"], aux_loss_scope="batch"))
+    model.load_state_dict(weights, strict=True)
+    return Reference(model, weights, load_file(folder / "expected.safetensors"), values)
+
+
+def test_minimind_state_dict_comes_out_as_it_went_in(reference: Reference):
+    torch.testing.assert_close(dict(reference.model.state_dict()), dict(reference.weights), rtol=0, atol=0)
+
+
+def test_minimind_logits(reference: Reference):
+    input_ids, expected = reference.tensors["input_ids"], reference.tensors["logits"]
+    rows, length = input_ids.shape
+    logits = reference.model.eval().document_logits(input_ids.flatten(), range(0, rows * length + 1, length))
+    torch.testing.assert_close(logits.view_as(expected), expected, rtol=0, atol=1e-5)
+
+
+def test_minimind_losses(reference: Reference):
+    loss, aux_loss = reference.losses()
+    assert loss.item() == pytest.approx(reference.values["train_mode_loss"], rel=1e-4)
+    assert aux_loss.item() == pytest.approx(reference.values["train_mode_aux_loss"], rel=1e-4)
+    reference.model.eval()
+    loss, aux_loss = reference.losses()
+    assert loss.item() == pytest.approx(reference.values["eval_loss"], rel=1e-4)
+    assert aux_loss.item() == 0.0
+
+
+def test_minimind_gradient_norms(reference: Reference):
+    sum(reference.losses()).backward()
+    norms = {name: gradient.norm().item() for name, gradient in named_gradients(reference.model)}
+    assert norms == pytest.approx(reference.values["grad_norms_of_loss_plus_aux"], rel=1e-4)
+
+
+def test_minimind_greedy_continuation(reference: Reference):
+    expected = reference.tensors["greedy_ids"][0].tolist()
+    ids = expected[:8]
+    while len(ids) < len(expected):
+        logits = reference.model.eval().document_logits(torch.tensor(ids), (0, len(ids)))
+        ids.append(int(logits[-1].argmax()))
+    assert ids == expected
+
+
+def named_gradients(model: MiniMindForCausalLM) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gradients by the names of the state dict: one for each expert."""
+    for name, parameter in model.named_parameters():
+        if ".experts." not in name:
+            yield name, parameter.grad
+            continue
+        prefix, projection = name.rsplit(".", 1)
+        for expert, gradient in enumerate(parameter.grad):
+            yield f"{prefix}.{expert}.{projection}.weight", gradient
+
+
+# transformers' Qwen3
+
+
+def qwen3_logits(model: MiniMindForCausalLM, input_ids: torch.Tensor, folder: Path, rope: dict) -> torch.Tensor:
+    """The logits of transformers' Qwen3 or Qwen3-MoE, reading our state dict as any folder's."""
+    transformers = pytest.importorskip("transformers")
+    config = model.config
+    options = {
+        name: getattr(config, name) for name in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+            "intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+    }
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta, **rope}
+    if config.use_moe:
+        theirs = transformers.Qwen3MoeConfig(
+            **options, rope_parameters=rope, num_experts=config.num_experts, norm_topk_prob=config.norm_topk_prob,
+            num_experts_per_tok=config.num_experts_per_tok, moe_intermediate_size=config.moe_intermediate_size,
+            architectures=["Qwen3MoeForCausalLM"])
+    else:
+        theirs = transformers.Qwen3Config(**options, rope_parameters=rope, architectures=["Qwen3ForCausalLM"])
+    theirs.save_pretrained(folder)
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    qwen3, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32, attn_implementation="eager")
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        return qwen3.eval()(input_ids[None]).logits[0]
+
+
+@pytest.mark.parametrize("config", [
+    TINY, replace(TINY, tie_word_embeddings=False), TINY_MOE, replace(TINY_MOE, norm_topk_prob=True),
+    replace(TINY_MOE, num_experts_per_tok=1, num_experts=3),
+], ids=["dense", "untied", "moe", "moe_normalised", "moe_top1"])
+def test_logits_are_those_of_transformers_qwen3(config: ModelConfig, tmp_path: Path):
+    model = build(config, std=0.1).eval()
+    input_ids, _, cu_seqlens = random_batch([40])
+    theirs = qwen3_logits(model, input_ids, tmp_path, rope={})
+    torch.testing.assert_close(model.document_logits(input_ids, cu_seqlens), theirs, rtol=0, atol=1e-5)
+
+
+def test_yarn_logits_are_those_of_transformers_qwen3(tmp_path: Path):
+    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=200, beta_fast=8.0, beta_slow=1.0,
+                       attention_factor=1.2)
+    model = build(replace(TINY, head_dim=32, rope_theta=1000.0, rope_scaling=yarn, max_position_embeddings=800),
+                  std=0.1).eval()
+    input_ids, _, cu_seqlens = random_batch([60])
+    theirs = qwen3_logits(model, input_ids, tmp_path, rope={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 200, "beta_fast": 8.0,
+        "beta_slow": 1.0, "attention_factor": 1.2})
+    ours = model.document_logits(input_ids, cu_seqlens)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    unstretched = MiniMindForCausalLM(replace(model.config, rope_scaling=None)).eval()
+    unstretched.load_state_dict(model.state_dict())
+    assert (unstretched.document_logits(input_ids, cu_seqlens) - theirs).abs().max() > 1e-3
+
+
+# RoPE
+
+
+YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
+                   attention_factor=1.5)
+YARN_CONFIG = replace(TINY, head_dim=16, rope_theta=10000.0, rope_scaling=YARN, max_position_embeddings=4096)
+
+
+def test_yarn_frequencies_literally():
+    """By hand: the pair with 32 turns in 1024 positions is 16 ln(1024 / 64 pi) / (2 ln 10^4) = 1.41, that with one
+    turn 4.42. Pairs up to 1 keep their frequency, from 5 on it is a quarter, and between them the blend is linear.
+    """
+    plain = [1.0, 10**-0.5, 0.1, 10**-1.5, 0.01, 10**-2.5, 0.001, 10**-3.5]
+    blend = [1.0, 1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25, 0.25]
+    frequencies = rope_frequencies(YARN_CONFIG, torch.float64, torch.device("cpu"))
+    assert frequencies.tolist() == pytest.approx([f * b for f, b in zip(plain, blend, strict=True)], rel=1e-12)
+
+
+def test_yarn_leaves_a_model_alone_that_stays_within_its_original_context():
+    inside = replace(YARN_CONFIG, max_position_embeddings=1024)
+    frequencies = rope_frequencies(inside, torch.float64, torch.device("cpu"))
+    assert frequencies.tolist() == pytest.approx([10 ** (-i / 2) for i in range(8)], rel=1e-12)
+
+
+def test_rope_turns_are_cos_and_sin_times_the_attention_factor():
+    cos, sin = rope_turns(YARN_CONFIG, torch.tensor([0, 3]), torch.float64)
+    assert cos.shape == sin.shape == (2, 1, 8)
+    assert cos[:, 0, 0].tolist() == pytest.approx([1.5, 1.5 * math.cos(3.0)])
+    assert sin[:, 0, 2].tolist() == pytest.approx([0.0, 1.5 * math.sin(0.1 * 0.8125 * 3)])
+
+
+def test_rope_makes_scores_depend_on_distance_only():
+    config = replace(TINY, head_dim=16)
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
+    scores = []
+    for start in (0, 1000):
+        rope_q, rope_k = (rope_turns(config, torch.tensor([start + offset]), torch.float64) for offset in (7, 2))
+        scores.append((decoder.apply_rope(q, rope_q) * decoder.apply_rope(k, rope_k)).sum().item())
+    assert scores[0] == pytest.approx(scores[1], rel=1e-10)
+
+
+# documents
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig):
+    model = build(config, torch.float64).eval()
+    input_ids, _, cu_seqlens = random_batch([9, 1, 17, 4, 5, 16])
+    packed = model.document_logits(input_ids, cu_seqlens)
+    alone = [model.document_logits(input_ids[a:b], (0, b - a)) for a, b in itertools.pairwise(cu_seqlens)]
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-11, atol=1e-11)
+
+
+def gradients_of_cut(model: MiniMindForCausalLM, batch: tuple, micro_batches: list[list[int]]) -> list[torch.Tensor]:
+    """Gradients of the step's loss when its documents are laid out in these micro-batches."""
+    input_ids, labels, cu_seqlens = batch
+    spans = list(itertools.pairwise(cu_seqlens))
+    model.zero_grad()
+    for documents in micro_batches:
+        tokens = torch.tensor([t for d in documents for t in range(*spans[d])], dtype=torch.int64)
+        lengths = [spans[d][1] - spans[d][0] for d in documents]
+        losses = model(input_ids[tokens], labels[tokens], (0, *itertools.accumulate(lengths)))
+        (losses.loss_sum / (labels != IGNORE_INDEX).sum() + losses.aux_loss_sum / len(labels)).backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("micro_batches", [
+    [[0], [1], [2], [3], [4], [5]],
+    [[0, 1, 2], [3, 4, 5]],
+    [[5, 3], [0, 1, 2, 4], []],
+    [[2, 4, 0, 5, 1, 3]],
+], ids=["one_by_one", "halves", "unequal_and_empty", "other_order"])
+@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY_MOE, num_experts_per_tok=1, norm_topk_prob=True)],
+                         ids=["dense", "moe", "moe_top1"])
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(config: ModelConfig, micro_batches: list[list[int]]):
+    model = build(config, torch.float64)
+    batch = random_batch([9, 1, 17, 4, 5, 16])
+    whole = gradients_of_cut(model, batch, [[0, 1, 2, 3, 4, 5]])
+    for (name, _), expected, gradient in zip(
+            model.named_parameters(), whole, gradients_of_cut(model, batch, micro_batches), strict=True):
+        assert (gradient - expected).norm() <= 1e-10 * expected.norm(), name
+
+
+def test_minimind_per_batch_auxiliary_loss_does_depend_on_the_cut_and_ours_does_not():
+    batch = random_batch([9, 17, 5])
+    for scope, same in (("document", True), ("batch", False)):
+        model = build(replace(TINY_MOE, aux_loss_scope=scope), torch.float64)
+        whole = model(*batch).aux_loss_sum.item()
+        cut = sum(model(batch[0][a:b], batch[1][a:b], (0, b - a)).aux_loss_sum.item()
+                  for a, b in itertools.pairwise(batch[2]))
+        assert (cut == pytest.approx(whole, rel=1e-12)) == same
+
+
+@pytest.mark.parametrize("cu_seqlens", [(0,), (0, 0)])
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+def test_an_empty_micro_batch_gives_every_weight_a_zero_gradient(config: ModelConfig, cu_seqlens: tuple[int, ...]):
+    model = build(config)
+    nothing = torch.empty(0, dtype=torch.int64)
+    losses = model(nothing, nothing, cu_seqlens)
+    (losses.loss_sum + losses.aux_loss_sum).backward()
+    assert (losses.loss_sum.item(), losses.aux_loss_sum.item()) == (0.0, 0.0)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_the_default_router_learns_from_the_language_model_loss():
+    model = build(replace(TINY_MOE, num_experts_per_tok=1))
+    model(*random_batch([20, 12])).loss_sum.backward()
+    assert all(layer.mlp.gate.weight.grad.abs().max() > 1e-4 for layer in model.model.layers)
+
+
+# precision
+
+
+def test_a_float64_model_has_float64_losses():
+    losses = build(TINY_MOE, torch.float64)(*random_batch([8]))
+    assert losses.loss_sum.dtype == losses.aux_loss_sum.dtype == torch.float64
+
+
+def test_under_bfloat16_autocast_norms_rope_and_losses_stay_float32(monkeypatch):
+    model, batch, seen = build(TINY_MOE, std=0.1), random_batch([30, 12]), {}
+    original = decoder.apply_rope
+    monkeypatch.setattr(decoder, "apply_rope", lambda x, rope: seen.setdefault("rope", original(x, rope)))
+    for name, module in model.named_modules():
+        if isinstance(module, decoder.RMSNorm) or name.endswith("up_proj"):
+            module.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
+    exact = model(*batch)
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(*batch)
+    assert losses.loss_sum.dtype == losses.aux_loss_sum.dtype == torch.float32
+    assert len(seen) == 1 + 4 * TINY_MOE.num_hidden_layers + 1
+    assert {name: out.dtype for name, out in seen.items() if out.dtype != torch.float32} == {}
+    assert losses.loss_sum.item() == pytest.approx(exact.loss_sum.item(), rel=0.01)
+    assert losses.loss_sum.item() != exact.loss_sum.item()
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+def test_a_bfloat16_model_computes(config: ModelConfig):
+    exact, rounded = (build(config, std=0.1).to(dtype).eval() for dtype in (torch.float32, torch.bfloat16))
+    input_ids, _, cu_seqlens = random_batch([12, 5])
+    logits = rounded.document_logits(input_ids, cu_seqlens)
+    assert logits.dtype == torch.bfloat16
+    expected = exact.document_logits(input_ids, cu_seqlens)
+    assert torch.nn.functional.cosine_similarity(logits.float(), expected, dim=-1).median() > 0.99
+
+
+# dropout, compile, new weights
+
+
+def test_dropout_acts_in_training_mode_only():
+    model, plain = build(replace(TINY, dropout=0.5)), build(TINY)
+    batch = random_batch([20])
+    assert model(*batch).loss_sum.item() != model(*batch).loss_sum.item()
+    assert model.eval()(*batch).loss_sum.item() == plain(*batch).loss_sum.item()
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
+def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
+    """With the backend that only captures graphs: what the code generator makes of them is PyTorch's affair."""
+    torch.compiler.reset()
+    model = build(config, torch.float64)
+    batches = [random_batch(lengths) for lengths in ([9, 5], [7, 7, 3, 1], [16])]
+    plain = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend="aot_eager")
+    compiled = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
+    torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_new_weights_are_normal_and_smaller_where_layers_add_up():
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(replace(PRESETS["demo"], use_moe=True))
+    layer = model.model.layers[0]
+    residual = 0.02 / math.sqrt(12)
+    deviations = {
+        "embedding": (model.model.embed_tokens.weight, 0.02), "query": (layer.self_attn.q_proj.weight, 0.02),
+        "experts": (layer.mlp.experts.gate_proj, 0.02), "out": (layer.self_attn.o_proj.weight, residual),
+        "experts' out": (layer.mlp.experts.down_proj, residual),
+    }
+    for name, (weight, expected) in deviations.items():
+        assert weight.std().item() == pytest.approx(expected, rel=0.02), name
+        assert weight.mean().item() == pytest.approx(0.0, abs=3e-4), name
+    assert all((p == 1).all() for p in model.parameters() if p.dim() == 1)
+
+
+# state dicts
+
+
+def test_state_dict_names_and_shapes_are_qwen3s():
+    model = MiniMindForCausalLM(replace(TINY, num_hidden_layers=1))
+    assert {name: tuple(weight.shape) for name, weight in model.state_dict().items()} == {
+        "model.embed_tokens.weight": (61, 24),
+        "model.layers.0.input_layernorm.weight": (24,),
+        "model.layers.0.self_attn.q_proj.weight": (32, 24),
+        "model.layers.0.self_attn.k_proj.weight": (16, 24),
+        "model.layers.0.self_attn.v_proj.weight": (16, 24),
+        "model.layers.0.self_attn.o_proj.weight": (24, 32),
+        "model.layers.0.self_attn.q_norm.weight": (8,),
+        "model.layers.0.self_attn.k_norm.weight": (8,),
+        "model.layers.0.post_attention_layernorm.weight": (24,),
+        "model.layers.0.mlp.gate_proj.weight": (40, 24),
+        "model.layers.0.mlp.up_proj.weight": (40, 24),
+        "model.layers.0.mlp.down_proj.weight": (24, 40),
+        "model.norm.weight": (24,),
+        "lm_head.weight": (61, 24),
+    }
+
+
+def test_a_tied_head_may_be_left_out_but_must_not_differ():
+    state = dict(build(TINY).state_dict())
+    model = MiniMindForCausalLM(TINY)
+    del state["lm_head.weight"]
+    model.load_state_dict(state, strict=True)
+    torch.testing.assert_close(model.lm_head.weight.data, state["model.embed_tokens.weight"], rtol=0, atol=0)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+        model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"] + 1}, strict=True)
+
+
+def test_an_untied_head_must_be_there():
+    state = dict(build(TINY).state_dict())
+    del state["lm_head.weight"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"lm_head\.weight"'):
+        MiniMindForCausalLM(replace(TINY, tie_word_embeddings=False)).load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_a_missing_weight_is_named(name: str):
+    state = dict(build(TINY).state_dict())
+    del state[name], state["lm_head.weight"]
+    with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
+        MiniMindForCausalLM(TINY).load_state_dict(state, strict=True)

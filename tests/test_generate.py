@@ -1,0 +1,157 @@
+"""Generation: with the cache as without it, many as one by one, and sampling as transformers does it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minimind_sft.config import ModelConfig, YarnScaling
+from minimind_sft.errors import UserError
+from minimind_sft.inference.generate import (
+    SamplingSettings,
+    candidates,
+    draw,
+    generate_batch,
+    generate_stream,
+    penalize,
+)
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+VOCAB = 50
+CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+                     num_key_value_heads=2, intermediate_size=40, max_position_embeddings=60)
+CONFIGS = {
+    "dense": CONFIG,
+    "moe": replace(CONFIG, use_moe=True, num_experts_per_tok=2, moe_intermediate_size=16),
+    "yarn": replace(CONFIG, rope_scaling=YarnScaling(factor=4.0, original_max_position_embeddings=15)),
+    "untied": replace(CONFIG, tie_word_embeddings=False),
+}
+PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 6]]
+
+
+def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
+    """In float64, where no rounding can turn one best token into another."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), 0.4)
+    return model
+
+
+def greedy_without_cache(model: MiniMindForCausalLM, prompt: list[int], settings: SamplingSettings,
+                         stop_ids: set[int]) -> list[int]:
+    """Reads everything again for each token."""
+    ids = list(prompt)
+    while len(ids) < min(len(prompt) + settings.max_new_tokens, model.config.max_position_embeddings):
+        logits = model.document_logits(torch.tensor(ids), (0, len(ids)))[-1].tolist()
+        for token in set(ids):
+            logits[token] *= settings.repetition_penalty ** (1 if logits[token] < 0 else -1)
+        best = max(range(VOCAB), key=lambda token: logits[token])
+        if best in stop_ids:
+            break
+        ids.append(best)
+    return ids[len(prompt):]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("penalty", [1.0, 1.6])
+def test_greedy_with_the_cache_is_greedy_without_it(name: str, penalty: float):
+    model, settings = build(CONFIGS[name]), SamplingSettings(30, repetition_penalty=penalty)
+    for prompt in PROMPTS:
+        expected = greedy_without_cache(model, prompt, settings, set())
+        assert list(generate_stream(model, prompt, settings, ())) == expected
+        assert len(expected) == 30
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_is_its_prompts_one_by_one(name: str):
+    model, settings = build(CONFIGS[name]), SamplingSettings(30, repetition_penalty=1.6)
+    freely = [greedy_without_cache(model, prompt, settings, set()) for prompt in PROMPTS]
+    stop_ids = {freely[0][9], freely[2][4], freely[4][0]}
+    one_by_one = [list(generate_stream(model, prompt, settings, stop_ids)) for prompt in PROMPTS]
+    assert generate_batch(model, PROMPTS, settings, stop_ids) == one_by_one
+    for answer, free in zip(one_by_one, freely, strict=True):
+        assert answer == free[:next((i for i, token in enumerate(free) if token in stop_ids), 30)]
+    assert one_by_one[4] == [] and len({len(answer) for answer in one_by_one}) >= 3
+
+
+@pytest.mark.parametrize("name", ["dense", "moe", "moe_top2"])
+def test_minimind_greedy_continuation_with_the_cache(name: str, shared: Path):
+    folder = shared / "reference" / "minimind" / name
+    model = MiniMindForCausalLM(ModelConfig(**json.loads((folder / "expected.json").read_text())["config"])).eval()
+    model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
+    expected = load_file(folder / "expected.safetensors")["greedy_ids"][0].tolist()
+    assert list(generate_stream(model, expected[:8], SamplingSettings(16), ())) == expected[8:]
+
+
+def test_no_prompts_give_no_answers():
+    assert generate_batch(build(), [], SamplingSettings(5), ()) == []
+
+
+def test_answers_end_where_the_context_does():
+    model = build()
+    prompts = [[1] * 58, [1] * 30, [1] * 59]
+    answers = generate_batch(model, prompts, SamplingSettings(10), ())
+    assert [len(answer) for answer in answers] == [2, 10, 1]
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    ([], "the prompt is empty"),
+    ([1] * 60, "the prompt has 60 tokens and leaves no room for an answer: the model's context is 60"),
+])
+def test_a_prompt_that_cannot_be_answered_is_refused(prompt: list[int], message: str):
+    with pytest.raises(UserError, match=message):
+        next(generate_stream(build(), prompt, SamplingSettings(5), ()))
+    with pytest.raises(UserError, match=message):
+        generate_batch(build(), [[1, 2], prompt], SamplingSettings(5), ())
+
+
+@pytest.mark.parametrize(("setting", "value", "expected"), [
+    ("max_new_tokens", 0, "at least 1"), ("temperature", -0.1, "at least 0"), ("top_k", -1, "at least 0"),
+    ("top_p", 0.0, "above 0 and at most 1"), ("top_p", 1.1, "above 0 and at most 1"),
+    ("temperature", float("nan"), "at least 0"), ("repetition_penalty", 0.0, "above 0"),
+])
+def test_a_setting_out_of_range_is_refused_by_its_flag(setting: str, value: float, expected: str):
+    with pytest.raises(UserError, match=f"^--{setting} is {value}, expected {expected}$"):
+        SamplingSettings(**{"max_new_tokens": 1, setting: value})
+
+
+def test_the_seed_decides_what_is_drawn():
+    model = build()
+    settings = SamplingSettings(20, temperature=1.5, top_p=0.95, seed=1)
+    first, again = (generate_batch(model, PROMPTS, settings, ()) for _ in range(2))
+    assert first == again
+    assert first != generate_batch(model, PROMPTS, replace(settings, seed=2), ())
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (10, 0.5), (1, 0.9), (500, 0.99),
+                                              (0, 1e-6)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_sampling_probabilities_are_those_of_transformers(temperature: float, top_k: int, top_p: float):
+    logits_process = pytest.importorskip("transformers.generation.logits_process")
+    torch.manual_seed(0)
+    scores, prompts = torch.randn(6, VOCAB) * 3, torch.randint(0, VOCAB, (6, 9))
+    expected = logits_process.RepetitionPenaltyLogitsProcessor(1.3)(prompts, scores)
+    expected = logits_process.TemperatureLogitsWarper(temperature)(prompts, expected)
+    if top_k:
+        expected = logits_process.TopKLogitsWarper(top_k)(prompts, expected)
+    if top_p < 1:
+        expected = logits_process.TopPLogitsWarper(top_p)(prompts, expected)
+
+    seen = torch.zeros(6, VOCAB, dtype=torch.bool).scatter_(1, prompts, True)
+    probs, tokens = candidates(penalize(scores, seen, 1.3), SamplingSettings(1, temperature, top_k, top_p))
+    ours = torch.zeros(6, VOCAB).scatter_(1, tokens, probs)
+    torch.testing.assert_close(ours, expected.softmax(-1), rtol=1e-5, atol=1e-7)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    probs, tokens = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[7, 2, 9, 4]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw(probs.expand(20000, 4), tokens.expand(20000, 4), generator)
+    shares = {token: count / 20000 for token, count in Counter(drawn.tolist()).items()}
+    assert shares == pytest.approx({7: 0.5, 2: 0.3, 9: 0.2}, abs=0.015)

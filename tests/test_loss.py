@@ -1,0 +1,83 @@
+"""The summed cross-entropy against PyTorch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minimind_sft.model import loss
+from minimind_sft.model.loss import IGNORE_INDEX, cross_entropy_sum
+
+POSITIONS, HIDDEN, VOCAB = 11, 6, 9
+
+
+@pytest.fixture
+def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(POSITIONS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(VOCAB, HIDDEN, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([IGNORE_INDEX, 3, 8, IGNORE_INDEX, 0, 0, 5, IGNORE_INDEX, 2, 7, IGNORE_INDEX])
+    return hidden, head, labels
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
+def test_loss_and_gradients_are_those_of_torch_in_float64(problem, monkeypatch, chunk):
+    monkeypatch.setattr(loss, "CHUNK", chunk)
+    hidden, head, labels = problem
+    ours = cross_entropy_sum(hidden, head, labels)
+    ours_grads = torch.autograd.grad(2.5 * ours, (hidden, head))
+    theirs = F.cross_entropy(hidden @ head.T, labels, ignore_index=-100, reduction="sum")
+    theirs_grads = torch.autograd.grad(2.5 * theirs, (hidden, head))
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
+    torch.testing.assert_close(ours_grads, theirs_grads, rtol=1e-12, atol=1e-14)
+
+
+def test_two_equally_likely_tokens_cost_log_2_per_position():
+    hidden, head = torch.zeros(3, 4), torch.ones(2, 4)
+    loss_sum = cross_entropy_sum(hidden, head, torch.tensor([0, IGNORE_INDEX, 1]))
+    assert loss_sum.item() == pytest.approx(2 * 0.693147, abs=1e-5)
+
+
+def test_the_head_multiplies_supervised_positions_only_and_at_most_a_chunk_at_once(problem, monkeypatch):
+    rows = []
+
+    def counting_linear(x, weight):
+        rows.append(len(x))
+        return x @ weight.T
+
+    monkeypatch.setattr(loss, "CHUNK", 3)
+    monkeypatch.setattr(loss.F, "linear", counting_linear)
+    cross_entropy_sum(*problem)
+    assert rows == [3, 3, 1]
+
+
+def test_nothing_supervised_gives_zero_and_zero_gradients(problem):
+    hidden, head, labels = problem
+    total = cross_entropy_sum(hidden, head, torch.full_like(labels, IGNORE_INDEX))
+    total.backward()
+    assert total.item() == 0.0
+    assert hidden.grad.abs().max() == 0 and head.grad.abs().max() == 0
+
+
+def test_a_frozen_head_or_frozen_hidden_states_get_no_gradient(problem):
+    hidden, head, labels = problem
+    wanted, = torch.autograd.grad(cross_entropy_sum(hidden, head, labels), hidden)
+    cross_entropy_sum(hidden, head.detach(), labels).backward()
+    torch.testing.assert_close(hidden.grad, wanted, rtol=0, atol=0)
+    cross_entropy_sum(hidden.detach(), head, labels).backward()
+    assert head.grad is not None
+    with torch.no_grad():
+        assert not cross_entropy_sum(hidden, head, labels).requires_grad
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_in_bfloat16_the_sum_is_float32_and_gradients_have_the_inputs_dtype(problem, weights):
+    hidden, head = (x.detach().to(weights).requires_grad_() for x in problem[:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weights == torch.float32):
+        total = cross_entropy_sum(hidden, head, problem[2])
+    total.backward()
+    exact = F.cross_entropy(problem[0] @ problem[1].T, problem[2], reduction="sum")
+    exact_grad, = torch.autograd.grad(exact, problem[1])
+    assert total.dtype == torch.float32 and hidden.grad.dtype == head.grad.dtype == weights
+    assert total.item() == pytest.approx(exact.item(), rel=0.02)
+    torch.testing.assert_close(head.grad.double(), exact_grad, rtol=0.05, atol=0.05)

@@ -1,0 +1,286 @@
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimind_sft.data.tokenizer import TextStream, Tokenizer
+from minimind_sft.errors import UserError
+
+MODEL = Path(__file__).resolve().parent.parent / "model"
+BUNDLED = Tokenizer.from_folder(MODEL)
+SPECIMENS = [
+    "计算 123 + 45 = 168。\r\n\n  two  spaces\t😀 é ① ｆ \u200b\x00",
+    "<|im_start|>user\n<think>?<|buffer1|></tool_call><|im_end|>\n<|endoftext|>",
+    "def f(x):\n    return {'a': [1, 2.5]}\n",
+    "",
+]
+
+
+def copy_of_model(folder: Path, config: dict | None = None, state: dict | None = None) -> Path:
+    """The bundled folder, with some entries of its two files replaced."""
+    for name, changes in (("tokenizer.json", state), ("tokenizer_config.json", config)):
+        content = json.loads((MODEL / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps({**content, **(changes or {})}), encoding="utf-8")
+    return folder
+
+
+def test_sizes_and_names():
+    assert BUNDLED.vocab_size == 6400
+    assert BUNDLED.special == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+                               "unk_token": "<|endoftext|>"}
+    assert (BUNDLED.bos_id, BUNDLED.eos_id, BUNDLED.pad_id, BUNDLED.end_of_document_id) == (1, 2, 0, 0)
+    assert BUNDLED.token_to_id("</think>") == 26
+    assert BUNDLED.id_to_token(25) == "<think>"
+    assert BUNDLED.token_to_id("no such token") is None
+
+
+def test_control_tokens_are_minimind_3s(shared):
+    ours, theirs = (json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+                    for folder in (MODEL, shared / "reference/minimind"))
+    assert len(theirs) == 36
+    assert ours == theirs
+
+
+def test_ids_written_out():
+    assert BUNDLED.encode("1+1=2") == [52, 46, 52, 64, 53]
+    assert BUNDLED.encode("<|im_end|>\n") == [2, 234]
+    assert BUNDLED.encode_text("<|im_end|>\n") == [63, 127, 395, 98, 653, 127, 65, 234]
+    assert BUNDLED.decode([1, 363, 234, 564, 2]) == "<|im_start|>user\n你<|im_end|>"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_any_unicode_string_comes_back_and_is_never_a_control_token(text):
+    ids = BUNDLED.encode_text(text)
+    assert BUNDLED.decode(ids) == text
+    assert all(token_id >= 36 for token_id in ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<think>", "<|", "|>", "\U000f0000",
+                                 "\U000f0001", "中"])).map("".join))
+def test_control_token_text_stays_text(text):
+    ids = BUNDLED.encode_text(text)
+    assert BUNDLED.decode(ids) == text
+    assert all(token_id >= 36 for token_id in ids)
+
+
+def test_text_with_every_private_use_character_is_refused():
+    with pytest.raises(UserError, match=r"uses up the private-use characters"):
+        BUNDLED.encode_text("".join(map(chr, range(0xF0000, 0xFFFFE))))
+
+
+def test_hugging_face_gives_the_same_ids():
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(MODEL))
+    assert len(theirs) == 6400
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 0)
+    for text in SPECIMENS:
+        ids = BUNDLED.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == BUNDLED.decode(ids) == text
+
+
+def chinese_texts(shared) -> dict[str, list[str]]:
+    texts = {}
+    for name in ("alpaca_zh_10k", "alpaca_zh_demo", "glaive_toolcall_zh_demo"):
+        rows = json.loads((shared / f"data/{name}.json").read_text(encoding="utf-8"))
+        if "conversations" in rows[0]:
+            texts[name] = [turn["value"] for row in rows for turn in row["conversations"]]
+        else:
+            texts[name] = [row[key] for row in rows for key in ("instruction", "input", "output")]
+    return texts
+
+
+def test_chinese_rows_need_at_most_a_fifth_more_tokens_than_with_minimind(shared):
+    theirs = tokenizers.Tokenizer.from_file(str(shared / "reference/minimind/tokenizer.json"))
+    ours = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    for name, texts in chinese_texts(shared).items():
+        count_ours, count_theirs = (sum(len(e.ids) for e in t.encode_batch_fast(texts)) for t in (ours, theirs))
+        assert count_ours <= 1.2 * count_theirs, name
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 6399)))
+def test_a_stream_says_what_decoding_all_at_once_does(ids):
+    stream = TextStream(BUNDLED)
+    assert "".join(stream.push(token_id) for token_id in ids) + stream.flush() == BUNDLED.decode(ids)
+
+
+def test_a_stream_says_whole_characters_only():
+    def pushes(*characters: str) -> list[str]:
+        stream = TextStream(BUNDLED)
+        return [stream.push(i) for text in characters for i in BUNDLED.encode_text(text)] + [stream.flush()]
+
+    assert BUNDLED.encode_text("龘") == [2551, 282]
+    assert BUNDLED.encode_text("😀") == [208, 289, 282, 258]
+    assert pushes("龘", "😀") == ["", "龘", "", "", "", "😀", ""]
+    assert BUNDLED.encode_text("\ufffd") == [207, 159, 157]
+    assert pushes("\ufffd", "a") == ["", "", "", "\ufffda", ""]
+
+
+def test_a_stream_cut_inside_a_character_and_used_again():
+    stream = TextStream(BUNDLED)
+    first, *rest = BUNDLED.encode_text("😀")
+    assert (stream.push(first), stream.flush(), stream.flush()) == ("", "\ufffd", "")
+    assert [stream.push(token_id) for token_id in [first, *rest]] == ["", "", "", "😀"]
+
+
+def test_a_stream_keeps_the_spaces_that_a_decoder_strips_from_the_front():
+    """Llama-like tokenizers write a space as part of the next word, and their decoder drops the first."""
+    model = tokenizers.models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?")
+    words = tokenizers.Tokenizer(model)
+    words.decoder = tokenizers.decoders.Metaspace()
+    stream = TextStream(Tokenizer(json.loads(words.to_str()), {}))
+    assert [stream.push(0), stream.push(1), stream.push(0)] == ["a", " b", " a"]
+
+
+def test_control_tokens_are_the_special_the_named_and_what_the_template_writes():
+    special = BUNDLED.control_tokens("")
+    assert len(special) == 21
+    assert "<tts_pad>" in special and "<think>" not in special
+    assert set(BUNDLED.control_tokens("{{ '<think>' }}")) - set(special) == {"<think>"}
+
+
+def test_broken_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read \(No such file"):
+        Tokenizer.from_folder(tmp_path)
+    copy_of_model(tmp_path, config={"eos_token": "<|nope|>"})
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: '<\|nope\|>' is not in tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+    copy_of_model(tmp_path, config={"chat_template": {"default": "x"}})
+    with pytest.raises(UserError, match=r"chat_template: expected a string, found an object"):
+        Tokenizer.from_folder(tmp_path)
+    copy_of_model(tmp_path, state={"model": {"type": "none"}})
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json: expected a JSON object, found broken JSON at column 2"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not valid UTF-8"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_where_chat_templates_come_from(tmp_path):
+    copy_of_model(tmp_path, config={"chat_template": [{"name": "tool", "template": "t"},
+                                                      {"name": "default", "template": "d"}]})
+    assert Tokenizer.from_folder(tmp_path).chat_template == "d"
+    (tmp_path / "chat_template.jinja").write_text("j")
+    assert Tokenizer.from_folder(tmp_path).chat_template == "j"
+    copy_of_model(tmp_path, config={"chat_template": None})
+    (tmp_path / "chat_template.jinja").unlink()
+    assert Tokenizer.from_folder(tmp_path).chat_template is None
+
+
+def test_other_forms_of_tokenizer_config(tmp_path):
+    """Hugging Face writes special tokens as objects too, may leave some out, and may ask for truncation."""
+    copy_of_model(tmp_path, config={"eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": None},
+                  state={"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                                        "stride": 0}})
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (2, None)
+    assert len(tokenizer.encode("1234567")) == 7
+
+
+def test_fingerprint_is_of_what_decides_the_ids(tmp_path):
+    same = Tokenizer.from_folder(copy_of_model(tmp_path, config={"model_max_length": 1}))
+    assert same.fingerprint == BUNDLED.fingerprint
+    other = Tokenizer.from_folder(copy_of_model(tmp_path, config={"eos_token": "<|endoftext|>"}))
+    assert other.fingerprint != BUNDLED.fingerprint
+    other = Tokenizer.from_folder(copy_of_model(tmp_path, state={"pre_tokenizer": {"type": "ByteLevel",
+                                  "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}))
+    assert other.fingerprint != BUNDLED.fingerprint
+
+
+def added(token: str, token_id: int) -> dict:
+    return {"id": token_id, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True}
+
+
+def test_end_of_document_of_other_tokenizers():
+    model = tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="a")
+    state = json.loads(tokenizers.Tokenizer(model).to_str())
+    state["added_tokens"] = [added("<end>", 0)]
+    assert Tokenizer(state, {"eos_token": "<end>"}).end_of_document_id == 0
+    with pytest.raises(UserError, match=r"neither <\|endoftext\|> nor an eos_token"):
+        _ = Tokenizer(state, {}).end_of_document_id
+
+
+def test_a_vocabulary_that_holds_control_tokens_as_pieces():
+    """A unigram model would find `<s>` in the text even where no token is added."""
+    pieces = [("<unk>", 0.0), ("<s>", -1.0), ("<", -5.0), ("s", -5.0), (">", -5.0)]
+    state = json.loads(tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0)).to_str())
+    state["added_tokens"] = [added("<unk>", 0), added("<s>", 1)]
+    tokenizer = Tokenizer(state, {"bos_token": "<s>"})
+    assert tokenizer.encode("<s>") == [1]
+    assert tokenizer.encode_text("<s>") == [2, 3, 4]
+
+
+def test_merges_that_build_a_control_token_are_refused():
+    model = tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])
+    state = json.loads(tokenizers.Tokenizer(model).to_str())
+    state["added_tokens"] = [added("ab", 2)]
+    with pytest.raises(UserError, match=r"builds a control token out of text"):
+        Tokenizer(state, {}).encode_text("ab")
+
+
+def test_a_tokenizer_travels_to_worker_processes():
+    copy = pickle.loads(pickle.dumps(BUNDLED))
+    assert copy.encode_text("<|im_end|>中") == BUNDLED.encode_text("<|im_end|>中")
+    assert (copy.fingerprint, copy.chat_template) == (BUNDLED.fingerprint, BUNDLED.chat_template)
+
+
+def train(repository, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "trainer/train_tokenizer.py", *map(str, arguments)], cwd=repository,
+                          capture_output=True, text=True, timeout=120)
+
+
+def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
+    text, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_text("the cat and the hat and the bat\n" * 20, encoding="utf-8")
+    rows.write_text('{"text": "天气很好"}\n' * 20, encoding="utf-8")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        done = train(repository, "--data_path", text, rows, "--vocab_size", 325, "--save_dir", folder)
+        assert done.returncode == 0, done.stderr
+    one, two = ([(folder / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")]
+                for folder in folders)
+    assert one == two
+
+    tokenizer = Tokenizer.from_folder(folders[0])
+    assert tokenizer.vocab_size == 325
+    assert tokenizer.chat_template == BUNDLED.chat_template
+    assert tokenizer.control_tokens() == BUNDLED.control_tokens()
+    assert [tokenizer.decode([token_id]) for token_id in tokenizer.encode("user the 12")] == [
+        "user", " the", " ", "1", "2"]
+    assert tokenizer.decode(tokenizer.encode_text("ß😀")) == "ß😀"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((), "error: --data_path: expected one or more .jsonl, .json or .txt files"),
+    (("--data_path", "none.txt"), "error: none.txt: cannot be read (No such file or directory)"),
+    (("--data_path", "README.md"), "error: README.md: expected a file named *.jsonl, *.json or *.txt"),
+    (("--vocab_size", "291"), "error: --vocab_size is 291, expected at least 292: the control tokens and"),
+])
+def test_what_the_recipe_refuses(repository, tmp_path, arguments, message):
+    done = train(repository, *arguments, "--save_dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_the_recipe_refuses_a_text_with_too_few_words(repository, tmp_path):
+    (tmp_path / "a.txt").write_text("tiny")
+    done = train(repository, "--data_path", tmp_path / "a.txt", "--save_dir", tmp_path / "out")
+    assert done.returncode == 2
+    # 292 and the merges that make system, user and assistant one token each
+    assert done.stderr.splitlines()[-1] == "error: --data_path: the text gives only 307 tokens, --vocab_size is 6400"
+    assert not list((tmp_path / "out").glob("*"))

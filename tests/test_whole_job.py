@@ -1,0 +1,283 @@
+"""The programs as people run them: in a process of their own, on small data, with good and bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
+NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
+
+
+def program(script: str, *arguments: object, module: tuple[str, ...] = (), **environment: str) -> list:
+    return [[sys.executable, *module, str(REPOSITORY / script), *map(str, arguments)],
+            {"cwd": REPOSITORY, "text": True, "encoding": "utf-8",
+             "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "100", **environment}}]
+
+
+def run(script: str, *arguments: object, typed: str = "", **keywords) -> subprocess.CompletedProcess:
+    command, options = program(script, *arguments, **keywords)
+    return subprocess.run(command, capture_output=True, input=typed, timeout=300, **options)
+
+
+def succeed(script: str, *arguments: object, **keywords) -> str:
+    done = run(script, *arguments, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refuse(script: str, *arguments: object, **keywords) -> str:
+    """The one line that a bad input gets."""
+    done = run(script, *arguments, **keywords)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(errors) == 1 and errors[0].startswith("error: "), done.stderr
+    return errors[0]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict]:
+    return [{"conversations": [{"role": "user", "content": f"Say {i}."},
+                               {"role": "assistant", "content": f"It is {i}."}],
+             "kind": "even" if i % 2 == 0 else "odd"} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def sft_data(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "sft.jsonl", questions(40))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A folder with out/pretrain_32.pth, made by the recipe."""
+    folder = tmp_path_factory.mktemp("out")
+    data = write_rows(folder / "text.jsonl", [{"text": f"The number {i} comes before {i + 1}."} for i in range(60)])
+    shown = succeed(PRETRAIN, "--data_path", data, "--save_dir", folder, "--hidden_size", 32, "--num_hidden_layers", 2,
+                    "--batch_size", 8, "--accumulation_steps", 2, "--max_seq_len", 64)
+    assert "wrote" in shown
+    return folder
+
+
+def test_pretrain_then_sft_then_chat(pretrained, sft_data, tmp_path):
+    shown = succeed(SFT, "--from_weight", pretrained / "pretrain_32.pth", "--data_path", sft_data, "--save_dir",
+                    tmp_path, "--batch_size", 4, "--learning_rate", "3e-3", "--epochs", 30, "--eval_share", "0.1")
+    losses = [float(x) for x in re.findall(r"validation loss ([\d.]+)", shown)]
+    assert len(losses) >= 10 and min(losses) < 0.5 * losses[0], "the validation loss falls"
+    assert "perplexity" in shown
+
+    sidecar = json.loads((tmp_path / "full_sft_32.json").read_text())
+    assert sidecar["stage"] == "full_sft"
+    assert sidecar["model"]["hidden_size"] == 32
+    assert "trainer/train_full_sft.py" in sidecar["training"]["command"]
+    best = min(json.loads(line)["eval_loss"] for line in (tmp_path / "full_sft_32_metrics.jsonl").open()
+               if "eval_loss" in json.loads(line))
+    assert sidecar["training"]["eval_loss"] == pytest.approx(best)
+    tensors = torch.load(tmp_path / "full_sft_32.pth", weights_only=True)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+    chatted = succeed(CHAT, "--save_dir", tmp_path, "--temperature", 0, "--show_speed", 0, "--max_new_tokens", 12,
+                      typed="Say 2.\nSay 3.\n\n")
+    assert "It is" in chatted
+    scored = succeed(CHAT, "--save_dir", tmp_path, "--score", sft_data, "--max_new_tokens", 12)
+    rows = scored.strip().splitlines()
+    assert rows[0].split() == ["kind", "questions", "exact", "match"]
+    assert [row.split()[:2] for row in rows[1:3]] == [["even", "20"], ["odd", "20"]]
+    assert re.fullmatch(r"exact match: \d+\.\d% \(40 questions\)", rows[-1])
+
+
+def test_pretrained_weights_continue_text(pretrained):
+    shown = succeed(CHAT, "--save_dir", pretrained, "--weight", "pretrain", "--prompt", "The number",
+                    "--temperature", 0, "--max_new_tokens", 5)
+    assert shown.startswith("> The number\n")
+    assert "tokens/s" in shown
+
+
+def test_sampled_answers_depend_on_the_seed_alone(pretrained):
+    answer = [succeed(CHAT, "--save_dir", pretrained, "--weight", "pretrain", "--prompt", "The", "--show_speed", 0,
+                      "--max_new_tokens", 20, "--temperature", 1.5, "--top_k", 50, "--top_p", 0.95,
+                      "--repetition_penalty", 1.2, "--seed", seed) for seed in (1, 1, 2)]
+    assert answer[0] == answer[1] != answer[2]
+
+
+def test_mixture_of_experts_has_its_own_file(sft_data, tmp_path):
+    succeed(SFT, *NEW, "--use_moe", 1, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
+    tensors = torch.load(tmp_path / "full_sft_32_moe.pth", weights_only=True)
+    assert "model.layers.1.mlp.experts.3.down_proj.weight" in tensors
+    metrics = [json.loads(line) for line in (tmp_path / "full_sft_32_moe_metrics.jsonl").open()]
+    assert any("aux_loss" in line for line in metrics)
+    assert "exact match" in succeed(CHAT, "--save_dir", tmp_path, "--score", sft_data, "--max_new_tokens", 3)
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "full_sft_32.pth", weights_only=True)
+
+
+def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weights(sft_data, tmp_path):
+    common = ["--data_path", sft_data, "--batch_size", 2, "--epochs", 8, "--dropout", 0.1, "--keep_best", 0,
+              "--log_interval", 1, "--save_dtype", "float32", *NEW]
+    succeed(SFT, *common, "--save_dir", tmp_path / "whole")
+
+    command, options = program(SFT, *common, "--save_dir", tmp_path / "cut")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    metrics = tmp_path / "cut/full_sft_32_metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 15):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "stopped by SIGINT after step" in shown
+    assert (tmp_path / "cut/full_sft_32.pth").exists()
+
+    shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
+    assert "resume" in shown
+    whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+    shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
+    assert "is finished" in shown
+
+
+def test_resume_without_a_state_says_so_and_starts(sft_data, tmp_path):
+    shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
+    assert "no resume state in" in shown and "starting from the beginning" in shown
+
+
+def test_resume_with_other_data_is_refused_by_name(sft_data, tmp_path):
+    succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
+    other = write_rows(tmp_path / "other.jsonl", questions(41))
+    line = refuse(SFT, *NEW, "--data_path", other, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
+    assert re.search(r"--from_resume 1: data was \w{64} in .*step-00000002, now it is \w{64}", line)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_precisions_train(sft_data, tmp_path, dtype):
+    shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 6, "--dtype", dtype)
+    assert f"{dtype} on cpu" in shown
+    assert all(torch.isfinite(tensor).all() for tensor in final_weights(tmp_path).values())
+
+
+def test_two_ranks_end_with_the_weights_of_one(sft_data, tmp_path):
+    common = [*NEW, "--data_path", sft_data, "--max_steps", 6, "--save_dtype", "float32", "--dtype", "float32"]
+    succeed(SFT, *common, "--batch_size", 4, "--save_dir", tmp_path / "one")
+    succeed(SFT, *common, "--batch_size", 2, "--save_dir", tmp_path / "two",
+            module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)
+
+
+def test_wandb_logs_offline(sft_data, tmp_path):
+    succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--use_wandb", 1,
+            "--log_interval", 1, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    (run_folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert b"learning_rate" in next(run_folder.glob("*.wandb")).read_bytes()
+
+
+def test_torch_compile_trains_to_the_same_losses(sft_data, tmp_path):
+    common = [*NEW, "--data_path", sft_data, "--max_steps", 2, "--log_interval", 1, "--dtype", "float32"]
+    losses = []
+    for compiled in (0, 1):
+        folder = tmp_path / str(compiled)
+        succeed(SFT, *common, "--save_dir", folder, "--use_compile", compiled)
+        losses.append([line["loss"] for line in map(json.loads, (folder / "full_sft_32_metrics.jsonl").open())
+                       if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def damaged(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+GOOD_ROW = json.dumps(questions(1)[0]).encode() + b"\n"
+BAD_DATA = {
+    "broken JSON": (GOOD_ROW + b'{"conversations": [\n', r"bad\.jsonl:2: "),
+    "invalid UTF-8": (GOOD_ROW + b'{"conversations": "\xff"}\n', r"bad\.jsonl:2: .*UTF-8"),
+    "unknown role": (b'{"conversations": [{"role": "robot", "content": "x"}]}\n',
+                     r"bad\.jsonl:1: conversations\[0\]\.role: expected system, user, assistant or tool"),
+    "no assistant": (GOOD_ROW + b'{"conversations": [{"role": "user", "content": "x"}]}\n',
+                     r"bad\.jsonl:2: conversations: expected at least one assistant turn"),
+    "empty file": (b"", r"bad\.jsonl: the file has no rows"),
+    "content is a number": (b'{"conversations": [{"role": "user", "content": 3}]}\n',
+                            r"bad\.jsonl:1: conversations\[0\]\.content: expected a string"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_DATA)
+def test_bad_data_is_named_in_one_line(tmp_path, fault):
+    content, message = BAD_DATA[fault]
+    out = tmp_path / "out"
+    assert re.search(message, refuse(SFT, *NEW, "--data_path", damaged(tmp_path / "bad.jsonl", content),
+                                     "--save_dir", out))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_file_in_which_every_row_is_dropped_is_an_error(tmp_path):
+    rows = [{"conversations": [{"role": "user", "content": "long " * 100}, {"role": "assistant", "content": "x"}]}]
+    line = refuse(SFT, *NEW, "--data_path", write_rows(tmp_path / "a.jsonl", rows), "--save_dir", tmp_path,
+                  "--max_seq_len", 32)
+    assert "no row of 1 keeps a supervised token within --max_seq_len 32" in line
+
+
+BAD_FLAGS = {
+    "missing data": (["--data_path", "nowhere.jsonl"], r"nowhere\.jsonl"),
+    "missing weights": (["--from_weight", "nobody"], r"--from_weight nobody: no nobody_\*.*; there is "),
+    "unknown dtype": (["--dtype", "int4"], r"--dtype: invalid choice: 'int4'"),
+    "unknown device": (["--device", "abacus"], r"--device abacus: expected auto, cpu, cuda"),
+    "unwritable folder": (["--save_dir", "/proc/out"], r"--save_dir /proc/out.*: cannot write there"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FLAGS)
+def test_a_bad_flag_is_named_in_one_line(sft_data, tmp_path, fault):
+    flags, message = BAD_FLAGS[fault]
+    given = [*NEW, "--data_path", sft_data, "--save_dir", tmp_path, *flags]
+    assert re.search(message, refuse(SFT, *given))
+
+
+def test_flags_that_disagree_with_the_sidecar_are_named_with_both_values(pretrained, sft_data, tmp_path):
+    line = refuse(SFT, "--from_weight", pretrained / "pretrain_32.pth", "--num_hidden_layers", 8,
+                  "--data_path", sft_data, "--save_dir", tmp_path)
+    assert re.search(r"--num_hidden_layers is 8, but .*pretrain_32\.pth has num_hidden_layers 2", line)
+
+
+def test_another_tokenizer_is_refused(pretrained, sft_data, tmp_path):
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).write_text((REPOSITORY / "model" / name).read_text(encoding="utf-8"), encoding="utf-8")
+    state = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    state["added_tokens"][30]["content"] = "<|renamed|>"
+    state["model"]["vocab"]["<|renamed|>"] = state["model"]["vocab"].pop("<|buffer4|>")
+    (other / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    line = refuse(SFT, "--from_weight", pretrained / "pretrain_32.pth", "--data_path", sft_data,
+                  "--save_dir", tmp_path, "--tokenizer_path", other)
+    assert re.search(r"pretrain_32\.json: tokenizer is \w{64}, here it is \w{64}", line)
+
+
+def test_a_vocabulary_that_does_not_fit_is_named(shared, sft_data, tmp_path):
+    weights = shared / "reference/minimind/dense/weights.pth"
+    line = refuse(SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path)
+    assert re.search(r"weights\.pth: vocab_size is 512, the tokenizer model has 6400", line)
+    line = refuse(CHAT, "--weight", weights, "--prompt", "x")
+    assert "vocab_size is 512" in line
+
+
+def test_chat_with_missing_weights_says_what_makes_them(tmp_path):
+    line = refuse(CHAT, "--save_dir", tmp_path, "--weight", "full_sft", "--hidden_size", 31)
+    assert "python trainer/train_full_sft.py makes it" in line
