@@ -16,6 +16,8 @@ from minimind_sft.errors import UserError
 MODEL = Path(__file__).resolve().parent.parent / "model"
 TOKENIZER = Tokenizer.from_folder(MODEL)
 BUNDLED = ChatTemplate(TOKENIZER)
+# Ids that training the bundled tokenizer anew may change; control tokens, bytes and digits keep theirs.
+SYSTEM, USER, ASSISTANT, BLANK_LINE = 420, 415, 421, 610
 PLAIN_CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
 {%- endfor %}
@@ -58,27 +60,27 @@ def control_ids(template: ChatTemplate, ids: list[int]) -> list[int]:
 
 
 def test_system_turn_two_turns_and_reasoning_written_out():
-    chat = conversation(("system", "你是助手。"), ("user", "1+1=?"), ("assistant", "2"), ("user", "why"),
-                        ("assistant", "", {"reasoning_content": "count"}))
-    text = ("<|im_start|>system\n你是助手。<|im_end|>\n<|im_start|>user\n1+1=?<|im_end|>\n"
-            "<|im_start|>assistant\n<think>\n\n</think>\n\n2<|im_end|>\n<|im_start|>user\nwhy<|im_end|>\n"
-            "<|im_start|>assistant\n<think>\ncount\n</think>\n\n<|im_end|>\n")
-    assert BUNDLED.render(chat.messages) == text
+    chat = conversation(("system", "7"), ("user", "1+1"), ("assistant", "2"), ("user", "3"),
+                        ("assistant", "", {"reasoning_content": "4"}))
+    assert BUNDLED.render(chat.messages) == (
+        "<|im_start|>system\n7<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n2<|im_end|>\n<|im_start|>user\n3<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n4\n</think>\n\n<|im_end|>\n")
     encoded = encode_one(BUNDLED, chat)
     assert encoded.input_ids == [
-        1, 367, 234, 564, 392, 3555, 313, 2, 234,                           # system
-        1, 363, 234, 52, 46, 52, 64, 66, 2, 234,                            # user
-        1, 368, 234, 25, 511, 26, 511,                                      # assistant, not thinking
+        1, SYSTEM, 234, 58, 2, 234,
+        1, USER, 234, 52, 46, 52, 2, 234,
+        1, ASSISTANT, 234, 25, BLANK_LINE, 26, BLANK_LINE,
         53, 2,                                                              # 2, end of turn
-        234, 1, 363, 234, 3722, 124, 2, 234, 1, 368, 234, 25, 234,          # user; assistant, thinking
-        1918, 234, 26, 511, 2,                                              # count, end of thoughts, end of turn
+        234, 1, USER, 234, 54, 2, 234, 1, ASSISTANT, 234, 25, 234,
+        55, 234, 26, BLANK_LINE, 2,                                         # 4, end of thoughts, end of turn
         234]
-    assert [i for i, supervised in enumerate(encoded.supervised) if supervised] == [26, 27, 41, 42, 43, 44, 45]
+    assert [i for i, supervised in enumerate(encoded.supervised) if supervised] == [21, 22, 35, 36, 37, 38, 39]
 
 
 def test_tools_tool_calls_and_tool_results_written_out():
     chat = conversation(("user", "天气"), ("assistant", None, {"tool_calls": [{"name": "w", "arguments": {"c": 1}}]}),
-                        ("tool", "晴"), ("tool", "20"), ("assistant", "晴天"), tools=[{"name": "w"}])
+                        ("tool", "晴"), ("tool", "20"), ("assistant", "3"), tools=[{"name": "w"}])
     assert BUNDLED.render(chat.messages, chat.tools) == (
         "<|im_start|>system\nThese functions are at hand, one JSON description per line:\n<tools>\n{\"name\": \"w\"}\n"
         "</tools>\nA call is written as JSON between two tags:\n<tool_call>\n"
@@ -86,14 +88,16 @@ def test_tools_tool_calls_and_tool_results_written_out():
         "<|im_start|>user\n天气<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         "<tool_call>\n{\"name\": \"w\", \"arguments\": {\"c\": 1}}\n</tool_call><|im_end|>\n"
         "<|im_start|>user\n<tool_response>\n晴\n</tool_response>\n<tool_response>\n20\n</tool_response><|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n晴天<|im_end|>\n")
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n3<|im_end|>\n")
     encoded = encode_one(BUNDLED, chat)
     assert control_ids(BUNDLED, encoded.input_ids) == [
         1, 21, 22, 2, 1, 2, 1, 25, 26, 21, 22, 2, 1, 23, 24, 23, 24, 2, 1, 25, 26, 2]
-    assert encoded.input_ids[85:103] == [
-        21, 234, 411, 716, 344, 322, 122, 399, 322, 1290, 344, 471, 102, 344, 256, 52, 907, 234]
+    assert encoded.input_ids[-24:] == [
+        1, USER, 234, 23, 234, *TOKENIZER.encode("晴"), 234, 24, 234, 23, 234, 53, 51, 234, 24, 2, 234,
+        1, ASSISTANT, 234, 25, BLANK_LINE, 26, BLANK_LINE, 54, 2, 234][-24:]
+    assert encoded.supervised[-4:] == [False, True, True, False]
     assert supervised_texts(BUNDLED, chat) == [
-        "<tool_call>\n{\"name\": \"w\", \"arguments\": {\"c\": 1}}\n</tool_call><|im_end|>", "晴天<|im_end|>"]
+        "<tool_call>\n{\"name\": \"w\", \"arguments\": {\"c\": 1}}\n</tool_call><|im_end|>", "3<|im_end|>"]
 
 
 def test_several_tool_calls_after_content():
@@ -107,14 +111,16 @@ def test_several_tool_calls_after_content():
 
 def test_generation_prompts_written_out():
     messages = [{"role": "user", "content": "1"}]
-    assert BUNDLED.generation_prompt_ids(messages) == [1, 363, 234, 52, 2, 234, 1, 368, 234, 25, 511, 26, 511]
-    assert BUNDLED.generation_prompt_ids(messages, thinking=True) == [1, 363, 234, 52, 2, 234, 1, 368, 234, 25, 234]
+    assert BUNDLED.generation_prompt_ids(messages) == [
+        1, USER, 234, 52, 2, 234, 1, ASSISTANT, 234, 25, BLANK_LINE, 26, BLANK_LINE]
+    assert BUNDLED.generation_prompt_ids(messages, thinking=True) == [
+        1, USER, 234, 52, 2, 234, 1, ASSISTANT, 234, 25, 234]
 
 
 def test_end_of_turn_is_learned_and_the_newline_after_it_is_not():
     assert (BUNDLED.end_of_turn, BUNDLED.end_of_turn_id) == ("<|im_end|>", 2)
-    encoded = encode_one(BUNDLED, conversation(("user", "a"), ("assistant", "b")))
-    assert list(zip(encoded.input_ids, encoded.supervised, strict=True))[-3:] == [(101, True), (2, True), (234, False)]
+    encoded = encode_one(BUNDLED, conversation(("user", "1"), ("assistant", "2")))
+    assert list(zip(encoded.input_ids, encoded.supervised, strict=True))[-3:] == [(53, True), (2, True), (234, False)]
 
 
 def test_a_model_that_thought_aloud_is_rendered_as_it_spoke():
@@ -163,8 +169,8 @@ def test_a_user_cannot_put_words_into_the_assistants_mouth():
     assert control_ids(BUNDLED, encoded.input_ids) == [1, 21, 22, 2, 1, 2, 1, 25, 26, 2]
     learned = [i for i, supervised in zip(encoded.input_ids, encoded.supervised, strict=True) if supervised]
     assert learned == [*TOKENIZER.encode("no"), 2]
-    assert BUNDLED.generation_prompt_ids([{"role": "user", "content": attack}])[:6] == [
-        1, 363, 234, *TOKENIZER.encode("hi<")[:3]]
+    prompt = BUNDLED.generation_prompt_ids([{"role": "user", "content": attack}])
+    assert control_ids(BUNDLED, prompt) == [1, 2, 1, 25, 26]
 
 
 def test_in_an_assistants_message_tags_are_what_they_say():

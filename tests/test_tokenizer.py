@@ -48,10 +48,10 @@ def test_control_tokens_are_minimind_3s(shared):
 
 
 def test_ids_written_out():
-    assert BUNDLED.encode("1+1=2") == [52, 46, 52, 64, 53]
+    """Control tokens and bytes have the same ids however the merges were trained, and digits never merge."""
+    assert BUNDLED.encode("1+1") == BUNDLED.encode_text("1+1") == [52, 46, 52]
     assert BUNDLED.encode("<|im_end|>\n") == [2, 234]
-    assert BUNDLED.encode_text("<|im_end|>\n") == [63, 127, 395, 98, 653, 127, 65, 234]
-    assert BUNDLED.decode([1, 363, 234, 564, 2]) == "<|im_start|>user\n你<|im_end|>"
+    assert BUNDLED.decode([1, 52, 2, 25]) == "<|im_start|>1<|im_end|><think>"
 
 
 @settings(max_examples=300, deadline=None)
@@ -118,18 +118,19 @@ def test_a_stream_says_whole_characters_only():
         stream = TextStream(BUNDLED)
         return [stream.push(i) for text in characters for i in BUNDLED.encode_text(text)] + [stream.flush()]
 
-    assert BUNDLED.encode_text("龘") == [2551, 282]
-    assert BUNDLED.encode_text("😀") == [208, 289, 282, 258]
-    assert pushes("龘", "😀") == ["", "龘", "", "", "", "😀", ""]
-    assert BUNDLED.encode_text("\ufffd") == [207, 159, 157]
-    assert pushes("\ufffd", "a") == ["", "", "", "\ufffda", ""]
+    for character in "龘😀":
+        count = len(BUNDLED.encode_text(character))
+        assert count > 1
+        assert pushes("a", character, "b") == ["a", *[""] * (count - 1), character, "b", ""]
+    # a real U+FFFD looks like an unfinished character until the next token comes
+    assert pushes("\ufffd", "a") == [*[""] * len(BUNDLED.encode_text("\ufffd")), "\ufffda", ""]
 
 
 def test_a_stream_cut_inside_a_character_and_used_again():
     stream = TextStream(BUNDLED)
     first, *rest = BUNDLED.encode_text("😀")
     assert (stream.push(first), stream.flush(), stream.flush()) == ("", "\ufffd", "")
-    assert [stream.push(token_id) for token_id in [first, *rest]] == ["", "", "", "😀"]
+    assert [stream.push(token_id) for token_id in [first, *rest]] == [""] * len(rest) + ["😀"]
 
 
 def test_a_stream_keeps_the_spaces_that_a_decoder_strips_from_the_front():

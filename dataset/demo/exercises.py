@@ -6,9 +6,10 @@ ask, in plain text instead of the chat template, and never what is held out.
 
 from collections.abc import Callable, Iterable
 
+from demo import lists
 from demo.common import LANGUAGES, Dice, Question, in_documents
 
-ROUNDS = 2
+DRILLS = 900
 LABELS = {
     "en": {"system": "Instruction: ", "user": "Question: ", "assistant": "Answer: "},
     "zh": {"system": "要求：", "user": "问：", "assistant": "答："},
@@ -22,12 +23,15 @@ def as_text(question: Question) -> str:
 
 
 def pretraining(seed: int, kinds: Iterable[tuple[str, Callable[[Dice, str], list[Question]]]]) -> list[str]:
-    """Each round asks everything that is not held out once, lists and tables anew, some of it in each document."""
+    """Everything that is not held out, asked once in mixed documents; and lists and tables, each asked all there is."""
     kinds, documents = list(kinds), []
     for language in LANGUAGES:
-        for number in range(ROUNDS):
-            texts = [as_text(question) for name, questions in kinds
-                     for question in questions(Dice(seed, f"exercises/{name}/{language}/{number}"), language)
-                     if not question.held_out]
-            documents += in_documents(Dice(seed, f"exercises/{language}/{number}"), texts, 5, 9)
+        texts = [as_text(question) for name, questions in kinds
+                 for question in questions(Dice(seed, f"exercises/{name}/{language}"), language)
+                 if not question.held_out]
+        documents += in_documents(Dice(seed, f"exercises/{language}"), texts, 5, 9)
+        for group in lists.drills(Dice(seed, f"drills/{language}"), language, DRILLS):
+            texts = [as_text(question) for question in group if not question.held_out]
+            if texts:
+                documents.append("\n".join(texts))
     return documents

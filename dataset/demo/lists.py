@@ -152,8 +152,8 @@ def _table_document(dice: Dice, language: str) -> str:
 def pretraining(dice: Dice) -> list[str]:
     documents = []
     for language in ("en", "zh"):
-        documents += [_list_document(dice, language) for _ in range(400)]
-        documents += [_table_document(dice, language) for _ in range(250)]
+        documents += [_list_document(dice, language) for _ in range(200)]
+        documents += [_table_document(dice, language) for _ in range(150)]
         documents += in_documents(dice, _repeated_lines(dice, language), 5, 8)
     return documents
 
@@ -163,15 +163,18 @@ def string_questions(dice: Dice, language: str, per_task: int = 200) -> list[Que
     for task, (low, high) in _LENGTHS.items():
         for _ in range(per_task):
             words = dice.sample(WORDS_OF[language], dice.between(low, high))
-            fields = _properties(words, language)
-            times = dice.between(2, 5)
-            if task == "repeat":
-                fields["times"] = times if language == "en" else COUNTED_ZH[times]
-                fields["repeat"] = _COMMA[language].join(words * times)
-            text, answer = _ASKED[language][task].format(**fields), str(fields[task])
-            out = held_out(task, f"{words} {times if task == 'repeat' else ''}")
-            rows.append(Question("strings", task, language, ask(text, answer), out))
+            rows.append(_string_question(language, task, words, times=dice.between(2, 5)))
     return rows
+
+
+def _string_question(language: str, task: str, words: list[str], times: int) -> Question:
+    fields = _properties(words, language)
+    if task == "repeat":
+        fields["times"] = times if language == "en" else COUNTED_ZH[times]
+        fields["repeat"] = _COMMA[language].join(words * times)
+    text, answer = _ASKED[language][task].format(**fields), str(fields[task])
+    out = held_out(task, f"{words} {times if task == 'repeat' else ''}")
+    return Question("strings", task, language, ask(text, answer), out)
 
 
 def lookup_questions(dice: Dice, language: str, count: int = 600) -> list[Question]:
@@ -179,22 +182,41 @@ def lookup_questions(dice: Dice, language: str, count: int = 600) -> list[Questi
     for _ in range(count):
         priced, by_name = dice.below(2) == 0, dice.below(2) == 0
         text, table = _table(dice, language, priced)
-        name, value = dice.pick(table)
-        if language == "en":
-            if priced:
-                question = f"What does the {name} cost?" if by_name else f"What costs {value} yuan?"
-            else:
-                question = f"How many has {name}?" if by_name else f"Who has {value}?"
-        elif priced:
-            question = f"{name}多少元？" if by_name else f"什么卖{value}元？"
-        else:
-            question = f"{name}有多少？" if by_name else f"谁有{value}？"
-        unit = " yuan" if language == "en" else "元"
-        answer = f"{value}{unit if priced else ''}" if by_name else name
-        join = "\n" if priced else (". " if language == "en" else "。")
-        task = f"{'price' if priced else 'number'} by {'name' if by_name else 'value'}"
-        rows.append(Question("lookup", task, language, ask(text + join + question, answer), held_out(task, text)))
+        rows.append(_lookup_question(language, text, dice.pick(table), priced, by_name))
     return rows
+
+
+def _lookup_question(language: str, table: str, row: tuple[str, int], priced: bool, by_name: bool) -> Question:
+    name, value = row
+    if language == "en":
+        if priced:
+            question = f"What does the {name} cost?" if by_name else f"What costs {value} yuan?"
+        else:
+            question = f"How many has {name}?" if by_name else f"Who has {value}?"
+    elif priced:
+        question = f"{name}多少元？" if by_name else f"什么卖{value}元？"
+    else:
+        question = f"{name}有多少？" if by_name else f"谁有{value}？"
+    unit = " yuan" if language == "en" else "元"
+    answer = f"{value}{unit if priced else ''}" if by_name else name
+    join = "\n" if priced else (". " if language == "en" else "。")
+    task = f"{'price' if priced else 'number'} by {'name' if by_name else 'value'}"
+    return Question("lookup", task, language, ask(table + join + question, answer), held_out(task, table))
+
+
+def drills(dice: Dice, language: str, count: int) -> list[list[Question]]:
+    """`count` lists and as many tables, each with all that can be asked of it: what was read once is read again, which
+    is how a small model learns to copy."""
+    groups = []
+    for _ in range(count):
+        words = dice.sample(WORDS_OF[language], dice.between(2, 5))
+        tasks = [task for task, (low, high) in _LENGTHS.items() if low <= len(words) <= high]
+        groups.append([_string_question(language, task, words, times=0) for task in dice.shuffled(tasks)])
+        priced = dice.below(2) == 0
+        text, table = _table(dice, language, priced)
+        groups.append(dice.shuffled([_lookup_question(language, text, row, priced, by_name)
+                                     for row in table for by_name in (True, False)]))
+    return groups
 
 
 def capital_letter_lines() -> list[str]:

@@ -19,7 +19,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.loss import cross_entropy_sum
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
-from minimind_sft.model.precision import at_least_float32
+from minimind_sft.model.precision import at_least_float32, for_matmul
 
 
 class Context(Protocol):
@@ -103,6 +103,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        x_TD = for_matmul(x_TD, self.q_proj.weight)
         q_THD, k_TGD, v_TGD = (
             proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -124,6 +125,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        x_TD = for_matmul(x_TD, self.gate_proj.weight)
         return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
 

@@ -1,6 +1,7 @@
 """Mixture of experts: a router sends every token to a few of many SwiGLU networks.
 
-Shapes: T tokens, D hidden size, F expert width, E experts, K experts per token, N = T * K token copies.
+Shapes: T tokens, D hidden size, F expert width, E experts, K experts per token, N = T * K copies of tokens sorted by
+expert, n of them for one expert, S documents.
 """
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.config import ModelConfig
-from minimind_sft.model.precision import at_least_float32
+from minimind_sft.model.precision import at_least_float32, for_matmul
 
 
 class MixtureOfExperts(nn.Module):
@@ -60,10 +61,10 @@ class Experts(nn.Module):
 
         Experts without tokens take part with no rows, so that their gradient is zero and not missing.
         """
-        y = []
-        for e, x_nD in enumerate(x_ND.split(tokens_E.tolist())):
-            hidden_nF = F.silu(F.linear(x_nD, self.gate_proj[e])) * F.linear(x_nD, self.up_proj[e])
-            y.append(F.linear(hidden_nF, self.down_proj[e]))
+        x_ND, y = for_matmul(x_ND, self.gate_proj), []
+        weights = zip(self.gate_proj.unbind(), self.up_proj.unbind(), self.down_proj.unbind(), strict=True)
+        for x_nD, (gate_FD, up_FD, down_DF) in zip(x_ND.split(tokens_E.tolist()), weights, strict=True):
+            y.append(F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF))
         return torch.cat(y)
 
 
@@ -77,7 +78,7 @@ def balance_loss_sum(probs_TE: Tensor, chosen_TK: Tensor, document_T: Tensor, do
     Args:
         document_T: which of the `documents` documents each token belongs to.
     """
-    probs_TE, (experts_per_token, num_experts) = probs_TE, (chosen_TK.shape[1], probs_TE.shape[1])
+    experts_per_token, num_experts = chosen_TK.shape[1], probs_TE.shape[1]
     cell_TK = document_T[:, None] * num_experts + chosen_TK
     count_SE = cell_TK.flatten().bincount(minlength=documents * num_experts).view(documents, num_experts)
     tokens_S = count_SE.sum(1, keepdim=True) // experts_per_token

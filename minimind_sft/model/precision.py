@@ -15,3 +15,8 @@ def matmul_dtype(weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
+
+
+def for_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` as matrix products with `weight` read it: where several share it, autocast would convert it for each."""
+    return x.to(matmul_dtype(weight))
