@@ -16,8 +16,8 @@ from minimind_sft.errors import UserError
 MODEL = Path(__file__).resolve().parent.parent / "model"
 TOKENIZER = Tokenizer.from_folder(MODEL)
 BUNDLED = ChatTemplate(TOKENIZER)
-# Ids that training the bundled tokenizer anew may change; control tokens, bytes and digits keep theirs.
-SYSTEM, USER, ASSISTANT, BLANK_LINE = 420, 415, 421, 610
+# Merges: their ids change when the bundled tokenizer is trained anew. Those of control tokens and bytes do not.
+SYSTEM, USER, ASSISTANT, BLANK_LINE = map(TOKENIZER.token_to_id, ["system", "user", "assistant", "ĊĊ"])
 PLAIN_CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
 {%- endfor %}

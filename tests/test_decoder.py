@@ -353,14 +353,13 @@ def test_new_weights_are_normal_and_smaller_where_layers_add_up():
     model = MiniMindForCausalLM(replace(PRESETS["demo"], use_moe=True))
     layer = model.model.layers[0]
     residual = 0.02 / math.sqrt(12)
-    deviations = {
-        "embedding": (model.model.embed_tokens.weight, 0.02), "query": (layer.self_attn.q_proj.weight, 0.02),
-        "experts": (layer.mlp.experts.gate_proj, 0.02), "out": (layer.self_attn.o_proj.weight, residual),
-        "experts' out": (layer.mlp.experts.down_proj, residual),
-    }
-    for name, (weight, expected) in deviations.items():
-        assert weight.std().item() == pytest.approx(expected, rel=0.02), name
-        assert weight.mean().item() == pytest.approx(0.0, abs=3e-4), name
+    for weight, deviation in [
+        (model.model.embed_tokens.weight, 0.02), (layer.self_attn.q_proj.weight, 0.02),
+        (layer.mlp.experts.gate_proj, 0.02), (layer.self_attn.o_proj.weight, residual),
+        (layer.mlp.experts.down_proj, residual),
+    ]:
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+        assert weight.mean().item() == pytest.approx(0.0, abs=3e-4)
     assert all((p == 1).all() for p in model.parameters() if p.dim() == 1)
 
 
@@ -398,16 +397,11 @@ def test_a_tied_head_may_be_left_out_but_must_not_differ():
         model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"] + 1}, strict=True)
 
 
-def test_an_untied_head_must_be_there():
-    state = dict(build(TINY).state_dict())
-    del state["lm_head.weight"]
-    with pytest.raises(RuntimeError, match=r'Missing key.*"lm_head\.weight"'):
-        MiniMindForCausalLM(replace(TINY, tie_word_embeddings=False)).load_state_dict(state, strict=True)
-
-
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
-def test_a_missing_weight_is_named(name: str):
-    state = dict(build(TINY).state_dict())
-    del state[name], state["lm_head.weight"]
+@pytest.mark.parametrize(("config", "name"), [
+    (TINY, "model.norm.weight"), (TINY, "model.embed_tokens.weight"),
+    (replace(TINY, tie_word_embeddings=False), "lm_head.weight"),
+], ids=["norm", "embedding", "untied_head"])
+def test_a_missing_weight_is_named(config: ModelConfig, name: str):
+    state = {key: weight for key, weight in build(TINY).state_dict().items() if key not in (name, "lm_head.weight")}
     with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
-        MiniMindForCausalLM(TINY).load_state_dict(state, strict=True)
+        MiniMindForCausalLM(config).load_state_dict(state, strict=True)
