@@ -6,10 +6,10 @@ Needs matplotlib (pip install -e '.[dev]').
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
+from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
 
 SMOOTHING = 0.95
@@ -32,16 +32,11 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
         UserError: naming the file and line that cannot be read.
     """
-    lines = []
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                lines.append(json.loads(line))
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: not a line of metrics ({error})") from error
-    return lines
+    return [parse_json(line, f"{path}:{number}", "a line of metrics") for number, line in enumerate(lines, start=1)]
 
 
 def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
