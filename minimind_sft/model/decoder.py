@@ -144,8 +144,10 @@ class DecoderLayer(nn.Module):
         return x_TD
 
     def compile(self, **options) -> None:
-        """`torch.compile`, except for what the tokens attend to: that has another form in every batch."""
+        """`torch.compile`, but for attention and experts: the lengths they work on are others in every batch."""
         self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
+        if isinstance(self.mlp, MixtureOfExperts):
+            self.mlp.forward = torch.compiler.disable(self.mlp.forward)
         super().compile(**options)
 
 
