@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minimind_sft.config import PRESETS, ModelConfig, YarnScaling
-from minimind_sft.errors import UserError
 from minimind_sft.model import decoder
 from minimind_sft.model.decoder import MiniMindForCausalLM, rope_frequencies, rope_turns
 from minimind_sft.model.loss import IGNORE_INDEX
@@ -195,6 +194,14 @@ def test_yarn_frequencies_literally():
     assert frequencies.tolist() == pytest.approx([f * b for f, b in zip(plain, blend, strict=True)], rel=1e-12)
 
 
+def test_yarn_stretches_the_last_pair_wholly_where_no_pair_turns_less_than_once():
+    """MiniMind's bound is the last pair (transformers' lies beyond it): the blend is complete there."""
+    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
+    config = replace(TINY, head_dim=4, rope_theta=10000.0, rope_scaling=yarn, max_position_embeddings=2_000_000)
+    frequencies = rope_frequencies(config, torch.float64, torch.device("cpu"))
+    assert frequencies.tolist() == pytest.approx([1.0, 0.01 / 4], rel=1e-12)
+
+
 def test_yarn_leaves_a_model_alone_that_stays_within_its_original_context():
     inside = replace(YARN_CONFIG, max_position_embeddings=1024)
     frequencies = rope_frequencies(inside, torch.float64, torch.device("cpu"))
@@ -361,47 +368,3 @@ def test_new_weights_are_normal_and_smaller_where_layers_add_up():
         assert weight.std().item() == pytest.approx(deviation, rel=0.02)
         assert weight.mean().item() == pytest.approx(0.0, abs=3e-4)
     assert all((p == 1).all() for p in model.parameters() if p.dim() == 1)
-
-
-# state dicts
-
-
-def test_state_dict_names_and_shapes_are_qwen3s():
-    model = MiniMindForCausalLM(replace(TINY, num_hidden_layers=1))
-    assert {name: tuple(weight.shape) for name, weight in model.state_dict().items()} == {
-        "model.embed_tokens.weight": (61, 24),
-        "model.layers.0.input_layernorm.weight": (24,),
-        "model.layers.0.self_attn.q_proj.weight": (32, 24),
-        "model.layers.0.self_attn.k_proj.weight": (16, 24),
-        "model.layers.0.self_attn.v_proj.weight": (16, 24),
-        "model.layers.0.self_attn.o_proj.weight": (24, 32),
-        "model.layers.0.self_attn.q_norm.weight": (8,),
-        "model.layers.0.self_attn.k_norm.weight": (8,),
-        "model.layers.0.post_attention_layernorm.weight": (24,),
-        "model.layers.0.mlp.gate_proj.weight": (40, 24),
-        "model.layers.0.mlp.up_proj.weight": (40, 24),
-        "model.layers.0.mlp.down_proj.weight": (24, 40),
-        "model.norm.weight": (24,),
-        "lm_head.weight": (61, 24),
-    }
-
-
-def test_a_tied_head_may_be_left_out_but_must_not_differ():
-    state = dict(build(TINY).state_dict())
-    model = MiniMindForCausalLM(TINY)
-    del state["lm_head.weight"]
-    model.load_state_dict(state, strict=True)
-    torch.testing.assert_close(model.lm_head.weight.data, state["model.embed_tokens.weight"], rtol=0, atol=0)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    with pytest.raises(UserError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
-        model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"] + 1}, strict=True)
-
-
-@pytest.mark.parametrize(("config", "name"), [
-    (TINY, "model.norm.weight"), (TINY, "model.embed_tokens.weight"),
-    (replace(TINY, tie_word_embeddings=False), "lm_head.weight"),
-], ids=["norm", "embedding", "untied_head"])
-def test_a_missing_weight_is_named(config: ModelConfig, name: str):
-    state = {key: weight for key, weight in build(TINY).state_dict().items() if key not in (name, "lm_head.weight")}
-    with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
-        MiniMindForCausalLM(config).load_state_dict(state, strict=True)

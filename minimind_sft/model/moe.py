@@ -82,7 +82,7 @@ def balance_loss_sum(probs_TE: Tensor, chosen_TK: Tensor, document_T: Tensor, do
     cell_TK = document_T[:, None] * num_experts + chosen_TK
     count_SE = cell_TK.flatten().bincount(minlength=documents * num_experts).view(documents, num_experts)
     tokens_S = count_SE.sum(1, keepdim=True) // experts_per_token
-    load_SE = count_SE.to(probs_TE.dtype) / tokens_S.clamp(min=1)
+    load_SE = count_SE.to(probs_TE.dtype) / tokens_S
     return num_experts * (load_SE[document_T] * probs_TE).sum()
 
 
