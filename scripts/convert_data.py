@@ -90,8 +90,11 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     print(f"{path}: {len(rows):,} rows")
 
 
