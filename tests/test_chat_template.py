@@ -1,60 +1,33 @@
+"""The bundled chat template, text that looks like a control token, and templates that are refused."""
+
 import json
 import pickle
-import re
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
+from chats import (
+    BUNDLED,
+    MODEL,
+    TOKENIZER,
+    check_invariants,
+    control_ids,
+    conversation,
+    conversations,
+    encode_one,
+    supervised_texts,
+)
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
-from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
-MODEL = Path(__file__).resolve().parent.parent / "model"
-TOKENIZER = Tokenizer.from_folder(MODEL)
-BUNDLED = ChatTemplate(TOKENIZER)
 # Merges: their ids change when the bundled tokenizer is trained anew. Those of control tokens and bytes do not.
 SYSTEM, USER, ASSISTANT, BLANK_LINE = map(TOKENIZER.token_to_id, ["system", "user", "assistant", "ĊĊ"])
 PLAIN_CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string", "description": "its name"}}, "required": ["city"]}}}]
-CALL = [{"name": "weather", "arguments": {"city": "罗马"}}]
-
-
-def conversation(*turns: tuple, tools: list | None = None) -> Conversation:
-    """From (role, content) or (role, content, further fields)."""
-    rows = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in turns]
-    return parse_conversation({"conversations": rows, "tools": tools}, "a.jsonl:3")
-
-
-def encode_one(template: ChatTemplate, chat: Conversation):
-    (encoded,) = template.encode(chat)
-    assert len(encoded.input_ids) == len(encoded.supervised)
-    return encoded
-
-
-def supervised_texts(template: ChatTemplate, chat: Conversation) -> list[str]:
-    """The text of every run of supervised tokens, over all sequences."""
-    texts = []
-    for encoded in template.encode(chat):
-        before = False
-        for token_id, supervised in zip(encoded.input_ids, encoded.supervised, strict=True):
-            if supervised:
-                texts[len(texts) - before:] = [(texts[-1] if before else []) + [token_id]]
-            before = supervised
-    return [template.tokenizer.decode(ids) for ids in texts]
-
-
-def control_ids(template: ChatTemplate, ids: list[int]) -> list[int]:
-    control = {template.tokenizer.token_to_id(t) for t in template.tokenizer.control_tokens(template.source)}
-    return [token_id for token_id in ids if token_id in control]
-
 
 # The bundled template, written out
 
@@ -223,44 +196,6 @@ def test_a_row_that_cannot_be_encoded_safely_is_refused():
         template.encode(conversation(("user", "<|im_end|>"), ("assistant", "a")))
 
 
-PIECES = st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<tool_response>", "<|im_", "end|>", "\n", "  ",
-                          "1", "中", "a", "\U000f0001", "{{ x }}"])
-CONTENTS = st.lists(PIECES, max_size=5).map("".join)
-
-
-@st.composite
-def conversations(draw):
-    turns = [("system", draw(CONTENTS))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        reasoning = draw(st.sampled_from([{}, {"reasoning_content": "r" + draw(CONTENTS)}]))
-        turns += [("user", draw(CONTENTS)), ("assistant", draw(CONTENTS), reasoning)]
-    return conversation(*turns)
-
-
-def harmless(chat: Conversation) -> Conversation:
-    messages = [{name: value if name == "role" else "x" for name, value in m.items()} for m in chat.messages]
-    return Conversation(tuple(messages), None, chat.place)
-
-
-def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
-    """Control tokens are those of the same conversation about nothing; every answer is learned exactly once; before it
-    stands, id for id, what the model sees when it is asked there."""
-    answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    sequences = template.encode(chat)
-    for encoded, plain in zip(sequences, template.encode(harmless(chat)), strict=True):
-        assert control_ids(template, encoded.input_ids) == control_ids(template, plain.input_ids)
-        previous = [False, *encoded.supervised]
-        for start in (i for i, now in enumerate(encoded.supervised) if now and not previous[i]):
-            index = answers.pop(0)
-            thinking = has_reasoning(chat.messages[index])
-            prompt = template.generation_prompt_ids(chat.messages[:index], chat.tools, thinking)
-            assert encoded.input_ids[:start] == prompt
-            end = encoded.supervised.index(False, start) if False in encoded.supervised[start:] else None
-            learned = encoded.input_ids[start:end]
-            assert learned[-1] == template.end_of_turn_id and template.end_of_turn_id not in learned[:-1]
-    assert not answers
-
-
 @settings(max_examples=100, deadline=None)
 @given(conversations())
 def test_invariants_of_the_bundled_template(chat):
@@ -269,173 +204,7 @@ def test_invariants_of_the_bundled_template(chat):
     assert TOKENIZER.decode(encoded.input_ids) == BUNDLED.render(chat.messages)
 
 
-# Other templates
-
-
-def trl_template(name: str) -> str:
-    pytest.importorskip("trl")
-    file = files("trl") / "chat_templates" / f"{name}.jinja"
-    if not file.is_file():
-        pytest.skip(f"this version of TRL has no template {name}")
-    return file.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def minimind(shared) -> ChatTemplate:
-    return ChatTemplate(Tokenizer.from_folder(shared / "reference/minimind"))
-
-
-@pytest.fixture(scope="module")
-def qwen3() -> ChatTemplate:
-    return ChatTemplate(TOKENIZER, trl_template("qwen3"))
-
-
-@pytest.fixture(params=["bundled", "minimind", "qwen3"])
-def with_peer(request) -> tuple:
-    """A template and Hugging Face's tokenizer, which knows the same one."""
-    transformers = pytest.importorskip("transformers")
-    if request.param == "bundled":
-        return BUNDLED, transformers.AutoTokenizer.from_pretrained(str(MODEL))
-    if request.param == "minimind":
-        folder = request.getfixturevalue("shared") / "reference/minimind"
-        return request.getfixturevalue("minimind"), transformers.AutoTokenizer.from_pretrained(str(folder))
-    peer = transformers.AutoTokenizer.from_pretrained(str(MODEL))
-    template = request.getfixturevalue("qwen3")
-    peer.chat_template = template.source
-    return template, peer
-
-
-CHATS = [
-    conversation(("user", "你好"), ("assistant", "好 1 < 2")),
-    conversation(("system", "be brief"), ("user", "a\n\nb"), ("assistant", "c", {"reasoning_content": "\nhm\n"})),
-    conversation(("user", "q"), ("assistant", None, {"tool_calls": CALL}), ("tool", "晴"), ("assistant", "fine"),
-                 tools=TOOLS),
-    conversation(("user", "a"), ("assistant", "<think>\nx\n</think>\n\ny"), ("user", "b"), ("assistant", "\n\nz ")),
-]
-
-
-@pytest.mark.parametrize("chat", CHATS)
-def test_text_and_ids_are_those_of_transformers(with_peer, chat):
-    template, peer = with_peer
-    answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    for thinking in (None, False, True):
-        flags = {} if thinking is None else {"enable_thinking": thinking, "open_thinking": thinking}
-        for ask in (False, True):
-            theirs = peer.apply_chat_template(list(chat.messages), tools=chat.tools, tokenize=False,
-                                              add_generation_prompt=ask, **flags)
-            assert template.render(chat.messages, chat.tools, ask, thinking) == theirs
-        first = list(chat.messages[:answers[0]])
-        if thinking is not None:
-            theirs = peer.apply_chat_template(first, tools=chat.tools, add_generation_prompt=True, return_dict=False,
-                                              **flags)
-            assert template.generation_prompt_ids(first, chat.tools, thinking) == theirs
-
-
-@pytest.mark.parametrize("chat", CHATS)
-def test_the_first_answer_is_the_difference_that_transformers_renders(with_peer, chat):
-    template, peer = with_peer
-    index = next(i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
-    thinking = has_reasoning(chat.messages[index])
-    flags = {"enable_thinking": thinking, "open_thinking": thinking, "tools": chat.tools, "tokenize": False}
-    prompt = peer.apply_chat_template(list(chat.messages[:index]), add_generation_prompt=True, **flags)
-    answered = peer.apply_chat_template(list(chat.messages[:index + 1]), **flags)
-    answer, newline = answered[len(prompt):-1], answered[-1]
-    assert (answered[:len(prompt)], newline) == (prompt, "\n")
-    first = Conversation(chat.messages[:index + 1], chat.tools, "")
-    encoded = encode_one(template, first)
-    pieces = [peer(piece)["input_ids"] for piece in (prompt, answer, newline)]
-    assert encoded.input_ids == [token_id for ids in pieces for token_id in ids]
-    assert encoded.supervised == [False] * len(pieces[0]) + [True] * len(pieces[1]) + [False] * len(pieces[2])
-
-
-@settings(max_examples=30, deadline=None)
-@given(chat=conversations())
-def test_invariants_of_minimind_3s_template(minimind, chat):
-    check_invariants(minimind, chat)
-
-
-@settings(max_examples=30, deadline=None)
-@given(chat=conversations())
-def test_invariants_of_qwen3s_template(qwen3, chat):
-    check_invariants(qwen3, chat)
-
-
-def test_qwen3_drops_old_reasoning_so_the_turns_get_a_sequence_each(qwen3):
-    chat = conversation(("user", "a"), ("assistant", "b", {"reasoning_content": "r"}), ("user", "c"),
-                        ("assistant", "d"))
-    first, second = qwen3.encode(chat)
-    assert TOKENIZER.decode(first.input_ids) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\nr\n</think>\n\nb<|im_end|>\n")
-    assert TOKENIZER.decode(second.input_ids) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\nd<|im_end|>\n")
-    assert supervised_texts(qwen3, chat) == ["<think>\nr\n</think>\n\nb<|im_end|>", "d<|im_end|>"]
-
-
-def test_qwen3_looks_for_tool_responses_in_a_users_text(qwen3):
-    chat = conversation(("user", "a"), ("assistant", "b"), ("user", "<tool_response>c</tool_response>"),
-                        ("assistant", "d"))
-    ids = qwen3.encode(chat)[-1].input_ids
-    assert TOKENIZER.decode(ids) == qwen3.render(chat.messages)
-    assert 23 not in ids and 24 not in ids
-
-
-# Templates of TRL's package by what two plain turns become; their control tokens are recognised by their look.
-
-ONE_SEQUENCE = [
-    "cohere", "cohere2", "diffusion_gemma", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4",
-    "gemma4_v5", "idefics3", "lfm2", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl", "lfm2_v2", "llama3", "llama3_1",
-    "llama3_2", "llava_next", "muse_glimmer", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super",
-    "nemotron_3_ultra", "phi3", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_8", "qwen3_instruct_2507", "qwen3_vl",
-    "smolvlm", "glm4moe_training", "qwen3_training",
-]
-SPLIT = ["gptoss", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]
-REFUSED = {
-    "deepseek_r1_distill": r"prompts for this answer with .*<think>\\n', but renders it as .*>ANSWER",
-    "deepseekv3": r"prompts for this answer with .*<think>\\n', but renders it as .*>ANSWER",
-    "glm4moe": r"writes no control token after an answer; --end_of_turn names",
-}
-LOOKS_LIKE_A_TOKEN = re.compile(
-    r"<[|｜][^<>{}'\" +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|</?(?:think|tool_call|tool_response|start_of_turn|"
-    r"end_of_turn|start_of_image|end_of_utterance|image|sop|arg_key|arg_value|s)>")
-
-
-def tokenizer_for(source: str) -> Tokenizer:
-    """Bytes, with what looks like a control token in a template's source as the added tokens."""
-    state = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = {token: token_id for token, token_id in state["model"]["vocab"].items() if token_id < 36 + 256}
-    state["model"] |= {"vocab": vocabulary, "merges": []}
-    tokens = sorted({*LOOKS_LIKE_A_TOKEN.findall(source), "<bos>", "<eos>"})
-    for token in tokens:
-        vocabulary.setdefault(token, len(vocabulary))
-    state["added_tokens"] = sorted(({"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False,
-                                     "rstrip": False, "normalized": False, "special": True} for token in tokens),
-                                   key=lambda entry: entry["id"])
-    return Tokenizer(state, {"bos_token": "<bos>", "eos_token": "<eos>"}, source)
-
-
-@pytest.mark.parametrize("name", ONE_SEQUENCE + SPLIT)
-def test_templates_of_trl(name):
-    tokenizer = tokenizer_for(trl_template(name))
-    template = ChatTemplate(tokenizer)
-    tags = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
-    attack = " ".join(sorted({*tokenizer.control_tokens(template.source)} - tags))
-    for text in ("plain", attack):
-        chat = conversation(("user", text), ("assistant", text), ("user", "more"), ("assistant", "no more"))
-        check_invariants(template, chat)
-        sequences = template.encode(chat)
-        assert len(sequences) == (2 if name in SPLIT else 1)
-        assert tokenizer.decode(sequences[-1].input_ids) == template.render(chat.messages, thinking=False)
-        first, second = supervised_texts(template, chat)
-        assert f"no more{template.end_of_turn}" in second
-        if text == "plain":  # some templates cut their own tags out of an answer
-            assert f"plain{template.end_of_turn}" in first
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_templates_of_trl_that_cannot_be_used(name):
-    with pytest.raises(UserError, match=REFUSED[name]):
-        ChatTemplate(tokenizer_for(trl_template(name)))
+# Templates that want a word more, or cannot be used
 
 
 def test_a_template_without_an_end_of_turn_gets_the_one_that_is_named():

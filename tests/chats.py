@@ -1,0 +1,83 @@
+"""Conversations for the tests of the chat template, and what must hold for each of them."""
+
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
+from minimind_sft.data.conversation import Conversation, parse_conversation
+from minimind_sft.data.tokenizer import Tokenizer
+
+MODEL = Path(__file__).resolve().parent.parent / "model"
+TOKENIZER = Tokenizer.from_folder(MODEL)
+BUNDLED = ChatTemplate(TOKENIZER)
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "description": "its name"}}, "required": ["city"]}}}]
+CALL = [{"name": "weather", "arguments": {"city": "罗马"}}]
+
+
+def conversation(*turns: tuple, tools: list | None = None) -> Conversation:
+    """From (role, content) or (role, content, further fields)."""
+    rows = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in turns]
+    return parse_conversation({"conversations": rows, "tools": tools}, "a.jsonl:3")
+
+
+def encode_one(template: ChatTemplate, chat: Conversation):
+    (encoded,) = template.encode(chat)
+    assert len(encoded.input_ids) == len(encoded.supervised)
+    return encoded
+
+
+def supervised_texts(template: ChatTemplate, chat: Conversation) -> list[str]:
+    """The text of every run of supervised tokens, over all sequences."""
+    texts = []
+    for encoded in template.encode(chat):
+        before = False
+        for token_id, supervised in zip(encoded.input_ids, encoded.supervised, strict=True):
+            if supervised:
+                texts[len(texts) - before:] = [(texts[-1] if before else []) + [token_id]]
+            before = supervised
+    return [template.tokenizer.decode(ids) for ids in texts]
+
+
+def control_ids(template: ChatTemplate, ids: list[int]) -> list[int]:
+    control = {template.tokenizer.token_to_id(t) for t in template.tokenizer.control_tokens(template.source)}
+    return [token_id for token_id in ids if token_id in control]
+
+
+PIECES = st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<tool_response>", "<|im_", "end|>", "\n", "  ",
+                          "1", "中", "a", "\U000f0001", "{{ x }}"])
+CONTENTS = st.lists(PIECES, max_size=5).map("".join)
+
+
+@st.composite
+def conversations(draw):
+    turns = [("system", draw(CONTENTS))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        reasoning = draw(st.sampled_from([{}, {"reasoning_content": "r" + draw(CONTENTS)}]))
+        turns += [("user", draw(CONTENTS)), ("assistant", draw(CONTENTS), reasoning)]
+    return conversation(*turns)
+
+
+def harmless(chat: Conversation) -> Conversation:
+    messages = [{name: value if name == "role" else "x" for name, value in m.items()} for m in chat.messages]
+    return Conversation(tuple(messages), None, chat.place)
+
+
+def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
+    """Control tokens are those of the same conversation about nothing; every answer is learned exactly once; before it
+    stands, id for id, what the model sees when it is asked there."""
+    answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    sequences = template.encode(chat)
+    for encoded, plain in zip(sequences, template.encode(harmless(chat)), strict=True):
+        assert control_ids(template, encoded.input_ids) == control_ids(template, plain.input_ids)
+        previous = [False, *encoded.supervised]
+        for start in (i for i, now in enumerate(encoded.supervised) if now and not previous[i]):
+            index = answers.pop(0)
+            thinking = has_reasoning(chat.messages[index])
+            prompt = template.generation_prompt_ids(chat.messages[:index], chat.tools, thinking)
+            assert encoded.input_ids[:start] == prompt
+            end = encoded.supervised.index(False, start) if False in encoded.supervised[start:] else None
+            learned = encoded.input_ids[start:end]
+            assert learned[-1] == template.end_of_turn_id and template.end_of_turn_id not in learned[:-1]
+    assert not answers

@@ -1,0 +1,191 @@
+"""MiniMind-3's, Qwen3's and TRL's templates, beside transformers."""
+
+import json
+import re
+from importlib.resources import files
+
+import pytest
+from chats import (
+    BUNDLED,
+    CALL,
+    MODEL,
+    TOKENIZER,
+    TOOLS,
+    check_invariants,
+    conversation,
+    conversations,
+    encode_one,
+    supervised_texts,
+)
+from hypothesis import given, settings
+
+from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
+from minimind_sft.data.conversation import Conversation
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+
+def trl_template(name: str) -> str:
+    pytest.importorskip("trl")
+    file = files("trl") / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this version of TRL has no template {name}")
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def minimind(shared) -> ChatTemplate:
+    return ChatTemplate(Tokenizer.from_folder(shared / "reference/minimind"))
+
+
+@pytest.fixture(scope="module")
+def qwen3() -> ChatTemplate:
+    return ChatTemplate(TOKENIZER, trl_template("qwen3"))
+
+
+@pytest.fixture(params=["bundled", "minimind", "qwen3"])
+def with_peer(request) -> tuple:
+    """A template and Hugging Face's tokenizer, which knows the same one."""
+    transformers = pytest.importorskip("transformers")
+    if request.param == "bundled":
+        return BUNDLED, transformers.AutoTokenizer.from_pretrained(str(MODEL))
+    if request.param == "minimind":
+        folder = request.getfixturevalue("shared") / "reference/minimind"
+        return request.getfixturevalue("minimind"), transformers.AutoTokenizer.from_pretrained(str(folder))
+    peer = transformers.AutoTokenizer.from_pretrained(str(MODEL))
+    template = request.getfixturevalue("qwen3")
+    peer.chat_template = template.source
+    return template, peer
+
+
+CHATS = [
+    conversation(("user", "你好"), ("assistant", "好 1 < 2")),
+    conversation(("system", "be brief"), ("user", "a\n\nb"), ("assistant", "c", {"reasoning_content": "\nhm\n"})),
+    conversation(("user", "q"), ("assistant", None, {"tool_calls": CALL}), ("tool", "晴"), ("assistant", "fine"),
+                 tools=TOOLS),
+    conversation(("user", "a"), ("assistant", "<think>\nx\n</think>\n\ny"), ("user", "b"), ("assistant", "\n\nz ")),
+]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_text_and_ids_are_those_of_transformers(with_peer, chat):
+    template, peer = with_peer
+    answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    for thinking in (None, False, True):
+        flags = {} if thinking is None else {"enable_thinking": thinking, "open_thinking": thinking}
+        for ask in (False, True):
+            theirs = peer.apply_chat_template(list(chat.messages), tools=chat.tools, tokenize=False,
+                                              add_generation_prompt=ask, **flags)
+            assert template.render(chat.messages, chat.tools, ask, thinking) == theirs
+        first = list(chat.messages[:answers[0]])
+        if thinking is not None:
+            theirs = peer.apply_chat_template(first, tools=chat.tools, add_generation_prompt=True, return_dict=False,
+                                              **flags)
+            assert template.generation_prompt_ids(first, chat.tools, thinking) == theirs
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_the_first_answer_is_the_difference_that_transformers_renders(with_peer, chat):
+    template, peer = with_peer
+    index = next(i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
+    thinking = has_reasoning(chat.messages[index])
+    flags = {"enable_thinking": thinking, "open_thinking": thinking, "tools": chat.tools, "tokenize": False}
+    prompt = peer.apply_chat_template(list(chat.messages[:index]), add_generation_prompt=True, **flags)
+    answered = peer.apply_chat_template(list(chat.messages[:index + 1]), **flags)
+    answer, newline = answered[len(prompt):-1], answered[-1]
+    assert (answered[:len(prompt)], newline) == (prompt, "\n")
+    first = Conversation(chat.messages[:index + 1], chat.tools, "")
+    encoded = encode_one(template, first)
+    pieces = [peer(piece)["input_ids"] for piece in (prompt, answer, newline)]
+    assert encoded.input_ids == [token_id for ids in pieces for token_id in ids]
+    assert encoded.supervised == [False] * len(pieces[0]) + [True] * len(pieces[1]) + [False] * len(pieces[2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(chat=conversations())
+def test_invariants_of_minimind_3s_template(minimind, chat):
+    check_invariants(minimind, chat)
+
+
+@settings(max_examples=30, deadline=None)
+@given(chat=conversations())
+def test_invariants_of_qwen3s_template(qwen3, chat):
+    check_invariants(qwen3, chat)
+
+
+def test_qwen3_drops_old_reasoning_so_the_turns_get_a_sequence_each(qwen3):
+    chat = conversation(("user", "a"), ("assistant", "b", {"reasoning_content": "r"}), ("user", "c"),
+                        ("assistant", "d"))
+    first, second = qwen3.encode(chat)
+    assert TOKENIZER.decode(first.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\nr\n</think>\n\nb<|im_end|>\n")
+    assert TOKENIZER.decode(second.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nd<|im_end|>\n")
+    assert supervised_texts(qwen3, chat) == ["<think>\nr\n</think>\n\nb<|im_end|>", "d<|im_end|>"]
+
+
+def test_qwen3_looks_for_tool_responses_in_a_users_text(qwen3):
+    chat = conversation(("user", "a"), ("assistant", "b"), ("user", "<tool_response>c</tool_response>"),
+                        ("assistant", "d"))
+    ids = qwen3.encode(chat)[-1].input_ids
+    assert TOKENIZER.decode(ids) == qwen3.render(chat.messages)
+    assert 23 not in ids and 24 not in ids
+
+
+# Templates of TRL's package by what two plain turns become; their control tokens are recognised by their look.
+
+ONE_SEQUENCE = [
+    "cohere", "cohere2", "diffusion_gemma", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4",
+    "gemma4_v5", "idefics3", "lfm2", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl", "lfm2_v2", "llama3", "llama3_1",
+    "llama3_2", "llava_next", "muse_glimmer", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super",
+    "nemotron_3_ultra", "phi3", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_8", "qwen3_instruct_2507", "qwen3_vl",
+    "smolvlm", "glm4moe_training", "qwen3_training",
+]
+SPLIT = ["gptoss", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]
+REFUSED = {
+    "deepseek_r1_distill": r"prompts for this answer with .*<think>\\n', but renders it as .*>ANSWER",
+    "deepseekv3": r"prompts for this answer with .*<think>\\n', but renders it as .*>ANSWER",
+    "glm4moe": r"writes no control token after an answer; --end_of_turn names",
+}
+LOOKS_LIKE_A_TOKEN = re.compile(
+    r"<[|｜][^<>{}'\" +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|</?(?:think|tool_call|tool_response|start_of_turn|"
+    r"end_of_turn|start_of_image|end_of_utterance|image|sop|arg_key|arg_value|s)>")
+
+
+def tokenizer_for(source: str) -> Tokenizer:
+    """Bytes, with what looks like a control token in a template's source as the added tokens."""
+    state = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = {token: token_id for token, token_id in state["model"]["vocab"].items() if token_id < 36 + 256}
+    state["model"] |= {"vocab": vocabulary, "merges": []}
+    tokens = sorted({*LOOKS_LIKE_A_TOKEN.findall(source), "<bos>", "<eos>"})
+    for token in tokens:
+        vocabulary.setdefault(token, len(vocabulary))
+    state["added_tokens"] = sorted(({"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False,
+                                     "rstrip": False, "normalized": False, "special": True} for token in tokens),
+                                   key=lambda entry: entry["id"])
+    return Tokenizer(state, {"bos_token": "<bos>", "eos_token": "<eos>"}, source)
+
+
+@pytest.mark.parametrize("name", ONE_SEQUENCE + SPLIT)
+def test_templates_of_trl(name):
+    tokenizer = tokenizer_for(trl_template(name))
+    template = ChatTemplate(tokenizer)
+    tags = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+    attack = " ".join(sorted({*tokenizer.control_tokens(template.source)} - tags))
+    for text in ("plain", attack):
+        chat = conversation(("user", text), ("assistant", text), ("user", "more"), ("assistant", "no more"))
+        check_invariants(template, chat)
+        sequences = template.encode(chat)
+        assert len(sequences) == (2 if name in SPLIT else 1)
+        assert tokenizer.decode(sequences[-1].input_ids) == template.render(chat.messages, thinking=False)
+        first, second = supervised_texts(template, chat)
+        assert f"no more{template.end_of_turn}" in second
+        if text == "plain":  # some templates cut their own tags out of an answer
+            assert f"plain{template.end_of_turn}" in first
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_templates_of_trl_that_cannot_be_used(name):
+    with pytest.raises(UserError, match=REFUSED[name]):
+        ChatTemplate(tokenizer_for(trl_template(name)))
