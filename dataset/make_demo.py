@@ -16,24 +16,24 @@ from demo.common import LANGUAGES, Dice, Question
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_PER_KIND = 35
-THINKING_PER_LANGUAGE = 110
+THINKING_PER_LANGUAGE = 90
 
 # kind -> (its questions in one language, training rows per language)
 KINDS: dict[str, tuple[Callable[[Dice, str], list[Question]], int]] = {
-    "identity": (talk.identity_questions, 250),
-    "arithmetic": (arithmetic.questions, 420),
-    "facts": (knowledge.fact_questions, 580),
+    "identity": (talk.identity_questions, 300),
+    "arithmetic": (arithmetic.questions, 450),
+    "facts": (knowledge.fact_questions, 380),
+    "words": (knowledge.word_questions, 320),
     "units": (units.questions, 280),
-    "strings": (lists.string_questions, 420),
-    "format": (turns.format_questions, 300),
+    "strings": (lists.questions, 450),
+    "format": (turns.format_questions, 350),
     "follow_up": (turns.follow_up_questions, 300),
-    "refusal": (talk.refusal_questions, 190),
-    "comparison": (numbers.comparison_questions, 230),
-    "sequence": (numbers.sequence_questions, 270),
-    "translation": (knowledge.translation_questions, 320),
-    "lookup": (lists.lookup_questions, 280),
+    "refusal": (talk.refusal_questions, 170),
+    "comparison": (numbers.comparison_questions, 320),
+    "sequence": (numbers.sequence_questions, 380),
+    "translation": (knowledge.translation_questions, 600),
 }
-PRETRAINING = (arithmetic, numbers, knowledge, units, lists, talk, turns, stories)
+PRETRAINING = (arithmetic, numbers, knowledge, units, talk, turns, stories)
 
 
 def round_robin(dice: Dice, questions: list[Question], count: int) -> list[Question]:

@@ -129,7 +129,7 @@ class ModelConfig:
 
 
 PRESETS = {
-    "demo": ModelConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+    "demo": ModelConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
                         intermediate_size=512),
     "26m": ModelConfig(hidden_size=512, num_hidden_layers=8),
     "26m-moe": ModelConfig(hidden_size=512, num_hidden_layers=8, use_moe=True),

@@ -116,7 +116,8 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
 
 
 class Training:
-    """A whole Fit over tiny data in a folder; `weights` holds what write_weights was called with, by step."""
+    """A whole Fit over tiny data in a folder; `weights` holds the
+    validation loss that write_weights was called with, by step."""
 
     def __init__(self, folder, resume: bool = False, evaluations=None, **changes):
         config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, save_interval=3, eval_interval=4,
@@ -139,7 +140,7 @@ class Training:
             evaluate = lambda: SimpleNamespace(loss=next(losses), perplexity=1.0)  # noqa: E731
         self.fit = Fit(config, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
                        scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=folder / "resume",
-                       evaluate=evaluate, write_weights=lambda state: self.weights.update({state.step: 1}))
+                       evaluate=evaluate, write_weights=lambda state: self.weights.update({state.step: state.eval_loss}))
 
     def run(self, interrupt_at: int | None = None) -> int:
         if interrupt_at is not None:
@@ -184,14 +185,14 @@ def test_the_best_weights_are_kept_and_the_last_where_nothing_is_better(tmp_path
     # comes before the first evaluation: the weights are written with it, so that there are some.
     training = Training(tmp_path, evaluations=[1.0, 3.0, 2.0, 2.5, 2.2])
     training.run()
-    assert list(training.weights) == [3, 4, 8]
+    assert training.weights == {3: None, 4: 3.0, 8: 2.0}
     assert training.state.best_eval_loss == 2.0
 
 
 def test_without_keep_best_the_weights_are_the_last(tmp_path):
     training = Training(tmp_path, evaluations=[1.0, 3.0, 2.0, 2.5, 2.2], keep_best=0)
     training.run()
-    assert list(training.weights) == [3, 6, 9, 12, 15, 16]
+    assert training.weights == {3: None, 6: None, 9: None, 12: 2.5, 15: None, 16: 2.2}
 
 
 def test_too_many_bad_steps_end_the_training_with_the_weights_before_them(tmp_path):

@@ -14,8 +14,8 @@ import pytest
 DATASET = Path(__file__).resolve().parent.parent / "dataset"
 FILES = ("pretrain_demo.jsonl", "sft_demo.jsonl", "sft_demo_heldout.jsonl")
 KINDS = {
-    "identity", "arithmetic", "facts", "units", "strings", "format", "follow_up", "refusal", "comparison", "sequence",
-    "translation", "lookup",
+    "identity", "arithmetic", "facts", "words", "units", "strings", "format", "follow_up", "refusal", "comparison",
+    "sequence", "translation",
 }  # fmt: skip
 # a sum in any of the ways that the data writes one; found at every place, so that "1 + 2 + 3" gives both its sums
 SUM = re.compile(r"(?<!\d)(?=(\d+) ?(\+|-|\*|plus|minus|times|加|减|乘以) ?(\d+))")
@@ -106,9 +106,9 @@ def test_sft_rows_have_the_schema(training, held_out):
         )
         assert chinese or row["language"] == "en"
     assert {row["kind"] for row in training} == KINDS
-    assert 7000 <= len(training) <= 8500
+    assert 8_000 <= len(training) <= 9_500
     thinking = [row for row in training if "reasoning_content" in row["conversations"][-1]]
-    assert 0.02 < len(thinking) / len(training) < 0.04
+    assert 0.015 < len(thinking) / len(training) < 0.03
 
 
 def test_held_out_set_is_balanced(held_out):
@@ -133,40 +133,42 @@ def test_no_held_out_sum_is_asked_anywhere_and_all_are_stated(texts, training, h
     for row in training:
         for message in row["conversations"]:
             asked |= sums_in(message["content"]) | sums_in(message.get("reasoning_content", ""))
-    lines = [line for text in texts for line in text.split("\n")]
-    for line in lines:
-        if line.startswith(("Question: ", "问：")):
-            asked |= sums_in(line)
-    assert len(asked) > 600
+    stated = set()
+    for text in texts:
+        asked |= sums_in("\n".join(re.findall(r"^(?:Question:|问：)\n(.*)$", text, re.MULTILINE)))
+        stated |= sums_in(text)
+    assert len(asked) > 250
     assert not wanted & asked
-    assert wanted <= set().union(*map(sums_in, lines))
+    assert wanted <= stated
 
 
 def test_no_held_out_question_is_asked_in_the_pretraining_text(texts, held_out):
     """The pretraining text asks in plain text; a question with all that stands before it must not be there."""
     labels = {
-        "en": {"system": "Instruction: ", "user": "Question: ", "assistant": "Answer: "},
+        "en": {"system": "Instruction:", "user": "Question:", "assistant": "Answer:"},
         "zh": {"system": "要求：", "user": "问：", "assistant": "答："},
     }
     everything = "\n".join(texts)
-    assert everything.count("\nAnswer: ") > 10_000 and everything.count("\n答：") > 10_000
+    assert everything.count("\nAnswer:\n") > 10_000 and everything.count("\n答：\n") > 10_000
     for row in held_out:
-        asked = [labels[row["language"]][m["role"]] + m["content"] for m in row["conversations"][:-1]]
+        asked = [f"{labels[row['language']][m['role']]}\n{m['content']}" for m in row["conversations"][:-1]]
         assert "\n".join(asked) + "\n" not in everything, asked
 
 
-def test_held_out_facts_are_stated_in_the_pretraining_text_only(texts, training, held_out):
-    lines = {line for text in texts for line in re.split(r"\n(?!\S+ is its|.+是它)", text)}
-    taught = {(question, answer) for question, answer in of_kind(training, "facts")}
-    for question, answer in of_kind(held_out, "facts"):
-        assert (question, answer) not in taught
-        quoted = re.search(r'["“](.+)["”]', question)
-        named = re.search(
-            r".* (?:of|is) (.+)[.?]$|^(?:说出|写出)?(.+?)(?:的(?:首都|货币|语言|化学符号|符号)|所?在)", question
-        )
-        entity = quoted[1] if quoted else next(filter(None, named.groups()))
-        stated = [line for line in lines if entity.lower() in line.lower() and answer in line]
-        assert len(stated) >= 4, f"{question} {answer}: stated {len(stated)} times"
+ASKED_ABOUT = re.compile(
+    r'["“](.+)["”]|(?:capital|currency|continent|symbol) of (.+)[?.]$|^.*(?:is|in|write) (.+)\?$|(\d+)|'
+    r"(?:哪个城市是|化学家怎么写)(.+?)(?:的首都)?？|(?:说出|写出|在)?(.+?)(?:的|所在|在|位于|用什么钱)"
+)
+
+
+def test_held_out_facts_are_taught_in_other_words(training, held_out):
+    """Here only the wording is new: another question about the same is answered the same."""
+    for kind in ("facts", "words", "translation", "units"):
+        taught = of_kind(training, kind)
+        for question, answer in of_kind(held_out, kind):
+            entity = next(filter(None, ASKED_ABOUT.search(question).groups()))
+            same = [other for other, its_answer in taught if entity in other and its_answer == answer]
+            assert same and question not in same, (question, entity)
 
 
 def test_sums_are_right_everywhere(texts, training, held_out):
@@ -174,7 +176,7 @@ def test_sums_are_right_everywhere(texts, training, held_out):
         r"(?<![\d*+-] )(?<!\d)(\d+) ?(\+|-|\*|plus|minus|times|加|减|乘以) ?(\d+)(?: = | is |等于)(\d+)"
     )
     found = [match for text in texts for match in stated.findall(text)]
-    assert len(found) > 8_000
+    assert len(found) > 5_000
     for a, sign, b, value in found:
         assert APPLY[SIGN.get(sign, sign)](int(a), int(b)) == int(value), f"{a} {sign} {b} = {value}"
     for question, answer in of_kind(training + held_out, "arithmetic"):
@@ -195,49 +197,48 @@ def test_thinking_works_the_sum_out(training):
 FACTORS = {
     ("hours", "minutes"): 60, ("minutes", "seconds"): 60, ("days", "hours"): 24, ("weeks", "days"): 7,
     ("years", "months"): 12, ("metres", "centimetres"): 100, ("centimetres", "millimetres"): 10,
-    ("kilometres", "metres"): 1000, ("kilograms", "grams"): 1000, ("litres", "millilitres"): 1000,
+    ("kilometres", "metres"): 1000, ("kilograms", "grams"): 1000,
     ("yuan", "jiao"): 10, ("小时", "分钟"): 60, ("分钟", "秒"): 60, ("天", "小时"): 24, ("周", "天"): 7,
     ("年", "个月"): 12, ("米", "厘米"): 100, ("厘米", "毫米"): 10, ("公里", "米"): 1000, ("公斤", "克"): 1000,
-    ("升", "毫升"): 1000, ("元", "角"): 10,
+    ("元", "角"): 10,
 }  # fmt: skip
 
 
 def test_units_are_converted_right(training, held_out):
     for question, answer in of_kind(training + held_out, "units"):
-        count, large = re.search(r"(\d+) ?([a-z]+|个?[\u4e00-\u9fff]+?)(?:\?| to |是|换)", question).groups()
+        count, large = re.search(r"(\d+) ?([a-z]+|个?[\u4e00-\u9fff]+?)(?:\?| to | in |是|等于|换)", question).groups()
         value, small = re.fullmatch(r"(\d+) ?(\D+)", answer).groups()
         assert int(value) == int(count) * FACTORS[large, small], question
 
 
 def test_list_tasks_are_right(training, held_out):
     checked = Counter()
-    counted = {"两": 2, "三": 3, "四": 4, "五": 5}
+    counted = {"两": 2, "三": 3, "四": 4}
     for question, answer in of_kind(training + held_out, "strings"):
-        words = re.split(", |、", re.sub(r"^.*?[:：]|[?？]$", "", question).strip())
-        repeat = re.search(r"word (\w+) (\d) times|“(.+)”写(.)遍", question)
+        comma, plus, stop = (", ", " + ", ".") if question.isascii() else ("、", "+", "。")
+        repeat = re.search(r"word (\w+) (\d) times|把“(.+)”[写说](.)遍", question)
         if repeat:
-            word, times = repeat[1] or repeat[3], int(repeat[2] or counted[repeat[4]])
-            assert re.split(", |、", answer) == [word] * times
+            word, times = repeat[1] or repeat[3], repeat[2] or counted[repeat[4]]
+            assert answer.removeprefix("Here: ") == comma.join([word] * int(times)) + stop, question
             continue
+        words = re.split(", |、", re.sub(r"^.*?[:：]|[?？.。]$", "", question).strip())
         for signs, expected in {
-            ("last word", "最后一个"): words[-1],
-            ("first word", "第一个"): words[0],
-            ("second word", "第二个"): words[1],
-            ("Reverse", "倒过来"): (", " if question.isascii() else "、").join(reversed(words)),
-            ("hyphens", "横线"): "-".join(words),
-            ("How many", "几个词"): str(len(words)),
+            "last word|最后一个": f"It is {words[-1]}." if question.isascii() else f"{words[-1]}。",
+            "first word|第一个": f"It is {words[0]}." if question.isascii() else f"{words[0]}。",
+            "Reverse|backwards|倒": comma.join(reversed(words)) + stop,
+            "plus|加号": plus.join(words) + stop,
         }.items():
-            if any(sign in question for sign in signs):
+            if re.search(signs, question):
                 checked[signs] += 1
-                assert answer == expected, question
-    assert len(checked) == 6 and min(checked.values()) > 80
+                assert re.sub("^(Reversed|Joined): ", "", answer) == expected, question
+    assert len(checked) == 4 and min(checked.values()) > 80
 
 
 def test_number_sequences_and_comparisons_are_right(training, held_out):
     for question, answer in of_kind(training + held_out, "sequence"):
         numbers = [int(number) for number in re.findall(r"\d+", question)]
         if numbers:
-            assert int(answer) == 2 * numbers[-1] - numbers[-2] and len(numbers) == 4, question
+            assert int(answer) == 2 * numbers[-1] - numbers[-2] and len(numbers) == 3, question
     for question, answer in of_kind(training + held_out, "comparison"):
         numbers = [int(number) for number in re.findall(r"\d+", question)]
         if numbers:
@@ -245,22 +246,11 @@ def test_number_sequences_and_comparisons_are_right(training, held_out):
             assert answer == str(choose(numbers)), question
 
 
-def test_lookups_are_right(training, held_out):
-    for question, answer in of_kind(training + held_out, "lookup"):
-        *_, asked = re.split(r"\n|\. |。", question)
-        rows = re.findall(r"([A-Za-z\u4e00-\u9fff]+)(?: \| | )?(\d+)(?=[\n.,，。])", question)
-        matches = {f"{value}{unit}" for name, value in rows if re.search(rf"\b{name}\b|^{name}(?:有|多)", asked)
-                   for unit in ("", " yuan", "元")}  # fmt: skip
-        matches |= {name for name, value in rows if re.search(rf"(?<!\d){value}(?!\d)", asked)}
-        assert len(rows) in (3, 4) and answer in matches, question
-
-
 def test_formats_are_kept(training, held_out):
     looks = {
-        "JSON": r'\{"answer": "[^"]+"\}', "square brackets": r"\[.+\]", "Answer:": r"Answer: .+",
-        "exclamation": r".+!", "quotation": r'".+"', "twice": r"(.+), \1", "capital letters": r"[A-Z]+",
-        "方括号": r"\[.+\]", "答案：": r"答案：.+", "感叹号": r".+！", "引号": r"“.+”", "两遍": r"(.+)、\1",
-        "两种语言": r"[\u4e00-\u9fff]+ / [a-z]+",
+        "JSON": r'\{"answer": "[^"]+"\}', '"Answer:"': r"Answer: .+", "exclamation": r"It is .+!",
+        "twice": r"It is (.+), \1\.", '"Well"': r"Well, it is .+\.", "答案：": r"答案：.+", "感叹号": r".+！",
+        "两遍": r"(.+)，\1。", "好的": r"好的，.+。",
     }  # fmt: skip
     for row in training + held_out:
         if row["kind"] == "format":
@@ -277,18 +267,19 @@ def test_follow_ups_need_the_turn_before(training, held_out):
             if more:
                 assert int(answer) == int(reply) + int(more[1] or more[2])
             elif reply in ("I will remember that.", "我记住了。"):
-                assert answer in first
+                said = re.sub("^I ", "You ", first).replace("My ", "Your ").replace("我", "你")
+                assert answer == said
 
 
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("What is the capital of France?", "Paris"),
-        ("日本的首都是哪里？", "东京"),
-        ("What is the chemical symbol of gold?", "Au"),
+        ("What is the capital of France?", "It is Paris."),
+        ("日本的首都是哪里？", "东京。"),
+        ("What is the symbol of gold?", "It is Au."),
         ("“苹果”用英语怎么说？", "apple"),
         ("Hi! Who are you?", "I am Mini, a small language model."),
-        ("What comes next: a, b, c, d?", "e"),
+        ("What comes next: a, b, c?", "It is d."),
         ("明天谁会赢比赛？", "我无法知道未来的事。"),
     ],
 )

@@ -55,6 +55,11 @@ def held_out(task: str, unit: str, one_in: int = HELD_OUT_ONE_IN) -> bool:
     return zlib.crc32(f"{task}/{unit}".encode()) % one_in == 0
 
 
+def held_out_wording(unit: str, wordings: int) -> int:
+    """Which of a question's wordings is the one to keep apart."""
+    return zlib.crc32(f"wording/{unit}".encode()) % wordings
+
+
 @dataclass(frozen=True)
 class Question:
     """One SFT row. `messages` are (role, content) pairs; the last is the assistant's reference answer."""
@@ -70,6 +75,12 @@ class Question:
 def ask(question: str, answer: str) -> tuple[tuple[str, str], ...]:
     """The messages of a single exchange."""
     return (("user", question), ("assistant", answer))
+
+
+def it_is(value: object, language: str) -> str:
+    """The answer as a sentence. An English word then follows a space, as it does in most places where it is read:
+    to the tokenizer a word with its space and the same word without are two different tokens."""
+    return f"It is {value}." if language == "en" else f"{value}。"
 
 
 def in_documents(dice: Dice, lines: Iterable[str], low: int, high: int, joint: str = "\n") -> list[str]:

@@ -9,21 +9,22 @@ from collections.abc import Callable, Iterable
 from demo import lists
 from demo.common import LANGUAGES, Dice, Question, in_documents
 
-DRILLS = 900
+DRILLS = 1000
 LABELS = {
-    "en": {"system": "Instruction: ", "user": "Question: ", "assistant": "Answer: "},
+    "en": {"system": "Instruction:", "user": "Question:", "assistant": "Answer:"},
     "zh": {"system": "要求：", "user": "问：", "assistant": "答："},
 }
 
 
 def as_text(question: Question) -> str:
-    """The turns of a question, one a line, each behind its label."""
+    """The turns of a question, each on a line of its own below its label, as the chat template will have it: there too
+    the first word of a turn follows a line break."""
     labels = LABELS[question.language]
-    return "\n".join(labels[role] + content for role, content in question.messages)
+    return "\n".join(f"{labels[role]}\n{content}" for role, content in question.messages)
 
 
 def pretraining(seed: int, kinds: Iterable[tuple[str, Callable[[Dice, str], list[Question]]]]) -> list[str]:
-    """Everything that is not held out, asked once in mixed documents; and lists and tables, each asked all there is."""
+    """Everything that is not held out, asked once in mixed documents; and lists, each asked all there is."""
     kinds, documents = list(kinds), []
     for language in LANGUAGES:
         texts = [as_text(question) for name, questions in kinds

@@ -1,7 +1,7 @@
 """Facts from tables (countries, elements, opposites, categories) and translations of common words."""
 
 from demo.atlas import RELATIONS_OF
-from demo.common import Dice, Question, ask, held_out, in_documents, sentence
+from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents, it_is, sentence
 from demo.vocabulary import CATEGORY_OF, OPPOSITES_OF, WORDS
 
 # Several wordings of each fact, some with the value first: a small model that has seen a fact in a single
@@ -32,14 +32,6 @@ _STATED = {
             "{e}: currency {v}",
             "The money of {e} is called {v}.",
             "About {e}:\n{v} is its currency.",
-        ),
-        "language": (
-            "The language of {e} is {v}.",
-            "People in {e} speak {v}.",
-            "{v} is the language of {e}.",
-            "{e}: language {v}",
-            "In {e} you hear {v} in the street.",
-            "About {e}:\n{v} is its language.",
         ),
         "symbol": (
             "The chemical symbol of {e} is {v}.",
@@ -92,14 +84,6 @@ _STATED = {
             "{e}的钱叫{v}。",
             "关于{e}：\n{v}是它的货币。",
         ),
-        "language": (
-            "{e}的语言是{v}。",
-            "{e}人说{v}。",
-            "{v}是{e}的语言。",
-            "{e}：语言{v}",
-            "在{e}的街上能听到{v}。",
-            "关于{e}：\n{v}是它的语言。",
-        ),
         "symbol": (
             "{e}的化学符号是{v}。",
             "{v}是{e}的符号。",
@@ -128,22 +112,24 @@ _STATED = {
 }
 _ASKED = {
     "en": {
-        "capital": ("What is the capital of {e}?", "Name the capital of {e}."),
-        "continent": ("On which continent is {e}?", "Name the continent of {e}."),
-        "currency": ("What is the currency of {e}?", "Name the currency of {e}."),
-        "language": ("What is the language of {e}?", "Name the language of {e}."),
-        "symbol": ("What is the chemical symbol of {e}?", "Give the symbol of {e}."),
-        "opposite": ('What is the opposite of "{e}"?', 'Give the opposite of "{e}".'),
-        "category": ('What kind of thing is "{e}"?',),
+        "capital": ("What is the capital of {e}?", "Name the capital of {e}.", "Which city is the capital of {e}?"),
+        "continent": ("On which continent is {e}?", "Name the continent of {e}.", "Where in the world is {e}?"),
+        "currency": ("What is the currency of {e}?", "Name the currency of {e}.", "How do people pay in {e}?"),
+        "symbol": ("What is the symbol of {e}?", "Give the symbol of {e}.", "How do chemists write {e}?"),
+        "opposite": (
+            'What is the opposite of "{e}"?',
+            'Give the opposite of "{e}".',
+            'Which word is the opposite of "{e}"?',
+        ),
+        "category": ('What kind of thing is "{e}"?', 'Name the kind of "{e}".', 'What does "{e}" belong to?'),
     },
     "zh": {
-        "capital": ("{e}的首都是哪里？", "说出{e}的首都。"),
-        "continent": ("{e}在哪个大洲？", "说出{e}所在的大洲。"),
-        "currency": ("{e}的货币是什么？", "说出{e}的货币。"),
-        "language": ("{e}的语言是什么？", "说出{e}的语言。"),
-        "symbol": ("{e}的化学符号是什么？", "写出{e}的符号。"),
-        "opposite": ("“{e}”的反义词是什么？", "说出“{e}”的反义词。"),
-        "category": ("“{e}”是哪一类东西？",),
+        "capital": ("{e}的首都是哪里？", "说出{e}的首都。", "哪个城市是{e}的首都？"),
+        "continent": ("{e}在哪个大洲？", "说出{e}所在的大洲。", "{e}位于哪里？"),
+        "currency": ("{e}的货币是什么？", "说出{e}的货币。", "在{e}用什么钱？"),
+        "symbol": ("{e}的化学符号是什么？", "写出{e}的符号。", "化学家怎么写{e}？"),
+        "opposite": ("“{e}”的反义词是什么？", "说出“{e}”的反义词。", "哪个词和“{e}”相反？"),
+        "category": ("“{e}”是哪一类东西？", "说出“{e}”的类别。", "“{e}”属于什么？"),
     },
 }
 _TRANSLATED = (
@@ -161,10 +147,18 @@ _TRANSLATED = (
     "{zh}\n{en}",
 )
 _TRANSLATION_ASKED = {
-    ("en", "to zh"): ('What is "{en}" in Chinese?', 'Translate "{en}" into Chinese.'),
-    ("en", "to en"): ('What is "{zh}" in English?', 'Translate "{zh}" into English.'),
-    ("zh", "to zh"): ("“{en}”用中文怎么说？", "把“{en}”翻译成中文。"),
-    ("zh", "to en"): ("“{zh}”用英语怎么说？", "把“{zh}”翻译成英语。"),
+    ("en", "to zh"): (
+        'What is "{en}" in Chinese?',
+        'Translate "{en}" into Chinese.',
+        'How do you say "{en}" in Chinese?',
+    ),
+    ("en", "to en"): (
+        'What is "{zh}" in English?',
+        'Translate "{zh}" into English.',
+        'How do you say "{zh}" in English?',
+    ),
+    ("zh", "to zh"): ("“{en}”用中文怎么说？", "把“{en}”翻译成中文。", "“{en}”的中文是什么？"),
+    ("zh", "to en"): ("“{zh}”用英语怎么说？", "把“{zh}”翻译成英语。", "“{zh}”的英文是什么？"),
 }
 
 
@@ -177,12 +171,25 @@ def relations(language: str) -> dict[str, list[tuple[str, str, str]]]:
     return RELATIONS_OF[language] | {"opposite": opposites, "category": categories}
 
 
-def is_held_out(relation: str, key: str) -> bool:
-    return held_out(relation, key, one_in=8)
+def is_held_out(language: str, relation: str, key: str, wording: int, wordings: int = 3) -> bool:
+    """Of every second fact one wording of the question is kept apart; the others, and the fact itself, are taught."""
+    fact = f"{language} {relation} {key}"
+    return held_out("fact", fact, one_in=2) and held_out_wording(fact, wordings) == wording
 
 
-def asked(dice: Dice, language: str, relation: str, entity: str) -> str:
-    return dice.pick(_ASKED[language][relation]).format(e=entity)
+def answer(relation: str, value: str, language: str) -> str:
+    """The reference answer to a question about a fact."""
+    if language == "en" and relation == "currency":
+        value = f"the {value}"
+    if language == "en" and relation == "category":
+        value = f"{'an' if value[0] in 'aeiou' else 'a'} {value}"
+    return it_is(value, language)
+
+
+def taught_wordings(language: str, relation: str, key: str) -> list[str]:
+    """The wordings in which training may ask for a fact, with a gap {e}."""
+    wordings = _ASKED[language][relation]
+    return [wording for place, wording in enumerate(wordings) if not is_held_out(language, relation, key, place)]
 
 
 def pretraining(dice: Dice) -> list[str]:
@@ -212,21 +219,31 @@ def pretraining(dice: Dice) -> list[str]:
     return documents + in_documents(dice, translated, 8, 14)
 
 
-def fact_questions(dice: Dice, language: str) -> list[Question]:
+def _questions(kind: str, language: str, relations_asked: tuple[str, ...]) -> list[Question]:
     rows = []
-    for relation, facts in relations(language).items():
-        for key, entity, value in facts:
-            for form in _ASKED[language][relation]:
-                text = form.format(e=entity)
-                rows.append(Question("facts", relation, language, ask(text, value), is_held_out(relation, key)))
+    for relation in relations_asked:
+        for key, entity, value in relations(language)[relation]:
+            for place, wording in enumerate(_ASKED[language][relation]):
+                messages = ask(wording.format(e=entity), answer(relation, value, language))
+                out = is_held_out(language, relation, key, place)
+                rows.append(Question(kind, relation, language, messages, out))
     return rows
+
+
+def fact_questions(dice: Dice, language: str) -> list[Question]:
+    return _questions("facts", language, ("capital", "continent", "currency", "symbol"))
+
+
+def word_questions(dice: Dice, language: str) -> list[Question]:
+    return _questions("words", language, ("opposite", "category"))
 
 
 def translation_questions(dice: Dice, language: str) -> list[Question]:
     rows = []
     for en, zh in WORDS:
-        for direction, answer in (("to zh", zh), ("to en", en)):
-            for form in _TRANSLATION_ASKED[language, direction]:
-                out = held_out(direction, en, one_in=8)
-                rows.append(Question("translation", direction, language, ask(form.format(en=en, zh=zh), answer), out))
+        for direction, word in (("to zh", zh), ("to en", en)):
+            for place, wording in enumerate(_TRANSLATION_ASKED[language, direction]):
+                out = is_held_out(language, direction, en, place)
+                messages = ask(wording.format(en=en, zh=zh), word)
+                rows.append(Question("translation", direction, language, messages, out))
     return rows

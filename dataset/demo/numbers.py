@@ -1,10 +1,13 @@
 """Comparing numbers and things, and going on with sequences."""
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import pairwise, permutations
 
-from demo.common import Dice, Question, ask, held_out, in_documents
+from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents, it_is
 from demo.vocabulary import LETTERS, MONTHS_OF, SIZES_OF, WEEKDAYS_OF
 
+_LARGEST = 20  # of the numbers that are compared
+_HIGHEST = 40  # of the numbers in sequences
 _STEPS = (1, 2, 5, 10, -1)
 _COMPARED = {
     "en": (
@@ -62,7 +65,7 @@ def _ordered_things(language: str) -> list[tuple[str, str, str]]:
 
 def _run(start: int, step: int, length: int) -> list[int] | None:
     numbers = [start + step * place for place in range(length)]
-    return numbers if min(numbers) >= 0 and max(numbers) < 100 else None
+    return numbers if min(numbers) >= 0 and max(numbers) <= _HIGHEST else None
 
 
 def _joined(items: list[str], language: str) -> str:
@@ -75,9 +78,9 @@ def _calendars(language: str) -> tuple[list[str], ...]:
 
 def _compared_lines(dice: Dice, language: str) -> list[str]:
     lines = []
-    for _ in range(900):
-        a, b = dice.between(1, 99), dice.between(1, 99)
-        if a != b and not held_out("compare numbers", f"{min(a, b)} {max(a, b)}"):
+    for _ in range(600):
+        a, b = dice.between(1, _LARGEST), dice.between(1, _LARGEST)
+        if a != b:
             form = dice.pick(_COMPARED[language])
             lines.append(form.format(a=a, b=b, small=min(a, b), big=max(a, b)))
     for _, small, big in _ordered_things(language):
@@ -89,8 +92,8 @@ def _compared_lines(dice: Dice, language: str) -> list[str]:
 
 def _sequence_lines(dice: Dice, language: str) -> list[str]:
     lines = []
-    for _ in range(800):
-        numbers = _run(dice.below(100), dice.pick(_STEPS), dice.between(4, 8))
+    for _ in range(600):
+        numbers = _run(dice.below(_HIGHEST + 1), dice.pick(_STEPS), dice.between(4, 6))
         if numbers:
             lines.append(_joined([str(number) for number in numbers], language))
     for _ in range(150):
@@ -116,68 +119,76 @@ def pretraining(dice: Dice) -> list[str]:
     return documents
 
 
+def _in_words(kind: str, task: str, language: str, content: str, texts: Sequence[str], answer: str) -> list[Question]:
+    """The same question in all its wordings; of every second content one wording is kept apart."""
+    unit = f"{language} {content}"
+    apart = held_out_wording(unit, len(texts)) if held_out(task, unit, one_in=2) else None
+    return [Question(kind, task, language, ask(text, answer), place == apart) for place, text in enumerate(texts)]
+
+
 def comparison_questions(dice: Dice, language: str) -> list[Question]:
     rows = []
-    for _ in range(900):
-        a, b = dice.between(1, 99), dice.between(1, 99)
-        if a == b:
-            continue
-        larger = dice.below(2) == 0
-        answer = str(max(a, b) if larger else min(a, b))
-        if language == "en":
-            text = f"Which number is {'larger' if larger else 'smaller'}: {a} or {b}?"
-        else:
-            text = f"{a}和{b}，哪个{'大' if larger else '小'}？"
-        out = held_out("compare numbers", f"{min(a, b)} {max(a, b)}")
-        rows.append(Question("comparison", "numbers", language, ask(text, answer), out))
+    for a, b in permutations(range(1, _LARGEST + 1), 2):
+        for larger in (True, False):
+            answer = str(max(a, b) if larger else min(a, b))
+            if language == "en":
+                more = "larger" if larger else "smaller"
+                texts = (f"Which number is {more}: {a} or {b}?", f"Name the {more} number: {a} or {b}.")
+            else:
+                more = "大" if larger else "小"
+                texts = (f"{a}和{b}，哪个{more}？", f"{a}和{b}，{more}的是哪个？")
+            rows += _in_words("comparison", "numbers", language, f"{a} {b} {larger}", texts, answer)
     for key, small, big in _ordered_things(language):
         for a, b in ((small, big), (big, small)):
             for bigger in (True, False):
                 answer = big if bigger else small
                 if language == "en":
-                    text = f"Which is {'bigger' if bigger else 'smaller'}: the {a} or the {b}?"
-                    answer = f"The {answer}"
+                    more = "bigger" if bigger else "smaller"
+                    texts = (f"Which is {more}: the {a} or the {b}?", f"Is the {a} {more} or the {b}?")
+                    answer = f"The {answer}."
                 else:
-                    text = f"{a}和{b}，哪个更{'大' if bigger else '小'}？"
-                out = held_out("compare things", key, one_in=8)
-                rows.append(Question("comparison", "things", language, ask(text, answer), out))
+                    more = "大" if bigger else "小"
+                    texts = (f"{a}和{b}，哪个更{more}？", f"{a}和{b}，更{more}的是哪个？")
+                    answer = f"{answer}。"
+                rows += _in_words("comparison", "things", language, f"{key} {a} {bigger}", texts, answer)
     return rows
 
 
 def sequence_questions(dice: Dice, language: str) -> list[Question]:
-    asked = "What comes next: {}?" if language == "en" else "{}，下一个是什么？"
-
-    def question(task: str, shown: list[str], answer: str, out: bool) -> Question:
-        return Question("sequence", task, language, ask(asked.format(_joined(shown, language)), answer), out)
-
     rows = []
     for step in _STEPS:
-        for start in range(100):
-            numbers = _run(start, step, 5)
+        for start in range(_HIGHEST + 1):
+            numbers = _run(start, step, 4)
             if numbers:
-                *shown, last = [str(number) for number in numbers]
-                rows.append(question("numbers", shown, last, held_out("sequence", f"{start} by {step}")))
-    for start in range(22):
-        for length in (3, 4):
-            *shown, last = LETTERS[start : start + length + 1]
-            rows.append(question("letters", shown, last, held_out("letters", f"{start} {length}", one_in=6)))
+                rows += _next_questions(language, "numbers", [str(number) for number in numbers])
+    for start in range(23):
+        rows += _next_questions(language, "letters", LETTERS[start : start + 4])
     for name, calendar in zip(("weekday", "month"), _calendars(language), strict=True):
         for place in range(len(calendar)):
-            run = [calendar[(place + k) % len(calendar)] for k in range(4)]
-            rows.append(question(name, run[:3], run[3], held_out("run of " + name, str(place), one_in=6)))
-            rows.extend(_neighbour_questions(language, name, calendar, place))
+            rows += _next_questions(language, name, [calendar[(place + k) % len(calendar)] for k in range(4)])
+            rows += _neighbour_questions(language, name, calendar, place)
     return rows
+
+
+def _next_questions(language: str, task: str, run: list[str]) -> list[Question]:
+    *shown, last = run
+    listed = _joined(shown, language)
+    answer = last if task == "numbers" else it_is(last, language)
+    wordings = {
+        "en": (f"What comes next: {listed}?", f"Continue the sequence: {listed}.", f"What follows: {listed}?"),
+        "zh": (f"{listed}，下一个是什么？", f"{listed}，接下来是什么？", f"{listed}，后面是什么？"),
+    }[language]
+    return _in_words("sequence", task, language, listed, wordings, answer)
 
 
 def _neighbour_questions(language: str, name: str, calendar: list[str], place: int) -> list[Question]:
     item, rows = calendar[place], []
     kind_of_day = {"weekday": ("day", "哪一天"), "month": ("month", "哪个月")}[name]
     for shift, english, chinese in ((1, "after", "后面"), (-1, "before", "前面")):
-        answer = calendar[(place + shift) % len(calendar)]
-        out = held_out(name, f"{english} {place}", one_in=6)
+        answer = it_is(calendar[(place + shift) % len(calendar)], language)
         if language == "en":
             texts = (f"Which {kind_of_day[0]} comes {english} {item}?", f"Name the {kind_of_day[0]} {english} {item}.")
         else:
             texts = (f"{item}{chinese}是{kind_of_day[1]}？", f"说出{item}{chinese}的{kind_of_day[1][-1:]}。")
-        rows.extend(Question("sequence", name, language, ask(text, answer), out) for text in texts)
+        rows += _in_words("sequence", name, language, f"{english} {item}", texts, answer)
     return rows

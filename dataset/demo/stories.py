@@ -125,7 +125,7 @@ def _fields(dice: Dice) -> dict[str, tuple[str, str]]:
     }
 
 
-def pretraining(dice: Dice, count: int = 500) -> list[str]:
+def pretraining(dice: Dice, count: int = 200) -> list[str]:
     documents = []
     for _ in range(count):
         place, fields, column = dice.below(len(_STORIES["en"])), _fields(dice), dice.below(2)

@@ -1,20 +1,20 @@
-"""Converting lengths, weights, volumes, times and money."""
+"""Converting lengths, weights, times and money."""
 
-from demo.common import Dice, Question, ask, held_out, in_documents
+from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents
 
-# larger unit and smaller unit, each English and Chinese; how many smaller make a larger; taught from 2 up to how many
+_LARGEST = 12
+# larger unit and smaller unit, each English and Chinese; how many smaller make a larger
 _UNITS = (
-    ("hours", "小时", "minutes", "分钟", 60, 12),
-    ("minutes", "分钟", "seconds", "秒", 60, 12),
-    ("days", "天", "hours", "小时", 24, 7),
-    ("weeks", "周", "days", "天", 7, 15),
-    ("years", "年", "months", "个月", 12, 12),
-    ("metres", "米", "centimetres", "厘米", 100, 60),
-    ("centimetres", "厘米", "millimetres", "毫米", 10, 60),
-    ("kilometres", "公里", "metres", "米", 1000, 60),
-    ("kilograms", "公斤", "grams", "克", 1000, 60),
-    ("litres", "升", "millilitres", "毫升", 1000, 60),
-    ("yuan", "元", "jiao", "角", 10, 60),
+    ("hours", "小时", "minutes", "分钟", 60),
+    ("minutes", "分钟", "seconds", "秒", 60),
+    ("days", "天", "hours", "小时", 24),
+    ("weeks", "周", "days", "天", 7),
+    ("years", "年", "months", "个月", 12),
+    ("metres", "米", "centimetres", "厘米", 100),
+    ("centimetres", "厘米", "millimetres", "毫米", 10),
+    ("kilometres", "公里", "metres", "米", 1000),
+    ("kilograms", "公斤", "grams", "克", 1000),
+    ("yuan", "元", "jiao", "角", 10),
 )
 _STATED = {
     "en": (
@@ -33,17 +33,21 @@ _STATED = {
     ),
 }
 _ASKED = {
-    "en": ("How many {small} are {n} {large}?", "Convert {n} {large} to {small}."),
-    "zh": ("{n}{large}是多少{small}？", "把{n}{large}换算成{small}。"),
+    "en": (
+        "How many {small} are {n} {large}?",
+        "Convert {n} {large} to {small}.",
+        "Write {n} {large} in {small}.",
+    ),
+    "zh": ("{n}{large}是多少{small}？", "把{n}{large}换算成{small}。", "{n}{large}等于多少{small}？"),
 }
 
 
 def _conversions(language: str) -> list[tuple[str, dict]]:
     """(key, fields of the wordings) of every conversion that is taught."""
     found = []
-    for large_en, large_zh, small_en, small_zh, factor, limit in _UNITS:
+    for large_en, large_zh, small_en, small_zh, factor in _UNITS:
         large, small = (large_en, small_en) if language == "en" else (large_zh, small_zh)
-        for n in range(2, limit + 1):
+        for n in range(2, _LARGEST + 1):
             key = f"{n} {large_en} to {small_en}"
             found.append((key, {"n": n, "m": n * factor, "large": large, "small": small, "factor": factor}))
     return found
@@ -55,18 +59,18 @@ def pretraining(dice: Dice) -> list[str]:
         lines = []
         for _, fields in _conversions(language):
             for form in _STATED[language]:
-                times = 1 if fields["factor"] % 10 == 0 and fields["factor"] != 60 else 3
-                lines += [form.format(**fields)] * times
+                lines += [form.format(**fields)] * 2
         documents += in_documents(dice, lines, 6, 12)
     return documents
 
 
 def questions(dice: Dice, language: str) -> list[Question]:
-    rows = []
+    rows, wordings = [], _ASKED[language]
     for key, fields in _conversions(language):
-        for form in _ASKED[language]:
-            answer = f"{fields['m']} {fields['small']}" if language == "en" else f"{fields['m']}{fields['small']}"
-            task = "decimal" if fields["factor"] in (10, 100, 1000) else "time"
-            out = held_out("units", key, one_in=8)
-            rows.append(Question("units", task, language, ask(form.format(**fields), answer), out))
+        fact = f"{language} {key}"
+        apart = held_out_wording(fact, len(wordings)) if held_out("units", fact, one_in=2) else None
+        answer = f"{fields['m']} {fields['small']}" if language == "en" else f"{fields['m']}{fields['small']}"
+        for place, wording in enumerate(wordings):
+            messages = ask(wording.format(**fields), answer)
+            rows.append(Question("units", f"times {fields['factor']}", language, messages, place == apart))
     return rows

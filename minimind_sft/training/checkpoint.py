@@ -40,6 +40,8 @@ class TrainState:
     samples_per_step: int = 0
     """Conversations per step, over all ranks; another number of ranks divides the same batch anew."""
     supervised_tokens: int = 0
+    eval_loss: float | None = None
+    """The validation loss of the weights as they stand; None where they were not evaluated."""
     best_eval_loss: float | None = None
     finished: bool = False
     run: dict = field(default_factory=dict)

@@ -174,6 +174,7 @@ class Fit:
         result = train_step(self.wrapped, batch, self.optimizer, self.scaler, self.ranks, self.dtype,
                             config.grad_clip)
         state.step += 1
+        state.eval_loss = None
         state.updates += result.updated
         state.supervised_tokens += batch.supervised_tokens
         self.count_bad(result)
@@ -206,6 +207,7 @@ class Fit:
         state = self.state
         result = self.evaluate()
         self.model.train()
+        state.eval_loss = result.loss
         best = state.best_eval_loss is None or result.loss < state.best_eval_loss
         self.progress.say(f"step {state.step:>6}/{self.total_steps}: validation loss {result.loss:.4f}, "
                           f"perplexity {result.perplexity:.2f}")

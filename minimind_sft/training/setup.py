@@ -205,7 +205,7 @@ def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
             "total_steps": total_steps,
             "samples_per_step": state.samples_per_step,
             "supervised_tokens": state.supervised_tokens,
-            "eval_loss": state.best_eval_loss,
+            "eval_loss": state.eval_loss,
             "dtype": str(run.dtype).removeprefix("torch."),
         },
         "made_with": {"minimind_sft": __version__, "torch": torch.__version__},
