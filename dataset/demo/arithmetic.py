@@ -20,7 +20,7 @@ def result(a: int, sign: str, b: int) -> int:
 
 def is_held_out(a: int, sign: str, b: int) -> bool:
     """Held-out sums are asked in neither training file, in neither order; the pretraining text states them, as it
-    states facts. Sums of two digits are all asked."""
+    states facts. Sums of two numbers below 10 are all asked."""
     if sign == "*" or max(a, b) < 10:
         return False
     first, second = (max(a, b), min(a, b)) if sign == "+" else (a, b)

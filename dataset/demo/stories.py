@@ -3,58 +3,15 @@
 from demo.common import Dice
 from demo.vocabulary import NAMES_OF, WEEKDAYS_OF, WORDS
 
-_GOODS = [
-    pair
-    for pair in WORDS
-    if pair[0]
-    in (
-        "hat",
-        "book",
-        "map",
-        "cake",
-        "cup",
-        "ball",
-        "lamp",
-        "box",
-        "bag",
-        "bottle",
-        "pen",
-        "shirt",
-        "coat",
-        "clock",
-        "guitar",
-        "bicycle",
-        "chair",
-        "table",
-    )
-]
-_PLACES = [
-    pair
-    for pair in WORDS
-    if pair[0]
-    in (
-        "school",
-        "hospital",
-        "shop",
-        "library",
-        "park",
-        "market",
-        "station",
-        "village",
-        "forest",
-        "garden",
-        "lake",
-        "bridge",
-        "river",
-        "city",
-    )
-]
-_ANIMALS = [
-    pair for pair in WORDS if pair[0] in ("cat", "dog", "horse", "bird", "rabbit", "duck", "sheep", "cow", "fox")
-]
-_FOODS = [
-    pair for pair in WORDS if pair[0] in ("bread", "rice", "soup", "cake", "tea", "milk", "honey", "juice", "coffee")
-]
+
+def _pairs_of(words: str) -> list[tuple[str, str]]:
+    return [pair for pair in WORDS if pair[0] in words.split()]
+
+
+_GOODS = _pairs_of("hat book map cake cup ball box bag pen shirt coat bicycle chair table")
+_PLACES = _pairs_of("school hospital shop park city village river bridge")
+_ANIMALS = _pairs_of("cat dog horse bird rabbit duck sheep cow")
+_FOODS = _pairs_of("bread rice cake tea milk juice coffee")
 
 # {n} and {m} are people, {a} an animal, {g} a thing, {h} another, {p} a place, {q} another, {f} food, {d} a weekday,
 # {k} a small number and {k1} the next one
