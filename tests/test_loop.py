@@ -138,9 +138,12 @@ class Training:
         if evaluations is not None:
             losses = iter(evaluations)
             evaluate = lambda: SimpleNamespace(loss=next(losses), perplexity=1.0)  # noqa: E731
+        def write_weights(state: TrainState) -> None:
+            self.weights[state.step] = state.eval_loss
+
         self.fit = Fit(config, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
                        scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=folder / "resume",
-                       evaluate=evaluate, write_weights=lambda state: self.weights.update({state.step: state.eval_loss}))
+                       evaluate=evaluate, write_weights=write_weights)
 
     def run(self, interrupt_at: int | None = None) -> int:
         if interrupt_at is not None:
