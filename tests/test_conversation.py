@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -119,3 +120,15 @@ def test_text_rows():
         parse_text({"text": 5}, "a.jsonl:1")
     with pytest.raises(UserError, match=r"^a\.jsonl:1: text: expected a string, found a row with conversations$"):
         parse_text({"conversations": []}, "a.jsonl:1")
+
+
+def test_the_examples_of_the_data_page_are_read(repository):
+    page = (repository / "dataset/README.md").read_text(encoding="utf-8")
+    examples = [json.loads(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
+                if block.lstrip().startswith('{"conversations"')]  # fmt: skip
+    plain, with_tools = (parse_conversation(row, "README.md") for row in examples)
+    assert [m["role"] for m in plain.messages] == ["user", "assistant"]
+    assert [m["role"] for m in with_tools.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert with_tools.messages[2]["reasoning_content"] == "I must look it up."
+    assert with_tools.messages[2]["tool_calls"][0]["function"]["arguments"] == {"city": "Bern"}
+    assert with_tools.tools[0]["function"]["name"] == "weather"
