@@ -11,7 +11,7 @@ from pathlib import Path
 from minimind_sft.config import in_repository
 from minimind_sft.data.reading import read_texts
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.errors import run_program
+from minimind_sft.errors import UserError, run_program
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
     print("| text | tokens | peer's tokens | ratio |\n|---|---|---|---|")
     for file in arguments.files:
         texts = list(read_texts(file))
+        if not any(texts):
+            raise UserError(f"{file}: expected text, found none")
         needed, peers = (sum(len(tokenizer.encode_text(text)) for text in texts) for tokenizer in (ours, peer))
         print(f"| `{file.name}` | {needed:,} | {peers:,} | {needed / peers:.2f} |")
 

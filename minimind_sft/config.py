@@ -240,7 +240,7 @@ class SFTConfig(TrainConfig):
     max_seq_len: int = setting(768, "longest conversation in tokens; a longer one is cut and counted")
     epochs: int = setting(2, "passes over the data")
     batch_size: int = setting(16, "conversations per rank in one batch")
-    learning_rate: float = setting(5e-4, "peak learning rate")
+    learning_rate: float = setting(5e-4, "peak learning rate; docs/learning_rate.md has the sweep behind the default")
 
 
 @dataclass(frozen=True)

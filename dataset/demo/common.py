@@ -55,9 +55,9 @@ def held_out(task: str, unit: str, one_in: int = HELD_OUT_ONE_IN) -> bool:
     return zlib.crc32(f"{task}/{unit}".encode()) % one_in == 0
 
 
-def held_out_wording(unit: str, wordings: int) -> int:
-    """Which of a question's wordings is the one to keep apart."""
-    return zlib.crc32(f"wording/{unit}".encode()) % wordings
+def wording_apart(task: str, unit: str, wordings: int) -> int | None:
+    """Which of the wordings of a question about `unit` is kept apart, in every second case; else None."""
+    return zlib.crc32(f"wording/{unit}".encode()) % wordings if held_out(task, unit, one_in=2) else None
 
 
 @dataclass(frozen=True)

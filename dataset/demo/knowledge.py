@@ -1,7 +1,9 @@
 """Facts from tables (countries, elements, opposites, categories) and translations of common words."""
 
+from collections.abc import Sequence
+
 from demo.atlas import RELATIONS_OF
-from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents, it_is, sentence
+from demo.common import Dice, Question, ask, in_documents, it_is, sentence, wording_apart
 from demo.vocabulary import CATEGORY_OF, OPPOSITES_OF, WORDS
 
 # Several wordings of each fact, some with the value first: a small model that has seen a fact in a single
@@ -171,10 +173,9 @@ def relations(language: str) -> dict[str, list[tuple[str, str, str]]]:
     return RELATIONS_OF[language] | {"opposite": opposites, "category": categories}
 
 
-def is_held_out(language: str, relation: str, key: str, wording: int, wordings: int = 3) -> bool:
-    """Of every second fact one wording of the question is kept apart; the others, and the fact itself, are taught."""
-    fact = f"{language} {relation} {key}"
-    return held_out("fact", fact, one_in=2) and held_out_wording(fact, wordings) == wording
+def _wording_apart(language: str, relation: str, key: str, wordings: Sequence[str]) -> int | None:
+    """The wording in which training never asks for a fact; in the others it may, and the fact itself is taught."""
+    return wording_apart("fact", f"{language} {relation} {key}", len(wordings))
 
 
 def answer(relation: str, value: str, language: str) -> str:
@@ -189,7 +190,8 @@ def answer(relation: str, value: str, language: str) -> str:
 def taught_wordings(language: str, relation: str, key: str) -> list[str]:
     """The wordings in which training may ask for a fact, with a gap {e}."""
     wordings = _ASKED[language][relation]
-    return [wording for place, wording in enumerate(wordings) if not is_held_out(language, relation, key, place)]
+    apart = _wording_apart(language, relation, key, wordings)
+    return [wording for place, wording in enumerate(wordings) if place != apart]
 
 
 def pretraining(dice: Dice) -> list[str]:
@@ -223,10 +225,11 @@ def _questions(kind: str, language: str, relations_asked: tuple[str, ...]) -> li
     rows = []
     for relation in relations_asked:
         for key, entity, value in relations(language)[relation]:
-            for place, wording in enumerate(_ASKED[language][relation]):
+            wordings = _ASKED[language][relation]
+            apart = _wording_apart(language, relation, key, wordings)
+            for place, wording in enumerate(wordings):
                 messages = ask(wording.format(e=entity), answer(relation, value, language))
-                out = is_held_out(language, relation, key, place)
-                rows.append(Question(kind, relation, language, messages, out))
+                rows.append(Question(kind, relation, language, messages, place == apart))
     return rows
 
 
@@ -242,8 +245,9 @@ def translation_questions(dice: Dice, language: str) -> list[Question]:
     rows = []
     for en, zh in WORDS:
         for direction, word in (("to zh", zh), ("to en", en)):
-            for place, wording in enumerate(_TRANSLATION_ASKED[language, direction]):
-                out = is_held_out(language, direction, en, place)
+            wordings = _TRANSLATION_ASKED[language, direction]
+            apart = _wording_apart(language, direction, en, wordings)
+            for place, wording in enumerate(wordings):
                 messages = ask(wording.format(en=en, zh=zh), word)
-                rows.append(Question("translation", direction, language, messages, out))
+                rows.append(Question("translation", direction, language, messages, place == apart))
     return rows

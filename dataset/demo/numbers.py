@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise, permutations
 
-from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents, it_is
+from demo.common import Dice, Question, ask, in_documents, it_is, wording_apart
 from demo.vocabulary import LETTERS, MONTHS_OF, SIZES_OF, WEEKDAYS_OF
 
 _LARGEST = 20  # of the numbers that are compared
@@ -121,8 +121,7 @@ def pretraining(dice: Dice) -> list[str]:
 
 def _in_words(kind: str, task: str, language: str, content: str, texts: Sequence[str], answer: str) -> list[Question]:
     """The same question in all its wordings; of every second content one wording is kept apart."""
-    unit = f"{language} {content}"
-    apart = held_out_wording(unit, len(texts)) if held_out(task, unit, one_in=2) else None
+    apart = wording_apart(task, f"{language} {content}", len(texts))
     return [Question(kind, task, language, ask(text, answer), place == apart) for place, text in enumerate(texts)]
 
 

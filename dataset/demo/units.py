@@ -1,6 +1,6 @@
 """Converting lengths, weights, times and money."""
 
-from demo.common import Dice, Question, ask, held_out, held_out_wording, in_documents
+from demo.common import Dice, Question, ask, in_documents, wording_apart
 
 _LARGEST = 12
 # larger unit and smaller unit, each English and Chinese; how many smaller make a larger
@@ -67,8 +67,7 @@ def pretraining(dice: Dice) -> list[str]:
 def questions(dice: Dice, language: str) -> list[Question]:
     rows, wordings = [], _ASKED[language]
     for key, fields in _conversions(language):
-        fact = f"{language} {key}"
-        apart = held_out_wording(fact, len(wordings)) if held_out("units", fact, one_in=2) else None
+        apart = wording_apart("units", f"{language} {key}", len(wordings))
         answer = f"{fields['m']} {fields['small']}" if language == "en" else f"{fields['m']}{fields['small']}"
         for place, wording in enumerate(wordings):
             messages = ask(wording.format(**fields), answer)
