@@ -157,6 +157,8 @@ class TrainConfig:
     save_weight: str = setting("", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>[_moe].pth")
     save_dtype: str = setting("float16", "precision of the written weights", DTYPES[1:])
     from_resume: int = setting(0, "1: go on from the newest resume state of --save_weight", (0, 1))
+    allow_changed_data: int = setting(0, "1: go on from a resume state though the data, --max_seq_len or --seed are "
+                                         "not those it was made with", (0, 1))
     keep_checkpoints: int = setting(2, "how many resume states to keep")
 
     preset: str | None = setting(None, "model by name", tuple(PRESETS))
@@ -181,6 +183,9 @@ class TrainConfig:
     dtype: str = setting("auto", "arithmetic of the matrix products; auto: bfloat16 where the device computes in it, "
                                  "else float32; float16 uses a GradScaler", DTYPES)
     use_compile: int = setting(0, "1: torch.compile every layer", (0, 1))
+    parallel: str = setting("ddp", "under torchrun: ddp keeps the model on every rank, fsdp a shard of it (needs a "
+                                   "--save_dir that all ranks share)", ("ddp", "fsdp"))
+    rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up")
     num_workers: int = setting(0, "worker processes that assemble batches; 0: the training process itself")
     seed: int = setting(42, "seed of the data order, the held-out share, new weights and dropout")
 
@@ -188,8 +193,9 @@ class TrainConfig:
     eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole training")
     keep_best: int = setting(1, "1: <save_weight> holds the weights with the lowest validation loss (needs an "
                                 "evaluation set); 0: the last", (0, 1))
-    save_interval: int = setting(1000, "steps between two resume states")
-    max_bad_steps: int = setting(10, "stop after this many steps in a row whose gradient is not finite")
+    save_interval: int = setting(0, "steps between two resume states; 0: by the clock, every 10 seconds or as often "
+                                    "as costs 3% of the time")
+    max_bad_steps: int = setting(10, "stop after this many steps in a row whose loss or gradient is not finite")
     use_wandb: int = setting(0, "1: log to Weights & Biases", (0, 1))
     wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")
 
@@ -199,8 +205,8 @@ class TrainConfig:
             f"--{name} is {getattr(self, name)}, expected at least {least}"
             for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("max_seq_len", 2),
                                 ("max_steps", 0), ("warmup_steps", 0), ("weight_decay", 0), ("grad_clip", 0),
-                                ("num_workers", 0), ("log_interval", 1), ("eval_interval", 0), ("save_interval", 1),
-                                ("keep_checkpoints", 1), ("max_bad_steps", 1), ("seed", 0))
+                                ("num_workers", 0), ("log_interval", 1), ("eval_interval", 0), ("save_interval", 0),
+                                ("keep_checkpoints", 1), ("max_bad_steps", 1), ("seed", 0), ("rank_timeout", 1))
             if getattr(self, name) < least
         ]
         if not self.learning_rate > 0:

@@ -1,5 +1,6 @@
-"""What a user can do wrong, told in one line."""
+"""What a user can do wrong, told in one line; and what ends a training from outside."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,11 +13,26 @@ class UserError(ValueError):
     """
 
 
+class RankLost(RuntimeError):
+    """Another process of this training failed or can no longer be reached; the resume state is where to go on."""
+
+
 def run_program(main: Callable[[], int | None]) -> None:
-    """Runs a command-line program; a `UserError` becomes `error: <message>` on stderr and exit status 2."""
+    """Runs a command-line program; what a person should read is one line on stderr, without a traceback.
+
+    Exit status: 2 for a `UserError`, 1 for a `RankLost`, 130 for Ctrl-C.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    prefix = f"[rank {rank}] " if rank else ""
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{prefix}error: {error}", file=sys.stderr)
         status = 2
+    except RankLost as error:
+        print(f"{prefix}error: {error}; --from_resume 1 goes on from the last resume state", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print(f"{prefix}interrupted", file=sys.stderr)
+        status = 130
     sys.exit(status or 0)

@@ -1,7 +1,10 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, nor two writers each other."""
 
+import fcntl
 import hashlib
+import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +38,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_left_overs(folder: Path, name: str) -> None:
+    """Removes what `write_atomically` was writing, to files that start with `name`, when its process was killed.
+
+    Only for a folder in which no other process writes such files.
+    """
+    for left_over in folder.glob(f".{name}*.tmp"):
+        left_over.unlink()
+
+
 def check_writable(folder: Path, flag: str) -> None:
     """Makes the folder, and a file in it, before hours of training end in not being able to.
 
@@ -47,3 +59,39 @@ def check_writable(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{flag} {folder}: cannot write there ({error.strerror})") from error
+
+
+class FolderLock:
+    """Held by one process at a time, and let go by the system when that process ends, however it ends.
+
+    A POSIX record lock: other than `flock`, it is not inherited by the worker processes that a training starts, which
+    may outlive a killed training by seconds.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = None
+
+    def take(self) -> None:
+        """
+        Raises:
+            UserError: naming the process that has it.
+        """
+        file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UserError(f"{self.path}: another training is writing there ({holder}); wait for it to end, or choose "
+                            "another --save_weight or --save_dir") from error
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

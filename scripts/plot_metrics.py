@@ -65,8 +65,8 @@ def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
 
 
 def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the lines that have `name`."""
-    found = [(line["step"], line[name]) for line in lines if name in line]
+    """(steps, values) of the lines that have `name`, and a number there: a loss that was not finite is null."""
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 

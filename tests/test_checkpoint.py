@@ -1,26 +1,31 @@
 """The resume state: whole, or recognised as damaged."""
 
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import TINY, TINY_MOE, random_documents
 
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.errors import UserError
+from minimind_sft.files import sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import (
-    PARTS,
-    TrainState,
-    find_resume_state,
-    load_resume_state,
-    read_train_state,
-    save_resume_state,
-)
+from minimind_sft.training.checkpoint import Checkpoints, TrainState, read_state
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import train_step
+from minimind_sft.training.manifest import Damaged
 from minimind_sft.training.optim import build_optimizer
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
+PARTS = (WEIGHTS, OPTIMIZER, "state.json", "manifest.json")
 
 
 def scaler() -> torch.amp.GradScaler:
@@ -34,14 +39,41 @@ def trained(request):
     model = MiniMindForCausalLM(request.param)
     optimizer = build_optimizer(model, 1e-2, 0.1)
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
-    train_step(model, batch, optimizer, torch.amp.GradScaler("cpu", enabled=False),
-               Ranks(0, 1, torch.device("cpu")), torch.float32, 1.0)
+    train_step(model, batch, optimizer, torch.amp.GradScaler("cpu", enabled=False), CPU, torch.float32, 1.0)
     return model, optimizer
 
 
-def save(folder, trained, step, keep=9):
-    return save_resume_state(folder, TrainState(step=step, samples_per_step=4, run={"seed": 5}), *trained, scaler(),
-                             keep)
+@pytest.fixture
+def small():
+    """A model of one parameter, whose states are so small that every byte of them can be tried."""
+    torch.manual_seed(3)
+    model = torch.nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(model, 1e-2, 0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def checkpoints(folder: Path, keep: int = 9, fresh: bool = False) -> Checkpoints:
+    return Checkpoints(folder, keep=keep, ranks=CPU, fresh=fresh)
+
+
+def save(folder: Path, trained, step: int, keep: int = 9) -> Path:
+    state = TrainState(step=step, samples_per_step=4, identity={"seed": 5})
+    checkpoints(folder, keep).save(state, *trained, scaler())
+    return folder / f"step-{step:08d}"
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    path, _, refused = checkpoints(folder).newest()
+    return path, refused
+
+
+def reseal(state: Path, changed: str) -> None:
+    """Makes the manifest agree with a changed file, as an attacker would."""
+    manifest = json.loads((state / "manifest.json").read_text())
+    manifest[changed] = sha256_of_file(state / changed)
+    (state / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
@@ -49,14 +81,14 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
     assert path.name == "step-00000007"
     model = MiniMindForCausalLM(trained[0].config)
     optimizer, other_scaler = build_optimizer(model, 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=True)
-    load_resume_state(path, model, optimizer, other_scaler)
+    checkpoints(tmp_path).load(path, model, optimizer, other_scaler)
     for one, other in zip(trained[0].parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
         assert set(optimizer.state[other]) == {"step", "exp_avg", "exp_avg_sq"}
         for kind, value in trained[1].state[one].items():
             assert torch.equal(value, optimizer.state[other][kind])
     assert other_scaler.get_scale() == 8.0
-    assert read_train_state(path) == TrainState(step=7, samples_per_step=4, run={"seed": 5})
+    assert read_state(path) == TrainState(step=7, samples_per_step=4, identity={"seed": 5})
 
 
 def test_the_newest_states_are_kept(tmp_path, trained):
@@ -65,52 +97,274 @@ def test_the_newest_states_are_kept(tmp_path, trained):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_a_damaged_state_does_not_count_among_those_to_keep(tmp_path, small):
+    for step in (1, 2):
+        save(tmp_path, small, step)
+    (tmp_path / "step-00000002" / WEIGHTS).write_bytes(b"")
+    save(tmp_path, small, 3, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000002", "step-00000003"}
+    save(tmp_path, small, 4, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000003", "step-00000004"}
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_one_flipped_bit_is_recognised_and_the_state_before_is_used(tmp_path, trained, part):
-    good, bad = save(tmp_path, trained, 1), save(tmp_path, trained, 2)
-    content = bytearray((bad / part).read_bytes())
-    content[len(content) // 2] ^= 1
+def test_a_flipped_bit_is_recognised_wherever_it_is(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    content = (bad / part).read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        (bad / part).write_bytes(flipped)
+        found, refused = newest(tmp_path)
+        assert found == good, position
+        assert len(refused) == 1 and refused[0].startswith(f"{bad}: "), position
+        assert part in refused[0] or part == "manifest.json", position
     (bad / part).write_bytes(content)
-    found, refused = find_resume_state(tmp_path)
-    assert found == good
-    assert refused == [f"{bad}: {part} was damaged: its SHA-256 is not the one in manifest.json"]
+    assert newest(tmp_path) == (bad, [])
 
 
-@pytest.mark.parametrize("part", [*PARTS, "manifest.json"])
-def test_a_missing_file_is_recognised(tmp_path, trained, part):
-    good, bad = save(tmp_path, trained, 1), save(tmp_path, trained, 2)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_cut_at_any_byte_is_recognised(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    content = (bad / part).read_bytes()
+    for length in range(len(content)):
+        (bad / part).write_bytes(content[:length])
+        found, refused = newest(tmp_path)
+        assert found == good and part in refused[0], length
+
+
+def test_the_reason_names_the_file(tmp_path, small):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    (bad / WEIGHTS).write_bytes((bad / WEIGHTS).read_bytes() + b"?")
+    assert newest(tmp_path) == (
+        good, [f"{bad}: {WEIGHTS} was damaged: its SHA-256 is not the one in manifest.json"])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_file_is_recognised(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
     (bad / part).unlink()
-    found, refused = find_resume_state(tmp_path)
+    found, refused = newest(tmp_path)
     assert found == good
     assert part in refused[0]
 
 
-def test_files_of_two_steps_are_not_mixed(tmp_path, trained):
-    save(tmp_path, trained, 1)
-    bad = save(tmp_path, trained, 2)
-    shutil.copy(tmp_path / "step-00000001/state.json", bad / "state.json")
-    assert find_resume_state(tmp_path)[0] == tmp_path / "step-00000001"
+@pytest.mark.parametrize("part", PARTS)
+def test_files_of_two_steps_are_not_mixed(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    with torch.no_grad():
+        small[0].weight += 1
+        small[1].state[small[0].weight]["exp_avg"] += 1
+    other = save(tmp_path / "other", small, 3)
+    shutil.copy(other / part, bad / part)
+    found, refused = newest(tmp_path)
+    assert found == good and len(refused) == 1
 
 
-def test_a_half_written_state_is_not_seen(tmp_path, trained):
-    good = save(tmp_path, trained, 1)
-    shutil.copytree(good, tmp_path / ".step-00000002.99.tmp")
-    assert find_resume_state(tmp_path) == (good, [])
+def test_a_whole_state_under_another_steps_name_is_refused(tmp_path, small):
+    good = save(tmp_path, small, 1)
+    good.rename(tmp_path / "step-00000002")
+    assert newest(tmp_path) == (None, [f"{tmp_path}/step-00000002: state.json is that of step 1"])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_symbolic_link_in_place_of_a_file_is_refused(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    (bad / part).rename(tmp_path / "elsewhere")
+    (bad / part).symlink_to(tmp_path / "elsewhere")
+    assert newest(tmp_path) == (good, [f"{bad}: {part} is a symbolic link"])
+
+
+def test_a_symbolic_link_in_place_of_a_state_is_refused(tmp_path, small):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    bad.rename(tmp_path / "elsewhere")
+    bad.symlink_to(tmp_path / "elsewhere")
+    assert newest(tmp_path) == (good, [f"{bad}: it is a symbolic link"])
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "weights/../../x", "model.py", ""])
+def test_a_manifest_that_lists_other_names_is_refused(tmp_path, small, name):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    manifest = json.loads((bad / "manifest.json").read_text())
+    (bad / "manifest.json").write_text(json.dumps(manifest | {name: "0" * 64}))
+    assert newest(tmp_path) == (good, [f"{bad}: manifest.json lists {name!r}, which is no part of it"])
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '"x"', "[" * 100_000, '{"state.json": null}', "{}"])
+def test_a_manifest_of_another_kind_is_refused(tmp_path, small, content):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    (bad / "manifest.json").write_text(content)
+    found, refused = newest(tmp_path)
+    assert found == good and len(refused) == 1
+
+
+class RunsCode:
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("part", [WEIGHTS, OPTIMIZER, "state.json"])
+def test_a_pickle_runs_no_code_even_if_the_manifest_vouches_for_it(tmp_path, small, part):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    torch.save({"weight": RunsCode(tmp_path / "proof")}, bad / part)
+    reseal(bad, part)
+    found, refused = newest(tmp_path)
+    assert found == good and part in refused[0]
+    (bad / part).write_bytes(pickle.dumps(RunsCode(tmp_path / "proof")))
+    reseal(bad, part)
+    assert newest(tmp_path)[0] == good
+    assert not (tmp_path / "proof").exists()
+    pickle.loads((bad / part).read_bytes())
+    assert (tmp_path / "proof").exists(), "the pickle does run code where someone loads it"
+
+
+def test_a_state_of_another_version_is_refused(tmp_path, small):
+    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
+    record = json.loads((bad / "state.json").read_text())
+    (bad / "state.json").write_text(json.dumps(record | {"format": 99}))
+    reseal(bad, "state.json")
+    assert newest(tmp_path) == (good, [f"{bad}: state.json was written by another version of this project"])
+
+
+def test_a_half_written_state_is_not_seen_and_removed(tmp_path, small):
+    good = save(tmp_path, small, 1)
+    half = tmp_path / ".step-00000002.tmp"
+    shutil.copytree(good, half)
+    assert newest(tmp_path) == (good, [])
+    with checkpoints(tmp_path):
+        assert not half.exists()
+    assert good.exists()
 
 
 def test_without_any_state_there_is_none(tmp_path):
-    assert find_resume_state(tmp_path / "nowhere") == (None, [])
+    assert newest(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weights", "moments"])
+def test_a_number_that_is_not_finite_is_never_saved(tmp_path, small, value, where):
+    good = save(tmp_path, small, 1)
+    weight = small[0].weight
+    with torch.no_grad():
+        (weight if where == "weights" else small[1].state[weight]["exp_avg"])[0, 0] = value
+    with pytest.raises(UserError, match=r"step-00000002: this resume state cannot be written \(.*weight is not finite"):
+        save(tmp_path, small, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [good.name]
 
 
 def test_another_models_state_is_refused_by_the_parameters_name(tmp_path):
     model = MiniMindForCausalLM(TINY)
     path = save(tmp_path, (model, build_optimizer(model, 1e-2, 0.1)), 1)
     moe = MiniMindForCausalLM(TINY_MOE)
-    with pytest.raises(UserError, match=r"weights\.safetensors: not this model's parameters: model\.layers\.0\.mlp"):
-        load_resume_state(path, moe, build_optimizer(moe, 1e-2, 0.1), scaler())
+    with pytest.raises(UserError, match=r"not the parameters of this model: model\.layers\.0\.mlp"):
+        checkpoints(tmp_path).load(path, moe, build_optimizer(moe, 1e-2, 0.1), scaler())
 
 
 def test_nothing_in_a_state_is_a_pickle(tmp_path, trained):
     path = save(tmp_path, trained, 1)
-    assert sorted(file.name for file in path.iterdir()) == sorted([*PARTS, "manifest.json"])
+    assert sorted(file.name for file in path.iterdir()) == sorted(PARTS)
     json.loads((path / "state.json").read_text())
+
+
+def test_shards_are_read_as_one(tmp_path, trained):
+    """A state of one shard, cut in two and three by hand along the first dimension, as ranks write it."""
+    path = save(tmp_path, trained, 1)
+    for kind, whole_file, count in (("weights", WEIGHTS, 3), ("optimizer", OPTIMIZER, 3)):
+        tensors = load_file(path / whole_file)
+        for shard in range(count):
+            save_file({name: (tensor if tensor.dim() == 0 else torch.tensor_split(tensor, count)[shard].clone())
+                       for name, tensor in tensors.items()},
+                      path / f"{kind}-{shard + 1:05d}-of-{count:05d}.safetensors")
+        (path / whole_file).unlink()
+    names = [file.name for file in path.iterdir() if file.name != "manifest.json"]
+    (path / "manifest.json").write_text(json.dumps({name: sha256_of_file(path / name) for name in names}))
+    model = MiniMindForCausalLM(trained[0].config)
+    optimizer = build_optimizer(model, 1e-2, 0.1)
+    assert read_state(path).step == 1
+    checkpoints(tmp_path).load(path, model, optimizer, scaler())
+    for one, other in zip(trained[0].parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert all(torch.equal(value, optimizer.state[other][kind]) for kind, value in trained[1].state[one].items())
+    (path / "weights-00002-of-00003.safetensors").unlink()
+    with pytest.raises(Damaged, match=r"weights-00002-of-00003\.safetensors is missing"):
+        read_state(path)
+
+
+def test_a_fresh_training_sets_the_states_of_an_earlier_one_aside(tmp_path, small):
+    folder = tmp_path / "resume"
+    save(folder, small, 5)
+    with checkpoints(folder, fresh=True) as own:
+        assert own.was_set_aside and own.newest().path is None
+        own.save(TrainState(step=1), *small, scaler())
+    assert newest(folder)[0] == folder / "step-00000001"
+    assert newest(tmp_path / "resume.previous")[0] == tmp_path / "resume.previous/step-00000005"
+
+
+def test_a_fresh_training_that_fails_before_its_first_state_puts_them_back(tmp_path, small):
+    folder = tmp_path / "resume"
+    save(folder, small, 5)
+    with pytest.raises(UserError, match="no such data"), checkpoints(folder, fresh=True):
+        raise UserError("no such data")
+    assert newest(folder)[0] == folder / "step-00000005"
+    assert not (tmp_path / "resume.previous").exists()
+
+
+HOLDER = """
+import sys, torch
+from pathlib import Path
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.distributed import Ranks
+with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu")), fresh=False):
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_have_one_folder(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "resume")], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "taken\n"
+    message = rf"resume\.lock: another training is writing there .*{holder.pid}.*choose another --save_weight"
+    with pytest.raises(UserError, match=message):
+        checkpoints(tmp_path / "resume").__enter__()
+    holder.kill()
+    holder.wait()
+    with checkpoints(tmp_path / "resume"):
+        pass
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tiny import TINY
+from minimind_sft.errors import UserError
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.optim import build_optimizer
+model = MiniMindForCausalLM(TINY)
+optimizer = build_optimizer(model, 1e-2, 0.1)
+scaler = torch.amp.GradScaler("cpu", enabled=False)
+with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu")), fresh=False) as checkpoints:
+    checkpoints.save(TrainState(step=1), model, optimizer, scaler)
+    for limit in (0, 1, 100, 5000, 20000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            checkpoints.save(TrainState(step=2), model, optimizer, scaler)
+        except UserError as error:
+            print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_states_before_untouched(tmp_path):
+    shown = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "resume"), str(Path(__file__).parent)],
+                           capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("step-00000002: this resume state cannot be written") == 5
+    assert shown.stdout.count("the ones before it are untouched") == 5
+    assert newest(tmp_path / "resume") == (tmp_path / "resume/step-00000001", [])
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-00000001"]

@@ -13,11 +13,12 @@ from tiny import TINY, TINY_MOE, random_documents
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.dataset import ExampleDataset, make_example
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import TrainState, find_resume_state, load_resume_state, read_train_state
+from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
-from minimind_sft.training.loop import Fit, stop_on_signals, train_step
+from minimind_sft.training.loop import NOT_FINITE, NOTHING_SUPERVISED, Fit, SaveClock, stop_on_signals, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
 
@@ -94,7 +95,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
     optimizer = build_optimizer(model, 0.1, 0.1)
     result = train_step(model, batch, optimizer, NO_SCALER, CPU, torch.float32, 1.0)
-    assert not result.updated
+    assert result.skipped == NOT_FINITE
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not optimizer.state
 
@@ -107,10 +108,10 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
     optimizer = build_optimizer(model, 0.01, 0.1)
     first = train_step(model, batch, optimizer, scaler, CPU, torch.float16, 1.0)
-    assert not first.updated
+    assert first.skipped == NOT_FINITE
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     second = train_step(model, batch, optimizer, scaler, CPU, torch.float16, 1.0)
-    assert second.updated and scaler.get_scale() == 2.0**10
+    assert second.skipped is None and scaler.get_scale() == 2.0**10
     assert second.loss == pytest.approx(first.loss, rel=1e-2)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -120,6 +121,7 @@ class Training:
     validation loss that write_weights was called with, by step."""
 
     def __init__(self, folder, resume: bool = False, evaluations=None, **changes):
+        folder.mkdir(exist_ok=True)
         config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, save_interval=3, eval_interval=4,
                          log_interval=1, learning_rate=1e-2, dropout=0.2, **changes)
         torch.manual_seed(0)
@@ -127,10 +129,10 @@ class Training:
         self.optimizer = build_optimizer(self.model, config.learning_rate, config.weight_decay)
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.state = TrainState(samples_per_step=4)
+        checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
         if resume:
-            path, _ = find_resume_state(folder / "resume")
-            self.state = read_train_state(path)
-            load_resume_state(path, self.model, self.optimizer, self.scaler)
+            path, self.state, _ = checkpoints.newest()
+            checkpoints.load(path, self.model, self.optimizer, self.scaler)
         self.weights = {}
         steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
         self.progress = Progress(folder / "metrics.jsonl", total_steps=16, step=self.state.step, is_main=True)
@@ -141,8 +143,8 @@ class Training:
         def write_weights(state: TrainState) -> None:
             self.weights[state.step] = state.eval_loss
 
-        self.fit = Fit(config, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
-                       scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=folder / "resume",
+        self.fit = Fit(config, self.model, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
+                       scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=checkpoints,
                        evaluate=evaluate, write_weights=write_weights)
 
     def run(self, interrupt_at: int | None = None) -> int:
@@ -198,13 +200,68 @@ def test_without_keep_best_the_weights_are_the_last(tmp_path):
     assert training.weights == {3: None, 6: None, 9: None, 12: 2.5, 15: None, 16: 2.2}
 
 
-def test_too_many_bad_steps_end_the_training_with_the_weights_before_them(tmp_path):
+class NanOnce(torch.autograd.Function):
+    """Identity forward; a gradient of NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan")
+
+
+@pytest.mark.parametrize("fault", ["loss is NaN", "loss is infinite", "gradient is NaN"])
+def test_numbers_that_are_not_finite_change_nothing_and_too_many_end_the_training(tmp_path, capsys, fault):
     training = Training(tmp_path, max_bad_steps=3)
-    with torch.no_grad():
-        training.model.model.norm.weight[0] = float("nan")
-    with pytest.raises(UserError, match="3 steps in a row without a finite gradient"):
+    forward = training.model.forward
+
+    def faulty(*batch):
+        losses = forward(*batch)
+        if training.state.step >= 5:
+            wrong = {"loss is NaN": lambda: losses.loss_sum + float("nan"),
+                     "loss is infinite": lambda: losses.loss_sum + float("inf"),  # its gradient is finite
+                     "gradient is NaN": lambda: NanOnce.apply(losses.loss_sum)}[fault]()
+            return losses._replace(loss_sum=wrong)
+        return losses
+
+    training.model.forward = faulty
+    with pytest.raises(UserError, match="3 steps in a row without a finite loss and gradient"):
         training.run()
-    assert training.state.updates == 0
+    assert (training.state.step, training.state.updates, training.state.bad_steps) == (8, 5, 3)
+    _, state, _ = Checkpoints(tmp_path / "resume", keep=2, ranks=CPU, fresh=False).newest()
+    assert state.step == 8 and state.bad_steps == 3
+    # What is on disk is what five good steps give: the weights before the faults.
+    good = Training(tmp_path / "good")
+    good.run(interrupt_at=5)
+    for one, other in zip(training.model.parameters(), good.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    skipped = [line for line in lines(tmp_path / "metrics.jsonl") if "skipped" in line]
+    assert [line["step"] for line in skipped] == [6, 7, 8]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_single_bad_step_is_counted_and_the_training_goes_on(tmp_path):
+    training = Training(tmp_path, max_bad_steps=2)
+    forward = training.model.forward
+    training.model.forward = lambda *batch: (losses := forward(*batch))._replace(
+        loss_sum=losses.loss_sum * (float("nan") if training.state.step in (3, 5, 7) else 1.0))
+    assert training.run() == 0
+    assert (training.state.step, training.state.updates, training.state.bad_steps) == (16, 13, 3)
+    assert training.state.bad_steps_in_a_row == 0
+
+
+def test_a_step_without_a_supervised_token_changes_nothing():
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(TINY_MOE)
+    optimizer = build_optimizer(model, 0.1, 0.1)
+    silent = ExampleDataset([[make_example([1, 2, 3], [False] * 3)], [make_example([4, 5], [False] * 2)]])
+    before = [p.clone() for p in model.parameters()]
+    batch = TrainingSteps(silent, epochs=1, samples_per_step=2, micro_batch_tokens=8, seed=1)[0]
+    assert train_step(model, batch, optimizer, NO_SCALER, CPU, torch.float32, 1.0).skipped == NOTHING_SUPERVISED
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not optimizer.state and all(p.grad is None for p in model.parameters())
 
 
 def test_max_steps_ends_early(tmp_path):
@@ -221,3 +278,29 @@ def test_a_second_signal_ends_the_process_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_signals_that_come_together_are_one():
+    with stop_on_signals(one_signal_seconds=60.0) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signum == signal.SIGTERM
+
+
+def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
+    by_steps = SaveClock(3)
+    assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
+
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    by_clock = SaveClock(0)
+    now = 109.9
+    assert not by_clock.due(1)
+    now = 110.0
+    assert by_clock.due(2)
+    with by_clock.saving():
+        now = 112.0
+    now = 171.9  # a state took two seconds: the next comes after sixty
+    assert not by_clock.due(3)
+    now = 172.0
+    assert by_clock.due(4)

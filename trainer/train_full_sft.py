@@ -18,25 +18,26 @@ from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
 from minimind_sft.training.distributed import join_ranks
-from minimind_sft.training.setup import Run, evaluation_share, load_datasets, starting_model, train
+from minimind_sft.training.setup import Run, claim_output, evaluation_share, load_datasets, starting_model, train
 
 
 def main() -> int:
     config = parse_flags(SFTConfig, description=__doc__)
-    with join_ranks(config.device) as ranks:
+    with join_ranks(config.device, config.rank_timeout) as ranks:
         tokenizer = Tokenizer.from_folder(config.tokenizer_path)
         template = ChatTemplate(tokenizer)
         run = Run("full_sft", config, ranks, tokenizer, template.fingerprint)
 
         model = starting_model(run)
-        train_set, eval_set = load_datasets(
-            run, lambda rows: SFTDataset(rows, template, config.max_seq_len))
+        with claim_output(run, model) as checkpoints:
+            train_set, eval_set = load_datasets(
+                run, lambda rows: SFTDataset(rows, template, config.max_seq_len))
 
-        evaluate = None
-        if eval_set is not None:
-            evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
-                               ranks.sum)
-        return train(run, model, train_set, evaluate)
+            evaluate = None
+            if eval_set is not None:
+                evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
+                                   ranks.sum)
+            return train(run, model, train_set, evaluate, checkpoints)
 
 
 if __name__ == "__main__":

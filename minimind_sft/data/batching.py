@@ -149,9 +149,14 @@ class TrainingSteps(Dataset):
 
 
 def evaluation_batches(dataset: ExampleDataset, micro_batch_tokens: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
-    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`."""
+    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`.
+
+    Every rank has the same number of them, the last ones empty if need be: a sharded model is called by all at once.
+    """
     examples = [example for sample in range(len(dataset)) for example in dataset[sample]]
-    shares = split_over_ranks([len(example.input_ids) for example in examples], ranks)
-    own = [examples[index] for index in shares[rank]]
-    packed = pack_micro_batches([len(example.input_ids) for example in own], micro_batch_tokens)
-    return [collate([own[index] for index in indices]) for indices in packed]
+    shares = [[examples[index] for index in share]
+              for share in split_over_ranks([len(example.input_ids) for example in examples], ranks)]
+    packed = [pack_micro_batches([len(example.input_ids) for example in share], micro_batch_tokens)
+              for share in shares]
+    batches = [collate([shares[rank][index] for index in indices]) for indices in packed[rank]]
+    return batches + [collate([])] * (max(map(len, packed)) - len(batches))

@@ -143,6 +143,12 @@ class DecoderLayer(nn.Module):
         x_TD = x_TD + self.dropout(self.mlp(self.post_attention_layernorm(x_TD)))
         return x_TD
 
+    def matrices(self) -> list[nn.Module]:
+        """The modules whose weights are multiplied in autocast's dtype: all but norms and the router."""
+        attention, mlp = self.self_attn, self.mlp
+        feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
+        return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
+
     def compile(self, **options) -> None:
         """`torch.compile`, but for attention and experts: the lengths they work on are others in every batch."""
         self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)

@@ -1,20 +1,19 @@
 """Ranks: one process each, started by torchrun, or just this one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from minimind_sft.device import resolve_device
+from minimind_sft.errors import RankLost, UserError
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before the job is given up."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,39 +28,60 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose backward pass averages gradients over the ranks."""
-        if self.world_size == 1:
-            return model
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
     def sum(self, *values: float) -> list[float]:
         """Each value summed over the ranks, in float64."""
+        return self._reduce(values, torch.float64, dist.ReduceOp.SUM)
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of the ranks' values, for each value."""
+        return self._reduce(values, torch.int64, dist.ReduceOp.MAX)
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on the main rank, on every rank; if it fails there, no rank goes on.
+
+        Raises:
+            Exception: on the main rank what `action` raised; on the others RankLost.
+        """
+        return self.on_each(action if self.is_main else lambda: None)[0]
+
+    def on_each(self, action: Callable[[], T]) -> list[T]:
+        """What `action` returns on each rank, in their order; if it fails on one, no rank goes on.
+
+        Raises:
+            Exception: what `action` raised here; RankLost if it failed on other ranks only.
+        """
+        if self.world_size == 1:
+            return [action()]
+        result, failure = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        outcomes = [None] * self.world_size
+        dist.all_gather_object(outcomes, (result, failure is not None))
+        if failure is not None:
+            raise failure
+        failed = [rank for rank, (_, has_failed) in enumerate(outcomes) if has_failed]
+        if failed:
+            raise RankLost(f"rank {failed[0]} cannot go on (its message says why)")
+        return [result for result, _ in outcomes]
+
+    def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        total = torch.tensor(values, dtype=dtype, device=self.device)
+        dist.all_reduce(total, operation)
         return total.tolist()
-
-    def largest(self, value: int) -> int:
-        """The largest of the ranks' values."""
-        if self.world_size == 1:
-            return value
-        most = torch.tensor(value, device=self.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        return int(most)
-
-    def wait(self) -> None:
-        """Returns when all ranks are here."""
-        self.sum(0.0)
 
 
 @contextmanager
-def join_ranks(device_name: str) -> Iterator[Ranks]:
+def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     """Joins the process group that torchrun describes in the environment (NCCL on CUDA, Gloo on CPU), and leaves it.
 
     Without torchrun: one rank, no process group.
+
+    Raises:
+        RankLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
@@ -70,8 +90,23 @@ def join_ranks(device_name: str) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=timedelta(seconds=timeout_seconds))
         yield Ranks(dist.get_rank(), world_size, device)
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not _says_that_a_rank_is_gone(error):
+            raise
+        raise RankLost(f"lost another rank ({str(error).strip().splitlines()[0]})") from error
+    dist.destroy_process_group()  # only after a good end: with a rank gone there is nobody to take leave of
+
+
+def restarted_by_torchrun() -> bool:
+    """Whether this process takes the place of one that failed (`torchrun --max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _says_that_a_rank_is_gone(error: RuntimeError) -> bool:
+    """Gloo has no exception class of its own: its errors are known by the name of the transport or the socket."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed", "timed out"))

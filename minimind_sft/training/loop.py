@@ -2,34 +2,42 @@
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
-from minimind_sft.training.checkpoint import TrainState, save_resume_state
+from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.optim import learning_rate
+from minimind_sft.training.parallel import gradient_sync, whole
 from minimind_sft.training.progress import Progress
+
+ONE_SIGNAL_SECONDS = 0.25
+"""Under torchrun, a signal that arrives twice within this time is one."""
+
+
+NOTHING_SUPERVISED = "no supervised token in it"
+NOT_FINITE = "loss or gradient not finite"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step was like: losses are means over its global batch."""
+    """What a step was like: losses are means over its global batch (NaN where it has no supervised token)."""
 
     loss: float
     aux_loss: float
     grad_norm: float
-    updated: bool
+    skipped: str | None = None
+    """Why the step changed nothing; None if it made an update."""
 
 
 class Evaluation(Protocol):
@@ -53,9 +61,11 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
                ranks: Ranks, dtype: torch.dtype, grad_clip: float) -> StepResult:
     """One optimizer step over a global batch: the gradient of the mean loss over its supervised tokens.
 
-    `model` is wrapped by `Ranks.wrap`, whose backward averages over ranks; hence the factor `world_size`. A gradient
-    that is not finite (on any rank: averaging spreads it) changes nothing.
+    `model` is what `parallelize` gave, whose backward averages over ranks; hence the factor `world_size`. A loss or
+    gradient that is not finite, on whichever rank, changes nothing on any: all decide by the same summed numbers.
     """
+    if batch.supervised_tokens == 0:
+        return StepResult(math.nan, math.nan, math.nan, NOTHING_SUPERVISED)
     loss_sum = aux_sum = 0.0
     last = len(batch.micro_batches) - 1
     for index, micro_batch in enumerate(batch.micro_batches):
@@ -68,44 +78,39 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
         aux_sum += losses.aux_loss_sum.detach()
 
     scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    updated = bool(torch.isfinite(grad_norm))
-    if updated or scaler.is_enabled():  # the scaler skips by itself, and must see the overflow to lower its scale
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    grad_norm = float(whole(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)))
     loss_sum, aux_sum = ranks.sum(float(loss_sum), float(aux_sum))
-    return StepResult(loss_sum / batch.supervised_tokens, aux_sum / batch.real_tokens, float(grad_norm), updated)
-
-
-def gradient_sync(model: nn.Module, wanted: bool):
-    """Ranks exchange gradients in the last micro-batch's backward only."""
-    if wanted or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()
+    finite = math.isfinite(grad_norm) and math.isfinite(loss_sum) and math.isfinite(aux_sum)
+    if finite:
+        scaler.step(optimizer)
+    scaler.update()  # after an overflow this lowers the scale
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss_sum / batch.supervised_tokens, aux_sum / batch.real_tokens, grad_norm,
+                      None if finite else NOT_FINITE)
 
 
 class Stop:
-    """Set by SIGINT (Ctrl-C) or SIGTERM; the loop looks after each step."""
+    """The first SIGINT (Ctrl-C) or SIGTERM that this process got, and when; the loop looks after each step."""
 
     signum = 0
-
-    @property
-    def exit_status(self) -> int:
-        """What a shell expects of a program that a signal ended."""
-        return 128 + self.signum if self.signum else 0
+    at = 0.0
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM lets the step in hand finish and be saved; a second one ends the process at once."""
+def stop_on_signals(one_signal_seconds: float = 0.0) -> Iterator[Stop]:
+    """The first SIGINT or SIGTERM lets the step in hand finish and be saved; a second one ends the process at once.
+
+    What comes within `one_signal_seconds` of the first still is the first: torchrun passes on to its ranks what a
+    scheduler may have sent to them already.
+    """
     stop, previous = Stop(), {}
 
     def handle(signum: int, _: object) -> None:
-        if stop.signum:
+        if not stop.signum:
+            stop.signum, stop.at = signum, time.monotonic()
+        elif time.monotonic() - stop.at >= one_signal_seconds:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        stop.signum = signum
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         previous[signum] = signal.signal(signum, handle)
@@ -116,23 +121,31 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(signum, handler)
 
 
+def leave_signals_to_the_trainer(worker_id: int) -> None:
+    """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class Fit:
     """A training from `state` to its end, or to a signal.
 
-    `evaluate` gives the validation loss, or is None where there is no evaluation set; `write_weights(state)` writes
-    the weights for use. Both are handed in, because the loop need not know how either is done.
+    `wrapped` is the model as `parallelize` gave it. `evaluate` gives the validation loss, or is None where there is
+    no evaluation set; `write_weights(state)` writes the weights for use. Both are handed in, because the loop need
+    not know how either is done.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module, steps: TrainingSteps, *, ranks: Ranks,
-                 dtype: torch.dtype, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 state: TrainState, progress: Progress, checkpoints: Path,
+    def __init__(self, config: TrainConfig, model: nn.Module, wrapped: nn.Module, steps: TrainingSteps, *,
+                 ranks: Ranks, dtype: torch.dtype, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                 state: TrainState, progress: Progress, checkpoints: Checkpoints,
                  evaluate: Callable[[], Evaluation] | None, write_weights: Callable[[TrainState], None]):
-        self.config, self.model, self.steps, self.ranks, self.dtype = config, model, steps, ranks, dtype
+        self.config, self.model, self.wrapped, self.steps = config, model, wrapped, steps
+        self.ranks, self.dtype = ranks, dtype
         self.optimizer, self.scaler, self.state, self.progress = optimizer, scaler, state, progress
         self.checkpoints, self.evaluate, self.write_weights = checkpoints, evaluate, write_weights
-        self.wrapped = ranks.wrap(model)
         self.total_steps = planned_steps(config, steps)
         self.eval_interval = config.eval_interval or max(self.total_steps // 10, 1)
+        self.clock = SaveClock(config.save_interval)
 
     @property
     def keeps_best(self) -> bool:
@@ -140,28 +153,32 @@ class Fit:
 
     def run(self) -> int:
         """Trains; the exit status: 0, or 128 + the signal that asked to stop."""
-        config, state = self.config, self.state
+        state = self.state
         loader = DataLoader(self.steps, sampler=range(state.step, self.total_steps), batch_size=None,
-                            num_workers=config.num_workers, pin_memory=self.ranks.device.type == "cuda")
+                            num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
+                            pin_memory=self.ranks.device.type == "cuda")
         self.model.train()
-        if state.step == 0:
-            self.validate()
-        with stop_on_signals() as stop:
+        with stop_on_signals(ONE_SIGNAL_SECONDS if self.ranks.world_size > 1 else 0.0) as stop:
+            if state.step == 0:
+                self.validate()
             for batch in loader:
                 self.step(batch)
-                stop.signum = self.ranks.largest(stop.signum)
+                # The main rank's clock decides for all, and a signal to one rank stops all.
+                signum, due = self.ranks.largest(stop.signum, self.ranks.is_main and self.clock.due(state.step))
                 done = state.step == self.total_steps
                 if state.step % self.eval_interval == 0 or done:
                     self.validate()
-                if stop.signum and not done:
+                if done:
+                    break
+                if signum:
                     self.save()
-                    self.progress.say(f"stopped by {signal.Signals(stop.signum).name} after step {state.step}; "
+                    self.progress.say(f"stopped by {signal.Signals(signum).name} after step {state.step}; "
                                       "--from_resume 1 goes on from here")
-                    return stop.exit_status
-                if state.step % config.save_interval == 0 and not done:
+                    return 128 + signum  # what a shell expects of a program that a signal ended
+                if due:
                     self.save()
-        state.finished = True
-        self.save()
+            state.finished = True
+            self.save()
         return 0
 
     def step(self, batch: StepBatch) -> None:
@@ -174,29 +191,34 @@ class Fit:
         result = train_step(self.wrapped, batch, self.optimizer, self.scaler, self.ranks, self.dtype,
                             config.grad_clip)
         state.step += 1
-        state.eval_loss = None
-        state.updates += result.updated
+        if result.skipped is None:
+            state.eval_loss = None
+            state.updates += 1
         state.supervised_tokens += batch.supervised_tokens
-        self.count_bad(result)
         self.progress.advance(result.loss, batch.supervised_tokens)
-        if state.step % config.log_interval == 0 or state.step == self.total_steps:
+        if state.step % config.log_interval == 0 or state.step == self.total_steps or result.skipped:
             aux = {"aux_loss": result.aux_loss} if self.model.config.use_moe else {}
+            skipped = {"skipped": result.skipped} if result.skipped else {}
             self.progress.log(state.step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate,
-                              grad_norm=result.grad_norm, supervised_tokens=state.supervised_tokens)
+                              grad_norm=result.grad_norm, supervised_tokens=state.supervised_tokens, **skipped)
+        self.count_bad(result)
 
     def count_bad(self, result: StepResult) -> None:
-        """A gradient that is not finite was skipped: it is told, and too many in a row end the training."""
+        """A step that changed nothing is told; too many in a row with numbers that are not finite end the training."""
         state = self.state
-        if result.updated:
+        if result.skipped != NOT_FINITE:
             state.bad_steps_in_a_row = 0
+            if result.skipped:
+                self.progress.say(f"step {state.step}: {result.skipped}; nothing changed")
             return
         state.bad_steps += 1
         state.bad_steps_in_a_row += 1
-        why = "float16 overflow, the scale is lowered" if self.scaler.is_enabled() else f"loss {result.loss}"
-        self.progress.say(f"step {state.step}: gradient not finite ({why}); the weights stay as they were")
+        why = "float16 overflow, the scale is lowered" if self.scaler.is_enabled() else (
+            f"loss {result.loss}, gradient norm {result.grad_norm}")
+        self.progress.say(f"step {state.step}: {result.skipped} ({why}); the weights stay as they were")
         if state.bad_steps_in_a_row >= self.config.max_bad_steps:
             self.save()
-            raise UserError(f"{state.bad_steps_in_a_row} steps in a row without a finite gradient "
+            raise UserError(f"{state.bad_steps_in_a_row} steps in a row without a finite loss and gradient "
                             f"(--max_bad_steps {self.config.max_bad_steps}); the weights are those before them. "
                             "A lower --learning_rate or --dtype float32 may help")
 
@@ -207,8 +229,9 @@ class Fit:
         state = self.state
         result = self.evaluate()
         self.model.train()
-        state.eval_loss = result.loss
-        best = state.best_eval_loss is None or result.loss < state.best_eval_loss
+        state.eval_loss = result.loss if math.isfinite(result.loss) else None
+        best = state.eval_loss is not None and (
+            state.best_eval_loss is None or state.eval_loss < state.best_eval_loss)
         self.progress.say(f"step {state.step:>6}/{self.total_steps}: validation loss {result.loss:.4f}, "
                           f"perplexity {result.perplexity:.2f}")
         self.progress.log(state.step, eval_loss=result.loss, perplexity=result.perplexity)
@@ -219,14 +242,40 @@ class Fit:
         self.progress.pause()
 
     def save(self) -> None:
-        """The resume state, and the weights unless better ones stand there already."""
-        if not self.keeps_best or self.state.best_eval_loss is None:
-            self.write_weights(self.state)
-        if self.ranks.is_main:
-            save_resume_state(self.checkpoints, self.state, self.model, self.optimizer, self.scaler,
-                              self.config.keep_checkpoints)
-        self.ranks.wait()
+        """The weights, unless better ones stand there already, then the resume state that counts on them."""
+        with self.clock.saving():
+            if not self.keeps_best or self.state.best_eval_loss is None:
+                self.write_weights(self.state)
+            self.progress.sync()
+            self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)
         self.progress.pause()
+
+
+class SaveClock:
+    """When the next resume state is due: after `interval` steps, or by the clock if that is 0.
+
+    By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs at most
+    1/`OFTEN` of the time, but not before `LEAST_SECONDS`.
+    """
+
+    OFTEN, LEAST_SECONDS = 30, 10.0
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        self._saved_at, self._seconds = time.monotonic(), 0.0
+
+    def due(self, step: int) -> bool:
+        if self.interval:
+            return step % self.interval == 0
+        return time.monotonic() - self._saved_at >= max(self.OFTEN * self._seconds, self.LEAST_SECONDS)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Surrounds the writing of a state."""
+        start = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - start
 
 
 def planned_steps(config: TrainConfig, steps: TrainingSteps) -> int:

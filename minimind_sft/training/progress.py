@@ -1,11 +1,15 @@
 """What a person sees of a training: the bar, the metrics file, Weights & Biases."""
 
 import json
+import math
+import os
 import time
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm import tqdm
+
+from minimind_sft.files import write_atomically
 
 
 class Progress:
@@ -43,15 +47,22 @@ class Progress:
         self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
         self._bar.update()
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, **values: float | str) -> None:
         """One line of the metrics file; the same to wandb."""
         if not self.is_main:
             return
+        values = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+                  for name, value in values.items()}
         line = {"step": step, **values, "supervised_tokens_per_second": round(self._rate, 1)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self.wandb_run is not None:
             self.wandb_run.log(values, step=step)
+
+    def sync(self) -> None:
+        """Makes the lines so far survive a power cut, as the resume state that is written next will."""
+        if self.is_main:
+            os.fsync(self._file.fileno())
 
     def say(self, line: str) -> None:
         """A line above the bar."""
@@ -65,17 +76,14 @@ class Progress:
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes the lines past `step`, which the resumed run writes again; step 0 starts an empty file."""
-    if not path.exists() or step == 0:
-        path.write_text("", encoding="utf-8")
-        return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and step > 0 else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # the line that was being written when the run was killed
-    path.write_text("".join(kept), encoding="utf-8")
+    write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
 
 
 def start_wandb(project: str, name: str, settings: dict) -> Any:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from minimind_sft.data.reading import read_rows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, sha256_of_file
+from minimind_sft.files import check_writable, remove_left_overs, sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
-from minimind_sft.training.checkpoint import TrainState, find_resume_state, load_resume_state, read_train_state
-from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.distributed import Ranks, restarted_by_torchrun
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, start_wandb
 
 
@@ -133,19 +135,41 @@ def check_flags(config: TrainConfig, model: ModelConfig, path: Path) -> None:
             raise UserError(f"--preset {config.preset} has {name} {int(getattr(preset, name))}, but {path} has {has}")
 
 
+@contextmanager
+def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
+    """The resume states of this training, in a folder that is its own until it ends.
+
+    Raises:
+        UserError: if the folder cannot be written to, or another training has it.
+    """
+    config = run.config
+    out = weights_path(config.save_dir, config.save_weight, model.config)
+    folder = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
+    run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
+    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not goes_on(config)) as checkpoints:
+        run.ranks.on_main(lambda: remove_left_overs(out.parent, out.stem))
+        if checkpoints.was_set_aside:
+            run.say(f"resume      an earlier training's states are now in {shown(checkpoints.previous)}; this one "
+                    "starts anew (--from_resume 1 would go on)")
+        yield checkpoints
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether this training goes on from a resume state: asked to, or restarted by torchrun after a failure."""
+    return bool(config.from_resume) or restarted_by_torchrun()
+
+
 def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
-          evaluate: Callable[[], Evaluation] | None) -> int:
+          evaluate: Callable[[], Evaluation] | None, checkpoints: Checkpoints) -> int:
     """Fits the model to the training set, from its resume state if asked; the program's exit status."""
     config, ranks = run.config, run.ranks
     out = weights_path(config.save_dir, config.save_weight, model.config)
-    checkpoints = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
-    check_writable(checkpoints, "--save_dir")
+    wrapped = parallelize(model, ranks, config.parallel, run.dtype)
     optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.dtype == torch.float16)
-    identity = run_identity(run, model)
     state = TrainState(samples_per_step=config.batch_size * config.accumulation_steps * ranks.world_size,
-                       run=identity)
-    if config.from_resume:
+                       identity=run_identity(run, model), settings=run_settings(run))
+    if goes_on(config):
         state = _resume(run, checkpoints, state, model, optimizer, scaler)
         if state.finished:
             run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
@@ -158,23 +182,29 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
             f"{config.learning_rate:g}")
 
     def write(at: TrainState) -> None:
-        if ranks.is_main:
-            write_weights(out, model, config.save_dtype, sidecar(run, at, total))
+        whole = gather(model, ranks)
+        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, sidecar(run, at, total)))
 
     wandb_run = None
     if config.use_wandb and ranks.is_main:
         wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
     with Progress(out.with_name(f"{out.stem}_metrics.jsonl"), total_steps=total, step=state.step,
                   is_main=ranks.is_main, wandb_run=wandb_run) as progress:
-        fit = Fit(config, model, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler, state=state,
-                  progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
+        fit = Fit(config, model, wrapped, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler,
+                  state=state, progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
         status = fit.run()
     if wandb_run is not None:
         wandb_run.finish(exit_code=status)
+    if state.bad_steps:
+        run.say(f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite")
     if status == 0:
         best = f" (validation loss {state.best_eval_loss:.4f})" if fit.keeps_best else ""
         run.say(f"wrote       {shown(out)}{best} and {shown(out.with_suffix('.json'))}")
     return status
+
+
+CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
+"""What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
 
 
 def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
@@ -190,6 +220,13 @@ def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
     }
 
 
+def run_settings(run: Run) -> dict[str, Any]:
+    """The settings besides that decide what is learned: free to change on resuming, but not in silence."""
+    names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
+             "dropout")
+    return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
+
+
 def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
     """What the weights of a training say about themselves."""
     config = run.config
@@ -200,7 +237,7 @@ def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
         "training": {
             "command": command_line(),
             "from_weight": config.from_weight,
-            "data": {shown(config.data_path): state.run["data"]},
+            "data": {shown(config.data_path): state.identity["data"]},
             "step": state.step,
             "total_steps": total_steps,
             "samples_per_step": state.samples_per_step,
@@ -229,21 +266,29 @@ def _rows_with_bar(run: Run, path: str) -> Iterator[tuple[str, dict]]:
                      disable=not run.ranks.is_main))
 
 
-def _resume(run: Run, checkpoints: Path, fresh: TrainState, model: MiniMindForCausalLM,
+def _resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
             optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
-    path, refused = find_resume_state(checkpoints)
+    """The state to go on from, its tensors put in place; `fresh` where there is none."""
+    path, state, refused = checkpoints.newest()
     for line in refused:
         run.say(f"passed over {line}")
     if path is None:
-        run.say(f"--from_resume 1: no resume state in {shown(checkpoints)}; starting from the beginning")
+        run.say(f"resume      no resume state in {shown(checkpoints.folder)}; starting from the beginning")
         return fresh
-    state = read_train_state(path)
-    for name, now in fresh.run.items():
-        if state.run.get(name) != now:
-            raise UserError(f"--from_resume 1: {name} was {state.run.get(name)} in {path}, now it is {now}")
+    for name, now in fresh.identity.items():
+        was = state.identity.get(name)
+        if was == now:
+            continue
+        if not (run.config.allow_changed_data and name in CHANGEABLE):
+            hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
+            raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
+        run.say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
+    for name, now in fresh.settings.items():
+        if state.settings[name] != now:
+            run.say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
     if state.samples_per_step != fresh.samples_per_step:
         run.say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
                 f"(the flags say {fresh.samples_per_step})")
-    load_resume_state(path, model, optimizer, scaler)
+    checkpoints.load(path, model, optimizer, scaler)
     run.say(f"resume      {shown(path)}")
-    return state
+    return replace(state, identity=fresh.identity, settings=fresh.settings)
