@@ -1,0 +1,195 @@
+"""Is the gradient of a step the same however its global batch is cut up? In float64, over every way to cut it.
+
+    python benchmarks/gradient_invariance.py --json docs/gradient_invariance.json
+
+One global batch of 16 documents goes through a small model, dense and as mixture of experts, whole, in parts, over
+several ranks (processes joined by Gloo), with DDP and with FSDP. For each cut the table says by how much the gradient
+of the worst parameter differs from that of the whole batch: |g - g0| / |g0|. Ends with status 1 above 1e-10.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from processes import on_ranks
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.data.batching import StepBatch, TrainingSteps, collate
+from minimind_sft.data.dataset import ExampleDataset, make_example
+from minimind_sft.errors import run_program
+from minimind_sft.model import attention
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.loop import train_step
+from minimind_sft.training.parallel import parallelize, whole
+
+LIMIT = 1e-10
+DOCUMENTS = 16
+LONGEST = 48
+SILENT = (3, 9)
+SHAPE = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+MODELS = {
+    "dense": ModelConfig(**SHAPE),
+    # More experts than a short document has tokens, so that some are not used; the auxiliary loss is made to count.
+    "experts": ModelConfig(**SHAPE, use_moe=True, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16,
+                           router_aux_loss_coef=0.1),
+}
+MODELS["experts_per_batch"] = replace(MODELS["experts"], aux_loss_scope="batch")
+Gradients = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to cut the global batch; `step(dataset, ranks)` is what a rank computes of it."""
+
+    name: str
+    step: Callable[[ExampleDataset, Ranks], StepBatch]
+    world_size: int = 1
+    parallel: str = "ddp"
+    padding: float = attention.MAX_PADDING
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    rows = measure()
+    print(f"| {'how the batch is cut':<58} | {'dense':>8} | {'experts':>8} |\n|{'-' * 60}|{'-' * 9}:|{'-' * 9}:|")
+    for row in rows:
+        print(f"| {row['cut']:<58} | {row['dense']:8.1e} | {row['experts']:8.1e} |")
+    worst = max(max(row["dense"], row["experts"]) for row in rows)
+    print(f"\nworst: {worst:.1e}; wanted at most {LIMIT:.0e}\n\nand what this says of other ways, batch 8 x 2:")
+    controls = measure_controls()
+    for name, value in controls.items():
+        print(f"| {name:<58} | {value:8.1e} |")
+    if arguments.json:
+        record = {"command": " ".join(["python", "benchmarks/gradient_invariance.py", *sys.argv[1:]]),
+                  "torch": torch.__version__, "limit": LIMIT, "rows": rows, "controls": controls}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return int(not worst <= LIMIT)
+
+
+def measure() -> list[dict]:
+    """For each cut its name and, per model, the largest relative difference over the parameters."""
+    names = ("dense", "experts")
+    references = {name: gradients_alone(WHOLE, name) for name in names}
+    return [{"cut": cut.name, **{name: difference(gradients(cut, name), references[name]) for name in names}}
+            for cut in CUTS]
+
+
+def measure_controls() -> dict[str, float]:
+    """What the same measure says of ways to train whose result does depend on the cut: it is able to tell."""
+    in_two = by_hand([consecutive(8)])
+    means = []
+    for half in range(2):
+        own = Cut("", by_hand([[consecutive(8)[half]]], counted=consecutive(8)[half]))
+        means.append(gradients_alone(own, "dense"))
+    mean_of_means = {name: (means[0][name] + means[1][name]) / 2 for name in means[0]}
+    return {
+        "mean of the micro-batches' means": difference(mean_of_means, gradients_alone(WHOLE, "dense")),
+        'auxiliary loss per micro-batch (aux_loss_scope="batch")': difference(
+            gradients_alone(Cut("", in_two), "experts_per_batch"), gradients_alone(WHOLE, "experts_per_batch")),
+    }
+
+
+def documents() -> ExampleDataset:
+    """16 documents of 2 to 48 tokens; the `SILENT` ones have no supervised token."""
+    random = np.random.default_rng(0)
+    samples = []
+    for index in range(DOCUMENTS):
+        length = int(random.integers(2, LONGEST + 1))
+        supervised = random.random(length) < (0.0 if index in SILENT else 0.5)
+        samples.append([make_example(random.integers(0, SHAPE["vocab_size"], length), supervised)])
+    return ExampleDataset(samples)
+
+
+def planned(micro_batch_tokens: int) -> Callable[[ExampleDataset, Ranks], StepBatch]:
+    """As the trainer cuts it: by length over the ranks, then into micro-batches of a token budget."""
+    def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
+        return TrainingSteps(dataset, epochs=1, samples_per_step=DOCUMENTS, micro_batch_tokens=micro_batch_tokens,
+                             seed=1, rank=ranks.rank, ranks=ranks.world_size)[0]
+    return step
+
+
+def by_hand(shares: Sequence[Sequence[Sequence[int]]], counted: Sequence[int] = range(DOCUMENTS)
+            ) -> Callable[[ExampleDataset, Ranks], StepBatch]:
+    """`shares[rank][micro-batch]` lists the documents; the loss is divided by the tokens of those `counted`."""
+    def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
+        everything = collate([dataset[i][0] for i in counted])
+        own = tuple(collate([dataset[i][0] for i in indices]) for indices in shares[ranks.rank])
+        return StepBatch(0, 0, tuple(range(DOCUMENTS)), own, everything.supervised, len(everything.input_ids))
+    return step
+
+
+def consecutive(size: int) -> list[list[int]]:
+    return [list(range(start, start + size)) for start in range(0, DOCUMENTS, size)]
+
+
+def gradients(cut: Cut, model_name: str) -> Gradients:
+    index = CUTS.index(cut)
+    if cut.world_size == 1:
+        return gradients_alone(cut, model_name)
+    return on_ranks(cut.world_size, gradients_on_rank, index, model_name)[0]
+
+
+def gradients_on_rank(ranks: Ranks, index: int, model_name: str) -> Gradients:
+    return _gradients(CUTS[index], model_name, ranks)
+
+
+def gradients_alone(cut: Cut, model_name: str) -> Gradients:
+    return _gradients(cut, model_name, Ranks(0, 1, torch.device("cpu")))
+
+
+def _gradients(cut: Cut, model_name: str, ranks: Ranks) -> Gradients:
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(MODELS[model_name]).double().train()
+    wrapped = parallelize(model, ranks, cut.parallel, torch.float32)
+    keeper = GradientKeeper(model.parameters(), lr=0.0)
+    usual, attention.MAX_PADDING = attention.MAX_PADDING, cut.padding
+    try:
+        train_step(wrapped, cut.step(documents(), ranks), keeper, torch.amp.GradScaler("cpu", enabled=False), ranks,
+                   torch.float32, grad_clip=0.0)
+    finally:
+        attention.MAX_PADDING = usual
+    return {name: keeper.gradients[i] for i, (name, _) in enumerate(model.named_parameters())}
+
+
+class GradientKeeper(torch.optim.SGD):
+    """Keeps the gradients that it is asked to step with."""
+
+    def step(self, closure=None) -> None:
+        self.gradients = [whole(parameter.grad).numpy().copy() for parameter in self.param_groups[0]["params"]]
+
+
+def difference(gradients: Gradients, reference: Gradients) -> float:
+    return max(float(np.linalg.norm(gradients[name] - reference[name]) / np.linalg.norm(reference[name]))
+               for name in reference)
+
+
+WHOLE = Cut("the whole batch at once: batch 16 x accumulation 1", by_hand([consecutive(16)]))
+CUTS = [
+    WHOLE,
+    *(Cut(f"batch {size} x accumulation {DOCUMENTS // size}", by_hand([consecutive(size)])) for size in (8, 4)),
+    Cut("batch 1 x accumulation 16: one document at a time", by_hand([consecutive(1)])),
+    *(Cut(f"packed into micro-batches of {tokens} tokens", planned(tokens)) for tokens in (48, 64, 100, 250, 4096)),
+    Cut("attention without padding: equal lengths only", planned(4096), padding=0.0),
+    Cut("attention padded to the longest document", planned(4096), padding=1e9),
+    *(Cut(f"{ranks} ranks, {parallel.upper()}, micro-batches of {tokens} tokens", planned(tokens), ranks, parallel)
+      for ranks in (2, 4) for parallel in ("ddp", "fsdp") for tokens in (48, 4096)),
+    *(Cut(f"2 ranks, {parallel.upper()}, no supervised token on one of them",
+          by_hand([[list(SILENT)], [[i for i in range(DOCUMENTS) if i not in SILENT]]]), 2, parallel)
+      for parallel in ("ddp", "fsdp")),
+    *(Cut(f"2 ranks, {parallel.upper()}, all documents on one, none on the other",
+          by_hand([[list(range(DOCUMENTS))], [[]]]), 2, parallel)
+      for parallel in ("ddp", "fsdp")),
+]
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,88 @@
+"""Processes that start in a moment: forked from a server that has imported torch and this project already.
+
+A hundred trainings that are killed would otherwise spend most of their time importing.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimind_sft.training.distributed import join_ranks
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["torch", "torch._dynamo", "processes", "minimind_sft.training.setup",
+                                "minimind_sft.inference.evaluate", "minimind_sft.data.chat_template"])
+
+
+def start(action: Callable[..., Any], *arguments: Any, log: Path | None = None) -> BaseProcess:
+    """A process that runs `action(*arguments)` with one thread, its output appended to `log`.
+
+    `action` must be a function of a module, and its arguments such as can be pickled.
+    """
+    process = _server.Process(target=_run, args=(log, action, arguments))
+    process.start()
+    return process
+
+
+def run(action: Callable[..., Any], *arguments: Any, log: Path | None = None) -> int:
+    """The exit status of `start(...)`; of a process that a signal ended, minus the signal."""
+    process = start(action, *arguments, log=log)
+    process.join()
+    return process.exitcode
+
+
+def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeout_seconds: float = 60.0) -> list[Any]:
+    """What `action(ranks, *arguments)` returns on each of `world_size` processes that are joined over Gloo.
+
+    Raises:
+        RuntimeError: if a rank fails, with its traceback.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    pipes, processes = [], []
+    for rank in range(world_size):
+        receive, send = _server.Pipe(duplex=False)
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": port}
+        processes.append(start(_as_rank, environment, timeout_seconds, send, action, arguments))
+        send.close()
+        pipes.append(receive)
+    try:
+        outcomes = [pipe.recv() for pipe in pipes]
+    except EOFError as error:
+        raise RuntimeError("a rank ended without an answer") from error
+    finally:
+        for process in processes:
+            process.join()
+    failures = [failure for _, failure in outcomes if failure]
+    if failures:
+        raise RuntimeError("\n".join(failures))
+    return [result for result, _ in outcomes]
+
+
+def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    if log is not None:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, sys.stdout.fileno())
+        os.dup2(file, sys.stderr.fileno())
+    action(*arguments)
+
+
+def _as_rank(environment: dict[str, Any], timeout_seconds: float, send: Any, action: Callable[..., Any],
+             arguments: tuple) -> None:
+    import traceback
+
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    try:
+        with join_ranks("cpu", timeout_seconds) as ranks:
+            send.send((action(ranks, *arguments), None))
+    except Exception:
+        send.send((None, traceback.format_exc()))
