@@ -69,6 +69,7 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
 
 def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers: what a program started by hand has
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, sys.stdout.fileno())

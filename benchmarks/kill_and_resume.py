@@ -1,0 +1,188 @@
+"""Kills trainings (SIGKILL) at a hundred instants, resumes each, and compares what comes out with the undisturbed run.
+
+    python benchmarks/kill_and_resume.py --kills 150 --json docs/kill_and_resume.json
+
+The training is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
+loader workers, dense in float32, and as mixture of experts in float16 with its GradScaler. It is killed again and
+again, at the places of the table below and at random times, and started with --from_resume 1 until it ends. Then all
+must be equal bit for bit: the last resume states (weights, AdamW's moments, the scaler, all counters), the written
+weights and their sidecar, and the metrics file but for its timings; and no other file may lie around. Ends with status
+1 if anything differs.
+"""
+
+import argparse
+import json
+import random
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from places import PLACES
+from processes import run, start
+from tqdm import tqdm
+
+from minimind_sft.config import REPOSITORY
+from minimind_sft.errors import run_program
+from minimind_sft.files import sha256_of_file
+
+COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2", "--device", "cpu",
+          "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64", "--micro_batch_tokens", "64",
+          "--dropout", "0.1", "--eval_share", "0.1", "--save_interval", "3", "--eval_interval", "5", "--log_interval",
+          "1", "--from_resume", "1"]
+TIMINGS = ("supervised_tokens_per_second",)
+RANDOM = "at a random time"
+VARIANTS = {
+    "dense, float32": ["--dtype", "float32", "--num_workers", "2"],
+    "experts, float16": ["--dtype", "float16", "--use_moe", "1", "--keep_best", "0"],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=150, help="how many kills in all (default: 150)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the instants (default: 0)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=arguments.kills, unit="kill") as bar:
+        share = -(-arguments.kills // len(VARIANTS))
+        for name in VARIANTS:
+            kill_and_resume(Path(folder), name, share, random.Random(f"{arguments.seed} {name}"), tally, bar.update)
+    print(tally.table())
+    if arguments.json:
+        record = {"command": " ".join(["python", "benchmarks/kill_and_resume.py", *sys.argv[1:]]),
+                  "torch": torch.__version__, "runs": tally.runs, "kills": dict(tally.kills), "lost": tally.lost}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return int(bool(tally.lost))
+
+
+@dataclass
+class Tally:
+    """How often a run was killed where, and what was found to differ after it had been resumed to its end."""
+
+    kills: Counter = field(default_factory=Counter)
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        rows = [f"| {'killed':<62} | {'times':>5} |", f"|{'-' * 64}|{'-' * 6}:|"]
+        rows += [f"| {name:<62} | {self.kills[name]:>5} |" for name in [*PLACES, RANDOM] if self.kills[name]]
+        rows.append(f"| {'in all':<62} | {self.kills.total():>5} |")
+        lost = "\n".join(self.lost) or "nothing: every run ended with the bits of the undisturbed one"
+        return "\n".join(rows) + f"\n\n{self.runs} runs; lost: {lost}"
+
+
+def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Random, tally: Tally,
+                    killed: Callable[[], object] = lambda: None) -> None:
+    """Kills runs of a variant `kills` times in all, at each place in turn, and notes in `tally` what came of it."""
+    data, log, calls = folder / "conversations.jsonl", folder / "log.txt", folder / "calls.json"
+    write_conversations(data)
+    started = time.monotonic()
+    status = run(train, flags(variant, data, fresh(folder / "whole")), None, 0, calls, log=log)
+    assert status == 0, log.read_text()
+    seconds, totals = time.monotonic() - started, json.loads(calls.read_text())
+    expected = outcome(folder / "whole")
+    places = [name for name in PLACES if totals[name]] + [RANDOM]
+    done = 0
+    while done < kills:
+        argv = flags(variant, data, fresh(folder / "killed"))
+        status = -signal.SIGKILL
+        while status != 0:
+            place = places[done % len(places)]
+            if done >= kills:
+                status = run(train, argv, None, 0, None, log=log)
+            elif place == RANDOM:
+                status = killed_after(instants.uniform(0, seconds), argv, log)
+            else:
+                # Less than a third of all passes: a run that goes on from a state makes fewer than the whole one.
+                status = run(train, argv, place, instants.randint(1, max(totals[place] // 3, 1)), None, log=log)
+            assert status in (0, -signal.SIGKILL), f"{place}: ended with {status}\n{log.read_text()[-3000:]}"
+            if status:
+                tally.kills[place] += 1
+                done += 1
+                killed()
+        tally.runs += 1
+        found = outcome(folder / "killed")
+        tally.lost += [f"{variant}, run {tally.runs}: {name} differs" for name in sorted({*expected, *found})
+                       if expected.get(name) != found.get(name)]
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a training left in its folder, by name, such that equal bits are equal and nothing else."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or path.suffix == ".lock":
+            continue
+        if path.suffix == ".pth":
+            tensors = torch.load(path, weights_only=True)
+            found[name] = {key: tensor.view(torch.uint8).numpy().tobytes() for key, tensor in tensors.items()}
+        elif path.name.endswith("_metrics.jsonl"):
+            found[name] = [{key: value for key, value in json.loads(line).items() if key not in TIMINGS}
+                           for line in path.read_text().splitlines()]
+        elif path.parent == folder:
+            sidecar = json.loads(path.read_text())
+            del sidecar["training"]["command"]  # it names the folder
+            found[name] = sidecar
+        else:
+            found[name] = sha256_of_file(path)
+    return found
+
+
+def flags(variant: str, data: Path, out: Path) -> list[str]:
+    return [*COMMON, *VARIANTS[variant], "--data_path", str(data), "--save_dir", str(out)]
+
+
+def write_conversations(path: Path) -> None:
+    random_ = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(40):
+            turns = [{"role": "user", "content": f"Say {i} {random_.choice(['once', 'twice, if you please'])}."},
+                     {"role": "assistant", "content": " ".join([f"It is {i}."] * random_.randint(1, 3))}]
+            file.write(json.dumps({"conversations": turns}) + "\n")
+
+
+def train(argv: list[str], place: str | None, nth: int, calls: Path | None) -> None:
+    """The recipe, which kills itself at the `nth` pass of `place`; or counts the passes of each place in `calls`."""
+    counts: Counter = Counter()
+
+    def passed(name: str) -> bool:
+        """Counts a pass; whether this is where to die."""
+        counts[name] += 1
+        return name == place and counts[name] == nth
+
+    for name, watch in PLACES.items():
+        watch(partial(passed, name))
+    sys.argv = ["trainer/train_full_sft.py", *argv]
+    try:
+        runpy.run_path(str(REPOSITORY / "trainer/train_full_sft.py"), run_name="__main__")
+    finally:
+        if calls is not None:
+            calls.write_text(json.dumps({name: counts[name] for name in PLACES}))
+
+
+def killed_after(seconds: float, argv: list[str], log: Path) -> int:
+    process = start(train, argv, None, 0, None, log=log)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+if __name__ == "__main__":
+    run_program(main)

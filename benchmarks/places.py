@@ -1,0 +1,144 @@
+"""Places in a training where a process can be made to die: each watches a piece of the running program.
+
+`PLACES[name](passed)` puts the watch in place; at every pass it asks `passed()`, and kills the process if that says so.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minimind_sft.model import pretrained
+from minimind_sft.model.decoder import DecoderLayer
+from minimind_sft.training import checkpoint, loop
+from minimind_sft.training.progress import Progress
+
+Passed = Callable[[], bool]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrap(owner: object, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
+    """Puts something before a function, given its arguments, or after it, given its result too."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments, **keywords):
+        if before is not None:
+            before(*arguments, **keywords)
+        result = original(*arguments, **keywords)
+        if after is not None:
+            after(result, *arguments, **keywords)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def in_forward(passed: Passed) -> None:
+    wrap(DecoderLayer, "forward", before=lambda layer, *_: die() if layer.training and passed() else None)
+
+
+def in_evaluation(passed: Passed) -> None:
+    wrap(DecoderLayer, "forward", before=lambda layer, *_: die() if not layer.training and passed() else None)
+
+
+def in_backward(passed: Passed) -> None:
+    def watch(result: torch.Tensor, *_) -> None:
+        if result.requires_grad:
+            result.register_hook(lambda grad: die() if passed() else None)
+
+    wrap(DecoderLayer, "forward", after=watch)
+
+
+def between_micro_batches(passed: Passed) -> None:
+    inside_a_step = [False]
+
+    def watch(model: torch.nn.Module, wanted: bool) -> None:
+        if inside_a_step[0] and passed():
+            die()
+        inside_a_step[0] = not wanted  # the ranks exchange gradients in a step's last micro-batch
+
+    wrap(loop, "gradient_sync", before=watch)
+
+
+def in_optimizer_step(passed: Passed) -> None:
+    """After the first of AdamW's two parameter groups: half of the weights are new, half are old."""
+    groups = [0]
+
+    def watch(*_, **__) -> None:
+        groups[0] += 1
+        if groups[0] % 2 == 0 and passed():
+            die()
+
+    wrap(torch, "_fused_adamw_", before=watch)
+
+
+def in_metrics_line(passed: Passed) -> None:
+    def watch(progress: Progress, step: int, **_) -> None:
+        if passed():
+            progress._file.write(f'{{"step": {step}, "lo')
+            progress._file.flush()
+            die()
+
+    wrap(Progress, "log", before=watch)
+
+
+def _half_written(owner: object, name: str, passed: Passed) -> None:
+    def watch(_, content: dict, path: Path) -> None:
+        if passed():
+            os.truncate(path, Path(path).stat().st_size // 2)
+            die()
+
+    wrap(owner, name, after=watch)
+
+
+def in_resume_state_file(passed: Passed) -> None:
+    _half_written(checkpoint, "save_file", passed)
+
+
+def in_weights_file(passed: Passed) -> None:
+    _half_written(pretrained.torch, "save", passed)
+
+
+def before_sync(passed: Passed) -> None:
+    wrap(os, "fsync", before=lambda *_: die() if passed() else None)
+
+
+def before_rename(passed: Passed) -> None:
+    for name in ("rename", "replace"):
+        wrap(Path, name, before=lambda *_: die() if passed() else None)
+
+
+def after_rename(passed: Passed) -> None:
+    for name in ("rename", "replace"):
+        wrap(Path, name, after=lambda *_: die() if passed() else None)
+
+
+def in_removing(passed: Passed) -> None:
+    def watch(folder: Path, **_) -> None:
+        files = sorted(Path(folder).glob("*"))
+        if files and passed():
+            files[0].unlink()
+            die()
+
+    wrap(shutil, "rmtree", before=watch)
+
+
+PLACES: dict[str, Callable[[Passed], None]] = {
+    "in a forward pass, between two layers": in_forward,
+    "in a backward pass, between two layers": in_backward,
+    "between two micro-batches of a step": between_micro_batches,
+    "in the optimizer's step, half of the parameters updated": in_optimizer_step,
+    "in an evaluation": in_evaluation,
+    "in a line of the metrics file, half of it written": in_metrics_line,
+    "in a file of the resume state, half of it written": in_resume_state_file,
+    "in the weights file, half of it written": in_weights_file,
+    "before a file is on the disk (fsync)": before_sync,
+    "before a finished file or folder gets its name": before_rename,
+    "after a finished file or folder got its name": after_rename,
+    "in removing an old resume state": in_removing,
+}
