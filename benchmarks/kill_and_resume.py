@@ -36,9 +36,9 @@ from minimind_sft.errors import run_program
 from minimind_sft.files import sha256_of_file
 
 COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2", "--device", "cpu",
-          "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64", "--micro_batch_tokens", "64",
-          "--dropout", "0.1", "--eval_share", "0.1", "--save_interval", "3", "--eval_interval", "5", "--log_interval",
-          "1", "--from_resume", "1"]
+          "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64",
+          "--micro_batch_tokens", "64", "--dropout", "0.1", "--eval_share", "0.1", "--save_interval", "3",
+          "--eval_interval", "5", "--log_interval", "1", "--from_resume", "1"]
 TIMINGS = ("supervised_tokens_per_second",)
 RANDOM = "at a random time"
 VARIANTS = {

@@ -6,13 +6,14 @@
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from minimind_sft.model import pretrained
-from minimind_sft.model.decoder import DecoderLayer
+from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
 from minimind_sft.training import checkpoint, loop
 from minimind_sft.training.progress import Progress
 
@@ -142,3 +143,24 @@ PLACES: dict[str, Callable[[Passed], None]] = {
     "after a finished file or folder got its name": after_rename,
     "in removing an old resume state": in_removing,
 }
+
+
+def loss_is_nan(passed: Passed) -> None:
+    """Instead of dying: the loss of this rank's micro-batch is NaN, its gradient too."""
+    original = MiniMindForCausalLM.forward
+
+    def watched(model: MiniMindForCausalLM, *batch) -> Losses:
+        losses = original(model, *batch)
+        return losses._replace(loss_sum=losses.loss_sum * float("nan")) if model.training and passed() else losses
+
+    MiniMindForCausalLM.forward = watched
+
+
+def hangs(passed: Passed) -> None:
+    """Instead of dying: the process stands still, as on a machine that has frozen."""
+    wrap(DecoderLayer, "forward", before=lambda *_: os.kill(os.getpid(), signal.SIGSTOP) if passed() else None)
+
+
+def is_slow(passed: Passed) -> None:
+    """Instead of dying: the step takes two seconds more."""
+    wrap(loop, "train_step", before=lambda *_: time.sleep(2.0) if passed() else None)

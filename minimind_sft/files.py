@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,8 @@ class FolderLock:
 
     def __init__(self, path: Path):
         self.path = path
+        self.holder = ""
+        """Who holds it, as the file says; each taking is another."""
         self._file = None
 
     def take(self) -> None:
@@ -82,12 +85,13 @@ class FolderLock:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            self.holder = file.read().strip()
             file.close()
-            raise UserError(f"{self.path}: another training is writing there ({holder}); wait for it to end, or choose "
-                            "another --save_weight or --save_dir") from error
+            raise UserError(f"{self.path}: another training is writing there ({self.holder}); wait for it to end, or "
+                            "choose another --save_weight or --save_dir") from error
+        self.holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.write(self.holder)
         file.flush()
         self._file = file
 

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
@@ -97,6 +98,22 @@ class Checkpoints:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.previous.rename(self.folder)
             self._lock.release()
+
+    def check_shared(self) -> None:
+        """
+        Raises:
+            UserError: on a rank that does not see the main rank's folder, where a sharded state could not be written.
+        """
+        holder = self.ranks.on_main(lambda: self._lock.holder)
+
+        def look() -> None:
+            # Not on the main rank: closing the file anywhere in the process that holds the lock would let it go.
+            if not self.ranks.is_main and not (
+                    self._lock.path.is_file() and self._lock.path.read_text(encoding="utf-8") == holder):
+                raise UserError(f"--parallel fsdp: {self.folder} is not the folder that the main rank sees; every rank "
+                                "writes its shard, so --save_dir must be on a file system that all of them share")
+
+        self.ranks.on_each(look)
 
     def newest(self) -> Found:
         """The newest state that verifies; all ranks learn what the main one found."""
@@ -271,6 +288,7 @@ def _write_shard(folder: Path, shard: int, shards: int, model: nn.Module,
     if shard >= shards:
         return {}
     weights = dict(model.named_parameters())
+    assert is_sharded(model) == all(isinstance(weight, DTensor) for weight in weights.values()), "see parallel.reshard"
     # By "<kind>|<parameter name>", so that each finds its parameter again however the optimizer groups them.
     moments = {f"{kind}|{name}": tensor for name, parameter in weights.items()
                for kind, tensor in optimizer.state.get(parameter, {}).items()}

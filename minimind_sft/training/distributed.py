@@ -1,6 +1,7 @@
 """Ranks: one process each, started by torchrun, or just this one."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
-from minimind_sft.errors import RankLost, UserError
+from minimind_sft.errors import RankLost
 
 T = TypeVar("T")
+
+MEETING = timedelta(minutes=10)
+"""How long ranks wait for each other at the start; other machines may take their time."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     Raises:
         RankLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -91,14 +95,49 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                timeout=timedelta(seconds=timeout_seconds))
-        yield Ranks(dist.get_rank(), world_size, device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=_meet(rank, world_size), rank=rank,
+                                world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
+        yield Ranks(rank, world_size, device)
     except RuntimeError as error:
-        if isinstance(error, UserError) or not _says_that_a_rank_is_gone(error):
+        if isinstance(error, RankLost) or not _says_that_a_rank_is_gone(error):
             raise
         raise RankLost(f"lost another rank ({str(error).strip().splitlines()[0]})") from error
     dist.destroy_process_group()  # only after a good end: with a rank gone there is nobody to take leave of
+
+
+def _meet(rank: int, world_size: int) -> dist.Store:
+    """The store over which the ranks find each other, once all of them are there.
+
+    Under torchrun it is one of our own, whose port is told through torchrun's: that one outlives a restart, and what
+    it says about the ranks before (where they listen) would be taken for the new ones' (pytorch/pytorch issue 135712).
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=MEETING)
+    else:
+        agents = dist.TCPStore(host, port, is_master=False, timeout=MEETING)
+        store = _open_store(agents, host) if rank == 0 else _find_store(agents, host)
+    store.set(f"rank {rank}", "here")
+    store.wait([f"rank {other}" for other in range(world_size)], MEETING)
+    return store
+
+
+def _open_store(agents: dist.Store, host: str) -> dist.Store:
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=MEETING)
+    agents.set("minimind_sft port", str(store.port))
+    return store
+
+
+def _find_store(agents: dist.Store, host: str) -> dist.Store:
+    """The main rank's store; the port told may still be that of the main rank before, where nobody answers now."""
+    deadline = time.monotonic() + MEETING.total_seconds()
+    while True:
+        port = int(agents.get("minimind_sft port"))
+        try:
+            return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2))
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def restarted_by_torchrun() -> bool:

@@ -18,7 +18,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.optim import learning_rate
-from minimind_sft.training.parallel import gradient_sync, whole
+from minimind_sft.training.parallel import gradient_sync, reshard, whole
 from minimind_sft.training.progress import Progress
 
 ONE_SIGNAL_SECONDS = 0.25
@@ -228,6 +228,7 @@ class Fit:
             return
         state = self.state
         result = self.evaluate()
+        reshard(self.model)
         self.model.train()
         state.eval_loss = result.loss if math.isfinite(result.loss) else None
         best = state.eval_loss is not None and (

@@ -62,6 +62,12 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def reshard(model: nn.Module) -> None:
+    """To be called after a forward pass without a backward: FSDP keeps the outermost parameters whole until then."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's rows of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

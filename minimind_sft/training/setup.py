@@ -148,6 +148,8 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
     with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not goes_on(config)) as checkpoints:
         run.ranks.on_main(lambda: remove_left_overs(out.parent, out.stem))
+        if config.parallel == "fsdp":
+            checkpoints.check_shared()
         if checkpoints.was_set_aside:
             run.say(f"resume      an earlier training's states are now in {shown(checkpoints.previous)}; this one "
                     "starts anew (--from_resume 1 would go on)")

@@ -1,0 +1,172 @@
+"""A training on two machines whose cable is cut in the middle: both ends stop in time, and it goes on afterwards.
+
+    sudo python benchmarks/two_machines.py --json docs/two_machines.json
+
+The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; needs root and
+`ip` (iproute2). On each runs torchrun, which finds the other by its c10d rendezvous. The second machine has a
+`--save_dir` of its own, as where no disk is shared: DDP keeps all files with the main rank. The training that was cut
+and resumed must end with the bits of one that was not; ends with status 1 if it does not.
+
+The ranks stop after --rank_timeout. The torchrun of the machine that does not host the rendezvous asks it every few
+seconds, and waits for the answer until TCP gives up, which takes Linux a quarter of an hour; with
+net.ipv4.tcp_retries2 = 6, as set here, it is half a minute.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from kill_and_resume import COMMON, outcome, write_conversations
+from rank_faults import steps_logged
+
+from minimind_sft.config import REPOSITORY
+from minimind_sft.errors import UserError, run_program
+
+RANK_TIMEOUT = 10
+LIMIT = 60.0
+"""Seconds after the cut within which both ends must have stopped."""
+PATIENCE = 180.0
+TCP_RETRIES = 6
+MACHINES = ("minimind-a", "minimind-b")
+ADDRESSES = ("10.99.7.1", "10.99.7.2")
+DEVICE = "cable"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cuts", type=int, default=1, help="how often to cut the cable (default: 1)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = cut_and_resume(Path(folder), arguments.cuts)
+    print("\n".join(f"{name.replace('_', ' '):<48} {value}" for name, value in figures.items()))
+    if arguments.json:
+        record = {"command": " ".join(["python", "benchmarks/two_machines.py", *sys.argv[1:]]),
+                  "torch": torch.__version__, **figures}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return int(figures["differs"] != [] or figures["seconds_until_both_stopped"] > LIMIT)
+
+
+def can_run() -> bool:
+    """Whether this process may make network namespaces."""
+    return os.geteuid() == 0 and shutil.which("ip") is not None and (
+        subprocess.run(["ip", "netns", "list"], capture_output=True).returncode == 0)
+
+
+def cut_and_resume(folder: Path, cuts: int) -> dict:
+    """Trains on two machines, undisturbed and cut `cuts` times; what came of it.
+
+    Raises:
+        UserError: if network namespaces cannot be made here, or a training ends as it should not.
+    """
+    if not can_run():
+        raise UserError("needs root and the ip command, to make two network namespaces")
+    data = folder / "conversations.jsonl"
+    write_conversations(data)
+    slowest = 0.0
+    with two_machines():
+        finish(launch(data, folder / "whole"), folder / "whole")
+        for cut in range(1, cuts + 1):
+            agents = launch(data, folder / "cut")
+            wait_for_step(folder / "cut", agents, cut * 60 // (cuts + 1))
+            slowest = max(slowest, cut_cable(agents))
+        finish(launch(data, folder / "cut"), folder / "cut")
+    whole, found = outcome(folder / "whole"), outcome(folder / "cut")
+    return {"cuts": cuts, "seconds_until_both_stopped": round(slowest, 1), "rank_timeout": RANK_TIMEOUT,
+            "tcp_retries2": TCP_RETRIES,
+            "differs": [name for name in sorted({*whole, *found}) if whole.get(name) != found.get(name)]}
+
+
+@contextmanager
+def two_machines() -> Iterator[None]:
+    """Two namespaces, each with one end of a virtual cable."""
+    remove_machines()
+    try:
+        for machine in MACHINES:
+            ip("netns", "add", machine)
+            ip("-n", machine, "link", "set", "lo", "up")
+        ip("link", "add", DEVICE, "netns", MACHINES[0], "type", "veth", "peer", "name", DEVICE, "netns", MACHINES[1])
+        for machine, address in zip(MACHINES, ADDRESSES, strict=True):
+            ip("-n", machine, "address", "add", f"{address}/24", "dev", DEVICE)
+            set_tcp_retries = f"echo {TCP_RETRIES} > /proc/sys/net/ipv4/tcp_retries2"
+            ip("netns", "exec", machine, "sh", "-c", set_tcp_retries)
+        connect()
+        yield
+    finally:
+        remove_machines()
+
+
+def connect() -> None:
+    for machine in MACHINES:
+        ip("-n", machine, "link", "set", DEVICE, "up")
+
+
+def cut_cable(agents: list[subprocess.Popen]) -> float:
+    """Cuts, waits until both ends have stopped, and joins again; the seconds it took them."""
+    ip("-n", MACHINES[0], "link", "set", DEVICE, "down")
+    start = time.monotonic()
+    for agent in agents:
+        if agent.wait(PATIENCE) == 0:
+            raise UserError("a machine that was cut off ended with status 0")
+    seconds = time.monotonic() - start
+    connect()
+    return seconds
+
+
+def remove_machines() -> None:
+    for machine in MACHINES:
+        subprocess.run(["ip", "netns", "delete", machine], capture_output=True)
+
+
+def ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def launch(data: Path, out: Path) -> list[subprocess.Popen]:
+    """The command that docs/many_machines.md tells people to type, on each of the two machines."""
+    agents = []
+    for number, (machine, address) in enumerate(zip(MACHINES, ADDRESSES, strict=True)):
+        rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "minimind",
+                      "--rdzv-endpoint", f"{ADDRESSES[0]}:29400",
+                      # Both namespaces have this machine's host name; each must be told which address is its own.
+                      "--rdzv-conf", f"is_host={int(number == 0)},read_timeout=20", "--local-addr", address]
+        command = ["ip", "netns", "exec", machine, sys.executable, "-m", "torch.distributed.run", *rendezvous,
+                   str(REPOSITORY / "trainer/train_full_sft.py"), *COMMON, "--epochs", "20", "--rank_timeout",
+                   str(RANK_TIMEOUT), "--data_path", str(data), "--save_dir", str(out if number == 0 else f"{out}-b")]
+        log = out.with_suffix(f".{number}.log").open("a")
+        agents.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
+                                       env={**os.environ, "GLOO_SOCKET_IFNAME": DEVICE, "OMP_NUM_THREADS": "1"}))
+    return agents
+
+
+def wait_for_step(out: Path, agents: list[subprocess.Popen], step: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while steps_logged(out / "full_sft_32_metrics.jsonl") < step:
+        if time.monotonic() > deadline or any(agent.poll() is not None for agent in agents):
+            raise UserError(f"step {step} was never reached: {said(out)}")
+        time.sleep(0.005)
+
+
+def finish(agents: list[subprocess.Popen], out: Path) -> None:
+    statuses = [agent.wait(PATIENCE) for agent in agents]
+    if statuses != [0, 0]:
+        raise UserError(f"ended with {statuses}: {said(out)}")
+
+
+def said(out: Path) -> str:
+    return "\n".join(path.read_text()[-1500:] for path in sorted(out.parent.glob(f"{out.name}.?.log")))
+
+
+if __name__ == "__main__":
+    run_program(main)

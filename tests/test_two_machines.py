@@ -1,0 +1,11 @@
+"""Two machines and a cut cable: benchmarks/two_machines.py, where its network namespaces can be made."""
+
+import pytest
+import two_machines
+
+
+@pytest.mark.skipif(not two_machines.can_run(), reason="needs root and the ip command, for network namespaces")
+def test_a_cut_cable_stops_both_ends_and_costs_nothing(tmp_path):
+    figures = two_machines.cut_and_resume(tmp_path, cuts=1)
+    assert figures["differs"] == []
+    assert figures["seconds_until_both_stopped"] < two_machines.LIMIT
