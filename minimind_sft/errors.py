@@ -13,14 +13,14 @@ class UserError(ValueError):
     """
 
 
-class RankLost(RuntimeError):
+class ProcessLost(RuntimeError):
     """Another process of this training failed or can no longer be reached; the resume state is where to go on."""
 
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Runs a command-line program; what a person should read is one line on stderr, without a traceback.
 
-    Exit status: 2 for a `UserError`, 1 for a `RankLost`, 130 for Ctrl-C.
+    Exit status: 2 for a `UserError`, 1 for a `ProcessLost`, 130 for Ctrl-C.
     """
     rank = int(os.environ.get("RANK", 0))
     prefix = f"[rank {rank}] " if rank else ""
@@ -29,7 +29,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"{prefix}error: {error}", file=sys.stderr)
         status = 2
-    except RankLost as error:
+    except ProcessLost as error:
         print(f"{prefix}error: {error}; --from_resume 1 goes on from the last resume state", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:

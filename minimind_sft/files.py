@@ -28,8 +28,12 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part.
+
+    The temporary name is always the same, because torch.save writes the name into the file: equal weights are then
+    equal files.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
         sync(temporary)

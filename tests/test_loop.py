@@ -14,7 +14,7 @@ from tiny import TINY, TINY_MOE, random_documents
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, make_example
-from minimind_sft.errors import UserError
+from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
@@ -278,6 +278,23 @@ def test_a_second_signal_ends_the_process_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
+    training = Training(tmp_path, num_workers=1)
+
+    class Deadly(type(training.fit.steps)):
+        def __getitem__(self, step):
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(step)
+
+    training.fit.steps.__class__ = Deadly
+    with pytest.raises(ProcessLost, match=r"a worker process of the loader died \(DataLoader worker .* killed"):
+        training.run()
+    resumed = Training(tmp_path, resume=True)
+    assert resumed.state.step == 3
+    assert resumed.run() == 0
 
 
 def test_signals_that_come_together_are_one():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,25 @@ def test_weights_come_back_with_their_configuration(tmp_path, config, suffix):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a_16.json", f"a_16{suffix}"]
 
 
+def test_equal_weights_are_equal_files(tmp_path):
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(TINY)
+    (tmp_path / "x").mkdir()
+    for folder in (tmp_path, tmp_path / "x"):
+        write_weights(folder / "a_16.pth", model, "float32", {})
+    assert (tmp_path / "a_16.pth").read_bytes() == (tmp_path / "x/a_16.pth").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_weights_file_that_its_sidecar_does_not_describe_is_refused(tmp_path, suffix):
+    """As when a training is killed between writing the two."""
+    for name in ("a_16", "b_16"):
+        write_weights(tmp_path / f"{name}{suffix}", MiniMindForCausalLM(TINY), "float32", {})
+    (tmp_path / f"b_16{suffix}").rename(tmp_path / f"a_16{suffix}")
+    with pytest.raises(UserError, match=r"is not the file that .*a_16\.json describes \(sha256\)"):
+        read_weights(tmp_path / f"a_16{suffix}")
+
+
 def test_written_weights_are_half_precision_on_request(tmp_path):
     write_weights(tmp_path / "a_16.pth", MiniMindForCausalLM(TINY), "float16", {})
     assert {tensor.dtype for tensor in read_weights(tmp_path / "a_16.pth").tensors.values()} == {torch.float16}
@@ -145,6 +165,8 @@ def test_loading_is_strict_and_names_the_tensor(tmp_path, damage, message):
     tensors = {name: tensor.clone() for name, tensor in read_weights(path).tensors.items()}
     damage(tensors)
     save_file(tensors, path)
+    sidecar = path.with_suffix(".json")
+    sidecar.write_text(re.sub(r'"sha256": "\w{64}",', "", sidecar.read_text()))  # changed on purpose
     with pytest.raises(UserError, match=message) as error:
         read_weights(path).build_model()
     assert "\n" not in str(error.value)

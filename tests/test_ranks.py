@@ -26,7 +26,7 @@ from tiny import TINY, TINY_MOE, random_documents
 from torch.utils.data import DataLoader
 
 from minimind_sft.data.batching import TrainingSteps
-from minimind_sft.errors import RankLost, UserError
+from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
@@ -120,12 +120,12 @@ def fail_on(ranks: Ranks, failing: int) -> str:
 
     try:
         return f"went on with {ranks.on_each(action)}"
-    except (UserError, RankLost) as error:
+    except (UserError, ProcessLost) as error:
         return f"{type(error).__name__}: {error}"
 
 
 def test_what_fails_on_one_rank_stops_all():
-    assert on_ranks(2, fail_on, 1) == ["RankLost: rank 1 cannot go on (its message says why)",
+    assert on_ranks(2, fail_on, 1) == ["ProcessLost: rank 1 cannot go on (its message says why)",
                                        "UserError: its disk is full"]
     assert on_ranks(2, fail_on, None) == ["went on with [0, 10]"] * 2
 
@@ -135,7 +135,7 @@ def sees_the_folder(ranks: Ranks, folder: Path, shared: bool) -> str:
         with Checkpoints(folder / (str(ranks.rank) * (not shared)), keep=1, ranks=ranks, fresh=False) as checkpoints:
             checkpoints.check_shared()
             return "fine"
-    except (UserError, RankLost) as error:
+    except (UserError, ProcessLost) as error:
         return str(error)
 
 

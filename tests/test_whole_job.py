@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -133,10 +135,7 @@ def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weigh
     command, options = program(SFT, *common, "--save_dir", tmp_path / "cut")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     metrics = tmp_path / "cut/full_sft_32_metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 15):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 15, process)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130, shown
@@ -161,7 +160,91 @@ def test_resume_with_other_data_is_refused_by_name(sft_data, tmp_path):
     succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
     other = write_rows(tmp_path / "other.jsonl", questions(41))
     line = refuse(SFT, *NEW, "--data_path", other, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
-    assert re.search(r"--from_resume 1: data was \w{64} in .*step-00000002, now it is \w{64}", line)
+    assert re.search(r"--from_resume 1: data was \w{64} in .*step-00000002, now it is \w{64}; --allow_changed_data 1",
+                     line)
+
+
+def test_changed_data_is_allowed_to_those_who_mean_it(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
+    other = write_rows(tmp_path / "other.jsonl", questions(80))
+    stop_after_a_step(common, sft_data, tmp_path)
+    shown = succeed(SFT, *common, "--data_path", other, "--allow_changed_data", 1)
+    assert re.search(r"data was \w{64}, now it is \w{64} \(--allow_changed_data 1\)", shown)
+    assert "wrote" in shown
+
+
+def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
+    stop_after_a_step(common, sft_data, tmp_path)
+    shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
+    assert "--learning_rate was 0.0005, now it is 0.001" in shown
+    assert "--epochs was 2, now it is 3" in shown
+    assert "weight_decay was" not in shown
+
+
+def test_another_template_is_refused_even_so(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1, "--data_path", sft_data, "--allow_changed_data", 1]
+    stop_after_a_step(common, sft_data, tmp_path)
+    (path,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
+    record = json.loads((path / "state.json").read_text())
+    record["state"]["identity"]["chat_template"] = "another"
+    (path / "state.json").write_text(json.dumps(record))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = sha256((path / "state.json").read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert f"--from_resume 1: chat_template was another in {path}, now it is " in refuse(SFT, *common)
+
+
+def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
+    stop_after_a_step(common, sft_data, tmp_path)
+    shown = succeed(SFT, *common, "--max_steps", 2)
+    assert "resume      an earlier training's states are now in" in shown and "full_sft_32_resume.previous" in shown
+    assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
+
+
+def stop_after_a_step(flags: list, data: Path, out: Path) -> None:
+    """Leaves the resume state of a training that a signal stopped."""
+    metrics = out / "full_sft_32_metrics.jsonl"
+    command, options = program(SFT, *flags, "--data_path", data, "--batch_size", 1, "--log_interval", 1)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+
+
+def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
+    command, options = program(SFT, *common, "--batch_size", 1, "--epochs", 1000)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    try:
+        wait_for((tmp_path / "full_sft_32_metrics.jsonl").exists, process)
+        line = refuse(SFT, *common)
+        assert re.search(rf"full_sft_32_resume\.lock: another training is writing there .*{process.pid}", line)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert "wrote" in succeed(SFT, *common, "--max_steps", 1)
+
+
+def test_ctrl_c_before_the_training_starts_is_one_line(tmp_path):
+    rows = write_rows(tmp_path / "long.jsonl", questions(40_000))
+    command, options = program(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    assert "model" in process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors and errors.splitlines()[-1] == "interrupted"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -1,8 +1,9 @@
 """Weights in and out of files, with the sidecar that says what they are.
 
 `out/full_sft_512.pth` is a plain state dict, half precision by default; `out/full_sft_512.json` beside it is its
-sidecar: the model's configuration, the tokenizer and chat template it was trained with (SHA-256), and how it was made.
-MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can, the rest is MiniMind-3's default.
+sidecar: the model's configuration, how it was made, and the SHA-256 of the weights file and of the tokenizer and chat
+template that it was trained with. MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can,
+the rest is MiniMind-3's default.
 Loading runs no code: `weights_only=True`, or safetensors.
 """
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from minimind_sft.config import REPOSITORY, ModelConfig
 from minimind_sft.errors import UserError
-from minimind_sft.files import write_atomically
+from minimind_sft.files import sha256_of_file, write_atomically
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 SUFFIXES = (".pth", ".safetensors")
@@ -117,6 +118,10 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path}: expected a state dict (names and tensors)")
     sidecar = _read_sidecar(sidecar_path(path))
     if sidecar is not None:
+        if sidecar.get("sha256") not in (None, sha256_of_file(path)):
+            raise UserError(f"{path} is not the file that {sidecar_path(path)} describes (sha256): a training that was "
+                            "killed between writing the two writes them again with --from_resume 1; if the weights "
+                            "were changed on purpose, take the sha256 line out")
         config = ModelConfig.from_dict(sidecar["model"], str(sidecar_path(path)))
     else:
         config = config_from_shapes(tensors, path)
@@ -170,7 +175,7 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
     save: Callable[[Path], None] = (
         (lambda to: save_file(tensors, to)) if path.suffix == ".safetensors" else (lambda to: torch.save(tensors, to)))
     write_atomically(path, save)
-    record = {"model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
+    record = {"sha256": sha256_of_file(path), "model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
               "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_atomically(sidecar_path(path), lambda to: to.write_text(text, encoding="utf-8"))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
-from minimind_sft.errors import RankLost
+from minimind_sft.errors import ProcessLost
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Ranks:
         """What `action` returns on the main rank, on every rank; if it fails there, no rank goes on.
 
         Raises:
-            Exception: on the main rank what `action` raised; on the others RankLost.
+            Exception: on the main rank what `action` raised; on the others ProcessLost.
         """
         return self.on_each(action if self.is_main else lambda: None)[0]
 
@@ -52,7 +52,7 @@ class Ranks:
         """What `action` returns on each rank, in their order; if it fails on one, no rank goes on.
 
         Raises:
-            Exception: what `action` raised here; RankLost if it failed on other ranks only.
+            Exception: what `action` raised here; ProcessLost if it failed on other ranks only.
         """
         if self.world_size == 1:
             return [action()]
@@ -67,7 +67,7 @@ class Ranks:
             raise failure
         failed = [rank for rank, (_, has_failed) in enumerate(outcomes) if has_failed]
         if failed:
-            raise RankLost(f"rank {failed[0]} cannot go on (its message says why)")
+            raise ProcessLost(f"rank {failed[0]} cannot go on (its message says why)")
         return [result for result, _ in outcomes]
 
     def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:
@@ -85,7 +85,7 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     Without torchrun: one rank, no process group.
 
     Raises:
-        RankLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
+        ProcessLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
     """
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
@@ -99,9 +99,9 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
                                 world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
         yield Ranks(rank, world_size, device)
     except RuntimeError as error:
-        if isinstance(error, RankLost) or not _says_that_a_rank_is_gone(error):
+        if isinstance(error, ProcessLost) or not _says_that_a_rank_is_gone(error):
             raise
-        raise RankLost(f"lost another rank ({str(error).strip().splitlines()[0]})") from error
+        raise ProcessLost(f"lost another rank ({str(error).strip().splitlines()[0]})") from error
     dist.destroy_process_group()  # only after a good end: with a rank gone there is nobody to take leave of
 
 

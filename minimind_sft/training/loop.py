@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
-from minimind_sft.errors import UserError
+from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.optim import learning_rate
@@ -127,6 +127,20 @@ def leave_signals_to_the_trainer(worker_id: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
+@contextmanager
+def workers_are_alive() -> Iterator[None]:
+    """
+    Raises:
+        ProcessLost: if a loader's worker process dies, wherever the training is at that moment.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
+
+
 class Fit:
     """A training from `state` to its end, or to a signal.
 
@@ -154,14 +168,12 @@ class Fit:
     def run(self) -> int:
         """Trains; the exit status: 0, or 128 + the signal that asked to stop."""
         state = self.state
-        loader = DataLoader(self.steps, sampler=range(state.step, self.total_steps), batch_size=None,
-                            num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
-                            pin_memory=self.ranks.device.type == "cuda")
         self.model.train()
-        with stop_on_signals(ONE_SIGNAL_SECONDS if self.ranks.world_size > 1 else 0.0) as stop:
+        one_signal_seconds = ONE_SIGNAL_SECONDS if self.ranks.world_size > 1 else 0.0
+        with stop_on_signals(one_signal_seconds) as stop, workers_are_alive():
             if state.step == 0:
                 self.validate()
-            for batch in loader:
+            for batch in self.batches():
                 self.step(batch)
                 # The main rank's clock decides for all, and a signal to one rank stops all.
                 signum, due = self.ranks.largest(stop.signum, self.ranks.is_main and self.clock.due(state.step))
@@ -180,6 +192,12 @@ class Fit:
             state.finished = True
             self.save()
         return 0
+
+    def batches(self) -> DataLoader:
+        """This rank's batches of the steps that are left."""
+        return DataLoader(self.steps, sampler=range(self.state.step, self.total_steps), batch_size=None,
+                          num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
+                          pin_memory=self.ranks.device.type == "cuda")
 
     def step(self, batch: StepBatch) -> None:
         config, state = self.config, self.state
