@@ -1,29 +1,19 @@
 """One optimizer step means the same however its batch was cut up; a training can stop anywhere and go on."""
 
-import json
-import os
-import signal
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TINY, TINY_MOE, random_documents
+from tiny_training import CPU, NO_SCALER, Training, lines
 
-from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, make_example
-from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
-from minimind_sft.training.distributed import Ranks
-from minimind_sft.training.loop import NOT_FINITE, NOTHING_SUPERVISED, Fit, SaveClock, stop_on_signals, train_step
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.loop import NOT_FINITE, NOTHING_SUPERVISED, train_step
 from minimind_sft.training.optim import build_optimizer
-from minimind_sft.training.progress import Progress
-
-CPU = Ranks(0, 1, torch.device("cpu"))
-NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 class GradientKeeper(torch.optim.SGD):
@@ -114,56 +104,6 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     assert second.skipped is None and scaler.get_scale() == 2.0**10
     assert second.loss == pytest.approx(first.loss, rel=1e-2)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
-class Training:
-    """A whole Fit over tiny data in a folder; `weights` holds the
-    validation loss that write_weights was called with, by step."""
-
-    def __init__(self, folder, resume: bool = False, evaluations=None, **changes):
-        folder.mkdir(exist_ok=True)
-        config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, save_interval=3, eval_interval=4,
-                         log_interval=1, learning_rate=1e-2, dropout=0.2, **changes)
-        torch.manual_seed(0)
-        self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
-        self.optimizer = build_optimizer(self.model, config.learning_rate, config.weight_decay)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
-        self.state = TrainState(samples_per_step=4)
-        checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
-        if resume:
-            path, self.state, _ = checkpoints.newest()
-            checkpoints.load(path, self.model, self.optimizer, self.scaler)
-        self.weights = {}
-        steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
-        self.progress = Progress(folder / "metrics.jsonl", total_steps=16, step=self.state.step, is_main=True)
-        evaluate = None
-        if evaluations is not None:
-            losses = iter(evaluations)
-            evaluate = lambda: SimpleNamespace(loss=next(losses), perplexity=1.0)  # noqa: E731
-        def write_weights(state: TrainState) -> None:
-            self.weights[state.step] = state.eval_loss
-
-        self.fit = Fit(config, self.model, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
-                       scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=checkpoints,
-                       evaluate=evaluate, write_weights=write_weights)
-
-    def run(self, interrupt_at: int | None = None) -> int:
-        if interrupt_at is not None:
-            step = self.fit.step
-
-            def interrupted(batch):
-                step(batch)
-                if self.state.step == interrupt_at:
-                    os.kill(os.getpid(), signal.SIGINT)
-
-            self.fit.step = interrupted
-        with self.progress:
-            return self.fit.run()
-
-
-def lines(path):
-    timed = "supervised_tokens_per_second"
-    return [{k: v for k, v in json.loads(line).items() if k != timed} for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("interrupt_at", [2, 8, 13])
@@ -268,56 +208,3 @@ def test_max_steps_ends_early(tmp_path):
     training = Training(tmp_path, max_steps=5)
     training.run()
     assert training.state.step == 5 and training.state.finished
-
-
-def test_a_second_signal_ends_the_process_at_once():
-    child = os.fork()
-    if child == 0:
-        with stop_on_signals():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-
-
-def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
-    training = Training(tmp_path, num_workers=1)
-
-    class Deadly(type(training.fit.steps)):
-        def __getitem__(self, step):
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__getitem__(step)
-
-    training.fit.steps.__class__ = Deadly
-    with pytest.raises(ProcessLost, match=r"a worker process of the loader died \(DataLoader worker .* killed"):
-        training.run()
-    resumed = Training(tmp_path, resume=True)
-    assert resumed.state.step == 3
-    assert resumed.run() == 0
-
-
-def test_signals_that_come_together_are_one():
-    with stop_on_signals(one_signal_seconds=60.0) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert stop.signum == signal.SIGTERM
-
-
-def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
-    by_steps = SaveClock(3)
-    assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
-
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    by_clock = SaveClock(0)
-    now = 109.9
-    assert not by_clock.due(1)
-    now = 110.0
-    assert by_clock.due(2)
-    with by_clock.saving():
-        now = 112.0
-    now = 171.9  # a state took two seconds: the next comes after sixty
-    assert not by_clock.due(3)
-    now = 172.0
-    assert by_clock.due(4)

@@ -2,9 +2,7 @@
 
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,16 +12,18 @@ from torch.utils.data import DataLoader
 
 from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
-from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.errors import UserError
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.interruptions import (
+    SaveClock,
+    leave_signals_to_the_trainer,
+    stop_on_signals,
+    workers_are_alive,
+)
 from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import gradient_sync, reshard, whole
 from minimind_sft.training.progress import Progress
-
-ONE_SIGNAL_SECONDS = 0.25
-"""Under torchrun, a signal that arrives twice within this time is one."""
-
 
 NOTHING_SUPERVISED = "no supervised token in it"
 NOT_FINITE = "loss or gradient not finite"
@@ -89,58 +89,6 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
                       None if finite else NOT_FINITE)
 
 
-class Stop:
-    """The first SIGINT (Ctrl-C) or SIGTERM that this process got, and when; the loop looks after each step."""
-
-    signum = 0
-    at = 0.0
-
-
-@contextmanager
-def stop_on_signals(one_signal_seconds: float = 0.0) -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM lets the step in hand finish and be saved; a second one ends the process at once.
-
-    What comes within `one_signal_seconds` of the first still is the first: torchrun passes on to its ranks what a
-    scheduler may have sent to them already.
-    """
-    stop, previous = Stop(), {}
-
-    def handle(signum: int, _: object) -> None:
-        if not stop.signum:
-            stop.signum, stop.at = signum, time.monotonic()
-        elif time.monotonic() - stop.at >= one_signal_seconds:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        previous[signum] = signal.signal(signum, handle)
-    try:
-        yield stop
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-@contextmanager
-def workers_are_alive() -> Iterator[None]:
-    """
-    Raises:
-        ProcessLost: if a loader's worker process dies, wherever the training is at that moment.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
-
-
 class Fit:
     """A training from `state` to its end, or to a signal.
 
@@ -169,8 +117,7 @@ class Fit:
         """Trains; the exit status: 0, or 128 + the signal that asked to stop."""
         state = self.state
         self.model.train()
-        one_signal_seconds = ONE_SIGNAL_SECONDS if self.ranks.world_size > 1 else 0.0
-        with stop_on_signals(one_signal_seconds) as stop, workers_are_alive():
+        with stop_on_signals(passed_on=self.ranks.world_size > 1) as stop, workers_are_alive():
             if state.step == 0:
                 self.validate()
             for batch in self.batches():
@@ -268,33 +215,6 @@ class Fit:
             self.progress.sync()
             self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)
         self.progress.pause()
-
-
-class SaveClock:
-    """When the next resume state is due: after `interval` steps, or by the clock if that is 0.
-
-    By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs at most
-    1/`OFTEN` of the time, but not before `LEAST_SECONDS`.
-    """
-
-    OFTEN, LEAST_SECONDS = 30, 10.0
-
-    def __init__(self, interval: int):
-        self.interval = interval
-        self._saved_at, self._seconds = time.monotonic(), 0.0
-
-    def due(self, step: int) -> bool:
-        if self.interval:
-            return step % self.interval == 0
-        return time.monotonic() - self._saved_at >= max(self.OFTEN * self._seconds, self.LEAST_SECONDS)
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Surrounds the writing of a state."""
-        start = time.monotonic()
-        yield
-        self._saved_at = time.monotonic()
-        self._seconds = self._saved_at - start
 
 
 def planned_steps(config: TrainConfig, steps: TrainingSteps) -> int:

@@ -1,0 +1,83 @@
+"""Signals, workers that die, and the clock of the resume states."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from tiny_training import Training
+
+from minimind_sft.errors import ProcessLost
+from minimind_sft.training.interruptions import SaveClock, stop_on_signals
+
+
+def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
+    training = Training(tmp_path, num_workers=1)
+
+    class Deadly(type(training.fit.steps)):
+        def __getitem__(self, step):
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(step)
+
+    training.fit.steps.__class__ = Deadly
+    with pytest.raises(ProcessLost, match=r"a worker process of the loader died \(DataLoader worker .* killed"):
+        training.run()
+    resumed = Training(tmp_path, resume=True)
+    assert resumed.state.step == 3
+    assert resumed.run() == 0
+
+
+def test_signals_that_come_together_are_one_where_torchrun_passes_them_on(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with stop_on_signals(passed_on=True) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        now = 100.2
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signum == signal.SIGTERM
+
+
+def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
+    by_steps = SaveClock(3)
+    assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
+
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    by_clock = SaveClock(0)
+    now = 109.9
+    assert not by_clock.due(1)
+    now = 110.0
+    assert by_clock.due(2)
+    with by_clock.saving():
+        now = 112.0
+    now = 171.9  # a state took two seconds: the next comes after sixty
+    assert not by_clock.due(3)
+    now = 172.0
+    assert by_clock.due(4)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    child = os.fork()
+    if child == 0:
+        with stop_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path):
+    """As Ctrl-C or a scheduler sends it to every process of a job."""
+    training = Training(tmp_path, num_workers=2)
+    step = training.fit.step
+
+    def signalled(batch):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGINT)
+        step(batch)
+
+    training.fit.step = signalled
+    assert training.run() == 0
+    assert training.state.step == 16
