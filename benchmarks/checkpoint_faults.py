@@ -117,6 +117,12 @@ def add(bad: Path, _: Path) -> Iterator[str]:
             yield f"{part}, {byte!r} at its end"
 
 
+def add_a_file(bad: Path, other: Path) -> Iterator[str]:
+    for name in ("weights-00002-of-00002.safetensors", "optimizer-00000-of-00001.safetensors"):
+        shutil.copy(other / PARTS[0], bad / name)
+        yield name
+
+
 def remove(bad: Path, _: Path) -> Iterator[str]:
     for part in PARTS:
         (bad / part).unlink()
@@ -185,6 +191,7 @@ DAMAGES: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "one bit flipped, each bit of each file": flip,
     "a byte more at the end of a file": add,
     "a file missing": remove,
+    "a file more, which the manifest does not list": add_a_file,
     "files of another step among its own": mix,
     "a symbolic link in place of a file or of the folder": link,
     "a manifest that names files outside or unknown ones": lead_outside,

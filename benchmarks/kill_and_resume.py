@@ -13,6 +13,7 @@ weights and their sidecar, and the metrics file but for its timings; and no othe
 import argparse
 import json
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -41,6 +42,7 @@ COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers",
           "--eval_interval", "5", "--log_interval", "1", "--from_resume", "1"]
 TIMINGS = ("supervised_tokens_per_second",)
 RANDOM = "at a random time"
+STEPS_PER_EPOCH = 6
 VARIANTS = {
     "dense, float32": ["--dtype", "float32", "--num_workers", "2"],
     "experts, float16": ["--dtype", "float16", "--use_moe", "1", "--keep_best", "0"],
@@ -61,7 +63,8 @@ def main() -> int:
     print(tally.table())
     if arguments.json:
         record = {"command": " ".join(["python", "benchmarks/kill_and_resume.py", *sys.argv[1:]]),
-                  "torch": torch.__version__, "runs": tally.runs, "kills": dict(tally.kills), "lost": tally.lost}
+                  "torch": torch.__version__, "runs": tally.runs, "kills": dict(tally.kills), "in_later_epochs":
+                  tally.later_epochs, "most_steps_repeated": tally.most_repeated, "lost": tally.lost}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(bool(tally.lost))
 
@@ -72,6 +75,10 @@ class Tally:
 
     kills: Counter = field(default_factory=Counter)
     runs: int = 0
+    later_epochs: int = 0
+    """Kills in the second or third epoch."""
+    most_repeated: int = 0
+    """Most steps that a kill made necessary again: those since the newest resume state."""
     lost: list[str] = field(default_factory=list)
 
     def table(self) -> str:
@@ -79,7 +86,9 @@ class Tally:
         rows += [f"| {name:<62} | {self.kills[name]:>5} |" for name in [*PLACES, RANDOM] if self.kills[name]]
         rows.append(f"| {'in all':<62} | {self.kills.total():>5} |")
         lost = "\n".join(self.lost) or "nothing: every run ended with the bits of the undisturbed one"
-        return "\n".join(rows) + f"\n\n{self.runs} runs; lost: {lost}"
+        told = (f"{self.runs} runs; {self.later_epochs} of the kills in the second or third epoch; at most "
+                f"{self.most_repeated} steps made again")
+        return "\n".join([*rows, "", told, f"lost: {lost}"])
 
 
 def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Random, tally: Tally,
@@ -98,6 +107,7 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
         argv = flags(variant, data, fresh(folder / "killed"))
         status = -signal.SIGKILL
         while status != 0:
+            state, said_before = newest_step(folder / "killed"), log.stat().st_size
             place = places[done % len(places)]
             if done >= kills:
                 status = run(train, argv, None, 0, None, log=log)
@@ -107,7 +117,14 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
                 # Less than a third of all passes: a run that goes on from a state makes fewer than the whole one.
                 status = run(train, argv, place, instants.randint(1, max(totals[place] // 3, 1)), None, log=log)
             assert status in (0, -signal.SIGKILL), f"{place}: ended with {status}\n{log.read_text()[-3000:]}"
+            said = log.read_bytes()[said_before:].decode(errors="replace")
+            if "\ntraining " in said and resumed_from(said) != state:
+                tally.lost.append(f"{variant}: went on from step {resumed_from(said)}, not from {state}")
             if status:
+                made = steps_logged(folder / "killed/full_sft_32_metrics.jsonl",
+                                    folder / "killed/full_sft_32_moe_metrics.jsonl")
+                tally.later_epochs += made >= STEPS_PER_EPOCH
+                tally.most_repeated = max(tally.most_repeated, made - newest_step(folder / "killed"))
                 tally.kills[place] += 1
                 done += 1
                 killed()
@@ -115,6 +132,23 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
         found = outcome(folder / "killed")
         tally.lost += [f"{variant}, run {tally.runs}: {name} differs" for name in sorted({*expected, *found})
                        if expected.get(name) != found.get(name)]
+
+
+def newest_step(out: Path) -> int:
+    """The step of the newest resume state; 0 if there is none."""
+    return max((int(path.name[5:]) for path in (out / "checkpoints").glob("*_resume/step-*")), default=0)
+
+
+def resumed_from(said: str) -> int:
+    """The step of the state that the trainer said it goes on from; 0 if none."""
+    told = re.search(r"resume +\S*step-(\d{8})", said)
+    return int(told[1]) if told else 0
+
+
+def steps_logged(*metrics: Path) -> int:
+    """The last step in those metrics files that exist, a half-written line apart."""
+    lines = [line for path in metrics if path.exists() for line in path.read_text().splitlines()]
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
 def fresh(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -44,13 +45,9 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
     Raises:
         RuntimeError: if a rank fails, with its traceback.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     pipes, processes = [], []
-    for rank in range(world_size):
+    for environment in rank_environments(world_size):
         receive, send = _server.Pipe(duplex=False)
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": port}
         processes.append(start(_as_rank, environment, timeout_seconds, send, action, arguments))
         send.close()
         pipes.append(receive)
@@ -67,6 +64,16 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
     return [result for result, _ in outcomes]
 
 
+def rank_environments(world_size: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environment of each rank; nothing for a single one."""
+    if world_size == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port)} for rank in range(world_size)]
+
+
 def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loader workers: what a program started by hand has
@@ -77,11 +84,9 @@ def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None
     action(*arguments)
 
 
-def _as_rank(environment: dict[str, Any], timeout_seconds: float, send: Any, action: Callable[..., Any],
+def _as_rank(environment: dict[str, str], timeout_seconds: float, send: Any, action: Callable[..., Any],
              arguments: tuple) -> None:
-    import traceback
-
-    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.update(environment)
     try:
         with join_ranks("cpu", timeout_seconds) as ranks:
             send.send((action(ranks, *arguments), None))

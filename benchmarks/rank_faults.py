@@ -13,10 +13,10 @@ import argparse
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kill_and_resume import COMMON, RANDOM, outcome, write_conversations
+from kill_and_resume import COMMON, RANDOM, newest_step, outcome, steps_logged, write_conversations
 from places import PLACES, hangs, is_slow, loss_is_nan, wrap
-from processes import start
+from processes import rank_environments, start
 from tqdm import tqdm
 
 from minimind_sft.config import REPOSITORY
@@ -67,12 +67,9 @@ class Job:
         self.metrics = out / "full_sft_32_metrics.jsonl"
         self.log = bench.folder / "log.txt"
         argv = [*FLAGS, "--data_path", str(bench.data), "--save_dir", str(out), *flags]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         self.ranks: list[BaseProcess] = []
-        for rank in range(world_size):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": port} if world_size > 1 else {}
+        bench.running = self.ranks
+        for rank, environment in enumerate(rank_environments(world_size)):
             own = effect if effect and effect.rank == rank else None
             self.ranks.append(start(train_rank, environment, argv, own, pace, samples_file(out),
                                     log=self.log))
@@ -105,10 +102,10 @@ class Job:
         return [rank.exitcode for rank in self.ranks]
 
 
-def train_rank(environment: dict[str, Any], argv: list[str], effect: Effect | None, pace: float,
+def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | None, pace: float,
                samples: Path) -> None:
     """The recipe as one rank; the main one appends every step and its samples to a file."""
-    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.update(environment)
     if effect is not None:
         passes = Counter()
 
@@ -120,7 +117,7 @@ def train_rank(environment: dict[str, Any], argv: list[str], effect: Effect | No
 
     def record(_: torch.nn.Module, batch: Any, *__: Any) -> None:
         time.sleep(pace)
-        if environment.get("RANK", 0) == 0:
+        if environment.get("RANK", "0") == "0":
             with samples.open("a") as file:
                 file.write(f"{batch.step} {list(batch.sample_ids)}\n")
 
@@ -129,16 +126,13 @@ def train_rank(environment: dict[str, Any], argv: list[str], effect: Effect | No
     runpy.run_path(str(REPOSITORY / "trainer/train_full_sft.py"), run_name="__main__")
 
 
-def steps_logged(metrics: Path) -> int:
-    try:
-        lines = metrics.read_text().splitlines()
-    except OSError:
-        return 0
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
 def samples_file(out: Path) -> Path:
     return out.with_suffix(".samples")
+
+
+def samples_of(out: Path) -> list[str]:
+    """The steps that were made, with their samples, in the order in which they were made."""
+    return samples_file(out).read_text().splitlines() if samples_file(out).exists() else []
 
 
 @dataclass
@@ -147,7 +141,10 @@ class Bench:
 
     folder: Path
     instants: random.Random
-    wholes: dict[tuple, dict] = field(default_factory=dict)
+    wholes: dict[tuple[int, str], dict] = field(default_factory=dict)
+    """What `outcome` says of undisturbed runs, by number of ranks and "ddp" or "fsdp"; their samples besides."""
+    running: list[BaseProcess] = field(default_factory=list)
+    """The ranks of the training in hand."""
 
     def __post_init__(self):
         self.data = self.folder / "conversations.jsonl"
@@ -164,17 +161,28 @@ class Bench:
         if (world_size, parallel) not in self.wholes:
             out = self.empty(f"whole-{world_size}-{parallel}")
             self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
-            self.wholes[world_size, parallel] = outcome(out)
+            self.wholes[world_size, parallel] = {**outcome(out), "samples": samples_of(out)}
         return self.wholes[world_size, parallel]
 
-    def resume(self, out: Path, world_size: int, parallel: str) -> None:
-        """Goes on to the end, and compares with the undisturbed run bit for bit."""
+    def resume(self, out: Path, world_size: int, parallel: str, repeats: bool = True) -> None:
+        """Goes on to the end, and compares with the undisturbed run bit for bit.
+
+        The first step must be the one after the newest resume state; without `repeats`, also the one after the last
+        that was made.
+        """
+        whole = self.undisturbed(world_size, parallel)
+        done, state = len(samples_of(out)), newest_step(out)
         self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
-        self.compare(out, self.undisturbed(world_size, parallel))
+        self.expect(whole["samples"][state:], samples_of(out)[done:])
+        if not repeats:
+            self.expect(state, done)
+        self.compare(out, whole)
 
     def compare(self, out: Path, whole: dict[str, Any]) -> None:
         found = outcome(out)
-        for name in sorted({*whole, *found}):
+        if not found:
+            raise Wrong("nothing was written")
+        for name in sorted({*whole, *found} - {"samples"}):
             if whole.get(name) != found.get(name):
                 raise Wrong(f"{name} differs from the undisturbed run's")
 
@@ -192,7 +200,7 @@ def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) ->
     job = Job(bench, out, 2, ["--parallel", parallel], pace=0.05)
     job.at_step(bench.instants.randint(1, 5)).signal(signum, *ranks)
     bench.expect([128 + signum] * 2, job.end())
-    bench.resume(out, 2, parallel)
+    bench.resume(out, 2, parallel, repeats=False)
 
 
 def signalled_twice(bench: Bench, parallel: str) -> None:
@@ -205,24 +213,29 @@ def signalled_twice(bench: Bench, parallel: str) -> None:
     job.signal(signal.SIGTERM, 0)
     time.sleep(0.6)
     job.signal(signal.SIGTERM, 0)
-    bench.expect([-signal.SIGTERM, 1], job.end())
+    bench.expect([128 + signal.SIGTERM, 1], job.end())
     bench.resume(out, 2, parallel)
 
 
-def killed(bench: Bench, parallel: str, place: str) -> None:
-    """SIGKILL to one rank: the other ends too, with a status that is not 0."""
+def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size: int = 2,
+           rank: int | None = None) -> None:
+    """SIGKILL to one rank, a random one if none is said: the others end too, with status 1.
+
+    Args:
+        passes: how often every rank passes the place at least.
+    """
     out = bench.empty("out")
-    rank = bench.instants.randrange(2)
+    rank = bench.instants.randrange(world_size) if rank is None else rank
+    flags = ["--parallel", parallel]
     if place == RANDOM:
-        job = Job(bench, out, 2, ["--parallel", parallel], pace=0.05)
-        job.at_step(bench.instants.randint(1, 8))
+        job = Job(bench, out, world_size, flags, pace=0.05)
+        job.at_step(bench.instants.randint(1, 3))
         time.sleep(bench.instants.uniform(0, 0.1))
         job.signal(signal.SIGKILL, rank)
     else:
-        job = Job(bench, out, 2, ["--parallel", parallel], Effect(place, bench.instants.randint(1, 12), rank))
-    statuses = job.end()
-    bench.expect((-signal.SIGKILL, 1), (statuses[rank], statuses[1 - rank]))
-    bench.resume(out, 2, parallel)
+        job = Job(bench, out, world_size, flags, Effect(place, bench.instants.randint(1, passes), rank))
+    bench.expect([-signal.SIGKILL if other == rank else 1 for other in range(world_size)], job.end())
+    bench.resume(out, world_size, parallel)
 
 
 def frozen(bench: Bench, parallel: str) -> None:
@@ -230,7 +243,7 @@ def frozen(bench: Bench, parallel: str) -> None:
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
     job = Job(bench, out, 2, ["--parallel", parallel], Effect("hang", bench.instants.randint(5, 30), rank))
-    job.ranks[1 - rank].join(PATIENCE)
+    job.ranks[1 - rank].join(4 * RANK_TIMEOUT)  # its start included
     status = job.ranks[1 - rank].exitcode
     job.signal(signal.SIGKILL, rank).end()
     bench.expect(1, status)
@@ -271,21 +284,25 @@ def changing_ranks(bench: Bench, plan: Sequence[tuple[int, str, int]]) -> None:
         raise Wrong(f"weights {apart:.1e} apart")
 
 
-def torchrun(bench: Bench, out: Path, *options: str) -> subprocess.Popen:
+def torchrun(bench: Bench, out: Path, *options: str, resume: bool = False) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options,
                str(REPOSITORY / "trainer/train_full_sft.py"), *FLAGS, "--data_path", str(bench.data), "--save_dir",
-               str(out), "--epochs", "20"]
+               str(out), "--epochs", "20", "--from_resume", str(int(resume))]
     return subprocess.Popen(command, stdout=bench.log.open("a"), stderr=subprocess.STDOUT,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def kill_a_rank(bench: Bench, agent: subprocess.Popen, metrics: Path, after_step: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while steps_logged(metrics) < after_step:
-        if time.monotonic() > deadline or agent.poll() is not None:
-            raise Wrong(f"step {after_step} was never logged: {bench.log.read_text()[-2000:]}")
-        time.sleep(0.005)
+    wait_for_step(bench, agent, metrics, after_step)
     os.kill(bench.instants.choice(ranks_of(agent)), signal.SIGKILL)
+
+
+def wait_for_step(bench: Bench, agent: subprocess.Popen, metrics: Path, step: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while steps_logged(metrics) < step:
+        if time.monotonic() > deadline or agent.poll() is not None:
+            raise Wrong(f"step {step} was never logged: {bench.log.read_text()[-2000:]}")
+        time.sleep(0.005)
 
 
 def ranks_of(agent: subprocess.Popen) -> list[int]:
@@ -294,15 +311,30 @@ def ranks_of(agent: subprocess.Popen) -> list[int]:
 
 
 def torchrun_restarts(bench: Bench, kills: int) -> None:
-    """torchrun --max-restarts: goes on from the resume state by itself, after each kill of a random rank."""
+    """torchrun --max-restarts: goes on from the resume state unasked, after each kill of a random rank."""
     whole = bench.empty("whole")
     bench.expect(0, torchrun(bench, whole, "--standalone").wait(PATIENCE))
     out = bench.empty("out")
+    bench.log.write_text("")
     agent = torchrun(bench, out, "--standalone", "--max-restarts", str(kills))
     metrics = out / "full_sft_32_metrics.jsonl"
     for kill in range(1, kills + 1):
         kill_a_rank(bench, agent, metrics, after_step=kill * 60 // (kills + 1))
     bench.expect(0, agent.wait(PATIENCE))
+    bench.expect(kills, len(re.findall(r"resume +\S*step-\d{8}", bench.log.read_text())))
+    bench.compare(out, outcome(whole))
+
+
+def torchrun_signalled(bench: Bench) -> None:
+    """SIGTERM to torchrun itself, as a scheduler sends it: passed on to the ranks, which finish the step and save."""
+    whole, out = bench.empty("whole"), bench.empty("out")
+    bench.expect(0, torchrun(bench, whole, "--standalone").wait(PATIENCE))
+    agent = torchrun(bench, out, "--standalone")
+    wait_for_step(bench, agent, out / "full_sft_32_metrics.jsonl", bench.instants.randint(5, 30))
+    agent.terminate()
+    bench.expect(1, agent.wait(PATIENCE))  # torchrun's own status
+    bench.expect(steps_logged(out / "full_sft_32_metrics.jsonl"), newest_step(out))
+    bench.expect(0, torchrun(bench, out, "--standalone", resume=True).wait(PATIENCE))
     bench.compare(out, outcome(whole))
 
 
@@ -323,6 +355,14 @@ FAULTS: dict[str, list[Fault]] = {
     "SIGINT to all ranks": [partial(signalled, parallel=p, signum=signal.SIGINT, ranks=[0, 1]) for p in STRATEGIES],
     "a second SIGTERM in the same step": [partial(signalled_twice, parallel=p) for p in STRATEGIES],
     "SIGKILL to one rank at a random moment": [partial(killed, parallel=p, place=RANDOM) for p in STRATEGIES],
+    "SIGKILL to one of four ranks at a random moment": [
+        partial(killed, parallel=p, place=RANDOM, world_size=4) for p in STRATEGIES],
+    "SIGKILL to one rank in a half-written resume state": [
+        partial(killed, parallel=p, place="in a file of the resume state, half of it written", passes=4, rank=r)
+        for p, r in (("ddp", 0), ("fsdp", 0), ("fsdp", 1))],
+    "SIGKILL to the main rank before a state gets its name": [
+        partial(killed, parallel=p, place="before a finished file or folder gets its name", rank=0, passes=4)
+        for p in STRATEGIES],
     "SIGKILL to one rank between two layers, forward": [
         partial(killed, parallel=p, place="in a forward pass, between two layers") for p in STRATEGIES],
     "SIGKILL to one rank between two layers, backward": [
@@ -337,6 +377,7 @@ FAULTS: dict[str, list[Fault]] = {
     "ranks 1 -> 2 FSDP -> 4 DDP -> 3 FSDP -> 2 FSDP -> 1": [
         partial(changing_ranks, plan=[(1, "ddp", 0), (2, "fsdp", 0), (4, "ddp", 0), (3, "fsdp", 1), (2, "fsdp", 0),
                                       (1, "ddp", 0)])],
+    "SIGTERM to torchrun": [torchrun_signalled],
     "torchrun: SIGKILL to a rank, no restarts": [torchrun_gives_up],
     "torchrun --max-restarts 3: SIGKILL to a rank, three times": [partial(torchrun_restarts, kills=3)],
 }
@@ -358,10 +399,12 @@ def main() -> int:
                 fault(bench)
             except Wrong as wrong:
                 lost.append(f"{name}: {wrong}")
+                for rank in bench.running:
+                    rank.kill()
             rows[name] += 1
     print(f"| {'fault':<58} | {'tried':>5} | {'lost':>4} |\n|{'-' * 60}|{'-' * 6}:|{'-' * 5}:|")
     for name, tried in rows.items():
-        print(f"| {name:<58} | {tried:>5} | {sum(line.startswith(name) for line in lost):>4} |")
+        print(f"| {name:<58} | {tried:>5} | {sum(line.startswith(name + ': ') for line in lost):>4} |")
     print("\n".join(["", *lost]) if lost else "\nlost: nothing")
     if arguments.json:
         record = {"command": " ".join(["python", "benchmarks/rank_faults.py", *sys.argv[1:]]),

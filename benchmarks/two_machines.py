@@ -15,6 +15,7 @@ net.ipv4.tcp_retries2 = 6, as set here, it is half a minute.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from kill_and_resume import COMMON, outcome, write_conversations
-from rank_faults import steps_logged
+from kill_and_resume import COMMON, outcome, steps_logged, write_conversations
 
 from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import UserError, run_program
@@ -81,6 +81,12 @@ def cut_and_resume(folder: Path, cuts: int) -> dict:
             slowest = max(slowest, cut_cable(agents))
         finish(launch(data, folder / "cut"), folder / "cut")
     whole, found = outcome(folder / "whole"), outcome(folder / "cut")
+    elsewhere = [path.name for path in folder.glob("*-b")]
+    if not found or elsewhere:
+        raise UserError(f"the main rank's machine has {len(found)} files; the other one has {elsewhere}")
+    resumed = re.findall(r"resume +\S*step-\d{8}", (folder / "cut.0.log").read_text())
+    if len(resumed) != cuts:
+        raise UserError(f"went on from a resume state {len(resumed)} times, not {cuts}: {said(folder / 'cut')}")
     return {"cuts": cuts, "seconds_until_both_stopped": round(slowest, 1), "rank_timeout": RANK_TIMEOUT,
             "tcp_retries2": TCP_RETRIES,
             "differs": [name for name in sorted({*whole, *found}) if whole.get(name) != found.get(name)]}

@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+MOST = 10**9
+
 IGNORE_INDEX = -100
 """The label of a position that is not supervised."""
 
@@ -193,8 +195,8 @@ class TrainConfig:
     eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole training")
     keep_best: int = setting(1, "1: <save_weight> holds the weights with the lowest validation loss (needs an "
                                 "evaluation set); 0: the last", (0, 1))
-    save_interval: int = setting(0, "steps between two resume states; 0: by the clock, every 10 seconds or as often "
-                                    "as costs 3% of the time")
+    save_interval: int = setting(0, "steps between two resume states; 0: by the clock, 10 seconds apart, or "
+                                    "more where writing one would cost above 3% of the time")
     max_bad_steps: int = setting(10, "stop after this many steps in a row whose loss or gradient is not finite")
     use_wandb: int = setting(0, "1: log to Weights & Biases", (0, 1))
     wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")
@@ -207,8 +209,13 @@ class TrainConfig:
                                 ("max_steps", 0), ("warmup_steps", 0), ("weight_decay", 0), ("grad_clip", 0),
                                 ("num_workers", 0), ("log_interval", 1), ("eval_interval", 0), ("save_interval", 0),
                                 ("keep_checkpoints", 1), ("max_bad_steps", 1), ("seed", 0), ("rank_timeout", 1))
-            if getattr(self, name) < least
+            if not getattr(self, name) >= least
         ]
+        problems += [f"--{one.name} is {value}, expected a finite number" for one in fields(self)
+                     if isinstance(value := getattr(self, one.name), float) and not math.isfinite(value)]
+        problems += [f"--{name} is {value}, expected at most {MOST:,}"
+                     for name in ("epochs", "batch_size", "accumulation_steps", "max_steps")
+                     if (value := getattr(self, name)) > MOST]
         if not self.learning_rate > 0:
             problems.append(f"--learning_rate is {self.learning_rate}, expected more than 0")
         for name in ("min_lr_ratio", "eval_share", "dropout"):

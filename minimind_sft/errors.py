@@ -1,8 +1,10 @@
 """What a user can do wrong, told in one line; and what ends a training from outside."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -20,8 +22,9 @@ class ProcessLost(RuntimeError):
 def run_program(main: Callable[[], int | None]) -> None:
     """Runs a command-line program; what a person should read is one line on stderr, without a traceback.
 
-    Exit status: 2 for a `UserError`, 1 for a `ProcessLost`, 130 for Ctrl-C.
+    Exit status: 2 for a `UserError`, 1 for a `ProcessLost`, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _leave)  # tidily, as after Ctrl-C
     rank = int(os.environ.get("RANK", 0))
     prefix = f"[rank {rank}] " if rank else ""
     try:
@@ -35,4 +38,12 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{prefix}interrupted", file=sys.stderr)
         status = 130
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads any more; Python would complain on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status or 0)
+
+
+def _leave(signum: int, _: object) -> NoReturn:
+    sys.exit(128 + signum)

@@ -1,6 +1,5 @@
 """Writing files so that a reader never meets half of one, nor two writers each other."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -27,13 +26,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def temporary_name(path: Path) -> Path:
+    """Where `write_atomically` writes what is to become `path`; what a killed process leaves there is worth nothing."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part.
 
     The temporary name is always the same, because torch.save writes the name into the file: equal weights are then
     equal files.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         write(temporary)
         sync(temporary)
@@ -41,15 +45,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_left_overs(folder: Path, name: str) -> None:
-    """Removes what `write_atomically` was writing, to files that start with `name`, when its process was killed.
-
-    Only for a folder in which no other process writes such files.
-    """
-    for left_over in folder.glob(f".{name}*.tmp"):
-        left_over.unlink()
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -84,15 +79,24 @@ class FolderLock:
         Raises:
             UserError: naming the process that has it.
         """
-        file = self.path.open("a+", encoding="utf-8")
+        import fcntl  # not on Windows, where one can chat but not train
+
+        try:
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except (BlockingIOError, PermissionError) as error:  # POSIX allows either
             file.seek(0)
             self.holder = file.read().strip()
             file.close()
             raise UserError(f"{self.path}: another training is writing there ({self.holder}); wait for it to end, or "
                             "choose another --save_weight or --save_dir") from error
+        except OSError as error:
+            file.close()
+            raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose another "
+                            "--save_dir") from error
         self.holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         file.truncate(0)
         file.write(self.holder)

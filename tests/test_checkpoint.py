@@ -1,8 +1,6 @@
 """The resume state: whole, or recognised as damaged."""
 
 import json
-import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -27,7 +25,6 @@ from minimind_sft.training.optim import build_optimizer
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
-PARTS = (WEIGHTS, OPTIMIZER, "state.json", "manifest.json")
 
 
 def scaler() -> torch.amp.GradScaler:
@@ -71,13 +68,6 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return path, refused
 
 
-def reseal(state: Path, changed: str) -> None:
-    """Makes the manifest agree with a changed file, as an attacker would."""
-    manifest = json.loads((state / "manifest.json").read_text())
-    manifest[changed] = sha256_of_file(state / changed)
-    (state / "manifest.json").write_text(json.dumps(manifest))
-
-
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
     path = save(tmp_path, trained, 7)
     assert path.name == "step-00000007"
@@ -117,7 +107,7 @@ def test_damage_is_recognised_and_the_state_before_is_used(tmp_path, name):
     if damage is checkpoint_faults.flip:
         damage = partial(damage, every=9)  # the script itself flips every bit
     row = checkpoint_faults.try_damage(tmp_path, pristine, name, damage)
-    assert row["tried"] >= 3
+    assert row["tried"] >= 2
     assert row["missed"] == []
 
 
@@ -147,34 +137,11 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path, small, content):
     assert found == good and len(refused) == 1
 
 
-class RunsCode:
-    def __init__(self, proof: Path):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.proof),)
-
-
-@pytest.mark.parametrize("part", [WEIGHTS, OPTIMIZER, "state.json"])
-def test_a_pickle_runs_no_code_even_if_the_manifest_vouches_for_it(tmp_path, small, part):
-    good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
-    torch.save({"weight": RunsCode(tmp_path / "proof")}, bad / part)
-    reseal(bad, part)
-    found, refused = newest(tmp_path)
-    assert found == good and part in refused[0]
-    (bad / part).write_bytes(pickle.dumps(RunsCode(tmp_path / "proof")))
-    reseal(bad, part)
-    assert newest(tmp_path)[0] == good
-    assert not (tmp_path / "proof").exists()
-    pickle.loads((bad / part).read_bytes())
-    assert (tmp_path / "proof").exists(), "the pickle does run code where someone loads it"
-
-
 def test_a_state_of_another_version_is_refused(tmp_path, small):
     good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
     record = json.loads((bad / "state.json").read_text())
     (bad / "state.json").write_text(json.dumps(record | {"format": 99}))
-    reseal(bad, "state.json")
+    checkpoint_faults.vouch(bad, "state.json")
     assert newest(tmp_path) == (good, [f"{bad}: state.json was written by another version of this project"])
 
 
@@ -214,7 +181,7 @@ def test_another_models_state_is_refused_by_the_parameters_name(tmp_path):
 
 def test_nothing_in_a_state_is_a_pickle(tmp_path, trained):
     path = save(tmp_path, trained, 1)
-    assert sorted(file.name for file in path.iterdir()) == sorted(PARTS)
+    assert sorted(file.name for file in path.iterdir()) == sorted(checkpoint_faults.PARTS)
     json.loads((path / "state.json").read_text())
 
 
@@ -247,6 +214,7 @@ def test_a_fresh_training_sets_the_states_of_an_earlier_one_aside(tmp_path, smal
     save(folder, small, 5)
     with checkpoints(folder, fresh=True) as own:
         assert own.was_set_aside and own.newest().path is None
+        own.begin()
         own.save(TrainState(step=1), *small, scaler())
     assert newest(folder)[0] == folder / "step-00000001"
     assert newest(tmp_path / "resume.previous")[0] == tmp_path / "resume.previous/step-00000005"

@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny_training import Training
@@ -28,13 +31,11 @@ def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
     assert resumed.run() == 0
 
 
-def test_signals_that_come_together_are_one_where_torchrun_passes_them_on(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+def test_signals_that_come_together_are_one_where_torchrun_passes_them_on():
     with stop_on_signals(passed_on=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        now = 100.2
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # the process is still here
     assert stop.signum == signal.SIGTERM
 
 
@@ -57,14 +58,39 @@ def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
     assert by_clock.due(4)
 
 
-def test_a_second_signal_ends_the_process_at_once():
-    child = os.fork()
-    if child == 0:
-        with stop_on_signals():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+SECOND_SIGNAL = """
+import ctypes, os, signal, threading, time
+from minimind_sft.training.interruptions import stop_on_signals
+
+with stop_on_signals() as stop:
+    for delay in (0.2, 0.6):
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    {wait}
+    print("still here")
+"""
+
+
+@pytest.mark.parametrize("wait", [
+    "time.sleep(10)",
+    # Like a collective that waits for another rank: no Python code runs on this thread meanwhile.
+    "ctypes.CDLL(None).pause(); ctypes.CDLL(None).pause(); ctypes.CDLL(None).sleep(10)",
+])
+def test_a_second_signal_ends_the_process_at_once(wait):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", SECOND_SIGNAL.format(wait=wait)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, ""), done.stderr
+    assert time.monotonic() - start < 8
+
+
+def test_a_closed_terminal_stops_a_training_unless_nohup_says_otherwise():
+    for ignored in (False, True):
+        usual = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        try:
+            with stop_on_signals() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signum == (0 if ignored else signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, usual)
 
 
 def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path):

@@ -4,6 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_invariance import GradientKeeper
 from tiny import TINY, TINY_MOE, random_documents
 from tiny_training import CPU, NO_SCALER, Training, lines
 
@@ -14,13 +15,6 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.loop import NOT_FINITE, NOTHING_SUPERVISED, train_step
 from minimind_sft.training.optim import build_optimizer
-
-
-class GradientKeeper(torch.optim.SGD):
-    """Keeps the gradients that it is asked to step with."""
-
-    def step(self, closure=None):
-        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
 def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[torch.Tensor]:
@@ -34,7 +28,8 @@ def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[t
                               rank=rank, ranks=ranks)
         keeper = GradientKeeper(model.parameters(), lr=0.0)
         train_step(model, steps[0], keeper, NO_SCALER, CPU, torch.float32, grad_clip=0.0)
-        total = keeper.gradients if total is None else [a + b for a, b in zip(total, keeper.gradients, strict=True)]
+        own = [torch.from_numpy(gradient) for gradient in keeper.gradients]
+        total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
     return total
 
 

@@ -25,14 +25,18 @@ from rank_faults import (
 from tiny import TINY, TINY_MOE, random_documents
 from torch.utils.data import DataLoader
 
+from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.flags import parse_flags
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import NOT_FINITE, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize, whole
+from minimind_sft.training.setup import Run, check_agreement, run_identity, starting_model
 
 STRATEGIES = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
@@ -59,6 +63,15 @@ def test_a_second_signal_ends_a_rank_at_once(bench):
 @STRATEGIES
 def test_a_killed_rank_ends_the_others_and_costs_nothing(bench, parallel):
     killed(bench, parallel, RANDOM)
+
+
+@STRATEGIES
+def test_four_ranks_are_as_exact_as_two(bench, parallel):
+    killed(bench, parallel, RANDOM, world_size=4)
+
+
+def test_a_kill_while_all_ranks_write_their_shards_costs_nothing(bench):
+    killed(bench, "fsdp", "in a file of the resume state, half of it written", passes=4, rank=1)
 
 
 def test_a_frozen_rank_ends_the_others_in_time(bench):
@@ -144,6 +157,39 @@ def test_a_sharded_state_needs_a_folder_that_all_ranks_see(tmp_path):
     main, other = on_ranks(2, sees_the_folder, tmp_path / "resume", False)
     assert main.startswith("rank 1 cannot go on")
     assert other.startswith(f"--parallel fsdp: {tmp_path}/resume/1 is not the folder that the main rank sees")
+
+
+def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:
+    """The recipe's beginning, where the second rank was given other flags; what it says."""
+    config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
+                                         "--device", "cpu", "--save_dir", str(out), "--data_path", str(data),
+                                         *(odd_flags if ranks.rank else ())])
+    tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+    run = Run("full_sft", config, ranks, tokenizer, "template")
+    model = starting_model(run)
+    try:
+        check_agreement(run, model, run_identity(run, model))
+        return "fine"
+    except (UserError, ProcessLost) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("odd_flags", "field"), [
+    ([], None),
+    (["--learning_rate", "1e-3"], "learning_rate is 0.001 on rank 1, but 0.0005 on the main rank"),
+    (["--seed", "7"], "seed is 7 on rank 1, but 42 on the main rank"),
+    (["--data_path", "{other}"], "data is "),
+    (["--epochs", "3"], "epochs is 3 on rank 1, but 2 on the main rank"),
+])
+def test_ranks_that_would_train_something_else_are_refused(bench, tmp_path, odd_flags, field):
+    other = tmp_path / "other.jsonl"
+    other.write_text(bench.data.read_text() + "\n")
+    odd_flags = [flag.format(other=other) for flag in odd_flags]
+    main, second = on_ranks(2, starts_together, bench.data, tmp_path, *odd_flags)
+    if field is None:
+        assert (main, second) == ("fine", "fine")
+    else:
+        assert second.startswith(field) and main.startswith("rank 1 cannot go on")
 
 
 class Ids(torch.utils.data.Dataset):

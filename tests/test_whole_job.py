@@ -143,7 +143,7 @@ def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weigh
     assert (tmp_path / "cut/full_sft_32.pth").exists()
 
     shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
-    assert "resume" in shown
+    assert re.search(r"resume +\S*step-\d{8}", shown)
     whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
@@ -203,12 +203,67 @@ def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_dat
     assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
 
 
-def stop_after_a_step(flags: list, data: Path, out: Path) -> None:
-    """Leaves the resume state of a training that a signal stopped."""
+def test_a_finished_training_goes_on_where_more_is_asked_for_and_refuses_less(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4, "--keep_best", 0]
+    succeed(SFT, *common, "--max_steps", 4)
+    assert "--max_steps was 4, now it is 7" in succeed(SFT, *common, "--max_steps", 7, "--from_resume", 1)
+    sidecar = json.loads((tmp_path / "full_sft_32.json").read_text())
+    assert sidecar["training"]["step"] == 7
+    assert "is finished (7 steps); nothing to do" in succeed(SFT, *common, "--max_steps", 5, "--from_resume", 1)
+    (tmp_path / "full_sft_32.pth").unlink()
+    assert "full_sft_32.pth is gone" in refuse(SFT, *common, "--max_steps", 7, "--from_resume", 1)
+
+
+def test_an_unfinished_training_is_not_ended_by_asking_for_less(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
+    stop_after_a_step([*common, "--max_steps", 70], sft_data, tmp_path, after=3)
+    line = refuse(SFT, *common, "--data_path", sft_data, "--max_steps", 2)
+    assert re.search(r"--from_resume 1: \d+ steps are taken already, more than the 2 that --epochs and", line)
+
+
+def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
+    succeed(SFT, *common, "--max_steps", 2)
+    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
+    (state / "state.json").write_text("{}")
+    weights = (tmp_path / "full_sft_32.pth").read_bytes()
+    line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1)
+    assert re.search(r"none of the resume states in .* can be used \(the newest: .*state\.json was damaged", line)
+    assert (tmp_path / "full_sft_32.pth").read_bytes() == weights
+
+
+def test_a_state_without_a_scaler_goes_on_in_float16(sft_data, tmp_path):
+    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4]
+    succeed(SFT, *common, "--max_steps", 2, "--dtype", "float32")
+    shown = succeed(SFT, *common, "--max_steps", 4, "--dtype", "float16", "--from_resume", 1)
+    assert "--dtype was float32, now it is float16" in shown and "wrote" in shown
+
+
+def test_a_disk_that_is_full_when_weights_are_written_is_one_line(sft_data, tmp_path):
+    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=100, **options)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"full_sft_32\.pth: cannot be written", done.stderr)
+
+
+def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp_path):
+    command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 8,
+                               "--eval_interval", 1)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+    assert "model" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(100) == 0
+    assert (tmp_path / "full_sft_32.pth").exists()
+
+
+def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> None:
+    """Leaves the resume state of a training that a signal stopped, `after` so many steps or a few more."""
     metrics = out / "full_sft_32_metrics.jsonl"
     command, options = program(SFT, *flags, "--data_path", data, "--batch_size", 1, "--log_interval", 1)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+    wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
 

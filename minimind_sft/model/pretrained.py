@@ -101,8 +101,8 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
 
 
-def read_weights(path: Path) -> Weights:
-    """Reads a weights file and its sidecar.
+def read_weights(path: Path, check_sum: bool = True) -> Weights:
+    """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 that the sidecar says.
 
     Raises:
         UserError: if either cannot be read, or the tensors are not a MiniMind model's.
@@ -118,7 +118,7 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path}: expected a state dict (names and tensors)")
     sidecar = _read_sidecar(sidecar_path(path))
     if sidecar is not None:
-        if sidecar.get("sha256") not in (None, sha256_of_file(path)):
+        if check_sum and sidecar.get("sha256") not in (None, sha256_of_file(path)):
             raise UserError(f"{path} is not the file that {sidecar_path(path)} describes (sha256): a training that was "
                             "killed between writing the two writes them again with --from_resume 1; if the weights "
                             "were changed on purpose, take the sha256 line out")
@@ -165,16 +165,21 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
     """Writes the state dict at `dtype` and its sidecar, each of them whole or not at all.
 
     Raises:
-        UserError: if the weights are not finite at that precision; the files then stay as they were.
+        UserError: if the weights are not finite at that precision, or cannot be written; the files then stay as they
+            were.
     """
     tensors = {name: tensor.detach().to("cpu", getattr(torch, dtype), copy=True).contiguous()
                for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} is not finite in {dtype}; nothing was written")
+            raise UserError(f"{path}: {name} is not finite in {dtype}; nothing was written (--save_dtype float32 holds "
+                            "larger numbers)")
     save: Callable[[Path], None] = (
         (lambda to: save_file(tensors, to)) if path.suffix == ".safetensors" else (lambda to: torch.save(tensors, to)))
-    write_atomically(path, save)
+    try:
+        write_atomically(path, save)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has no class of its own for a full disk
+        raise UserError(f"{path}: cannot be written ({_first_line(error)})") from error
     record = {"sha256": sha256_of_file(path), "model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
               "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"

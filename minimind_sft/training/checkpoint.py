@@ -15,6 +15,7 @@ data order is one of (seed, epoch). The seed and the step are therefore all the 
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -27,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
-from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.distributed import Ranks, under_torchrun
 from minimind_sft.training.manifest import MANIFEST, Damaged, read_json, verify
 from minimind_sft.training.parallel import is_sharded, own_part, place
 
@@ -74,8 +75,10 @@ class Checkpoints:
     """The resume states of one training, in a folder that no other process writes to meanwhile.
 
     A context: entering takes the folder's lock and, for a training that does not go on from an earlier one
-    (`fresh`), sets that one's states aside in `<folder>.previous`; leaving puts them back if this training ended
-    before it had a state of its own.
+    (`fresh`), sets that one's states aside in `<folder>.previous`; leaving puts them back if this training never
+    came to `begin` (not under torchrun: it may start this one again, which then must not go on from the earlier one).
+
+    Every method is called by all ranks. What fails on one of them is a ProcessLost on the others.
 
     Raises:
         UserError: on entering, if another process holds the folder.
@@ -85,6 +88,7 @@ class Checkpoints:
         self.folder, self.keep, self.ranks, self.fresh = folder, keep, ranks, fresh
         self.previous = folder.with_name(folder.name + ".previous")
         self.was_set_aside = False
+        self.has_begun = False
         self._lock = FolderLock(folder.with_name(folder.name + ".lock"))
         self._verified: set[Path] = set()
 
@@ -94,7 +98,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         if self.ranks.is_main:
-            if self.was_set_aside and not self._states():
+            if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.previous.rename(self.folder)
             self._lock.release()
@@ -115,9 +119,23 @@ class Checkpoints:
 
         self.ranks.on_each(look)
 
+    def begin(self) -> None:
+        """From here on this training writes files of its own."""
+        self.has_begun = True
+
     def newest(self) -> Found:
-        """The newest state that verifies; all ranks learn what the main one found."""
-        return self.ranks.on_main(self._newest)
+        """The newest state that verifies; all ranks learn what the main one found.
+
+        Raises:
+            UserError: if the main rank has none, but another one does, on a disk of its own.
+        """
+        found = self.ranks.on_main(self._newest)
+        elsewhere = self.ranks.on_each(lambda: [str(path) for path in self._states()])
+        for rank, states in enumerate(elsewhere):
+            if found.path is None and states and not elsewhere[0]:
+                raise UserError(f"the main rank has no resume state in {self.folder}, but rank {rank} has {states[0]}: "
+                                "copy it to the main rank's machine, or start without --from_resume 1")
+        return found
 
     def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer,
              scaler: torch.amp.GradScaler) -> None:
@@ -127,7 +145,7 @@ class Checkpoints:
         file system that all of them see.
 
         Raises:
-            UserError: on every rank, if it cannot be written or a tensor is not finite; older states stay.
+            UserError: if it cannot be written or a tensor is not finite; older states stay.
         """
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
@@ -139,10 +157,11 @@ class Checkpoints:
                 lambda: _write_shard(temporary, self.ranks.rank, shards, model, optimizer))
             self.ranks.on_main(lambda: self._seal(temporary, final, record, sums))
         except (OSError, SafetensorError, UserError) as error:
-            if self.ranks.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(f"{final}: this resume state cannot be written ({_reason(error)}); "
                             f"the ones before it are untouched") from error
+        finally:
+            if self.ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
              scaler: torch.amp.GradScaler) -> None:
@@ -168,7 +187,9 @@ class Checkpoints:
                 key.split("|", 1)[0]: self._read(path, "optimizer", key, kind, parameter)
                 for key, kind in moments.items() if key.endswith(f"|{name}")
             }
-        scaler.load_state_dict(self.ranks.on_main(lambda: read_json(path / STATE)["scaler"]))
+        scaling = self.ranks.on_main(lambda: read_json(path / STATE)["scaler"])
+        if scaling:  # nothing, where the run so far was not in float16
+            scaler.load_state_dict(scaling)
 
     def _read(self, path: Path, part: str, key: str, kind: tuple[torch.Size, torch.dtype],
               like: nn.Parameter) -> Tensor:
@@ -179,11 +200,20 @@ class Checkpoints:
 
     def _open(self) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
+        sync(self.folder.parent)
         self._lock.take()
         for left_over in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
+        for replaced in self.folder.glob(".step-*.replaced"):  # killed before the new one had its name
+            final = self.folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(final)
         if not (self.fresh and self._states()):
             return False
+        if self.previous.is_symlink():
+            self.previous.unlink()
         shutil.rmtree(self.previous, ignore_errors=True)
         self.folder.rename(self.previous)
         self.folder.mkdir()
@@ -208,9 +238,12 @@ class Checkpoints:
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (temporary / STATE, temporary / MANIFEST, temporary):
             sync(path)
-        self._remove(final)
+        replaced = final.with_name(f".{final.name}.replaced")
+        if final.exists():
+            final.rename(replaced)
         temporary.rename(final)
         sync(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         try:
             read_state(final)
         except Damaged as fault:
@@ -229,15 +262,17 @@ class Checkpoints:
                 good += 1
 
     def _remove(self, path: Path) -> None:
-        """Out of sight at once, so that a half-removed state is never met."""
-        if path.exists():
-            hidden = path.with_name(f".{path.name}.removed.tmp")
+        """Out of sight at once, so that a half-removed state is never met; what cannot be removed stays."""
+        hidden = path.with_name(f".{path.name}.removed.tmp")
+        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):
             path.rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def _states(self) -> list[Path]:
         """Newest first."""
-        named = [(int(match[1]), path) for path in self.folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
+        named = [(int(match[1]), path) for path in self.folder.glob("step-*")
+                 if path.is_dir() and (match := FOLDER.fullmatch(path.name))]
         return [path for _, path in sorted(named, reverse=True)]
 
 
@@ -250,6 +285,9 @@ def read_state(path: Path) -> TrainState:
     names = verify(path, lambda name: name == STATE or PART.fullmatch(name) is not None)
     if set(names) != {STATE, *_shard_names(sum(name.startswith("weights") for name in names))}:
         raise Damaged(f"{MANIFEST} does not list the parts of one resume state, but {', '.join(names)}")
+    extra = sorted(file.name for file in path.iterdir() if file.name not in names and file.suffix == ".safetensors")
+    if extra:
+        raise Damaged(f"{extra[0]} is not in {MANIFEST}")
     for name in set(names) - {STATE}:
         try:
             with safe_open(path / name, "pt"):

@@ -1,6 +1,7 @@
 """Ranks: one process each, started by torchrun, or just this one."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
-from minimind_sft.errors import ProcessLost
+from minimind_sft.errors import ProcessLost, UserError
 
 T = TypeVar("T")
 
@@ -88,6 +89,8 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
         ProcessLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
     """
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    if world_size > 1 and ":" in device_name:
+        raise UserError(f"--device {device_name}: with several ranks each takes a device of its own; say --device cuda")
     device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -101,7 +104,7 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _says_that_a_rank_is_gone(error):
             raise
-        raise ProcessLost(f"lost another rank ({str(error).strip().splitlines()[0]})") from error
+        raise ProcessLost(f"cannot go on with the other ranks ({str(error).strip().splitlines()[0]})") from error
     dist.destroy_process_group()  # only after a good end: with a rank gone there is nobody to take leave of
 
 
@@ -134,10 +137,16 @@ def _find_store(agents: dist.Store, host: str) -> dist.Store:
     while True:
         port = int(agents.get("minimind_sft port"))
         try:
-            return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2))
-        except RuntimeError:
+            socket.create_connection((host, port), timeout=2).close()
+            return dist.TCPStore(host, port, is_master=False, timeout=MEETING)
+        except OSError as error:
             if time.monotonic() > deadline:
-                raise
+                raise ProcessLost(f"the main rank cannot be reached at {host}:{port} ({error})") from error
+            time.sleep(0.1)
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted_by_torchrun() -> bool:
@@ -148,4 +157,4 @@ def restarted_by_torchrun() -> bool:
 def _says_that_a_rank_is_gone(error: RuntimeError) -> bool:
     """Gloo has no exception class of its own: its errors are known by the name of the transport or the socket."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed", "timed out"))
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed by peer"))

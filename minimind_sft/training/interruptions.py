@@ -1,25 +1,33 @@
 """What interrupts a training: signals, a worker process that dies, and the clock by which a resume state is due."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Thread
 
 from minimind_sft.errors import ProcessLost
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a training to stop: Ctrl-C, a scheduler, a terminal that was closed."""
 ONE_SIGNAL_SECONDS = 0.25
 
 
+@dataclass
 class Stop:
-    """The first SIGINT (Ctrl-C) or SIGTERM that this process got, and when; the loop looks after each step."""
+    """The first of `SIGNALS` that this process got; the loop looks after each step."""
 
-    signum = 0
-    at = 0.0
+    signum: int = 0
 
 
 @contextmanager
 def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM lets the step in hand finish and be saved; a second one ends the process at once.
+    """The first of `SIGNALS` lets the step in hand finish and be saved; a second one ends the process at once.
+
+    At once even where the step waits for another rank inside PyTorch, and no Python code runs on this thread: another
+    thread reads the signals from a pipe and ends the process, with 128 + the signal as its status.
 
     `passed_on` says that this process may get one signal twice, as torchrun passes on to its ranks what a scheduler
     has sent to all processes: what comes within `ONE_SIGNAL_SECONDS` of the first still is the first.
@@ -27,37 +35,56 @@ def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
     stop, previous = Stop(), {}
 
     def handle(signum: int, _: object) -> None:
-        if not stop.signum:
-            stop.signum, stop.at = signum, time.monotonic()
-        elif not passed_on or time.monotonic() - stop.at >= ONE_SIGNAL_SECONDS:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+        stop.signum = stop.signum or signum
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        previous[signum] = signal.signal(signum, handle)
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    previous_pipe = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    # A loader's worker inherits the pipe; a signal to it must not be taken for one to this process.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    for signum in SIGNALS:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores it, and means it
+            previous[signum] = signal.signal(signum, handle)
+    Thread(target=_end_at_the_second, args=(receive, passed_on), daemon=True).start()
     try:
         yield stop
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+        signal.set_wakeup_fd(previous_pipe)
+        os.close(send)
+
+
+def _end_at_the_second(receive: int, passed_on: bool) -> None:
+    """Reads one byte per signal; ends when the pipe is closed."""
+    first_at = None
+    while received := os.read(receive, 1):
+        if received[0] not in SIGNALS:
+            continue
+        if first_at is None:
+            first_at = time.monotonic()
+        elif not passed_on or time.monotonic() - first_at >= ONE_SIGNAL_SECONDS:
+            os._exit(128 + received[0])
+    os.close(receive)
 
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:
     """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 @contextmanager
 def workers_are_alive() -> Iterator[None]:
-    """
+    """Surrounds the use of a loader, whose worker processes may be killed (for want of memory, as a rule).
+
     Raises:
-        ProcessLost: if a loader's worker process dies, wherever the training is at that moment.
+        ProcessLost: if one of them dies, wherever the training is at that moment.
     """
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
 

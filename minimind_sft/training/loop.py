@@ -54,7 +54,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout's random state, a pure function of (seed, step, rank): nothing of it needs saving."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) % 2**63)
 
 
 def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
@@ -143,8 +143,7 @@ class Fit:
     def batches(self) -> DataLoader:
         """This rank's batches of the steps that are left."""
         return DataLoader(self.steps, sampler=range(self.state.step, self.total_steps), batch_size=None,
-                          num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
-                          pin_memory=self.ranks.device.type == "cuda")
+                          num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer)
 
     def step(self, batch: StepBatch) -> None:
         config, state = self.config, self.state
@@ -171,19 +170,22 @@ class Fit:
     def count_bad(self, result: StepResult) -> None:
         """A step that changed nothing is told; too many in a row with numbers that are not finite end the training."""
         state = self.state
-        if result.skipped != NOT_FINITE:
+        if result.skipped is None:
             state.bad_steps_in_a_row = 0
-            if result.skipped:
-                self.progress.say(f"step {state.step}: {result.skipped}; nothing changed")
+            return
+        if result.skipped != NOT_FINITE:
+            self.progress.say(f"step {state.step}: {result.skipped}; nothing changed")
             return
         state.bad_steps += 1
         state.bad_steps_in_a_row += 1
-        why = "float16 overflow, the scale is lowered" if self.scaler.is_enabled() else (
-            f"loss {result.loss}, gradient norm {result.grad_norm}")
+        why = f"loss {result.loss}, gradient norm {result.grad_norm}"
+        if self.scaler.is_enabled():
+            why += "; in float16 an overflow does that, and the scale is lowered"
         self.progress.say(f"step {state.step}: {result.skipped} ({why}); the weights stay as they were")
         if state.bad_steps_in_a_row >= self.config.max_bad_steps:
+            state.bad_steps_in_a_row = 0  # whoever goes on, with a lower learning rate, may have as many again
             self.save()
-            raise UserError(f"{state.bad_steps_in_a_row} steps in a row without a finite loss and gradient "
+            raise UserError(f"{self.config.max_bad_steps} steps in a row without a finite loss and gradient "
                             f"(--max_bad_steps {self.config.max_bad_steps}); the weights are those before them. "
                             "A lower --learning_rate or --dtype float32 may help")
 
@@ -210,7 +212,9 @@ class Fit:
     def save(self) -> None:
         """The weights, unless better ones stand there already, then the resume state that counts on them."""
         with self.clock.saving():
-            if not self.keeps_best or self.state.best_eval_loss is None:
+            if not self.keeps_best:
+                self.state.best_eval_loss = None  # these weights may replace those that had it
+            if self.state.best_eval_loss is None:
                 self.write_weights(self.state)
             self.progress.sync()
             self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)

@@ -30,7 +30,21 @@ def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: 
     if parallel == "fsdp":
         return _shard(model, ranks, dtype)
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    _settle_buckets(wrapped, ranks.device)
+    return wrapped
+
+
+def _settle_buckets(wrapped: DistributedDataParallel, device: torch.device) -> None:
+    """A backward pass over an empty batch, after which DDP lays out its buckets anew.
+
+    Gradients are summed bucket by bucket: without this, the first step of a resumed run would sum in another order
+    than the same step of the run that was not interrupted.
+    """
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    losses = wrapped(nothing, nothing, (0,))
+    (losses.loss_sum + losses.aux_loss_sum).backward()
+    wrapped.zero_grad(set_to_none=True)
 
 
 def _shard(model: MiniMindForCausalLM, ranks: Ranks, dtype: torch.dtype) -> MiniMindForCausalLM:

@@ -4,11 +4,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm import tqdm
 
+from minimind_sft.errors import UserError
 from minimind_sft.files import write_atomically
 
 
@@ -26,16 +29,18 @@ class Progress:
         self._tokens_since, self._time_since = 0, time.perf_counter()
         self._rate = 0.0
         if is_main:
-            cut_metrics(metrics_path, step)
-            self._file = metrics_path.open("a", encoding="utf-8")
+            with self._disk():
+                cut_metrics(metrics_path, step)
+                self._file = metrics_path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        if self.is_main:
-            self._file.close()
+        with suppress(OSError):  # what could not be written has been told
+            self._bar.close()
+            if self.is_main:
+                self._file.close()
 
     def advance(self, loss: float, supervised_tokens: int) -> None:
         """One step more on the bar."""
@@ -44,8 +49,9 @@ class Progress:
         if elapsed > 1.0:
             self._rate = self._tokens_since / elapsed
             self._tokens_since, self._time_since = 0, time.perf_counter()
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
-        self._bar.update()
+        with suppress(OSError):  # nobody reads any more: no reason to end a training
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
+            self._bar.update()
 
     def log(self, step: int, **values: float | str) -> None:
         """One line of the metrics file; the same to wandb."""
@@ -54,20 +60,30 @@ class Progress:
         values = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
                   for name, value in values.items()}
         line = {"step": step, **values, "supervised_tokens_per_second": round(self._rate, 1)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._disk():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if self.wandb_run is not None:
             self.wandb_run.log(values, step=step)
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut, as the resume state that is written next will."""
         if self.is_main:
-            os.fsync(self._file.fileno())
+            with self._disk():
+                os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
 
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.is_main:
-            self._bar.write(line)
+            with suppress(OSError):
+                self._bar.write(line)
 
     def pause(self) -> None:
         """Time from here to the next `advance` does not count as training."""

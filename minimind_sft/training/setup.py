@@ -1,9 +1,10 @@
 """What every recipe sets up around the loop: data, starting weights, resume, the files that are written."""
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from minimind_sft.data.reading import read_rows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, remove_left_overs, sha256_of_file
+from minimind_sft.files import check_writable, sha256_of_file, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
+from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks, restarted_by_torchrun
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
@@ -48,12 +49,17 @@ class Run:
 
     def say(self, line: str) -> None:
         if self.ranks.is_main:
-            print(line, flush=True)
+            with suppress(OSError):  # nobody reads any more: no reason to end a training
+                print(line, flush=True)
 
 
 def load_datasets(run: Run, make: Callable[[Rows], ExampleDataset]) -> tuple[ExampleDataset, ExampleDataset | None]:
     """(training set, evaluation set or None): `--eval_data_path`, or `--eval_share` of the training rows held out."""
     config = run.config
+    for flag in ("data_path", "eval_data_path"):
+        path = getattr(config, flag)
+        if path is not None and Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"--{flag} {path}: expected a regular file; it is read more than once")
     dataset = make(_rows_with_bar(run, config.data_path))
     run.say(f"data        {shown(config.data_path)}: {dataset.counts.summary()}")
     if config.eval_data_path is None:
@@ -85,7 +91,8 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
     else:
         path = find_weights(config.from_weight, config.save_dir, flag="--from_weight",
                             hidden_size=config.hidden_size, use_moe=config.use_moe)
-        weights = read_weights(path)
+        # A training that goes on has its weights from the resume state; these may be its own, half written.
+        weights = read_weights(path, check_sum=not config.from_resume)
         check_flags(config, weights.config, path)
         if weights.config.vocab_size != run.tokenizer.vocab_size:
             raise UserError(f"{path}: vocab_size is {weights.config.vocab_size}, the tokenizer "
@@ -146,8 +153,12 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
     out = weights_path(config.save_dir, config.save_weight, model.config)
     folder = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
-    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not goes_on(config)) as checkpoints:
-        run.ranks.on_main(lambda: remove_left_overs(out.parent, out.stem))
+    # torchrun counts restarts on each machine by itself: one that was restarted speaks for all.
+    (goes_on,) = run.ranks.largest(int(bool(config.from_resume) or restarted_by_torchrun()))
+    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not goes_on) as checkpoints:
+        if run.ranks.is_main:
+            for path in (out, sidecar_path(out), metrics_path(out)):
+                temporary_name(path).unlink(missing_ok=True)
         if config.parallel == "fsdp":
             checkpoints.check_shared()
         if checkpoints.was_set_aside:
@@ -156,9 +167,8 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
         yield checkpoints
 
 
-def goes_on(config: TrainConfig) -> bool:
-    """Whether this training goes on from a resume state: asked to, or restarted by torchrun after a failure."""
-    return bool(config.from_resume) or restarted_by_torchrun()
+def metrics_path(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}_metrics.jsonl")
 
 
 def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
@@ -166,20 +176,28 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
     """Fits the model to the training set, from its resume state if asked; the program's exit status."""
     config, ranks = run.config, run.ranks
     out = weights_path(config.save_dir, config.save_weight, model.config)
+    identity = run_identity(run, model)
+    check_agreement(run, model, identity)
     wrapped = parallelize(model, ranks, config.parallel, run.dtype)
     optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.dtype == torch.float16)
     state = TrainState(samples_per_step=config.batch_size * config.accumulation_steps * ranks.world_size,
-                       identity=run_identity(run, model), settings=run_settings(run))
-    if goes_on(config):
+                       identity=identity, settings=run_settings(run))
+    if not checkpoints.fresh:
         state = _resume(run, checkpoints, state, model, optimizer, scaler)
-        if state.finished:
-            run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
-            return 0
     steps = TrainingSteps(train_set, epochs=config.epochs, samples_per_step=state.samples_per_step,
                           micro_batch_tokens=config.micro_batch_tokens, seed=config.seed, rank=ranks.rank,
                           ranks=ranks.world_size)
     total = planned_steps(config, steps)
+    if state.finished and state.step >= total:
+        if not out.exists():
+            raise UserError(f"--from_resume 1: that training is finished ({state.step} steps), but {out} is gone")
+        run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
+        return 0
+    if state.step > total:
+        raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total} that --epochs "
+                        "and --max_steps ask for")
+    state.finished = False
     run.say(f"training    {total:,} steps of {state.samples_per_step} samples, {config.epochs} epochs, learning rate "
             f"{config.learning_rate:g}")
 
@@ -190,7 +208,8 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
     wandb_run = None
     if config.use_wandb and ranks.is_main:
         wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
-    with Progress(out.with_name(f"{out.stem}_metrics.jsonl"), total_steps=total, step=state.step,
+    checkpoints.begin()
+    with Progress(metrics_path(out), total_steps=total, step=state.step,
                   is_main=ranks.is_main, wandb_run=wandb_run) as progress:
         fit = Fit(config, model, wrapped, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler,
                   state=state, progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
@@ -212,8 +231,9 @@ CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
 def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on from."""
     config = run.config
+    shape = asdict(replace(model.config, dropout=0.0))
     return {
-        "model": asdict(replace(model.config, dropout=0.0)),
+        **{f"model.{name}": value for name, value in shape.items()},
         "tokenizer": run.tokenizer.fingerprint,
         "chat_template": run.chat_template,
         "data": sha256_of_file(Path(config.data_path)),
@@ -222,10 +242,39 @@ def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
     }
 
 
+def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: on the rank whose data, starting weights or settings are not the main one's; paths may differ.
+    """
+    mine = {**identity, **{name: value for name, value in asdict(run.config).items() if name not in OWN_OF_A_RANK},
+            "from_weight": sha256_of_parameters(model)}
+    main = run.ranks.on_main(lambda: mine)
+
+    def compare() -> None:
+        for name, value in mine.items():
+            if value != main[name]:
+                raise UserError(f"{name} is {value} on rank {run.ranks.rank}, but {main[name]} on the main rank: all "
+                                "ranks must train the same")
+
+    run.ranks.on_each(compare)
+
+
+OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
+"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
+
+
+def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def run_settings(run: Run) -> dict[str, Any]:
     """The settings besides that decide what is learned: free to change on resuming, but not in silence."""
     names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
-             "dropout")
+             "dropout", "keep_best")
     return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
 
 
@@ -274,8 +323,12 @@ def _resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMi
     path, state, refused = checkpoints.newest()
     for line in refused:
         run.say(f"passed over {line}")
+    if path is None and refused:
+        raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the newest: "
+                        f"{refused[0]}); without --from_resume 1 the training starts anew and sets them aside")
     if path is None:
-        run.say(f"resume      no resume state in {shown(checkpoints.folder)}; starting from the beginning")
+        aside = f" ({shown(checkpoints.previous)} has those of the training before)" * checkpoints.previous.exists()
+        run.say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
         return fresh
     for name, now in fresh.identity.items():
         was = state.identity.get(name)
@@ -285,6 +338,7 @@ def _resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMi
             hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
             raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
         run.say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
+        state.best_eval_loss = None  # measured on what may be other samples
     for name, now in fresh.settings.items():
         if state.settings[name] != now:
             run.say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
