@@ -33,10 +33,12 @@ from minimind_sft.flags import parse_flags
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.identity import check_agreement, run_identity
 from minimind_sft.training.loop import NOT_FINITE, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize, whole
-from minimind_sft.training.setup import Run, check_agreement, run_identity, starting_model
+from minimind_sft.training.run import Run
+from minimind_sft.training.setup import starting_model
 
 STRATEGIES = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 

@@ -16,7 +16,8 @@ from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
 from minimind_sft.training.distributed import join_ranks
-from minimind_sft.training.setup import Run, claim_output, evaluation_share, load_datasets, starting_model, train
+from minimind_sft.training.run import Run
+from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
 
 
 def main() -> int:

@@ -58,7 +58,7 @@ class TrainState:
     best_eval_loss: float | None = None
     finished: bool = False
     identity: dict = field(default_factory=dict)
-    """What the run is of (model, tokenizer, data, ...); a resumed run must agree (see `setup.run_identity`)."""
+    """What the run is of (model, tokenizer, data, ...); a resumed run must agree (see `identity.run_identity`)."""
     settings: dict = field(default_factory=dict)
     """The settings that decide what is learned; a resumed run tells where its own differ."""
 
@@ -228,6 +228,7 @@ class Checkpoints:
                 refused.append(f"{path}: {fault}")
                 continue
             self._verified.add(path)
+            self._prune()  # the training before may have been killed before it came to that
             return Found(path, state, refused)
         return Found(None, None, refused)
 

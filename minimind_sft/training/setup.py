@@ -1,11 +1,10 @@
 """What every recipe sets up around the loop: data, starting weights, resume, the files that are written."""
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,22 @@ import torch
 from tqdm import tqdm
 
 from minimind_sft import __version__
-from minimind_sft.config import PRESETS, REPOSITORY, ModelConfig, TrainConfig
+from minimind_sft.config import PRESETS, ModelConfig, TrainConfig
 from minimind_sft.data.batching import Batch, TrainingSteps, evaluation_batches
 from minimind_sft.data.dataset import ExampleDataset, Rows, hold_out
 from minimind_sft.data.reading import read_rows
-from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, sha256_of_file, temporary_name
+from minimind_sft.files import check_writable, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
-from minimind_sft.training.distributed import Ranks, restarted_by_torchrun
+from minimind_sft.training.distributed import restarted_by_torchrun
+from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, start_wandb
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: what it is of, and on what."""
-
-    stage: str
-    """"pretrain" or "full_sft", as the sidecar says."""
-    config: TrainConfig
-    ranks: Ranks
-    tokenizer: Tokenizer
-    chat_template: str | None
-    """The chat template's fingerprint; None where there is none in play."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return resolve_dtype(self.config.dtype, self.ranks.device)
-
-    def say(self, line: str) -> None:
-        if self.ranks.is_main:
-            with suppress(OSError):  # nobody reads any more: no reason to end a training
-                print(line, flush=True)
+from minimind_sft.training.run import Run, shown
 
 
 def load_datasets(run: Run, make: Callable[[Rows], ExampleDataset]) -> tuple[ExampleDataset, ExampleDataset | None]:
@@ -184,19 +161,14 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
     state = TrainState(samples_per_step=config.batch_size * config.accumulation_steps * ranks.world_size,
                        identity=identity, settings=run_settings(run))
     if not checkpoints.fresh:
-        state = _resume(run, checkpoints, state, model, optimizer, scaler)
+        state = resume(run, checkpoints, state, model, optimizer, scaler)
     steps = TrainingSteps(train_set, epochs=config.epochs, samples_per_step=state.samples_per_step,
                           micro_batch_tokens=config.micro_batch_tokens, seed=config.seed, rank=ranks.rank,
                           ranks=ranks.world_size)
     total = planned_steps(config, steps)
-    if state.finished and state.step >= total:
-        if not out.exists():
-            raise UserError(f"--from_resume 1: that training is finished ({state.step} steps), but {out} is gone")
+    if ranks.on_main(lambda: nothing_left(state, total, out)):
         run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
         return 0
-    if state.step > total:
-        raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total} that --epochs "
-                        "and --max_steps ask for")
     state.finished = False
     run.say(f"training    {total:,} steps of {state.samples_per_step} samples, {config.epochs} epochs, learning rate "
             f"{config.learning_rate:g}")
@@ -224,58 +196,20 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
     return status
 
 
-CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
-"""What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
+def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
+    """Whether a training that is to go on has been to its end already, and its weights are at `out`.
 
-
-def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
-    """What a resumed run must have in common with the one it goes on from."""
-    config = run.config
-    shape = asdict(replace(model.config, dropout=0.0))
-    return {
-        **{f"model.{name}": value for name, value in shape.items()},
-        "tokenizer": run.tokenizer.fingerprint,
-        "chat_template": run.chat_template,
-        "data": sha256_of_file(Path(config.data_path)),
-        "eval_data": sha256_of_file(Path(config.eval_data_path)) if config.eval_data_path else None,
-        **{name: getattr(config, name) for name in ("eval_share", "max_seq_len", "seed")},
-    }
-
-
-def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, Any]) -> None:
-    """
     Raises:
-        UserError: on the rank whose data, starting weights or settings are not the main one's; paths may differ.
+        UserError: if it took more steps than it is now to take, or its weights are gone.
     """
-    mine = {**identity, **{name: value for name, value in asdict(run.config).items() if name not in OWN_OF_A_RANK},
-            "from_weight": sha256_of_parameters(model)}
-    main = run.ranks.on_main(lambda: mine)
-
-    def compare() -> None:
-        for name, value in mine.items():
-            if value != main[name]:
-                raise UserError(f"{name} is {value} on rank {run.ranks.rank}, but {main[name]} on the main rank: all "
-                                "ranks must train the same")
-
-    run.ranks.on_each(compare)
-
-
-OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
-"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
-
-
-def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def run_settings(run: Run) -> dict[str, Any]:
-    """The settings besides that decide what is learned: free to change on resuming, but not in silence."""
-    names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
-             "dropout", "keep_best")
-    return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
+    if state.finished and state.step >= total_steps:
+        if not out.exists():
+            raise UserError(f"--from_resume 1: that training is finished ({state.step} steps), but {out} is gone")
+        return True
+    if state.step > total_steps:
+        raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total_steps} that "
+                        "--epochs and --max_steps ask for")
+    return False
 
 
 def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
@@ -305,46 +239,6 @@ def command_line() -> str:
     return shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]])
 
 
-def shown(path: str | Path) -> str:
-    """A path as people want to read it: relative to the repository where it lies inside."""
-    path = Path(path)
-    absolute = path.absolute()
-    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
-
-
 def _rows_with_bar(run: Run, path: str) -> Iterator[tuple[str, dict]]:
     return iter(tqdm(read_rows(path), desc=f"reading {shown(path)}", unit=" rows", delay=2, leave=False,
                      disable=not run.ranks.is_main))
-
-
-def _resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
-            optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
-    """The state to go on from, its tensors put in place; `fresh` where there is none."""
-    path, state, refused = checkpoints.newest()
-    for line in refused:
-        run.say(f"passed over {line}")
-    if path is None and refused:
-        raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the newest: "
-                        f"{refused[0]}); without --from_resume 1 the training starts anew and sets them aside")
-    if path is None:
-        aside = f" ({shown(checkpoints.previous)} has those of the training before)" * checkpoints.previous.exists()
-        run.say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
-        return fresh
-    for name, now in fresh.identity.items():
-        was = state.identity.get(name)
-        if was == now:
-            continue
-        if not (run.config.allow_changed_data and name in CHANGEABLE):
-            hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
-            raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
-        run.say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
-        state.best_eval_loss = None  # measured on what may be other samples
-    for name, now in fresh.settings.items():
-        if state.settings[name] != now:
-            run.say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
-    if state.samples_per_step != fresh.samples_per_step:
-        run.say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
-                f"(the flags say {fresh.samples_per_step})")
-    checkpoints.load(path, model, optimizer, scaler)
-    run.say(f"resume      {shown(path)}")
-    return replace(state, identity=fresh.identity, settings=fresh.settings)

@@ -1,0 +1,104 @@
+"""What a training is of: the same on all its ranks, and the same as when its resume state was made."""
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import sha256_of_file
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.run import Run, shown
+
+CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
+"""What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
+
+
+def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
+    """What a resumed run must have in common with the one it goes on from."""
+    config = run.config
+    shape = asdict(replace(model.config, dropout=0.0))
+    return {
+        **{f"model.{name}": value for name, value in shape.items()},
+        "tokenizer": run.tokenizer.fingerprint,
+        "chat_template": run.chat_template,
+        "data": sha256_of_file(Path(config.data_path)),
+        "eval_data": sha256_of_file(Path(config.eval_data_path)) if config.eval_data_path else None,
+        **{name: getattr(config, name) for name in ("eval_share", "max_seq_len", "seed")},
+    }
+
+
+def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: on the rank whose data, starting weights or settings are not the main one's; paths may differ.
+    """
+    mine = {**identity, **{name: value for name, value in asdict(run.config).items() if name not in OWN_OF_A_RANK},
+            "from_weight": sha256_of_parameters(model)}
+    main = run.ranks.on_main(lambda: mine)
+
+    def compare() -> None:
+        for name, value in mine.items():
+            if value != main[name]:
+                raise UserError(f"{name} is {value} on rank {run.ranks.rank}, but {main[name]} on the main rank: all "
+                                "ranks must train the same")
+
+    run.ranks.on_each(compare)
+
+
+OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
+"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
+
+
+def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_settings(run: Run) -> dict[str, Any]:
+    """The settings besides that decide what is learned: free to change on resuming, but not in silence."""
+    names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
+             "dropout", "keep_best")
+    return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
+
+
+def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
+            optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
+    """The state to go on from, its tensors put in place; `fresh` where there is none.
+
+    Raises:
+        UserError: if none of the states can be used, or the newest that can is of another training.
+    """
+    path, state, refused = checkpoints.newest()
+    for line in refused:
+        run.say(f"passed over {line}")
+    if path is None and refused:
+        raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the newest: "
+                        f"{refused[0]}); without --from_resume 1 the training starts anew and sets them aside")
+    if path is None:
+        aside = f" ({shown(checkpoints.previous)} has those of the training before)" * checkpoints.previous.exists()
+        run.say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
+        return fresh
+    for name, now in fresh.identity.items():
+        was = state.identity.get(name)
+        if was == now:
+            continue
+        if not (run.config.allow_changed_data and name in CHANGEABLE):
+            hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
+            raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
+        run.say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
+        state.best_eval_loss = None  # measured on what may be other samples
+    for name, now in fresh.settings.items():
+        if state.settings[name] != now:
+            run.say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
+    if state.samples_per_step != fresh.samples_per_step:
+        run.say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
+                f"(the flags say {fresh.samples_per_step})")
+    checkpoints.load(path, model, optimizer, scaler)
+    run.say(f"resume      {shown(path)}")
+    return replace(state, identity=fresh.identity, settings=fresh.settings)

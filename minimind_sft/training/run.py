@@ -1,0 +1,41 @@
+"""One training, as every part of it knows it."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimind_sft.config import REPOSITORY, TrainConfig
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.device import resolve_dtype
+from minimind_sft.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it is of, and on what."""
+
+    stage: str
+    """"pretrain" or "full_sft", as the sidecar says."""
+    config: TrainConfig
+    ranks: Ranks
+    tokenizer: Tokenizer
+    chat_template: str | None
+    """The chat template's fingerprint; None where there is none in play."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return resolve_dtype(self.config.dtype, self.ranks.device)
+
+    def say(self, line: str) -> None:
+        if self.ranks.is_main:
+            with suppress(OSError):  # nobody reads any more: no reason to end a training
+                print(line, flush=True)
+
+
+def shown(path: str | Path) -> str:
+    """A path as people want to read it: relative to the repository where it lies inside."""
+    path = Path(path)
+    absolute = path.absolute()
+    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
