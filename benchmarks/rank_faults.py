@@ -14,8 +14,6 @@ import json
 import os
 import random
 import re
-import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,173 +21,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
-from kill_and_resume import COMMON, RANDOM, newest_step, outcome, steps_logged, write_conversations
-from places import PLACES, hangs, is_slow, loss_is_nan, wrap
-from processes import rank_environments, start
+from kill_and_resume import RANDOM, newest_step, outcome, steps_logged
+from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file
 from tqdm import tqdm
 
 from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import run_program
-from minimind_sft.training import loop
-
-RANK_TIMEOUT = 5.0
-PATIENCE = 60.0
-"""Seconds after which a process that still runs counts as hanging."""
-FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(RANK_TIMEOUT)]
-EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow}
-
-
-class Wrong(Exception):
-    """What differed from what it should be."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What strikes one rank: the `nth` pass of a place (see places.py)."""
-
-    place: str
-    nth: int
-    rank: int
-
-
-class Job:
-    """A training of which every rank is a process of ours, as torchrun would start them."""
-
-    def __init__(self, bench: "Bench", out: Path, world_size: int, flags: Sequence[str] = (),
-                 effect: Effect | None = None, pace: float = 0.0):
-        self.metrics = out / "full_sft_32_metrics.jsonl"
-        self.log = bench.folder / "log.txt"
-        argv = [*FLAGS, "--data_path", str(bench.data), "--save_dir", str(out), *flags]
-        self.ranks: list[BaseProcess] = []
-        bench.running = self.ranks
-        for rank, environment in enumerate(rank_environments(world_size)):
-            own = effect if effect and effect.rank == rank else None
-            self.ranks.append(start(train_rank, environment, argv, own, pace, samples_file(out),
-                                    log=self.log))
-
-    def at_step(self, step: int) -> "Job":
-        """Returns when the main rank has logged that step."""
-        deadline = time.monotonic() + PATIENCE
-        while steps_logged(self.metrics) < step:
-            if time.monotonic() > deadline or not any(rank.is_alive() for rank in self.ranks):
-                raise Wrong(f"step {step} was never logged: {self.log.read_text()[-2000:]}")
-            time.sleep(0.005)
-        return self
-
-    def signal(self, signum: int, *ranks: int) -> "Job":
-        for rank in ranks or range(len(self.ranks)):
-            os.kill(self.ranks[rank].pid, signum)
-        return self
-
-    def end(self) -> list[int]:
-        """The ranks' exit statuses, minus the signal for those that one ended."""
-        deadline = time.monotonic() + PATIENCE
-        for rank in self.ranks:
-            rank.join(max(deadline - time.monotonic(), 0))
-        hanging = [rank for rank in self.ranks if rank.is_alive()]
-        for rank in hanging:
-            rank.kill()
-            rank.join()
-        if hanging:
-            raise Wrong(f"{len(hanging)} ranks did not end within {PATIENCE:g} seconds")
-        return [rank.exitcode for rank in self.ranks]
-
-
-def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | None, pace: float,
-               samples: Path) -> None:
-    """The recipe as one rank; the main one appends every step and its samples to a file."""
-    os.environ.update(environment)
-    if effect is not None:
-        passes = Counter()
-
-        def passed() -> bool:
-            passes["so far"] += 1
-            return passes["so far"] == effect.nth
-
-        EFFECTS[effect.place](passed)
-
-    def record(_: torch.nn.Module, batch: Any, *__: Any) -> None:
-        time.sleep(pace)
-        if environment.get("RANK", "0") == "0":
-            with samples.open("a") as file:
-                file.write(f"{batch.step} {list(batch.sample_ids)}\n")
-
-    wrap(loop, "train_step", before=record)
-    sys.argv = ["trainer/train_full_sft.py", *argv]
-    runpy.run_path(str(REPOSITORY / "trainer/train_full_sft.py"), run_name="__main__")
-
-
-def samples_file(out: Path) -> Path:
-    return out.with_suffix(".samples")
-
-
-def samples_of(out: Path) -> list[str]:
-    """The steps that were made, with their samples, in the order in which they were made."""
-    return samples_file(out).read_text().splitlines() if samples_file(out).exists() else []
-
-
-@dataclass
-class Bench:
-    """A folder, the data in it, and what undisturbed runs come to."""
-
-    folder: Path
-    instants: random.Random
-    wholes: dict[tuple[int, str], dict] = field(default_factory=dict)
-    """What `outcome` says of undisturbed runs, by number of ranks and "ddp" or "fsdp"; their samples besides."""
-    running: list[BaseProcess] = field(default_factory=list)
-    """The ranks of the training in hand."""
-
-    def __post_init__(self):
-        self.data = self.folder / "conversations.jsonl"
-        self.log = self.folder / "log.txt"
-        write_conversations(self.data)
-
-    def empty(self, name: str) -> Path:
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        samples_file(self.folder / name).unlink(missing_ok=True)
-        return self.folder / name
-
-    def undisturbed(self, world_size: int, parallel: str) -> dict[str, Any]:
-        """What such a run leaves behind."""
-        if (world_size, parallel) not in self.wholes:
-            out = self.empty(f"whole-{world_size}-{parallel}")
-            self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
-            self.wholes[world_size, parallel] = {**outcome(out), "samples": samples_of(out)}
-        return self.wholes[world_size, parallel]
-
-    def resume(self, out: Path, world_size: int, parallel: str, repeats: bool = True) -> None:
-        """Goes on to the end, and compares with the undisturbed run bit for bit.
-
-        The first step must be the one after the newest resume state; without `repeats`, also the one after the last
-        that was made.
-        """
-        whole = self.undisturbed(world_size, parallel)
-        done, state = len(samples_of(out)), newest_step(out)
-        self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
-        self.expect(whole["samples"][state:], samples_of(out)[done:])
-        if not repeats:
-            self.expect(state, done)
-        self.compare(out, whole)
-
-    def compare(self, out: Path, whole: dict[str, Any]) -> None:
-        found = outcome(out)
-        if not found:
-            raise Wrong("nothing was written")
-        for name in sorted({*whole, *found} - {"samples"}):
-            if whole.get(name) != found.get(name):
-                raise Wrong(f"{name} differs from the undisturbed run's")
-
-    def expect(self, wanted: Any, found: Any) -> None:
-        if wanted != found:
-            raise Wrong(f"ended with {found}, wanted {wanted}: {self.log.read_text()[-2000:]}")
-
 
 Fault = Callable[[Bench], None]
 

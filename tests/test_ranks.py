@@ -7,13 +7,15 @@ import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gradient_invariance import GradientKeeper
 from kill_and_resume import RANDOM
 from places import loss_is_nan
 from processes import on_ranks
+from rank_bench import Bench
 from rank_faults import (
-    Bench,
     changing_ranks,
     computes_nan,
     frozen,
@@ -125,6 +127,27 @@ ORIGINAL_FORWARD = MiniMindForCausalLM.forward
 def test_all_ranks_skip_the_same_step(parallel, use_moe, dtype, scales):
     outcomes = on_ranks(2, step_with_nan_on_rank_1, parallel, dtype, use_moe)
     assert outcomes[0] == outcomes[1] == [(NOT_FINITE, True, scales[0]), (None, False, scales[1])]
+
+
+def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) -> list:
+    """The whole gradients of one step, as float32 arrays."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(TINY_MOE if use_moe else TINY)
+    wrapped = parallelize(model, ranks, parallel, dtype)
+    keeper = GradientKeeper(model.parameters(), lr=0.0)
+    steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
+                          rank=ranks.rank, ranks=ranks.world_size)
+    train_step(wrapped, steps[0], keeper, torch.amp.GradScaler("cpu", enabled=False), ranks, dtype, grad_clip=0.0)
+    return keeper.gradients
+
+
+@pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_fsdp_rounds_nothing_that_ddp_does_not(use_moe, dtype, tolerance):
+    """bfloat16's own rounding is 4e-3; norms, routers and the residual stream stay float32 in both."""
+    ddp, fsdp = (on_ranks(2, gradients, parallel, dtype, use_moe)[0] for parallel in ("ddp", "fsdp"))
+    for one, other in zip(ddp, fsdp, strict=True):
+        assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one)
 
 
 def fail_on(ranks: Ranks, failing: int) -> str:
