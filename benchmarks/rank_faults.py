@@ -1,6 +1,6 @@
 """What happens to a training on several ranks when one of them is signalled, killed, frozen or computes NaN.
 
-    python benchmarks/rank_faults.py --rounds 3 --json docs/rank_faults.json
+    python benchmarks/rank_faults.py --rounds 2 --json docs/rank_faults.json
 
 The training is trainer/train_full_sft.py, its ranks joined by Gloo on this machine, with DDP and with FSDP; the last
 rows run it under a real torchrun. Each fault strikes at a random moment; all ranks must end within their time limit

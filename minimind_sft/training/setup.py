@@ -69,7 +69,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         path = find_weights(config.from_weight, config.save_dir, flag="--from_weight",
                             hidden_size=config.hidden_size, use_moe=config.use_moe)
         # A training that goes on has its weights from the resume state; these may be its own, half written.
-        weights = read_weights(path, check_sum=not config.from_resume)
+        weights = read_weights(path, check_sum=not goes_on(config))
         check_flags(config, weights.config, path)
         if weights.config.vocab_size != run.tokenizer.vocab_size:
             raise UserError(f"{path}: vocab_size is {weights.config.vocab_size}, the tokenizer "
@@ -131,8 +131,8 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
     folder = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
     # torchrun counts restarts on each machine by itself: one that was restarted speaks for all.
-    (goes_on,) = run.ranks.largest(int(bool(config.from_resume) or restarted_by_torchrun()))
-    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not goes_on) as checkpoints:
+    (some_go_on,) = run.ranks.largest(int(goes_on(config)))
+    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not some_go_on) as checkpoints:
         if run.ranks.is_main:
             for path in (out, sidecar_path(out), metrics_path(out)):
                 temporary_name(path).unlink(missing_ok=True)
@@ -142,6 +142,11 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
             run.say(f"resume      an earlier training's states are now in {shown(checkpoints.previous)}; this one "
                     "starts anew (--from_resume 1 would go on)")
         yield checkpoints
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether this process is to go on from a resume state: asked to, or started again by torchrun."""
+    return bool(config.from_resume) or restarted_by_torchrun()
 
 
 def metrics_path(weights: Path) -> Path:
