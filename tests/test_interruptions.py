@@ -24,7 +24,7 @@ def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
             return super().__getitem__(step)
 
     training.fit.steps.__class__ = Deadly
-    with pytest.raises(ProcessLost, match=r"a worker process of the loader died \(DataLoader worker"):
+    with pytest.raises(ProcessLost, match="a worker process of the loader died"):
         training.run()
     resumed = Training(tmp_path, resume=True)
     assert resumed.state.step == 3

@@ -83,9 +83,10 @@ def workers_are_alive() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise it again, wherever we are then
         raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
 
 
