@@ -59,18 +59,19 @@ def signalled_twice(bench: Bench, parallel: str) -> None:
 
 
 def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size: int = 2,
-           rank: int | None = None) -> None:
+           rank: int | None = None, after: int | None = None) -> None:
     """SIGKILL to one rank, a random one if none is said: the others end too, with status 1.
 
     Args:
         passes: how often every rank passes the place at least.
+        after: the step after which a random moment comes; from 4 on there is a state to go on from.
     """
     out = bench.empty("out")
     rank = bench.instants.randrange(world_size) if rank is None else rank
     flags = ["--parallel", parallel]
     if place == RANDOM:
         job = Job(bench, out, world_size, flags, pace=0.05)
-        job.at_step(bench.instants.randint(1, 3))
+        job.at_step(after or bench.instants.randint(1, 3))
         time.sleep(bench.instants.uniform(0, 0.1))
         job.signal(signal.SIGKILL, rank)
     else:
@@ -197,7 +198,7 @@ FAULTS: dict[str, list[Fault]] = {
     "a second SIGTERM in the same step": [partial(signalled_twice, parallel=p) for p in STRATEGIES],
     "SIGKILL to one rank at a random moment": [partial(killed, parallel=p, place=RANDOM) for p in STRATEGIES],
     "SIGKILL to one of four ranks at a random moment": [
-        partial(killed, parallel=p, place=RANDOM, world_size=4) for p in STRATEGIES],
+        partial(killed, parallel=p, place=RANDOM, world_size=4, after=4) for p in STRATEGIES],
     "SIGKILL to one rank in a half-written resume state": [
         partial(killed, parallel=p, place="in a file of the resume state, half of it written", passes=4, rank=r)
         for p, r in (("ddp", 0), ("fsdp", 0), ("fsdp", 1))],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from programs import questions, write_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -19,3 +20,9 @@ def shared() -> Path:
     if not (folder / "REFERENCE.md").exists():
         pytest.skip("the reference folder ../shared is not here; this test compares with it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sft_data(tmp_path_factory) -> Path:
+    """Forty short conversations."""
+    return write_rows(tmp_path_factory.mktemp("data") / "sft.jsonl", questions(40))

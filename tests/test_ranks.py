@@ -70,7 +70,7 @@ def test_a_killed_rank_ends_the_others_and_costs_nothing(bench, parallel):
 
 
 def test_four_ranks_are_as_exact_as_two(bench):
-    killed(bench, "ddp", RANDOM, world_size=4)
+    killed(bench, "ddp", RANDOM, world_size=4, after=4)
 
 
 def test_a_kill_while_all_ranks_write_their_shards_costs_nothing(bench):

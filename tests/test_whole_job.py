@@ -1,65 +1,23 @@
 """The programs as people run them: in a process of their own, on small data, with good and bad input."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
-NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
-
-
-def program(script: str, *arguments: object, module: tuple[str, ...] = (), **environment: str) -> list:
-    return [[sys.executable, *module, str(REPOSITORY / script), *map(str, arguments)],
-            {"cwd": REPOSITORY, "text": True, "encoding": "utf-8",
-             "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "100", **environment}}]
-
-
-def run(script: str, *arguments: object, typed: str = "", **keywords) -> subprocess.CompletedProcess:
-    command, options = program(script, *arguments, **keywords)
-    return subprocess.run(command, capture_output=True, input=typed, timeout=300, **options)
-
-
-def succeed(script: str, *arguments: object, **keywords) -> str:
-    done = run(script, *arguments, **keywords)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def refuse(script: str, *arguments: object, **keywords) -> str:
-    """The one line that a bad input gets."""
-    done = run(script, *arguments, **keywords)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(errors) == 1 and errors[0].startswith("error: "), done.stderr
-    return errors[0]
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def questions(count: int) -> list[dict]:
-    return [{"conversations": [{"role": "user", "content": f"Say {i}."},
-                               {"role": "assistant", "content": f"It is {i}."}],
-             "kind": "even" if i % 2 == 0 else "odd"} for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def sft_data(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "sft.jsonl", questions(40))
+from programs import (
+    CHAT,
+    NEW,
+    PRETRAIN,
+    REPOSITORY,
+    SFT,
+    final_weights,
+    questions,
+    refuse,
+    succeed,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,185 +79,6 @@ def test_mixture_of_experts_has_its_own_file(sft_data, tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "full_sft_32_moe_metrics.jsonl").open()]
     assert any("aux_loss" in line for line in metrics)
     assert "exact match" in succeed(CHAT, "--save_dir", tmp_path, "--score", sft_data, "--max_new_tokens", 3)
-
-
-def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "full_sft_32.pth", weights_only=True)
-
-
-def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weights(sft_data, tmp_path):
-    common = ["--data_path", sft_data, "--batch_size", 2, "--epochs", 8, "--dropout", 0.1, "--keep_best", 0,
-              "--log_interval", 1, "--save_dtype", "float32", *NEW]
-    succeed(SFT, *common, "--save_dir", tmp_path / "whole")
-
-    command, options = program(SFT, *common, "--save_dir", tmp_path / "cut")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    metrics = tmp_path / "cut/full_sft_32_metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 15, process)
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, shown
-    assert "stopped by SIGINT after step" in shown
-    assert (tmp_path / "cut/full_sft_32.pth").exists()
-
-    shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
-    assert re.search(r"resume +\S*step-\d{8}", shown)
-    whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-
-    shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
-    assert "is finished" in shown
-
-
-def test_resume_without_a_state_says_so_and_starts(sft_data, tmp_path):
-    shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
-    assert "no resume state in" in shown and "starting from the beginning" in shown
-
-
-def test_resume_with_other_data_is_refused_by_name(sft_data, tmp_path):
-    succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
-    other = write_rows(tmp_path / "other.jsonl", questions(41))
-    line = refuse(SFT, *NEW, "--data_path", other, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
-    assert re.search(r"--from_resume 1: data was \w{64} in .*step-00000002, now it is \w{64}; --allow_changed_data 1",
-                     line)
-
-
-def test_changed_data_is_allowed_to_those_who_mean_it(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    other = write_rows(tmp_path / "other.jsonl", questions(80))
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--data_path", other, "--allow_changed_data", 1)
-    assert re.search(r"data was \w{64}, now it is \w{64} \(--allow_changed_data 1\)", shown)
-    assert "wrote" in shown
-
-
-def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
-    assert "--learning_rate was 0.0005, now it is 0.001" in shown
-    assert "--epochs was 2, now it is 3" in shown
-    assert "weight_decay was" not in shown
-
-
-def test_another_template_is_refused_even_so(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1, "--data_path", sft_data, "--allow_changed_data", 1]
-    stop_after_a_step(common, sft_data, tmp_path)
-    (path,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
-    record = json.loads((path / "state.json").read_text())
-    record["state"]["identity"]["chat_template"] = "another"
-    (path / "state.json").write_text(json.dumps(record))
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["state.json"] = sha256((path / "state.json").read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    assert f"--from_resume 1: chat_template was another in {path}, now it is " in refuse(SFT, *common)
-
-
-def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--max_steps", 2)
-    assert "resume      an earlier training's states are now in" in shown and "full_sft_32_resume.previous" in shown
-    assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
-
-
-def test_a_finished_training_goes_on_where_more_is_asked_for_and_refuses_less(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4, "--keep_best", 0]
-    succeed(SFT, *common, "--max_steps", 4)
-    assert "--max_steps was 4, now it is 7" in succeed(SFT, *common, "--max_steps", 7, "--from_resume", 1)
-    sidecar = json.loads((tmp_path / "full_sft_32.json").read_text())
-    assert sidecar["training"]["step"] == 7
-    assert "is finished (7 steps); nothing to do" in succeed(SFT, *common, "--max_steps", 5, "--from_resume", 1)
-    (tmp_path / "full_sft_32.pth").unlink()
-    assert "full_sft_32.pth is gone" in refuse(SFT, *common, "--max_steps", 7, "--from_resume", 1)
-
-
-def test_an_unfinished_training_is_not_ended_by_asking_for_less(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    stop_after_a_step([*common, "--max_steps", 70], sft_data, tmp_path, after=3)
-    line = refuse(SFT, *common, "--data_path", sft_data, "--max_steps", 2)
-    assert re.search(r"--from_resume 1: \d+ steps are taken already, more than the 2 that --epochs and", line)
-
-
-def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
-    succeed(SFT, *common, "--max_steps", 2)
-    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
-    (state / "state.json").write_text("{}")
-    weights = (tmp_path / "full_sft_32.pth").read_bytes()
-    line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1)
-    assert re.search(r"none of the resume states in .* can be used \(the newest: .*state\.json was damaged", line)
-    assert (tmp_path / "full_sft_32.pth").read_bytes() == weights
-
-
-def test_a_state_without_a_scaler_goes_on_in_float16(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4]
-    succeed(SFT, *common, "--max_steps", 2, "--dtype", "float32")
-    shown = succeed(SFT, *common, "--max_steps", 4, "--dtype", "float16", "--from_resume", 1)
-    assert "--dtype was float32, now it is float16" in shown and "wrote" in shown
-
-
-def test_a_disk_that_is_full_when_weights_are_written_is_one_line(sft_data, tmp_path):
-    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=100, **options)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(r"full_sft_32\.pth: cannot be written", done.stderr)
-
-
-def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp_path):
-    command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 8,
-                               "--eval_interval", 1)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
-    assert "model" in process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(100) == 0
-    assert (tmp_path / "full_sft_32.pth").exists()
-
-
-def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> None:
-    """Leaves the resume state of a training that a signal stopped, `after` so many steps or a few more."""
-    metrics = out / "full_sft_32_metrics.jsonl"
-    command, options = program(SFT, *flags, "--data_path", data, "--batch_size", 1, "--log_interval", 1)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
-
-
-def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-
-
-def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
-    command, options = program(SFT, *common, "--batch_size", 1, "--epochs", 1000)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    try:
-        wait_for((tmp_path / "full_sft_32_metrics.jsonl").exists, process)
-        line = refuse(SFT, *common)
-        assert re.search(rf"full_sft_32_resume\.lock: another training is writing there .*{process.pid}", line)
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
-    assert "wrote" in succeed(SFT, *common, "--max_steps", 1)
-
-
-def test_ctrl_c_before_the_training_starts_is_one_line(tmp_path):
-    rows = write_rows(tmp_path / "long.jsonl", questions(40_000))
-    command, options = program(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    assert "model" in process.stdout.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors and errors.splitlines()[-1] == "interrupted"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

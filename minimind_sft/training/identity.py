@@ -16,6 +16,9 @@ from minimind_sft.training.run import Run, shown
 CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
 """What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
 
+OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
+"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
+
 
 def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on from."""
@@ -32,10 +35,13 @@ def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
 
 
 def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, Any]) -> None:
-    """
+    """Compares what the ranks are about to train, before the first of them does.
+
     Raises:
         UserError: on the rank whose data, starting weights or settings are not the main one's; paths may differ.
     """
+    if run.ranks.world_size == 1:
+        return
     mine = {**identity, **{name: value for name, value in asdict(run.config).items() if name not in OWN_OF_A_RANK},
             "from_weight": sha256_of_parameters(model)}
     main = run.ranks.on_main(lambda: mine)
@@ -47,10 +53,6 @@ def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, An
                                 "ranks must train the same")
 
     run.ranks.on_each(compare)
-
-
-OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
-"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
 
 
 def sha256_of_parameters(model: MiniMindForCausalLM) -> str:

@@ -37,9 +37,10 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what could not be written has been told
+        with suppress(OSError):
             self._bar.close()
-            if self.is_main:
+        if self.is_main:
+            with suppress(OSError):  # what could not be written has been told
                 self._file.close()
 
     def advance(self, loss: float, supervised_tokens: int) -> None:

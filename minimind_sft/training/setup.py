@@ -196,7 +196,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
     if state.bad_steps:
         run.say(f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite")
     if status == 0:
-        best = f" (validation loss {state.best_eval_loss:.4f})" if fit.keeps_best else ""
+        best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
         run.say(f"wrote       {shown(out)}{best} and {shown(out.with_suffix('.json'))}")
     return status
 

@@ -1,0 +1,55 @@
+"""Running the programs as people do, in a process of their own, on small data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
+NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
+
+
+def program(script: str, *arguments: object, module: tuple[str, ...] = (), **environment: str) -> list:
+    return [[sys.executable, *module, str(REPOSITORY / script), *map(str, arguments)],
+            {"cwd": REPOSITORY, "text": True, "encoding": "utf-8",
+             "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "100", **environment}}]
+
+
+def run(script: str, *arguments: object, typed: str = "", **keywords) -> subprocess.CompletedProcess:
+    command, options = program(script, *arguments, **keywords)
+    return subprocess.run(command, capture_output=True, input=typed, timeout=300, **options)
+
+
+def succeed(script: str, *arguments: object, **keywords) -> str:
+    done = run(script, *arguments, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refuse(script: str, *arguments: object, **keywords) -> str:
+    """The one line that a bad input gets."""
+    done = run(script, *arguments, **keywords)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(errors) == 1 and errors[0].startswith("error: "), done.stderr
+    return errors[0]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict]:
+    return [{"conversations": [{"role": "user", "content": f"Say {i}."},
+                               {"role": "assistant", "content": f"It is {i}."}],
+             "kind": "even" if i % 2 == 0 else "odd"} for i in range(count)]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "full_sft_32.pth", weights_only=True)
