@@ -209,10 +209,8 @@ class TrainConfig:
                                 ("max_steps", 0), ("warmup_steps", 0), ("weight_decay", 0), ("grad_clip", 0),
                                 ("num_workers", 0), ("log_interval", 1), ("eval_interval", 0), ("save_interval", 0),
                                 ("keep_checkpoints", 1), ("max_bad_steps", 1), ("seed", 0), ("rank_timeout", 1))
-            if not getattr(self, name) >= least
+            if getattr(self, name) < least
         ]
-        problems += [f"--{one.name} is {value}, expected a finite number" for one in fields(self)
-                     if isinstance(value := getattr(self, one.name), float) and not math.isfinite(value)]
         problems += [f"--{name} is {value}, expected at most {MOST:,}"
                      for name in ("epochs", "batch_size", "accumulation_steps", "max_steps")
                      if (value := getattr(self, name)) > MOST]
@@ -221,6 +219,10 @@ class TrainConfig:
         for name in ("min_lr_ratio", "eval_share", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"--{name} is {getattr(self, name)}, expected 0 to 1")
+        named = {problem.split()[0] for problem in problems}
+        problems += [f"--{one.name} is {value}, expected a finite number" for one in fields(self)
+                     if isinstance(value := getattr(self, one.name), float) and not math.isfinite(value)
+                     and f"--{one.name}" not in named]
         if self.micro_batch_tokens < self.max_seq_len:
             problems.append(f"--micro_batch_tokens {self.micro_batch_tokens} is below --max_seq_len "
                             f"{self.max_seq_len}: a document is never split over micro-batches")

@@ -84,3 +84,15 @@ def test_a_contradictory_model_is_refused(fields, message):
 def test_a_sidecar_with_an_unknown_field_is_refused_by_name():
     with pytest.raises(UserError, match=r"x\.json: model configuration: unknown field 'hiden_size'"):
         ModelConfig.from_dict({"hiden_size": 3}, "x.json")
+
+
+@pytest.mark.parametrize(("flag", "value", "message"), [
+    ("--rank_timeout", "nan", "--rank_timeout is nan, expected a finite number"),
+    ("--learning_rate", "inf", "--learning_rate is inf, expected a finite number"),
+    ("--rank_timeout", "0", "--rank_timeout is 0.0, expected at least 1"),
+    ("--epochs", "100000000000000000000", "--epochs is 100000000000000000000, expected at most 1,000,000,000"),
+])
+def test_a_number_that_cannot_be_used_is_one_line(flag, value, message):
+    with pytest.raises(UserError) as error:
+        parse(flag, value)
+    assert str(error.value) == message
