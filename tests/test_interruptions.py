@@ -31,6 +31,37 @@ def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
     assert resumed.run() == 0
 
 
+@pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])
+def test_no_worker_outlives_a_training_that_failed(tmp_path, failure):
+    """One that did would ignore the signal by which Python ends it, and the program would never end."""
+    training = Training(tmp_path, num_workers=2)
+
+    def fail(batch):
+        assert len(multiprocessing.active_children()) == 2
+        raise failure
+
+    training.fit.step = fail
+    with pytest.raises(type(failure)) as kept:  # and with it the traceback, as at the end of a program
+        training.run()
+    assert kept.value is failure
+    assert multiprocessing.active_children() == []
+
+
+def test_the_other_workers_end_with_the_one_that_was_killed(tmp_path):
+    training = Training(tmp_path, num_workers=2)
+    step = training.fit.step
+
+    def kill_one(batch):
+        multiprocessing.active_children()[0].kill()
+        step(batch)
+
+    training.fit.step = kill_one
+    with pytest.raises(ProcessLost) as kept:
+        training.run()
+    assert kept.value.__cause__ is not None
+    assert multiprocessing.active_children() == []
+
+
 def test_signals_that_come_together_are_one_where_torchrun_passes_them_on():
     with stop_on_signals(passed_on=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -93,17 +124,19 @@ def test_a_closed_terminal_stops_a_training_unless_nohup_says_otherwise():
             signal.signal(signal.SIGHUP, usual)
 
 
-def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path):
-    """As Ctrl-C or a scheduler sends it to every process of a job."""
+def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path, monkeypatch):
+    """As Ctrl-C or a scheduler sends it to every process of a job, also to workers that were forked a moment ago."""
     training = Training(tmp_path, num_workers=2)
-    step = training.fit.step
+    step, validate = training.fit.step, training.fit.validate
+    slow_to_start = [True]
+    os.register_at_fork(after_in_child=lambda: time.sleep(0.5) if slow_to_start else None)
 
-    def signalled(batch):
+    def signal_workers():
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
             os.kill(worker.pid, signal.SIGINT)
-        step(batch)
 
-    training.fit.step = signalled
+    monkeypatch.setattr(training.fit, "validate", lambda: (signal_workers(), slow_to_start.clear(), validate()))
+    monkeypatch.setattr(training.fit, "step", lambda batch: (signal_workers(), step(batch)))
     assert training.run() == 0
     assert training.state.step == 16

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
 
+from torch.utils.data import DataLoader
+
 from minimind_sft.errors import ProcessLost
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,22 +74,34 @@ def leave_signals_to_the_trainer(worker_id: int) -> None:
     """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
-def workers_are_alive() -> Iterator[None]:
-    """Surrounds the use of a loader, whose worker processes may be killed (for want of memory, as a rule).
+def batches_of(loader: DataLoader) -> Iterator[Iterator]:
+    """The loader's batches; its worker processes, if it has some, end with the block, however that ends.
 
     Raises:
-        ProcessLost: if one of them dies, wherever the training is at that moment.
+        ProcessLost: if one of them dies (for want of memory, as a rule), wherever the training is at that moment.
     """
+    # A worker that has only just been forked has no handlers yet; a signal waits until it has.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield batches
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise it again, wherever we are then
         raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
+    finally:
+        # PyTorch does this when the iterator is collected, which an exception's traceback prevents; and the signal by
+        # which Python ends processes that are left over is one that they ignore, so that it would wait for ever.
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 class SaveClock:

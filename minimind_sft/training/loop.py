@@ -17,9 +17,9 @@ from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.interruptions import (
     SaveClock,
+    batches_of,
     leave_signals_to_the_trainer,
     stop_on_signals,
-    workers_are_alive,
 )
 from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import gradient_sync, reshard, whole
@@ -117,10 +117,10 @@ class Fit:
         """Trains; the exit status: 0, or 128 + the signal that asked to stop."""
         state = self.state
         self.model.train()
-        with stop_on_signals(passed_on=self.ranks.world_size > 1) as stop, workers_are_alive():
+        with stop_on_signals(passed_on=self.ranks.world_size > 1) as stop, batches_of(self.loader()) as batches:
             if state.step == 0:
                 self.validate()
-            for batch in self.batches():
+            for batch in batches:
                 self.step(batch)
                 # The main rank's clock decides for all, and a signal to one rank stops all.
                 signum, due = self.ranks.largest(stop.signum, self.ranks.is_main and self.clock.due(state.step))
@@ -140,8 +140,8 @@ class Fit:
             self.save()
         return 0
 
-    def batches(self) -> DataLoader:
-        """This rank's batches of the steps that are left."""
+    def loader(self) -> DataLoader:
+        """Loads this rank's batches of the steps that are left."""
         return DataLoader(self.steps, sampler=range(self.state.step, self.total_steps), batch_size=None,
                           num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer)
 
