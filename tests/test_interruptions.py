@@ -9,6 +9,7 @@ import time
 
 import pytest
 from tiny_training import Training
+from torch.utils.data._utils import signal_handling
 
 from minimind_sft.errors import ProcessLost
 from minimind_sft.training.interruptions import SaveClock, stop_on_signals
@@ -128,15 +129,16 @@ def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path, monkeypa
     """As Ctrl-C or a scheduler sends it to every process of a job, also to workers that were forked a moment ago."""
     training = Training(tmp_path, num_workers=2)
     step, validate = training.fit.step, training.fit.validate
-    slow_to_start = [True]
-    os.register_at_fork(after_in_child=lambda: time.sleep(0.5) if slow_to_start else None)
+    # PyTorch gives a worker a handler under which SIGTERM ends it, before we can give it ours.
+    theirs = signal_handling._set_worker_signal_handlers
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", lambda: (theirs(), time.sleep(0.5)))
 
     def signal_workers():
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
             os.kill(worker.pid, signal.SIGINT)
 
-    monkeypatch.setattr(training.fit, "validate", lambda: (signal_workers(), slow_to_start.clear(), validate()))
+    monkeypatch.setattr(training.fit, "validate", lambda: (time.sleep(0.2), signal_workers(), validate()))
     monkeypatch.setattr(training.fit, "step", lambda batch: (signal_workers(), step(batch)))
     assert training.run() == 0
     assert training.state.step == 16
