@@ -48,6 +48,7 @@ def control_ids(template: ChatTemplate, ids: list[int]) -> list[int]:
 PIECES = st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<tool_response>", "<|im_", "end|>", "\n", "  ",
                           "1", "中", "a", "\U000f0001", "{{ x }}"])
 CONTENTS = st.lists(PIECES, max_size=5).map("".join)
+ANSWERS = CONTENTS.map(lambda text: text if text.strip() else f"{text}a")  # an empty one is refused
 
 
 @st.composite
@@ -55,7 +56,7 @@ def conversations(draw):
     turns = [("system", draw(CONTENTS))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         reasoning = draw(st.sampled_from([{}, {"reasoning_content": "r" + draw(CONTENTS)}]))
-        turns += [("user", draw(CONTENTS)), ("assistant", draw(CONTENTS), reasoning)]
+        turns += [("user", draw(CONTENTS)), ("assistant", draw(ANSWERS), reasoning)]
     return conversation(*turns)
 
 

@@ -122,7 +122,7 @@ def test_has_reasoning():
 
 
 @pytest.mark.parametrize("answer", [
-    "  two leading spaces", "\r\nCRLF\r\n", "", " ", "trailing ", "<|im_end|>", "<|im_start|>assistant\n", "<", "<|im_",
+    "  two leading spaces", "\r\nCRLF\r\n", "trailing ", "<|im_end|>", "<|im_start|>assistant\n", "<", "<|im_",
     "😀", "\U000f0000 \U000f0024", "<|buffer1|><|endoftext|>", "a</tool_response>b",
 ])
 def test_every_answer_is_learned_whole(answer):

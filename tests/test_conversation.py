@@ -61,8 +61,7 @@ def test_tool_calls_in_every_form_become_one_form(calls):
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"text": "a"}, "conversations: expected a list of turns, found a row with text"),
-    ({}, "conversations: expected a list of turns, found a row with no keys"),
+    ({"text": "a"}, "conversations: expected a conversation, found a row of running text"),
     ({"conversations": []}, "conversations: expected a list of turns, found an empty list"),
     ({"conversations": "hi"}, 'conversations: expected a list of turns, found "hi"'),
     ({"conversations": [USER, ASSISTANT], "tools": "["},

@@ -267,7 +267,7 @@ def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     ((), "error: --data_path: expected one or more .jsonl, .json or .txt files"),
     (("--data_path", "none.txt"), "error: none.txt: cannot be read (No such file or directory)"),
-    (("--data_path", "README.md"), "error: README.md: expected a file named *.jsonl, *.json or *.txt"),
+    (("--data_path", "README.md"), "error: README.md: expected a file named *.jsonl, *.jsonl.gz, *.json, *.json.gz"),
     (("--vocab_size", "291"), "error: --vocab_size is 291, expected at least 292: the control tokens and"),
 ])
 def test_what_the_recipe_refuses(repository, tmp_path, arguments, message):

@@ -1,20 +1,20 @@
 """Any supported row becomes a Conversation; every error names file, line and field."""
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.data.formats import ROLES, SourceTurn, refuse, source_turns
+from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Conversation:
     """One conversation, in the form chat templates expect.
 
-    messages: each a dict with `role` and `content` (a string); an assistant's may have `reasoning_content` and
-        `tool_calls`, a list of `{"type": "function", "function": {"name": str, "arguments": dict}}`.
+    messages: each a dict with `role` and `content` (a string); an assistant's may have `reasoning_content`,
+        `tool_calls`, a list of `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` where
+        the data has it), and `train`: False where it is not to be learned; a tool's may have `name` and `tool_call_id`.
     tools: the functions on offer, as JSON descriptions, or None.
     place: "file:line" of the row, for messages about it.
     """
@@ -24,39 +24,32 @@ class Conversation:
     place: str
 
 
-def parse_conversation(row: dict, place: str) -> Conversation:
-    """Checks and normalises `{"conversations": [{"role", "content", ...}, ...]}`.
-
-    A turn may have `reasoning_content` and `tool_calls` (assistant) or `tools` (system); the row may have `tools`.
-    `tools` and `tool_calls` are lists or the JSON of one. Keys that are not known are ignored.
+def parse_row(row: dict, place: str) -> Conversation | str:
+    """A row in any of the forms (`formats.FORMS`): a Conversation, or the running text of `{"text": ...}`.
 
     Raises:
-        UserError: `file:line: conversations[2].role: expected ..., found ...`
+        UserError: `file:line: messages[2].role: expected ..., found ...`
     """
-    turns = row.get("conversations")
-    field = f"{place}: conversations"
-    if "conversations" not in row:
-        keys = ", ".join(sorted(row)) or "no keys"
-        raise UserError(f"{field}: expected a list of turns, found a row with {keys}")
-    if not isinstance(turns, list) or not turns:
-        _refuse(field, "a list of turns", turns)
+    try:
+        turns = source_turns(row)
+        if turns is None:
+            if not isinstance(row["text"], str):
+                refuse("text", "a string", row["text"])
+            return row["text"]
+        return _conversation(row, turns, place)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
-    tools = _tools(row.get("tools"), f"{place}: tools")
-    messages: list[dict] = []
-    for index, turn in enumerate(turns):
-        where = f"{field}[{index}]"
-        if not isinstance(turn, dict):
-            _refuse(where, "an object with role and content", turn)
-        role = _role(turn, messages, where)
-        messages.append(_message(role, turn, where))
-        offered = _tools(turn.get("tools"), f"{where}.tools")
-        if offered:
-            if role != "system" or tools:
-                raise UserError(f"{where}.tools: expected tools once, in the row or in its system turn")
-            tools = offered
-    if all(message["role"] != "assistant" for message in messages):
-        raise UserError(f"{field}: expected at least one assistant turn, found none")
-    return Conversation(tuple(messages), tools, place)
+
+def parse_conversation(row: dict, place: str) -> Conversation:
+    """
+    Raises:
+        UserError: as `parse_row`, and for a row of running text.
+    """
+    parsed = parse_row(row, place)
+    if isinstance(parsed, str):
+        raise UserError(f"{place}: conversations: expected a conversation, found a row of running text")
+    return parsed
 
 
 def parse_text(row: dict, place: str) -> str:
@@ -65,89 +58,145 @@ def parse_text(row: dict, place: str) -> str:
     Raises:
         UserError: if `text` is missing or no string.
     """
-    if "text" not in row:
-        keys = ", ".join(sorted(row)) or "no keys"
+    if row.get("text") is None:
+        keys = ", ".join(sorted(row)) or "no fields"
         raise UserError(f"{place}: text: expected a string, found a row with {keys}")
     if not isinstance(row["text"], str):
-        _refuse(f"{place}: text", "a string", row["text"])
+        refuse(f"{place}: text", "a string", row["text"])
     return row["text"]
 
 
-def _role(turn: dict, before: list[dict], where: str) -> str:
-    role = turn.get("role")
+def canonical_row(conversation: Conversation) -> dict:
+    """The row that `parse_row` reads back as the same conversation."""
+    tools = {"tools": conversation.tools} if conversation.tools else {}
+    return {"conversations": list(conversation.messages), **tools}
+
+
+def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
+    tools = _tools(row.get("tools"), "tools")
+    messages: list[dict] = []
+    for turn in turns:
+        _check_role(turn, [message["role"] for message in messages])
+        messages.append(_message(turn))
+        offered = _tools(turn.values.get("tools"), turn.name("tools"))
+        if offered:
+            if messages[-1]["role"] != "system" or tools:
+                raise UserError(f"{turn.name('tools')}: expected tools once, in the row or in its system turn")
+            tools = offered
+    if all(message["role"] != "assistant" for message in messages):
+        raise UserError(f"{turns[0].where.partition('[')[0]}: expected at least one assistant turn, found none")
+    return Conversation(tuple(messages), tools, place)
+
+
+def _check_role(turn: SourceTurn, before: list[str]) -> None:
+    role = turn.values.get("role")
     if role not in ROLES:
-        _refuse(f"{where}.role", "system, user, assistant or tool", role)
-    earlier = [message["role"] for message in before]
-    if role == "system" and earlier:
-        _refuse(f"{where}.role", "a system turn only as the first", role)
-    if role == "assistant" and "user" not in earlier:
-        _refuse(f"{where}.role", "a user turn before the first assistant turn", role)
-    if role == "tool" and (not earlier or earlier[-1] not in ("assistant", "tool")):
-        _refuse(f"{where}.role", "a tool turn only after an assistant or a tool turn", role)
-    return role
+        turn.refuse("role", "system, user, assistant or tool", role)
+    if role == "system" and before:
+        turn.refuse("role", "a system turn only as the first", role)
+    if role == "assistant" and "user" not in before:
+        turn.refuse("role", "a user turn before the first assistant turn", role)
+    if role == "tool" and (not before or before[-1] not in ("assistant", "tool")):
+        turn.refuse("role", "a tool turn only after an assistant or a tool turn", role)
 
 
-def _message(role: str, turn: dict, where: str) -> dict:
-    calls = _tool_calls(turn.get("tool_calls"), f"{where}.tool_calls")
-    reasoning = turn.get("reasoning_content")
-    content = turn.get("content")
-    if content is None and calls:
-        content = ""
-    if not isinstance(content, str):
-        _refuse(f"{where}.content", "a string", content)
+def _message(turn: SourceTurn) -> dict:
+    values = turn.values
+    role = values["role"]
+    calls = _tool_calls(values.get("tool_calls"), turn.name("tool_calls"))
+    reasoning = values.get("reasoning_content")
+    content = _content(turn, may_be_missing=bool(calls or (reasoning and role == "assistant")))
     if not isinstance(reasoning, str | None):
-        _refuse(f"{where}.reasoning_content", "a string", reasoning)
+        turn.refuse("reasoning_content", "a string", reasoning)
     for name, value in (("tool_calls", calls), ("reasoning_content", reasoning)):
         if value and role != "assistant":
-            raise UserError(f"{where}.{name}: expected only in an assistant turn, found in a {role} turn")
+            raise UserError(f"{turn.name(name)}: expected only in an assistant turn, found in a {role} turn")
 
     message: dict[str, Any] = {"role": role, "content": content}
     if reasoning:
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
+    if role == "tool":
+        message |= {name: values[name] for name in ("name", "tool_call_id")
+                    if isinstance(values.get(name), str) and values[name]}
+    if not _is_trained(turn, role):
+        message["train"] = False
+    elif role == "assistant" and not (content.strip() or calls or reasoning):
+        turn.refuse("content", 'an answer ("train": false for one that is not to be learned)', content)
     return message
 
 
-def _tools(value: Any, field: str) -> list[dict] | None:
-    tools = _list_or_json(value, field)
+def _content(turn: SourceTurn, may_be_missing: bool) -> str:
+    """A string, or OpenAI's list of parts, `[{"type": "text", "text": ...}]`, joined."""
+    content = turn.values.get("content")
+    if content is None and may_be_missing:
+        return ""
+    if isinstance(content, list):
+        texts = []
+        for index, part in enumerate(content):
+            where = f"{turn.name('content')}[{index}]"
+            kind = part.get("type") if isinstance(part, dict) else part
+            if not isinstance(part, dict) or kind != "text":
+                refuse(where, 'a part {"type": "text", "text": ...}', kind)
+            if not isinstance(part.get("text"), str):
+                refuse(f"{where}.text", "a string", part.get("text"))
+            texts.append(part["text"])
+        return "".join(texts)
+    if not isinstance(content, str):
+        turn.refuse("content", "a string", content)
+    return content
+
+
+def _is_trained(turn: SourceTurn, role: str) -> bool:
+    """By the turn's flag, `train` (true or false) or OpenAI's `weight` (1 or 0); only an assistant's has a say."""
+    flags = {name: turn.values[name] for name in ("train", "weight") if turn.values.get(name) is not None}
+    for name, value in flags.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            turn.refuse(name, "true or false" if name == "train" else "0 or 1", value)
+        if role != "assistant" and name == "train" and value:
+            raise UserError(f"{turn.name(name)}: expected only an assistant turn to be learned, found a {role} turn")
+    if len(set(map(bool, flags.values()))) > 1:
+        turn.refuse("weight", "the same as train says", flags["weight"])
+    return role != "assistant" or all(flags.values())
+
+
+def _tools(value: Any, name: str) -> list[dict] | None:
+    tools = _list_or_json(value, name)
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
-            _refuse(f"{field}[{index}]", "an object that describes a function", tool)
+            refuse(f"{name}[{index}]", "an object that describes a function", tool)
     return tools or None
 
 
-def _tool_calls(value: Any, field: str) -> list[dict]:
+def _tool_calls(value: Any, name: str) -> list[dict]:
     """Calls as `{"function": {"name", "arguments"}}` or bare `{"name", "arguments"}`, in the first form."""
     calls = []
-    for index, call in enumerate(_list_or_json(value, field)):
-        where = f"{field}[{index}]"
+    for index, call in enumerate(_list_or_json(value, name)):
+        where = f"{name}[{index}]"
         if not isinstance(call, dict):
-            _refuse(where, "an object with name and arguments", call)
+            refuse(where, "an object with name and arguments", call)
         function = call.get("function", call)
         if not isinstance(function, dict):
-            _refuse(f"{where}.function", "an object with name and arguments", function)
-        name, arguments = function.get("name"), function.get("arguments")
-        if not isinstance(name, str) or not name:
-            _refuse(f"{where}.name", "the name of a function", name)
+            refuse(f"{where}.function", "an object with name and arguments", function)
+        called, arguments = function.get("name"), function.get("arguments")
+        if not isinstance(called, str) or not called:
+            refuse(f"{where}.name", "the name of a function", called)
         if isinstance(arguments, str):
             arguments = parse_json(arguments, f"{where}.arguments", "a JSON object")
         if not isinstance(arguments, dict):
-            _refuse(f"{where}.arguments", "a JSON object", arguments)
-        calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+            refuse(f"{where}.arguments", "a JSON object", arguments)
+        identity = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+        calls.append({**identity, "type": "function", "function": {"name": called, "arguments": arguments}})
     return calls
 
 
-def _list_or_json(value: Any, field: str) -> list:
+def _list_or_json(value: Any, name: str) -> list:
     """None and an empty string count as an empty list."""
     if isinstance(value, str) and value:
-        value = parse_json(value, field, "a list or the JSON of one")
+        value = parse_json(value, name, "a list or the JSON of one")
     if value is None or value == "":
         return []
     if not isinstance(value, list):
-        _refuse(field, "a list or the JSON of one", value)
+        refuse(name, "a list or the JSON of one", value)
     return value
-
-
-def _refuse(field: str, expected: str, found: Any) -> NoReturn:
-    raise UserError(f"{field}: expected {expected}, found {'nothing' if found is None else describe(found)}")

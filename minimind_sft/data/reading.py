@@ -1,62 +1,145 @@
-"""Files become rows, each with the place it stands at."""
+"""Files become rows, each with the place it stands at.
 
+A row that cannot be read is an error of its own, at its own place: whoever goes through a file decides whether that
+ends the reading or is counted. What concerns the file as a whole (it is not there, it is no gzip) ends it always.
+"""
+
+import glob
+import gzip
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, NoReturn
 
 from minimind_sft.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 100
 """Of lists and objects in one another: far beyond what data needs, and far below what recursion bears."""
+MAX_ROW_BYTES = 32 * 2**20
+"""Of one row: no conversation is as long, and a file without line ends is not to fill the memory."""
+BLOCK_BYTES = 2**20
+NEWLINE = b"\n"
+PARQUET_ROWS = 1000
+TORN = " (the row has no end: was the file cut off?)"
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+
+
+class RawRow(NamedTuple):
+    """A row as it stands in its file: JSON text, or a value that is parsed already, or why it cannot be read."""
+
+    place: str
+    content: bytes | dict | UserError
+
+
+def find_files(patterns: Sequence[str | Path]) -> list[Path]:
+    """The files that names and globs stand for, in the order given (globs sorted), each once.
+
+    Raises:
+        UserError: naming what does not exist, is no regular file, or has a suffix that is not known.
+    """
+    files: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        path = Path(pattern)
+        found = [path] if path.exists() else _matching(pattern)
+        if not found:
+            kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
+            raise UserError(f"{pattern}: {kind}")
+        files.update(dict.fromkeys(found))
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path}: expected a file, found a folder ({path}/*.jsonl names the files in it)")
+        if not path.is_file():
+            raise UserError(f"{path}: expected a regular file; it is read more than once")
+        _suffix(path)
+    return list(files)
+
+
+def _matching(pattern: str) -> list[Path]:
+    return sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - a pattern may begin with /
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """The rows of a JSONL file with their places: `("sft.jsonl:3", {...})`. Blank lines are no rows.
+    """The rows of a file with their places: `("sft.jsonl:3", {...})`.
 
     Raises:
-        UserError: naming file and line, if the file cannot be read, has no row, or a line is not one JSON object
-            of valid text.
+        UserError: naming file and line, if the file cannot be read, has no row, or a row cannot be read.
     """
     found = False
-    for place, line in _read_lines(Path(path)):
-        if line.isspace():
-            continue
-        row = parse_json(line.rstrip("\r\n"), place, "one JSON object per line")
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: expected one JSON object per line, found {describe(row)}")
+    for raw in read_raw_rows(Path(path)):
         found = True
-        yield place, row
+        yield raw.place, parse_row(raw)
     if not found:
         raise UserError(f"{path}: the file has no rows")
 
 
-def read_texts(path: str | Path) -> Iterator[str]:
-    """The running text of a file: the lines of a .txt, every string value inside a .json or .jsonl.
+def read_raw_rows(path: Path) -> Iterator[RawRow]:
+    """The rows of one file, unparsed. Blank lines are no rows.
+
+    By suffix: `.jsonl` has one JSON object a line, `.json` an array of objects (or lines, as many files of that name
+    do), `.txt` a text a line, `.parquet` a row a row (needs pyarrow); the first three also compressed, `.gz`.
 
     Raises:
-        UserError: as `read_rows`, and for another suffix.
+        UserError: if the file cannot be read.
+    """
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    with _opened(path) as file:
+        if suffix == ".json" and _starts_array(file):
+            yield from _array_rows(file, path)
+        elif suffix == ".txt":
+            yield from map(_text_row, _line_rows(file, path))
+        else:
+            yield from _line_rows(file, path)
+
+
+def parse_row(raw: RawRow) -> dict:
+    """
+    Raises:
+        UserError: at the row's place, if it is not one JSON object of valid text.
+    """
+    place, content = raw
+    if isinstance(content, UserError):
+        raise content
+    if isinstance(content, dict):
+        return content
+    text = _decode(content, place)
+    try:
+        row = parse_json(text.rstrip("\r\n"), place, "one JSON object per row")
+    except UserError as error:
+        # Lines come with their end, elements of an array without: those that are torn are known already.
+        torn = "" if text.endswith("\n") or not text.startswith("{") or text.endswith("}") else TORN
+        raise UserError(f"{error}{torn}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: expected one JSON object per row, found {describe(row)}")
+    return row
+
+
+def read_texts(path: str | Path) -> Iterator[str]:
+    """The running text of a file: the lines of a .txt with their line ends, every string value of other rows.
+
+    Raises:
+        UserError: as `read_rows`.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
-        yield from (line for _, line in _read_lines(path))
-    elif suffix == ".jsonl":
-        for place, line in _read_lines(path):
-            if not line.isspace():
-                yield from _strings(parse_json(line, place, "one JSON value per line"))
-    elif suffix == ".json":
-        text = "".join(line for _, line in _read_lines(path))
-        yield from _strings(parse_json(text, str(path), "one JSON value"))
-    else:
-        raise UserError(f"{path}: expected a file named *.jsonl, *.json or *.txt")
+    if _suffix(path) == ".txt":
+        with _opened(path) as file:
+            yield from map(_text, _lines(file, path))
+        return
+    for raw in read_raw_rows(path):
+        yield from _strings(parse_row(raw))
 
 
 def parse_json(text: str, place: str, expected: str) -> Any:
     """`json.loads` whose every failure is a `UserError` at `place`; strings with half a character are refused."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -68,7 +151,7 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         raise UserError(f"{place}: a string holds {half}, half of a surrogate pair, which is no character") from error
     except RecursionError:
         raise UserError(f"{place}: the JSON is nested too deeply") from None
-    except ValueError as error:  # an integer of more digits than Python converts
+    except ValueError as error:  # NaN, or an integer of more digits than Python converts
         raise UserError(f"{place}: {error}") from error
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise UserError(f"{place}: the JSON is nested too deeply")
@@ -76,33 +159,173 @@ def parse_json(text: str, place: str, expected: str) -> Any:
 
 
 def describe(value: Any) -> str:
-    """A JSON value, short enough for an error message: its kind, and itself where that helps."""
+    """A value of a row, short enough for an error message: its kind, and itself where that helps."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a UTF-8 file with their endings, each with its place."""
+def _suffix(path: Path) -> str:
+    """The suffix that says what a file holds, without `.gz`."""
+    name = path.name.lower()
+    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    if found is None:
+        raise UserError(f"{path}: expected a file named *{', *'.join(SUFFIXES)}")
+    return found.removesuffix(".gz")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed; what goes wrong while they are read is a `UserError`."""
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1:
-                    raw = raw.removeprefix(BYTE_ORDER_MARK)
-                yield f"{path}:{number}", _decode(raw, f"{path}:{number}")
+        with (gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")) as file:
+            yield file
+    except EOFError as error:
+        raise UserError(f"{path}: the compressed file ends in the middle") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a gzip file, or a damaged one ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
+    """Every line with its line end."""
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        place = f"{path}:{number}"
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if len(line) > MAX_ROW_BYTES:
+            length = len(line)
+            while not line.endswith(NEWLINE) and (line := file.readline(BLOCK_BYTES)):
+                length += len(line)
+            yield RawRow(place, UserError(f"{place}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row, found "
+                                          f"{length / 2**20:.0f} MiB"))
+        else:
+            yield RawRow(place, line)
+
+
+def _line_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
+    """The lines that are not blank."""
+    return (raw for raw in _lines(file, path) if isinstance(raw.content, UserError) or raw.content.strip())
+
+
+def _text_row(raw: RawRow) -> RawRow:
+    try:
+        return raw._replace(content={"text": _text(raw).rstrip("\r\n")})
+    except UserError as error:
+        return raw._replace(content=error)
+
+
+def _text(raw: RawRow) -> str:
+    if isinstance(raw.content, UserError):
+        raise raw.content
+    return _decode(raw.content, raw.place)
+
+
+def _starts_array(file: IO[bytes]) -> bool:
+    start = file.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    file.seek(0)
+    return start.startswith(b"[")
+
+
+# A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)|[\[\]{},]', re.DOTALL)
+
+
+def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
+    """The elements of a JSON array, cut out without being parsed, so that each can be wrong for itself."""
+    line, depth, rows = 1, 0, 0
+    pieces: list[bytes] = []
+    for before, mark in _structure(file, path):
+        pieces.append(before)
+        depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
+        if not ((depth == 1 and mark in (b"[", b",")) or depth <= 0 or mark == b""):
+            pieces.append(mark)
+            continue
+        content = b"".join(pieces)
+        stripped = content.strip()
+        place = f"{path}:{line + _lead(content).count(NEWLINE)}"
+        line += content.count(NEWLINE)
+        pieces.clear()
+        if mark == b"[" and rows == 0 and not stripped.removeprefix(BYTE_ORDER_MARK):
+            continue
+        if mark == b"":
+            problem = "the file ends in the middle of this row" if depth > 0 else "expected nothing after the array"
+            if stripped or depth > 0:
+                yield RawRow(place, UserError(f"{place}: {problem}"))
+        elif stripped or rows or mark == b",":
+            yield RawRow(place, stripped)
+            rows += 1
+
+
+def _structure(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """JSON cut at each `[ ] { } ,` outside of strings: (what stands before it, itself), at last (the rest, b"")."""
+    buffer, start, position = b"", 0, 0
+    while True:
+        token = _TOKEN.search(buffer, position)
+        if token is None or token[1] in (b"", b"\\"):
+            block = file.read(max(BLOCK_BYTES, len(buffer) - start))
+            if not block:
+                yield buffer[start:], b""
+                return
+            if len(buffer) - start > MAX_ROW_BYTES:
+                raise UserError(f"{path}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a string of the array")
+            position = (len(buffer) if token is None else token.start()) - start
+            buffer, start = buffer[start:] + block, 0
+        elif token[0].startswith(b'"'):
+            position = token.end()
+        else:
+            yield buffer[start:token.start()], token[0]
+            start = position = token.end()
+
+
+def _lead(content: bytes) -> bytes:
+    return content[:len(content) - len(content.lstrip())]
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'minimind-sft[parquet]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(PARQUET_ROWS)
+            rows: Iterable[dict] = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield RawRow(f"{path}:{number}", _without_nothing(row))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a Parquet file, or a damaged one ({_one_line(error)})") from error
+
+
+def _without_nothing(value: Any) -> Any:
+    """Without null fields: a column of objects gives each of them the fields of all."""
+    if isinstance(value, dict):
+        return {name: _without_nothing(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nothing(part) for part in value]
+    return value
 
 
 def _decode(raw: bytes, place: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the line is "
-                        f"0x{raw[error.start]:02x}") from error
+        hint = " (UTF-16, by its look)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the row is "
+                        f"0x{raw[error.start]:02x}{hint}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _depth(value: Any) -> int:
@@ -119,3 +342,7 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
