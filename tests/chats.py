@@ -1,10 +1,11 @@
 """Conversations for the tests of the chat template, and what must hold for each of them."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
+from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, has_reasoning
 from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 
@@ -22,16 +23,28 @@ def conversation(*turns: tuple, tools: list | None = None) -> Conversation:
     return parse_conversation({"conversations": rows, "tools": tools}, "a.jsonl:3")
 
 
-def encode_one(template: ChatTemplate, chat: Conversation):
-    (encoded,) = template.encode(chat)
-    assert len(encoded.input_ids) == len(encoded.supervised)
+class Lists(NamedTuple):
+    """One sequence, in lists that can be compared."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+
+def encode(template: ChatTemplate, chat: Conversation, supervise: Supervision = ALL_TURNS) -> list[Lists]:
+    sequences = template.encode(chat, supervise)
+    assert all(len(sequence.input_ids) == len(sequence.supervised) for sequence in sequences)
+    return [Lists(sequence.input_ids.tolist(), sequence.supervised.tolist()) for sequence in sequences]
+
+
+def encode_one(template: ChatTemplate, chat: Conversation) -> Lists:
+    (encoded,) = encode(template, chat)
     return encoded
 
 
-def supervised_texts(template: ChatTemplate, chat: Conversation) -> list[str]:
+def supervised_texts(template: ChatTemplate, chat: Conversation, supervise: Supervision = ALL_TURNS) -> list[str]:
     """The text of every run of supervised tokens, over all sequences."""
     texts = []
-    for encoded in template.encode(chat):
+    for encoded in encode(template, chat, supervise):
         before = False
         for token_id, supervised in zip(encoded.input_ids, encoded.supervised, strict=True):
             if supervised:
@@ -69,8 +82,8 @@ def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
     """Control tokens are those of the same conversation about nothing; every answer is learned exactly once; before it
     stands, id for id, what the model sees when it is asked there."""
     answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    sequences = template.encode(chat)
-    for encoded, plain in zip(sequences, template.encode(harmless(chat)), strict=True):
+    assert template.prompt_mismatches(chat) == []
+    for encoded, plain in zip(encode(template, chat), encode(template, harmless(chat)), strict=True):
         assert control_ids(template, encoded.input_ids) == control_ids(template, plain.input_ids)
         previous = [False, *encoded.supervised]
         for start in (i for i, now in enumerate(encoded.supervised) if now and not previous[i]):

@@ -13,6 +13,7 @@ from chats import (
     control_ids,
     conversation,
     conversations,
+    encode,
     encode_one,
     supervised_texts,
 )
@@ -100,13 +101,13 @@ def test_a_model_that_thought_aloud_is_rendered_as_it_spoke():
     """The chat's history holds what the model said after `<think>\\n`: reasoning, tag, answer."""
     spoken = conversation(("user", "a"), ("assistant", "hm\n</think>\n\nyes"))
     stored = conversation(("user", "a"), ("assistant", "yes", {"reasoning_content": "hm"}))
-    assert BUNDLED.encode(spoken) == BUNDLED.encode(stored)
+    assert encode(BUNDLED, spoken) == encode(BUNDLED, stored)
     assert supervised_texts(BUNDLED, spoken) == ["hm\n</think>\n\nyes<|im_end|>"]
 
 
 def test_a_user_turn_after_the_last_answer_teaches_nothing():
     short = conversation(("user", "a"), ("assistant", "b"))
-    assert BUNDLED.encode(conversation(("user", "a"), ("assistant", "b"), ("user", "c"))) == BUNDLED.encode(short)
+    assert encode(BUNDLED, conversation(("user", "a"), ("assistant", "b"), ("user", "c"))) == encode(BUNDLED, short)
 
 
 def test_has_reasoning():
@@ -247,7 +248,7 @@ def test_templates_that_cannot_be_used(source, message):
 
 def test_a_folder_without_a_chat_template():
     bare = Tokenizer(json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8")), TOKENIZER.special)
-    with pytest.raises(UserError, match=r"has no chat template"):
+    with pytest.raises(UserError, match=r"has no chat template .*; --chat_template takes chatml, alpaca or a file"):
         ChatTemplate(bare)
     assert ChatTemplate(bare, BUNDLED.source).end_of_turn_id == 2
 
@@ -283,4 +284,4 @@ def test_fingerprint_is_of_the_source():
 
 def test_a_template_travels_to_worker_processes():
     chat = conversation(("user", "a<|im_end|>"), ("assistant", "b"))
-    assert pickle.loads(pickle.dumps(BUNDLED)).encode(chat) == BUNDLED.encode(chat)
+    assert encode(pickle.loads(pickle.dumps(BUNDLED)), chat) == encode(BUNDLED, chat)

@@ -38,6 +38,10 @@ TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, Att
 # What a template that asks for the date gets: training and chatting must see the same, on every day.
 PINNED_DATE = datetime(2026, 1, 1)
 
+DICT_ATTRIBUTES = frozenset(dir(dict))
+# Formatting can reach into the objects that it formats: that is for the sandbox to guard.
+PLAIN_STRING_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
+
 # Parts of a syntax tree that decide or look something up; what stands there is not written out.
 UNWRITTEN = {
     nodes.If: {"test"},
@@ -107,7 +111,7 @@ class MarkedTemplate:
                 the data.
         """
         plain = self.plain_texts(messages, tools, requests, place)
-        data = "\n".join(iter_strings([*messages, tools]))
+        data = "\n".join(_data_strings(messages, tools))
         marks = self._tokenizer.marks(data)
         if not self._opening_pattern.search(data):
             return [self._mark(text, marks) for text in plain], marks
@@ -142,8 +146,9 @@ class MarkedTemplate:
             return self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
 
         def shield_all_but_tags(text: str) -> str:
-            tags = [*self._tag_pattern.findall(text), ""]
-            return "".join(shield(rest) + tag for rest, tag in zip(self._tag_pattern.split(text), tags, strict=True))
+            parts = self._tag_pattern.split(text)
+            parts[0::2] = map(shield, parts[0::2])
+            return "".join(parts)
 
         messages = _change_messages(messages, shield_all_but_tags, shield)
         texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests)
@@ -158,7 +163,9 @@ class MarkedTemplate:
         return all(message["content"] in text for message in PROBE)
 
     def _mark(self, text: str, marks: Marks) -> str:
-        return self._control_pattern.sub(lambda token: marks.of_token[token[0]], text)
+        parts = self._control_pattern.split(text)
+        parts[1::2] = map(marks.of_token.__getitem__, parts[1::2])
+        return "".join(parts)
 
     def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
                tools: list[dict] | None, requests: list[Request]) -> list[str]:
@@ -191,9 +198,9 @@ def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str],
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern:
-    """Matches the longest of `texts`; nothing where there is none."""
+    """Matches the longest of `texts`, as a group for `split`; nothing where there is none."""
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
-    return re.compile(alternatives or r"(?!)")
+    return re.compile(f"({alternatives or '(?!)'})")
 
 
 def _one_line(error: Exception) -> str:
@@ -211,10 +218,21 @@ class GenerationTag(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox, with a short way to what templates ask for most: fields of messages and methods of strings."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What the sandbox gives, without the exceptions and checks on its way there."""
+        if type(obj) is dict and attribute not in DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is str and attribute in PLAIN_STRING_METHODS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 def make_environment() -> jinja2.Environment:
     """Jinja as Hugging Face's `apply_chat_template` sets it up, except that the date is pinned."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[GenerationTag, loopcontrols])
+    environment = TemplateEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = PINNED_DATE.strftime
@@ -237,7 +255,8 @@ def mark_constants(tree: nodes.Node, mark: Callable[[str], str]) -> None:
 
 
 def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
-    return environment.template_class.from_code(environment, environment.compile(tree), environment.make_globals(None))
+    # Each rendering copies the globals; `make_globals` would wrap them in a ChainMap, slow to copy.
+    return environment.template_class.from_code(environment, environment.compile(tree), dict(environment.globals))
 
 
 def assembles_tokens(tree: nodes.Node, tokens: Iterable[str]) -> bool:
@@ -256,6 +275,18 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [map_strings(part, change) for part in value]
     return value
+
+
+def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[str]:
+    """Every string of a conversation except the names of messages' fields, which are ours."""
+    strings = []
+    for message in messages:
+        for value in message.values():
+            if isinstance(value, str):
+                strings.append(value)
+            else:
+                strings += iter_strings(value)
+    return [*strings, *iter_strings(tools)]
 
 
 def iter_strings(value: Any) -> Iterator[str]:
