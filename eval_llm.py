@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minimind_sft.config import ChatConfig, YarnScaling
-from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.reading import read_rows
 from minimind_sft.data.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 def main() -> int:
     config = parse_flags(ChatConfig, description=__doc__)
     tokenizer = Tokenizer.from_folder(config.tokenizer_path)
-    template = ChatTemplate(tokenizer)
+    template = make_template(tokenizer, config.chat_template, config.end_of_turn)
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
                         use_moe=config.use_moe)
     weights = read_weights(path)

@@ -20,7 +20,8 @@ from processes import on_ranks
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps, collate
-from minimind_sft.data.dataset import ExampleDataset, make_example
+from minimind_sft.data.dataset import ExampleDataset
+from minimind_sft.data.example import make_example
 from minimind_sft.errors import run_program
 from minimind_sft.model import attention
 from minimind_sft.model.decoder import MiniMindForCausalLM

@@ -18,6 +18,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 MOST = 10**9
 
+TRUNCATIONS = ("tail", "turns", "drop")
+
 IGNORE_INDEX = -100
 """The label of a position that is not supervised."""
 
@@ -141,15 +143,23 @@ PRESETS = {
 """Models by name; the numbers are the class of their (active) parameters with MiniMind's vocabulary of 6,400."""
 
 
+DATA_HELP = ("training data: .jsonl, .json, .jsonl.gz or .parquet files and globs; with a share each, as in "
+             "a.jsonl:0.7 b.jsonl:0.3, they are mixed in that proportion")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What every training has; `PretrainConfig` and `SFTConfig` set the defaults that differ."""
 
-    data_path: str = setting("", "training data, JSONL")
-    eval_data_path: str | None = setting(None, "evaluation data, JSONL; without it a share of the training data is "
-                                               "held out, see --eval_share")
-    eval_share: float = setting(0.02, "share of the training rows held out for evaluation where there is no "
-                                      "--eval_data_path; 0 trains on all rows")
+    data_path: tuple[str, ...] = setting((), DATA_HELP, many=True)
+    eval_data_path: tuple[str, ...] = setting((), "evaluation data; without it a share of the training data is held "
+                                                  "out, see --eval_share", many=True)
+    eval_share: float = setting(0.02, "share of the training rows held out for evaluation, at most 2,000, where there "
+                                      "is no --eval_data_path; 0 trains on all rows")
+    bad_rows: str = setting("error", "a row that cannot be used: error stops before training and names it, skip "
+                                     "leaves it out and counts it", ("error", "skip"))
+    prepared_dir: str | None = setting(None, "folder of the prepared data, made once and used again; default: "
+                                             "<save_dir>/prepared")
     tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
     max_seq_len: int = setting(512, "longest document in tokens")
 
@@ -226,6 +236,8 @@ class TrainConfig:
         if self.micro_batch_tokens < self.max_seq_len:
             problems.append(f"--micro_batch_tokens {self.micro_batch_tokens} is below --max_seq_len "
                             f"{self.max_seq_len}: a document is never split over micro-batches")
+        if not self.data_path:
+            problems.append("--data_path: expected one or more files")
         if "/" in self.save_weight or not self.save_weight:
             problems.append(f"--save_weight is {self.save_weight!r}, expected a name; --save_dir is the folder")
         return problems
@@ -235,7 +247,8 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     """Defaults of trainer/train_pretrain.py."""
 
-    data_path: str = setting(in_repository("dataset/pretrain_demo.jsonl"), 'training data: JSONL rows {"text": ...}')
+    data_path: tuple[str, ...] = setting((in_repository("dataset/pretrain_demo.jsonl"),),
+                                         DATA_HELP + '; rows {"text": ...}, or lines of a .txt', many=True)
     save_weight: str = setting("pretrain", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>"
                                            "[_moe].pth")
     accumulation_steps: int = setting(8, "batches per optimizer step: a step takes batch_size * accumulation_steps * "
@@ -246,13 +259,19 @@ class PretrainConfig(TrainConfig):
 class SFTConfig(TrainConfig):
     """Defaults of trainer/train_full_sft.py."""
 
-    data_path: str = setting(in_repository("dataset/sft_demo.jsonl"),
-                             'training data: JSONL rows {"conversations": [{"role", "content"}, ...]}')
+    data_path: tuple[str, ...] = setting((in_repository("dataset/sft_demo.jsonl"),), DATA_HELP + "; docs/data.md shows "
+                                         "the forms that rows may have", many=True)
+    truncation: str = setting("tail", "a conversation longer than --max_seq_len: tail cuts its end off, turns keeps "
+                                      "the longest run of whole turns that fits, drop leaves it out", TRUNCATIONS)
+    train_turns: str = setting("all", "which of the assistant's turns are learned", ("all", "last"))
+    train_on_prompt: int = setting(0, "1: learn everything else too, not only the assistant's turns", (0, 1))
+    chat_template: str | None = setting(None, "a Jinja file, chatml or alpaca, instead of the tokenizer's own template")
+    end_of_turn: str | None = setting(None, "control token to end an answer with, for a template that writes none")
     save_weight: str = setting("full_sft", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>"
                                            "[_moe].pth")
     from_weight: str = setting("pretrain", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or "
                                            ".safetensors, then the repository's out/), a path, or none")
-    max_seq_len: int = setting(768, "longest conversation in tokens; a longer one is cut and counted")
+    max_seq_len: int = setting(768, "longest conversation in tokens; what becomes of a longer one: --truncation")
     epochs: int = setting(2, "passes over the data")
     batch_size: int = setting(16, "conversations per rank in one batch")
     learning_rate: float = setting(5e-4, "peak learning rate; docs/learning_rate.md has the sweep behind the default")
@@ -275,6 +294,9 @@ class ChatConfig:
                                       "a path")
     save_dir: str = setting(in_repository("out"), "folder of the weights")
     tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    chat_template: str | None = setting(None, "the template that the weights were trained with, if it is not the "
+                                              "tokenizer's: a Jinja file, chatml or alpaca")
+    end_of_turn: str | None = setting(None, "the --end_of_turn that the weights were trained with")
     hidden_size: int | None = setting(None, "hidden size, where several weights of that name lie in --save_dir")
     num_hidden_layers: int | None = setting(None, "number of layers, for weights without a sidecar")
     use_moe: int | None = setting(None, "1: the mixture-of-experts weights of that name", (0, 1))

@@ -79,6 +79,16 @@ class FolderLock:
         Raises:
             UserError: naming the process that has it.
         """
+        if not self.try_take():
+            raise UserError(f"{self.path}: another training is writing there ({self.holder}); wait for it to end, or "
+                            "choose another --save_weight or --save_dir")
+
+    def try_take(self) -> bool:
+        """Whether it is ours now; if not, `holder` says whose it is.
+
+        Raises:
+            UserError: if there can be no lock at that place.
+        """
         import fcntl  # not on Windows, where one can chat but not train
 
         try:
@@ -87,21 +97,21 @@ class FolderLock:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # POSIX allows either
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
             self.holder = file.read().strip()
             file.close()
-            raise UserError(f"{self.path}: another training is writing there ({self.holder}); wait for it to end, or "
-                            "choose another --save_weight or --save_dir") from error
+            return False
         except OSError as error:
             file.close()
             raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose another "
-                            "--save_dir") from error
+                            "folder") from error
         self.holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         file.truncate(0)
         file.write(self.holder)
         file.flush()
         self._file = file
+        return True
 
     def release(self) -> None:
         if self._file is not None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 from minimind_sft.config import REPOSITORY
+from minimind_sft.data.sources import split_share
 from minimind_sft.errors import UserError
 
 Config = TypeVar("Config")
 
-PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "score")
+PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "prepared_dir", "score")
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -68,6 +69,8 @@ def _shown_default(value: Any) -> str:
     """Paths inside the repository are shown relative to it; None, empty and () are not shown."""
     if value is None or value == "" or value == ():
         return ""
+    if isinstance(value, tuple):
+        return " ".join(map(_shown_default, value))
     return str(value).removeprefix(f"{REPOSITORY}/")
 
 
@@ -75,8 +78,9 @@ def _existing_path(name: str, typed: Any) -> Any:
     """A typed path, relative to the working directory; MiniMind's `../x` is also tried from trainer/, and said."""
     if isinstance(typed, tuple | list):
         return tuple(_existing_path(name, one) for one in typed)
-    from_trainer = REPOSITORY / "trainer" / typed
-    if typed.startswith("../") and not Path(typed).exists() and from_trainer.exists():
-        print(f"--{name} {typed}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}")
-        return str(from_trainer.resolve())
+    path, share = split_share(typed)
+    from_trainer = REPOSITORY / "trainer" / path
+    if path.startswith("../") and not Path(path).exists() and from_trainer.exists():
+        print(f"--{name} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}")
+        return f"{from_trainer.resolve()}{share and ':'}{share}"
     return typed

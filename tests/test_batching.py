@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind_sft.data.batching import (
+    EvaluationBatches,
     TrainingSteps,
     collate,
-    epoch_order,
-    evaluation_batches,
     pack_micro_batches,
     split_over_ranks,
 )
-from minimind_sft.data.dataset import Example, ExampleDataset, make_example
+from minimind_sft.data.dataset import ExampleDataset
+from minimind_sft.data.example import Example, make_example
 
 
 def numbered(lengths: list[int]) -> ExampleDataset:
@@ -46,10 +46,11 @@ def test_an_empty_batch_has_no_document():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    assert sorted(epoch_order(50, 1, 0)) == list(range(50))
-    assert (epoch_order(50, 1, 0) == epoch_order(50, 1, 0)).all()
-    assert (epoch_order(50, 1, 0) != epoch_order(50, 1, 1)).any()
-    assert (epoch_order(50, 1, 0) != epoch_order(50, 2, 0)).any()
+    dataset = numbered([1] * 50)
+    assert sorted(dataset.epoch_order(1, 0)) == list(range(50))
+    assert (dataset.epoch_order(1, 0) == numbered([2] * 50).epoch_order(1, 0)).all()
+    assert (dataset.epoch_order(1, 0) != dataset.epoch_order(1, 1)).any()
+    assert (dataset.epoch_order(1, 0) != dataset.epoch_order(2, 0)).any()
 
 
 def test_ranks_get_close_loads():
@@ -100,5 +101,5 @@ def test_a_rank_without_samples_gets_an_empty_micro_batch():
 def test_evaluation_sees_every_document_once_over_all_ranks():
     dataset = numbered([5, 1, 9, 3, 3])
     seen = [int(batch.input_ids[start]) for rank in range(2)
-            for batch in evaluation_batches(dataset, 12, rank, 2) for start in batch.cu_seqlens[:-1]]
+            for batch in EvaluationBatches(dataset, 12, rank, 2) for start in batch.cu_seqlens[:-1]]
     assert sorted(seen) == [0, 1, 2, 3, 4]

@@ -24,7 +24,7 @@ def test_defaults_are_those_of_the_design():
     assert (pretrain.epochs, pretrain.batch_size, pretrain.accumulation_steps) == (1, 32, 8)
     assert (sft.epochs, sft.batch_size, sft.accumulation_steps, sft.max_seq_len) == (2, 16, 1, 768)
     assert sft.from_weight == "pretrain"
-    assert sft.data_path == str(REPOSITORY / "dataset/sft_demo.jsonl")
+    assert sft.data_path == (str(REPOSITORY / "dataset/sft_demo.jsonl"),)
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -59,9 +59,10 @@ def test_help_shows_defaults_relative_to_the_repository(capsys):
 
 def test_a_path_that_minimind_takes_from_trainer_is_found_and_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert parse("--data_path", "../pyproject.toml").data_path == str(REPOSITORY / "pyproject.toml")
+    assert parse("--data_path", "../pyproject.toml").data_path == (str(REPOSITORY / "pyproject.toml"),)
+    assert parse("--data_path", "../pyproject.toml:0.5").data_path == (str(REPOSITORY / "pyproject.toml:0.5"),)
     assert "taken relative to trainer/" in capsys.readouterr().out
-    assert parse("--data_path", "../nowhere.jsonl").data_path == "../nowhere.jsonl"
+    assert parse("--data_path", "../nowhere.jsonl").data_path == ("../nowhere.jsonl",)
 
 
 def test_presets_have_the_sizes_of_their_names():

@@ -9,7 +9,8 @@ from tiny import TINY, TINY_MOE, random_documents
 from tiny_training import CPU, NO_SCALER, Training, lines
 
 from minimind_sft.data.batching import TrainingSteps
-from minimind_sft.data.dataset import ExampleDataset, make_example
+from minimind_sft.data.dataset import ExampleDataset
+from minimind_sft.data.example import make_example
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints

@@ -29,6 +29,10 @@ from torch.utils.data import DataLoader
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.prepared import prepare
+from minimind_sft.data.reading import find_files
+from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags
@@ -188,11 +192,12 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
     config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
                                          "--device", "cpu", "--save_dir", str(out), "--data_path", str(data),
                                          *(odd_flags if ranks.rank else ())])
-    tokenizer = Tokenizer.from_folder(config.tokenizer_path)
-    run = Run("full_sft", config, ranks, tokenizer, "template")
+    rows = SFTRows(ChatTemplate(Tokenizer.from_folder(config.tokenizer_path)), config.max_seq_len)
+    run = Run("full_sft", config, ranks, rows)
     model = starting_model(run)
+    train_set = prepare(find_files(config.data_path), rows, out / "prepared")
     try:
-        check_agreement(run, model, run_identity(run, model))
+        check_agreement(run, model, run_identity(run, model, train_set, None))
         return "fine"
     except (UserError, ProcessLost) as error:
         return str(error)

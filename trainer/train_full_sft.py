@@ -11,8 +11,8 @@ a metrics file, and resume states for --from_resume 1.
 from functools import partial
 
 from minimind_sft.config import SFTConfig
-from minimind_sft.data.chat_template import ChatTemplate
-from minimind_sft.data.dataset import SFTDataset
+from minimind_sft.data.chat_template import Supervision, make_template
+from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
@@ -26,19 +26,19 @@ def main() -> int:
     config = parse_flags(SFTConfig, description=__doc__)
     with join_ranks(config.device, config.rank_timeout) as ranks:
         tokenizer = Tokenizer.from_folder(config.tokenizer_path)
-        template = ChatTemplate(tokenizer)
-        run = Run("full_sft", config, ranks, tokenizer, template.fingerprint)
+        template = make_template(tokenizer, config.chat_template, config.end_of_turn)
+        rows = SFTRows(template, config.max_seq_len, config.truncation,
+                       Supervision(config.train_turns, bool(config.train_on_prompt)))
+        run = Run("full_sft", config, ranks, rows)
 
         model = starting_model(run)
         with claim_output(run, model) as checkpoints:
-            train_set, eval_set = load_datasets(
-                run, lambda rows: SFTDataset(rows, template, config.max_seq_len))
-
+            train_set, eval_set = load_datasets(run)
             evaluate = None
             if eval_set is not None:
                 evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
                                    ranks.sum)
-            return train(run, model, train_set, evaluate, checkpoints)
+            return train(run, model, train_set, eval_set, evaluate, checkpoints)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hi
 from functools import partial
 
 from minimind_sft.config import PretrainConfig
-from minimind_sft.data.dataset import PretrainDataset
+from minimind_sft.data.rows import PretrainRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
@@ -24,18 +24,16 @@ def main() -> int:
     config = parse_flags(PretrainConfig, description=__doc__)
     with join_ranks(config.device, config.rank_timeout) as ranks:
         tokenizer = Tokenizer.from_folder(config.tokenizer_path)
-        run = Run("pretrain", config, ranks, tokenizer, chat_template=None)
+        run = Run("pretrain", config, ranks, PretrainRows(tokenizer, config.max_seq_len))
 
         model = starting_model(run)
         with claim_output(run, model) as checkpoints:
-            train_set, eval_set = load_datasets(
-                run, lambda rows: PretrainDataset(rows, tokenizer, config.max_seq_len))
-
+            train_set, eval_set = load_datasets(run)
             evaluate = None
             if eval_set is not None:
                 evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
                                    ranks.sum)
-            return train(run, model, train_set, evaluate, checkpoints)
+            return train(run, model, train_set, eval_set, evaluate, checkpoints)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ with exactly the samples it had not seen.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from minimind_sft.config import IGNORE_INDEX
-from minimind_sft.data.dataset import Example, ExampleDataset
+from minimind_sft.data.dataset import Samples
+from minimind_sft.data.example import Example
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ def collate(examples: Sequence[Example]) -> Batch:
                  tuple(accumulate((len(example.input_ids) for example in examples), initial=0)))
 
 
-@lru_cache(maxsize=2)
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the sample ids 0 ... samples - 1 in an epoch: a pure function of (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
-
-
 def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `loads` for each rank, such that the ranks' summed loads are close (largest first, to the lightest).
 
@@ -106,7 +100,7 @@ class TrainingSteps(Dataset):
     The last step of an epoch takes the samples that are left, however few.
     """
 
-    def __init__(self, dataset: ExampleDataset, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
+    def __init__(self, dataset: Samples, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
                  seed: int, rank: int = 0, ranks: int = 1):
         self.dataset = dataset
         self.samples_per_step = samples_per_step
@@ -115,6 +109,7 @@ class TrainingSteps(Dataset):
         self.rank, self.ranks = rank, ranks
         self.steps_per_epoch = -(-len(dataset) // samples_per_step)
         self.epochs = epochs
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch
@@ -122,9 +117,10 @@ class TrainingSteps(Dataset):
     def sample_ids(self, step: int) -> list[int]:
         """The global batch of a step, in the epoch's order."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self.dataset), self.seed, epoch)
+        if epoch != self._epoch:  # kept: drawing an order takes long where there are millions of samples
+            self._epoch, self._order = epoch, self.dataset.epoch_order(self.seed, epoch)
         start = step_in_epoch * self.samples_per_step
-        return order[start:start + self.samples_per_step].tolist()
+        return self._order[start:start + self.samples_per_step].tolist()
 
     def __getitem__(self, step: int) -> StepBatch:
         sample_ids = self.sample_ids(step)
@@ -148,15 +144,35 @@ class TrainingSteps(Dataset):
         )
 
 
-def evaluation_batches(dataset: ExampleDataset, micro_batch_tokens: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
-    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`.
+class EvaluationBatches:
+    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`, of documents of similar length.
 
     Every rank has the same number of them, the last ones empty if need be: a sharded model is called by all at once.
+    Iterating makes each batch when it is its turn.
     """
-    examples = [example for sample in range(len(dataset)) for example in dataset[sample]]
-    shares = [[examples[index] for index in share]
-              for share in split_over_ranks([len(example.input_ids) for example in examples], ranks)]
-    packed = [pack_micro_batches([len(example.input_ids) for example in share], micro_batch_tokens)
-              for share in shares]
-    batches = [collate([shares[rank][index] for index in indices]) for indices in packed[rank]]
-    return batches + [collate([])] * (max(map(len, packed)) - len(batches))
+
+    def __init__(self, dataset: Samples, micro_batch_tokens: int, rank: int = 0, ranks: int = 1):
+        self._dataset = dataset
+        documents = [(length, sample, number) for sample in range(len(dataset))
+                     for number, length in enumerate(dataset.lengths(sample))]
+        documents.sort(reverse=True)
+        shares = [_consecutive(documents[other::ranks], micro_batch_tokens) for other in range(ranks)]
+        self._batches = shares[rank] + [[]] * (max(map(len, shares)) - len(shares[rank]))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (collate([self._dataset[sample][number] for _, sample, number in batch]) for batch in self._batches)
+
+
+def _consecutive(documents: list[tuple[int, int, int]], most_tokens: int) -> list[list[tuple[int, int, int]]]:
+    """The documents, whose first number is their length, cut into lists of at most `most_tokens`."""
+    batches, room = [], 0
+    for document in documents:
+        if document[0] > room:
+            batches.append([])
+            room = most_tokens
+        batches[-1].append(document)
+        room -= document[0]
+    return batches

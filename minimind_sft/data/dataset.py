@@ -1,38 +1,20 @@
-"""Rows become Examples: token ids with their labels, shifted once, here, and nowhere else."""
+"""Samples: where they lie, how many of which there are, in which order an epoch takes them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any, Self
 
 import numpy as np
 
 from minimind_sft.config import IGNORE_INDEX
-from minimind_sft.data.chat_template import ChatTemplate
-from minimind_sft.data.conversation import parse_conversation, parse_text
-from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.example import Example
+from minimind_sft.data.rows import EncodedRow
 from minimind_sft.errors import UserError
 
-Rows = Iterable[tuple[str, dict]]
-"""(place, row) pairs, as `reading.read_rows` gives them; the place is "file:line"."""
-
-
-class Example(NamedTuple):
-    """One document as the model sees it.
-
-    `labels[i]` is the token that follows `input_ids[i]` where that token is supervised, else `IGNORE_INDEX`: the
-    shift by one is done. Both are int32 arrays of the same length, one less than the document's tokens.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-
-
-def make_example(ids: Sequence[int], supervised: Sequence[bool]) -> Example:
-    """The Example of a document of n >= 2 tokens; `supervised[i]` says whether token i is to be predicted."""
-    ids_array = np.asarray(ids, dtype=np.int32)
-    labels = np.where(np.asarray(supervised, dtype=bool)[1:], ids_array[1:], np.int32(IGNORE_INDEX))
-    return Example(ids_array[:-1], labels.astype(np.int32))
+MOST_NAMED = 1000
+MOST_HELD_OUT = 2000
+"""More would make an evaluation longer than it makes its result better."""
 
 
 @dataclass
@@ -41,20 +23,46 @@ class DatasetCounts:
 
     rows: int = 0
     truncated: int = 0
-    dropped: list[str] = field(default_factory=list)
-    """Places of the rows that kept no supervised token."""
     tokens: int = 0
     supervised: int = 0
+    dropped_rows: int = 0
+    bad_rows: int = 0
+    dropped: list[str] = field(default_factory=list)
+    """Places of the rows that kept nothing to learn; the first `MOST_NAMED`."""
+    bad: list[str] = field(default_factory=list)
+    """What is wrong with the rows that cannot be used; the first `MOST_NAMED`."""
+
+    def add(self, place: str, row: EncodedRow | UserError) -> None:
+        self.rows += 1
+        if isinstance(row, UserError):
+            self.bad_rows += 1
+            self.bad.append(str(row))
+        elif not row.samples:
+            self.dropped_rows += 1
+            self.dropped.append(place)
+        else:
+            self.truncated += row.was_cut
+            self.tokens += sum(len(example.labels) for sample in row.samples for example in sample)
+            self.supervised += sum(int(np.count_nonzero(example.labels != IGNORE_INDEX))
+                                   for sample in row.samples for example in sample)
+
+    def __iadd__(self, other: "DatasetCounts") -> Self:
+        for name, value in asdict(other).items():
+            mine = getattr(self, name)
+            setattr(self, name, (mine + value)[:MOST_NAMED] if isinstance(value, list) else mine + value)
+        return self
 
     def summary(self) -> str:
-        kept = self.rows - len(self.dropped)
+        kept = self.rows - self.dropped_rows - self.bad_rows
         line = (f"{kept:,} of {self.rows:,} rows, {self.tokens:,} tokens, {self.supervised:,} supervised "
                 f"({self.supervised / max(self.tokens, 1):.0%})")
         if self.truncated:
             line += f"; {self.truncated:,} cut at max_seq_len"
-        if self.dropped:
-            shown = ", ".join(self.dropped[:3]) + (", ..." if len(self.dropped) > 3 else "")
-            line += f"; {len(self.dropped):,} dropped, no supervised token left ({shown})"
+        if self.dropped_rows:
+            shown = ", ".join(self.dropped[:3]) + (", ..." if self.dropped_rows > 3 else "")
+            line += f"; {self.dropped_rows:,} dropped, no supervised token left ({shown})"
+        if self.bad_rows:
+            line += f"; {self.bad_rows:,} bad rows skipped"
         return line
 
 
@@ -62,28 +70,32 @@ class ExampleDataset:
     """Samples in flat arrays; a sample is what a batch counts: a conversation, or a chunk of text.
 
     A sample has one Example, or several where its chat template renders history differently from turn to turn.
+
+    Attributes:
+        fingerprint: what the samples were made of, as JSON; None where they come from nowhere in particular.
     """
 
-    def __init__(self, samples: Iterable[list[Example]]):
-        input_ids, labels, example_ends, sample_ends = [], [], [0], [0]
-        for examples in samples:
-            for example in examples:
-                input_ids.append(example.input_ids)
-                labels.append(example.labels)
-                example_ends.append(example_ends[-1] + len(example.input_ids))
-            sample_ends.append(len(example_ends) - 1)
-        self._input_ids = np.concatenate(input_ids) if input_ids else np.zeros(0, np.int32)
-        self._labels = np.concatenate(labels) if labels else np.zeros(0, np.int32)
-        self._example_ends = np.asarray(example_ends, dtype=np.int64)
-        self._sample_ends = np.asarray(sample_ends, dtype=np.int64)
+    def __init__(self, samples: Iterable[list[Example]] = ()):
+        samples = list(samples)
+        examples = [example for sample in samples for example in sample]
+        self._set(np.concatenate([example.input_ids for example in examples] or [np.zeros(0, np.int32)]),
+                  np.concatenate([example.labels for example in examples] or [np.zeros(0, np.int32)]),
+                  np.fromiter(accumulate((len(one.labels) for one in examples), initial=0), np.int64),
+                  np.fromiter(accumulate(map(len, samples), initial=0), np.int64), IGNORE_INDEX)
+        self.fingerprint: Any = None
+
+    def _set(self, input_ids: np.ndarray, labels: np.ndarray, example_ends: np.ndarray, sample_ends: np.ndarray,
+             ignore: int) -> None:
+        """`ignore` is how `labels` spell `IGNORE_INDEX`; both `ends` begin with 0."""
+        self._input_ids, self._labels, self._ignore = input_ids, labels, ignore
+        self._example_ends, self._sample_ends = example_ends, sample_ends
         self._chosen = np.arange(len(sample_ends) - 1)
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> list[Example]:
-        return [Example(self._input_ids[start:end], self._labels[start:end])
-                for start, end in self._spans(index)]
+        return [self._example(start, end) for start, end in self._spans(index)]
 
     def lengths(self, index: int) -> list[int]:
         """Positions of each Example of sample `index`."""
@@ -91,8 +103,7 @@ class ExampleDataset:
 
     def supervised(self, index: int) -> int:
         """Supervised positions of sample `index`."""
-        return sum(int(np.count_nonzero(self._labels[start:end] != IGNORE_INDEX))
-                   for start, end in self._spans(index))
+        return sum(int(np.count_nonzero(self._labels[start:end] != self._ignore)) for start, end in self._spans(index))
 
     def select(self, indices: Sequence[int]) -> Self:
         """The samples at `indices`, sharing the arrays."""
@@ -100,82 +111,99 @@ class ExampleDataset:
         chosen.__dict__.update(self.__dict__, _chosen=self._chosen[np.asarray(indices, dtype=np.int64)])
         return chosen
 
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """The ids of the samples in the order that an epoch takes them: a pure function of (seed, epoch)."""
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
+
+    def _example(self, start: int, end: int) -> Example:
+        stored = self._labels[start:end]
+        labels = stored.astype(np.int32)
+        labels[stored == self._ignore] = IGNORE_INDEX
+        return Example(self._input_ids[start:end].astype(np.int32), labels)
+
     def _spans(self, index: int) -> list[tuple[int, int]]:
         sample = self._chosen[index]
         first, last = self._sample_ends[sample], self._sample_ends[sample + 1]
         return [(int(start), int(end)) for start, end in pairwise(self._example_ends[first:last + 1])]
 
 
-class SFTDataset(ExampleDataset):
-    """Conversations, supervised on the assistant's own words and its end-of-turn token.
+class Mixture:
+    """Several datasets as one; with shares, an epoch draws from each of them its part.
 
-    A sequence longer than `max_seq_len` tokens loses its tail (no end-of-turn is put in its place); a row that keeps
-    no supervised token is dropped. `counts` says how many.
+    An epoch has as many samples as all sources together, of source i round(share_i of them). A source goes through its
+    samples in an order of its own before it begins anew, over the ends of epochs, so that all its samples come equally
+    often, give or take one.
 
-    Raises:
-        UserError: for a row that is no conversation, and if no row at all keeps a supervised token.
+    Args:
+        shares: of an epoch, in any unit; None: every sample once, whatever its source.
     """
 
-    def __init__(self, rows: Rows, template: ChatTemplate, max_seq_len: int):
-        self.counts = DatasetCounts()
-        super().__init__(self._samples(rows, template, max_seq_len))
-        if not len(self):
-            raise UserError(f"no row of {self.counts.rows} keeps a supervised token within --max_seq_len "
-                            f"{max_seq_len}; the first is {self.counts.dropped[0]}")
+    def __init__(self, sources: Sequence[ExampleDataset], shares: Sequence[float] | None = None):
+        self.sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self.sources)])
+        self.draws = None if shares is None else split_by_shares(len(self), shares)
 
-    def _samples(self, rows: Rows, template: ChatTemplate, max_seq_len: int) -> Iterator[list[Example]]:
-        counts = self.counts
-        for place, row in rows:
-            sequences = template.encode(parse_conversation(row, place))
-            counts.rows += 1
-            counts.truncated += any(len(sequence.input_ids) > max_seq_len for sequence in sequences)
-            examples = [make_example(sequence.input_ids[:max_seq_len], sequence.supervised[:max_seq_len])
-                        for sequence in sequences]
-            examples = [example for example in examples if (example.labels != IGNORE_INDEX).any()]
-            if examples:
-                counts.tokens += sum(len(example.labels) for example in examples)
-                counts.supervised += sum(int((example.labels != IGNORE_INDEX).sum()) for example in examples)
-                yield examples
-            else:
-                counts.dropped.append(place)
+    @property
+    def fingerprint(self) -> list:
+        return [[source.fingerprint for source in self.sources], self.draws]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> list[Example]:
+        source, inside = self._find(index)
+        return source[inside]
+
+    def lengths(self, index: int) -> list[int]:
+        """Positions of each Example of sample `index`."""
+        source, inside = self._find(index)
+        return source.lengths(inside)
+
+    def supervised(self, index: int) -> int:
+        """Supervised positions of sample `index`."""
+        source, inside = self._find(index)
+        return source.supervised(inside)
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """As `ExampleDataset.epoch_order`; with shares, some samples several times and others not in this epoch."""
+        if self.draws is None:
+            return np.random.default_rng([seed, epoch]).permutation(len(self))
+        drawn = [start + self._drawn(number, seed, epoch) for number, start in enumerate(self._starts[:-1])]
+        return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
+
+    def _drawn(self, number: int, seed: int, epoch: int) -> np.ndarray:
+        """What an epoch takes of a source: a stretch of the endless series of its permutations."""
+        size, draws = len(self.sources[number]), self.draws[number]
+        first, last = epoch * draws, (epoch + 1) * draws
+        passes = [np.random.default_rng([seed, one, number, 0x5A4E]).permutation(size)
+                  for one in range(first // size, -(-last // size))]
+        start = first - first // size * size
+        return np.concatenate([*passes, np.zeros(0, np.int64)])[start:start + draws].astype(np.int64)
+
+    def _find(self, index: int) -> tuple[ExampleDataset, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.sources[number], int(index - self._starts[number])
 
 
-class PretrainDataset(ExampleDataset):
-    """Texts, each ended by `<|endoftext|>`, supervised on every token but the first.
+Samples = ExampleDataset | Mixture
 
-    A text longer than `max_seq_len` tokens is chunked, not cut: consecutive chunks share one token, so that every
-    token after the first is predicted once. Each chunk is a sample.
 
-    Raises:
-        UserError: for a row without text, and if there is nothing to learn from.
-    """
-
-    def __init__(self, rows: Rows, tokenizer: Tokenizer, max_seq_len: int):
-        self.counts = DatasetCounts()
-        super().__init__(self._samples(rows, tokenizer, max_seq_len))
-        if not len(self):
-            raise UserError(f"no row of {self.counts.rows} has text; the first is {self.counts.dropped[0]}")
-
-    def _samples(self, rows: Rows, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[list[Example]]:
-        counts = self.counts
-        for place, row in rows:
-            ids = [*tokenizer.encode_text(parse_text(row, place)), tokenizer.end_of_document_id]
-            counts.rows += 1
-            if len(ids) < 2:
-                counts.dropped.append(place)
-            for start in range(0, len(ids) - 1, max_seq_len - 1):
-                chunk = ids[start:start + max_seq_len]
-                counts.tokens += len(chunk) - 1
-                counts.supervised += len(chunk) - 1
-                yield [make_example(chunk, [True] * len(chunk))]
+def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to `shares`, each at least 1, that sum to `total` (largest remainders)."""
+    exact = [total * share / sum(shares) for share in shares]
+    counts = [max(int(part), 1) for part in exact]
+    for index in sorted(range(len(shares)), key=lambda i: (int(exact[i]) - exact[i], i))[:max(total - sum(counts), 0)]:
+        counts[index] += 1
+    return counts
 
 
 def hold_out(dataset: ExampleDataset, share: float, seed: int) -> tuple[ExampleDataset, ExampleDataset | None]:
     """(training samples, held-out samples); the choice depends on `seed`, `share` and the number of samples alone.
 
-    At least one sample is held out where `share` is above 0 and there are two samples or more.
+    At least one sample is held out where `share` is above 0 and there are two samples or more, and at most
+    `MOST_HELD_OUT`.
     """
-    count = min(max(round(len(dataset) * share), 1), len(dataset) - 1) if share > 0 else 0
+    count = min(max(round(len(dataset) * share), 1), MOST_HELD_OUT, len(dataset) - 1) if share > 0 else 0
     if count < 1:
         return dataset, None
     shuffled = np.random.default_rng([seed, 0x0E7A1]).permutation(len(dataset))

@@ -28,6 +28,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    store: dist.Store | None = None
+    """What the ranks met over; None where there is only one."""
 
     @property
     def is_main(self) -> bool:
@@ -71,6 +73,31 @@ class Ranks:
             raise ProcessLost(f"rank {failed[0]} cannot go on (its message says why)")
         return [result for result, _ in outcomes]
 
+    def first_on_each_machine(self, action: Callable[[], T]) -> T:
+        """What `action` returns here; on each machine its first rank acts, and when it is done the others.
+
+        They wait as long as it takes, not just `--rank_timeout`. To be called once.
+
+        Raises:
+            Exception: what `action` raised here; ProcessLost if it failed on the machine's first rank.
+        """
+        if self.world_size == 1:
+            return action()
+        done = f"machine {os.environ.get('GROUP_RANK', 0)}"
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            try:
+                result = action()
+            except Exception:
+                self.store.set(done, "failed")
+                raise
+            self.store.set(done, "done")
+            return result
+        while not self.store.check([done]):
+            time.sleep(0.1)
+        if self.store.get(done) != b"done":
+            raise ProcessLost("the first rank of this machine cannot go on (its message says why)")
+        return action()
+
     def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:
         if self.world_size == 1:
             return list(values)
@@ -98,9 +125,10 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=_meet(rank, world_size), rank=rank,
+        store = _meet(rank, world_size)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
                                 world_size=world_size, timeout=timedelta(seconds=timeout_seconds))
-        yield Ranks(rank, world_size, device)
+        yield Ranks(rank, world_size, device, store)
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _says_that_a_rank_is_gone(error):
             raise

@@ -2,35 +2,36 @@
 
 import hashlib
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from minimind_sft.data.dataset import Samples
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.run import Run, shown
 
-CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "seed")
+CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",
+              "bad_rows", "seed")
 """What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
 
-OWN_OF_A_RANK = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "from_weight", "device", "num_workers")
+OWN_OF_A_RANK = ("data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir",
+                 "from_weight", "device", "num_workers")
 """Settings that may be others on another machine; what the paths lead to is compared by its content."""
 
 
-def run_identity(run: Run, model: MiniMindForCausalLM) -> dict[str, Any]:
+def run_identity(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on from."""
     config = run.config
     shape = asdict(replace(model.config, dropout=0.0))
     return {
         **{f"model.{name}": value for name, value in shape.items()},
-        "tokenizer": run.tokenizer.fingerprint,
-        "chat_template": run.chat_template,
-        "data": sha256_of_file(Path(config.data_path)),
-        "eval_data": sha256_of_file(Path(config.eval_data_path)) if config.eval_data_path else None,
-        **{name: getattr(config, name) for name in ("eval_share", "max_seq_len", "seed")},
+        "chat_template": None,
+        **{name: value for name, value in run.rows.settings.items() if name != "rows"},
+        "data": train_set.fingerprint,
+        "eval_data": eval_set.fingerprint if config.eval_data_path else None,
+        **{name: getattr(config, name) for name in ("bad_rows", "eval_share", "seed")},
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from minimind_sft.config import REPOSITORY, TrainConfig
+from minimind_sft.data.rows import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.training.distributed import Ranks
@@ -20,9 +21,17 @@ class Run:
     """"pretrain" or "full_sft", as the sidecar says."""
     config: TrainConfig
     ranks: Ranks
-    tokenizer: Tokenizer
-    chat_template: str | None
-    """The chat template's fingerprint; None where there is none in play."""
+    rows: RowEncoder
+    """What becomes of a row of data."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.rows.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template's fingerprint; None where there is none in play."""
+        return self.rows.settings.get("chat_template")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,20 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from minimind_sft import __version__
 from minimind_sft.config import PRESETS, ModelConfig, TrainConfig
-from minimind_sft.data.batching import Batch, TrainingSteps, evaluation_batches
-from minimind_sft.data.dataset import ExampleDataset, Rows, hold_out
-from minimind_sft.data.reading import read_rows
+from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
+from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
+from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
+from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -30,28 +30,64 @@ from minimind_sft.training.progress import Progress, start_wandb
 from minimind_sft.training.run import Run, shown
 
 
-def load_datasets(run: Run, make: Callable[[Rows], ExampleDataset]) -> tuple[ExampleDataset, ExampleDataset | None]:
-    """(training set, evaluation set or None): `--eval_data_path`, or `--eval_share` of the training rows held out."""
+def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
+    """(training set, evaluation set or None): `--eval_data_path`, or `--eval_share` of the training rows held out.
+
+    Raises:
+        UserError: for files, rows and shares that cannot be used.
+    """
     config = run.config
-    for flag in ("data_path", "eval_data_path"):
-        path = getattr(config, flag)
-        if path is not None and Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"--{flag} {path}: expected a regular file; it is read more than once")
-    dataset = make(_rows_with_bar(run, config.data_path))
-    run.say(f"data        {shown(config.data_path)}: {dataset.counts.summary()}")
-    if config.eval_data_path is None:
-        train_set, eval_set = hold_out(dataset, config.eval_share, config.seed)
-        if eval_set is not None:
-            run.say(f"evaluation  {len(eval_set):,} of its samples held out (--eval_share {config.eval_share:g})")
-        return train_set, eval_set
-    eval_set = make(_rows_with_bar(run, config.eval_data_path))
-    run.say(f"evaluation  {shown(config.eval_data_path)}: {eval_set.counts.summary()}")
-    return dataset, eval_set
+    sources = find_sources(config.data_path, "--data_path")
+    eval_sources = find_sources(config.eval_data_path, "--eval_data_path") if config.eval_data_path else []
+    if any(source.share for source in eval_sources):
+        raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
+    folder = Path(config.prepared_dir or Path(config.save_dir) / "prepared")
+
+    def prepare_all() -> list[PreparedDataset]:
+        return [prepare(source.files, run.rows, folder, config.bad_rows, run.ranks.is_main, run.say)
+                for source in (*sources, *eval_sources)]
+
+    datasets = run.ranks.first_on_each_machine(prepare_all)
+    train_sets, held_out = datasets[:len(sources)], []
+    if not eval_sources:
+        parts = [hold_out(dataset, config.eval_share, config.seed) for dataset in train_sets]
+        train_sets, held_out = [train for train, _ in parts], [held for _, held in parts if held is not None]
+    train_set = mixed(train_sets, sources)
+    tell_sources(run, "data", sources, datasets, train_set)
+    if eval_sources:
+        tell_sources(run, "evaluation", eval_sources, datasets[len(sources):])
+        return train_set, datasets[-1]
+    if not held_out:
+        return train_set, None
+    eval_set = held_out[0] if len(held_out) == 1 else Mixture(held_out)
+    run.say(f"evaluation  {len(eval_set):,} of its samples held out (--eval_share {config.eval_share:g})")
+    return train_set, eval_set
 
 
-def evaluation_share(run: Run, eval_set: ExampleDataset) -> list[Batch]:
+def mixed(datasets: Sequence[ExampleDataset], sources: Sequence[Source]) -> Samples:
+    """One dataset of all sources, in their shares if they have some."""
+    if sources[0].share is None:
+        (dataset,) = datasets
+        return dataset
+    return Mixture(datasets, [source.share for source in sources])
+
+
+def tell_sources(run: Run, title: str, sources: Sequence[Source], datasets: Sequence[PreparedDataset],
+                 mixture: Samples | None = None) -> None:
+    """A line for each source: what became of its rows, and what an epoch takes of it; bad rows that were skipped."""
+    for number, (source, dataset) in enumerate(zip(sources, datasets, strict=False)):
+        drawn = (f" [{mixture.draws[number]:,} of the {len(mixture):,} samples of an epoch]"
+                 if isinstance(mixture, Mixture) else "")
+        run.say(f"{title:<10}  {shown(source.name)}: {dataset.counts.summary()}{drawn}")
+        for line in dataset.counts.bad[:NAMED_AT_ONCE]:
+            run.say(f"skipped     {line}")
+        if dataset.counts.bad_rows > NAMED_AT_ONCE:
+            run.say("skipped     ... (scripts/inspect_data.py lists all)")
+
+
+def evaluation_share(run: Run, eval_set: Samples) -> EvaluationBatches:
     """This rank's batches of the evaluation set."""
-    return evaluation_batches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size)
+    return EvaluationBatches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size)
 
 
 def starting_model(run: Run) -> MiniMindForCausalLM:
@@ -153,12 +189,12 @@ def metrics_path(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}_metrics.jsonl")
 
 
-def train(run: Run, model: MiniMindForCausalLM, train_set: ExampleDataset,
+def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None,
           evaluate: Callable[[], Evaluation] | None, checkpoints: Checkpoints) -> int:
     """Fits the model to the training set, from its resume state if asked; the program's exit status."""
     config, ranks = run.config, run.ranks
     out = weights_path(config.save_dir, config.save_weight, model.config)
-    identity = run_identity(run, model)
+    identity = run_identity(run, model, train_set, eval_set)
     check_agreement(run, model, identity)
     wrapped = parallelize(model, ranks, config.parallel, run.dtype)
     optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
@@ -227,7 +263,7 @@ def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
         "training": {
             "command": command_line(),
             "from_weight": config.from_weight,
-            "data": {shown(config.data_path): state.identity["data"]},
+            "data": {" ".join(map(shown, config.data_path)): state.identity["data"]},
             "step": state.step,
             "total_steps": total_steps,
             "samples_per_step": state.samples_per_step,
@@ -242,8 +278,3 @@ def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
 def command_line() -> str:
     """The command that this process was started with, as one would type it in the repository."""
     return shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]])
-
-
-def _rows_with_bar(run: Run, path: str) -> Iterator[tuple[str, dict]]:
-    return iter(tqdm(read_rows(path), desc=f"reading {shown(path)}", unit=" rows", delay=2, leave=False,
-                     disable=not run.ranks.is_main))

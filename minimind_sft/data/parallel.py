@@ -1,0 +1,120 @@
+"""Work on many rows at once, on all cores, the results in the rows' order."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from itertools import chain, islice
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from minimind_sft.data.reading import RawRow
+from minimind_sft.errors import ProcessLost
+
+T = TypeVar("T")
+
+CHUNK_ROWS, CHUNK_BYTES = 1000, 2**18
+MOST_WORKERS = 32
+
+
+def in_chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
+    """Lists of at most `CHUNK_ROWS` rows, and of little more than `CHUNK_BYTES` of text."""
+    chunk: list[RawRow] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row.content) if isinstance(row.content, bytes) else 1000
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Iterator[tuple[list[RawRow], T]]:
+    """`(chunk, work(chunk))` for every chunk of the rows, in order, computed in processes of their own.
+
+    A handful of chunks is worked on right here: starting processes would take longer. At any time each worker has one
+    chunk, so that a file of any size needs little memory.
+
+    Raises:
+        ProcessLost: if a worker dies.
+    """
+    chunks = in_chunks(rows)
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if hasattr(os, "sched_getaffinity") else 1
+    first = list(islice(chunks, 4 * workers))
+    if workers == 1 or len(first) < 4 * workers:
+        yield from ((chunk, work(chunk)) for chunk in chain(first, chunks))
+        return
+    with closing(_Workers(work, workers)) as pool:
+        yield from pool.map(chain(first, chunks))
+
+
+class _Workers:
+    """Forked processes, each at the end of a pipe. A worker ends when its pipe does, so none outlives this process,
+    however that ends; multiprocessing's own pools wait for ever then."""
+
+    def __init__(self, work: Callable, count: int):
+        context = get_context("fork")  # `work` holds a tokenizer and a compiled template: inherited, not sent
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(work, there, [*self._pipes, here]), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def map(self, chunks: Iterator) -> Iterator:
+        idle, busy = list(self._pipes), {}
+        done: dict[int, tuple] = {}
+        given = taken = 0
+        while True:
+            while idle and (chunk := next(chunks, None)) is not None:
+                pipe = idle.pop()
+                busy[pipe] = (given, chunk)
+                given += 1
+                self._talk(pipe.send, chunk)
+            if not busy:
+                return
+            for pipe in connection.wait(list(busy)):
+                result = self._talk(pipe.recv)
+                number, chunk = busy.pop(pipe)
+                idle.append(pipe)
+                if isinstance(result, Exception):
+                    raise result
+                done[number] = (chunk, result)
+            while taken in done:
+                yield done.pop(taken)
+                taken += 1
+
+    def _talk(self, send_or_receive: Callable, *message: object) -> object:
+        try:
+            return send_or_receive(*message)
+        except (EOFError, OSError) as error:
+            raise ProcessLost("a process that prepares the data died (killed for want of memory?)") from error
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def _serve(work: Callable, pipe: Connection, others: list[Connection]) -> None:
+    for other in others:  # inherited ends that would keep the other workers' pipes open
+        other.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core already
+    with suppress(EOFError, OSError):
+        while True:
+            chunk = pipe.recv()
+            try:
+                result = work(chunk)
+            except Exception as error:  # goes on to the caller
+                result = error
+            pipe.send(result)

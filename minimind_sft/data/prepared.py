@@ -1,0 +1,214 @@
+"""Files of rows are made into samples once, in parallel, and kept in a folder that is mapped into memory.
+
+A folder is named by the SHA-256 of all that decides what is in it, the files' contents included: it is never wrong,
+only there or not. It appears under its name when it is whole; a process that is killed leaves a temporary folder, which
+the next one removes.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
+from minimind_sft.data.parallel import map_chunks
+from minimind_sft.data.reading import RawRow, parse_row, read_raw_rows
+from minimind_sft.data.rows import RowEncoder
+from minimind_sft.errors import UserError
+from minimind_sft.files import FolderLock, sha256_of_file, sync
+
+FORMAT = 1
+"""Counted up whenever the same rows and settings give other samples, or other files."""
+ARRAYS = ("input_ids", "labels", "lengths", "examples")
+NAMED_AT_ONCE = 10
+
+
+class Chunk(NamedTuple):
+    """The samples of some rows: tokens of all Examples end to end, positions per Example, Examples per sample."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    lengths: np.ndarray
+    examples: np.ndarray
+    counts: DatasetCounts
+
+
+class PreparedDataset(ExampleDataset):
+    """The samples in a prepared folder, read from it as they are needed.
+
+    Attributes:
+        counts: what became of the rows.
+        folder: where it is.
+    """
+
+    def __init__(self, folder: Path):
+        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        dtype = np.dtype(header["dtype"])
+        input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in ("input_ids", "labels"))
+        lengths, examples = (np.fromfile(folder / f"{name}.bin", np.int32) for name in ("lengths", "examples"))
+        self._set(input_ids, labels, _ends(lengths), _ends(examples), ignore=np.iinfo(dtype).max)
+        assert self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"], folder
+        assert self._sample_ends[-1] == len(lengths), folder
+        self.folder, self.counts = folder, DatasetCounts(**header["counts"])
+        self.fingerprint = header["files"]
+
+
+def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str = "error", show_progress: bool = True,
+            say: Callable[[str], None] = print) -> PreparedDataset:
+    """The samples of all rows of the files, from `folder` if they are there, else made and put there.
+
+    Of several processes that ask for the same at the same time one works and the others wait.
+
+    Args:
+        bad_rows: "error" or "skip".
+
+    Raises:
+        UserError: for a file that cannot be read, for bad rows (naming the first of them) unless they are to be
+            skipped, if nothing is left to learn from, and if the folder cannot be written to.
+    """
+    sums = [sha256_of_file(path) for path in files]
+    content = {"format": FORMAT, "files": [[total, _kind(path)] for total, path in zip(sums, files, strict=True)],
+               **rows.settings}
+    target = folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        with _alone(folder, target.name, say):
+            if not (target / "header.json").exists():
+                _write(target, files, rows, sums, bad_rows, show_progress)
+            dataset = PreparedDataset(target)
+    except OSError as error:
+        raise UserError(f"{folder}: the prepared data cannot be kept there ({error.strerror}); --prepared_dir names "
+                        "another folder") from error
+    if dataset.counts.bad_rows and bad_rows == "error":
+        refuse_bad_rows(dataset.counts)
+    if not len(dataset):
+        first = (dataset.counts.dropped or dataset.counts.bad or ["there is none"])[0]
+        raise UserError(f"{', '.join(map(str, files))}: no row of {dataset.counts.rows:,} keeps a supervised token "
+                        f"within --max_seq_len {rows.settings['max_seq_len']}; the first: {first}")
+    return dataset
+
+
+def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
+    """What becomes of some rows; those that cannot be used are in its counts."""
+    counts = DatasetCounts()
+    readable, errors = [], {}
+    for number, raw in enumerate(raw_rows):
+        try:
+            readable.append((raw.place, parse_row(raw)))
+        except UserError as error:
+            errors[number] = error
+    encoded = iter(rows.encode(readable))
+    samples = []
+    for number, raw in enumerate(raw_rows):
+        row = errors[number] if number in errors else next(encoded)
+        counts.add(raw.place, row)
+        if not isinstance(row, UserError):
+            samples += row.samples
+    examples = [example for sample in samples for example in sample]
+    dtype = _token_dtype(rows.tokenizer.vocab_size)
+    return Chunk(_joined([example.input_ids for example in examples], dtype),
+                 _joined([example.labels for example in examples], dtype),
+                 np.array([len(example.labels) for example in examples], np.int32),
+                 np.array([len(sample) for sample in samples], np.int32), counts)
+
+
+def refuse_bad_rows(counts: DatasetCounts) -> None:
+    """
+    Raises:
+        UserError: with the first bad rows, a line each.
+    """
+    lines = counts.bad[:NAMED_AT_ONCE]
+    more = counts.bad_rows - len(lines)
+    lines.append((f"and {more:,} more bad rows; " if more else "") + "scripts/inspect_data.py lists all, --bad_rows "
+                 "skip leaves them out")
+    raise UserError("\n       ".join(lines))
+
+
+def _write(target: Path, files: Sequence[Path], rows: RowEncoder, sums: list[str], bad_rows: str,
+           show_progress: bool) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    counts = DatasetCounts()
+    try:
+        with ExitStack() as stack:
+            out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
+            for chunk in _chunks(files, rows, show_progress):
+                counts += chunk.counts
+                if counts.bad_rows and bad_rows == "error":
+                    refuse_bad_rows(counts)
+                for name, file in out.items():
+                    file.write(getattr(chunk, name).tobytes())
+        header = {"dtype": _token_dtype(rows.tokenizer.vocab_size).name, "files": sums, "settings": rows.settings,
+                  "names": [path.name for path in files], "counts": asdict(counts)}
+        (temporary / "header.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+        temporary.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _chunks(files: Sequence[Path], rows: RowEncoder, show_progress: bool) -> Iterator[Chunk]:
+    """All rows of the files, encoded, under a bar that counts bytes where the files are read as they lie there."""
+    plain = all(_kind(path) in ("jsonl", "json", "txt") for path in files)
+    with tqdm(total=sum(path.stat().st_size for path in files) if plain else None, unit="B" if plain else " rows",
+              unit_scale=True, desc=f"preparing {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
+              leave=False, disable=not show_progress) as bar:
+        raw_rows = chain.from_iterable(map(read_raw_rows, files))
+        for raw, chunk in map_chunks(partial(encode_chunk, rows=rows), raw_rows):
+            bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))
+            yield chunk
+
+
+@contextmanager
+def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time; the others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder / f".{name}.lock")
+    told = False
+    while not lock.try_take():
+        if not told:
+            say(f"waiting     another process prepares the same data ({lock.holder})")
+            told = True
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _kind(path: Path) -> str:
+    """What decides how a file is read, besides its bytes."""
+    return path.name.lower().split(".", 1)[-1] if path.name.lower().endswith(".gz") else path.suffix.lower()[1:]
+
+
+def _token_dtype(vocab_size: int) -> np.dtype:
+    """The largest number stands for `IGNORE_INDEX`."""
+    return np.dtype(np.uint16 if vocab_size < 2**16 else np.uint32)
+
+
+def _joined(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """The arrays end to end as unsigned numbers, `IGNORE_INDEX` as the largest."""
+    joined = np.concatenate(arrays or [np.zeros(0, np.int32)])
+    return np.where(joined == IGNORE_INDEX, np.iinfo(dtype).max, joined).astype(dtype)
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -1,0 +1,218 @@
+"""Samples are made once, the same in one process and in many, and never half."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from chats import BUNDLED, TOKENIZER
+from programs import questions, write_rows
+
+from minimind_sft.data import parallel, prepared
+from minimind_sft.data.example import make_example
+from minimind_sft.data.prepared import PreparedDataset, prepare
+from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.errors import ProcessLost, UserError
+
+ROWS = SFTRows(BUNDLED, 100)
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """So that a few hundred rows are work for several processes."""
+    monkeypatch.setattr(parallel, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+
+
+def contents(dataset) -> list:
+    return [[(example.input_ids.tolist(), example.labels.tolist()) for example in dataset[i]]
+            for i in range(len(dataset))]
+
+
+def folders(folder) -> list:
+    return [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_what_is_read_back_is_what_was_made(tmp_path, small_chunks):
+    data = write_rows(tmp_path / "a.jsonl", questions(300))
+    dataset = prepare([data], ROWS, tmp_path / "prepared")
+    here = [row.samples[0] for row in ROWS.encode([("", row) for row in questions(300)])]
+    assert contents(dataset) == [[(one.input_ids.tolist(), one.labels.tolist()) for one in sample] for sample in here]
+    assert dataset.counts.rows == len(dataset) == 300
+    assert dataset.counts.supervised == sum(dataset.supervised(i) for i in range(300))
+    assert multiprocessing.active_children() == []
+
+
+def test_several_processes_make_the_files_that_one_makes(tmp_path, small_chunks, monkeypatch):
+    data = write_rows(tmp_path / "a.jsonl", questions(300))
+    many = prepare([data], ROWS, tmp_path / "many").folder
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    one = prepare([data], ROWS, tmp_path / "one").folder
+    assert many.name == one.name
+    for path in one.iterdir():
+        assert path.read_bytes() == (many / path.name).read_bytes(), path.name
+
+
+def test_the_second_time_nothing_is_made(tmp_path, monkeypatch):
+    data = write_rows(tmp_path / "a.jsonl", questions(5))
+    first = prepare([data], ROWS, tmp_path / "prepared")
+    monkeypatch.setattr(prepared, "_write", None)
+    second = prepare([data.rename(tmp_path / "b.jsonl")], ROWS, tmp_path / "prepared")
+    assert contents(second) == contents(first) and second.counts == first.counts
+    assert second.fingerprint == first.fingerprint
+
+
+def test_other_data_or_settings_are_made_anew(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(5))
+    made = [prepare([data], ROWS, tmp_path / "prepared").folder]
+    made.append(prepare([data], SFTRows(BUNDLED, 90), tmp_path / "prepared").folder)
+    made.append(prepare([data, data], ROWS, tmp_path / "prepared").folder)
+    write_rows(data, questions(6))
+    made.append(prepare([data], ROWS, tmp_path / "prepared").folder)
+    assert len(set(made)) == 4 == len(folders(tmp_path / "prepared"))
+
+
+def test_the_largest_vocabularies_and_unsupervised_positions_come_back(tmp_path):
+    class Rows:
+        tokenizer = type("", (), {"vocab_size": 200_000})
+        settings = {"max_seq_len": 9}  # noqa: RUF012
+
+        def encode(self, rows):
+            return [EncodedRow([[make_example([70_000, 199_999, 5], [True, False, True])]], False) for _ in rows]
+
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(1))], Rows(), tmp_path / "prepared")
+    assert contents(dataset) == [[([70_000, 199_999], [-100, 5])]]
+    assert dataset[0][0].labels.dtype == dataset[0][0].input_ids.dtype == np.int32
+
+
+BAD = [*questions(3), {"conversations": []}, {"messages": 5}, *questions(2)]
+
+
+def test_bad_rows_stop_or_are_skipped_and_counted(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", BAD)
+    for _ in range(2):  # also where the samples that are left have been made already
+        with pytest.raises(UserError) as error:
+            prepare([data], ROWS, tmp_path / "prepared")
+        assert str(error.value).splitlines() == [
+            f"{data}:4: conversations: expected a list of turns, found an empty list",
+            f"       {data}:5: messages: expected a list of turns, found 5",
+            "       scripts/inspect_data.py lists all, --bad_rows skip leaves them out"]
+        skipped = prepare([data], ROWS, tmp_path / "prepared", bad_rows="skip")
+        assert len(skipped) == 5 and skipped.counts.bad_rows == 2
+
+
+def test_of_many_bad_rows_the_first_are_named(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", [{}] * 25)
+    with pytest.raises(UserError) as error:
+        prepare([data], ROWS, tmp_path / "prepared")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 11 and lines[-1].strip().startswith("and 15 more bad rows; ")
+    assert folders(tmp_path / "prepared") == []
+
+
+def test_a_file_that_leaves_nothing_to_learn_is_an_error(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(3))
+    with pytest.raises(UserError, match=r"a\.jsonl: no row of 3 keeps a supervised token within --max_seq_len 5; the "
+                                        r"first: .*a\.jsonl:1$"):
+        prepare([data], SFTRows(BUNDLED, 5), tmp_path / "prepared")
+    data.write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no row of 0 keeps .* the first: there is none"):
+        prepare([data], PretrainRows(TOKENIZER, 5), tmp_path / "prepared")
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(3))
+    with pytest.raises(UserError, match=r"a\.jsonl: the prepared data cannot be kept there .*; --prepared_dir names"):
+        prepare([data], ROWS, data)
+
+
+class SlowRows(SFTRows):
+    """Tells in a file when it begins, and takes its time."""
+
+    def encode(self, rows):
+        self.began.open("a").write("x")
+        time.sleep(self.seconds)
+        return super().encode(rows)
+
+
+def slow_rows(tmp_path, seconds: float) -> SlowRows:
+    rows = SlowRows(BUNDLED, 100)
+    rows.began, rows.seconds = tmp_path / "began", seconds
+    return rows
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(5))
+    rows, said = slow_rows(tmp_path, 0.5), []
+    other = FORK.Process(target=prepare, args=([data], rows, tmp_path / "prepared"))
+    other.start()
+    wait_for(rows.began.exists)
+    dataset = prepare([data], rows, tmp_path / "prepared", say=said.append)
+    other.join()
+    assert other.exitcode == 0 and len(dataset) == 5
+    assert rows.began.read_text() == "x"
+    assert len(said) == 1 and said[0].startswith("waiting     another process prepares the same data") \
+        and f'"pid": {other.pid}' in said[0]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, small_chunks, signum):
+    data = write_rows(tmp_path / "a.jsonl", questions(300))
+    rows = slow_rows(tmp_path, 0.05)
+    other = FORK.Process(target=prepare, args=([data], rows, tmp_path / "prepared"))
+    other.start()
+    wait_for(rows.began.exists)
+    time.sleep(0.2)
+    os.kill(other.pid, signum)
+    other.join()
+    done = len(rows.began.read_text())
+    assert done < 38, "it was to be interrupted"
+    time.sleep(0.3)
+    assert len(rows.began.read_text()) <= done + 3, "its workers go on without it"
+    assert all(path.name.startswith(".") for path in folders(tmp_path / "prepared"))
+    dataset = prepare([data], ROWS, tmp_path / "prepared")
+    assert len(dataset) == 300
+    assert folders(tmp_path / "prepared") == [dataset.folder]
+
+
+def test_a_worker_that_dies_is_told_and_leaves_nothing(tmp_path, small_chunks):
+    class Deadly(SFTRows):
+        def encode(self, rows):
+            if any(place.endswith(":200") for place, _ in rows):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode(rows)
+
+    data = write_rows(tmp_path / "a.jsonl", questions(300))
+    with pytest.raises(ProcessLost, match="a process that prepares the data died"):
+        prepare([data], Deadly(BUNDLED, 100), tmp_path / "prepared")
+    assert folders(tmp_path / "prepared") == [] and multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
+    class Wrong(SFTRows):
+        def encode(self, rows):
+            raise ZeroDivisionError
+
+    data = write_rows(tmp_path / "a.jsonl", questions(300))
+    with pytest.raises(ZeroDivisionError):
+        prepare([data], Wrong(BUNDLED, 100), tmp_path / "prepared")
+
+
+def test_prepared_data_that_lost_a_part_are_not_used(tmp_path):
+    folder = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, tmp_path / "prepared").folder
+    with (folder / "labels.bin").open("r+b") as file:
+        file.truncate(20)
+    with pytest.raises(AssertionError):
+        PreparedDataset(folder)
+    assert json.loads((folder / "header.json").read_text())["counts"]["rows"] == 5

@@ -1,0 +1,198 @@
+"""What becomes of a row: its samples, cut to the longest length, and how that is counted."""
+
+import numpy as np
+import pytest
+from chats import BUNDLED, TOKENIZER
+
+from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.data.chat_template import Supervision, make_template
+from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
+from minimind_sft.data.example import make_example
+from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+
+
+def conversation(*turns: str) -> dict:
+    """Turns alternate between user and assistant."""
+    roles = ("user", "assistant")
+    return {"conversations": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+def encode(encoder, *rows: dict) -> tuple[ExampleDataset, DatasetCounts]:
+    """The samples of the rows, which stand at file:1, file:2, ..."""
+    placed = [(f"file:{line}", row) for line, row in enumerate(rows, start=1)]
+    counts, samples = DatasetCounts(), []
+    for (place, _), encoded in zip(placed, encoder.encode(placed), strict=True):
+        counts.add(place, encoded)
+        samples += encoded.samples if isinstance(encoded, EncodedRow) else []
+    return ExampleDataset(samples), counts
+
+
+def taught(dataset: ExampleDataset, index: int = 0) -> list[str]:
+    """What the labels of each Example of a sample spell."""
+    return [TOKENIZER.decode(example.labels[example.labels != IGNORE_INDEX].tolist()) for example in dataset[index]]
+
+
+def seen(dataset: ExampleDataset, index: int = 0) -> list[str]:
+    return [TOKENIZER.decode(example.input_ids.tolist()) for example in dataset[index]]
+
+
+def test_labels_are_the_next_tokens_where_those_are_supervised():
+    example = make_example([10, 11, 12, 13], [True, False, True, True])
+    assert example.input_ids.tolist() == [10, 11, 12]
+    assert example.labels.tolist() == [IGNORE_INDEX, 12, 13]
+
+
+def test_a_conversations_labels_spell_the_answer_and_its_end_of_turn():
+    dataset, _ = encode(SFTRows(BUNDLED, 100), conversation("Hi", "Hello!"))
+    (example,) = dataset[0]
+    assert TOKENIZER.decode(example.input_ids.tolist()) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nHello!<|im_end|>")
+    assert TOKENIZER.decode([label for label in example.labels.tolist() if label != IGNORE_INDEX]) == "Hello!<|im_end|>"
+    # The position before the answer predicts its first token.
+    first = int(np.flatnonzero(example.labels != IGNORE_INDEX)[0])
+    assert TOKENIZER.decode(example.input_ids[first:first + 1].tolist()) == "\n\n"
+
+
+def test_a_long_conversation_loses_its_tail_and_is_taught_no_end_of_turn():
+    long = conversation("Hi", "one two three four five six seven eight nine ten")
+    dataset, counts = encode(SFTRows(BUNDLED, 20), long)
+    (example,) = dataset[0]
+    assert len(example.input_ids) == 19  # 20 tokens, shifted
+    assert TOKENIZER.token_to_id("<|im_end|>") not in example.labels
+    assert counts.truncated == 1
+
+
+def test_rows_without_a_supervised_token_are_dropped_and_named():
+    rows = (conversation("Hi", "Hello!"), conversation("a " * 50, "too late"), conversation("Hi", "Yes."))
+    dataset, counts = encode(SFTRows(BUNDLED, 30), *rows)
+    assert len(dataset) == 2
+    assert counts.dropped == ["file:2"]
+    assert counts.rows == 3
+    assert "2 of 3 rows" in counts.summary()
+    assert "1 dropped, no supervised token left (file:2)" in counts.summary()
+
+
+def test_text_ends_with_the_end_of_document():
+    dataset, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "Hello"})
+    ids = [*TOKENIZER.encode("Hello"), 0]
+    assert dataset[0][0].input_ids.tolist() == ids[:-1]
+    assert dataset[0][0].labels.tolist() == ids[1:]
+
+
+def test_long_text_is_chunked_and_every_token_after_the_first_predicted_once():
+    text = "The rain in Spain stays mainly in the plain. " * 5
+    ids = [*TOKENIZER.encode(text), 0]
+    dataset, _ = encode(PretrainRows(TOKENIZER, 8), {"text": text})
+    assert len(dataset) == -(-(len(ids) - 1) // 7)
+    assert all(len(dataset[i][0].input_ids) <= 7 for i in range(len(dataset)))
+    assert [int(label) for i in range(len(dataset)) for label in dataset[i][0].labels] == ids[1:]
+
+
+def test_control_tokens_in_pretraining_text_stay_text():
+    dataset, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "a <|im_end|> b<|endoftext|>"})
+    ids = dataset[0][0].input_ids.tolist()
+    assert not set(ids) & {0, 1, 2}
+    assert TOKENIZER.decode(ids) == "a <|im_end|> b<|endoftext|>"
+
+
+def test_empty_texts_are_dropped():
+    dataset, counts = encode(PretrainRows(TOKENIZER, 100), {"text": ""}, {"text": "b c"})
+    assert len(dataset) == 1 and counts.dropped == ["file:1"]
+
+
+TURNS = conversation("Hi", "Hello!", "one two three four five six seven eight nine ten", "eleven twelve", "Bye", "Ciao")
+
+
+def test_a_long_conversation_keeps_its_longest_run_of_whole_turns(monkeypatch):
+    system = {"role": "system", "content": "kind"}
+    row = {"conversations": [system, *TURNS["conversations"]]}
+    whole, counts = encode(SFTRows(BUNDLED, 1000, "turns"), row)
+    assert taught(whole) == ["Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"] and counts.truncated == 0
+    length = whole.lengths(0)[0] + 1
+    for max_seq_len, expected in ((length - 1, ["eleven twelve<|im_end|>Ciao<|im_end|>"]), (25, ["Hello!<|im_end|>"])):
+        kept, counts = encode(SFTRows(BUNDLED, max_seq_len, "turns"), row)
+        assert taught(kept) in (expected, ["Hello!<|im_end|>eleven twelve<|im_end|>"])
+        assert seen(kept)[0].startswith("<|im_start|>system\nkind<|im_end|>\n<|im_start|>user\n")
+        assert kept.lengths(0)[0] < max_seq_len and counts.truncated == 1
+    nothing, counts = encode(SFTRows(BUNDLED, 10, "turns"), row)
+    assert len(nothing) == 0 and counts.dropped == ["file:1"] and counts.truncated == 0
+
+
+@pytest.mark.parametrize("max_seq_len", range(8, 90, 3))
+def test_no_longer_run_of_turns_would_have_fitted(max_seq_len):
+    """Against every run there is."""
+    texts = ["a", "b " * 9, "c", "d", "e " * 12, "f", "g", "h " * 3, "i", "j"]
+    messages = conversation(*texts)["conversations"]
+    messages.insert(4, {"role": "tool", "content": "t"})
+    messages.insert(5, {"role": "assistant", "content": "u"})
+    runs = {}
+    for start, first in enumerate(messages):
+        for end in range(start + 2, len(messages) + 1):
+            if first["role"] == "user" and messages[end - 1]["role"] == "assistant":
+                (whole,), _ = encode(SFTRows(BUNDLED, 10_000), {"conversations": messages[start:end]})
+                if len(whole[0].input_ids) + 1 <= max_seq_len:
+                    runs[-(end - start), start] = whole[0].input_ids.tolist()
+    kept, _ = encode(SFTRows(BUNDLED, max_seq_len, "turns"), {"conversations": messages})
+    assert [example.input_ids.tolist() for sample in kept for example in sample] == (
+        [runs[min(runs)]] if runs else [])
+
+
+def test_too_long_a_conversation_can_be_dropped_whole():
+    dataset, counts = encode(SFTRows(BUNDLED, 30, "drop"), conversation("Hi", "Hello!"), TURNS)
+    assert len(dataset) == 1 and counts.dropped == ["file:2"] and counts.truncated == 0
+
+
+@pytest.mark.parametrize("policy", ["tail", "turns", "drop"])
+@pytest.mark.parametrize("max_seq_len", range(3, 80, 4))
+def test_no_policy_teaches_an_end_of_turn_that_the_data_do_not_have(policy, max_seq_len):
+    dataset, counts = encode(SFTRows(BUNDLED, max_seq_len, policy), TURNS)
+    whole = "Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"
+    assert counts.dropped_rows == 1 - len(dataset)
+    for sample in range(len(dataset)):
+        (text,) = taught(dataset, sample)
+        assert dataset.lengths(sample)[0] <= max_seq_len - 1
+        assert whole.startswith(text) or (policy == "turns" and text in whole and text.endswith("<|im_end|>"))
+
+
+def test_only_the_last_turn_or_all_that_is_written_may_be_learned():
+    last, _ = encode(SFTRows(BUNDLED, 1000, supervision=Supervision("last")), TURNS)
+    assert taught(last) == ["Ciao<|im_end|>"]
+    prompt, _ = encode(SFTRows(BUNDLED, 1000, supervision=Supervision(prompt=True)), TURNS)
+    (example,) = prompt[0]
+    assert (example.labels[:-1] == example.input_ids[1:]).all()
+
+
+def test_a_turn_that_is_not_to_be_learned_is_seen_all_the_same():
+    row = conversation("Hi", "Hello!", "Bye", "Ciao")
+    row["conversations"][1]["train"] = False
+    flagged, _ = encode(SFTRows(BUNDLED, 1000), row)
+    whole, _ = encode(SFTRows(BUNDLED, 1000), conversation("Hi", "Hello!", "Bye", "Ciao"))
+    assert taught(flagged) == ["Ciao<|im_end|>"]
+    assert (flagged[0][0].input_ids == whole[0][0].input_ids).all()
+
+
+def test_text_among_conversations_is_learned_on_all_its_tokens():
+    dataset, counts = encode(SFTRows(BUNDLED, 100), {"text": "Hello"}, conversation("Hi", "Hello!"))
+    alone, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "Hello"})
+    assert dataset[0][0].labels.tolist() == alone[0][0].labels.tolist()
+    assert taught(dataset, 1) == ["Hello!<|im_end|>"] and counts.rows == 2
+
+
+def test_bad_rows_are_counted_with_what_is_wrong_and_do_not_disturb_the_others():
+    rows = [conversation("Hi", "Hello!"), {"conversations": [{"role": "robot", "content": "x"}]}, {"text": 5},
+            conversation("Hi", "Yes.")]
+    dataset, counts = encode(SFTRows(BUNDLED, 100), *rows)
+    assert [taught(dataset, i) for i in range(2)] == [["Hello!<|im_end|>"], ["Yes.<|im_end|>"]]
+    assert counts.rows == 4 and counts.bad == [
+        'file:2: conversations[0].role: expected system, user, assistant or tool, found "robot"',
+        "file:3: text: expected a string, found 5"]
+    _, counts = encode(PretrainRows(TOKENIZER, 100), {"text": "a"}, rows[0])
+    assert counts.bad == ["file:2: text: expected a string, found a row with conversations"]
+
+
+def test_whatever_decides_the_samples_is_in_the_settings():
+    encoders = [SFTRows(BUNDLED, 100), SFTRows(BUNDLED, 101), SFTRows(BUNDLED, 100, "turns"),
+                SFTRows(BUNDLED, 100, supervision=Supervision("last")), PretrainRows(TOKENIZER, 100),
+                SFTRows(BUNDLED, 100, supervision=Supervision(prompt=True)),
+                SFTRows(make_template(TOKENIZER, "alpaca"), 100)]
+    assert len({str(encoder.settings) for encoder in encoders}) == len(encoders)

@@ -1,0 +1,46 @@
+"""What --data_path names."""
+
+import pytest
+
+from minimind_sft.data.sources import Source, find_sources, split_share
+from minimind_sft.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b.jsonl", "c.json", "odd:0.5"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_without_shares_are_one_source_each_file_once(folder):
+    (source,) = find_sources(["*.jsonl", "c.json", "a.jsonl"], "--data_path")
+    assert (source.name, source.share) == ("*.jsonl, c.json, a.jsonl", None)
+    assert [path.name for path in source.files] == ["a.jsonl", "b.jsonl", "c.json"]
+
+
+def test_files_with_shares_are_a_source_each(folder):
+    first, second = find_sources(["*.jsonl:0.7", "c.json:2"], "--data_path")
+    assert (first.name, first.share, len(first.files)) == ("*.jsonl", 0.7, 2)
+    assert second == Source("c.json", second.files, 2.0) and second.files[0].name == "c.json"
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("a.jsonl:0.7", ("a.jsonl", "0.7")), ("a.jsonl:3", ("a.jsonl", "3")), ("a.jsonl:.5", ("a.jsonl", ".5")),
+    ("a.jsonl", ("a.jsonl", "")), ("odd:0.5", ("odd:0.5", "")), ("C:/a.jsonl", ("C:/a.jsonl", "")),
+])
+def test_a_share_is_what_follows_the_last_colon_unless_a_file_has_that_name(folder, text, parts):
+    assert split_share(text) == parts
+
+
+@pytest.mark.parametrize("texts, message", [
+    (["a.jsonl:0.7", "c.json"], "--data_path c.json: expected a share like those of the others, c.json:0.5"),
+    (["a.jsonl:0"], "--data_path a.jsonl: the share is 0, expected more than 0"),
+    (["none.jsonl:0.7"], "--data_path none.jsonl: no such file"),
+    (["*.parquet"], "--data_path *.parquet: no file matches it"),
+])
+def test_what_is_refused(folder, texts, message):
+    with pytest.raises(UserError) as error:
+        find_sources(texts, "--data_path")
+    assert str(error.value) == message
