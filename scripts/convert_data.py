@@ -1,101 +1,162 @@
-"""Writes the rows of other formats as this project's own JSONL.
+"""Writes data of any form as this project's own JSONL, and leaves out what you do not want.
 
-    python scripts/convert_data.py alpaca.json --out sft.jsonl --eval_rows 200 --eval_out sft_eval.jsonl
-    python scripts/convert_data.py book.txt more.jsonl alpaca.json --to text --out text.jsonl
+    python scripts/convert_data.py alpaca.json sharegpt.jsonl.gz --out sft.jsonl --eval_rows 200 --eval_out eval.jsonl
+    python scripts/convert_data.py "raw/*.parquet" --out sft.jsonl --drop_duplicates --language zh:0.5 --min_answer 2
+    python scripts/convert_data.py book.txt alpaca.json --to text --out text.jsonl
 
-Reads Alpaca JSON (an array of {"instruction", "input", "output"}), JSONL rows {"text": ...} and plain text (a row per
-line). `--to conversations` makes a conversation of each Alpaca row: the instruction, with the input below it, is the
-question; rows without an instruction or an output are named and left out. `--to text` makes running text of any of
-them.
+Reads all that training reads (docs/data.md). `--to conversations` writes {"conversations": [...]}, and running text as
+{"text": ...}; `--to text` makes running text of conversations too. Rows that cannot be used are named and left out.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+from tqdm import tqdm
 
-from minimind_sft.data.conversation import parse_text
-from minimind_sft.data.reading import parse_json, read_rows
+from minimind_sft.config import REPOSITORY
+from minimind_sft.data.chat_template import make_template
+from minimind_sft.data.conversation import canonical_row, parse_row
+from minimind_sft.data.filters import (
+    LETTERS,
+    Row,
+    language_share,
+    longest_sequence,
+    not_seen_before,
+    row_text,
+    shortest_answer,
+)
+from minimind_sft.data.reading import find_files, read_raw_rows
+from minimind_sft.data.reading import parse_row as parse_json_row
+from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.flags import FlagParser
 
-FIELDS = ("instruction", "input", "output")
+Filters = list[tuple[str, Callable[[Row], bool]]]
+NAMED = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="*.json (Alpaca), *.jsonl (text rows) or *.txt")
+    arguments = parse_arguments()
+    files, filters = find_files(arguments.files), make_filters(arguments)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as kept:
+        rows = tqdm(read_good_rows(files), desc="reading", unit=" rows", delay=2, leave=False)
+        dropped, written = Counter(), 0
+        for row in rows:
+            reason = next((reason for reason, keeps in filters if not keeps(row)), None)
+            if reason:
+                dropped[reason] += 1
+                continue
+            kept.write(json.dumps(as_json(row, arguments.to), ensure_ascii=False) + "\n")
+            written += 1
+        report(dropped)
+        write_parts(kept, written, arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = FlagParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="files and globs: .jsonl, .json, .parquet, .txt, the first also .gz")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
-    parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to make")
+    parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
     parser.add_argument("--eval_rows", type=int, default=0, help="rows, drawn at random, to keep apart in --eval_out")
     parser.add_argument("--eval_out", type=Path, help="JSONL for the rows kept apart")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default: 42)")
+    parser.add_argument("--drop_duplicates", action="store_true", help="keep the first of rows that are the same")
+    parser.add_argument("--min_answer", type=int, default=0, metavar="N",
+                        help="drop rows with an answer of fewer characters")
+    parser.add_argument("--max_tokens", type=int, default=0, metavar="N",
+                        help="drop rows that are longer, in the chat template")
+    parser.add_argument("--language", metavar="LANGUAGE:SHARE", help="drop rows of whose letters less than this share "
+                        f"is the language's, zh:0.5; one of {', '.join(LETTERS)}")
+    parser.add_argument("--tokenizer_path", default=str(REPOSITORY / "model"), help="for --max_tokens")
     arguments = parser.parse_args()
     if bool(arguments.eval_rows) != bool(arguments.eval_out):
         raise UserError("--eval_rows and --eval_out go together")
-    convert = conversation_rows if arguments.to == "conversations" else text_rows
-    rows = [row for path in arguments.files for row in convert(path)]
-    if arguments.eval_rows >= len(rows):
-        raise UserError(f"--eval_rows is {arguments.eval_rows}, but there are only {len(rows)} rows")
-    apart = set(np.random.default_rng(arguments.seed).permutation(len(rows))[:arguments.eval_rows].tolist())
-    write(arguments.out, [row for index, row in enumerate(rows) if index not in apart])
-    if apart:
-        write(arguments.eval_out, [rows[index] for index in sorted(apart)])
+    return arguments
 
 
-def conversation_rows(path: Path) -> Iterator[dict]:
-    for instruction, given, output in alpaca_rows(path):
-        question = f"{instruction}\n{given}" if given else instruction
-        yield {"conversations": [{"role": "user", "content": question}, {"role": "assistant", "content": output}]}
+def make_filters(arguments: argparse.Namespace) -> Filters:
+    """What a row must be to stay, each with what the report says of those that are not; duplicates last, so that a
+    row that is dropped anyhow makes no other one a duplicate."""
+    chosen: Filters = []
+    if arguments.min_answer:
+        chosen.append((f"an answer of fewer than {arguments.min_answer} characters",
+                       lambda row: (length := shortest_answer(row)) is None or length >= arguments.min_answer))
+    if arguments.language:
+        language, share = parse_language(arguments.language)
+        chosen.append((f"less than {share:.0%} {language}",
+                       lambda row: language_share(row_text(row), language) >= share))
+    if arguments.max_tokens:
+        rows = SFTRows(make_template(Tokenizer.from_folder(arguments.tokenizer_path)), arguments.max_tokens)
+        chosen.append((f"more than {arguments.max_tokens:,} tokens",
+                       lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
+    if arguments.drop_duplicates:
+        chosen.append(("the same as an earlier row", not_seen_before()))
+    return chosen
 
 
-def text_rows(path: Path) -> Iterator[dict]:
-    if path.suffix == ".json":
-        texts = ("\n".join(filter(None, row)) for row in alpaca_rows(path))
-    elif path.suffix == ".jsonl":
-        texts = (parse_text(row, place) for place, row in read_rows(path))
-    else:
-        texts = read(path).splitlines()
-    yield from ({"text": text} for text in texts if text.strip())
-
-
-def alpaca_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(instruction, input, output) of each row that has a question and an answer, stripped.
-
-    Raises:
-        UserError: naming file, row and field.
-    """
-    rows = parse_json(read(path), str(path), "an array of Alpaca rows")
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected an array of Alpaca rows")
-    for index, row in enumerate(rows):
-        for field in FIELDS:
-            if not isinstance(row, dict) or not isinstance(row.get(field, ""), str):
-                raise UserError(f"{path}: row {index}: {field}: expected a string")
-        instruction, given, output = (row.get(field, "").strip() for field in FIELDS)
-        if instruction and output:
-            yield instruction, given, output
-        else:
-            print(f"{path}: row {index}: left out, it has no {'output' if instruction else 'instruction'}")
-
-
-def read(path: Path) -> str:
+def parse_language(text: str) -> tuple[str, float]:
+    language, _, share = text.partition(":")
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start}: not UTF-8") from error
+        number = float(share)
+    except ValueError:
+        number = -1.0
+    if language not in LETTERS or not 0 <= number <= 1:
+        raise UserError(f"--language {text}: expected one of {', '.join(LETTERS)} with a share from 0 to 1, zh:0.5")
+    return language, number
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    try:
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    print(f"{path}: {len(rows):,} rows")
+def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
+    """The rows that can be used; the others are named."""
+    bad = 0
+    for raw in chain.from_iterable(map(read_raw_rows, files)):
+        try:
+            row = parse_row(parse_json_row(raw), raw.place)
+        except UserError as error:
+            bad += 1
+            if bad <= NAMED:
+                tqdm.write(f"left out    {error}")
+            continue
+        if not isinstance(row, str) or row.strip():
+            yield row
+    if bad > NAMED:
+        print(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
+
+
+def as_json(row: Row, form: str) -> dict:
+    return {"text": row_text(row)} if isinstance(row, str) or form == "text" else canonical_row(row)
+
+
+def report(dropped: Counter) -> None:
+    width = max((len(f"{count:,}") for count in dropped.values()), default=0)
+    for reason, count in dropped.items():
+        print(f"dropped     {count:>{width},} rows: {reason}")
+
+
+def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> None:
+    """The rows to --out, those that are drawn to --eval_out."""
+    if count == 0:
+        raise UserError("no row is left to write")
+    if arguments.eval_rows >= count:
+        raise UserError(f"--eval_rows is {arguments.eval_rows}, but there are only {count} rows")
+    apart = set(np.random.default_rng(arguments.seed).permutation(count)[:arguments.eval_rows].tolist())
+    for path, is_apart in ((arguments.out, False), (arguments.eval_out, True)):
+        if path is None:
+            continue
+        kept.seek(0)
+        try:
+            with path.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        print(f"{path}: {len(apart) if is_apart else count - len(apart):,} rows")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,13 @@ def test_bad_rows_stop_or_are_skipped_and_counted(tmp_path):
         assert len(skipped) == 5 and skipped.counts.bad_rows == 2
 
 
+def test_one_bad_row_is_one_line(tmp_path):
+    with pytest.raises(UserError) as error:
+        prepare([write_rows(tmp_path / "a.jsonl", BAD[:4])], ROWS, tmp_path / "prepared")
+    assert str(error.value) == f"{tmp_path / 'a.jsonl'}:4: conversations: expected a list of turns, found an empty " \
+                               "list (--bad_rows skip leaves the row out)"
+
+
 def test_of_many_bad_rows_the_first_are_named(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{}] * 25)
     with pytest.raises(UserError) as error:
@@ -120,7 +127,7 @@ def test_a_file_that_leaves_nothing_to_learn_is_an_error(tmp_path):
                                         r"first: .*a\.jsonl:1$"):
         prepare([data], SFTRows(BUNDLED, 5), tmp_path / "prepared")
     data.write_text("\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no row of 0 keeps .* the first: there is none"):
+    with pytest.raises(UserError, match=r"a\.jsonl: the file has no rows$"):
         prepare([data], PretrainRows(TOKENIZER, 5), tmp_path / "prepared")
 
 

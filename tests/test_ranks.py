@@ -5,6 +5,7 @@ Most of it is a short version of benchmarks/rank_faults.py, with the recipe itse
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,32 @@ def test_a_sharded_state_needs_a_folder_that_all_ranks_see(tmp_path):
     main, other = on_ranks(2, sees_the_folder, tmp_path / "resume", False)
     assert main.startswith("rank 1 cannot go on")
     assert other.startswith(f"--parallel fsdp: {tmp_path}/resume/1 is not the folder that the main rank sees")
+
+
+def acts_in_turn(ranks: Ranks, log: Path, fails: bool) -> str:
+    def act() -> str:
+        with log.open("a") as file:
+            file.write(f"{ranks.rank} ")
+        if fails:
+            raise UserError("no good")
+        time.sleep(0.3)
+        with log.open("a") as file:
+            file.write(f"{ranks.rank}. ")
+        return "fine"
+
+    try:
+        return ranks.first_on_each_machine(act)
+    except (UserError, ProcessLost) as error:
+        return str(error)
+
+
+def test_the_first_rank_of_a_machine_acts_before_the_others(tmp_path):
+    assert on_ranks(3, acts_in_turn, tmp_path / "log", False, timeout_seconds=30) == ["fine"] * 3
+    acted = (tmp_path / "log").read_text().split()
+    assert acted[:2] == ["0", "0."] and sorted(acted) == ["0", "0.", "1", "1.", "2", "2."]
+    assert on_ranks(3, acts_in_turn, tmp_path / "failed", True) == [
+        "no good", *["the first rank of this machine cannot go on (its message says why)"] * 2]
+    assert (tmp_path / "failed").read_text() == "0 "
 
 
 def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:

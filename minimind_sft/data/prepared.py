@@ -92,9 +92,12 @@ def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str
     if dataset.counts.bad_rows and bad_rows == "error":
         refuse_bad_rows(dataset.counts)
     if not len(dataset):
-        first = (dataset.counts.dropped or dataset.counts.bad or ["there is none"])[0]
-        raise UserError(f"{', '.join(map(str, files))}: no row of {dataset.counts.rows:,} keeps a supervised token "
-                        f"within --max_seq_len {rows.settings['max_seq_len']}; the first: {first}")
+        names = ", ".join(map(str, files))
+        if not dataset.counts.rows:
+            raise UserError(f"{names}: the file has no rows")
+        raise UserError(f"{names}: no row of {dataset.counts.rows:,} keeps a supervised token within --max_seq_len "
+                        f"{rows.settings['max_seq_len']}; the first: "
+                        f"{(dataset.counts.dropped or dataset.counts.bad)[0]}")
     return dataset
 
 
@@ -127,6 +130,8 @@ def refuse_bad_rows(counts: DatasetCounts) -> None:
     Raises:
         UserError: with the first bad rows, a line each.
     """
+    if counts.bad_rows == 1:
+        raise UserError(f"{counts.bad[0]} (--bad_rows skip leaves the row out)")
     lines = counts.bad[:NAMED_AT_ONCE]
     more = counts.bad_rows - len(lines)
     lines.append((f"and {more:,} more bad rows; " if more else "") + "scripts/inspect_data.py lists all, --bad_rows "

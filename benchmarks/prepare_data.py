@@ -1,0 +1,234 @@
+"""How fast data are prepared, and in how much memory: beside bare tokenization, Hugging Face `map` and TRL.
+
+    python benchmarks/prepare_data.py alpaca_zh_10k.json --rows 40000 --repeat 3
+    python benchmarks/prepare_data.py alpaca_zh_10k.json --bytes 1.7e9 --skip_peers
+
+Needs rows of question and answer, in any form that training reads; they are written again and again, each time with
+another number at the end of the question, until there are `--rows` of them or the file has `--bytes`. Every contender
+is a process of its own; they take turns, and the medians count. Memory is the largest sum of the proportional set sizes
+of a contender's processes (pages that several share count once; pages of files that are mapped count too).
+
+    bare      `encode_batch_fast` on texts that are rendered already: the tokenizer's own speed, on all cores
+    ours      what training does with a file it has not seen: hashing, reading, checking, rendering, masks, writing
+    again     what it does with a file it has seen
+    map       datasets' `map` with two processes: apply_chat_template to ids, no mask
+    TRL       SFTTrainer's own preparation of conversational prompt/completion rows, two processes
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minimind_sft.config import REPOSITORY
+from minimind_sft.data.chat_template import make_template
+from minimind_sft.data.conversation import canonical_row, parse_conversation
+from minimind_sft.data.prepared import prepare
+from minimind_sft.data.reading import parse_row, read_raw_rows, read_rows
+from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+MODEL = REPOSITORY / "model"
+MAX_SEQ_LEN = 768
+PEERS = ("map", "TRL")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="rows of question and answer")
+    parser.add_argument("--rows", type=int, default=40_000, help="how many rows to prepare (default: 40000)")
+    parser.add_argument("--bytes", type=float, default=0, help="prepare a file of this size instead")
+    parser.add_argument("--repeat", type=int, default=3, help="how often each contender runs (default: 3)")
+    parser.add_argument("--skip_peers", action="store_true", help="leave out datasets and TRL")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps({"seconds": CONTENDERS[arguments.contender](arguments.file, arguments.folder)}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.jsonl"
+        rows = write_rows(arguments.file, data, arguments.rows, int(arguments.bytes))
+        names = [name for name in CONTENDERS if not (arguments.skip_peers and name in PEERS)]
+        results = measure(names, data, Path(folder), arguments.repeat)
+        print(f"{rows:,} rows, {data.stat().st_size / 1e6:,.1f} MB, {os.cpu_count()} cores, "
+              f"medians of {arguments.repeat}")
+        report = {"rows": rows, "bytes": data.stat().st_size, "cores": os.cpu_count(), "repeat": arguments.repeat,
+                  "contenders": table(results, rows)}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def write_rows(source: Path, target: Path, rows: int, size: int) -> int:
+    """Writes the rows of `source` again and again, no two the same; how many there are."""
+    good = []
+    for raw in read_raw_rows(source):
+        try:
+            good.append(canonical_row(parse_conversation(parse_row(raw), raw.place)))
+        except UserError:
+            continue
+    written = 0
+    with target.open("w", encoding="utf-8") as file:
+        for number in count():
+            if file.tell() >= size if size else number >= rows:
+                return written
+            (question, answer) = good[number % len(good)]["conversations"][:2]
+            question = {**question, "content": f"{question['content']} ({number})"}
+            file.write(json.dumps({"conversations": [question, answer]}, ensure_ascii=False) + "\n")
+            written += 1
+
+
+def measure(names: list[str], data: Path, folder: Path, repeat: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, MiB) of every run of each contender; they take turns."""
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with tqdm(total=repeat * len(names), unit=" runs") as bar:
+        for turn in range(repeat):
+            for name in names:
+                bar.set_description(name)
+                command = [sys.executable, __file__, str(data), "--contender", name,
+                           "--folder", str(folder / str(turn))]
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                                           env={**os.environ, "HF_HOME": str(folder / f"hf{turn}")})
+                memory = PeakMemory(process.pid)
+                output, _ = process.communicate()
+                if process.returncode:
+                    raise SystemExit(f"{name} failed")
+                results[name].append((json.loads(output.splitlines()[-1])["seconds"], memory.stop()))
+                bar.update()
+    return results
+
+
+def table(results: dict[str, list[tuple[float, float]]], rows: int) -> dict[str, dict]:
+    medians = {name: [statistics.median(column) for column in zip(*runs, strict=True)]
+               for name, runs in results.items()}
+    bare = rows / medians["bare"][0]
+    print(f"{'contender':<10}{'seconds':>10}{'rows/s':>10}{'of bare':>9}{'peak MiB':>10}")
+    report = {}
+    for name, (seconds, memory) in medians.items():
+        print(f"{name:<10}{seconds:>10.2f}{rows / seconds:>10,.0f}{rows / seconds / bare:>9.2f}{memory:>10,.0f}")
+        report[name] = {"seconds": [round(run[0], 3) for run in results[name]],
+                        "rows_per_second": round(rows / seconds), "of_bare": round(rows / seconds / bare, 3), "peak_mib": round(memory)}
+    return report
+
+
+class PeakMemory:
+    """The largest sum of the proportional set sizes of a session's processes, looked at ten times a second."""
+
+    def __init__(self, session: int):
+        self._session, self._peak, self._stopped = session, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """The peak in MiB."""
+        self._stopped.set()
+        self._thread.join()
+        return self._peak / 1024
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.1):
+            self._peak = max(self._peak, sum(proportional_set_size(process) for process in self._processes()))
+
+    def _processes(self) -> Iterator[Path]:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == self._session:
+                yield process
+
+
+def proportional_set_size(process: Path) -> int:
+    """In KiB; 0 for a process that is gone."""
+    try:
+        lines = (process / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def bare(data: Path, folder: Path) -> float:
+    import tokenizers
+
+    template = make_template(Tokenizer.from_folder(MODEL))
+    texts = [template.render(row["conversations"], thinking=False) for _, row in read_rows(data)]
+    tokenizer = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    start = time.perf_counter()
+    for first in range(0, len(texts), 1000):
+        for encoding in tokenizer.encode_batch_fast(texts[first:first + 1000], add_special_tokens=False):
+            assert encoding.ids
+    return time.perf_counter() - start
+
+
+def ours(data: Path, folder: Path) -> float:
+    rows = SFTRows(make_template(Tokenizer.from_folder(MODEL)), MAX_SEQ_LEN)
+    start = time.perf_counter()
+    dataset = prepare([data], rows, folder, show_progress=False)
+    seconds = time.perf_counter() - start
+    assert len(dataset) > 0
+    return seconds
+
+
+def hugging_face_map(data: Path, folder: Path) -> float:
+    import datasets
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(MODEL))
+    start = time.perf_counter()
+    rows = datasets.load_dataset("json", data_files=str(data), split="train")
+
+    def encode(batch: dict) -> dict:
+        return tokenizer.apply_chat_template(batch["conversations"], return_dict=True)
+
+    mapped = rows.map(encode, batched=True, num_proc=2, remove_columns=rows.column_names)
+    seconds = time.perf_counter() - start
+    assert len(mapped[0]["input_ids"]) > 10
+    return seconds
+
+
+def trl(data: Path, folder: Path) -> float:
+    import datasets
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(MODEL))
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=6400, hidden_size=32, num_hidden_layers=1, intermediate_size=32,
+                                         num_attention_heads=2, num_key_value_heads=1))
+    pairs = datasets.Dataset.from_list([{"prompt": row["conversations"][:1], "completion": row["conversations"][1:]}
+                                        for _, row in read_rows(data)])
+    seconds = 0.0
+    prepare_theirs = SFTTrainer._prepare_dataset
+
+    def timed(*arguments: object, **keywords: object) -> object:
+        nonlocal seconds
+        start = time.perf_counter()
+        prepared = prepare_theirs(*arguments, **keywords)
+        seconds += time.perf_counter() - start
+        return prepared
+
+    SFTTrainer._prepare_dataset = timed
+    trainer = SFTTrainer(model, args=SFTConfig(output_dir=str(folder / "trl"), dataset_num_proc=2, report_to="none",
+                                               max_length=MAX_SEQ_LEN, use_cpu=True),
+                         train_dataset=pairs, processing_class=tokenizer)
+    assert len(trainer.train_dataset[0]["input_ids"]) > 10
+    return seconds
+
+
+CONTENDERS: dict[str, Callable[[Path, Path], float]] = {
+    "bare": bare, "ours": ours, "again": ours, "map": hugging_face_map, "TRL": trl}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What people leave out of their data: rows that come twice, too long ones, other languages, hardly an answer."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+
+from minimind_sft.data.conversation import Conversation, canonical_row
+from minimind_sft.data.rows import SFTRows
+
+Row = Conversation | str
+"""A parsed row, as `conversation.parse_row` gives it."""
+
+LETTERS = {
+    "en": "A-Za-z\u00c0-\u024f",
+    "zh": "\u3400-\u4dbf\u4e00-\u9fff",
+    "ja": "\u3040-\u30ff\u4e00-\u9fff",
+    "ko": "\uac00-\ud7a3",
+    "ru": "\u0400-\u04ff",
+}
+"""The letters that a language is written in; other languages may use them too."""
+
+
+def row_text(row: Row) -> str:
+    """All that is said in a row, a turn a line."""
+    if isinstance(row, str):
+        return row
+    return "\n".join(message["content"] for message in row.messages if message["content"])
+
+
+def language_share(text: str, language: str) -> float:
+    """The share of the text's letters that the language is written in, 0 to 1; 1 for text without letters."""
+    letters = re.findall(r"[^\W\d_]", text)
+    own = re.compile(f"[{LETTERS[language]}]")
+    return sum(bool(own.match(letter)) for letter in letters) / len(letters) if letters else 1.0
+
+
+def shortest_answer(row: Row) -> int | None:
+    """Characters of the shortest of the assistant's turns that calls no tool; None where there is none."""
+    if isinstance(row, str):
+        return None
+    return min((len(message["content"].strip()) for message in row.messages
+                if message["role"] == "assistant" and not message.get("tool_calls")), default=None)
+
+
+def longest_sequence(row: Row, rows: SFTRows) -> int:
+    """Tokens of the longest sequence that training makes of the row."""
+    if isinstance(row, str):
+        return len(rows.tokenizer.encode_text(row)) + 1
+    return max((len(sequence.input_ids) for sequence in rows.template.encode(row)), default=0)
+
+
+def not_seen_before() -> Callable[[Row], bool]:
+    """A test of whether a row is the first of its kind; remembers 8 bytes of each."""
+    seen: set[bytes] = set()
+
+    def is_new(row: Row) -> bool:
+        content = row if isinstance(row, str) else json.dumps(canonical_row(row), ensure_ascii=False, sort_keys=True)
+        digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
+        is_first = digest not in seen
+        seen.add(digest)
+        return is_first
+
+    return is_new

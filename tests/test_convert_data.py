@@ -1,0 +1,104 @@
+"""scripts/convert_data.py and the filters behind it, as people run them."""
+
+import gzip
+import json
+
+import pytest
+from chats import BUNDLED
+from programs import questions, refuse, succeed, write_rows
+
+from minimind_sft.data.conversation import parse_row
+from minimind_sft.data.filters import language_share, longest_sequence, not_seen_before, row_text, shortest_answer
+from minimind_sft.data.rows import SFTRows
+
+CONVERT = "scripts/convert_data.py"
+SHAREGPT = {"conversations": [{"from": "human", "value": "晴?"}, {"from": "gpt", "value": "是 "}], "id": 5}
+ALPACA = {"instruction": "add", "input": "1 2", "output": "3"}
+CALLS = {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]},
+                      {"role": "tool", "content": "r"}, {"role": "assistant", "content": "long answer"}]}
+
+
+def said(question: str, answer: str) -> dict:
+    return {"conversations": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def written(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_form_becomes_the_one_form(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([ALPACA, {"instruction": "x", "output": ""}]), encoding="utf-8")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(SHAREGPT).encode() + b'\n{"text": "t"}\n{broken\n'))
+    printed = succeed(CONVERT, tmp_path / "*.json", tmp_path / "b.jsonl.gz", "--out", tmp_path / "out.jsonl")
+    assert written(tmp_path / "out.jsonl") == [said("add\n1 2", "3"), said("晴?", "是 "), {"text": "t"}]
+    assert "a.json:1: output: expected an answer" in printed
+    assert "b.jsonl.gz:3: expected one JSON object per row, found broken JSON" in printed
+    assert f"{tmp_path / 'out.jsonl'}: 3 rows" in printed
+
+
+def test_conversations_as_running_text(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [ALPACA, {"text": "t"}])
+    (tmp_path / "b.txt").write_text("one\n\ntwo\n", encoding="utf-8")
+    succeed(CONVERT, rows, tmp_path / "b.txt", "--to", "text", "--out", tmp_path / "out.jsonl")
+    assert [row["text"] for row in written(tmp_path / "out.jsonl")] == ["add\n1 2\n3", "t", "one", "two"]
+
+
+def test_each_filter_reports_what_it_dropped(tmp_path):
+    long = said("q", "中" * 200)
+    rows = write_rows(tmp_path / "a.jsonl", [
+        said("问", "好的"), said("问", "好"), said("问", "好的"), said("question", "回答"), long, said("问", "不行")])
+    printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--min_answer", 2, "--language", "zh:0.5",
+                      "--max_tokens", 60, "--drop_duplicates")
+    assert written(tmp_path / "out.jsonl") == [said("问", "好的"), said("问", "不行")]
+    assert [line for line in printed.splitlines() if line.startswith("dropped")] == [
+        "dropped     1 rows: an answer of fewer than 2 characters",
+        "dropped     1 rows: the same as an earlier row",
+        "dropped     1 rows: less than 50% zh",
+        "dropped     1 rows: more than 60 tokens"]
+
+
+def test_rows_are_kept_apart_by_the_seed(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", questions(20))
+    parts = []
+    for seed in (1, 1, 2):
+        succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--eval_rows", 5, "--eval_out", tmp_path / "eval.jsonl",
+                "--seed", seed)
+        parts.append((written(tmp_path / "out.jsonl"), written(tmp_path / "eval.jsonl")))
+    assert parts[0] == parts[1] != parts[2]
+    assert [len(part) for part in parts[0]] == [15, 5]
+    assert sorted(json.dumps(row) for part in parts[0] for row in part) == sorted(
+        json.dumps({"conversations": row["conversations"]}) for row in questions(20))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--language", "zh"], "--language zh: expected one of en, zh, ja, ko, ru with a share from 0 to 1, zh:0.5"),
+    (["--language", "zh:2"], "--language zh:2: expected one of"),
+    (["--eval_rows", 5], "--eval_rows and --eval_out go together"),
+    (["--eval_rows", 9, "--eval_out", "e.jsonl"], "--eval_rows is 9, but there are only 3 rows"),
+    (["--min_answer", 99], "no row is left to write"),
+    (["--out", "no/such/folder.jsonl"], "no/such/folder.jsonl: cannot be written (No such file or directory)"),
+    (["none.jsonl"], "unrecognized arguments: none.jsonl (--help lists all flags)"),
+])
+def test_what_is_refused(tmp_path, flags, message):
+    rows = write_rows(tmp_path / "a.jsonl", questions(3))
+    assert refuse(CONVERT, rows, "--out", tmp_path / "out.jsonl", *flags).startswith(f"error: {message}")
+
+
+def test_measures_of_a_row():
+    plain, calls, text = (parse_row(row, "a:1") for row in (said("q", " ab "), CALLS, {"text": "一"}))
+    assert [shortest_answer(row) for row in (plain, calls, text)] == [2, 11, None]
+    assert [row_text(row) for row in (plain, calls, text)] == ["q\n ab ", "q\nr\nlong answer", "一"]
+    rows = SFTRows(BUNDLED, 100)
+    assert longest_sequence(plain, rows) == len(BUNDLED.encode(plain)[0].input_ids)
+    assert longest_sequence("", rows) == 1
+    is_new = not_seen_before()
+    assert [is_new(row) for row in (plain, calls, plain, text, "一")] == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize("text, language, share", [
+    ("中文 abcd 12", "zh", 1 / 3), ("中文", "ja", 1.0), ("ひ中", "ja", 1.0), ("ひ中", "zh", 0.5), ("été 1", "en", 1.0),
+    ("да ok", "ru", 0.5), ("한글", "ko", 1.0), ("123 !?", "zh", 1.0),
+])
+def test_the_share_of_a_language(text, language, share):
+    assert language_share(text, language) == pytest.approx(share)

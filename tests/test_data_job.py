@@ -1,0 +1,83 @@
+"""Data of any form, prepared once and trained on, by the programs as people run them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from programs import CHAT, NEW, SFT, questions, refuse, run, succeed, write_rows
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+SHORT = ["--max_steps", 3, "--dtype", "float32", "--save_dtype", "float32"]
+
+
+def identity(folder: Path) -> dict:
+    return json.loads((folder / "full_sft_32.json").read_text(encoding="utf-8"))
+
+
+def test_forms_mix_and_bad_rows_are_told(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [*questions(30), {"instruction": "x", "output": ""}, {"text": "Some text."},
+                                             {"messages": [{"role": "user", "content": "q"}]}])
+    flags = [*NEW, *SHORT, "--data_path", rows, "--save_dir", tmp_path / "out"]
+    done = run(SFT, *flags)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-3:] == [
+        f'error: {rows}:31: output: expected an answer ("train": false for one that is not to be learned), found ""',
+        f"       {rows}:33: messages: expected at least one assistant turn, found none",
+        "       scripts/inspect_data.py lists all, --bad_rows skip leaves them out"]
+    shown = succeed(SFT, *flags, "--bad_rows", "skip")
+    assert re.search(r"data        .*a\.jsonl: 31 of 33 rows, .*; 2 bad rows skipped", shown)
+    assert f"skipped     {rows}:33: messages: expected" in shown
+
+
+def test_a_mixture_takes_each_source_in_its_share(tmp_path):
+    talk = write_rows(tmp_path / "a.jsonl", questions(30))
+    text = write_rows(tmp_path / "b.jsonl", [{"text": f"The number {i} is even."} for i in range(10)])
+    shown = succeed(SFT, *NEW, *SHORT, "--data_path", f"{talk}:0.25", f"{tmp_path}/b.*:0.75", "--save_dir", tmp_path,
+                    "--eval_share", 0)
+    assert "[10 of the 40 samples of an epoch]" in shown and "[30 of the 40 samples of an epoch]" in shown
+    assert "training    3 steps of 16 samples" in shown
+    assert identity(tmp_path)["training"]["data"].popitem()[1][1] == [10, 30]
+    assert "expected a share like those of the others" in refuse(
+        SFT, *NEW, "--data_path", f"{talk}:0.25", text, "--save_dir", tmp_path)
+
+
+def test_a_bad_row_ends_all_ranks_and_is_named_once(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [{"messages": 5}])
+    done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path, module=TORCHRUN)
+    assert done.returncode != 0
+    assert done.stderr.count("a.jsonl:1: messages: expected a list of turns, found 5") == 1
+
+
+@pytest.mark.parametrize("changed, message", [
+    (["--truncation", "turns"], "truncation was tail in .*, now it is turns"),
+    (["--train_turns", "last"], "supervised_turns was all in .*, now it is last"),
+    (["--train_on_prompt", 1], "supervised_prompt was False in .*, now it is True"),
+])
+def test_what_decides_the_samples_is_not_changed_on_resuming(sft_data, tmp_path_factory, changed, message):
+    out = tmp_path_factory.getbasetemp() / "resumed"
+    common = [*NEW, "--dtype", "float32", "--data_path", sft_data, "--save_dir", out]
+    if not out.exists():
+        succeed(SFT, *common, "--max_steps", 3)
+    line = refuse(SFT, *common, "--max_steps", 5, "--from_resume", 1, *changed)
+    assert re.search(message + "; --allow_changed_data 1 goes on all the same", line)
+
+
+def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data, tmp_path):
+    succeed(SFT, *NEW, *SHORT, "--data_path", sft_data, "--save_dir", tmp_path, "--chat_template", "alpaca")
+    asked = ["--save_dir", tmp_path, "--prompt", "hi", "--max_new_tokens", 3, "--temperature", 0]
+    assert "chat_template" in refuse(CHAT, *asked)
+    assert succeed(CHAT, *asked, "--chat_template", "alpaca").startswith("> hi\n")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--chat_template", "vicuna"], "--chat_template vicuna: expected chatml, alpaca or a file"),
+    (["--end_of_turn", "<|nobody|>"], "--end_of_turn <|nobody|>: the tokenizer has no such control token"),
+    (["--truncation", "middle"], "argument --truncation: invalid choice: 'middle'"),
+    (["--data_path"], "--data_path: expected one or more files"),
+    (["--eval_data_path", "{data}:0.5"], "--eval_data_path: expected files without shares"),
+    (["--prepared_dir", "/proc/prepared"], "/proc/prepared: the prepared data cannot be kept there"),
+])
+def test_what_is_refused(sft_data, tmp_path, flags, message):
+    flags = [str(flag).replace("{data}", str(sft_data)) for flag in flags]
+    assert message in refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, *flags)
