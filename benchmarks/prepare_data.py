@@ -119,7 +119,8 @@ def table(results: dict[str, list[tuple[float, float]]], rows: int) -> dict[str,
     for name, (seconds, memory) in medians.items():
         print(f"{name:<10}{seconds:>10.2f}{rows / seconds:>10,.0f}{rows / seconds / bare:>9.2f}{memory:>10,.0f}")
         report[name] = {"seconds": [round(run[0], 3) for run in results[name]],
-                        "rows_per_second": round(rows / seconds), "of_bare": round(rows / seconds / bare, 3), "peak_mib": round(memory)}
+                        "rows_per_second": round(rows / seconds), "of_bare": round(rows / seconds / bare, 3),
+                        "peak_mib": round(memory)}
     return report
 
 

@@ -81,7 +81,7 @@ def cut_and_resume(folder: Path, cuts: int) -> dict:
             slowest = max(slowest, cut_cable(agents))
         finish(launch(data, folder / "cut"), folder / "cut")
     whole, found = outcome(folder / "whole"), outcome(folder / "cut")
-    elsewhere = [path.name for path in folder.glob("*-b")]
+    elsewhere = [str(path.relative_to(folder)) for path in folder.glob("*-b/*") if path.name != "prepared"]
     if not found or elsewhere:
         raise UserError(f"the main rank's machine has {len(found)} files; the other one has {elsewhere}")
     resumed = re.findall(r"resume +\S*step-\d{8}", (folder / "cut.0.log").read_text())

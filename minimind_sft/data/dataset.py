@@ -72,7 +72,8 @@ class ExampleDataset:
     A sample has one Example, or several where its chat template renders history differently from turn to turn.
 
     Attributes:
-        fingerprint: what the samples were made of, as JSON; None where they come from nowhere in particular.
+        fingerprint: what the samples were made of (the SHA-256 of the file, or a list of them); None where they come
+            from nowhere in particular.
     """
 
     def __init__(self, samples: Iterable[list[Example]] = ()):

@@ -61,7 +61,7 @@ class PreparedDataset(ExampleDataset):
         assert self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"], folder
         assert self._sample_ends[-1] == len(lengths), folder
         self.folder, self.counts = folder, DatasetCounts(**header["counts"])
-        self.fingerprint = header["files"]
+        self.fingerprint = header["files"] if len(header["files"]) > 1 else header["files"][0]
 
 
 def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str = "error", show_progress: bool = True,
