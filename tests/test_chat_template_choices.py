@@ -139,6 +139,14 @@ def test_alpaca_written_out():
         "s\n\n### Instruction:\na\n\n### Response:\n")
 
 
+def test_tags_of_an_assistant_are_tags_in_a_template_that_writes_none():
+    template = make_template(TOKENIZER, "alpaca", None)
+    said = "<think>x</think><tool_call>"
+    (sequence,) = encode(template, conversation(("user", said), ("assistant", said)))
+    assert [i for i in sequence.input_ids if i in (2, 21, 22, 25, 26)] == [25, 26, 21, 2]
+    assert sequence.supervised[sequence.input_ids.index(25)]
+
+
 @pytest.mark.parametrize("chat, message", [
     (conversation(("user", "a"), ("assistant", "b"), tools=TOOLS), "no place for tools"),
     (conversation(("user", "a"), ("assistant", "b", {"tool_calls": CALL})), "no place for tool calls"),

@@ -1,7 +1,5 @@
 """MiniMind-3's, Qwen3's and TRL's templates, beside transformers."""
 
-import json
-import re
 from importlib.resources import files
 
 import pytest
@@ -18,6 +16,7 @@ from chats import (
     supervised_texts,
 )
 from hypothesis import given, settings
+from templates import tokenizer_for
 
 from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
 from minimind_sft.data.conversation import Conversation
@@ -148,23 +147,6 @@ REFUSED = {
     "deepseekv3": r"prompts for this answer with .*<think>\\n', but renders it as .*>ANSWER",
     "glm4moe": r"writes no control token after an answer; --end_of_turn names",
 }
-LOOKS_LIKE_A_TOKEN = re.compile(
-    r"<[|｜][^<>{}'\" +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|</?(?:think|tool_call|tool_response|start_of_turn|"
-    r"end_of_turn|start_of_image|end_of_utterance|image|sop|arg_key|arg_value|s)>")
-
-
-def tokenizer_for(source: str) -> Tokenizer:
-    """Bytes, with what looks like a control token in a template's source as the added tokens."""
-    state = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = {token: token_id for token, token_id in state["model"]["vocab"].items() if token_id < 36 + 256}
-    state["model"] |= {"vocab": vocabulary, "merges": []}
-    tokens = sorted({*LOOKS_LIKE_A_TOKEN.findall(source), "<bos>", "<eos>"})
-    for token in tokens:
-        vocabulary.setdefault(token, len(vocabulary))
-    state["added_tokens"] = sorted(({"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False,
-                                     "rstrip": False, "normalized": False, "special": True} for token in tokens),
-                                   key=lambda entry: entry["id"])
-    return Tokenizer(state, {"bos_token": "<bos>", "eos_token": "<eos>"}, source)
 
 
 @pytest.mark.parametrize("name", ONE_SEQUENCE + SPLIT)

@@ -78,6 +78,7 @@ class ChatTemplate:
 
     Attributes:
         end_of_turn, end_of_turn_id: the control token that ends an assistant's turn.
+        appends_end_of_turn: whether it is appended because the template does not write it.
         fingerprint: SHA-256 (hex) of what decides the ids: the source, the pinned date where the template reads the
             date, and the end-of-turn token where the template does not write it.
 
@@ -99,12 +100,12 @@ class ChatTemplate:
 
         self._template = MarkedTemplate(tokenizer, source)
         # Found by looking at a rendering; until then a turn ends where its rendering does.
-        self.end_of_turn, self._appends_end_of_turn = None, False
-        self.end_of_turn, self._appends_end_of_turn = self._find_end_of_turn(end_of_turn)
+        self.end_of_turn, self.appends_end_of_turn = None, False
+        self.end_of_turn, self.appends_end_of_turn = self._find_end_of_turn(end_of_turn)
         self.end_of_turn_id = tokenizer.token_to_id(self.end_of_turn)
 
         date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
-        appended = self.end_of_turn if self._appends_end_of_turn else ""
+        appended = self.end_of_turn if self.appends_end_of_turn else ""
         decisive = json.dumps([source, date, appended]) if date or appended else source
         self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()
 
@@ -203,7 +204,7 @@ class ChatTemplate:
         for index, turn in enumerate(turns):
             if index + 1 < len(turns) and self._shares_sequence(turn, turns[index + 1]):
                 continue
-            if self._appends_end_of_turn:
+            if self.appends_end_of_turn:
                 turn = turn._replace(answered=turn.answered + marks.of_token[self.end_of_turn])
             pieces = _cut(turn.answered + turn.rest, [*turns[:index], turn], chosen, first, supervise.prompt)
             if any(piece.supervised for piece in pieces):
@@ -212,7 +213,7 @@ class ChatTemplate:
         return sequences
 
     def _shares_sequence(self, turn: Turn, following: Turn) -> bool:
-        return following.prompt.startswith(turn.answered) and not self._appends_end_of_turn
+        return following.prompt.startswith(turn.answered) and not self.appends_end_of_turn
 
     def _find_end_of_turn(self, wanted: str | None) -> tuple[str, bool]:
         """The token that ends a turn, and whether it has to be appended because the template does not write it."""

@@ -76,7 +76,8 @@ class MarkedTemplate:
         if re.search(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]", source):
             raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
         self._tokenizer, self._source = tokenizer, source
-        control = tokenizer.control_tokens(source)
+        # An assistant's tags are tags in every template, not only where the template writes them too.
+        control = tokenizer.control_tokens("\n".join([source, *ASSISTANT_TAGS]))
         self._control_pattern = _any_of(control)
         # Text without the first character of any control token holds neither one nor the beginning of one.
         self._opening_pattern = _any_of({token[0] for token in control})
@@ -89,8 +90,8 @@ class MarkedTemplate:
             self._template = compile_tree(self._environment, tree)
         except jinja2.TemplateError as error:
             raise UserError(f"chat template: {_one_line(error)}") from error
-        self._content_in_parts = False
-        self._content_in_parts = not self._writes_content()
+        self.content_in_parts = False
+        self.content_in_parts = not self._writes_content()
 
     def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                     place: str) -> list[str]:
@@ -170,7 +171,7 @@ class MarkedTemplate:
     def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
                tools: list[dict] | None, requests: list[Request]) -> list[str]:
         messages = _with_aliases(messages)
-        if self._content_in_parts:
+        if self.content_in_parts:
             messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         texts = []
         for count, add_generation_prompt, thinking in requests:

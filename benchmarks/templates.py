@@ -1,0 +1,73 @@
+"""The chat templates that the benchmarks and tests of templates go through, each with a tokenizer that knows it."""
+
+import json
+import re
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from minimind_sft.config import in_repository
+from minimind_sft.data.chat_template import BUNDLED_TEMPLATES, ChatTemplate
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+LOOKS_LIKE_A_TOKEN = re.compile(
+    r"<[|｜][^<>{}' +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|\[gMASK\]|</?(?:think|tool_call|tool_response|"
+    r"start_of_turn|end_of_turn|start_of_image|end_of_utterance|image|sop|arg_key|arg_value|s)>")
+"""Control tokens of the models that the templates were written for, by their look."""
+
+
+class NamedTemplate(NamedTuple):
+    name: str
+    source: str
+    tokenizer: Tokenizer
+
+    def load(self) -> ChatTemplate:
+        """The template, with an end of turn named where it does not write one.
+
+        Raises:
+            UserError: if it cannot be served.
+        """
+        try:
+            return ChatTemplate(self.tokenizer, self.source)
+        except UserError as error:
+            if "--end_of_turn" not in str(error):
+                raise
+            return ChatTemplate(self.tokenizer, self.source, self.tokenizer.special["eos_token"])
+
+
+def all_templates(minimind: Path | None = None) -> list[NamedTemplate]:
+    """The bundled templates, MiniMind-3's from its tokenizer's folder, and those of TRL's package where installed."""
+    own = Tokenizer.from_folder(in_repository("model"))
+    found = [NamedTemplate("bundled", own.chat_template or "", own)]
+    for name in BUNDLED_TEMPLATES:
+        source = (files("minimind_sft.data") / f"{name}.jinja").read_text(encoding="utf-8")
+        found.append(NamedTemplate(name, source, own))
+    if minimind:
+        tokenizer = Tokenizer.from_folder(minimind)
+        found.append(NamedTemplate("minimind-3", tokenizer.chat_template or "", tokenizer))
+    return found + [NamedTemplate(f"trl/{name}", source, tokenizer_for(source))
+                    for name, source in trl_templates().items()]
+
+
+def trl_templates() -> dict[str, str]:
+    """Sources by name; empty where TRL is not installed."""
+    if not find_spec("trl"):
+        return {}
+    folder = files("trl") / "chat_templates"
+    return {file.name.removesuffix(".jinja"): file.read_text(encoding="utf-8")
+            for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name.endswith(".jinja")}
+
+
+def tokenizer_for(source: str) -> Tokenizer:
+    """The bundled BPE with what looks like a control token in a template's source as its added tokens."""
+    state = json.loads((Path(in_repository("model")) / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = state["model"]["vocab"]
+    tokens = sorted({*LOOKS_LIKE_A_TOKEN.findall(source), "<bos>", "<eos>"})
+    for token in tokens:
+        vocabulary.setdefault(token, len(vocabulary))
+    state["added_tokens"] = sorted(({"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False,
+                                     "rstrip": False, "normalized": False, "special": True} for token in tokens),
+                                   key=lambda entry: entry["id"])
+    return Tokenizer(state, {"bos_token": "<bos>", "eos_token": "<eos>"}, source)
