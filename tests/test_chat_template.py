@@ -188,6 +188,15 @@ def test_a_template_that_assembles_control_tokens():
     assert control_ids(template, encoded.input_ids) == [1, 2, 1, 2]
 
 
+@pytest.mark.parametrize("text", ["think", " think", "thi", "think>", "tool_call> <|im_end|>", "/think"])
+def test_a_template_writes_the_beginning_of_a_control_token_before_data(text):
+    template = ChatTemplate(TOKENIZER, PLAIN_CHATML.replace("message.content", "'<' + message.content|trim + '>'"))
+    encoded = encode_one(template, conversation(("user", text), ("assistant", text)))
+    assert control_ids(template, encoded.input_ids) == [1, 2, 1, 2]
+    assert TOKENIZER.decode(encoded.input_ids).startswith(f"<|im_start|>user\n<{text.strip()}><|im_end|>")
+    assert sum(encoded.supervised) == len(TOKENIZER.encode_text(f"<{text.strip()}>")) + 1
+
+
 def test_a_row_that_cannot_be_encoded_safely_is_refused():
     source = PLAIN_CHATML.replace("'<|im_start|>'", "'<|' + 'im_start|>'").replace(
         "message.content +", "message.content + (message.content|length|string if message.role == 'user' else '') +")

@@ -86,8 +86,10 @@ class MarkedTemplate:
         self._marked_templates: dict[str, jinja2.Template] = {}
         try:
             tree = self._environment.parse(source)
-            self._assembles_tokens = assembles_tokens(tree, control)
+            self._continuations = continuations(tree, control)
             self._template = compile_tree(self._environment, tree)
+            self._ways = ((self._with_shielded_data,) if self._continuations else
+                          (self._with_marked_template, self._with_shielded_data))
         except jinja2.TemplateError as error:
             raise UserError(f"chat template: {_one_line(error)}") from error
         self.content_in_parts = False
@@ -112,11 +114,13 @@ class MarkedTemplate:
                 the data.
         """
         plain = self.plain_texts(messages, tools, requests, place)
-        data = "\n".join(_data_strings(messages, tools))
+        strings = _data_strings(messages, tools)
+        data = "\n".join(strings)
         marks = self._tokenizer.marks(data)
-        if not self._opening_pattern.search(data):
+        completed = self._continuations and any(map(self._completes_token, strings))
+        if not completed and not self._opening_pattern.search(data):
             return [self._mark(text, marks) for text in plain], marks
-        for way in (self._with_marked_template, self._with_shielded_data):
+        for way in self._ways:
             try:
                 texts = way(messages, tools, requests, marks)
             except TEMPLATE_ERRORS:
@@ -129,8 +133,6 @@ class MarkedTemplate:
     def _with_marked_template(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                               marks: Marks) -> list[str]:
         """The template's constants and an assistant's tags are marked; the rest of the data is as it is."""
-        if self._assembles_tokens:
-            raise jinja2.TemplateError("no constant of the template holds a whole control token")
         if marks.shield not in self._marked_templates:
             tree = self._environment.parse(self._source)
             mark_constants(tree, partial(self._mark, marks=marks))
@@ -141,10 +143,14 @@ class MarkedTemplate:
 
     def _with_shielded_data(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                             marks: Marks) -> list[str]:
-        """A shield follows every character of the data that could begin a control token, an assistant's tags apart:
-        each control token in the rendering is then meant as one."""
+        """A shield follows every character of the data that could begin a control token, an assistant's tags apart,
+        and precedes text that could complete one: each control token in the rendering is then meant as one."""
         def shield(text: str) -> str:
-            return self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
+            shielded = self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
+            if not self._completes_token(text):
+                return shielded
+            blank = len(text) - len(text.lstrip())
+            return shielded[:blank] + marks.shield + shielded[blank:]
 
         def shield_all_but_tags(text: str) -> str:
             parts = self._tag_pattern.split(text)
@@ -154,6 +160,11 @@ class MarkedTemplate:
         messages = _change_messages(messages, shield_all_but_tags, shield)
         texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests)
         return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
+
+    def _completes_token(self, text: str) -> bool:
+        """Whether text could go on, even if trimmed, where a constant breaks off inside a control token."""
+        text = text.strip()
+        return bool(text) and any(text.startswith(rest) or rest.startswith(text) for rest in self._continuations)
 
     def _writes_content(self) -> bool:
         """Whether content arrives when it is passed as a string; templates for images want a list of parts."""
@@ -260,11 +271,14 @@ def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja
     return environment.template_class.from_code(environment, environment.compile(tree), dict(environment.globals))
 
 
-def assembles_tokens(tree: nodes.Node, tokens: Iterable[str]) -> bool:
-    """Whether a constant breaks off inside a control token, as in `'<|' + message.role + '|>'`: no constant then
-    holds the token, and marking constants misses it."""
-    beginnings = tuple(token[:length] for token in tokens for length in range(1, len(token)))
-    return any(_text(constant).endswith(beginnings) for constant in written_constants(tree))
+def continuations(tree: nodes.Node, tokens: Iterable[str]) -> tuple[str, ...]:
+    """What is missing of control tokens where a constant breaks off inside one, as in `'<|' + message.role + '|>'`.
+
+    No constant then holds the token, so that marking constants misses it; and data that goes on so completes it.
+    """
+    ends = {_text(constant) for constant in written_constants(tree)}
+    return tuple({token[length:] for token in tokens for length in range(1, len(token))
+                  if any(end.endswith(token[:length]) for end in ends)})
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
@@ -279,14 +293,12 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[str]:
-    """Every string of a conversation except the names of messages' fields, which are ours."""
+    """Every string of a conversation except roles and the names of messages' fields, which are not the data's."""
     strings = []
     for message in messages:
-        for value in message.values():
-            if isinstance(value, str):
-                strings.append(value)
-            else:
-                strings += iter_strings(value)
+        for name, value in message.items():
+            if name != "role":
+                strings += [value] if isinstance(value, str) else iter_strings(value)
     return [*strings, *iter_strings(tools)]
 
 
