@@ -1,6 +1,7 @@
 """A frozen dataclass of settings becomes a command line."""
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -26,7 +27,8 @@ class FlagParser(argparse.ArgumentParser):
 def parse_flags(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
     """Reads `argv` (the program's own arguments if None) into a `config_class`.
 
-    Every field of the dataclass is a flag `--<name>`; its metadata (see `config.setting`) is the help line.
+    Every field of the dataclass is a flag `--<name>`, or what stands without one; its metadata (see `config.setting`)
+    is the help line. A field of type bool is a flag without a value.
 
     Raises:
         UserError: for an unknown flag, a value of the wrong type, or what the configuration's own `problems()` lists.
@@ -52,12 +54,19 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Field) -> None:
     shown = _shown_default(flag.default)
     if shown:
         help_line += f" (default: {shown})"
+    help_line = help_line.replace("%", "%%")
+    if flag.metadata["positional"]:
+        parser.add_argument(flag.name, nargs="+", metavar="FILE", help=help_line)
+        return
+    if flag.type is bool:
+        parser.add_argument(f"--{flag.name}", action="store_true", help=help_line)
+        return
     options: dict[str, Any] = {"nargs": "*", "type": str} if many else {"type": _scalar_type(flag.type)}
     if choices:
         options["choices"] = choices
     else:
         options["metavar"] = flag.name.rsplit("_", 1)[-1].upper()
-    parser.add_argument(f"--{flag.name}", default=flag.default, help=help_line.replace("%", "%%"), **options)
+    parser.add_argument(f"--{flag.name}", default=flag.default, help=help_line, **options)
 
 
 def _scalar_type(annotation: Any) -> type:
@@ -81,6 +90,7 @@ def _existing_path(name: str, typed: Any) -> Any:
     path, share = split_share(typed)
     from_trainer = REPOSITORY / "trainer" / path
     if path.startswith("../") and not Path(path).exists() and from_trainer.exists():
-        print(f"--{name} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}")
+        print(f"--{name} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}",
+              file=sys.stderr)
         return f"{from_trainer.resolve()}{share and ':'}{share}"
     return typed

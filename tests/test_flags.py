@@ -61,7 +61,7 @@ def test_a_path_that_minimind_takes_from_trainer_is_found_and_said(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert parse("--data_path", "../pyproject.toml").data_path == (str(REPOSITORY / "pyproject.toml"),)
     assert parse("--data_path", "../pyproject.toml:0.5").data_path == (str(REPOSITORY / "pyproject.toml:0.5"),)
-    assert "taken relative to trainer/" in capsys.readouterr().out
+    assert "taken relative to trainer/" in capsys.readouterr().err
     assert parse("--data_path", "../nowhere.jsonl").data_path == ("../nowhere.jsonl",)
 
 

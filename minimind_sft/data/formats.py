@@ -67,6 +67,15 @@ def source_turns(row: dict) -> list[SourceTurn] | None:
     return turns
 
 
+def form_name(row: dict) -> str:
+    """The form of a row that `source_turns` understands: `conversations (from, value)`, `instruction, output`."""
+    form = next((form for form in FORMS if all(row.get(name) is not None for name in form)), ("text",))
+    turns = row[form[0]]
+    if not isinstance(turns, list):
+        return ", ".join(form)
+    return f"{', '.join(form)} ({'from, value' if 'from' in turns[0] and 'role' not in turns[0] else 'role, content'})"
+
+
 def refuse(name: str, expected: str, found: Any) -> NoReturn:
     raise UserError(f"{name}: expected {expected}, found {'nothing' if found is None else describe(found)}")
 

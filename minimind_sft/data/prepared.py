@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +27,8 @@ from minimind_sft.data.reading import RawRow, parse_row, read_raw_rows
 from minimind_sft.data.rows import RowEncoder
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Counted up whenever the same rows and settings give other samples, or other files."""
@@ -148,7 +150,7 @@ def _write(target: Path, files: Sequence[Path], rows: RowEncoder, sums: list[str
     try:
         with ExitStack() as stack:
             out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
-            for chunk in _chunks(files, rows, show_progress):
+            for _, chunk in work_on_files(partial(encode_chunk, rows=rows), files, "preparing", show_progress):
                 counts += chunk.counts
                 if counts.bad_rows and bad_rows == "error":
                     refuse_bad_rows(counts)
@@ -166,16 +168,23 @@ def _write(target: Path, files: Sequence[Path], rows: RowEncoder, sums: list[str
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _chunks(files: Sequence[Path], rows: RowEncoder, show_progress: bool) -> Iterator[Chunk]:
-    """All rows of the files, encoded, under a bar that counts bytes where the files are read as they lie there."""
+def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str,
+                  show_progress: bool) -> Iterator[tuple[list[RawRow], T]]:
+    """`map_chunks` over all rows of the files, under a bar that counts bytes where the files are read as they lie
+    there.
+
+    Raises:
+        UserError: for a file that cannot be read.
+        ProcessLost: as `map_chunks`.
+    """
     plain = all(_kind(path) in ("jsonl", "json", "txt") for path in files)
     with tqdm(total=sum(path.stat().st_size for path in files) if plain else None, unit="B" if plain else " rows",
-              unit_scale=True, desc=f"preparing {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
+              unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
               leave=False, disable=not show_progress) as bar:
         raw_rows = chain.from_iterable(map(read_raw_rows, files))
-        for raw, chunk in map_chunks(partial(encode_chunk, rows=rows), raw_rows):
+        for raw, result in map_chunks(work, raw_rows):
             bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))
-            yield chunk
+            yield raw, result
 
 
 @contextmanager

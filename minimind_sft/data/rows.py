@@ -19,6 +19,18 @@ class EncodedRow(NamedTuple):
     was_cut: bool
 
 
+class TracedRow(NamedTuple):
+    """What a row became on its way.
+
+    parsed: a Conversation, or running text.
+    sequences: of a conversation, before anything is cut.
+    """
+
+    parsed: Conversation | str
+    sequences: list[Encoded]
+    encoded: EncodedRow
+
+
 class RowEncoder(Protocol):
     """Makes samples of rows; `settings` is all that decides which."""
 
@@ -27,6 +39,9 @@ class RowEncoder(Protocol):
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
         """What becomes of each row of `(place, row)` pairs."""
+
+    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
+        """As `encode`, with what the row was in between."""
 
 
 class SFTRows:
@@ -49,6 +64,9 @@ class SFTRows:
                          **{f"supervised_{name}": value for name, value in asdict(supervision).items()}}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
+        return _encoded(self.trace(rows))
+
+    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
         parsed: list[Conversation | str | UserError] = []
         for place, row in rows:
             try:
@@ -58,12 +76,15 @@ class SFTRows:
         conversations = [one for one in parsed if isinstance(one, Conversation)]
         sequences = iter(self.template.encode_all(conversations, self.supervision))
         return [self._conversation(one, next(sequences)) if isinstance(one, Conversation)
-                else self._text.encode_text(one) if isinstance(one, str) else one for one in parsed]
+                else self._text.trace_text(one) if isinstance(one, str) else one for one in parsed]
 
     def _conversation(self, conversation: Conversation,
-                      sequences: list[Encoded] | UserError) -> EncodedRow | UserError:
+                      sequences: list[Encoded] | UserError) -> TracedRow | UserError:
         if isinstance(sequences, UserError):
             return sequences
+        return TracedRow(conversation, sequences, self._cut(conversation, sequences))
+
+    def _cut(self, conversation: Conversation, sequences: list[Encoded]) -> EncodedRow:
         fits = all(len(sequence.input_ids) <= self.max_seq_len for sequence in sequences)
         if not fits and self.truncation == "turns":
             sequences = longest_run_of_turns(self.template, conversation, self.max_seq_len, self.supervision)
@@ -87,18 +108,25 @@ class PretrainRows:
         self.settings = {"rows": "text", "tokenizer": tokenizer.fingerprint, "max_seq_len": max_seq_len}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
-        encoded: list[EncodedRow | UserError] = []
+        return _encoded(self.trace(rows))
+
+    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
+        traced: list[TracedRow | UserError] = []
         for place, row in rows:
             try:
-                encoded.append(self.encode_text(parse_text(row, place)))
+                traced.append(self.trace_text(parse_text(row, place)))
             except UserError as error:
-                encoded.append(error)
-        return encoded
+                traced.append(error)
+        return traced
 
-    def encode_text(self, text: str) -> EncodedRow:
+    def trace_text(self, text: str) -> TracedRow:
         ids = [*self.tokenizer.encode_text(text), self.tokenizer.end_of_document_id]
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
-        return EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False)
+        return TracedRow(text, [], EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False))
+
+
+def _encoded(rows: list[TracedRow | UserError]) -> list[EncodedRow | UserError]:
+    return [row.encoded if isinstance(row, TracedRow) else row for row in rows]
 
 
 def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max_seq_len: int,
