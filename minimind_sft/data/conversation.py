@@ -75,15 +75,17 @@ def canonical_row(conversation: Conversation) -> dict:
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
     tools = _tools(row.get("tools"), "tools")
     messages: list[dict] = []
+    roles: list[str] = []
     for turn in turns:
-        _check_role(turn, [message["role"] for message in messages])
+        _check_role(turn, roles)
         messages.append(_message(turn))
-        offered = _tools(turn.values.get("tools"), turn.name("tools"))
-        if offered:
+        roles.append(messages[-1]["role"])
+        offered = turn.values.get("tools")
+        if offered is not None and (offered := _tools(offered, turn.name("tools"))):
             if messages[-1]["role"] != "system" or tools:
                 raise UserError(f"{turn.name('tools')}: expected tools once, in the row or in its system turn")
             tools = offered
-    if all(message["role"] != "assistant" for message in messages):
+    if "assistant" not in roles:
         raise UserError(f"{turns[0].where.partition('[')[0]}: expected at least one assistant turn, found none")
     return Conversation(tuple(messages), tools, place)
 
@@ -103,14 +105,15 @@ def _check_role(turn: SourceTurn, before: list[str]) -> None:
 def _message(turn: SourceTurn) -> dict:
     values = turn.values
     role = values["role"]
-    calls = _tool_calls(values.get("tool_calls"), turn.name("tool_calls"))
+    given = values.get("tool_calls")
+    calls = [] if given is None else _tool_calls(given, turn.name("tool_calls"))
     reasoning = values.get("reasoning_content")
     content = _content(turn, may_be_missing=bool(calls or (reasoning and role == "assistant")))
-    if not isinstance(reasoning, str | None):
+    if reasoning is not None and not isinstance(reasoning, str):
         turn.refuse("reasoning_content", "a string", reasoning)
-    for name, value in (("tool_calls", calls), ("reasoning_content", reasoning)):
-        if value and role != "assistant":
-            raise UserError(f"{turn.name(name)}: expected only in an assistant turn, found in a {role} turn")
+    if role != "assistant" and (calls or reasoning):
+        name = "tool_calls" if calls else "reasoning_content"
+        raise UserError(f"{turn.name(name)}: expected only in an assistant turn, found in a {role} turn")
 
     message: dict[str, Any] = {"role": role, "content": content}
     if reasoning:
@@ -151,6 +154,8 @@ def _content(turn: SourceTurn, may_be_missing: bool) -> str:
 def _is_trained(turn: SourceTurn, role: str) -> bool:
     """By the turn's flag, `train` (true or false) or OpenAI's `weight` (1 or 0); only an assistant's has a say."""
     flags = {name: turn.values[name] for name in ("train", "weight") if turn.values.get(name) is not None}
+    if not flags:
+        return True
     for name, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             turn.refuse(name, "true or false" if name == "train" else "0 or 1", value)

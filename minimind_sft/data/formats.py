@@ -3,9 +3,9 @@
 A turn keeps the names that its fields have in the row, so that an error about it names what the person wrote.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
 
 from minimind_sft.data.reading import describe, parse_json
 from minimind_sft.errors import UserError
@@ -25,8 +25,7 @@ SHAREGPT_ROLES = {
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
-@dataclass(frozen=True)
-class SourceTurn:
+class SourceTurn(NamedTuple):
     """A turn as its row has it, under OpenAI's names, unchecked.
 
     values: role, content and what else there is.
@@ -36,7 +35,7 @@ class SourceTurn:
 
     values: dict
     where: str
-    names: dict[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = MappingProxyType({})
 
     def name(self, key: str) -> str:
         return self.names.get(key) or f"{self.where}.{key}"
