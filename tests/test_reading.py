@@ -183,3 +183,18 @@ def test_names_and_globs_become_files_once_each_in_order(tmp_path):
             find_files([tmp_path / pattern])
     odd = write(tmp_path / "e[1].jsonl", b"{}")
     assert find_files([odd]) == [odd]
+
+
+def test_rows_on_one_line_are_told_apart_by_their_number(tmp_path):
+    file = write(tmp_path / "a.json", b'[{"a": 1}, 2, {"a": 3},\n4, 5]')
+    assert [raw.place.removeprefix(f"{file}:") for raw in read_raw_rows(file)] == [
+        "1", "1 (row 2)", "1 (row 3)", "2", "2 (row 5)"]
+
+
+@pytest.mark.parametrize("text", [b'[{"a": "%s"}]', b'[[%s]]'])
+def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**16)
+    file = write(tmp_path / "a.json", text % (b"[1], " * 300_000))
+    with pytest.raises(UserError, match=r"a\.json:1: expected at most 1 MiB in a row of the array"):
+        rows_or_errors(file)

@@ -239,19 +239,25 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     """The elements of a JSON array, cut out without being parsed, so that each can be wrong for itself."""
-    line, depth, rows = 1, 0, 0
+    line, depth, rows, line_before = 1, 0, 0, 0
     pieces: list[bytes] = []
+    size = 0
     for before, mark in _structure(file, path):
         pieces.append(before)
+        size += len(before)
         depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
+        if size > MAX_ROW_BYTES:
+            raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
         if not ((depth == 1 and mark in (b"[", b",")) or depth <= 0 or mark == b""):
             pieces.append(mark)
             continue
         content = b"".join(pieces)
         stripped = content.strip()
-        place = f"{path}:{line + _lead(content).count(NEWLINE)}"
+        begins = line + _lead(content).count(NEWLINE)
+        place = f"{path}:{begins}" + (f" (row {rows + 1})" if begins == line_before else "")
         line += content.count(NEWLINE)
         pieces.clear()
+        size = 0
         if mark == b"[" and rows == 0 and not stripped.removeprefix(BYTE_ORDER_MARK):
             continue
         if mark == b"":
@@ -260,7 +266,7 @@ def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
                 yield RawRow(place, UserError(f"{place}: {problem}"))
         elif stripped or rows or mark == b",":
             yield RawRow(place, stripped)
-            rows += 1
+            rows, line_before = rows + 1, begins
 
 
 def _structure(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -273,8 +279,9 @@ def _structure(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, bytes]]:
             if not block:
                 yield buffer[start:], b""
                 return
-            if len(buffer) - start > MAX_ROW_BYTES:
-                raise UserError(f"{path}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a string of the array")
+            if len(buffer) - start > MAX_ROW_BYTES:  # no caller would keep a row with such a string
+                yield buffer[start:], b""
+                return
             position = (len(buffer) if token is None else token.start()) - start
             buffer, start = buffer[start:] + block, 0
         elif token[0].startswith(b'"'):
