@@ -139,7 +139,7 @@ def test_rows_of_an_array_are_wrong_one_by_one_and_have_their_line(tmp_path):
 
 
 @pytest.mark.parametrize("text, said", [
-    (b'[{"a": 1}, {"a": 2', [{"a": 1}, "1: the file ends in the middle of this row"]),
+    (b'[{"a": 1}, {"a": 2', [{"a": 1}, "1 (row 2): the file ends in the middle of this row"]),
     (b'[{"a": 1},\n', [{"a": 1}, "2: the file ends in the middle of this row"]),
     (b'[{"a": 1}', ["1: the file ends in the middle of this row"]),
     (b"[]", []),

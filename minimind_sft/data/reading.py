@@ -244,7 +244,7 @@ def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     size = 0
     for before, mark in _structure(file, path):
         pieces.append(before)
-        size += len(before)
+        size += len(before) + len(mark)
         depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
         if size > MAX_ROW_BYTES:
             raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
