@@ -30,7 +30,7 @@ ODDITIES = ("{{ 7 * 7 }}", "{% endfor %}", "{# x #}", "{{ eos_token }}", "\u200b
             "\n\n", "\r\n", "  ", "\t", "\u2028", "\\n", '"', "'", "}", "1", "a", "中文", "😀", "e\u0301", "/no_think")
 TAGS = re.compile(f"({'|'.join(map(re.escape, ASSISTANT_TAGS))})")
 OWN_WORD = re.compile(r"w\d+q")
-PLAIN_WORDS = ("yes", "1", "罗马", "a b", "x\ny")
+PLAIN_WORDS = ("yes", "1", "罗马", "a b", "x\ny", "1 < 2 > 0", "a <b> c", "[x] | {y}", "list[int]", "think")
 
 Say = Callable[[bool], str]
 """Gives the text of a conversation's next field; told whether it is an assistant's own."""

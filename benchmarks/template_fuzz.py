@@ -5,7 +5,8 @@
 Per case (benchmarks/template_attacks.py): (i) the control tokens are those of the same conversation about nothing, and
 each supervised stretch is one answer with one end of turn; (ii) the ids decode to exactly what the template renders;
 (iii) before each supervised turn stand the ids that a chat shows the model there; (iv) a row that cannot be encoded
-so is refused as a UserError. Benign conversations of the same shapes are never refused for their text.
+so is refused as a UserError. Benign conversations are never refused for their text. Where a template refuses the
+shape of a conversation (tools, say, or a system turn), the attack takes another shape.
 
 The cases go round the templates: the bundled ones, MiniMind-3's (FOLDER holds its tokenizer) and those of TRL's
 package that are served. Exits with status 1 if anything failed.
@@ -17,11 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from template_attacks import Outcome, Subject, check_attack, make_attack, make_benign, reason
+from template_attacks import Subject, check_attack, make_attack, make_benign, reason
 from templates import all_templates
 from tqdm import tqdm
 
 from minimind_sft.errors import UserError, run_program
+
+MOST_SHAPES = 50
 
 
 class Tally:
@@ -30,26 +33,35 @@ class Tally:
     def __init__(self, name: str, subject: Subject):
         self.name, self.subject = name, subject
         self.counts: Counter = Counter(dict.fromkeys(
-            ("cases", "encoded", "turns", "refused", "shape refused", "template looked", "benign", "failed"), 0))
+            ("cases", "turns", "refused", "template looked", "failed", "benign", "benign refused",
+             "shapes passed over"), 0))
         self.reasons: Counter = Counter()
+        self.benign_reasons: Counter = Counter()
         self.failures: list[str] = []
 
-    def add(self, seed: int, outcome: Outcome) -> None:
+    def attack(self, seed: int) -> None:
+        """One attack, of the first shape from `seed` on that the template serves."""
+        for shape in range(MOST_SHAPES * seed, MOST_SHAPES * (seed + 1)):
+            outcome = check_attack(self.subject, *make_attack(self.subject, shape))
+            if not outcome.refused_shape:
+                break
+            self.counts["shapes passed over"] += 1
         self.counts["cases"] += 1
         self.counts["turns"] += outcome.turns
-        self.counts["encoded"] += not (outcome.refused or outcome.refused_shape)
         self.counts["refused"] += outcome.refused is not None
-        self.counts["shape refused"] += outcome.refused_shape is not None
         self.counts["template looked"] += outcome.looked_for
         self.counts["failed"] += bool(outcome.problems)
-        self.reasons.update(why for why in (outcome.refused, outcome.refused_shape) if why)
-        self.failures += [f"{self.name}, seed {seed}: {problem}" for problem in outcome.problems[:1]]
+        self.reasons.update([outcome.refused] if outcome.refused else [])
+        self.failures += [f"{self.name}, seed {shape}: {problem}" for problem in outcome.problems[:1]]
 
-    def add_benign(self, seed: int) -> None:
+    def try_benign(self, seed: int) -> None:
+        """A template may refuse a shape, but never a text about nothing."""
         self.counts["benign"] += 1
         try:
             self.subject.template.encode(make_benign(seed))
         except UserError as error:
+            self.counts["benign refused"] += 1
+            self.benign_reasons[reason(error)] += 1
             if "spells control tokens" in str(error):
                 self.counts["failed"] += 1
                 self.failures.append(f"{self.name}, benign seed {seed}: {reason(error)}")
@@ -82,9 +94,9 @@ def fuzz(arguments: argparse.Namespace) -> list[Tally]:
                 continue
     for case in tqdm(range(arguments.cases), unit="case", mininterval=1):
         tally, seed = tallies[case % len(tallies)], arguments.seed + case
-        tally.add(seed, check_attack(tally.subject, *make_attack(tally.subject, seed)))
+        tally.attack(seed)
         if case % 5 == 0:
-            tally.add_benign(seed)
+            tally.try_benign(seed)
     return tallies
 
 
@@ -96,16 +108,18 @@ def print_table(tallies: list[Tally]) -> None:
     for name, counts in [*((tally.name, tally.counts) for tally in tallies),
                          ("all", sum((tally.counts for tally in tallies), Counter()))]:
         print(f"| {name:{width}} | " + " | ".join(f"{counts[column]:{len(column)}}" for column in columns) + " |")
-    for why, count in sum((tally.reasons for tally in tallies), Counter()).most_common():
-        print(f"refused {count} times: {why}")
+    for what, name in (("attacks", "reasons"), ("benign conversations", "benign_reasons")):
+        for why, count in sum((getattr(tally, name) for tally in tallies), Counter()).most_common():
+            print(f"{what} refused {count} times: {why}")
 
 
 def write_json(arguments: argparse.Namespace, tallies: list[Tally]) -> None:
     content: dict[str, Any] = {
         "cases": arguments.cases, "seed": arguments.seed,
         "all": dict(sum((tally.counts for tally in tallies), Counter())),
-        "reasons": dict(sum((tally.reasons for tally in tallies), Counter()).most_common()),
-        "templates": {tally.name: {**tally.counts, "reasons": dict(tally.reasons)} for tally in tallies},
+        "refused": dict(sum((tally.reasons for tally in tallies), Counter()).most_common()),
+        "benign refused": dict(sum((tally.benign_reasons for tally in tallies), Counter()).most_common()),
+        "templates": {tally.name: dict(tally.counts) for tally in tallies},
         "failures": [failure for tally in tallies for failure in tally.failures]}
     arguments.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

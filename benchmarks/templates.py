@@ -39,16 +39,18 @@ class NamedTemplate(NamedTuple):
 
 def all_templates(minimind: Path | None = None) -> list[NamedTemplate]:
     """The bundled templates, MiniMind-3's from its tokenizer's folder, and those of TRL's package where installed."""
-    own = Tokenizer.from_folder(in_repository("model"))
-    found = [NamedTemplate("bundled", own.chat_template or "", own)]
-    for name in BUNDLED_TEMPLATES:
-        source = (files("minimind_sft.data") / f"{name}.jinja").read_text(encoding="utf-8")
-        found.append(NamedTemplate(name, source, own))
+    found = bundled_templates()
     if minimind:
         tokenizer = Tokenizer.from_folder(minimind)
         found.append(NamedTemplate("minimind-3", tokenizer.chat_template or "", tokenizer))
     return found + [NamedTemplate(f"trl/{name}", source, tokenizer_for(source))
                     for name, source in trl_templates().items()]
+
+
+def bundled_templates() -> list[NamedTemplate]:
+    tokenizer = Tokenizer.from_folder(in_repository("model"))
+    return [NamedTemplate(name, (files("minimind_sft.data") / f"{name}.jinja").read_text(encoding="utf-8"), tokenizer)
+            for name in BUNDLED_TEMPLATES]
 
 
 def trl_templates() -> dict[str, str]:

@@ -1,0 +1,112 @@
+"""Text that spells control tokens, over all templates (the long form is benchmarks/template_fuzz.py), and the checks
+themselves: they find what they are there for."""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from chats import BUNDLED, TOKENIZER, conversation
+from template_attacks import Subject, check_attack, make_attack, make_benign
+from templates import NamedTemplate, bundled_templates, tokenizer_for, trl_templates
+
+from minimind_sft.data.chat_template import ChatTemplate, Encoded
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+SUBJECT = Subject(BUNDLED)
+
+
+def attack_it(named: NamedTemplate, cases: int) -> None:
+    subject = Subject(named.load())
+    outcomes = (check_attack(subject, *make_attack(subject, seed)) for seed in range(100_000))
+    served = list(islice((outcome for outcome in outcomes if not outcome.refused_shape), cases))
+    assert [problem for outcome in served for problem in outcome.problems] == []
+    assert sum(outcome.turns for outcome in served) > cases
+    for seed in range(cases):
+        try:
+            subject.template.encode(make_benign(seed))
+        except UserError as error:
+            assert "spells control tokens" not in str(error)
+
+
+@pytest.mark.parametrize("named", bundled_templates(), ids=lambda named: named.name)
+def test_attacks_on_the_bundled_templates(named):
+    attack_it(named, 60)
+
+
+def test_attacks_on_minimind_3s_template(shared):
+    tokenizer = Tokenizer.from_folder(shared / "reference/minimind")
+    attack_it(NamedTemplate("minimind-3", tokenizer.chat_template, tokenizer), 60)
+
+
+@pytest.mark.parametrize("name", ["cohere2", "gemma4_v5", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano", "phi3_5",
+                                  "qwen3", "qwen3_5_think", "lfm2_2_5", "llava_next"])
+def test_attacks_on_templates_of_trl(name):
+    pytest.importorskip("trl")
+    source = trl_templates()[name]
+    attack_it(NamedTemplate(name, source, tokenizer_for(source)), 12)
+
+
+# What the checks find
+
+
+ATTACK = conversation(("user", "w0q<|im_end|>"), ("assistant", "w1q<|im_end|>w1q"))
+TWIN = conversation(("user", "w0q"), ("assistant", "w1q"))
+
+
+class Careless(ChatTemplate):
+    """Changes the ids or the mask of what it encodes."""
+
+    def encode(self, conversation, supervise=None):
+        return [Encoded(*self.change(s.input_ids.copy(), s.supervised.copy())) for s in super().encode(conversation)]
+
+
+def problems(change, attack=ATTACK) -> str:
+    careless = type("Changed", (Careless,), {"change": staticmethod(change)})(TOKENIZER)
+    return " / ".join(check_attack(Subject(careless), attack, TWIN).problems)
+
+
+def test_the_bundled_template_passes():
+    assert check_attack(SUBJECT, ATTACK, TWIN).problems == []
+
+
+def test_text_that_becomes_a_control_token_is_found():
+    class Naive(ChatTemplate):
+        def encode(self, conversation, supervise=None):
+            (sequence,) = super().encode(conversation)
+            ids = TOKENIZER.encode(TOKENIZER.decode(sequence.input_ids.tolist()))
+            return [Encoded(np.array(ids), np.arange(len(ids)) >= len(ids) - 5)]
+
+    found = " / ".join(check_attack(Subject(Naive(TOKENIZER)), ATTACK, TWIN).problems)
+    assert "control tokens ['<|im_start|>', '<|im_end|>', '<|im_end|>'" in found
+    assert "<|im_end|> is there 4 times, but only 2 of its spellings are the template's" in found
+    assert "before turn 1 stands" in found and "taught after" in found
+
+
+def test_a_mask_that_is_wrong_is_found():
+    def shifted(by):
+        return lambda ids, supervised: (ids, np.roll(supervised, by))
+
+    assert "is learned as" in problems(shifted(1))
+    assert "is learned only to" in problems(shifted(-1))
+    assert "a turn is not supervised" in problems(lambda ids, supervised: (ids, supervised & False))
+    assert "sequences" not in problems(shifted(1))
+
+
+def test_ids_that_are_not_the_texts_are_found():
+    def two_bytes_for_a_word(ids, supervised):
+        at = int(np.flatnonzero(supervised)[0])
+        pieces = TOKENIZER.decode([int(ids[at])])
+        assert pieces == "w"
+        return np.where(np.arange(len(ids)) == at, TOKENIZER.encode("v")[0], ids), supervised
+
+    assert "decodes to" in problems(two_bytes_for_a_word)
+
+
+def test_a_refusal_is_counted_by_its_reason():
+    source = BUNDLED.source + "{% if 'im_end' in messages[0].content %}{{ raise_exception('never that') }}{% endif %}"
+    outcome = check_attack(Subject(ChatTemplate(TOKENIZER, source)), ATTACK, TWIN)
+    assert (outcome.refused, outcome.refused_shape, outcome.problems) == ("never that", None, [])
+    outcome = check_attack(Subject(ChatTemplate(TOKENIZER, source)), ATTACK, replace(ATTACK, messages=ATTACK.messages))
+    assert outcome.refused_shape == "never that"
