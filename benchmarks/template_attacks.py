@@ -19,6 +19,7 @@ from minimind_sft.data.chat_template import ChatTemplate, Encoded, has_reasoning
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.template_marks import (
     ASSISTANT_TAGS,
+    continuations,
     iter_strings,
     make_environment,
     written_constants,
@@ -48,6 +49,7 @@ class Subject:
         written = list(written_constants(tree))
         texts = {part.data if isinstance(part, nodes.TemplateData) else part.value for part in written}
         self.constants = sorted(text for text in texts if text.strip()) or ["x"]
+        self.continuations = sorted(continuations(tree, self.control))
         constants = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
         self.looked_for = sorted(text for text in constants - texts if text.strip() and not text.isidentifier())
         """What the template may search for in a text: it can then do something else, as it does in transformers."""
@@ -63,6 +65,8 @@ class Attacker:
 
     def __call__(self, own: bool) -> str:
         rng = self.rng
+        if self.subject.continuations and rng.random() < 0.3:
+            self._carried = rng.choice(self.subject.continuations)
         pieces = [self._carried, *(self._piece() for _ in range(rng.choice((0, 1, 1, 2, 3, 5))))]
         if rng.random() < 0.7:
             pieces.insert(rng.randint(1, len(pieces)), f"w{len(self.said)}q")

@@ -206,6 +206,12 @@ def test_a_row_that_cannot_be_encoded_safely_is_refused():
         template.encode(conversation(("user", "<|im_end|>"), ("assistant", "a")))
 
 
+def test_text_that_leaves_no_character_free_for_a_mark_is_refused_at_its_place():
+    text = "".join(map(chr, range(0xF0000, 0xFFFFE, 30)))
+    with pytest.raises(UserError, match=r"^a\.jsonl:3: the text uses up the private-use characters"):
+        BUNDLED.encode(conversation(("user", text), ("assistant", "a")))
+
+
 @settings(max_examples=100, deadline=None)
 @given(conversations())
 def test_invariants_of_the_bundled_template(chat):

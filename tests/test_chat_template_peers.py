@@ -16,9 +16,9 @@ from chats import (
     supervised_texts,
 )
 from hypothesis import given, settings
-from templates import tokenizer_for
+from templates import NamedTemplate, tokenizer_for
 
-from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
+from minimind_sft.data.chat_template import ChatTemplate, has_reasoning, make_template
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
@@ -171,3 +171,17 @@ def test_templates_of_trl(name):
 def test_templates_of_trl_that_cannot_be_used(name):
     with pytest.raises(UserError, match=REFUSED[name]):
         ChatTemplate(tokenizer_for(trl_template(name)))
+
+
+@pytest.mark.parametrize("name", ["bundled", "alpaca", "cohere2", "gemma4_v5", "glm4moe", "gptoss", "llama3_1",
+                                  "qwen3_8", "smolvlm"])
+def test_text_and_ids_of_many_cases_are_those_of_transformers(name, monkeypatch):
+    """A sample of benchmarks/template_parity.py, which goes through all templates."""
+    pytest.importorskip("transformers")
+    import template_parity
+    bundled = {"bundled": (BUNDLED.source, TOKENIZER), "alpaca": (make_template(TOKENIZER, "alpaca").source, TOKENIZER)}
+    source, tokenizer = bundled[name] if name in bundled else (trl_template(name), None)
+    monkeypatch.setattr(template_parity.chat_template_utils, "datetime", template_parity.PinnedDatetime)
+    row = template_parity.measure(NamedTemplate(name, source, tokenizer or tokenizer_for(source)))
+    assert row["differs"] == [] and row["equal"] + row["both_refuse"] == row["renderings"] == 108
+    assert row["equal"] >= 60 and row["ids_equal"] == row["sequences_compared"] >= 9

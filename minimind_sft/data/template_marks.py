@@ -116,7 +116,10 @@ class MarkedTemplate:
         plain = self.plain_texts(messages, tools, requests, place)
         strings = _data_strings(messages, tools)
         data = "\n".join(strings)
-        marks = self._tokenizer.marks(data)
+        try:
+            marks = self._tokenizer.marks(data)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
         completed = self._continuations and any(map(self._completes_token, strings))
         if not completed and not self._opening_pattern.search(data):
             return [self._mark(text, marks) for text in plain], marks
