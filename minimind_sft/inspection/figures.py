@@ -1,0 +1,99 @@
+"""What both forms of the report say in the same words: lengths in bars, lines of findings, a file's figures."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from minimind_sft.inspection.report import Plan
+from minimind_sft.inspection.tally import KINDS, Finding, Tally
+
+BARS = 12
+LINES_NAMED = 10
+
+
+class Bar(NamedTuple):
+    """The sequences of `first` to `last` tokens; `is_over`: those longer than max_seq_len."""
+
+    first: int
+    last: int
+    count: int
+    is_over: bool
+
+
+def bars(lengths: Counter, max_seq_len: int) -> list[Bar]:
+    """About `BARS` bars of equal width up to the longest, and one for all that is above max_seq_len."""
+    if not lengths:
+        return []
+    top = min(max(lengths), max_seq_len)
+    width = -(-top // BARS)
+    over = sum(count for length, count in lengths.items() if length > max_seq_len)
+    found = []
+    for first in range(1, top + 1, width):
+        last = min(first + width - 1, top)
+        count = sum(count for length, count in lengths.items() if first <= length <= last)
+        found.append(Bar(first, last, count, False))
+    return [*found, Bar(max_seq_len + 1, max(lengths), over, True)] if over else found
+
+
+def quantile(lengths: Counter, share: float) -> int:
+    """The length that `share` of the sequences do not exceed."""
+    left = share * lengths.total()
+    for length in sorted(lengths):
+        left -= lengths[length]
+        if left <= 0:
+            return length
+    return max(lengths)
+
+
+def percent(share: float | None) -> str:
+    """Never rounded up to 100% nor down to 0%."""
+    if share is None:
+        return "-"
+    shown = f"{share:.1%}"
+    if shown == "100.0%":
+        return "100%" if share == 1 else "99.9%"
+    return "0.1%" if shown == "0.0%" and share else shown
+
+
+def rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
+def figures(tally: Tally) -> list[tuple[str, str]]:
+    """(name, value) of everything that is no finding."""
+    counts = tally.counts
+    forms = ", ".join(f"{form} {count:,}" for form, count in tally.forms.most_common())
+    lines = [("rows", f"{tally.usable:,} of {counts.rows:,}" + (f"; by form: {forms}" if forms else ""))]
+    if not tally.lengths:
+        return lines
+    lines.append(("tokens", f"{counts.tokens:,} in {tally.sequences:,} sequences, {counts.supervised:,} supervised "
+                            f"({percent(tally.supervised_share)})"))
+    if tally.turns:
+        lines.append(("answers", f"{tally.turns:,} supervised, {percent(tally.ended_share)} of them with their end of "
+                                 "turn"))
+    if tally.compared:
+        differ = tally.findings["mismatched"].count
+        lines.append(("prompts", f"{tally.compared:,} answers stand after what a chat shows, id for id" if not differ
+                                 else f"{tally.compared:,} answers compared with a chat; {rows(differ)} with other ids"
+                                 ))
+    return lines
+
+
+def lengths_line(lengths: Counter, max_seq_len: int) -> str:
+    return (f"median {quantile(lengths, 0.5):,}, 95% up to {quantile(lengths, 0.95):,}, longest {max(lengths):,} "
+            f"tokens; max_seq_len {max_seq_len:,}")
+
+
+def findings(tally: Tally) -> list[tuple[str, Finding, str]]:
+    """(kind, finding, in words) of what was found at all."""
+    return [(kind, finding, f"{rows(finding.count)} {KINDS[kind].what}")
+            for kind, finding in tally.findings.items() if finding.count]
+
+
+def plan_line(plan: Plan | None) -> str:
+    if plan is None:
+        return "none: there is nothing to train on"
+    held_out = f"; {plan.held_out:,} held out for evaluation" if plan.held_out else ""
+    all_steps = plan.epochs * plan.steps_per_epoch
+    limit = f", stopped by --max_steps {plan.steps:,}" if plan.steps < all_steps else ""
+    return (f"{plan.steps:,}: {plan.epochs} x {plan.steps_per_epoch:,} steps of {plan.samples_per_step} "
+            f"samples{limit} ({plan.samples:,} samples{held_out})")

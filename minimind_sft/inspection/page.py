@@ -1,0 +1,76 @@
+"""The report as one HTML file that needs nothing beside it, not even a script."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+
+from minimind_sft.files import write_atomically
+from minimind_sft.inspection import figures
+from minimind_sft.inspection.report import Part, Report
+from minimind_sft.inspection.shown import ShownRow, Token
+from minimind_sft.inspection.tally import KINDS
+
+PLOT_WIDTH, PLOT_HEIGHT = 1000, 150
+MOST_LINES = 200
+"""Lines named of one finding; a browser is no place for thousands."""
+
+
+class Column(NamedTuple):
+    """A bar of the histogram, in the picture's own units; `label` stands below, `title` shows when one points at it."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    title: str
+    count: str
+    is_over: bool
+
+
+def write_page(path: Path, report: Report, rows: Sequence[ShownRow]) -> None:
+    text = render_page(report, rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def render_page(report: Report, rows: Sequence[ShownRow]) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)
+    source = (files("minimind_sft.inspection") / "page.html.jinja").read_text(encoding="utf-8")
+    parts = [*report.parts, *report.whole]
+    return environment.from_string(source).render(
+        report=report, rows=rows, plan_line=figures.plan_line(report.plan), percent=figures.percent,
+        stretches=stretches, token_count=lambda tokens: sum(len(token.ids) for token in tokens), parts=parts,
+        findings=lambda part: figures.findings(part.tally), figures=lambda part: figures.figures(part.tally),
+        lengths_line=lambda part: figures.lengths_line(part.tally.lengths, report.max_seq_len),
+        columns=lambda part: columns(part, report.max_seq_len), state=state, kinds=KINDS, most=MOST_LINES,
+        plot_width=PLOT_WIDTH, plot_height=PLOT_HEIGHT)
+
+
+def state(part: Part) -> str:
+    """The class of what is said about a part."""
+    return "wrong" if part.wrong else "warning" if part.odd else "fine"
+
+
+def stretches(tokens: Sequence[Token]) -> list[tuple[bool, list[Token]]]:
+    """Tokens in a row that are all supervised, or all not."""
+    return [(supervised, list(group)) for supervised, group in groupby(tokens, key=lambda token: token.supervised)]
+
+
+def columns(part: Part, max_seq_len: int) -> list[Column]:
+    """The histogram of a part's lengths."""
+    bars = figures.bars(part.tally.lengths, max_seq_len)
+    tallest = max((bar.count for bar in bars), default=1)
+    slot = PLOT_WIDTH / max(len(bars), 1)
+    found = []
+    for number, bar in enumerate(bars):
+        height = max(PLOT_HEIGHT * bar.count / tallest, 2 if bar.count else 0)
+        found.append(Column(number * slot + 3, PLOT_HEIGHT - height, slot - 6, height,
+                            f"over {max_seq_len:,}" if bar.is_over else f"{bar.first:,}–{bar.last:,}",
+                            f"{bar.count:,} sequences of {bar.first:,} to {bar.last:,} tokens", f"{bar.count:,}",
+                            bar.is_over))
+    return found

@@ -1,0 +1,199 @@
+"""What was found becomes a report: rows compared with one another, the training's steps, verdicts."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimind_sft.config import TrainConfig
+from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
+from minimind_sft.data.sources import Source
+from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Tally, total
+from minimind_sft.training.loop import planned_steps
+
+TRAINING, EVALUATION = "training", "evaluation"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or all files of a role, and what is wrong with it.
+
+    wrong, odd: in words, what makes it unfit for a training, and what might.
+    """
+
+    name: str
+    role: str
+    tally: Tally
+    wrong: list[str]
+    odd: list[str]
+
+    @property
+    def verdict(self) -> str:
+        odd = ", ".join(self.odd)
+        if self.wrong:
+            return f"wrong: {', '.join(self.wrong)}" + (f"; also {odd}" if odd else "")
+        return f"fine, but {odd}" if odd else "fine"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The training that the settings ask for.
+
+    samples: of an epoch; held_out: kept apart from it for evaluation.
+    """
+
+    steps: int
+    epochs: int
+    steps_per_epoch: int
+    samples_per_step: int
+    samples: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything: `parts` are the files, `whole` all of each role that has several; `plan` None where there is nothing
+    to train on; `strict` says that what is odd counts as wrong."""
+
+    parts: list[Part]
+    whole: list[Part]
+    plan: Plan | None
+    max_seq_len: int
+    strict: bool
+
+    @property
+    def is_fine(self) -> bool:
+        return not any(part.wrong or (self.strict and part.odd) for part in (*self.parts, *self.whole))
+
+    @property
+    def verdict(self) -> str:
+        if self.is_fine:
+            odd = any(part.odd for part in self.parts)
+            return "fine; look at what is said above" if odd else "fine"
+        strict = "" if any(part.wrong for part in self.parts) else " (--strict 1)"
+        bad = [part.name for part in self.parts if part.wrong or (self.strict and part.odd)]
+        return f"not fine to train on{strict}: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; every count is exact, lists of places end after `MOST_PLACES`."""
+        return {
+            "fine": self.is_fine,
+            "verdict": self.verdict,
+            "max_seq_len": self.max_seq_len,
+            "plan": asdict(self.plan) if self.plan else None,
+            "files": [_part_as_json(part) for part in self.parts],
+            "whole": [_part_as_json(part) for part in self.whole],
+        }
+
+
+def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sources: Sequence[Source],
+                config: TrainConfig, ranks: int, strict: bool) -> Report:
+    """Compares the rows of the files, which adds findings to `tallies`, and judges."""
+    training = {path: tallies[path] for source in sources for path in source.files}
+    evaluation = {path: deepcopy(tallies[path]) if path in training else tallies[path]
+                  for source in eval_sources for path in source.files}
+    train_index, eval_index = RowIndex(training), RowIndex(evaluation)
+    train_index.find_duplicates()
+    eval_index.find_duplicates()
+    eval_index.find_in(train_index)
+    roles = {TRAINING: training, EVALUATION: evaluation}
+    parts = [_judged(str(path), role, tally) for role, files in roles.items() for path, tally in files.items()]
+    whole = [_judged(f"all {len(files)} files", role, total(files.values()))
+             for role, files in roles.items() if len(files) > 1]
+    return Report(parts, whole, _plan(tallies, sources, bool(eval_sources), config, ranks), config.max_seq_len, strict)
+
+
+class RowIndex:
+    """The rows of some files by their hashes, each with the file and the line that it stands at."""
+
+    def __init__(self, tallies: dict[Path, Tally]):
+        self._files, self._tallies = list(tallies), list(tallies.values())
+        self._starts = np.cumsum([0, *(sum(map(len, tally.rows)) for tally in self._tallies)])
+        self._lines, self._rows, self._questions = (
+            np.concatenate([np.zeros(0, np.uint64), *(piece for tally in self._tallies
+                                                      for piece in getattr(tally, name))])
+            for name in ("lines", "rows", "questions"))
+
+    def find_duplicates(self) -> None:
+        """Rows that are the same as an earlier one."""
+        first = _first_equal(self._rows, self._rows)
+        again = np.flatnonzero(first != np.arange(len(first)))
+        self._add("duplicated", again, lambda index: f"as {self._place(first[index])}")
+
+    def find_in(self, other: "RowIndex") -> None:
+        """Rows that are among those of the other files, or ask the same as one of them."""
+        same = _first_equal(self._rows, other._rows)
+        self._add("leaked", np.flatnonzero(same >= 0), lambda index: f"as {other._place(same[index])}")
+        asks = _first_equal(self._questions, other._questions)
+        hints = np.flatnonzero((asks >= 0) & (same < 0) & (self._questions != 0))
+        self._add("same_question", hints, lambda index: f"as {other._place(asks[index])}")
+
+    def _add(self, kind: str, indices: np.ndarray, detail: Callable[[int], str]) -> None:
+        for number, tally in enumerate(self._tallies):
+            start, end = np.searchsorted(indices, self._starts[number:number + 2])
+            finding = tally.findings[kind]
+            finding.count += int(end - start)
+            finding.places += [(int(self._lines[index]), detail(index)) for index in indices[start:end][:MOST_PLACES]]
+
+    def _place(self, index: int) -> str:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self._files[number]}:{self._lines[index]}"
+
+
+def _first_equal(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """For each of `wanted` the first index at which `among` has it, or -1."""
+    if not len(among):
+        return np.full(len(wanted), -1)
+    values, first = np.unique(among, return_index=True)
+    at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return np.where(values[at] == wanted, first[at], -1)
+
+
+def _judged(name: str, role: str, tally: Tally) -> Part:
+    found = {"wrong": [], "warning": [], "hint": []}
+    for kind, finding in tally.findings.items():
+        if finding.count:
+            found[KINDS[kind].weight].append(f"{finding.count:,} {KINDS[kind].short}")
+    if not tally.counts.supervised:
+        found["wrong"].append("nothing to learn" if tally.counts.rows else "no rows")
+    return Part(name, role, tally, found["wrong"], found["warning"])
+
+
+def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation: bool, config: TrainConfig,
+          ranks: int) -> Plan | None:
+    """By the trainer's own functions, on datasets of which only the number of samples is known."""
+    counts = [sum(tallies[path].samples for path in source.files) for source in sources]
+    if not all(counts):
+        return None
+    datasets = [ExampleDataset([[]] * count) for count in counts]
+    share = 0.0 if has_evaluation else config.eval_share
+    parts = [hold_out(dataset, share, config.seed) for dataset in datasets]
+    shares = None if sources[0].share is None else [source.share for source in sources]
+    mixture = Mixture([train for train, _ in parts], shares)
+    steps = TrainingSteps(mixture, epochs=config.epochs, seed=config.seed, ranks=ranks,
+                          samples_per_step=config.batch_size * config.accumulation_steps * ranks,
+                          micro_batch_tokens=config.micro_batch_tokens)
+    return Plan(planned_steps(config, steps), config.epochs, steps.steps_per_epoch, steps.samples_per_step,
+                len(mixture), sum(len(held) for _, held in parts if held is not None))
+
+
+def _part_as_json(part: Part) -> dict[str, Any]:
+    tally = part.tally
+    counts = {name: value for name, value in asdict(tally.counts).items() if not isinstance(value, list)}
+    return {
+        "name": part.name, "role": part.role, "verdict": part.verdict, "wrong": part.wrong, "odd": part.odd,
+        **counts,
+        "samples": tally.samples, "sequences": tally.sequences,
+        "supervised_share": tally.supervised_share,
+        "answers": tally.turns, "answers_ended": tally.ended, "end_of_turn_share": tally.ended_share,
+        "prompts_compared": tally.compared,
+        "forms": dict(tally.forms),
+        "lengths": {str(length): tally.lengths[length] for length in sorted(tally.lengths)},
+        "findings": {kind: {"weight": KINDS[kind].weight, "count": finding.count,
+                            "rows": [{"line": line, "detail": detail} for line, detail in finding.places]}
+                     for kind, finding in tally.findings.items()},
+    }

@@ -1,0 +1,119 @@
+"""The report as text for a terminal, in colours where they are wanted."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from minimind_sft.inspection.figures import LINES_NAMED, bars, figures, findings, lengths_line, plan_line
+from minimind_sft.inspection.report import Part, Report
+from minimind_sft.inspection.shown import ShownRow, Token, printable
+from minimind_sft.inspection.tally import KINDS, Tally
+
+BAR_WIDTH = 40
+STYLES = {"wrong": "1;31", "warning": "33", "hint": "36", "fine": "32", "title": "1", "faint": "2",
+          "given": "2", "given control": "35", "supervised": "32", "supervised control": "30;42"}
+"""ANSI's numbers."""
+
+
+class Painter:
+    """Text in colours; without them it comes back as it is."""
+
+    def __init__(self, in_colour: bool):
+        self.in_colour = in_colour
+
+    def __call__(self, style: str, text: str) -> str:
+        if not self.in_colour:
+            return text
+        # Each line by itself, so that a pager that begins in the middle shows the same.
+        return "\n".join(f"\x1b[{STYLES[style]}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
+
+
+def as_text(report: Report, rows: Sequence[ShownRow], most_bad: int, in_colour: bool) -> str:
+    """Args:
+        rows: to show token by token.
+        most_bad: how many bad rows to name, 0: all.
+    """
+    paint = Painter(in_colour)
+    lines = [*_rows(rows, paint)]
+    for part in report.parts:
+        lines += [*_part(part, report.max_seq_len, most_bad, paint), ""]
+    for whole in report.whole:
+        lines += [*_part(whole, report.max_seq_len, most_bad, paint), ""]
+    lines.append(f"{'steps':<12}{plan_line(report.plan)}")
+    lines += [f"{'verdict':<12}{printable(part.name)} ({part.role}): {_verdict(part, paint)}" for part in report.parts]
+    lines.append(f"{'in all':<12}" + paint("fine" if report.is_fine else "wrong", printable(report.verdict)))
+    return "\n".join(lines) + "\n"
+
+
+def _rows(rows: Sequence[ShownRow], paint: Painter) -> Iterator[str]:
+    if not rows:
+        return
+    if paint.in_colour:
+        yield " ".join([paint("supervised", "supervised"), paint("supervised control", "supervised control token"),
+                        paint("given", "not supervised"), paint("given control", "control token")])
+    else:
+        yield "⟦supervised⟧ not supervised ‹control token›"
+    yield ""
+    for row in rows:
+        for number, tokens in enumerate(row.sequences, 1):
+            sequence = f", sequence {number} of {len(row.sequences)}" if len(row.sequences) > 1 else ""
+            count = sum(len(token.ids) for token in tokens)
+            learned = sum(len(token.ids) for token in tokens if token.supervised)
+            yield paint("title", f"{printable(row.place)}{sequence}: {count} tokens, {learned} supervised")
+            yield _painted(tokens, paint)
+            yield ""
+
+
+def _painted(tokens: Sequence[Token], paint: Painter) -> str:
+    pieces = []
+    for supervised, stretch in groupby(tokens, key=lambda token: token.supervised):
+        inner = []
+        for control, group in groupby(stretch, key=lambda token: token.control):
+            for text in ([token.text for token in group] if control else ["".join(token.text for token in group)]):
+                if control and not paint.in_colour:
+                    text = f"‹{text}›"
+                inner.append(paint(("supervised" if supervised else "given") + (" control" if control else ""), text))
+        whole = "".join(inner)
+        pieces.append(f"⟦{whole}⟧" if supervised and not paint.in_colour else whole)
+    return "".join(pieces).rstrip("\n")
+
+
+def _part(part: Part, max_seq_len: int, most_bad: int, paint: Painter) -> Iterator[str]:
+    tally = part.tally
+    yield paint("title", f"{printable(part.name)} ({part.role})")
+    for name, value in figures(tally):
+        yield f"{'  ' + name:<12}{printable(value)}"
+    if tally.lengths:
+        yield f"{'  lengths':<12}{lengths_line(tally.lengths, max_seq_len)}"
+        yield from _histogram(tally, max_seq_len, paint)
+    for kind, finding, words in findings(tally):
+        weight = KINDS[kind].weight
+        yield f"{'  ' + weight:<12}" + paint(weight, words) + ("" if kind == "bad" else _places(finding.places, words))
+        if kind == "bad" and finding.places:
+            shown = finding.places[:most_bad or None]
+            yield from (f"    {printable(error)}" for _, error in shown)
+            if finding.count > len(shown):
+                yield f"    ... and {finding.count - len(shown):,} more (--most 0 prints all, --json has them)"
+    yield f"{'  verdict':<12}{_verdict(part, paint)}"
+
+
+def _places(places: list[tuple[int, str]], words: str) -> str:
+    if not places:
+        return ""
+    named = ", ".join(f"{line} ({printable(detail)})" if detail else str(line) for line, detail in places[:LINES_NAMED])
+    return f": line{'s' if len(places) > 1 else ''} {named}{', ...' if len(places) > LINES_NAMED else ''}"
+
+
+def _histogram(tally: Tally, max_seq_len: int, paint: Painter) -> Iterator[str]:
+    found = bars(tally.lengths, max_seq_len)
+    tallest = max(bar.count for bar in found)
+    width = max(len(f"{bar.last:,}") for bar in found)
+    for bar in found:
+        if bar.is_over:
+            yield paint("warning", f"    {'─' * 2} max_seq_len {max_seq_len:,} {'─' * BAR_WIDTH}")
+        drawn = ("█" * round(BAR_WIDTH * bar.count / tallest)) or ("▏" if bar.count else "")
+        line = f"    {bar.first:>{width},} - {bar.last:>{width},}  {drawn} {bar.count:,}"
+        yield paint("warning", line) if bar.is_over else line
+
+
+def _verdict(part: Part, paint: Painter) -> str:
+    return paint("wrong" if part.wrong else "warning" if part.odd else "fine", part.verdict)
