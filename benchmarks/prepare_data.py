@@ -126,7 +126,7 @@ def table(results: dict[str, list[tuple[float, float]]]) -> dict[str, dict]:
 
 
 class PeakMemory:
-    """The largest sum of the proportional set sizes of a session's processes, looked at ten times a second."""
+    """The largest sum of the proportional set sizes of a session's processes, looked at four times a second."""
 
     def __init__(self, session: int):
         self._session, self._peak, self._stopped = session, 0.0, threading.Event()
@@ -140,7 +140,7 @@ class PeakMemory:
         return self._peak / 1024
 
     def _watch(self) -> None:
-        while not self._stopped.wait(0.1):
+        while not self._stopped.wait(0.25):
             self._peak = max(self._peak, sum(proportional_set_size(process) for process in self._processes()))
 
     def _processes(self) -> Iterator[Path]:
