@@ -99,7 +99,8 @@ class Attacker:
 
 
 class Harmless:
-    """The same fields about nothing: blank where the attack is blank, an assistant's tags where it has them."""
+    """The same fields about nothing: an assistant's tags where it has them, and white space where text begins or ends
+    with it, which some templates cut off in history only, so that the row splits."""
 
     def __init__(self, said: list[str]):
         self.said = said
@@ -109,7 +110,8 @@ class Harmless:
         text, word = self.said[self._next], f"w{self._next}q"
         self._next += 1
         parts = TAGS.split(text) if own else [text]
-        return "".join(part if index % 2 or not part.strip() else word for index, part in enumerate(parts))
+        return "".join(part if index % 2 else part.replace(part.strip(), word, 1) if part.strip() else part
+                       for index, part in enumerate(parts))
 
 
 def make_attack(subject: Subject, seed: int) -> tuple[Conversation, Conversation]:
