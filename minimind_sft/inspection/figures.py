@@ -54,8 +54,8 @@ def percent(share: float | None) -> str:
     return "0.1%" if shown == "0.0%" and share else shown
 
 
-def rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def figures(tally: Tally) -> list[tuple[str, str]]:
@@ -65,16 +65,15 @@ def figures(tally: Tally) -> list[tuple[str, str]]:
     lines = [("rows", f"{tally.usable:,} of {counts.rows:,}" + (f"; by form: {forms}" if forms else ""))]
     if not tally.lengths:
         return lines
-    lines.append(("tokens", f"{counts.tokens:,} in {tally.sequences:,} sequences, {counts.supervised:,} supervised "
-                            f"({percent(tally.supervised_share)})"))
+    lines.append(("tokens", f"{counts.tokens:,} in {counted(tally.sequences, 'sequence')}, {counts.supervised:,} "
+                            f"supervised ({percent(tally.supervised_share)})"))
     if tally.turns:
         lines.append(("answers", f"{tally.turns:,} supervised, {percent(tally.ended_share)} of them with their end of "
                                  "turn"))
     if tally.compared:
         differ = tally.findings["mismatched"].count
-        lines.append(("prompts", f"{tally.compared:,} answers stand after what a chat shows, id for id" if not differ
-                                 else f"{tally.compared:,} answers compared with a chat; {rows(differ)} with other ids"
-                                 ))
+        found = f"{counted(differ, 'row')} with other ids" if differ else "the same ids before all"
+        lines.append(("prompts", f"{counted(tally.compared, 'answer')} compared with a chat: {found}"))
     return lines
 
 
@@ -85,7 +84,7 @@ def lengths_line(lengths: Counter, max_seq_len: int) -> str:
 
 def findings(tally: Tally) -> list[tuple[str, Finding, str]]:
     """(kind, finding, in words) of what was found at all."""
-    return [(kind, finding, f"{rows(finding.count)} {KINDS[kind].what}")
+    return [(kind, finding, f"{counted(finding.count, 'row')} {KINDS[kind].what}")
             for kind, finding in tally.findings.items() if finding.count]
 
 
@@ -95,5 +94,5 @@ def plan_line(plan: Plan | None) -> str:
     held_out = f"; {plan.held_out:,} held out for evaluation" if plan.held_out else ""
     all_steps = plan.epochs * plan.steps_per_epoch
     limit = f", stopped by --max_steps {plan.steps:,}" if plan.steps < all_steps else ""
-    return (f"{plan.steps:,}: {plan.epochs} x {plan.steps_per_epoch:,} steps of {plan.samples_per_step} "
-            f"samples{limit} ({plan.samples:,} samples{held_out})")
+    return (f"{plan.steps:,}: {counted(plan.epochs, 'epoch')} of {counted(plan.steps_per_epoch, 'step')}{limit}; "
+            f"{counted(plan.samples_per_step, 'sample')} a step, {counted(plan.samples, 'sample')} an epoch{held_out}")

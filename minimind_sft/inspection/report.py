@@ -122,7 +122,7 @@ class RowIndex:
         """Rows that are the same as an earlier one."""
         first = _first_equal(self._rows, self._rows)
         again = np.flatnonzero(first != np.arange(len(first)))
-        self._add("duplicated", again, lambda index: f"as {self._place(first[index])}")
+        self._add("duplicated", again, lambda index: f"as {self._place(first[index], self._file(index))}")
 
     def find_in(self, other: "RowIndex") -> None:
         """Rows that are among those of the other files, or ask the same as one of them."""
@@ -139,9 +139,12 @@ class RowIndex:
             finding.count += int(end - start)
             finding.places += [(int(self._lines[index]), detail(index)) for index in indices[start:end][:MOST_PLACES]]
 
-    def _place(self, index: int) -> str:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return f"{self._files[number]}:{self._lines[index]}"
+    def _file(self, index: int) -> Path:
+        return self._files[int(np.searchsorted(self._starts, index, side="right")) - 1]
+
+    def _place(self, index: int, seen_from: Path | None = None) -> str:
+        file, line = self._file(index), self._lines[index]
+        return f"line {line}" if file == seen_from else f"{file}:{line}"
 
 
 def _first_equal(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ KINDS = {
     "empty": Kind("warning", "empty", "with an empty user or system turn, or without text"),
     "not_alternating": Kind("warning", "not alternating", "whose turns do not alternate"),
     "same_question": Kind("hint", "with a question of the training data",
-                          "that ask what a row of the training data asks, with another answer"),
+                          "whose question the training data have too, with another answer"),
 }
 """By name, in the order of reports."""
 

@@ -1,0 +1,348 @@
+"""What the inspector says is true of the data, all of it, and its exit status can be relied on."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chats import BUNDLED, TOKENIZER
+from programs import program, questions, write_rows
+
+from minimind_sft.config import IGNORE_INDEX, PretrainConfig, SFTConfig
+from minimind_sft.data import parallel
+from minimind_sft.data.chat_template import ChatTemplate, Supervision
+from minimind_sft.data.example import Example, make_example
+from minimind_sft.data.prepared import prepare
+from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.sources import find_sources
+from minimind_sft.errors import UserError
+from minimind_sft.inspection import figures
+from minimind_sft.inspection.page import render_page
+from minimind_sft.inspection.report import make_report
+from minimind_sft.inspection.shown import first_rows, shown_tokens
+from minimind_sft.inspection.survey import answer_ends, survey
+from minimind_sft.inspection.terminal import as_text
+
+SCRIPT = "scripts/inspect_data.py"
+ROWS = SFTRows(BUNDLED, 60)
+CONTROL = {TOKENIZER.token_to_id(token) for token in TOKENIZER.control_tokens(BUNDLED.source)}
+
+
+def chat(*said: str, roles: str = "") -> dict:
+    """User and assistant in turns, or who `roles` says: one letter each."""
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return {"conversations": [{"role": names[role], "content": text}
+                              for role, text in zip(roles or "ua" * len(said), said, strict=False)]}
+
+
+FINE = chat("2 + 2?", "4")
+LONG = chat("Count.", "1 2 3 4 5 6 7 8 9 " * 8)
+DEFECTS = [
+    json.dumps(FINE),
+    "{broken",
+    json.dumps({"messages": 5}),
+    json.dumps({"instruction": "Count.", "output": "1 2"}),
+    json.dumps(LONG),
+    json.dumps(chat("Count to a hundred. " * 30, "No.")),
+    json.dumps({"messages": FINE["conversations"], "id": 7}),
+    "",
+    json.dumps(chat("", "Yes?", "", "No?")),
+    json.dumps(chat(" ", "Hi", "Hello", roles="sua")),
+    json.dumps(chat("a", "b", "c", "d", "e", roles="uuaau")),
+    json.dumps({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}),
+    json.dumps({"text": "Running text."}),
+    json.dumps({"text": " \n"}),
+]
+
+
+@pytest.fixture
+def defects(tmp_path) -> Path:
+    path = tmp_path / "defects.jsonl"
+    path.write_text("\n".join(DEFECTS) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def inspect(monkeypatch, capsys):
+    """The program, here: (exit status or error, what it printed)."""
+    specification = importlib.util.spec_from_file_location("inspect_data", Path(__file__).parent.parent / SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+
+    def run(*arguments: object) -> tuple:
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
+        try:
+            status = module.main()
+        except UserError as error:
+            status = str(error)
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def places(tally, kind: str) -> list:
+    finding = tally.findings[kind]
+    assert finding.count == len(finding.places)
+    return finding.places
+
+
+def reported(rows, train: list[Path], evaluation: tuple[Path, ...] = (), config=None, **options):
+    sources = find_sources([str(path) for path in train], "FILE")
+    eval_sources = find_sources([str(path) for path in evaluation], "E") if evaluation else []
+    tallies = survey([*(path for source in sources for path in source.files), *evaluation], rows, **options)
+    return make_report(tallies, sources, eval_sources, config or SFTConfig(max_seq_len=60), 1, False)
+
+
+def test_every_defect_is_found_at_its_line(defects):
+    tally = reported(ROWS, [defects]).parts[0].tally
+    assert [line for line, _ in places(tally, "bad")] == [2, 3]
+    assert places(tally, "bad")[1][1] == f"{defects}:3: messages: expected a list of turns, found 5"
+    assert [line for line, _ in places(tally, "truncated")] == [5]
+    assert places(tally, "dropped") == [(6, "")]
+    assert places(tally, "duplicated") == [(7, "as line 1")]
+    assert places(tally, "empty") == [(9, "turn 1 (user), turn 3 (user)"), (10, "turn 1 (system)"), (14, "no text")]
+    assert places(tally, "not_alternating") == [
+        (11, "turn 2: user after user, turn 4: assistant after assistant, ends with a user turn")]
+    assert tally.forms == {"conversations (role, content)": 6, "instruction, output": 1, "messages (role, content)": 1,
+                           "conversations (from, value)": 1, "text": 2}
+    assert tally.counts.rows == 13 and tally.usable == 10
+    assert not places(tally, "unended") and not places(tally, "leaked")
+    assert (tally.turns, tally.ended) == (10, 9)  # the answer that was cut has none
+    assert reported(ROWS, [defects]).parts[0].verdict == (
+        "wrong: 2 bad; also 1 cut, 1 dropped, 1 duplicated, 3 empty, 1 not alternating")
+
+
+def test_in_many_processes_the_same_is_found(defects, tmp_path, monkeypatch):
+    again = write_rows(tmp_path / "more.jsonl", questions(40))
+    report = reported(ROWS, [defects, again], check_prompts=True)
+    monkeypatch.setattr(parallel, "CHUNK_ROWS", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert reported(ROWS, [defects, again], check_prompts=True).as_json() == report.as_json()
+
+
+def test_the_counts_are_those_of_the_trainer(defects, tmp_path, inspect):
+    status, printed = inspect(defects, "--json", "--max_seq_len", 60)
+    assert status == 1
+    counts = prepare([defects], ROWS, tmp_path / "prepared", bad_rows="skip").counts
+    (part,) = json.loads(printed)["files"]
+    for name in ("rows", "truncated", "tokens", "supervised", "dropped_rows", "bad_rows"):
+        assert part[name] == getattr(counts, name), name
+    assert [row["detail"] for row in part["findings"]["bad"]["rows"]] == counts.bad
+    assert sum(part["lengths"].values()) == part["sequences"] + part["dropped_rows"] == 11
+
+
+def test_rows_of_an_array_that_share_a_line_are_told_apart(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{json.dumps(FINE)}, 5, {json.dumps(LONG)}, {{"text": 3}}]', encoding="utf-8")
+    tally = reported(ROWS, [path]).parts[0].tally
+    assert [error.partition(":1: ")[2] for _, error in places(tally, "bad")] == [
+        "expected one JSON object per row, found 5", "text: expected a string, found 3"]
+    assert tally.counts.truncated == 1 and tally.usable == 2
+
+
+def test_rows_of_both_files_are_leaked_and_same_questions_a_hint(tmp_path):
+    train = [write_rows(tmp_path / "a.jsonl", questions(3)), write_rows(tmp_path / "b.jsonl", [FINE, *questions(1)])]
+    held_out = write_rows(tmp_path / "e.jsonl", [chat("New?", "Yes."), chat("Say 1.", "No."), FINE,
+                                                 chat("Be short.", "Say 1.", "1", roles="sua")])
+    report = reported(ROWS, train, (held_out,))
+    first, second, evaluation = report.parts
+    assert places(second.tally, "duplicated") == [(2, f"as {train[0]}:1")]
+    assert places(evaluation.tally, "leaked") == [(3, f"as {train[1]}:1")]
+    assert places(evaluation.tally, "same_question") == [(2, f"as {train[0]}:2")]
+    assert (first.verdict, evaluation.verdict) == ("fine", "wrong: 1 also in the training data")
+    assert [part.name for part in report.whole] == ["all 2 files"]
+    assert report.whole[0].tally.counts.rows == 5 and report.whole[0].odd == ["1 duplicated"]
+    assert not report.is_fine and report.verdict == f"not fine to train on: {held_out}"
+
+
+def test_a_file_that_is_evaluated_on_itself_is_leaked_once(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", [*questions(3), *questions(1)])
+    train, evaluation = reported(ROWS, [data], (data,)).parts
+    assert train.verdict == "fine, but 1 duplicated"
+    assert evaluation.verdict == "wrong: 4 also in the training data; also 1 duplicated"
+
+
+def test_the_steps_are_those_of_the_trainer(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(40))
+    config = SFTConfig(max_seq_len=60, epochs=3, batch_size=8, accumulation_steps=2, eval_share=0.1)
+    sources, tallies = find_sources([str(data)], "FILE"), survey([data], ROWS)
+    plan = make_report(tallies, sources, [], config, 2, False).plan
+    # 4 held out, 36 in steps of 8 * 2 * 2
+    assert (plan.held_out, plan.samples, plan.samples_per_step, plan.steps_per_epoch, plan.steps) == (4, 36, 32, 2, 6)
+    assert make_report(tallies, sources, sources, config, 2, False).plan.samples == 40
+    limited = SFTConfig(max_seq_len=60, epochs=3, max_steps=4)
+    assert make_report(tallies, sources, [], limited, 1, False).plan.steps == 4
+
+
+def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", [{"text": "1" * 25}, {"text": "1 2"}, {"conversations": []}])
+    (part,) = reported(PretrainRows(TOKENIZER, 10), [data],
+                       config=PretrainConfig(max_seq_len=10, eval_share=0.0)).parts
+    assert part.tally.samples == 4 and part.tally.lengths[10] == 2  # 26 tokens: 10, 10 and 8, one shared each
+    assert part.tally.forms == {"text": 2} and part.tally.turns == 0
+    assert part.tally.supervised_share == 1 and part.tally.ended_share is None
+
+
+def test_an_end_of_turn_that_is_missing_though_nothing_is_cut_is_wrong(tmp_path):
+    class Unended(SFTRows):
+        def _cut(self, conversation, sequences):
+            (sequence,) = sequences
+            supervised = sequence.supervised & (sequence.input_ids != BUNDLED.end_of_turn_id)
+            return EncodedRow([[make_example(sequence.input_ids, supervised)]], False)
+
+    data = write_rows(tmp_path / "a.jsonl", [chat("a", "b", "c", "d"), chat("a", "b")])
+    (part,) = reported(Unended(BUNDLED, 60), [data]).parts
+    assert places(part.tally, "unended") == [(1, "2 of its answers"), (2, "1 of its answers")]
+    assert part.verdict == "wrong: 2 without an end of turn"
+    assert (part.tally.turns, part.tally.ended) == (3, 0)
+
+
+def test_ends_of_answers_are_counted_by_the_labels():
+    labels = np.array([IGNORE_INDEX, 7, 2, 2, IGNORE_INDEX, 8, IGNORE_INDEX, 9], np.int32)
+    assert answer_ends(Example(labels, labels), 2) == (2, 2, True)
+    assert answer_ends(Example(labels[:5], labels[:5]), 2) == (2, 0, False)
+
+
+@pytest.mark.parametrize(("supervision", "answers"), [
+    (Supervision(prompt=True), 3), (Supervision("last"), 2), (Supervision("last", prompt=True), 2)])
+def test_answers_are_counted_whatever_else_is_learned(tmp_path, supervision, answers):
+    data = write_rows(tmp_path / "a.jsonl", [chat("a", "b", "c", "d"), chat("a", "b")])
+    (part,) = reported(SFTRows(BUNDLED, 60, supervision=supervision), [data]).parts
+    assert (part.tally.turns, part.tally.ended) == (answers, answers) and part.verdict == "fine"
+
+
+def test_a_prompt_that_is_not_a_chat_s_is_wrong(tmp_path, monkeypatch, inspect):
+    data = write_rows(tmp_path / "a.jsonl", questions(3))
+    status, printed = inspect(data, "--check_prompts", 1)
+    assert status == 0 and "3 answers compared with a chat: the same ids before all" in printed
+    monkeypatch.setattr(ChatTemplate, "prompt_mismatches",
+                        lambda self, one: ["it differs"] if one.place.endswith(":2") else [])
+    status, printed = inspect(data, "--check_prompts", 1)
+    assert status == 1 and "1 row taught after other ids than a chat shows: line 2 (it differs)" in printed
+    assert inspect(data)[0] == 0
+
+
+def test_exit_statuses(tmp_path, defects, inspect):
+    fine = write_rows(tmp_path / "fine.jsonl", questions(3))
+    twice = write_rows(tmp_path / "twice.jsonl", [*questions(2), *questions(1)])
+    empty, binary = tmp_path / "empty.jsonl", tmp_path / "binary.jsonl"
+    empty.write_bytes(b"")
+    binary.write_bytes(bytes(range(255, -1, -1)) * 9)
+    assert inspect(fine)[0] == inspect(fine, "--strict", 1)[0] == inspect(twice)[0] == 0
+    assert inspect(twice, "--strict", 1)[0] == 1
+    assert inspect(fine, "--eval_data_path", fine)[0] == 1
+    status, printed = inspect(empty)
+    assert status == 1 and "wrong: no rows" in printed and "none: there is nothing to train on" in printed
+    status, printed = inspect(binary)
+    assert status == 1 and f"{binary}:1: not valid UTF-8" in printed and "nothing to learn" in printed
+    assert inspect(fine, "--max_seq_len", 5)[0] == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["nowhere.jsonl"], "FILE nowhere.jsonl: no such file"),
+    (["."], "FILE .: expected a file, found a folder"),
+    ([], "the following arguments are required: FILE"),
+    ([SCRIPT], "expected a file named *.jsonl"),
+    (["dataset/sft_demo.jsonl", "--ranks", "0"], "--ranks is 0, expected at least 1"),
+    (["dataset/sft_demo.jsonl", "--rows", "text", "--check_prompts", "1"], "--check_prompts: expected only with"),
+    (["dataset/sft_demo.jsonl", "--html", "dataset"], "--html dataset: expected a file to write, found a folder"),
+    (["dataset/sft_demo.jsonl", "--eval_data_path", "dataset/sft_demo_heldout.jsonl:2"], "expected files without sh"),
+])
+def test_what_cannot_be_used_is_told_before_anything_is_read(arguments, message, inspect, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    status, printed = inspect(*arguments)
+    assert message in status and printed == ""
+
+
+def test_bad_rows_are_listed_as_many_as_wanted(tmp_path, inspect):
+    data = write_rows(tmp_path / "a.jsonl", [{"text": number} for number in range(120)])
+    assert inspect(data)[1].count(": text: expected a string") == 100
+    assert "... and 20 more (--most 0 prints all, --json has them)" in inspect(data)[1]
+    assert inspect(data, "--most", 0)[1].count(": text: expected a string") == 120
+    (part,) = json.loads(inspect(data, "--json")[1])["files"]
+    assert len(part["findings"]["bad"]["rows"]) == part["findings"]["bad"]["count"] == 120
+
+
+def test_the_first_rows_without_colour(tmp_path, inspect):
+    data = write_rows(tmp_path / "a.jsonl", [{"text": 1}, chat("龘 a", " b  c\t<|im_end|>\n\x1b[31m\u202e")])
+    printed = inspect(data, "--show", 1)[1]
+    assert (":2: 35 tokens, 20 supervised\n"
+            "‹<|im_start|>›user↵\n龘 a‹<|im_end|>›↵\n‹<|im_start|>›assistant↵\n‹<think>›↵\n↵\n‹</think>›↵\n↵\n"
+            "⟦·b··c⇥<|im_end|>↵\n⟨U+001B⟩[31m⟨U+202E⟩‹<|im_end|>›⟧\n") in printed.replace(str(data), "")
+    assert "\x1b" not in printed
+    assert "supervised⟧" not in inspect(data, "--show", 0)[1]
+
+
+def test_bytes_of_one_character_are_shown_together():
+    example = ROWS.encode([("", chat("龘", "龘"))])[0].samples[0][0]
+    tokens = shown_tokens(ROWS, example, CONTROL)
+    # The line end after the last end of turn is neither an input nor a label.
+    assert [one for token in tokens for one in token.ids] == example.input_ids.tolist()
+    assert [(token.text, len(token.ids), token.supervised) for token in tokens if "龘" in token.text] == [
+        ("龘", 2, False), ("龘", 2, True)]
+
+
+DROPS_REASONING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_every_sequence_of_a_row_is_shown(tmp_path):
+    rows = SFTRows(ChatTemplate(TOKENIZER, DROPS_REASONING), 60)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "why"}] * 2
+    data = write_rows(tmp_path / "a.jsonl", [{"messages": turns}])
+    report = reported(rows, [data])
+    (row,) = first_rows({data: report.parts[0].tally}, rows, 3)
+    assert len(row.sequences) == 2
+    assert ", sequence 2 of 2: " in as_text(report, [row], 0, False)
+    assert ", sequence 2 of 2: " in re.sub(r"\s+", " ", render_page(report, [row]))
+
+
+def test_colours_are_for_terminals_that_want_them(tmp_path, inspect, monkeypatch):
+    data = write_rows(tmp_path / "a.jsonl", questions(1))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" not in inspect(data)[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    printed = inspect(data)[1]
+    assert "\x1b[32mIt is 0.\x1b[0m\x1b[30;42m<|im_end|>\x1b[0m" in printed and "⟦" not in printed
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in inspect(data)[1]
+
+
+def test_the_page_escapes_the_data_and_needs_nothing_else(tmp_path, inspect):
+    evil = "<script>alert(1)</script>"
+    data = write_rows(tmp_path / "<b>.jsonl", [chat(evil, f"{evil}\"' onload=x"), {f"<img src=x {evil}>": 1}])
+    inspect(data, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "<img" not in page and "<b>.jsonl" not in page
+    assert "&lt;script&gt;" in page and "found a row with &lt;img src=x" in page
+    assert not re.search(r"(src|href)\s*=\s*[\"']|url\(|@import|https?:", page)
+    assert f'title="{BUNDLED.end_of_turn_id}"&gt;'.replace("&gt;", ">") in page
+    assert "prefers-color-scheme: dark" in page and "<svg" in page
+
+
+def test_lengths_in_bars():
+    lengths = Counter({1: 3, 12: 2, 13: 1, 30: 4})
+    found = figures.bars(lengths, 24)
+    assert [(bar.first, bar.last) for bar in found[:2]] == [(1, 2), (3, 4)] and len(found) == 13
+    assert [bar.count for bar in found] == [3, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 4]
+    assert found[-1] == (25, 30, 4, True) and found[-2].last == 24
+    assert [bar[:3] for bar in figures.bars(lengths, 1000)][-1] == (28, 30, 4)
+    assert figures.bars(Counter(), 9) == []
+    assert [figures.quantile(lengths, share) for share in (0, 0.3, 0.5, 0.6, 1)] == [1, 1, 12, 13, 30]
+    assert [figures.percent(share) for share in (None, 0, 0.00001, 0.5, 0.99999, 1)] == [
+        "-", "0.0%", "0.1%", "50.0%", "99.9%", "100%"]
+
+
+def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
+    command, options = program(SCRIPT, "dataset/sft_demo_heldout.jsonl", defects, "--show", 420)
+    piped = f"set -o pipefail; {shlex.join(command)} | head -1"  # more than a pipe holds
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, timeout=60, **options)
+    assert (done.returncode, done.stderr) == (1, "") and done.stdout == "⟦supervised⟧ not supervised ‹control token›\n"
