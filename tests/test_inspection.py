@@ -89,7 +89,7 @@ def inspect(monkeypatch, capsys):
 def places(tally, kind: str) -> list:
     finding = tally.findings[kind]
     assert finding.count == len(finding.places)
-    return finding.places
+    return [(position.line, detail) for position, detail in finding.places]
 
 
 def reported(rows, train: list[Path], evaluation: tuple[Path, ...] = (), config=None, **options):
@@ -139,11 +139,14 @@ def test_the_counts_are_those_of_the_trainer(defects, tmp_path, inspect):
 
 def test_rows_of_an_array_that_share_a_line_are_told_apart(tmp_path):
     path = tmp_path / "a.json"
-    path.write_text(f'[{json.dumps(FINE)}, 5, {json.dumps(LONG)}, {{"text": 3}}]', encoding="utf-8")
+    path.write_text(f'[{json.dumps(FINE)}, 5, {json.dumps(LONG)}, {{"text": 3}}, {json.dumps(FINE)}]', encoding="utf-8")
     tally = reported(ROWS, [path]).parts[0].tally
-    assert [error.partition(":1: ")[2] for _, error in places(tally, "bad")] == [
-        "expected one JSON object per row, found 5", "text: expected a string, found 3"]
-    assert tally.counts.truncated == 1 and tally.usable == 2
+    assert [error for _, error in places(tally, "bad")] == [
+        f"{path}:1 (row 2): expected one JSON object per row, found 5",
+        f"{path}:1 (row 4): text: expected a string, found 3"]
+    assert tally.findings["truncated"].places[0][0] == (1, 3) and tally.findings["bad"].places[1][0] == (1, 4)
+    assert tally.findings["duplicated"].places == [((1, 5), "as line 1")]
+    assert tally.usable == 3
 
 
 def test_rows_of_both_files_are_leaked_and_same_questions_a_hint(tmp_path):
@@ -222,7 +225,7 @@ def test_a_prompt_that_is_not_a_chat_s_is_wrong(tmp_path, monkeypatch, inspect):
     status, printed = inspect(data, "--check_prompts", 1)
     assert status == 0 and "3 answers compared with a chat: the same ids before all" in printed
     monkeypatch.setattr(ChatTemplate, "prompt_mismatches",
-                        lambda self, one: ["it differs"] if one.place.endswith(":2") else [])
+                        lambda self, one: [f"{one.place}: it differs"] if one.place.endswith(":2") else [])
     status, printed = inspect(data, "--check_prompts", 1)
     assert status == 1 and "1 row taught after other ids than a chat shows: line 2 (it differs)" in printed
     assert inspect(data)[0] == 0

@@ -12,7 +12,7 @@ from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
 from minimind_sft.data.sources import Source
-from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Tally, total
+from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Position, Tally, total
 from minimind_sft.training.loop import planned_steps
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -79,7 +79,8 @@ class Report:
         return f"not fine to train on{strict}: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; every count is exact, lists of places end after `MOST_PLACES`."""
+        """For machines; every count is exact, lists of places end after `MOST_PLACES`. A `row` is 0 where the line says
+        enough."""
         return {
             "fine": self.is_fine,
             "verdict": self.verdict,
@@ -113,10 +114,11 @@ class RowIndex:
     def __init__(self, tallies: dict[Path, Tally]):
         self._files, self._tallies = list(tallies), list(tallies.values())
         self._starts = np.cumsum([0, *(sum(map(len, tally.rows)) for tally in self._tallies)])
-        self._lines, self._rows, self._questions = (
-            np.concatenate([np.zeros(0, np.uint64), *(piece for tally in self._tallies
-                                                      for piece in getattr(tally, name))])
-            for name in ("lines", "rows", "questions"))
+        pieces = {name: [piece for tally in self._tallies for piece in getattr(tally, name)]
+                  for name in ("positions", "rows", "questions")}
+        self._positions = np.concatenate([np.zeros((0, 2), np.uint32), *pieces["positions"]])
+        self._rows, self._questions = (np.concatenate([np.zeros(0, np.uint64), *pieces[name]])
+                                       for name in ("rows", "questions"))
 
     def find_duplicates(self) -> None:
         """Rows that are the same as an earlier one."""
@@ -137,14 +139,17 @@ class RowIndex:
             start, end = np.searchsorted(indices, self._starts[number:number + 2])
             finding = tally.findings[kind]
             finding.count += int(end - start)
-            finding.places += [(int(self._lines[index]), detail(index)) for index in indices[start:end][:MOST_PLACES]]
+            finding.places += [(self._position(index), detail(index)) for index in indices[start:end][:MOST_PLACES]]
+
+    def _position(self, index: int) -> Position:
+        return Position(*self._positions[index].tolist())
 
     def _file(self, index: int) -> Path:
         return self._files[int(np.searchsorted(self._starts, index, side="right")) - 1]
 
     def _place(self, index: int, seen_from: Path | None = None) -> str:
-        file, line = self._file(index), self._lines[index]
-        return f"line {line}" if file == seen_from else f"{file}:{line}"
+        file, position = self._file(index), self._position(index)
+        return f"line {position}" if file == seen_from else f"{file}:{position}"
 
 
 def _first_equal(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -197,6 +202,7 @@ def _part_as_json(part: Part) -> dict[str, Any]:
         "forms": dict(tally.forms),
         "lengths": {str(length): tally.lengths[length] for length in sorted(tally.lengths)},
         "findings": {kind: {"weight": KINDS[kind].weight, "count": finding.count,
-                            "rows": [{"line": line, "detail": detail} for line, detail in finding.places]}
+                            "rows": [{**position._asdict(), "detail": detail}
+                                     for position, detail in finding.places]}
                      for kind, finding in tally.findings.items()},
     }

@@ -18,7 +18,7 @@ from minimind_sft.data.prepared import work_on_files
 from minimind_sft.data.reading import RawRow, parse_row
 from minimind_sft.data.rows import PretrainRows, SFTRows, TracedRow
 from minimind_sft.errors import UserError
-from minimind_sft.inspection.tally import Tally
+from minimind_sft.inspection.tally import Position, Tally, split_place
 
 
 def survey(files: Sequence[Path], rows: SFTRows | PretrainRows, check_prompts: bool = False,
@@ -48,68 +48,61 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
             errors[number] = error
     traced = zip(readable, rows.trace(readable), _answers(rows, readable), strict=True)
     tallies: dict[str, Tally] = {}
-    hashes: dict[str, list[tuple[int, int, int]]] = {}
+    found: dict[str, list[tuple[Position, int, int]]] = {}
     for number, raw in enumerate(raw_rows):
-        name, line = split_place(raw.place)
+        name, position = split_place(raw.place)
         tally = tallies.setdefault(name, Tally())
         if number in errors:
-            _add_bad(tally, raw.place, errors[number])
+            _add_bad(tally, raw.place, position, errors[number])
             continue
         (_, row), trace, answers = next(traced)
         if isinstance(trace, UserError):
-            _add_bad(tally, raw.place, trace)
+            _add_bad(tally, raw.place, position, trace)
             continue
-        _add_row(tally, raw.place, row, trace, rows.max_seq_len)
+        _add_row(tally, raw.place, position, row, trace)
         if isinstance(trace.parsed, Conversation):
-            _add_answers(tally, line, trace, answers, rows)
+            _add_answers(tally, position, trace, answers, rows)
             if check_prompts:
-                _compare_prompts(tally, line, trace.parsed, rows)
-        hashes.setdefault(name, []).append((line, *_hashes(trace.parsed)))
-    for name, found in hashes.items():
-        columns = zip(*found, strict=True)
-        for pieces, column in zip((tallies[name].lines, tallies[name].rows, tallies[name].questions), columns,
-                                  strict=True):
-            pieces.append(np.array(column, np.uint64))
+                _compare_prompts(tally, position, trace.parsed, rows)
+        found.setdefault(name, []).append((position, *_hashes(trace.parsed)))
+    for name, of_file in found.items():
+        positions, hashes, questions = zip(*of_file, strict=True)
+        tallies[name].positions.append(np.array(positions, np.uint32))
+        tallies[name].rows.append(np.array(hashes, np.uint64))
+        tallies[name].questions.append(np.array(questions, np.uint64))
     return tallies
 
 
-def split_place(place: str) -> tuple[str, int]:
-    """`file:line` as (file, line)."""
-    name, _, line = place.rpartition(":")
-    return name, int(line)
-
-
-def _add_bad(tally: Tally, place: str, error: UserError) -> None:
+def _add_bad(tally: Tally, place: str, position: Position, error: UserError) -> None:
     tally.counts.add(place, error)
-    tally.findings["bad"].add(split_place(place)[1], str(error))
+    tally.findings["bad"].add(position, str(error))
 
 
-def _add_row(tally: Tally, place: str, row: dict, trace: TracedRow, max_seq_len: int) -> None:
+def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: TracedRow) -> None:
     encoded = trace.encoded
-    line = split_place(place)[1]
     tally.counts.add(place, encoded)
     tally.samples += len(encoded.samples)
     tally.sequences += sum(map(len, encoded.samples))
     tally.forms[form_name(row)] += 1
     if not encoded.samples:
-        tally.findings["dropped"].add(line)
+        tally.findings["dropped"].add(position)
     elif encoded.was_cut:
         longest = max(len(sequence.input_ids) for sequence in trace.sequences)
-        tally.findings["truncated"].add(line, f"{longest:,} tokens")
+        tally.findings["truncated"].add(position, f"{longest:,} tokens")
     if isinstance(trace.parsed, str):
         tally.lengths.update(len(one.labels) + 1 for sample in encoded.samples for one in sample)
         if not trace.parsed.strip():
-            tally.findings["empty"].add(line, "no text")
+            tally.findings["empty"].add(position, "no text")
         return
     tally.lengths.update(len(sequence.input_ids) for sequence in trace.sequences)
     messages = trace.parsed.messages
     empty = [f"turn {number} ({message['role']})" for number, message in enumerate(messages, 1)
              if message["role"] in ("user", "system") and not message["content"].strip()]
     if empty:
-        tally.findings["empty"].add(line, ", ".join(empty))
+        tally.findings["empty"].add(position, ", ".join(empty))
     broken = list(_broken_alternations([message["role"] for message in messages]))
     if broken:
-        tally.findings["not_alternating"].add(line, ", ".join(broken))
+        tally.findings["not_alternating"].add(position, ", ".join(broken))
 
 
 def _broken_alternations(roles: list[str]) -> Iterator[str]:
@@ -128,7 +121,7 @@ def _answers(rows: SFTRows | PretrainRows, readable: list[tuple[str, dict]]) -> 
                    replace(rows.supervision, prompt=False)).trace(readable)
 
 
-def _add_answers(tally: Tally, line: int, trace: TracedRow, answers: TracedRow | None, rows: SFTRows) -> None:
+def _add_answers(tally: Tally, position: Position, trace: TracedRow, answers: TracedRow | None, rows: SFTRows) -> None:
     """Counts answers and their ends by the labels that are trained on."""
     encoded = (answers or trace).encoded
     cuts_tails = encoded.was_cut and rows.truncation == "tail"
@@ -139,7 +132,7 @@ def _add_answers(tally: Tally, line: int, trace: TracedRow, answers: TracedRow |
         tally.ended += ended
         missing += unended - (cut_here and cuts_tails and len(example.labels) == rows.max_seq_len - 1)
     if missing:
-        tally.findings["unended"].add(line, f"{missing} of its answers")
+        tally.findings["unended"].add(position, f"{missing} of its answers")
 
 
 def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
@@ -153,11 +146,15 @@ def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
     return int(np.count_nonzero(ended)), int(np.count_nonzero(open_ends)), bool(open_ends[-1])
 
 
-def _compare_prompts(tally: Tally, line: int, conversation: Conversation, rows: SFTRows) -> None:
+def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, rows: SFTRows) -> None:
     tally.compared += sum(message["role"] == "assistant" for message in conversation.messages)
-    mismatches = rows.template.prompt_mismatches(conversation)
+    try:
+        mismatches = rows.template.prompt_mismatches(conversation)
+    except UserError as error:  # a chat cannot be shown what was taught
+        mismatches = [str(error)]
     if mismatches:
-        tally.findings["mismatched"].add(line, "; ".join(mismatches))
+        prefix = f"{conversation.place}: "
+        tally.findings["mismatched"].add(position, "; ".join(one.removeprefix(prefix) for one in mismatches))
 
 
 def _hashes(parsed: Conversation | str) -> tuple[int, int]:

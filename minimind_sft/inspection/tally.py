@@ -1,5 +1,6 @@
 """What is counted while the rows of a file pass by, in memory that hardly grows with them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -43,16 +44,34 @@ MOST_BAD = 100_000
 """The lines of bad rows are what the report is for; yet a file that is nothing else must not fill the memory."""
 
 
+class Position(NamedTuple):
+    """Where a row stands in its file: the line that it begins at, and which row it is if there are several in a line,
+    else 0."""
+
+    line: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.line} (row {self.row})" if self.row else str(self.line)
+
+
+def split_place(place: str) -> tuple[str, Position]:
+    """`file:line` or `file:line (row n)` as the file's name and the position in it."""
+    match = re.fullmatch(r"(.*):(\d+)(?: \(row (\d+)\))?", place, re.DOTALL)
+    assert match, place
+    return match[1], Position(int(match[2]), int(match[3] or 0))
+
+
 @dataclass
 class Finding:
-    """Rows of one kind: how many, and the first of them as (line, what about it)."""
+    """Rows of one kind: how many, and the first of them, each with what there is to say about it."""
 
     count: int = 0
-    places: list[tuple[int, str]] = field(default_factory=list)
+    places: list[tuple[Position, str]] = field(default_factory=list)
 
-    def add(self, line: int, detail: str = "") -> None:
+    def add(self, position: Position, detail: str = "") -> None:
         self.count += 1
-        self.places.append((line, detail))
+        self.places.append((position, detail))
 
     def merge(self, other: "Finding", most: int) -> None:
         self.count += other.count
@@ -68,8 +87,8 @@ class Tally:
     samples, sequences: that are trained on.
     turns, ended: answers with a supervised token; those of them whose end-of-turn token is supervised.
     compared: answers whose prompt was compared with that of a chat.
-    lines, rows, questions: of each usable row, as arrays in pieces: its line, the hash of all of it, and that of
-        all but the assistant's turns (0 for running text).
+    positions, rows, questions: of each usable row, as arrays in pieces: where it is, [n, 2], the hash of all of it,
+        [n], and that of all but the assistant's turns, [n] (0 for running text).
     """
 
     counts: DatasetCounts = field(default_factory=DatasetCounts)
@@ -81,7 +100,7 @@ class Tally:
     ended: int = 0
     compared: int = 0
     findings: dict[str, Finding] = field(default_factory=lambda: {kind: Finding() for kind in KINDS})
-    lines: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     questions: list[np.ndarray] = field(default_factory=list)
 
@@ -89,7 +108,7 @@ class Tally:
         self.add_figures(other)
         for kind, finding in other.findings.items():
             self.findings[kind].merge(finding, MOST_BAD if kind == "bad" else MOST_PLACES)
-        self.lines += other.lines
+        self.positions += other.positions
         self.rows += other.rows
         self.questions += other.questions
         return self

@@ -6,7 +6,7 @@ from itertools import groupby
 from minimind_sft.inspection.figures import LINES_NAMED, bars, figures, findings, lengths_line, plan_line
 from minimind_sft.inspection.report import Part, Report
 from minimind_sft.inspection.shown import ShownRow, Token, printable
-from minimind_sft.inspection.tally import KINDS, Tally
+from minimind_sft.inspection.tally import KINDS, Position, Tally
 
 BAR_WIDTH = 40
 STYLES = {"wrong": "1;31", "warning": "33", "hint": "36", "fine": "32", "title": "1", "faint": "2",
@@ -87,7 +87,7 @@ def _part(part: Part, max_seq_len: int, most_bad: int, paint: Painter) -> Iterat
         yield from _histogram(tally, max_seq_len, paint)
     for kind, finding, words in findings(tally):
         weight = KINDS[kind].weight
-        yield f"{'  ' + weight:<12}" + paint(weight, words) + ("" if kind == "bad" else _places(finding.places, words))
+        yield f"{'  ' + weight:<12}" + paint(weight, words) + ("" if kind == "bad" else _places(finding.places))
         if kind == "bad" and finding.places:
             shown = finding.places[:most_bad or None]
             yield from (f"    {printable(error)}" for _, error in shown)
@@ -96,10 +96,11 @@ def _part(part: Part, max_seq_len: int, most_bad: int, paint: Painter) -> Iterat
     yield f"{'  verdict':<12}{_verdict(part, paint)}"
 
 
-def _places(places: list[tuple[int, str]], words: str) -> str:
+def _places(places: list[tuple[Position, str]]) -> str:
     if not places:
         return ""
-    named = ", ".join(f"{line} ({printable(detail)})" if detail else str(line) for line, detail in places[:LINES_NAMED])
+    named = ", ".join(f"{position} ({printable(detail)})" if detail else str(position)
+                      for position, detail in places[:LINES_NAMED])
     return f": line{'s' if len(places) > 1 else ''} {named}{', ...' if len(places) > LINES_NAMED else ''}"
 
 
