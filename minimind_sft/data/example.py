@@ -22,5 +22,6 @@ class Example(NamedTuple):
 def make_example(ids: Sequence[int], supervised: Sequence[bool]) -> Example:
     """The Example of a document of n >= 2 tokens; `supervised[i]` says whether token i is to be predicted."""
     ids_array = np.asarray(ids, dtype=np.int32)
-    labels = np.where(np.asarray(supervised, dtype=bool)[1:], ids_array[1:], np.int32(IGNORE_INDEX))
-    return Example(ids_array[:-1], labels.astype(np.int32))
+    labels = ids_array[1:].copy()
+    labels[~np.asarray(supervised, dtype=bool)[1:]] = IGNORE_INDEX
+    return Example(ids_array[:-1], labels)
