@@ -180,8 +180,7 @@ def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation:
     datasets = [ExampleDataset([[]] * count) for count in counts]
     share = 0.0 if has_evaluation else config.eval_share
     parts = [hold_out(dataset, share, config.seed) for dataset in datasets]
-    shares = None if sources[0].share is None else [source.share for source in sources]
-    mixture = Mixture([train for train, _ in parts], shares)
+    mixture = Mixture([train for train, _ in parts])  # shares say which samples an epoch takes, not how many
     steps = TrainingSteps(mixture, epochs=config.epochs, seed=config.seed, ranks=ranks,
                           samples_per_step=config.batch_size * config.accumulation_steps * ranks,
                           micro_batch_tokens=config.micro_batch_tokens)
