@@ -11,9 +11,12 @@ of a contender's processes (pages that several share count once; pages of files 
     bare      `encode_batch_fast` on texts that are rendered already (at most 50,000): the tokenizer's own speed, on all
               cores
     ours      what training does with a file it has not seen: hashing, reading, checking, rendering, masks, writing
-    again     what it does with a file it has seen
+    again     what it does with a file it has seen: hashing it and mapping what is prepared
     map       datasets' `map` with two processes: apply_chat_template to ids, no mask
     TRL       SFTTrainer's own preparation of conversational prompt/completion rows, two processes
+
+At last the trainer is started for one step, on a file of one row and on the file that has been prepared, in turns: how
+much longer the second takes is what it costs to start again.
 """
 
 import argparse
@@ -68,7 +71,7 @@ def main() -> None:
         print(f"{rows:,} rows, {data.stat().st_size / 1e6:,.1f} MB, {os.cpu_count()} cores, "
               f"medians of {arguments.repeat}")
         report = {"rows": rows, "bytes": data.stat().st_size, "cores": os.cpu_count(), "repeat": arguments.repeat,
-                  "contenders": table(results)}
+                  "contenders": table(results), "starts": starts(data, Path(folder), arguments.repeat)}
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -123,6 +126,33 @@ def table(results: dict[str, list[tuple[float, float]]]) -> dict[str, dict]:
         report[name] = {"rows_per_second": [round(run[0]) for run in results[name]], "of_bare": round(speed / bare, 3),
                         "peak_mib": round(memory)}
     return report
+
+
+def starts(data: Path, folder: Path, repeat: int) -> dict[str, float]:
+    """Seconds of whole trainings of one step, and the peak memory of the one on `data`, which is prepared in
+    `folder`/0."""
+    single = folder / "single.jsonl"
+    with data.open(encoding="utf-8") as file:
+        single.write_text(file.readline(), encoding="utf-8")
+    seconds: dict[Path, list[float]] = {single: [], data: []}
+    memory = 0.0
+    for _ in range(repeat):
+        for path, times in seconds.items():
+            command = [sys.executable, str(REPOSITORY / "trainer/train_full_sft.py"), "--from_weight", "none",
+                       "--hidden_size", "64", "--num_hidden_layers", "1", "--max_steps", "1", "--eval_share", "0",
+                       "--data_path", str(path), "--prepared_dir", str(folder / "0"), "--save_dir", str(folder / "out")]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                       start_new_session=True)
+            peak = PeakMemory(process.pid)
+            if process.wait():
+                raise SystemExit(f"the trainer failed on {path}")
+            times.append(time.perf_counter() - start)
+            memory = max(memory, peak.stop())
+    of_one_row, of_all = (statistics.median(times) for times in seconds.values())
+    print(f"a training of one step: {of_one_row:.1f} s on one row, {of_all:.1f} s on the prepared file "
+          f"({memory:,.0f} MiB)")
+    return {"one_row_seconds": round(of_one_row, 2), "prepared_seconds": round(of_all, 2), "peak_mib": round(memory)}
 
 
 class PeakMemory:
