@@ -172,6 +172,7 @@ def test_a_mixed_file_is_recognised_row_by_row():
      "history[0][1]: expected a string, found nothing"),
     ({"messages": [{"role": "system", "content": "a"}, user("b"), assistant("c")], "system": "d"},
      'messages[0].role: expected a system turn only as the first, found "system"'),
+    ({"messages": [user("a"), assistant("b")] * 501}, "messages: expected at most 1,000 turns, found 1,002"),
     ({"prompt": [user("a")], "completion": []}, "completion: expected a list of turns, found an empty list"),
 ])
 def test_rows_that_are_refused_name_the_field_as_the_row_has_it(row, message):

@@ -7,6 +7,9 @@ from minimind_sft.data.formats import ROLES, SourceTurn, refuse, source_turns
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError
 
+MAX_TURNS = 1000
+"""A template renders the whole conversation up to each answer: the work grows with the square of the turns."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -73,6 +76,9 @@ def canonical_row(conversation: Conversation) -> dict:
 
 
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
+    if len(turns) > MAX_TURNS:
+        field = turns[-1].where.partition("[")[0]
+        raise UserError(f"{field}: expected at most {MAX_TURNS:,} turns, found {len(turns):,}")
     tools = _tools(row.get("tools"), "tools")
     messages: list[dict] = []
     roles: list[str] = []
