@@ -32,7 +32,7 @@ def test_every_form_becomes_the_one_form(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(SHAREGPT).encode() + b'\n{"text": "t"}\n{broken\n'))
     printed = succeed(CONVERT, tmp_path / "*.json", tmp_path / "b.jsonl.gz", "--out", tmp_path / "out.jsonl")
     assert written(tmp_path / "out.jsonl") == [said("add\n1 2", "3"), said("晴?", "是 "), {"text": "t"}]
-    assert "a.json:1: output: expected an answer" in printed
+    assert "a.json:1 (row 2): output: expected an answer" in printed
     assert "b.jsonl.gz:3: expected one JSON object per row, found broken JSON" in printed
     assert f"{tmp_path / 'out.jsonl'}: 3 rows" in printed
 
