@@ -38,7 +38,7 @@ from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_conversation
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.reading import parse_row, read_raw_rows, read_rows
+from minimind_sft.data.reading import parse_raw_row, read_raw_rows, read_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
@@ -81,7 +81,7 @@ def write_rows(source: Path, target: Path, rows: int, size: int) -> int:
     good = []
     for raw in read_raw_rows(source):
         try:
-            good.append(canonical_row(parse_conversation(parse_row(raw), raw.place)))
+            good.append(canonical_row(parse_conversation(parse_raw_row(raw), raw.place)))
         except UserError:
             continue
     written = 0

@@ -1,6 +1,7 @@
 """What a user can do wrong, told in one line; and what ends a training from outside."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"{prefix}error: {error}", file=sys.stderr)
+        print(f"{prefix}error: {harmless(str(error))}", file=sys.stderr)
         status = 2
     except ProcessLost as error:
         print(f"{prefix}error: {error}; --from_resume 1 goes on from the last resume state", file=sys.stderr)
@@ -43,6 +44,12 @@ def run_program(main: Callable[[], int | None]) -> None:
     except OSError:  # nobody reads any more; Python would complain on its way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status or 0)
+
+
+def harmless(message: str) -> str:
+    """A message without what would move a terminal's cursor or turn its writing round: data can put that there."""
+    return re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]",
+                  lambda found: f"\\u{ord(found[0]):04x}", message)
 
 
 def _leave(signum: int, _: object) -> NoReturn:

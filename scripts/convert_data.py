@@ -32,8 +32,7 @@ from minimind_sft.data.filters import (
     row_text,
     shortest_answer,
 )
-from minimind_sft.data.reading import find_files, read_raw_rows
-from minimind_sft.data.reading import parse_row as parse_json_row
+from minimind_sft.data.reading import find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
@@ -118,7 +117,7 @@ def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
     bad = 0
     for raw in chain.from_iterable(map(read_raw_rows, files)):
         try:
-            row = parse_row(parse_json_row(raw), raw.place)
+            row = parse_row(parse_raw_row(raw), raw.place)
         except UserError as error:
             bad += 1
             if bad <= NAMED:

@@ -14,7 +14,6 @@ used.
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from minimind_sft.config import InspectConfig, SFTConfig
@@ -68,17 +67,21 @@ def make_rows(trainer) -> SFTRows | PretrainRows:
 
 def checked_page(name: str) -> Path:
     path = Path(name)
-    if path.is_dir():
-        raise UserError(f"--html {path}: expected a file to write, found a folder")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {path}: expected a name that ends in .html")
     check_writable(path.parent, "--html")
     return path
 
 
 def say(text: str) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")
-    with suppress(BrokenPipeError):  # whoever reads has read enough; the exit status tells the rest
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough; the exit status tells the rest
+        pass
+    except OSError as error:
+        raise UserError(f"the report cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def test_a_sample_without_labels_and_a_dataset_without_samples():
 
 @pytest.mark.parametrize("total, shares, counts", [
     (10, [0.7, 0.3], [7, 3]), (10, [2, 1], [7, 3]), (3, [1, 1], [2, 1]), (10, [1000, 1], [9, 1]), (5, [1], [5]),
+    (1000, [.999, .0005, .0005], [998, 1, 1]), (2, [1, 1, 1], [1, 1, 1]),
 ])
 def test_shares_become_whole_numbers(total, shares, counts):
     assert split_by_shares(total, shares) == counts
@@ -105,5 +106,7 @@ def test_counts_add_up_and_name_the_first_of_what_went_wrong(monkeypatch):
         total += counts
     assert total == DatasetCounts(rows=9, truncated=3, tokens=12, supervised=6, dropped_rows=3, bad_rows=3,
                                   dropped=["b:0", "b:1"], bad=["c:0: bad", "c:1: bad"])
-    assert total.summary() == ("3 of 9 rows, 12 tokens, 6 supervised (50%); 3 cut at max_seq_len; 3 dropped, no "
-                               "supervised token left (b:0, b:1); 3 bad rows skipped")
+    assert total.summary() == ("3 of 9 rows, 12 tokens, 6 supervised (50%); 3 cut at max_seq_len; 3 dropped, "
+                               "nothing left to learn within max_seq_len (b:0, b:1); 3 bad rows skipped")
+    total.rename(["b", "c"], ["x", "y"])
+    assert (total.dropped, total.bad) == (["x:0", "x:1"], ["y:0: bad", "y:1: bad"])

@@ -172,7 +172,15 @@ def test_a_mixed_file_is_recognised_row_by_row():
      "history[0][1]: expected a string, found nothing"),
     ({"messages": [{"role": "system", "content": "a"}, user("b"), assistant("c")], "system": "d"},
      'messages[0].role: expected a system turn only as the first, found "system"'),
-    ({"messages": [user("a"), assistant("b")] * 501}, "messages: expected at most 1,000 turns, found 1,002"),
+    ({"messages": [user("a" * 9_000), assistant("b" * 1_000)] * 80},
+     "messages: expected a shorter conversation: answers x characters may be 50,000,000, found 80 x 800,000"),
+    ({"messages": [user("a" * 2_000_000), assistant("b")]},
+     "messages: expected at most 2,000,000 characters, found 2,000,001"),
+    ({"messages": [user("a"), assistant("", tool_calls=[{"name": "f", "arguments": {"x": float("nan")}}])]},
+     "messages[1].tool_calls[0].arguments: expected only what JSON can hold: Out of range float values are not JSON "
+     "compliant"),
+    ({"messages": [user("a"), assistant("b")], "tools": [{"name": b"f"}]},
+     "tools[0]: expected only what JSON can hold: Object of type bytes is not JSON serializable"),
     ({"prompt": [user("a")], "completion": []}, "completion: expected a list of turns, found an empty list"),
 ])
 def test_rows_that_are_refused_name_the_field_as_the_row_has_it(row, message):

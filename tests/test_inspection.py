@@ -286,7 +286,7 @@ def test_exit_statuses(tmp_path, defects, inspect):
     ([SCRIPT], "expected a file named *.jsonl"),
     (["dataset/sft_demo.jsonl", "--ranks", "0"], "--ranks is 0, expected at least 1"),
     (["dataset/sft_demo.jsonl", "--rows", "text", "--check_prompts", "1"], "--check_prompts: expected only with"),
-    (["dataset/sft_demo.jsonl", "--html", "dataset"], "--html dataset: expected a file to write, found a folder"),
+    (["dataset/sft_demo.jsonl", "--html", "dataset"], "--html dataset: expected a name that ends in .html"),
     (["dataset/sft_demo.jsonl", "--eval_data_path", "dataset/sft_demo_heldout.jsonl:2"], "expected files without sh"),
 ])
 def test_what_cannot_be_used_is_told_before_anything_is_read(arguments, message, inspect, monkeypatch, repository):

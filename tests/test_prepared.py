@@ -1,6 +1,5 @@
 """Samples are made once, the same in one process and in many, and never half."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,9 +12,11 @@ from programs import questions, write_rows
 
 from minimind_sft.data import parallel, prepared
 from minimind_sft.data.example import make_example
-from minimind_sft.data.prepared import PreparedDataset, prepare
+from minimind_sft.data.prepared import prepare
+from minimind_sft.data.reading import RawRow
 from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.files import FolderLock
 
 ROWS = SFTRows(BUNDLED, 100)
 FORK = multiprocessing.get_context("fork")
@@ -216,10 +217,111 @@ def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
         prepare([data], Wrong(BUNDLED, 100), tmp_path / "prepared")
 
 
-def test_prepared_data_that_lost_a_part_are_not_used(tmp_path):
-    folder = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, tmp_path / "prepared").folder
-    with (folder / "labels.bin").open("r+b") as file:
-        file.truncate(20)
-    with pytest.raises(AssertionError):
-        PreparedDataset(folder)
-    assert json.loads((folder / "header.json").read_text())["counts"]["rows"] == 5
+@pytest.mark.parametrize("part", ["header.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
+    data, said = write_rows(tmp_path / "a.jsonl", questions(5)), []
+    first = prepare([data], ROWS, tmp_path / "prepared")
+    before = contents(first)
+    path = first.folder / part
+    if damage == "gone":
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 4)
+    assert contents(prepare([data], ROWS, tmp_path / "prepared", say=said.append)) == before
+    assert said == [f"prepared    {first.folder} lacks a part of it and is made anew"]
+    assert folders(tmp_path / "prepared") == [first.folder]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(5))
+
+    class Meanwhile(SFTRows):
+        def encode(self, rows):
+            write_rows(data, questions(6)[1:])
+            return super().encode(rows)
+
+    with pytest.raises(UserError, match=r"a\.jsonl: the file changed while it was read; start again"):
+        prepare([data], Meanwhile(BUNDLED, 100), tmp_path / "prepared")
+    assert folders(tmp_path / "prepared") == []
+
+
+def test_messages_name_the_file_as_it_is_called_now(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", BAD)
+    prepare([data], ROWS, tmp_path / "prepared", bad_rows="skip")
+    again = prepare([data.rename(tmp_path / "b.jsonl")], ROWS, tmp_path / "prepared", bad_rows="skip")
+    assert again.counts.bad[0].startswith(f"{tmp_path / 'b.jsonl'}:4: ")
+
+
+def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_path):
+    folder = tmp_path / "prepared"
+    (folder / ".dead.tmp").mkdir(parents=True)
+    (folder / ".alive.tmp").mkdir()
+    ready, done = FORK.Event(), FORK.Event()
+
+    def hold():
+        lock = FolderLock(folder / ".alive.lock")
+        lock.take()
+        ready.set()
+        done.wait(30)
+
+    other = FORK.Process(target=hold)
+    other.start()
+    assert ready.wait(30)
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
+    done.set()
+    other.join()
+    assert sorted(folders(folder)) == sorted([folder / ".alive.tmp", dataset.folder])
+
+
+def test_an_empty_file_among_others_is_no_accident_to_pass_over(tmp_path):
+    empty = tmp_path / "b.jsonl"
+    empty.write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"b\.jsonl: the file has no rows"):
+        prepare([write_rows(tmp_path / "a.jsonl", questions(5)), empty], ROWS, tmp_path / "prepared")
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
+        prepare([tmp_path / "none.jsonl"], ROWS, tmp_path / "prepared")
+
+
+def test_only_bad_rows_are_said_to_be_that(tmp_path):
+    with pytest.raises(UserError, match=r"a\.jsonl: none of 2 rows can be used; the first: .*a\.jsonl:1: "):
+        prepare([write_rows(tmp_path / "a.jsonl", [{}, {}])], ROWS, tmp_path / "prepared", bad_rows="skip")
+
+
+def test_the_order_of_the_files_and_their_kinds_count(tmp_path):
+    a, b = (write_rows(tmp_path / f"{name}.jsonl", questions(count)) for name, count in (("a", 3), ("b", 4)))
+    same = tmp_path / "a.txt"
+    same.write_bytes(a.read_bytes())
+    rows = PretrainRows(TOKENIZER, 100)
+    made = [prepare(files, encoder, tmp_path / "prepared").folder.name
+            for files, encoder in (([a, b], ROWS), ([b, a], ROWS), ([a], ROWS), ([same], rows))]
+    assert len(set(made)) == 4
+
+
+def test_a_slow_chunk_does_not_let_the_others_run_away(small_chunks):
+    read = 0
+
+    def rows():
+        nonlocal read
+        for read in range(1, 4001):
+            yield RawRow(f"a:{read}", b"{}")
+
+    def work(chunk):
+        if chunk[0].place == "a:1":
+            time.sleep(0.5)
+
+    results = parallel.map_chunks(work, rows())
+    next(results)
+    assert read <= 8 * (4 * 3 + 4 * 3 + 1)
+    results.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_chunks_are_small_in_bytes_too(monkeypatch):
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 100)
+    chunks = list(parallel.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
+    assert list(map(len, chunks)) == [2, 2, 1]

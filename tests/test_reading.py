@@ -4,7 +4,7 @@ import json
 import pytest
 
 from minimind_sft.data import reading
-from minimind_sft.data.reading import find_files, parse_row, read_raw_rows, read_rows, read_texts
+from minimind_sft.data.reading import find_files, parse_raw_row, read_raw_rows, read_rows, read_texts
 from minimind_sft.errors import UserError
 
 
@@ -84,7 +84,7 @@ def rows_or_errors(file) -> list:
     found = []
     for raw in read_raw_rows(file):
         try:
-            found.append(parse_row(raw))
+            found.append(parse_raw_row(raw))
         except UserError as error:
             found.append(str(error).removeprefix(f"{file}:"))
     return found

@@ -69,7 +69,7 @@ def test_rows_without_a_supervised_token_are_dropped_and_named():
     assert counts.dropped == ["file:2"]
     assert counts.rows == 3
     assert "2 of 3 rows" in counts.summary()
-    assert "1 dropped, no supervised token left (file:2)" in counts.summary()
+    assert "1 dropped, nothing left to learn within max_seq_len (file:2)" in counts.summary()
 
 
 def test_text_ends_with_the_end_of_document():

@@ -15,8 +15,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_files_without_shares_are_one_source_each_file_once(folder):
-    (source,) = find_sources(["*.jsonl", "c.json", "a.jsonl"], "--data_path")
-    assert (source.name, source.share) == ("*.jsonl, c.json, a.jsonl", None)
+    (folder / "link.jsonl").symlink_to("a.jsonl")
+    (source,) = find_sources(["*[ab].jsonl", "c.json", "./a.jsonl", "link.jsonl"], "--data_path")
+    assert (source.name, source.share) == ("*[ab].jsonl, c.json, ./a.jsonl, link.jsonl", None)
     assert [path.name for path in source.files] == ["a.jsonl", "b.jsonl", "c.json"]
 
 
@@ -36,7 +37,8 @@ def test_a_share_is_what_follows_the_last_colon_unless_a_file_has_that_name(fold
 
 @pytest.mark.parametrize("texts, message", [
     (["a.jsonl:0.7", "c.json"], "--data_path c.json: expected a share like those of the others, c.json:0.5"),
-    (["a.jsonl:0"], "--data_path a.jsonl: the share is 0, expected more than 0"),
+    (["a.jsonl:0"], "--data_path a.jsonl: the share is 0, expected a number above 0"),
+    (["a.jsonl:0.5", "*.jsonl:0.5"], "--data_path *.jsonl: a.jsonl is in a.jsonl already"),
     (["none.jsonl:0.7"], "--data_path none.jsonl: no such file"),
     (["*.parquet"], "--data_path *.parquet: no file matches it"),
 ])
@@ -44,3 +46,11 @@ def test_what_is_refused(folder, texts, message):
     with pytest.raises(UserError) as error:
         find_sources(texts, "--data_path")
     assert str(error.value) == message
+
+
+def test_names_that_no_file_can_have_are_one_line(folder):
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)$"):
+        find_sources(["a" * 400], "--data_path")
+    with pytest.raises(UserError, match="expected a name that is valid UTF-8"):
+        (folder / "\udcff.jsonl").write_text("{}", encoding="utf-8")
+        find_sources(["*.jsonl"], "--data_path")

@@ -351,6 +351,6 @@ def has_reasoning(message: dict) -> bool:
 def _mismatch(prompt: str, full: str, marks: Marks) -> str:
     """Where a prompt and the rendering of the answered conversation part, for an error message."""
     at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
-    asked, rendered = (text[max(at - 20, 0):at + 20].translate(marks.tokens) for text in (prompt, full))
+    asked, rendered = (marks.spelled(text[max(at - 20, 0):at + 20]) for text in (prompt, full))
     return (f"the chat template prompts for this answer with ...{asked!r}, but renders it as ...{rendered!r}: a model "
             "would not see in training what it sees when it chats")

@@ -1,14 +1,17 @@
 """Any supported row becomes a Conversation; every error names file, line and field."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
-from minimind_sft.data.formats import ROLES, SourceTurn, refuse, source_turns
+from minimind_sft.data.formats import ROLES, SourceTurn, field_names, refuse, source_turns
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError
 
-MAX_TURNS = 1000
-"""A template renders the whole conversation up to each answer: the work grows with the square of the turns."""
+MAX_CHARACTERS = 2_000_000
+"""Of a conversation: making tokens of one takes some 200 bytes a character."""
+MAX_RENDERED = 50_000_000
+"""Answers times characters: a template renders the conversation up to each answer, and all of that is in memory."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ def parse_text(row: dict, place: str) -> str:
         UserError: if `text` is missing or no string.
     """
     if row.get("text") is None:
-        keys = ", ".join(sorted(row)) or "no fields"
-        raise UserError(f"{place}: text: expected a string, found a row with {keys}")
+        raise UserError(f"{place}: text: expected a string, found a row with {field_names(row)}")
     if not isinstance(row["text"], str):
         refuse(f"{place}: text", "a string", row["text"])
     return row["text"]
@@ -76,9 +78,6 @@ def canonical_row(conversation: Conversation) -> dict:
 
 
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
-    if len(turns) > MAX_TURNS:
-        field = turns[-1].where.partition("[")[0]
-        raise UserError(f"{field}: expected at most {MAX_TURNS:,} turns, found {len(turns):,}")
     tools = _tools(row.get("tools"), "tools")
     messages: list[dict] = []
     roles: list[str] = []
@@ -91,8 +90,15 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
             if messages[-1]["role"] != "system" or tools:
                 raise UserError(f"{turn.name('tools')}: expected tools once, in the row or in its system turn")
             tools = offered
+    field = turns[-1].where.partition("[")[0]
     if "assistant" not in roles:
-        raise UserError(f"{turns[0].where.partition('[')[0]}: expected at least one assistant turn, found none")
+        raise UserError(f"{field}: expected at least one assistant turn, found none")
+    answers, characters = roles.count("assistant"), sum(len(message["content"]) for message in messages)
+    if characters > MAX_CHARACTERS:
+        raise UserError(f"{field}: expected at most {MAX_CHARACTERS:,} characters, found {characters:,}")
+    if answers * characters > MAX_RENDERED:
+        raise UserError(f"{field}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
+                        f"found {answers:,} x {characters:,}")
     return Conversation(tuple(messages), tools, place)
 
 
@@ -177,6 +183,7 @@ def _tools(value: Any, name: str) -> list[dict] | None:
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
             refuse(f"{name}[{index}]", "an object that describes a function", tool)
+        _check_json(tool, f"{name}[{index}]")
     return tools or None
 
 
@@ -198,8 +205,17 @@ def _tool_calls(value: Any, name: str) -> list[dict]:
         if not isinstance(arguments, dict):
             refuse(f"{where}.arguments", "a JSON object", arguments)
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+        _check_json(arguments, f"{where}.arguments")
         calls.append({**identity, "type": "function", "function": {"name": called, "arguments": arguments}})
     return calls
+
+
+def _check_json(value: Any, name: str) -> None:
+    """Parquet has values that JSON has not; templates write these objects as JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: expected only what JSON can hold: {error}") from error
 
 
 def _list_or_json(value: Any, name: str) -> list:

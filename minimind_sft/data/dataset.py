@@ -52,6 +52,15 @@ class DatasetCounts:
             setattr(self, name, (mine + value)[:MOST_NAMED] if isinstance(value, list) else mine + value)
         return self
 
+    def rename(self, before: list[str], now: list[str]) -> None:
+        """Files may have had other names when their rows were counted."""
+        for lines in (self.dropped, self.bad):
+            for number, line in enumerate(lines):
+                old = next(((was, name) for was, name in zip(before, now, strict=True)
+                            if was != name and line.startswith(f"{was}:")), None)
+                if old:
+                    lines[number] = old[1] + line.removeprefix(old[0])
+
     def summary(self) -> str:
         kept = self.rows - self.dropped_rows - self.bad_rows
         line = (f"{kept:,} of {self.rows:,} rows, {self.tokens:,} tokens, {self.supervised:,} supervised "
@@ -60,7 +69,7 @@ class DatasetCounts:
             line += f"; {self.truncated:,} cut at max_seq_len"
         if self.dropped_rows:
             shown = ", ".join(self.dropped[:3]) + (", ..." if self.dropped_rows > 3 else "")
-            line += f"; {self.dropped_rows:,} dropped, no supervised token left ({shown})"
+            line += f"; {self.dropped_rows:,} dropped, nothing left to learn within max_seq_len ({shown})"
         if self.bad_rows:
             line += f"; {self.bad_rows:,} bad rows skipped"
         return line
@@ -195,6 +204,8 @@ def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
     counts = [max(int(part), 1) for part in exact]
     for index in sorted(range(len(shares)), key=lambda i: (int(exact[i]) - exact[i], i))[:max(total - sum(counts), 0)]:
         counts[index] += 1
+    while sum(counts) > total and max(counts) > 1:  # the ones that were too few to be rounded down
+        counts[counts.index(max(counts))] -= 1
     return counts
 
 

@@ -79,13 +79,18 @@ def refuse(name: str, expected: str, found: Any) -> NoReturn:
     raise UserError(f"{name}: expected {expected}, found {'nothing' if found is None else describe(found)}")
 
 
+def field_names(row: dict) -> str:
+    """The first names, for an error message."""
+    return ", ".join(name[:40] for name in sorted(row)[:10]) + (", ..." if len(row) > 10 else "") or "no fields"
+
+
 def _refuse_row(row: dict) -> NoReturn:
     """A row in none of the forms: what its form lacks, if it has a part of one."""
     for form in FORMS:
         missing = [name for name in form if row.get(name) is None]
         if len(missing) < len(form):
             refuse(missing[0], f"a value, as the row has {' and '.join(set(form) - set(missing))}", None)
-    keys = ", ".join(sorted(row)) or "no fields"
+    keys = field_names(row)
     raise UserError("conversations: expected conversations, messages, prompt with completion, instruction with "
                     f"output, or text, found a row with {keys}")
 
@@ -113,14 +118,19 @@ def _openai_turn(turn: dict, where: str) -> SourceTurn:
     role = turn.get("role")
     if isinstance(role, str):
         values["role"] = OTHER_ROLES.get(role, role)
+    _take_reasoning(turn, where, values, names)
+    if turn.get("function_call") and not turn.get("tool_calls"):  # OpenAI's form before there were several
+        values["tool_calls"], names["tool_calls"] = [turn["function_call"]], f"{where}.function_call"
+    return SourceTurn(values, where, names)
+
+
+def _take_reasoning(turn: dict, where: str, values: dict, names: dict[str, str]) -> None:
+    """Puts the reasoning under its name, whatever the turn calls it."""
     given = [name for name in REASONING_FIELDS if turn.get(name)]
     if len(given) > 1:
         raise UserError(f"{where}.{given[1]}: expected the reasoning once, found it in {given[0]} too")
     if given and given[0] != "reasoning_content":
         values["reasoning_content"], names["reasoning_content"] = turn[given[0]], f"{where}.{given[0]}"
-    if turn.get("function_call") and not turn.get("tool_calls"):  # OpenAI's form before there were several
-        values["tool_calls"], names["tool_calls"] = [turn["function_call"]], f"{where}.function_call"
-    return SourceTurn(values, where, names)
 
 
 def _sharegpt_turn(turn: dict, where: str) -> SourceTurn:
@@ -130,6 +140,7 @@ def _sharegpt_turn(turn: dict, where: str) -> SourceTurn:
     if role is None:
         refuse(names["role"], f"one of {', '.join(SHAREGPT_ROLES)}", said)
     values = {**turn, "role": role, "content": turn.get("value")}
+    _take_reasoning(turn, where, values, names)
     if said == "function_call":
         names["tool_calls"] = names["content"]
         calls = turn.get("value")
@@ -147,14 +158,18 @@ def _prompt_turns(row: dict) -> list[SourceTurn]:
     if isinstance(prompt, str):
         before = [SourceTurn({"role": "user", "content": prompt}, "prompt", {"content": "prompt"})]
     else:
-        before = [SourceTurn({"train": False, **turn.values}, turn.where, turn.names)
-                  if turn.values.get("role") == "assistant" and "weight" not in turn.values else turn
+        before = [turn._replace(values={**turn.values, "train": False})
+                  if turn.values.get("role") == "assistant" and not _is_flagged(turn) else turn
                   for turn in _turns(prompt, "prompt")]
     if isinstance(completion, str):
         after = [SourceTurn({"role": "assistant", "content": completion}, "completion", {"content": "completion"})]
     else:
         after = _turns([completion] if isinstance(completion, dict) else completion, "completion")
     return before + after
+
+
+def _is_flagged(turn: SourceTurn) -> bool:
+    return any(turn.values.get(name) is not None for name in ("train", "weight"))
 
 
 def _alpaca_turns(row: dict) -> list[SourceTurn]:

@@ -37,7 +37,7 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
     """`(chunk, work(chunk))` for every chunk of the rows, in order, computed in processes of their own.
 
     A handful of chunks is worked on right here: starting processes would take longer. At any time each worker has one
-    chunk, so that a file of any size needs little memory.
+    chunk, and few are done before their turn, so that a file of any size needs little memory.
 
     Raises:
         ProcessLost: if a worker dies.
@@ -72,8 +72,9 @@ class _Workers:
         idle, busy = list(self._pipes), {}
         done: dict[int, tuple] = {}
         given = taken = 0
+        ahead = 4 * len(self._pipes)  # of a chunk that takes long; what is done waits for it in memory
         while True:
-            while idle and (chunk := next(chunks, None)) is not None:
+            while idle and given - taken < ahead and (chunk := next(chunks, None)) is not None:
                 pipe = idle.pop()
                 busy[pipe] = (given, chunk)
                 given += 1
@@ -101,7 +102,7 @@ class _Workers:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.terminate()
+            process.kill()  # it has nothing to lose, and may be stopped
             process.join()
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.parallel import map_chunks
-from minimind_sft.data.reading import RawRow, parse_row, read_raw_rows
+from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import RowEncoder
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
@@ -54,15 +54,17 @@ class PreparedDataset(ExampleDataset):
         folder: where it is.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: Sequence[Path]):
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         dtype = np.dtype(header["dtype"])
         input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in ("input_ids", "labels"))
         lengths, examples = (np.fromfile(folder / f"{name}.bin", np.int32) for name in ("lengths", "examples"))
         self._set(input_ids, labels, _ends(lengths), _ends(examples), ignore=np.iinfo(dtype).max)
-        assert self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"], folder
-        assert self._sample_ends[-1] == len(lengths), folder
+        if not (self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"]
+                and self._sample_ends[-1] == len(lengths)):
+            raise ValueError(f"{folder}: the parts are not as long as they should be")
         self.folder, self.counts = folder, DatasetCounts(**header["counts"])
+        self.counts.rename(header["paths"], list(map(str, files)))
         self.fingerprint = header["files"] if len(header["files"]) > 1 else header["files"][0]
 
 
@@ -70,37 +72,57 @@ def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str
             say: Callable[[str], None] = print) -> PreparedDataset:
     """The samples of all rows of the files, from `folder` if they are there, else made and put there.
 
-    Of several processes that ask for the same at the same time one works and the others wait.
+    Of several processes that ask for the same at the same time one works and the others wait. What lies there and
+    lacks a part is made anew.
 
     Args:
         bad_rows: "error" or "skip".
 
     Raises:
-        UserError: for a file that cannot be read, for bad rows (naming the first of them) unless they are to be
-            skipped, if nothing is left to learn from, and if the folder cannot be written to.
+        UserError: for a file that cannot be read, has no rows or changes meanwhile, for bad rows (naming the first of
+            them) unless they are to be skipped, if nothing is left to learn from, and if the folder cannot be written
+            to.
     """
-    sums = [sha256_of_file(path) for path in files]
-    content = {"format": FORMAT, "files": [[total, _kind(path)] for total, path in zip(sums, files, strict=True)],
-               **rows.settings}
+    states = [_state(path) for path in files]
+    content = {"format": FORMAT, "files": [[state.sha256, file_kind(path)]
+                                           for state, path in zip(states, files, strict=True)], **rows.settings}
     target = folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     try:
-        with _alone(folder, target.name, say):
-            if not (target / "header.json").exists():
-                _write(target, files, rows, sums, bad_rows, show_progress)
-            dataset = PreparedDataset(target)
+        dataset = _whole(target, files)
+        if dataset is None:
+            with _alone(folder, target.name, say):
+                dataset = _whole(target, files)
+                if dataset is None:
+                    if target.exists():
+                        say(f"prepared    {target} lacks a part of it and is made anew")
+                    _remove_leftovers(folder, _temporary(target))
+                    _write(target, files, rows, states, bad_rows, show_progress)
+                    dataset = PreparedDataset(target, files)
     except OSError as error:
         raise UserError(f"{folder}: the prepared data cannot be kept there ({error.strerror}); --prepared_dir names "
                         "another folder") from error
-    if dataset.counts.bad_rows and bad_rows == "error":
-        refuse_bad_rows(dataset.counts)
+    _check_counts(dataset, files, rows, bad_rows)
+    return dataset
+
+
+def _whole(target: Path, files: Sequence[Path]) -> PreparedDataset | None:
+    """What is prepared in `target`; None if it is not there or lacks a part."""
+    try:
+        return PreparedDataset(target, files)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_counts(dataset: PreparedDataset, files: Sequence[Path], rows: RowEncoder, bad_rows: str) -> None:
+    counts = dataset.counts
+    if counts.bad_rows and bad_rows == "error":
+        refuse_bad_rows(counts)
     if not len(dataset):
         names = ", ".join(map(str, files))
-        if not dataset.counts.rows:
-            raise UserError(f"{names}: the file has no rows")
-        raise UserError(f"{names}: no row of {dataset.counts.rows:,} keeps a supervised token within --max_seq_len "
-                        f"{rows.settings['max_seq_len']}; the first: "
-                        f"{(dataset.counts.dropped or dataset.counts.bad)[0]}")
-    return dataset
+        if counts.bad_rows == counts.rows:
+            raise UserError(f"{names}: none of {counts.rows:,} rows can be used; the first: {counts.bad[0]}")
+        raise UserError(f"{names}: no row of {counts.rows:,} keeps a supervised token within --max_seq_len "
+                        f"{rows.settings['max_seq_len']}; the first: {(counts.dropped or counts.bad)[0]}")
 
 
 def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
@@ -109,7 +131,7 @@ def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
     readable, errors = [], {}
     for number, raw in enumerate(raw_rows):
         try:
-            readable.append((raw.place, parse_row(raw)))
+            readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
     encoded = iter(rows.encode(readable))
@@ -141,50 +163,102 @@ def refuse_bad_rows(counts: DatasetCounts) -> None:
     raise UserError("\n       ".join(lines))
 
 
-def _write(target: Path, files: Sequence[Path], rows: RowEncoder, sums: list[str], bad_rows: str,
+class FileState(NamedTuple):
+    """What a file is, and by which one sees that it has been written to since."""
+
+    sha256: str
+    size: int
+    modified: int
+    inode: int
+
+
+def _state(path: Path) -> FileState:
+    try:
+        stat = _stat(path)
+        return FileState(sha256_of_file(path), *stat)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    """(size, time of the last change, inode)."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _write(target: Path, files: Sequence[Path], rows: RowEncoder, states: Sequence[FileState], bad_rows: str,
            show_progress: bool) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(target)
     temporary.mkdir()
     counts = DatasetCounts()
     try:
         with ExitStack() as stack:
             out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
-            for _, chunk in work_on_files(partial(encode_chunk, rows=rows), files, "preparing", show_progress):
+            work = partial(encode_chunk, rows=rows)
+            for _, chunk in work_on_files(work, files, "preparing", show_progress, may_be_empty=False):
                 counts += chunk.counts
                 if counts.bad_rows and bad_rows == "error":
                     refuse_bad_rows(counts)
                 for name, file in out.items():
                     file.write(getattr(chunk, name).tobytes())
-        header = {"dtype": _token_dtype(rows.tokenizer.vocab_size).name, "files": sums, "settings": rows.settings,
-                  "names": [path.name for path in files], "counts": asdict(counts)}
+        for path, state in zip(files, states, strict=True):
+            if _stat(path) != state[1:]:  # its sum is not that of what was read
+                raise UserError(f"{path}: the file changed while it was read; start again")
+        header = {"dtype": _token_dtype(rows.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
+                  "paths": list(map(str, files)), "settings": rows.settings, "counts": asdict(counts)}
         (temporary / "header.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
+        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str,
-                  show_progress: bool) -> Iterator[tuple[list[RawRow], T]]:
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp")
+
+
+def _remove_leftovers(folder: Path, own: Path) -> None:
+    """What killed preparations left: temporary folders, `own` or of which no process has the lock."""
+    for temporary in folder.glob(".*.tmp"):
+        lock = FolderLock(temporary.with_suffix(".lock"))
+        # A lock that this process has would be lost by taking it again: POSIX locks belong to the process.
+        if temporary == own or lock.try_take():
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock.release()
+
+
+def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str, show_progress: bool,
+                  may_be_empty: bool = True) -> Iterator[tuple[list[RawRow], T]]:
     """`map_chunks` over all rows of the files, under a bar that counts bytes where the files are read as they lie
     there.
 
     Raises:
-        UserError: for a file that cannot be read.
+        UserError: for a file that cannot be read, or has no rows though it may not be empty.
         ProcessLost: as `map_chunks`.
     """
-    plain = all(_kind(path) in ("jsonl", "json", "txt") for path in files)
-    with tqdm(total=sum(path.stat().st_size for path in files) if plain else None, unit="B" if plain else " rows",
+    plain = all(file_kind(path) in ("jsonl", "json", "txt") for path in files)
+    with tqdm(total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
               unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
               leave=False, disable=not show_progress) as bar:
-        raw_rows = chain.from_iterable(map(read_raw_rows, files))
+        raw_rows = chain.from_iterable(map(read_raw_rows if may_be_empty else _some_rows, files))
         for raw, result in map_chunks(work, raw_rows):
             bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))
             yield raw, result
+
+
+def _some_rows(path: Path) -> Iterator[RawRow]:
+    rows = read_raw_rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{path}: the file has no rows")
+    return chain([first], rows)
 
 
 @contextmanager
@@ -202,11 +276,6 @@ def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None
         yield
     finally:
         lock.release()
-
-
-def _kind(path: Path) -> str:
-    """What decides how a file is read, besides its bytes."""
-    return path.name.lower().split(".", 1)[-1] if path.name.lower().endswith(".gz") else path.suffix.lower()[1:]
 
 
 def _token_dtype(vocab_size: int) -> np.dtype:

@@ -7,9 +7,10 @@ ends the reading or is counted. What concerns the file as a whole (it is not the
 import glob
 import gzip
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
@@ -42,21 +43,37 @@ def find_files(patterns: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: naming what does not exist, is no regular file, or has a suffix that is not known.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for pattern in map(str, patterns):
         path = Path(pattern)
-        found = [path] if path.exists() else _matching(pattern)
+        found = [path] if exists(path) else _matching(pattern)
         if not found:
             kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
             raise UserError(f"{pattern}: {kind}")
-        files.update(dict.fromkeys(found))
-    for path in files:
+        for path in found:
+            files.setdefault(path.resolve(), path)
+    for path in files.values():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
         if path.is_dir():
             raise UserError(f"{path}: expected a file, found a folder ({path}/*.jsonl names the files in it)")
         if not path.is_file():
             raise UserError(f"{path}: expected a regular file; it is read more than once")
-        _suffix(path)
-    return list(files)
+        file_kind(path)
+    return list(files.values())
+
+
+def exists(path: Path) -> bool:
+    """
+    Raises:
+        UserError: if the folders on the way do not let us see.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from error
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -72,7 +89,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     found = False
     for raw in read_raw_rows(Path(path)):
         found = True
-        yield raw.place, parse_row(raw)
+        yield raw.place, parse_raw_row(raw)
     if not found:
         raise UserError(f"{path}: the file has no rows")
 
@@ -86,21 +103,22 @@ def read_raw_rows(path: Path) -> Iterator[RawRow]:
     Raises:
         UserError: if the file cannot be read.
     """
-    suffix = _suffix(path)
-    if suffix == ".parquet":
+    kind = file_kind(path).removesuffix(".gz")
+    if kind == "parquet":
         yield from _parquet_rows(path)
         return
     with _opened(path) as file:
-        if suffix == ".json" and _starts_array(file):
+        if kind == "json" and _starts_array(file):
             yield from _array_rows(file, path)
-        elif suffix == ".txt":
+        elif kind == "txt":
             yield from map(_text_row, _line_rows(file, path))
         else:
             yield from _line_rows(file, path)
 
 
-def parse_row(raw: RawRow) -> dict:
-    """
+def parse_raw_row(raw: RawRow) -> dict:
+    """The JSON object that a row is.
+
     Raises:
         UserError: at the row's place, if it is not one JSON object of valid text.
     """
@@ -128,18 +146,18 @@ def read_texts(path: str | Path) -> Iterator[str]:
         UserError: as `read_rows`.
     """
     path = Path(path)
-    if _suffix(path) == ".txt":
+    if file_kind(path).startswith("txt"):
         with _opened(path) as file:
             yield from map(_text, _lines(file, path))
         return
     for raw in read_raw_rows(path):
-        yield from _strings(parse_row(raw))
+        yield from _strings(parse_raw_row(raw))
 
 
 def parse_json(text: str, place: str, expected: str) -> Any:
     """`json.loads` whose every failure is a `UserError` at `place`; strings with half a character are refused."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -168,13 +186,17 @@ def describe(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _suffix(path: Path) -> str:
-    """The suffix that says what a file holds, without `.gz`."""
+def file_kind(path: Path) -> str:
+    """What decides how a file is read, besides its bytes: `jsonl`, `jsonl.gz`, ...
+
+    Raises:
+        UserError: for a name that says nothing.
+    """
     name = path.name.lower()
     found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
     if found is None:
         raise UserError(f"{path}: expected a file named *{', *'.join(SUFFIXES)}")
-    return found.removesuffix(".gz")
+    return found[1:]
 
 
 @contextmanager
@@ -197,9 +219,10 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         place = f"{path}:{number}"
+        too_long = len(line) > MAX_ROW_BYTES
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
-        if len(line) > MAX_ROW_BYTES:
+        if too_long:
             length = len(line)
             while not line.endswith(NEWLINE) and (line := file.readline(BLOCK_BYTES)):
                 length += len(line)
@@ -234,18 +257,29 @@ def _starts_array(file: IO[bytes]) -> bool:
 
 
 # A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)|[\[\]{},]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
+
+
+CLOSER = {b"[": b"]", b"{": b"}"}
 
 
 def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     """The elements of a JSON array, cut out without being parsed, so that each can be wrong for itself."""
-    line, depth, rows, line_before = 1, 0, 0, 0
+    line, rows, line_before = 1, 0, 0
+    closers: list[bytes] = []  # of what is open
+    is_over = False
     pieces: list[bytes] = []
     size = 0
     for before, mark in _structure(file, path):
         pieces.append(before)
         size += len(before) + len(mark)
-        depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
+        if mark in CLOSER:
+            closers.append(CLOSER[mark])
+        elif closers and mark == closers[-1]:
+            closers.pop()
+        elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row its JSON tells
+            raise UserError(f"{path}:{line}: expected , or ] after a row of the array, found {mark.decode()}")
+        depth = len(closers)
         if size > MAX_ROW_BYTES:
             raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
         if not ((depth == 1 and mark in (b"[", b",")) or depth <= 0 or mark == b""):
@@ -261,12 +295,16 @@ def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
         if mark == b"[" and rows == 0 and not stripped.removeprefix(BYTE_ORDER_MARK):
             continue
         if mark == b"":
-            problem = "the file ends in the middle of this row" if depth > 0 else "expected nothing after the array"
-            if stripped or depth > 0:
+            problem = "expected nothing after the array" if is_over else "the file ends in the middle of this row"
+            if stripped or not is_over:
                 yield RawRow(place, UserError(f"{place}: {problem}"))
+        elif is_over:
+            yield RawRow(place, UserError(f"{place}: expected nothing after the array"))
+            return
         elif stripped or rows or mark == b",":
             yield RawRow(place, stripped)
             rows, line_before = rows + 1, begins
+        is_over = is_over or depth == 0
 
 
 def _structure(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -303,14 +341,28 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'minimind-sft[parquet]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(PARQUET_ROWS)
-            rows: Iterable[dict] = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield RawRow(f"{path}:{number}", _without_nothing(row))
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
+            number = 0
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield RawRow(f"{path}:{number}", _parquet_row(batch.slice(index, 1), f"{path}:{number}"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file, or a damaged one ({_one_line(error)})") from error
+
+
+def _parquet_row(table: Any, place: str) -> dict | UserError:
+    """The row of a table of one row."""
+    try:
+        (row,) = table.to_pylist()
+    except UnicodeDecodeError as error:
+        return UserError(f"{place}: a string is not valid UTF-8: its byte {error.start + 1} is "
+                         f"0x{error.object[error.start]:02x}")
+    return _without_nothing(row)
 
 
 def _without_nothing(value: Any) -> Any:
@@ -329,6 +381,13 @@ def _decode(raw: bytes, place: str) -> str:
         hint = " (UTF-16, by its look)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the row is "
                         f"0x{raw[error.start]:02x}{hint}") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

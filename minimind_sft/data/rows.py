@@ -1,7 +1,7 @@
 """What becomes of a row: the samples that it gives, cut to the length that a model is trained on."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 from minimind_sft.config import IGNORE_INDEX, TRUNCATIONS
@@ -10,6 +10,8 @@ from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+
+MOST_CHARACTERS = 1_000_000
 
 
 class EncodedRow(NamedTuple):
@@ -76,17 +78,23 @@ class SFTRows:
         conversations = [one for one in parsed if isinstance(one, Conversation)]
         sequences = iter(self.template.encode_all(conversations, self.supervision))
         return [self._conversation(one, next(sequences)) if isinstance(one, Conversation)
-                else self._text.trace_text(one) if isinstance(one, str) else one for one in parsed]
+                else self._text.trace_text(one, place) if isinstance(one, str) else one
+                for one, (place, _) in zip(parsed, rows, strict=True)]
 
     def _conversation(self, conversation: Conversation,
                       sequences: list[Encoded] | UserError) -> TracedRow | UserError:
         if isinstance(sequences, UserError):
             return sequences
-        return TracedRow(conversation, sequences, self._cut(conversation, sequences))
+        try:
+            return TracedRow(conversation, sequences, self._cut(conversation, sequences))
+        except UserError as error:  # a template may refuse a part of what it renders as a whole
+            return error
 
     def _cut(self, conversation: Conversation, sequences: list[Encoded]) -> EncodedRow:
         fits = all(len(sequence.input_ids) <= self.max_seq_len for sequence in sequences)
         if not fits and self.truncation == "turns":
+            if self.supervision.turns == "last":
+                conversation = _with_last_turn_learned(conversation)
             sequences = longest_run_of_turns(self.template, conversation, self.max_seq_len, self.supervision)
         elif not fits and self.truncation == "drop":
             sequences = []
@@ -114,19 +122,44 @@ class PretrainRows:
         traced: list[TracedRow | UserError] = []
         for place, row in rows:
             try:
-                traced.append(self.trace_text(parse_text(row, place)))
+                traced.append(self.trace_text(parse_text(row, place), place))
             except UserError as error:
                 traced.append(error)
         return traced
 
-    def trace_text(self, text: str) -> TracedRow:
-        ids = [*self.tokenizer.encode_text(text), self.tokenizer.end_of_document_id]
+    def trace_text(self, text: str, place: str) -> TracedRow | UserError:
+        try:
+            ids = [token for part in text_parts(text) for token in self.tokenizer.encode_text(part)]
+        except UserError as error:
+            return UserError(f"{place}: text: {error}")
+        ids.append(self.tokenizer.end_of_document_id)
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
         return TracedRow(text, [], EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False))
 
 
+def text_parts(text: str) -> Iterator[str]:
+    """A long text in parts of at most `MOST_CHARACTERS`, where possible ended by a line or a word: making tokens of it
+    takes some 200 bytes a character."""
+    start = 0
+    while start < len(text):
+        end = min(start + MOST_CHARACTERS, len(text))
+        if end < len(text):
+            end = next((at + 1 for mark in ("\n", " ") if (at := text.rfind(mark, start, end)) > start), end)
+        yield text[start:end]
+        start = end
+
+
 def _encoded(rows: list[TracedRow | UserError]) -> list[EncodedRow | UserError]:
     return [row.encoded if isinstance(row, TracedRow) else row for row in rows]
+
+
+def _with_last_turn_learned(conversation: Conversation) -> Conversation:
+    """The other assistant's turns flagged: the last turn of a part of the conversation need not be its last one."""
+    messages = list(conversation.messages)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    for index in answers[:-1]:
+        messages[index] = {**messages[index], "train": False}
+    return replace(conversation, messages=tuple(messages))
 
 
 def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max_seq_len: int,

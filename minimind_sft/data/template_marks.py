@@ -128,7 +128,7 @@ class MarkedTemplate:
                 texts = way(messages, tools, requests, marks)
             except TEMPLATE_ERRORS:
                 continue
-            if [text.translate(marks.tokens) for text in texts] == plain:
+            if list(map(marks.spelled, texts)) == plain:
                 return texts, marks
         raise UserError(f"{place}: the text spells control tokens, and the chat template treats it so that they "
                         "cannot be told from its own")

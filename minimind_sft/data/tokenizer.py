@@ -32,8 +32,16 @@ class Marks:
 
     @cached_property
     def tokens(self) -> dict[int, str]:
-        """For `str.translate`: marks back into the tokens they stand for, shields into nothing."""
+        """What each mark stands for, by its code point; a shield stands for nothing."""
         return {ord(mark): token for token, mark in self.of_token.items()} | {ord(self.shield): ""}
+
+    def spelled(self, text: str) -> str:
+        """The text with marks put back into the tokens they stand for, and without shields."""
+        return self._pattern.sub(lambda mark: self.tokens[ord(mark[0])], text)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern:
+        return re.compile(f"[{chr(min(self.tokens))}-{chr(max(self.tokens))}]")
 
 
 class Tokenizer:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.example import Example
-from minimind_sft.data.reading import parse_row, read_raw_rows
+from minimind_sft.data.reading import parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import PretrainRows, SFTRows
 from minimind_sft.data.tokenizer import TextStream
 from minimind_sft.errors import UserError
@@ -55,7 +55,7 @@ def _shown_rows(path: Path, rows: SFTRows | PretrainRows) -> Iterator[ShownRow]:
     control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(source)}
     for raw in islice(read_raw_rows(path), LOOKED_AT):
         try:
-            (encoded,) = rows.encode([(raw.place, parse_row(raw))])
+            (encoded,) = rows.encode([(raw.place, parse_raw_row(raw))])
         except UserError:
             continue
         if not isinstance(encoded, UserError) and encoded.samples:

@@ -15,7 +15,7 @@ from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.example import Example
 from minimind_sft.data.formats import form_name
 from minimind_sft.data.prepared import work_on_files
-from minimind_sft.data.reading import RawRow, parse_row
+from minimind_sft.data.reading import RawRow, parse_raw_row
 from minimind_sft.data.rows import PretrainRows, SFTRows, TracedRow
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Position, Tally, split_place
@@ -43,7 +43,7 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
     errors: dict[int, UserError] = {}
     for number, raw in enumerate(raw_rows):
         try:
-            readable.append((raw.place, parse_row(raw)))
+            readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
     traced = zip(readable, rows.trace(readable), _answers(rows, readable), strict=True)
@@ -83,7 +83,7 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: Tra
     tally.counts.add(place, encoded)
     tally.samples += len(encoded.samples)
     tally.sequences += sum(map(len, encoded.samples))
-    tally.forms[form_name(row)] += 1
+    tally.forms["text" if isinstance(trace.parsed, str) else form_name(row)] += 1
     if not encoded.samples:
         tally.findings["dropped"].add(position)
     elif encoded.was_cut:
@@ -109,8 +109,8 @@ def _broken_alternations(roles: list[str]) -> Iterator[str]:
     for number, (before, role) in enumerate(pairwise(roles), 2):
         if before == role and role in ("user", "assistant"):
             yield f"turn {number}: {role} after {role}"
-    if roles[-1] == "user":
-        yield "ends with a user turn"
+    if roles[-1] in ("user", "tool"):
+        yield f"ends with a {roles[-1]} turn"
 
 
 def _answers(rows: SFTRows | PretrainRows, readable: list[tuple[str, dict]]) -> list:
@@ -131,7 +131,9 @@ def _add_answers(tally: Tally, position: Position, trace: TracedRow, answers: Tr
         tally.turns += ended + unended
         tally.ended += ended
         missing += unended - (cut_here and cuts_tails and len(example.labels) == rows.max_seq_len - 1)
-    if missing:
+    # Some templates end a call with another token than an answer, or with none.
+    missing -= sum("tool_calls" in message for message in trace.parsed.messages)
+    if missing > 0:
         tally.findings["unended"].add(position, f"{missing} of its answers")
 
 
