@@ -309,7 +309,8 @@ class InspectConfig:
     ranks: int = setting(1, "for the number of steps: processes that train together")
 
     check_prompts: int = setting(0, "1: compare what stands before every answer in training with what a chat shows the "
-                                    "model there, id for id; takes several times as long", (0, 1))
+                                    "model there, id for id (before the first and last 20 of a row); takes several "
+                                    "times as long", (0, 1))
     strict: int = setting(0, "1: rows that are cut, dropped, duplicated, empty or not alternating count as wrong too",
                           (0, 1))
     show: int = setting(3, "how many rows to show of each file")

@@ -5,7 +5,8 @@
     python scripts/convert_data.py book.txt alpaca.json --to text --out text.jsonl
 
 Reads all that training reads (docs/data.md). `--to conversations` writes {"conversations": [...]}, and running text as
-{"text": ...}; `--to text` makes running text of conversations too. Rows that cannot be used are named and left out.
+{"text": ...}; `--to text` makes running text of what is said in conversations too (not of reasoning, calls and tools).
+Rows that cannot be used are named and left out.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from minimind_sft.data.reading import find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import FlagParser
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
@@ -49,7 +51,7 @@ def main() -> None:
         rows = tqdm(read_good_rows(files), desc="reading", unit=" rows", delay=2, leave=False)
         dropped, written = Counter(), 0
         for row in rows:
-            reason = next((reason for reason, keeps in filters if not keeps(row)), None)
+            reason = why_not(row, filters)
             if reason:
                 dropped[reason] += 1
                 continue
@@ -76,15 +78,26 @@ def parse_arguments() -> argparse.Namespace:
                         f"is the language's, zh:0.5; one of {', '.join(LETTERS)}")
     parser.add_argument("--tokenizer_path", default=str(REPOSITORY / "model"), help="for --max_tokens")
     arguments = parser.parse_args()
+    for name in ("eval_rows", "seed", "min_answer", "max_tokens"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} is {getattr(arguments, name)}, expected at least 0")
     if bool(arguments.eval_rows) != bool(arguments.eval_out):
         raise UserError("--eval_rows and --eval_out go together")
+    for name in ("out", "eval_out"):
+        path = getattr(arguments, name)
+        if path is not None:
+            if path.suffix.lower() != ".jsonl":
+                raise UserError(f"--{name} {path}: expected a name that ends in .jsonl")
+            check_writable(path.parent, f"--{name}")
+    if arguments.eval_out and arguments.eval_out.resolve() == arguments.out.resolve():
+        raise UserError(f"--eval_out {arguments.eval_out}: expected another file than --out")
     return arguments
 
 
 def make_filters(arguments: argparse.Namespace) -> Filters:
     """What a row must be to stay, each with what the report says of those that are not; duplicates last, so that a
     row that is dropped anyhow makes no other one a duplicate."""
-    chosen: Filters = []
+    chosen: Filters = [("no text", lambda row: not isinstance(row, str) or bool(row.strip()))]
     if arguments.min_answer:
         chosen.append((f"an answer of fewer than {arguments.min_answer} characters",
                        lambda row: (length := shortest_answer(row)) is None or length >= arguments.min_answer))
@@ -99,6 +112,14 @@ def make_filters(arguments: argparse.Namespace) -> Filters:
     if arguments.drop_duplicates:
         chosen.append(("the same as an earlier row", not_seen_before()))
     return chosen
+
+
+def why_not(row: Row, filters: Filters) -> str | None:
+    """The first filter that a row does not pass; None if it passes all."""
+    try:
+        return next((reason for reason, keeps in filters if not keeps(row)), None)
+    except UserError:
+        return "refused by the chat template"
 
 
 def parse_language(text: str) -> tuple[str, float]:
@@ -123,8 +144,7 @@ def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
             if bad <= NAMED:
                 tqdm.write(f"left out    {error}")
             continue
-        if not isinstance(row, str) or row.strip():
-            yield row
+        yield row
     if bad > NAMED:
         print(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
 
@@ -149,10 +169,13 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
     for path, is_apart in ((arguments.out, False), (arguments.eval_out, True)):
         if path is None:
             continue
-        kept.seek(0)
-        try:
-            with path.open("w", encoding="utf-8", newline="\n") as file:
+        def write(temporary: Path, is_apart: bool = is_apart) -> None:
+            kept.seek(0)
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
+
+        try:
+            write_atomically(path, write)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         print(f"{path}: {len(apart) if is_apart else count - len(apart):,} rows")

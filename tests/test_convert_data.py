@@ -47,15 +47,17 @@ def test_conversations_as_running_text(tmp_path):
 def test_each_filter_reports_what_it_dropped(tmp_path):
     long = said("q", "中" * 200)
     rows = write_rows(tmp_path / "a.jsonl", [
-        said("问", "好的"), said("问", "好"), said("问", "好的"), said("question", "回答"), long, said("问", "不行")])
+        said("问", "好的"), said("问", "好"), said("问", "好的"), said("question", "回答"), long, said("问", "不行"),
+        said("问", "好"), {"text": " "}])
     printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--min_answer", 2, "--language", "zh:0.5",
                       "--max_tokens", 60, "--drop_duplicates")
     assert written(tmp_path / "out.jsonl") == [said("问", "好的"), said("问", "不行")]
     assert [line for line in printed.splitlines() if line.startswith("dropped")] == [
-        "dropped     1 rows: an answer of fewer than 2 characters",
+        "dropped     2 rows: an answer of fewer than 2 characters",
         "dropped     1 rows: the same as an earlier row",
         "dropped     1 rows: less than 50% zh",
-        "dropped     1 rows: more than 60 tokens"]
+        "dropped     1 rows: more than 60 tokens",
+        "dropped     1 rows: no text"]
 
 
 def test_rows_are_kept_apart_by_the_seed(tmp_path):
@@ -77,17 +79,24 @@ def test_rows_are_kept_apart_by_the_seed(tmp_path):
     (["--eval_rows", 5], "--eval_rows and --eval_out go together"),
     (["--eval_rows", 9, "--eval_out", "e.jsonl"], "--eval_rows is 9, but there are only 3 rows"),
     (["--min_answer", 99], "no row is left to write"),
-    (["--out", "no/such/folder.jsonl"], "no/such/folder.jsonl: cannot be written (No such file or directory)"),
+    (["--out", "/proc/no/out.jsonl"], "--out /proc/no: cannot write there"),
+    (["--out", "out.json"], "--out out.json: expected a name that ends in .jsonl"),
+    (["--eval_rows", -1, "--eval_out", "e.jsonl"], "--eval_rows is -1, expected at least 0"),
+    (["--seed", -1], "--seed is -1, expected at least 0"),
+    (["--eval_rows", 1, "--eval_out", "{out}"], "--eval_out {out}: expected another file than --out"),
     (["none.jsonl"], "unrecognized arguments: none.jsonl (--help lists all flags)"),
 ])
 def test_what_is_refused(tmp_path, flags, message):
-    rows = write_rows(tmp_path / "a.jsonl", questions(3))
-    assert refuse(CONVERT, rows, "--out", tmp_path / "out.jsonl", *flags).startswith(f"error: {message}")
+    rows, out = write_rows(tmp_path / "a.jsonl", questions(3)), tmp_path / "out.jsonl"
+    flags = [str(flag).replace("{out}", str(out)) for flag in flags]
+    assert refuse(CONVERT, rows, "--out", out, *flags).startswith(f"error: {message.replace('{out}', str(out))}")
+    assert not out.exists()
 
 
 def test_measures_of_a_row():
     plain, calls, text = (parse_row(row, "a:1") for row in (said("q", " ab "), CALLS, {"text": "一"}))
     assert [shortest_answer(row) for row in (plain, calls, text)] == [2, 11, None]
+    assert shortest_answer(parse_row({"instruction": "q", "output": "abc", "history": [["p", "ab"]]}, "a:1")) == 2
     assert [row_text(row) for row in (plain, calls, text)] == ["q\n ab ", "q\nr\nlong answer", "一"]
     rows = SFTRows(BUNDLED, 100)
     assert longest_sequence(plain, rows) == len(BUNDLED.encode(plain)[0].input_ids)

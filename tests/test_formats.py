@@ -43,6 +43,11 @@ def test_sharegpt_with_tools_a_call_and_what_it_gave():
     assert parse_conversation(row, "").tools == [TOOL]
 
 
+def test_sharegpt_with_reasoning():
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "thinking": "hm"}]}
+    assert messages(row)[1] == assistant("a", reasoning_content="hm")
+
+
 def test_sharegpt_calls_several_functions_at_once():
     calls = [{"name": "a", "arguments": {}}, {"name": "b", "arguments": '{"x": 1}'}]
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(calls)}]}
@@ -78,6 +83,9 @@ def test_prompt_and_completion_as_text_and_as_messages():
     for completion in ([assistant("d")], assistant("d")):
         assert messages({"prompt": earlier, "completion": completion}) == (
             user("a"), assistant("b", train=False), user("c"), assistant("d"))
+    for flag in ("train", "weight"):  # an exported table has the field in every turn
+        empty = [user("a"), assistant("b", **{flag: None}), user("c")]
+        assert messages({"prompt": empty, "completion": "d"})[1] == assistant("b", train=False)
     weighted = [user("a"), assistant("b", weight=1), user("c")]
     assert "train" not in messages({"prompt": weighted, "completion": "d"})[1]
 

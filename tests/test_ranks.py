@@ -3,6 +3,7 @@
 Most of it is a short version of benchmarks/rank_faults.py, with the recipe itself in real processes.
 """
 
+import os
 import random
 import signal
 import time
@@ -202,6 +203,7 @@ def acts_in_turn(ranks: Ranks, log: Path, fails: bool) -> str:
     try:
         return ranks.first_on_each_machine(act)
     except (UserError, ProcessLost) as error:
+        time.sleep(0.5)  # the others may hear of it before the store ends with the main rank
         return str(error)
 
 
@@ -210,8 +212,27 @@ def test_the_first_rank_of_a_machine_acts_before_the_others(tmp_path):
     acted = (tmp_path / "log").read_text().split()
     assert acted[:2] == ["0", "0."] and sorted(acted) == ["0", "0.", "1", "1.", "2", "2."]
     assert on_ranks(3, acts_in_turn, tmp_path / "failed", True) == [
-        "no good", *["the first rank of this machine cannot go on (its message says why)"] * 2]
+        "no good", *["the first rank of machine 0 cannot go on (its message says why)"] * 2]
     assert (tmp_path / "failed").read_text() == "0 "
+
+
+def acts_on_two_machines(ranks: Ranks, log: Path) -> None:
+    os.environ |= {"GROUP_WORLD_SIZE": "2", "GROUP_RANK": str(ranks.rank // 2), "LOCAL_RANK": str(ranks.rank % 2)}
+
+    def act() -> None:
+        time.sleep(1.0 if ranks.rank == 2 else 0.0)  # the other machine has more to do
+        with log.open("a") as file:
+            file.write(f"{ranks.rank} ")
+
+    ranks.first_on_each_machine(act)
+    with log.open("a") as file:
+        file.write(f"{ranks.rank}. ")
+
+
+def test_no_machine_goes_on_before_the_slowest_one(tmp_path):
+    on_ranks(4, acts_on_two_machines, tmp_path / "log", timeout_seconds=30)
+    acted = (tmp_path / "log").read_text().split()
+    assert acted[:2] == ["0", "2"] and sorted(acted) == sorted(f"{rank}{dot}" for rank in range(4) for dot in ("", "."))
 
 
 def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:

@@ -198,3 +198,35 @@ def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, mo
     file = write(tmp_path / "a.json", text % (b"[1], " * 300_000))
     with pytest.raises(UserError, match=r"a\.json:1: expected at most 1 MiB in a row of the array"):
         rows_or_errors(file)
+
+
+def test_what_closes_and_follows_an_array_is_checked(tmp_path):
+    assert rows_or_errors(write(tmp_path / "a.json", b'[{"a": 1}]{"b": 2}')) == [
+        {"a": 1}, "1 (row 2): expected nothing after the array"]
+    assert rows_or_errors(write(tmp_path / "a.json", b"[]]")) == ["1: expected nothing after the array"]
+    with pytest.raises(UserError, match=r"a\.json:1: expected , or \] after a row of the array, found \}"):
+        rows_or_errors(write(tmp_path / "a.json", b'[{"a": 1}}'))
+
+
+def test_numbers_that_no_float_can_hold_are_refused(tmp_path):
+    file = write(tmp_path / "a.jsonl", b'{"a": 1e999}\n{"a": 1e30}\n')
+    assert rows_or_errors(file) == ["1: 1e999 is too large a number", {"a": 1e30}]
+
+
+def test_parquet_with_what_json_could_not_have(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    assert rows_or_errors(tmp_path / "a.parquet") == [
+        {"text": "a"}, "2: a string is not valid UTF-8: its byte 1 is 0xff", {"text": "c"}]
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: expected columns of different names, found text, text"):
+        rows_or_errors(tmp_path / "b.parquet")
+
+
+def test_a_mark_before_a_first_line_of_just_the_longest_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 20)
+    file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
+    assert rows_or_errors(file)[1:] == [{"a": 1}]

@@ -1,14 +1,19 @@
 """What becomes of a row: its samples, cut to the longest length, and how that is counted."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER
 
 from minimind_sft.config import IGNORE_INDEX
-from minimind_sft.data.chat_template import Supervision, make_template
+from minimind_sft.data import rows
+from minimind_sft.data.chat_template import ChatTemplate, Supervision, make_template
+from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.errors import UserError
 
 
 def conversation(*turns: str) -> dict:
@@ -196,3 +201,91 @@ def test_whatever_decides_the_samples_is_in_the_settings():
                 SFTRows(BUNDLED, 100, supervision=Supervision(prompt=True)),
                 SFTRows(make_template(TOKENIZER, "alpaca"), 100)]
     assert len({str(encoder.settings) for encoder in encoders}) == len(encoders)
+
+
+def test_a_long_text_becomes_tokens_in_parts_and_loses_nothing(monkeypatch):
+    monkeypatch.setattr(rows, "MOST_CHARACTERS", 40)
+    text = "The rain in Spain stays mainly in the plain.\n" * 5 + "x" * 100 + " y"
+    assert "".join(rows.text_parts(text)) == text
+    assert max(map(len, rows.text_parts(text))) == 40 and list(rows.text_parts(""))  == []
+    dataset, _ = encode(PretrainRows(TOKENIZER, 1000), {"text": text})
+    assert taught(dataset)[0] == text.removeprefix("The") + "<|endoftext|>"  # the first token is not predicted
+
+
+def test_a_part_that_the_template_refuses_is_a_bad_row(monkeypatch):
+    def refuse(*_):
+        raise UserError("file:1: the chat template refuses the conversation: no")
+
+    monkeypatch.setattr(rows, "longest_run_of_turns", refuse)
+    dataset, counts = encode(SFTRows(BUNDLED, 30, "turns"), TURNS, conversation("Hi", "Hello!"))
+    assert len(dataset) == 1 and counts.bad == ["file:1: the chat template refuses the conversation: no"]
+
+
+def test_text_that_leaves_no_room_for_marks_is_a_bad_row():
+    text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    for encoder in (SFTRows(BUNDLED, 100), PretrainRows(TOKENIZER, 100)):
+        _, counts = encode(encoder, {"text": text}, {"text": "a"})
+        assert counts.bad_rows == 1 and counts.bad[0].startswith("file:1: text: the text uses up the private-use")
+
+
+def test_the_last_turn_is_that_of_the_conversation_also_where_turns_are_left_out():
+    last = Supervision("last")
+    short, _ = encode(SFTRows(BUNDLED, 30, "turns", last), TURNS)
+    assert taught(short) == ["Ciao<|im_end|>"]
+    long_end = conversation("Hi", "Hello!", "Bye", "one two three four five six seven eight nine ten eleven")
+    _, counts = encode(SFTRows(BUNDLED, 20, "turns", last), long_end)
+    assert counts.dropped == ["file:1"]
+
+
+def test_a_run_of_turns_that_are_not_learned_is_no_run():
+    row = conversation("a", "b", "c", "d", "e " * 8, "f")
+    for index in (1, 3):
+        row["conversations"][index]["train"] = False
+    kept, _ = encode(SFTRows(BUNDLED, 40, "turns"), row)
+    assert taught(kept) == ["f<|im_end|>"]
+
+
+def test_a_row_of_several_sequences_fits_only_if_all_do():
+    """A template that drops earlier reasoning makes a sequence of each turn."""
+    pytest.importorskip("trl")
+    source = (files("trl") / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    template = ChatTemplate(TOKENIZER, source)
+    row = conversation("Hi", "Hello!", "Bye", "Ciao")
+    row["conversations"][1]["reasoning_content"] = "one two three four five six seven eight nine ten"
+    whole, _ = encode(SFTRows(template, 1000), row)
+    first, second = whole.lengths(0)
+    assert first > second > 10
+    dataset, counts = encode(SFTRows(template, first, "drop"), row)
+    assert len(dataset) == 0 and counts.dropped_rows == 1
+    dataset, counts = encode(SFTRows(template, first, "tail"), row)
+    assert counts.truncated == 1 and dataset.lengths(0) == [first - 1, second]
+
+
+DRESSES = {
+    "minimind": {"conversations": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                                   {"role": "assistant", "content": "b"}, {"role": "user", "content": "c\n1"},
+                                   {"role": "assistant", "content": "d"}]},
+    "openai": {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a"},
+                            {"role": "assistant", "content": "b"},
+                            {"role": "user",
+                             "content": [{"type": "text", "text": "c\n"}, {"type": "text", "text": "1"}]},
+                            {"role": "assistant", "content": "d"}]},
+    "sharegpt": {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "a"},
+                                   {"from": "gpt", "value": "b"}, {"from": "human", "value": "c\n1"},
+                                   {"from": "gpt", "value": "d"}]},
+    "alpaca": {"instruction": "c", "input": "1", "output": "d", "system": "s", "history": [["a", "b"]]},
+    "prompt": {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                          {"role": "assistant", "content": "b", "train": True}, {"role": "user", "content": "c\n1"}],
+               "completion": "d"},
+}
+
+
+@pytest.mark.parametrize("choice", ["chatml", "alpaca"])
+def test_one_conversation_is_the_same_in_every_dress_and_in_a_chat(choice):
+    template = make_template(TOKENIZER, choice)
+    dataset, counts = encode(SFTRows(template, 1000), *DRESSES.values())
+    assert counts.bad == [] and len(dataset) == len(DRESSES)
+    examples = [(one.input_ids.tolist(), one.labels.tolist()) for sample in dataset for one in sample]
+    assert all(example == examples[0] for example in examples)
+    for row in DRESSES.values():
+        assert template.prompt_mismatches(parse_conversation(row, "a:1")) == []

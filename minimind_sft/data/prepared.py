@@ -52,6 +52,7 @@ class PreparedDataset(ExampleDataset):
     Attributes:
         counts: what became of the rows.
         folder: where it is.
+        sums: the SHA-256 of each file.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]):
@@ -65,7 +66,8 @@ class PreparedDataset(ExampleDataset):
             raise ValueError(f"{folder}: the parts are not as long as they should be")
         self.folder, self.counts = folder, DatasetCounts(**header["counts"])
         self.counts.rename(header["paths"], list(map(str, files)))
-        self.fingerprint = header["files"] if len(header["files"]) > 1 else header["files"][0]
+        self.sums = header["files"]
+        self.fingerprint = self.sums if len(self.sums) > 1 else self.sums[0]
 
 
 def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str = "error", show_progress: bool = True,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.data.chat_template import MOST_COMPARED
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.example import Example
 from minimind_sft.data.formats import form_name
@@ -149,7 +150,8 @@ def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
 
 
 def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, rows: SFTRows) -> None:
-    tally.compared += sum(message["role"] == "assistant" for message in conversation.messages)
+    answers = sum(message["role"] == "assistant" for message in conversation.messages)
+    tally.compared += min(answers, MOST_COMPARED)
     try:
         mismatches = rows.template.prompt_mismatches(conversation)
     except UserError as error:  # a chat cannot be shown what was taught

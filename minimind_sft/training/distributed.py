@@ -74,29 +74,31 @@ class Ranks:
         return [result for result, _ in outcomes]
 
     def first_on_each_machine(self, action: Callable[[], T]) -> T:
-        """What `action` returns here; on each machine its first rank acts, and when it is done the others.
+        """What `action` returns here; on each machine its first rank acts, and when all of these are done the others.
 
         They wait as long as it takes, not just `--rank_timeout`. To be called once.
 
         Raises:
-            Exception: what `action` raised here; ProcessLost if it failed on the machine's first rank.
+            Exception: what `action` raised here; ProcessLost if it failed on a machine's first rank.
         """
         if self.world_size == 1:
             return action()
-        done = f"machine {os.environ.get('GROUP_RANK', 0)}"
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        machine, machines = (int(os.environ.get(name, default)) for name, default in
+                             (("GROUP_RANK", 0), ("GROUP_WORLD_SIZE", 1)))
+        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if is_first:
             try:
                 result = action()
             except Exception:
-                self.store.set(done, "failed")
+                self.store.set(f"machine {machine}", "failed")
                 raise
-            self.store.set(done, "done")
-            return result
-        while not self.store.check([done]):
-            time.sleep(0.1)
-        if self.store.get(done) != b"done":
-            raise ProcessLost("the first rank of this machine cannot go on (its message says why)")
-        return action()
+            self.store.set(f"machine {machine}", "done")
+        for other in range(machines):
+            while not self.store.check([f"machine {other}"]):  # `get` would wait no longer than the store's own limit
+                time.sleep(0.1)
+            if self.store.get(f"machine {other}") != b"done":
+                raise ProcessLost(f"the first rank of machine {other} cannot go on (its message says why)")
+        return result if is_first else action()
 
     def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:
         if self.world_size == 1:

@@ -56,6 +56,9 @@ def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
     tell_sources(run, "data", sources, datasets, train_set)
     if eval_sources:
         tell_sources(run, "evaluation", eval_sources, datasets[len(sources):])
+        trained_on = {sum_ for dataset in datasets[:len(sources)] for sum_ in dataset.sums}
+        if trained_on.intersection(datasets[-1].sums):
+            run.say("evaluation  it is of the training data: the validation loss will say nothing about others")
         return train_set, datasets[-1]
     if not held_out:
         return train_set, None
