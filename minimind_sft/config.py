@@ -150,7 +150,7 @@ PRESETS = {
 """Models by name; the numbers are the class of their (active) parameters with MiniMind's vocabulary of 6,400."""
 
 
-DATA_HELP = ("training data: .jsonl, .json, .jsonl.gz or .parquet files and globs; with a share each, as in "
+DATA_HELP = ("training data: .jsonl, .json and .txt files (also .gz), .parquet, and globs; with a share each, as in "
              "a.jsonl:0.7 b.jsonl:0.3, they are mixed in that proportion")
 
 
@@ -176,8 +176,8 @@ class TrainConfig:
     save_weight: str = setting("", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>[_moe].pth")
     save_dtype: str = setting("float16", "precision of the written weights", DTYPES[1:])
     from_resume: int = setting(0, "1: go on from the newest resume state of --save_weight", (0, 1))
-    allow_changed_data: int = setting(0, "1: go on from a resume state though the data, --max_seq_len or --seed are "
-                                         "not those it was made with", (0, 1))
+    allow_changed_data: int = setting(0, "1: go on from a resume state though the data, --seed, --max_seq_len or what "
+                                         "else decides the samples are not those it was made with", (0, 1))
     keep_checkpoints: int = setting(2, "how many resume states to keep")
 
     preset: str | None = setting(None, "model by name", tuple(PRESETS))
@@ -314,7 +314,7 @@ class InspectConfig:
     strict: int = setting(0, "1: rows that are cut, dropped, duplicated, empty or not alternating count as wrong too",
                           (0, 1))
     show: int = setting(3, "how many rows to show of each file")
-    most: int = setting(100, "how many bad rows to print, 0: all; the report of --json has them all")
+    most: int = setting(100, "how many bad rows to print, 0: all; --json has up to 100,000")
     html: str | None = setting(None, "write the report as a page for the browser to this file too")
     json: bool = setting(False, "print the report as one JSON object instead")
 

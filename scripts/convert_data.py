@@ -36,7 +36,7 @@ from minimind_sft.data.filters import (
 from minimind_sft.data.reading import find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import FlagParser
 
@@ -142,7 +142,7 @@ def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
         except UserError as error:
             bad += 1
             if bad <= NAMED:
-                tqdm.write(f"left out    {error}")
+                tqdm.write(f"left out    {harmless(str(error))}")
             continue
         yield row
     if bad > NAMED:

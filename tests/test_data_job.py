@@ -81,3 +81,9 @@ def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data
 def test_what_is_refused(sft_data, tmp_path, flags, message):
     flags = [str(flag).replace("{data}", str(sft_data)) for flag in flags]
     assert message in refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, *flags)
+
+
+def test_data_cannot_write_on_the_terminal(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [{"\x1b[31mred\nline\u202e": 1}])
+    line = refuse(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path)
+    assert r"found a row with \u001b[31mred\nline\u202e (--bad_rows" in line

@@ -3,9 +3,9 @@
     python trainer/train_full_sft.py --from_weight pretrain
     torchrun --nproc_per_node 2 trainer/train_full_sft.py --from_weight pretrain --data_path my_conversations.jsonl
 
-Reads out/<from_weight>_<hidden_size>.pth and rows {"conversations": [{"role", "content"}, ...]}; learns the
-assistant's words and end of turn, nothing else; writes out/<save_weight>_<hidden_size>.pth with its sidecar (.json),
-a metrics file, and resume states for --from_resume 1.
+Reads out/<from_weight>_<hidden_size>.pth and conversations in any common form (docs/data.md); learns the assistant's
+words and end of turn, nothing else unless asked; writes out/<save_weight>_<hidden_size>.pth with its sidecar (.json), a
+metrics file, and resume states for --from_resume 1. scripts/inspect_data.py shows beforehand what will be learned.
 """
 
 from functools import partial

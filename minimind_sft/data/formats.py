@@ -3,6 +3,7 @@
 A turn keeps the names that its fields have in the row, so that an error about it names what the person wrote.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -81,7 +82,8 @@ def refuse(name: str, expected: str, found: Any) -> NoReturn:
 
 def field_names(row: dict) -> str:
     """The first names, for an error message."""
-    return ", ".join(name[:40] for name in sorted(row)[:10]) + (", ..." if len(row) > 10 else "") or "no fields"
+    names = [json.dumps(name, ensure_ascii=False)[1:-1][:40] for name in sorted(row)[:10]]
+    return ", ".join(names) + (", ..." if len(row) > 10 else "") or "no fields"
 
 
 def _refuse_row(row: dict) -> NoReturn:

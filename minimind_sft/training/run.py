@@ -10,6 +10,7 @@ from minimind_sft.config import REPOSITORY, TrainConfig
 from minimind_sft.data.rows import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
+from minimind_sft.errors import harmless
 from minimind_sft.training.distributed import Ranks
 
 
@@ -40,7 +41,7 @@ class Run:
     def say(self, line: str) -> None:
         if self.ranks.is_main:
             with suppress(OSError):  # nobody reads any more: no reason to end a training
-                print(line, flush=True)
+                print(harmless(line), flush=True)
 
 
 def shown(path: str | Path) -> str:
