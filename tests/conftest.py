@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from programs import questions, write_rows
+
+torch.set_num_threads(1)  # the tensors are tiny, and other processes of the tests want the cores too
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

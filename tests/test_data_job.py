@@ -8,7 +8,7 @@ import pytest
 from programs import CHAT, NEW, SFT, questions, refuse, run, succeed, write_rows
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-SHORT = ["--max_steps", 3, "--dtype", "float32", "--save_dtype", "float32"]
+SHORT = ["--max_steps", 1, "--dtype", "float32", "--save_dtype", "float32"]
 
 
 def identity(folder: Path) -> dict:
@@ -32,14 +32,12 @@ def test_forms_mix_and_bad_rows_are_told(tmp_path):
 
 def test_a_mixture_takes_each_source_in_its_share(tmp_path):
     talk = write_rows(tmp_path / "a.jsonl", questions(30))
-    text = write_rows(tmp_path / "b.jsonl", [{"text": f"The number {i} is even."} for i in range(10)])
+    write_rows(tmp_path / "b.jsonl", [{"text": f"The number {i} is even."} for i in range(10)])
     shown = succeed(SFT, *NEW, *SHORT, "--data_path", f"{talk}:0.25", f"{tmp_path}/b.*:0.75", "--save_dir", tmp_path,
                     "--eval_share", 0)
     assert "[10 of the 40 samples of an epoch]" in shown and "[30 of the 40 samples of an epoch]" in shown
-    assert "training    3 steps of 16 samples" in shown
+    assert "training    1 steps of 16 samples" in shown
     assert identity(tmp_path)["training"]["data"].popitem()[1][1] == [10, 30]
-    assert "expected a share like those of the others" in refuse(
-        SFT, *NEW, "--data_path", f"{talk}:0.25", text, "--save_dir", tmp_path)
 
 
 def test_a_bad_row_ends_all_ranks_and_is_named_once(tmp_path):
@@ -49,18 +47,11 @@ def test_a_bad_row_ends_all_ranks_and_is_named_once(tmp_path):
     assert done.stderr.count("a.jsonl:1: messages: expected a list of turns, found 5") == 1
 
 
-@pytest.mark.parametrize("changed, message", [
-    (["--truncation", "turns"], "truncation was tail in .*, now it is turns"),
-    (["--train_turns", "last"], "supervised_turns was all in .*, now it is last"),
-    (["--train_on_prompt", 1], "supervised_prompt was False in .*, now it is True"),
-])
-def test_what_decides_the_samples_is_not_changed_on_resuming(sft_data, tmp_path_factory, changed, message):
-    out = tmp_path_factory.getbasetemp() / "resumed"
-    common = [*NEW, "--dtype", "float32", "--data_path", sft_data, "--save_dir", out]
-    if not out.exists():
-        succeed(SFT, *common, "--max_steps", 3)
-    line = refuse(SFT, *common, "--max_steps", 5, "--from_resume", 1, *changed)
-    assert re.search(message + "; --allow_changed_data 1 goes on all the same", line)
+def test_what_decides_the_samples_is_not_changed_on_resuming(sft_data, tmp_path):
+    common = [*NEW, "--dtype", "float32", "--data_path", sft_data, "--save_dir", tmp_path]
+    succeed(SFT, *common, "--max_steps", 1)
+    line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1, "--truncation", "turns")
+    assert re.search("truncation was tail in .*, now it is turns; --allow_changed_data 1 goes on all the same", line)
 
 
 def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data, tmp_path):
@@ -73,8 +64,6 @@ def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data
 @pytest.mark.parametrize("flags, message", [
     (["--chat_template", "vicuna"], "--chat_template vicuna: expected chatml, alpaca or a file"),
     (["--end_of_turn", "<|nobody|>"], "--end_of_turn <|nobody|>: the tokenizer has no such control token"),
-    (["--truncation", "middle"], "argument --truncation: invalid choice: 'middle'"),
-    (["--data_path"], "--data_path: expected one or more files"),
     (["--eval_data_path", "{data}:0.5"], "--eval_data_path: expected files without shares"),
     (["--prepared_dir", "/proc/prepared"], "/proc/prepared: the prepared data cannot be kept there"),
 ])

@@ -36,6 +36,8 @@ def test_defaults_are_those_of_the_design():
     (["--micro_batch_tokens", "100"], "--micro_batch_tokens 100 is below --max_seq_len 768"),
     (["--use_moe", "2"], "argument --use_moe: invalid choice: 2"),
     (["--save_weight", "a/b"], "--save_weight is 'a/b', expected a name"),
+    (["--truncation", "middle"], "argument --truncation: invalid choice: 'middle'"),
+    (["--data_path"], "--data_path: expected one or more files"),
 ])
 def test_an_unusable_value_names_its_flag(argv, message):
     with pytest.raises(UserError) as error:
