@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
+from minimind_sft.data.parquet import parquet_rows
 from minimind_sft.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -24,7 +25,6 @@ MAX_ROW_BYTES = 32 * 2**20
 """Of one row: no conversation is as long, and a file without line ends is not to fill the memory."""
 BLOCK_BYTES = 2**20
 NEWLINE = b"\n"
-PARQUET_ROWS = 1000
 TORN = " (the row has no end: was the file cut off?)"
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
@@ -105,7 +105,7 @@ def read_raw_rows(path: Path) -> Iterator[RawRow]:
     """
     kind = file_kind(path).removesuffix(".gz")
     if kind == "parquet":
-        yield from _parquet_rows(path)
+        yield from map(RawRow._make, parquet_rows(path))
         return
     with _opened(path) as file:
         if kind == "json" and _starts_array(file):
@@ -258,8 +258,6 @@ def _starts_array(file: IO[bytes]) -> bool:
 
 # A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
-
-
 CLOSER = {b"[": b"]", b"{": b"}"}
 
 
@@ -333,47 +331,6 @@ def _lead(content: bytes) -> bytes:
     return content[:len(content) - len(content.lstrip())]
 
 
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'minimind-sft[parquet]'") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) < len(names):
-                raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
-            number = 0
-            for batch in file.iter_batches(PARQUET_ROWS):
-                for index in range(batch.num_rows):
-                    number += 1
-                    yield RawRow(f"{path}:{number}", _parquet_row(batch.slice(index, 1), f"{path}:{number}"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a Parquet file, or a damaged one ({_one_line(error)})") from error
-
-
-def _parquet_row(table: Any, place: str) -> dict | UserError:
-    """The row of a table of one row."""
-    try:
-        (row,) = table.to_pylist()
-    except UnicodeDecodeError as error:
-        return UserError(f"{place}: a string is not valid UTF-8: its byte {error.start + 1} is "
-                         f"0x{error.object[error.start]:02x}")
-    return _without_nothing(row)
-
-
-def _without_nothing(value: Any) -> Any:
-    """Without null fields: a column of objects gives each of them the fields of all."""
-    if isinstance(value, dict):
-        return {name: _without_nothing(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_without_nothing(part) for part in value]
-    return value
-
-
 def _decode(raw: bytes, place: str) -> str:
     try:
         return raw.decode()
@@ -408,7 +365,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
