@@ -390,3 +390,16 @@ def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, **options)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
+    """As in gpt-oss, where a call ends with a token of its own."""
+    source = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+              "{{ '<|object_ref_end|>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
+              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    row = {"messages": [{"role": "user", "content": "q"},
+                        {"role": "assistant", "content": "c", "tool_calls": [{"name": "f", "arguments": {}}]},
+                        {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]}
+    data = write_rows(tmp_path / "a.jsonl", [row])
+    tally = survey([data], SFTRows(ChatTemplate(TOKENIZER, source), 100))[data]
+    assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
