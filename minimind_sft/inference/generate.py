@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from minimind_sft.errors import UserError
-from minimind_sft.model.attention import KVCache
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kv_cache import KVCache
 from minimind_sft.model.precision import at_least_float32
 
 

@@ -1,13 +1,13 @@
-"""What attention reads: the tokens of the same document, or the KV cache.
+"""Attention among the tokens of each document.
 
-`Documents` and `KVCache` are the two contexts a decoder layer can run in. Both offer
+`Documents` and `KVCache` (kv_cache.py) are the two contexts a decoder layer can run in. Both offer
 
     attend(layer_index, q_THD, k_TGD, v_TGD) -> out_THD
 
 and keep from the layer where one sequence ends and the next begins.
 
-Shapes: T tokens of all documents in one row, H query heads, G key/value heads, D head dim, S sequences, L positions
-of a sequence, P positions of padded groups.
+Shapes: T tokens of all documents in one row, H query heads, G key/value heads, D head dim, S documents, L positions
+of a document, P positions of padded groups.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from minimind_sft.config import ModelConfig
 
 MAX_PADDING = 0.1
 """Largest share of padding among the positions of one group of documents."""
@@ -54,90 +52,6 @@ class Documents:
             for shape, *qkv in zip(self._group_shapes, q_groups, k_groups, v_groups, strict=True)
         ]
         return torch.cat(out_groups).index_select(0, self._unpad_T)
-
-
-class KVCache:
-    """Keys and values of every earlier token of S running sequences, in memory that is reserved once.
-
-    A forward pass over the prompts runs in the context that `prefill` returns; then each `advance` opens one token
-    per sequence, and the forward pass over these tokens runs in the cache itself.
-
-    Args:
-        max_len: the most tokens that one sequence can hold.
-    """
-
-    def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
-        # Zeros, because masked positions still enter the product: with weight 0, which a stray NaN would survive.
-        self._keys_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
-        self._values_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
-        self._device = device
-        self.lengths = [0] * sequences
-
-    def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":
-        """The context of a forward pass over the prompts, one document per sequence."""
-        documents = Documents(cu_seqlens, self._device)
-        assert len(documents.lengths) == len(self.lengths) and not any(self.lengths)
-        self.lengths = list(documents.lengths)
-        return Prefill(documents, self)
-
-    def store(self, layer_index: int, sequence: int, k_TGD: Tensor, v_TGD: Tensor) -> None:
-        self._keys_NSGLD[layer_index, sequence, :, : len(k_TGD)] = k_TGD.transpose(0, 1)
-        self._values_NSGLD[layer_index, sequence, :, : len(v_TGD)] = v_TGD.transpose(0, 1)
-
-    def advance(self) -> Tensor:
-        """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
-        self._positions_S = torch.tensor(self.lengths, device=self._device)
-        self.lengths = [length + 1 for length in self.lengths]
-        self._longest = max(self.lengths)
-        self._ragged = min(self.lengths) < self._longest
-        if self._ragged:
-            self._rows_S = torch.arange(len(self.lengths), device=self._device)
-            column_L = torch.arange(self._longest, device=self._device)
-            self._past_S11L = column_L <= self._positions_S[:, None, None, None]
-        return self._positions_S
-
-    def attend(self, layer_index: int, q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> Tensor:
-        """One token per sequence: appends its key and value, then reads all of the sequence's."""
-        keys_SGLD = self._keys_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
-        values_SGLD = self._values_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
-        if self._ragged:
-            keys_SGLD[self._rows_S, :, self._positions_S] = k_SGD.to(keys_SGLD.dtype)
-            values_SGLD[self._rows_S, :, self._positions_S] = v_SGD.to(keys_SGLD.dtype)
-        else:
-            keys_SGLD[:, :, -1] = k_SGD
-            values_SGLD[:, :, -1] = v_SGD
-        # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
-        q_SGQD = q_SHD.to(keys_SGLD.dtype).unflatten(1, (k_SGD.shape[1], -1))
-        with torch.autocast(q_SHD.device.type, enabled=False):
-            out_SGQD = F.scaled_dot_product_attention(
-                q_SGQD, keys_SGLD, values_SGLD, attn_mask=self._past_S11L if self._ragged else None
-            )
-        return out_SGQD.flatten(1, 2).to(v_SGD.dtype)
-
-    def keep(self, slots: list[int]) -> None:
-        """Goes on with these sequences only: the one in `slots[i]` becomes number i, never a lower one."""
-        for target, source in enumerate(slots):
-            if source != target:
-                assert source >= len(slots), "only sequences behind the kept ones move"
-                length = self.lengths[source]
-                self._keys_NSGLD[:, target, :, :length] = self._keys_NSGLD[:, source, :, :length]
-                self._values_NSGLD[:, target, :, :length] = self._values_NSGLD[:, source, :, :length]
-        self.lengths = [self.lengths[source] for source in slots]
-
-
-class Prefill:
-    """Attention among the tokens of each prompt, which the cache keeps."""
-
-    def __init__(self, documents: Documents, cache: KVCache):
-        self.positions_T = documents.positions_T
-        self._documents, self._cache = documents, cache
-
-    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        lengths = self._documents.lengths
-        for sequence, kv in enumerate(zip(k_TGD.split(lengths), v_TGD.split(lengths), strict=True)):
-            self._cache.store(layer_index, sequence, *kv)
-        return self._documents.attend(layer_index, q_THD, k_TGD, v_TGD)
 
 
 def _padded_groups(starts_S: Tensor, lengths: list[int]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:

@@ -23,7 +23,7 @@ from minimind_sft.model.precision import at_least_float32, for_matmul
 
 
 class Context(Protocol):
-    """What the tokens of a forward pass attend to, see `minimind_sft.model.attention`."""
+    """What the tokens of a forward pass attend to: `Documents` (attention.py) or `KVCache` (kv_cache.py)."""
 
     def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor: ...
 
