@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from minimind_sft.config import PRESETS, ModelConfig, YarnScaling
 from minimind_sft.model import decoder
-from minimind_sft.model.decoder import MiniMindForCausalLM, rope_frequencies, rope_turns
+from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.loss import IGNORE_INDEX
 
 TINY = ModelConfig(vocab_size=61, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -174,56 +174,6 @@ def test_yarn_logits_are_those_of_transformers_qwen3(tmp_path: Path):
     unstretched = MiniMindForCausalLM(replace(model.config, rope_scaling=None)).eval()
     unstretched.load_state_dict(model.state_dict())
     assert (unstretched.document_logits(input_ids, cu_seqlens) - theirs).abs().max() > 1e-3
-
-
-# RoPE
-
-
-YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
-                   attention_factor=1.5)
-YARN_CONFIG = replace(TINY, head_dim=16, rope_theta=10000.0, rope_scaling=YARN, max_position_embeddings=4096)
-
-
-def test_yarn_frequencies_literally():
-    """By hand: the pair with 32 turns in 1024 positions is 16 ln(1024 / 64 pi) / (2 ln 10^4) = 1.41, that with one
-    turn 4.42. Pairs up to 1 keep their frequency, from 5 on it is a quarter, and between them the blend is linear.
-    """
-    plain = [1.0, 10**-0.5, 0.1, 10**-1.5, 0.01, 10**-2.5, 0.001, 10**-3.5]
-    blend = [1.0, 1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25, 0.25]
-    frequencies = rope_frequencies(YARN_CONFIG, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([f * b for f, b in zip(plain, blend, strict=True)], rel=1e-12)
-
-
-def test_yarn_stretches_the_last_pair_wholly_where_no_pair_turns_less_than_once():
-    """MiniMind's bound is the last pair (transformers' lies beyond it): the blend is complete there."""
-    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
-    config = replace(TINY, head_dim=4, rope_theta=10000.0, rope_scaling=yarn, max_position_embeddings=2_000_000)
-    frequencies = rope_frequencies(config, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([1.0, 0.01 / 4], rel=1e-12)
-
-
-def test_yarn_leaves_a_model_alone_that_stays_within_its_original_context():
-    inside = replace(YARN_CONFIG, max_position_embeddings=1024)
-    frequencies = rope_frequencies(inside, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([10 ** (-i / 2) for i in range(8)], rel=1e-12)
-
-
-def test_rope_turns_are_cos_and_sin_times_the_attention_factor():
-    cos, sin = rope_turns(YARN_CONFIG, torch.tensor([0, 3]), torch.float64)
-    assert cos.shape == sin.shape == (2, 1, 8)
-    assert cos[:, 0, 0].tolist() == pytest.approx([1.5, 1.5 * math.cos(3.0)])
-    assert sin[:, 0, 2].tolist() == pytest.approx([0.0, 1.5 * math.sin(0.1 * 0.8125 * 3)])
-
-
-def test_rope_makes_scores_depend_on_distance_only():
-    config = replace(TINY, head_dim=16)
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
-    scores = []
-    for start in (0, 1000):
-        rope_q, rope_k = (rope_turns(config, torch.tensor([start + offset]), torch.float64) for offset in (7, 2))
-        scores.append((decoder.apply_rope(q, rope_q) * decoder.apply_rope(k, rope_k)).sum().item())
-    assert scores[0] == pytest.approx(scores[1], rel=1e-10)
 
 
 # documents

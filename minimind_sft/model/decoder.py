@@ -1,9 +1,9 @@
-"""The decoder: RMSNorm, RoPE, attention with QK-norm, SwiGLU or experts, and the language model around them.
+"""The decoder: attention with QK-norm, SwiGLU or experts, and the language model around them.
 
 The architecture and the names of its weights are those of Qwen3 / Qwen3-MoE and MiniMind-3.
 
-Shapes: T tokens of all documents in one row, D hidden size, H query heads, G key/value heads, R = head_dim / 2 pairs
-of one head, N some of the T positions, V vocabulary.
+Shapes: T tokens of all documents in one row, D hidden size, H query heads, G key/value heads, N some of the T
+positions, V vocabulary.
 """
 
 import math
@@ -19,7 +19,9 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.loss import cross_entropy_sum
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32, for_matmul
+from minimind_sft.model.rope import apply_rope, rope_turns
 
 
 class Context(Protocol):
@@ -38,53 +40,6 @@ class Losses(NamedTuple):
 
     loss_sum: Tensor
     aux_loss_sum: Tensor
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in at least float32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(at_least_float32(x), self.weight.shape, at_least_float32(self.weight), self.eps)
-        return normed.to(self.weight.dtype)
-
-
-def rope_frequencies(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Radians per position of each pair (R,): theta^(-2i/head_dim), stretched by YaRN where the config says so."""
-    pair_R = torch.arange(config.head_dim // 2, dtype=dtype, device=device)
-    frequency_R = 1.0 / config.rope_theta ** (2 * pair_R / config.head_dim)
-    yarn = config.rope_scaling
-    if yarn is None or config.max_position_embeddings <= yarn.original_max_position_embeddings:
-        return frequency_R
-
-    def pair_that_turns(times: float) -> float:
-        """The (fractional) pair that makes this many full turns within the original context."""
-        wavelength = yarn.original_max_position_embeddings / times
-        return config.head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), len(pair_R) - 1)
-    stretched_R = ((pair_R - low) / max(high - low, 0.001)).clamp(0, 1)
-    return frequency_R * (1 - stretched_R + stretched_R / yarn.factor)
-
-
-def rope_turns(config: ModelConfig, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, R) of every pair's angle at every position, times YaRN's attention factor."""
-    frequency_R = rope_frequencies(config, dtype, positions_T.device)
-    angle_T1R = positions_T[:, None, None] * frequency_R
-    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
-    return angle_T1R.cos() * scale, angle_T1R.sin() * scale
-
-
-def apply_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns dimension i of each head with dimension i + head_dim/2 (Su et al. 2021, in Qwen's arrangement)."""
-    cos_T1R, sin_T1R = rope
-    first_THR, second_THR = x_THD.chunk(2, dim=-1)
-    return torch.cat((first_THR * cos_T1R - second_THR * sin_T1R, second_THR * cos_T1R + first_THR * sin_T1R), dim=-1)
 
 
 class Attention(nn.Module):
