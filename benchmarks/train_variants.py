@@ -1,0 +1,100 @@
+"""Training without one of its ideas: each variant puts the plain way in the place of the fast one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.data import batching
+from minimind_sft.data.batching import Batch
+from minimind_sft.data.example import Example
+from minimind_sft.model import attention, decoder
+from minimind_sft.model.norm import RMSNorm
+from minimind_sft.model.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class Variant:
+    title: str
+    """The idea that is switched off."""
+    patches: Callable[[], list]
+
+
+def padded_collate(examples: Sequence[Example]) -> Batch:
+    """Every document as long as the longest, the rest of it unsupervised."""
+    longest = max((len(example.labels) for example in examples), default=0)
+
+    def padded(array: np.ndarray, value: int) -> np.ndarray:
+        return np.pad(array, (0, longest - len(array)), constant_values=value)
+
+    return real_collate([Example(padded(example.input_ids, 0), padded(example.labels, IGNORE_INDEX))
+                         for example in examples])
+
+
+real_collate = batching.collate
+
+
+def low_precision_attention(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGD: Tensor, dropout: float = 0.0) -> Tensor:
+    """In the dtype of `v`, which is bfloat16 under autocast."""
+    out_SHLD = F.scaled_dot_product_attention(*(x.to(v_SLGD.dtype).transpose(1, 2) for x in (q_SLHD, k_SLGD, v_SLGD)),
+                                              dropout_p=dropout, is_causal=True, enable_gqa=True)
+    return out_SHLD.transpose(1, 2)
+
+
+def plain_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """The logits of the supervised positions, all at once, and autograd's gradient."""
+    supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    logits_NV = at_least_float32(F.linear(hidden_TD[supervised_N], head_VD))
+    return F.cross_entropy(logits_NV, labels_T[supervised_N], reduction="sum")
+
+
+def full_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """The logits of all positions, supervised or not."""
+    logits_TV = at_least_float32(F.linear(hidden_TD, head_VD))
+    return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def pytorch_norm(module: RMSNorm, x: Tensor) -> Tensor:
+    normed = F.rms_norm(at_least_float32(x), module.weight.shape, at_least_float32(module.weight), module.eps)
+    return normed.to(module.weight.dtype)
+
+
+def autograd_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rope
+    first, second = x_THD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+VARIANTS = {
+    "padding": Variant("no padding: documents end to end", lambda: [patch.object(batching, "collate", padded_collate)]),
+    "bfloat16": Variant("matrices multiplied in bfloat16", list),
+    "attention32": Variant("attention in float32, not bfloat16",
+                           lambda: [patch.object(attention, "causal_attention", low_precision_attention)]),
+    "groups": Variant("documents of similar length attended to together",
+                      lambda: [patch.object(attention, "MAX_PADDING", 0.0)]),
+    "supervised": Variant("the head on supervised positions only",
+                          lambda: [patch.object(decoder, "cross_entropy_sum", full_cross_entropy)]),
+    "loss": Variant("the loss's gradient taken while its logits exist",
+                    lambda: [patch.object(decoder, "cross_entropy_sum", plain_cross_entropy)]),
+    "gradients": Variant("gradients of RMSNorm and RoPE written out",
+                         lambda: [patch.object(RMSNorm, "forward", pytorch_norm),
+                                  patch.object(decoder, "apply_rope", autograd_rope)]),
+    "adamw": Variant("fused AdamW", list),
+}
+
+
+@contextmanager
+def switched_off(name: str | None, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Trains without the idea of that name; None: with all of them."""
+    for group in optimizer.param_groups:
+        group["fused"] = name != "adamw"
+    with ExitStack() as stack:
+        for one in VARIANTS[name].patches() if name else []:
+            stack.enter_context(one)
+        yield
