@@ -7,12 +7,15 @@ positions, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.errors import UserError
@@ -112,12 +115,40 @@ class DecoderLayer(nn.Module):
         super().compile(**options)
 
 
+def recomputed(layer: DecoderLayer, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    """`layer(x_TD, rope, context)`, keeping only `x_TD`: the backward pass computes the rest again (Chen et al. 2016).
+
+    It draws the same dropout and reads the same autocast the second time.
+    """
+    return checkpoint(layer, x_TD, rope, context, use_reentrant=False, preserve_rng_state=layer.dropout.p > 0,
+                      context_fn=partial(_first_and_second_run, layer))
+
+
+def _first_and_second_run(layer: DecoderLayer) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _routing_stays(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else nullcontext()
+
+
+@contextmanager
+def _routing_stays(experts: MixtureOfExperts) -> Iterator[None]:
+    """The auxiliary loss is of the first run's routing; the second run's would keep all that led to it in memory."""
+    routing = experts.routing
+    try:
+        yield
+    finally:
+        experts.routing = routing
+
+
 class Decoder(nn.Module):
-    """Token ids to the hidden states that the head reads."""
+    """Token ids to the hidden states that the head reads.
+
+    With `gradient_checkpointing` the backward pass needs the activations of one layer at a time, and computes them
+    again: less memory, more time, the same numbers.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -125,8 +156,9 @@ class Decoder(nn.Module):
     def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
         x_TD = self.embed_tokens(input_ids_T)
         rope = rope_turns(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x_TD = layer(x_TD, rope, context)
+            x_TD = recomputed(layer, x_TD, rope, context) if recompute else layer(x_TD, rope, context)
         return self.norm(x_TD)
 
 

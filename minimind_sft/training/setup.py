@@ -123,6 +123,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
             f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
             f"{str(run.dtype).removeprefix('torch.')} on {run.ranks.device}")
     model.to(run.ranks.device)
+    model.model.gradient_checkpointing = bool(config.gradient_checkpointing)
     if config.use_compile:
         for layer in model.model.layers:
             layer.compile(dynamic=True)

@@ -1,0 +1,117 @@
+"""Gradient checkpointing changes memory and time, never a number."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gradient_invariance import GradientKeeper
+from processes import on_ranks
+from tiny import TINY, TINY_MOE, random_documents
+
+from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.model import decoder
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.loop import train_step
+from minimind_sft.training.parallel import parallelize
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def build(use_moe: bool, dropout: float, checkpointing: bool) -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(replace(TINY_MOE if use_moe else TINY, dropout=dropout))
+    model.model.gradient_checkpointing = checkpointing
+    return model
+
+
+def two_steps(ranks: Ranks, checkpointing: bool, parallel: str, dtype: torch.dtype, use_moe: bool,
+              dropout: float, compiled: bool = False) -> list[np.ndarray]:
+    """Losses and whole gradients of two steps of several micro-batches each."""
+    model = build(use_moe, dropout, checkpointing)
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True, backend="aot_eager")
+    wrapped = parallelize(model, ranks, parallel, dtype)
+    keeper = GradientKeeper(model.parameters(), lr=0.0)
+    steps = TrainingSteps(random_documents(16), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
+                          rank=ranks.rank, ranks=ranks.world_size)
+    numbers = []
+    for step in range(2):
+        torch.manual_seed(5 + step)
+        result = train_step(wrapped, steps[step], keeper, NO_SCALER, ranks, dtype, grad_clip=0.0)
+        assert result.loss > 0 and (result.aux_loss > 0) == use_moe
+        numbers += [np.array([result.loss, result.aux_loss]), *(np.array(one) for one in keeper.gradients)]
+    return numbers
+
+
+def assert_same(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    assert len(one) == len(other) > 20
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(("use_moe", "dtype", "dropout"), [
+    (False, torch.float32, 0.0), (False, BF16, 0.2), (True, torch.float32, 0.2), (True, BF16, 0.0)])
+def test_the_numbers_are_those_without(use_moe, dtype, dropout):
+    assert_same(*(two_steps(ALONE, checkpointing, "ddp", dtype, use_moe, dropout) for checkpointing in (False, True)))
+
+
+def test_so_they_are_under_torch_compile():
+    torch.compiler.reset()
+    plain = two_steps(ALONE, False, "ddp", torch.float32, True, 0.2)
+    compiled = two_steps(ALONE, True, "ddp", torch.float32, True, 0.2, compiled=True)
+    for mine, theirs in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("parallel", "use_moe", "dropout"), [
+    ("ddp", False, 0.2), ("ddp", True, 0.0), ("fsdp", False, 0.0), ("fsdp", False, 0.2), ("fsdp", True, 0.2)])
+def test_so_they_are_on_two_ranks(parallel, use_moe, dropout):
+    without, with_it = (on_ranks(2, two_steps, checkpointing, parallel, BF16, use_moe, dropout)[0]
+                        for checkpointing in (False, True))
+    assert_same(without, with_it)
+
+
+def saved_by_forward(model: MiniMindForCausalLM) -> tuple[torch.Tensor, int]:
+    """The loss of one batch, and the numbers that its graph keeps besides the weights."""
+    batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=80,
+                          seed=1)[0].micro_batches[0]
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = model(batch.input_ids, batch.labels, batch.cu_seqlens)
+    return losses.loss_sum + losses.aux_loss_sum, sum(kept.values())
+
+
+@pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "experts"])
+def test_what_is_kept_is_less(use_moe):
+    (_, without), (_, with_it) = (saved_by_forward(build(use_moe, 0.0, checkpointing))
+                                  for checkpointing in (False, True))
+    assert with_it < without / 3
+
+
+def test_the_second_run_does_not_replace_the_routing():
+    """It would keep the recomputed activations of every layer alive until the next step."""
+    model = build(True, 0.0, True)
+    loss, _ = saved_by_forward(model)
+    first = [layer.mlp.routing for layer in model.model.layers]
+    loss.backward()
+    assert all(layer.mlp.routing is routing for layer, routing in zip(model.model.layers, first, strict=True))
+
+
+def test_evaluation_recomputes_nothing(monkeypatch):
+    monkeypatch.setattr(decoder, "checkpoint", None)
+    with torch.no_grad():
+        saved_by_forward(build(False, 0.0, True))
