@@ -131,8 +131,10 @@ class Theirs:
     def run(self, steps: int) -> float:
         """As `Ours.run`, in a trainer of its own that starts from the common weights; its making is not timed."""
         import datasets
-        from transformers import TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
         from trl import SFTConfig, SFTTrainer
+
+        datasets.disable_progress_bars()
 
         class Clock(TrainerCallback):
             seconds = 0.0
@@ -151,12 +153,13 @@ class Theirs:
                 packing=self.packed, max_length=MAX_SEQ_LEN, gradient_checkpointing=False,
                 learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=WEIGHT_DECAY,
                 adam_beta1=BETAS[0], adam_beta2=BETAS[1], max_grad_norm=GRAD_CLIP, optim="adamw_torch_fused",
-                train_sampling_strategy="sequential", dataloader_pin_memory=False,
+                train_sampling_strategy="sequential", dataloader_pin_memory=False, log_level="error",
             )
             clock = Clock()
             trainer = SFTTrainer(qwen3_twin(self.work.model), args=settings,
                                  train_dataset=datasets.Dataset.from_list(self.work.documents(steps)),
                                  processing_class=self.tokenizer(), callbacks=[clock])
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
             self.losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return clock.seconds

@@ -1,7 +1,7 @@
 """How fast data are prepared, and in how much memory: beside bare tokenization, Hugging Face `map` and TRL.
 
-    python benchmarks/prepare_data.py alpaca_zh_10k.json --rows 40000 --repeat 3
-    python benchmarks/prepare_data.py alpaca_zh_10k.json --bytes 1.7e9 --skip_peers
+    python benchmarks/data_speed.py alpaca_zh_10k.json --rows 40000 --repeat 3
+    python benchmarks/data_speed.py alpaca_zh_10k.json --bytes 1.7e9 --skip_peers
 
 Needs rows of question and answer, in any form that training reads; they are written again and again, each time with
 another number at the end of the question, until there are `--rows` of them or the file has `--bytes`. Every contender
