@@ -42,3 +42,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
     return getattr(torch, name)
+
+
+def described_dtype(name: str, device: torch.device) -> str:
+    """`--dtype` in words: what `auto` picked and why, or what the device makes of a choice."""
+    dtype = str(resolve_dtype(name, device)).removeprefix("torch.")
+    in_hardware = computes_in_bfloat16(device)
+    if name == "auto":
+        return f"{dtype} (--dtype auto: {device.type} {'computes in' if in_hardware else 'would only emulate'} bfloat16)"
+    return f"{dtype} ({device.type} only emulates it: slow)" if dtype == "bfloat16" and not in_hardware else dtype

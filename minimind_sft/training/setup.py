@@ -16,6 +16,7 @@ from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
 from minimind_sft.data.sources import Source, find_sources
+from minimind_sft.device import described_dtype
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -121,7 +122,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
     shape = model.config
     run.say(f"model       {origin}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
             f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
-            f"{str(run.dtype).removeprefix('torch.')} on {run.ranks.device}")
+            f"{described_dtype(config.dtype, run.ranks.device)} on {run.ranks.device}")
     model.to(run.ranks.device)
     model.model.gradient_checkpointing = bool(config.gradient_checkpointing)
     if config.use_compile:
