@@ -49,5 +49,6 @@ def described_dtype(name: str, device: torch.device) -> str:
     dtype = str(resolve_dtype(name, device)).removeprefix("torch.")
     in_hardware = computes_in_bfloat16(device)
     if name == "auto":
-        return f"{dtype} (--dtype auto: {device.type} {'computes in' if in_hardware else 'would only emulate'} bfloat16)"
+        can = "computes in" if in_hardware else "would only emulate"
+        return f"{dtype} (--dtype auto: {device.type} {can} bfloat16)"
     return f"{dtype} ({device.type} only emulates it: slow)" if dtype == "bfloat16" and not in_hardware else dtype
