@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from minimind_sft.config import ModelConfig
-from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model import moe
+from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, can_be_grouped, expert_matmul, looped_mm
 
 HIDDEN, WIDTH, EXPERTS = 6, 5, 4
 
@@ -42,6 +43,47 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(experts_per_token
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), weights),
                                torch.autograd.grad(plain.square().sum(), weights), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("ends", [(3, 3, 9, 13), (0, 0, 0, 13), (13, 13, 13, 13), (0, 0, 0, 0)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 1e-5)])
+def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
+    torch.manual_seed(0)
+    x = torch.randn(ends[-1], 16, dtype=dtype, requires_grad=True)
+    weight = torch.randn(EXPERTS, 24, 16, dtype=dtype, requires_grad=True)
+    ends = torch.tensor(ends, dtype=torch.int32)
+    assert can_be_grouped(x, weight) == (len(x) > 0)
+    ours, plain = expert_matmul(x, weight, ends), looped_mm(x, weight.transpose(1, 2), offs=ends)
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    grad = torch.randn_like(plain)
+    for one, other in zip(torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad),
+                          strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "dtype"), [
+    (16, 24, torch.float64), (6, 8, torch.bfloat16), (8, 4, torch.bfloat16), (6, 4, torch.float32),
+])
+def test_the_loop_takes_what_cannot_be_grouped(inputs, outputs, dtype):
+    x, weight = torch.randn(3, inputs, dtype=dtype), torch.randn(2, outputs, inputs, dtype=dtype)
+    y = expert_matmul(x, weight, torch.tensor([1, 3], dtype=torch.int32))
+    torch.testing.assert_close(y, torch.cat([x[:1] @ weight[0].T, x[1:] @ weight[1].T]))
+
+
+def test_under_autocast_experts_are_grouped_in_its_dtype_and_their_gradients_are_float32(monkeypatch):
+    seen = []
+    original = moe.F.grouped_mm
+    monkeypatch.setattr(moe.F, "grouped_mm", lambda x, w, offs: seen.append((x.dtype, w.dtype)) or original(
+        x, w, offs=offs))
+    module = MixtureOfExperts(ModelConfig(hidden_size=16, num_attention_heads=1, num_key_value_heads=1, use_moe=True,
+                                          moe_intermediate_size=24))
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(torch.randn(13, 16))
+    assert out.dtype == torch.bfloat16 and seen == [(torch.bfloat16, torch.bfloat16)] * 3
+    out.float().square().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(("norm", "router_learns"), [(False, True), (True, False)])

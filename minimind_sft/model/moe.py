@@ -1,7 +1,7 @@
 """Mixture of experts: a router sends every token to a few of many SwiGLU networks.
 
 Shapes: T tokens, D hidden size, F expert width, E experts, K experts per token, N = T * K copies of tokens sorted by
-expert, n of them for one expert, S documents.
+expert, n of them for one expert, S documents, I and O the inputs and outputs of a matrix, M rows and C copies of each.
 """
 
 import torch
@@ -34,9 +34,10 @@ class MixtureOfExperts(nn.Module):
         self.routing = (probs_TE, chosen_TK) if self.training else None
 
         by_expert_N = chosen_TK.flatten().argsort(stable=True)
-        tokens_E = chosen_TK.flatten().bincount(minlength=probs_TE.shape[1])
-        y_ND = self.experts(x_TD.index_select(0, by_expert_N // self.experts_per_token), tokens_E)
-        y_TKD = y_ND.index_select(0, by_expert_N.argsort()).unflatten(0, chosen_TK.shape)
+        place_TK = by_expert_N.argsort().view_as(chosen_TK)
+        ends_E = count(chosen_TK, probs_TE.shape[1]).cumsum(0, dtype=torch.int32)
+        y_ND = self.experts(_Copies.apply(x_TD, by_expert_N // self.experts_per_token, place_TK), ends_E)
+        y_TKD = _Copies.apply(y_ND, place_TK.flatten(), by_expert_N[:, None]).unflatten(0, chosen_TK.shape)
         return (weight_TK.unsqueeze(-1) * y_TKD).sum(1).to(y_ND.dtype)
 
     def route(self, x_TD: Tensor) -> Tensor:
@@ -56,16 +57,66 @@ class Experts(nn.Module):
         self.register_state_dict_post_hook(_unstack_experts)
         self.register_load_state_dict_pre_hook(_stack_experts)
 
-    def forward(self, x_ND: Tensor, tokens_E: Tensor) -> Tensor:
-        """`x_ND` is sorted by expert, the first `tokens_E[0]` rows go to expert 0 and so on; returns (N, D).
+    def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        """The outputs (N, D) of rows that are sorted by expert; `ends_E` as in `expert_matmul`."""
+        x_ND = for_matmul(x_ND, self.gate_proj)
+        gate_NF, up_NF = expert_matmul(x_ND, self.gate_proj, ends_E), expert_matmul(x_ND, self.up_proj, ends_E)
+        return expert_matmul(F.silu(gate_NF) * up_NF, self.down_proj, ends_E)
 
-        Experts without tokens take part with no rows, so that their gradient is zero and not missing.
-        """
-        x_ND, y = for_matmul(x_ND, self.gate_proj), []
-        weights = zip(self.gate_proj.unbind(), self.up_proj.unbind(), self.down_proj.unbind(), strict=True)
-        for x_nD, (gate_FD, up_FD, down_DF) in zip(x_ND.split(tokens_E.tolist()), weights, strict=True):
-            y.append(F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF))
-        return torch.cat(y)
+
+def expert_matmul(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    """Each row times the transposed matrix of its expert (N, O), in autocast's dtype: grouped where that can be.
+
+    An expert without rows takes part with none: its gradient is zero and not missing.
+
+    Args:
+        ends_E: int32; the rows of expert e end before `ends_E[e]`, where those of the next begin.
+    """
+    x_NI, weight_EOI = for_matmul(x_NI, weight_EOI), for_matmul(weight_EOI, weight_EOI)
+    multiply = F.grouped_mm if can_be_grouped(x_NI, weight_EOI) else looped_mm
+    return multiply(x_NI, weight_EOI.transpose(1, 2), offs=ends_E)
+
+
+def can_be_grouped(x_NI: Tensor, weight_EOI: Tensor) -> bool:
+    """Whether PyTorch's grouped multiply takes these: rows of whole 16 bytes, and no float64.
+
+    On CUDA it is one kernel for bfloat16 from compute capability 9.0 on, else a loop inside PyTorch that waits for
+    `ends_E`; a compiler knows it for bfloat16 only; without rows there is nothing to launch.
+    """
+    *_, outputs, inputs = weight_EOI.shape
+    dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float16, torch.float32)
+    whole = all(size * weight_EOI.itemsize % 16 == 0 for size in (outputs, inputs))
+    return weight_EOI.dtype in dtypes and x_NI.dtype == weight_EOI.dtype and whole and len(x_NI) > 0
+
+
+def looped_mm(x_NI: Tensor, weight_EIO: Tensor, *, offs: Tensor) -> Tensor:
+    """What `F.grouped_mm` computes, one expert after the other."""
+    groups = x_NI.tensor_split(offs[:-1].tolist())
+    return torch.cat([x_nI @ weight_IO for x_nI, weight_IO in zip(groups, weight_EIO.unbind(), strict=True)])
+
+
+class _Copies(torch.autograd.Function):
+    """Row `source_N[n]` of x_MD at place n. Its gradient is read from the places `copies_MC` that hold a row.
+
+    The gradient of `index_select` adds row by row instead, on CUDA in any order.
+    """
+
+    @staticmethod
+    def forward(ctx, x_MD: Tensor, source_N: Tensor, copies_MC: Tensor) -> Tensor:
+        ctx.save_for_backward(copies_MC)
+        return x_MD.index_select(0, source_N)
+
+    @staticmethod
+    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (copies_MC,) = ctx.saved_tensors
+        grad_MCD = grad_ND.index_select(0, copies_MC.flatten()).unflatten(0, copies_MC.shape)
+        return grad_MCD.sum(1), None, None
+
+
+def count(index: Tensor, bins: int) -> Tensor:
+    """How often each of 0, 1, ..., bins - 1 occurs (bins,): `bincount`, which on CUDA would wait for the device."""
+    index = index.flatten()
+    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
 
 
 def balance_loss_sum(probs_TE: Tensor, chosen_TK: Tensor, document_T: Tensor, documents: int) -> Tensor:
@@ -80,7 +131,7 @@ def balance_loss_sum(probs_TE: Tensor, chosen_TK: Tensor, document_T: Tensor, do
     """
     experts_per_token, num_experts = chosen_TK.shape[1], probs_TE.shape[1]
     cell_TK = document_T[:, None] * num_experts + chosen_TK
-    count_SE = cell_TK.flatten().bincount(minlength=documents * num_experts).view(documents, num_experts)
+    count_SE = count(cell_TK, documents * num_experts).view(documents, num_experts)
     tokens_S = count_SE.sum(1, keepdim=True) // experts_per_token
     load_SE = count_SE.to(probs_TE.dtype) / tokens_S
     return num_experts * (load_SE[document_T] * probs_TE).sum()

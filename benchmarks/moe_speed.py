@@ -1,0 +1,126 @@
+"""What a mixture of experts costs: its training step beside that of the dense model with the same active parameters.
+
+    python benchmarks/moe_speed.py --json docs/moe_speed.json
+
+Both models multiply each token by about 30 million parameters; the mixture of 4 experts, of which each token goes to
+one, holds 91 million, which must be converted, clipped and updated as well. Whole steps of `train_step` (forward,
+backward, clipping, AdamW) over the same documents, in turn: dense, experts with one grouped multiply, experts with a
+loop over them. The ratio to the dense step is taken round by round, so that what slows the machine slows both sides.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.data.batching import StepBatch, TrainingSteps
+from minimind_sft.data.dataset import ExampleDataset
+from minimind_sft.data.example import make_example
+from minimind_sft.device import resolve_device, resolve_dtype
+from minimind_sft.errors import run_program
+from minimind_sft.model import moe
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.loop import train_step
+from minimind_sft.training.optim import build_optimizer
+
+MOST = 1.35
+SHAPE = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1664}
+MODELS = {"dense": ModelConfig(**SHAPE), "experts": ModelConfig(**SHAPE, use_moe=True)}
+CONTENDERS = {"dense": "dense", "grouped": "experts", "loop": "experts"}
+"""Each contender's model; the two that share one take turns at it."""
+
+
+@dataclass
+class Bench:
+    """The models with their optimizers, and the steps that all of them take."""
+
+    ranks: Ranks
+    dtype: torch.dtype
+    steps: list[StepBatch]
+
+    def __post_init__(self) -> None:
+        self.models = {}
+        for name, config in MODELS.items():
+            torch.manual_seed(0)
+            model = MiniMindForCausalLM(config).train().to(self.ranks.device)
+            self.models[name] = model, build_optimizer(model, 1e-4, 0.1)
+        self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False)
+
+    def seconds(self, contender: str, step: int) -> float:
+        model, optimizer = self.models[CONTENDERS[contender]]
+        usual = moe.can_be_grouped
+        if contender == "loop":
+            moe.can_be_grouped = lambda x, weight: False
+        try:
+            start = time.perf_counter()
+            result = train_step(model, self.steps[step], optimizer, self.scaler, self.ranks, self.dtype, 1.0)
+            if self.ranks.device.type == "cuda":
+                torch.cuda.synchronize()
+            elapsed = time.perf_counter() - start
+        finally:
+            moe.can_be_grouped = usual
+        assert result.skipped is None
+        return elapsed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each contender (default 15)")
+    parser.add_argument("--tokens", type=int, default=1300, help="tokens of a step (default 1300)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(default bfloat16)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+
+    device = resolve_device(arguments.device)
+    bench = Bench(Ranks(0, 1, device), resolve_dtype(arguments.dtype, device), documents(arguments.tokens))
+    seconds = {contender: [] for contender in CONTENDERS}
+    for round_ in tqdm(range(-2, arguments.rounds), unit="round"):  # two to warm up
+        for contender, own in seconds.items():
+            elapsed = bench.seconds(contender, round_ % len(bench.steps))
+            if round_ >= 0:
+                own.append(elapsed)
+    rows = {contender: summary(own, seconds["dense"]) for contender, own in seconds.items()}
+    print(f"| {'step':<8} | {'seconds':>8} | {'x dense':>8} | {'quartiles':>13} |\n|{'-' * 10}|{'-' * 9}:|{'-' * 9}:|"
+          f"{'-' * 14}:|")
+    for contender, row in rows.items():
+        low, high = row["quartiles"]
+        print(f"| {contender:<8} | {row['seconds']:8.3f} | {row['x_dense']:8.2f} | {low:5.2f} to {high:4.2f} |")
+    print(f"\nwanted: grouped at most {MOST} x dense")
+    if arguments.json:
+        record = {"command": " ".join(["python", "benchmarks/moe_speed.py", *sys.argv[1:]]),
+                  "torch": torch.__version__, "device": str(device), "dtype": arguments.dtype,
+                  "threads": torch.get_num_threads(), "tokens": bench.steps[0].real_tokens, "rows": rows}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return int(rows["grouped"]["x_dense"] > MOST)
+
+
+def documents(tokens: int) -> list[StepBatch]:
+    """Four steps of about `tokens` tokens in documents of about 90, half of it supervised."""
+    random = np.random.default_rng(0)
+    per_step = max(tokens // 90, 1)
+    lengths = random.integers(20, 161, 4 * per_step)
+    dataset = ExampleDataset([[make_example(random.integers(0, 6400, length), random.random(length) < 0.5)]
+                              for length in lengths])
+    steps = TrainingSteps(dataset, epochs=1, samples_per_step=per_step, micro_batch_tokens=4 * tokens + 1000, seed=1)
+    return [steps[i] for i in range(4)]
+
+
+def summary(own: list[float], dense: list[float]) -> dict:
+    """Median seconds; median and quartiles of the ratio to the dense step of the same round."""
+    ratios = [one / other for one, other in zip(own, dense, strict=True)]
+    return {"seconds": statistics.median(own), "x_dense": statistics.median(ratios),
+            "quartiles": [float(x) for x in np.quantile(ratios, (0.25, 0.75))]}
+
+
+if __name__ == "__main__":
+    run_program(main)
