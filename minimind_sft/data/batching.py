@@ -17,13 +17,17 @@ from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.dataset import Samples
 from minimind_sft.data.example import Example
 
+FILLER = 0
+"""A token id that every vocabulary has."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents laid end to end, without padding.
+    """Documents laid end to end, with no padding between them.
 
     `input_ids` and `labels` are int64 tensors of T positions (labels already shifted); document d stands at
-    `cu_seqlens[d]:cu_seqlens[d + 1]`. A batch may be empty: T = 0, cu_seqlens = (0,).
+    `cu_seqlens[d]:cu_seqlens[d + 1]`. What follows the last document fills T up to a size that the device likes; it
+    is not supervised. A batch may be empty: T = 0, cu_seqlens = (0,).
     """
 
     input_ids: torch.Tensor
@@ -55,13 +59,19 @@ class StepBatch:
     real_tokens: int
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """The Examples as one Batch, in the given order."""
-    def flat(arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays).astype(np.int64) if arrays else np.zeros(0, np.int64))
+def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
+    """The Examples as one Batch, in the given order, filled up to a multiple of so many positions."""
+    cu_seqlens = tuple(accumulate((len(example.input_ids) for example in examples), initial=0))
+    positions = -(-cu_seqlens[-1] // multiple) * multiple
 
-    return Batch(flat([example.input_ids for example in examples]), flat([example.labels for example in examples]),
-                 tuple(accumulate((len(example.input_ids) for example in examples), initial=0)))
+    def flat(arrays: list[np.ndarray], filler: int) -> torch.Tensor:
+        row = np.full(positions, filler, np.int64)
+        if arrays:
+            np.concatenate(arrays, out=row[:cu_seqlens[-1]])
+        return torch.from_numpy(row)
+
+    return Batch(flat([example.input_ids for example in examples], FILLER),
+                 flat([example.labels for example in examples], IGNORE_INDEX), cu_seqlens)
 
 
 def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
@@ -97,12 +107,14 @@ def pack_micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[in
 class TrainingSteps(Dataset):
     """`steps[k]` is what this rank computes in step k; `len(steps)` is all epochs.
 
-    The last step of an epoch takes the samples that are left, however few.
+    The last step of an epoch takes the samples that are left, however few. Micro-batches are filled up to a
+    `multiple` of positions, which may make the last one longer than `micro_batch_tokens`.
     """
 
     def __init__(self, dataset: Samples, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
-                 seed: int, rank: int = 0, ranks: int = 1):
+                 seed: int, rank: int = 0, ranks: int = 1, multiple: int = 1):
         self.dataset = dataset
+        self.multiple = multiple
         self.samples_per_step = samples_per_step
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
@@ -132,7 +144,7 @@ class TrainingSteps(Dataset):
             packed.append(pack_micro_batches(documents, self.micro_batch_tokens))
 
         own = [example for index in shares[self.rank] for example in self.dataset[sample_ids[index]]]
-        micro_batches = [collate([own[i] for i in indices]) for indices in packed[self.rank]]
+        micro_batches = [collate([own[i] for i in indices], self.multiple) for indices in packed[self.rank]]
         empty = max(map(len, packed)) - len(micro_batches)
         return StepBatch(
             step=step,
@@ -148,11 +160,11 @@ class EvaluationBatches:
     """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`, of documents of similar length.
 
     Every rank has the same number of them, the last ones empty if need be: a sharded model is called by all at once.
-    Iterating makes each batch when it is its turn.
+    Iterating makes each batch when it is its turn, filled up to a `multiple` of positions.
     """
 
-    def __init__(self, dataset: Samples, micro_batch_tokens: int, rank: int = 0, ranks: int = 1):
-        self._dataset = dataset
+    def __init__(self, dataset: Samples, micro_batch_tokens: int, rank: int = 0, ranks: int = 1, multiple: int = 1):
+        self._dataset, self._multiple = dataset, multiple
         documents = [(length, sample, number) for sample in range(len(dataset))
                      for number, length in enumerate(dataset.lengths(sample))]
         documents.sort(reverse=True)
@@ -163,7 +175,8 @@ class EvaluationBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (collate([self._dataset[sample][number] for _, sample, number in batch]) for batch in self._batches)
+        return (collate([self._dataset[sample][number] for _, sample, number in batch], self._multiple)
+                for batch in self._batches)
 
 
 def _consecutive(documents: list[tuple[int, int, int]], most_tokens: int) -> list[list[tuple[int, int, int]]]:

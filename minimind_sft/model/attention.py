@@ -28,20 +28,26 @@ class Documents:
     causal mask no position sees what follows it, so this padding needs no mask.
 
     Args:
-        cu_seqlens: document boundaries, [0, ..., T].
+        cu_seqlens: document boundaries, [0, ...].
         device: where the tokens are.
         dropout: share of the attention weights to drop.
+        filled_to: T, where tokens follow the last document; they are one more, which `lengths` does not count.
     """
 
-    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0,
+                 filled_to: int | None = None):
         self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
         self.dropout = dropout
-        starts_S = torch.tensor(cu_seqlens[: len(self.lengths)], dtype=torch.int64)
-        lengths_S = torch.tensor(self.lengths, dtype=torch.int64)
-        self.document_T = torch.arange(len(self.lengths)).repeat_interleave(lengths_S).to(device)
+        if filled_to is not None and filled_to != cu_seqlens[-1]:
+            cu_seqlens = (*cu_seqlens, filled_to)
+        all_lengths = [end - start for start, end in pairwise(cu_seqlens)]
+        assert cu_seqlens[0] == 0 and min(all_lengths, default=0) >= 0, "cu_seqlens must run from 0 up to T at most"
+        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
+        lengths_S = torch.tensor(all_lengths, dtype=torch.int64)
+        self.document_T = torch.arange(len(all_lengths)).repeat_interleave(lengths_S).to(device)
         self.positions_T = (torch.arange(cu_seqlens[-1]) - starts_S.repeat_interleave(lengths_S)).to(device)
 
-        self._group_shapes, pad_P, unpad_T = _padded_groups(starts_S, self.lengths)
+        self._group_shapes, pad_P, unpad_T = _padded_groups(starts_S, all_lengths)
         self._pad_P, self._unpad_T = pad_P.to(device), unpad_T.to(device)
 
     def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:

@@ -176,12 +176,12 @@ class MiniMindForCausalLM(nn.Module):
         self._initialize()
 
     def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int]) -> Losses:
-        """The losses of a flat batch without padding, T may be 0.
+        """The losses of a flat batch, T may be 0. What follows the last document has no influence on them.
 
         Args:
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
-            cu_seqlens: document boundaries [0, ..., T].
+            cu_seqlens: document boundaries [0, ...], the last at most T.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
         hidden_TD = self.hidden_states(input_ids_T, documents.positions_T, documents)
@@ -204,17 +204,19 @@ class MiniMindForCausalLM(nn.Module):
         return self.logits(self.hidden_states(input_ids_T, documents.positions_T, documents))
 
     def _documents(self, input_ids_T: Tensor, cu_seqlens: Sequence[int]) -> Documents:
-        assert cu_seqlens[0] == 0 and cu_seqlens[-1] == len(input_ids_T), "cu_seqlens must run from 0 to T"
-        return Documents(cu_seqlens, input_ids_T.device, self.config.dropout if self.training else 0.0)
+        dropout = self.config.dropout if self.training else 0.0
+        return Documents(cu_seqlens, input_ids_T.device, dropout, filled_to=len(input_ids_T))
 
     def _aux_loss_sum(self, documents: Documents, total: Tensor) -> Tensor:
         if not (self.config.use_moe and self.training):
             return total
-        document_T, count = documents.document_T, len(documents.lengths)
+        real = slice(sum(documents.lengths))
+        document_T, count = documents.document_T[real], len(documents.lengths)
         if self.config.aux_loss_scope == "batch":
             document_T, count = torch.zeros_like(document_T), 1
         for layer in self.model.layers:
-            total = total + balance_loss_sum(*layer.mlp.routing, document_T, count)
+            probs_TE, chosen_TK = layer.mlp.routing
+            total = total + balance_loss_sum(probs_TE[real], chosen_TK[real], document_T, count)
         return total * self.config.router_aux_loss_coef
 
     @torch.no_grad()
