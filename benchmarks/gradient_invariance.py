@@ -110,11 +110,11 @@ def documents() -> ExampleDataset:
     return ExampleDataset(samples)
 
 
-def planned(micro_batch_tokens: int) -> Callable[[ExampleDataset, Ranks], StepBatch]:
-    """As the trainer cuts it: by length over the ranks, then into micro-batches of a token budget."""
+def planned(micro_batch_tokens: int, multiple: int = 1) -> Callable[[ExampleDataset, Ranks], StepBatch]:
+    """As the trainer cuts it: by length over the ranks, then into micro-batches of a token budget, filled up."""
     def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
         return TrainingSteps(dataset, epochs=1, samples_per_step=DOCUMENTS, micro_batch_tokens=micro_batch_tokens,
-                             seed=1, rank=ranks.rank, ranks=ranks.world_size)[0]
+                             seed=1, rank=ranks.rank, ranks=ranks.world_size, multiple=multiple)[0]
     return step
 
 
@@ -179,6 +179,8 @@ CUTS = [
     *(Cut(f"batch {size} x accumulation {DOCUMENTS // size}", by_hand([consecutive(size)])) for size in (8, 4)),
     Cut("batch 1 x accumulation 16: one document at a time", by_hand([consecutive(1)])),
     *(Cut(f"packed into micro-batches of {tokens} tokens", planned(tokens)) for tokens in (48, 64, 100, 250, 4096)),
+    *(Cut(f"micro-batches of {tokens} tokens, filled up to multiples of {multiple}", planned(tokens, multiple))
+      for tokens, multiple in ((4096, 16), (100, 64))),
     Cut("attention without padding: equal lengths only", planned(4096), padding=0.0),
     Cut("attention padded to the longest document", planned(4096), padding=1e9),
     *(Cut(f"{ranks} ranks, {parallel.upper()}, micro-batches of {tokens} tokens", planned(tokens), ranks, parallel)

@@ -29,6 +29,17 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def position_multiple(device: torch.device, compiled: bool, most_positions: int) -> int:
+    """What batches of at most `most_positions` are filled up to a multiple of.
+
+    Matrix products like rows in sixteens. Where layers are compiled for the very shapes they see (on CUDA), there are
+    to be two, the whole and the half, and not one in every step: after a few more PyTorch would not compile at all.
+    """
+    if device.type == "cuda" and compiled:
+        return -(-most_positions // 32) * 16
+    return 16
+
+
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
     if device.type == "cuda":

@@ -45,6 +45,23 @@ def test_an_empty_batch_has_no_document():
     assert batch.cu_seqlens == (0,)
 
 
+def test_a_batch_is_filled_up_with_positions_that_no_document_has():
+    batch = collate([Example(np.array([5, 6, 8], np.int32), np.array([-100, 7, 9], np.int32))], multiple=4)
+    assert batch.input_ids.tolist() == [5, 6, 8, 0]
+    assert batch.labels.tolist() == [-100, 7, 9, -100]
+    assert batch.cu_seqlens == (0, 3)
+    assert len(collate([], multiple=4).input_ids) == 0
+
+
+def test_every_micro_batch_is_filled_up_and_counts_stay_those_of_the_documents():
+    dataset = numbered([4, 6, 2, 8])
+    plain, filled = steps(dataset)[0], steps(dataset, multiple=5)[0]
+    assert [len(one.input_ids) for one in plain.micro_batches] == [12, 8]
+    assert [len(one.input_ids) for one in filled.micro_batches] == [15, 10]
+    assert (filled.real_tokens, filled.supervised_tokens) == (plain.real_tokens, plain.supervised_tokens) == (20, 10)
+    assert [len(batch.input_ids) for batch in EvaluationBatches(dataset, 12, multiple=8)] == [8, 16]
+
+
 def test_the_order_depends_on_seed_and_epoch_alone():
     dataset = numbered([1] * 50)
     assert sorted(dataset.epoch_order(1, 0)) == list(range(50))

@@ -318,3 +318,21 @@ def test_new_weights_are_normal_and_smaller_where_layers_add_up():
         assert weight.std().item() == pytest.approx(deviation, rel=0.02)
         assert weight.mean().item() == pytest.approx(0.0, abs=3e-4)
     assert all((p == 1).all() for p in model.parameters() if p.dim() == 1)
+
+
+@pytest.mark.parametrize("config", [
+    TINY, TINY_MOE, replace(TINY_MOE, aux_loss_scope="batch", num_experts_per_tok=2),
+], ids=["dense", "experts", "experts, loss per batch"])
+@pytest.mark.parametrize("cu_seqlens", [(0, 5, 5, 14), (0,)])
+def test_tokens_after_the_last_document_change_nothing(config, cu_seqlens):
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).double().train()
+    ids, more = torch.randint(0, config.vocab_size, (cu_seqlens[-1],)), torch.randint(0, config.vocab_size, (7,))
+
+    def gradients(ids: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        losses = model(ids, labels, cu_seqlens)
+        return [*losses, *torch.autograd.grad(sum(losses), list(model.parameters()), allow_unused=True)]
+
+    plain = gradients(ids, ids)
+    filled = gradients(torch.cat((ids, more)), torch.cat((ids, torch.full_like(more, IGNORE_INDEX))))
+    torch.testing.assert_close(filled, plain, rtol=1e-13, atol=1e-15)

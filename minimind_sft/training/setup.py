@@ -16,7 +16,7 @@ from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
 from minimind_sft.data.sources import Source, find_sources
-from minimind_sft.device import described_dtype
+from minimind_sft.device import described_dtype, position_multiple
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -91,7 +91,12 @@ def tell_sources(run: Run, title: str, sources: Sequence[Source], datasets: Sequ
 
 def evaluation_share(run: Run, eval_set: Samples) -> EvaluationBatches:
     """This rank's batches of the evaluation set."""
-    return EvaluationBatches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size)
+    return EvaluationBatches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size,
+                             batch_multiple(run))
+
+
+def batch_multiple(run: Run) -> int:
+    return position_multiple(run.ranks.device, bool(run.config.use_compile), run.config.micro_batch_tokens)
 
 
 def starting_model(run: Run) -> MiniMindForCausalLM:
@@ -127,7 +132,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
     model.model.gradient_checkpointing = bool(config.gradient_checkpointing)
     if config.use_compile:
         for layer in model.model.layers:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=run.ranks.device.type != "cuda")  # there batches have two shapes: `batch_multiple`
     return model
 
 
@@ -210,7 +215,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         state = resume(run, checkpoints, state, model, optimizer, scaler)
     steps = TrainingSteps(train_set, epochs=config.epochs, samples_per_step=state.samples_per_step,
                           micro_batch_tokens=config.micro_batch_tokens, seed=config.seed, rank=ranks.rank,
-                          ranks=ranks.world_size)
+                          ranks=ranks.world_size, multiple=batch_multiple(run))
     total = planned_steps(config, steps)
     if ranks.on_main(lambda: nothing_left(state, total, out)):
         run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
