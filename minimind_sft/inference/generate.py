@@ -86,15 +86,15 @@ def _steps(
     rooms = [_room(model, prompt, settings) for prompt in prompts]
     if not prompts:
         return
-    embedding = model.model.embed_tokens.weight
+    device = model.lm_head.weight.device
     lengths = [len(prompt) for prompt in prompts]
     longest = max(length + room for length, room in zip(lengths, rooms, strict=True))
-    cache = KVCache(model.config, len(prompts), longest, embedding.dtype, embedding.device)
-    sampler = _Sampler(settings, prompts, model.config.vocab_size, embedding.device)
+    cache = KVCache(model.config, len(prompts), longest, model.lm_head.weight.dtype, device)
+    sampler = _Sampler(settings, prompts, model.config.vocab_size, device)
     running = list(range(len(prompts)))
 
     cu_seqlens = [0, *accumulate(lengths)]
-    prompt_ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=embedding.device)
+    prompt_ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
     context = cache.prefill(cu_seqlens)
     hidden_TD = model.hidden_states(prompt_ids_T, context.positions_T, context)
     hidden_SD = hidden_TD[[end - 1 for end in cu_seqlens[1:]]]

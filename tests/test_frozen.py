@@ -1,0 +1,105 @@
+"""The frozen model against the model that it was made of: the same hidden states, logits and words."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_generate import CONFIGS, PROMPTS, VOCAB, build
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.inference.frozen import FrozenModel, ready_to_decode
+from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
+from minimind_sft.inference.packed import best_pack, plain
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kv_cache import KVCache
+
+half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
+PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+                         num_key_value_heads=2, intermediate_size=176)
+
+
+def steps(model: MiniMindForCausalLM | FrozenModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
+    """The logits of each step when every sequence goes on with the same fixed tokens."""
+    weight = model.lm_head.weight
+    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
+    cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
+    context = cache.prefill([0, *ends])
+    model.hidden_states(torch.tensor(sum(prompts, [])), context.positions_T, context)
+    logits = []
+    for step in range(count):
+        positions_S = cache.advance()
+        tokens_S = (positions_S * 7 + step) % VOCAB
+        logits.append(model.logits(model.hidden_states(tokens_S, positions_S, cache)))
+    return logits
+
+
+def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
+    """Weights as a file holds them: exactly representable in float16."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), 0.1)
+    return model.half().float().eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+@torch.inference_mode()
+def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
+    model = build(CONFIGS[name])
+    for expected, logits in zip(steps(model, prompts), steps(FrozenModel(model, plain), prompts), strict=True):
+        torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("experts", [0, 1])
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
+@half_needed
+@torch.inference_mode()
+def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts: list[list[int]]):
+    model = trained_like(replace(PRODUCTION, use_moe=bool(experts), num_experts_per_tok=2))
+    if not half:
+        for parameter in model.parameters():
+            parameter.mul_(1.001)
+    frozen = ready_to_decode(model)
+    assert isinstance(frozen, FrozenModel)
+    for expected, logits in zip(steps(model, prompts), steps(frozen, prompts), strict=True):
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
+@half_needed
+@torch.inference_mode()
+def test_packed_bfloat16_logits_are_nearer_to_float32s_than_the_models(prompts: list[list[int]]):
+    model = trained_like(PRODUCTION).bfloat16()
+    exact = torch.stack(steps(model.double(), prompts))
+    model = model.bfloat16()
+    ours, models = (torch.stack(steps(m, prompts)).double() for m in (ready_to_decode(model), model))
+    assert (ours - exact).std() < (models - exact).std() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("experts", [0, 1])
+@half_needed
+def test_answers_are_the_models(experts: int):
+    model = trained_like(replace(PRODUCTION, use_moe=bool(experts)))
+    frozen = ready_to_decode(model)
+    settings = SamplingSettings(40, repetition_penalty=1.3)
+    expected = generate_batch(model, PROMPTS, settings, {5, 9, 31})
+    assert generate_batch(frozen, PROMPTS, settings, {5, 9, 31}) == expected
+    assert [list(generate_stream(frozen, prompt, settings, {5, 9, 31})) for prompt in PROMPTS] == expected
+    drawn = replace(settings, temperature=0.8, top_p=0.9)
+    assert generate_batch(frozen, PROMPTS, drawn, ()) == generate_batch(model, PROMPTS, drawn, ())
+
+
+def test_the_model_itself_stays_as_it_was():
+    model = build(CONFIGS["moe"])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    generate_batch(FrozenModel(model, plain), PROMPTS, SamplingSettings(5), ())
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_where_nothing_is_faster_the_model_decodes_itself():
+    model = build()
+    assert ready_to_decode(model) is model

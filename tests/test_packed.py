@@ -1,0 +1,84 @@
+"""Products with packed weights, against the same product in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimind_sft.inference import packed
+from minimind_sft.inference.packed import FEW_ROWS, Bfloat16Product, HalfProduct, Pack, best_pack, plain
+
+ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 33]
+half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def worst(pack: Pack, weights: list[Tensor], rows: int) -> float:
+    """The largest error of the product, beside the size that its results have."""
+    x_SK = random(rows, weights[0].shape[1])
+    expected = x_SK.double() @ torch.cat(weights).double().T
+    return float((pack(weights)(x_SK).double() - expected).abs().max() / expected.std())
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@half_needed
+def test_weights_that_float16_holds_are_multiplied_in_float32(rows: int):
+    weights = [(random(n, 96) * 0.02).half().float() for n in (40, 7)]
+    assert HalfProduct(weights).parts == 1
+    assert worst(HalfProduct, weights, rows) < 2e-6
+
+
+@pytest.mark.parametrize("size", [1e-12, 0.02, 1.0, 1e9])
+@half_needed
+def test_weights_of_any_size_keep_float32s_precision(size: float):
+    weights = [random(40, 96) * size, random(7, 96) * size]
+    assert HalfProduct(weights).parts == 2
+    assert worst(HalfProduct, weights, 3) < 2e-6
+
+
+@half_needed
+def test_bfloat16_weights_need_one_float16_and_lose_nothing():
+    weights = [(random(40, 96) * torch.logspace(-5, 0, 96)).bfloat16()]
+    assert HalfProduct(weights).parts == 1
+    one = HalfProduct(weights)(torch.eye(96))  # each row of the identity picks the weights of one input
+    assert torch.equal(one, weights[0].float().T)
+
+
+@half_needed
+def test_weights_of_zero_give_zero():
+    assert torch.equal(HalfProduct([torch.zeros(5, 8)])(random(2, 8)), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@half_needed
+def test_bfloat16_arithmetic_is_for_many_rows_only(rows: int):
+    weights = [(random(n, 96) * 0.02).bfloat16() for n in (40, 7)]
+    error = worst(Bfloat16Product, weights, rows)
+    assert error < 2e-6 if rows <= FEW_ROWS else 1e-4 < error < 0.03
+
+
+def test_the_plain_product_is_the_weights_outputs_in_order():
+    weights, x_SK = [random(4, 6), random(3, 6)], random(2, 6)
+    assert torch.allclose(plain(weights)(x_SK), x_SK @ torch.cat(weights).T, atol=1e-6)
+
+
+@half_needed
+@pytest.mark.parametrize(("dtype", "pack"), [(torch.float32, HalfProduct), (torch.bfloat16, Bfloat16Product),
+                                             (torch.float64, None), (torch.float16, None)])
+def test_the_dtype_decides_how_weights_are_packed(dtype: torch.dtype, pack: Pack | None):
+    assert best_pack(torch.zeros(1, dtype=dtype)) is pack
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no engine"), AttributeError("no such operator"), None])
+def test_without_a_working_operator_nothing_is_packed(fault: Exception | None, monkeypatch):
+    def product(*_):
+        if fault:
+            raise fault
+        return torch.ones(1, 24)  # an operator that gives wrong numbers
+
+    monkeypatch.setattr(HalfProduct, "__call__", product)
+    packed._half_works.cache_clear()
+    assert best_pack(torch.zeros(1)) is None
+    packed._half_works.cache_clear()
