@@ -1,6 +1,7 @@
 """The frozen model against the model that it was made of: the same hidden states, logits and words."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def steps(model: MiniMindForCausalLM | FrozenModel, prompts: list[list[int]], co
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
     cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
     context = cache.prefill([0, *ends])
-    model.hidden_states(torch.tensor(sum(prompts, [])), context.positions_T, context)
+    model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context)
     logits = []
     for step in range(count):
         positions_S = cache.advance()

@@ -66,7 +66,7 @@ def test_the_plain_product_is_the_weights_outputs_in_order():
 
 @half_needed
 @pytest.mark.parametrize(("dtype", "pack"), [(torch.float32, HalfProduct), (torch.bfloat16, Bfloat16Product),
-                                             (torch.float64, None), (torch.float16, None)])
+                                             (torch.float16, HalfProduct), (torch.float64, None)])
 def test_the_dtype_decides_how_weights_are_packed(dtype: torch.dtype, pack: Pack | None):
     assert best_pack(torch.zeros(1, dtype=dtype)) is pack
 

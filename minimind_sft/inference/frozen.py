@@ -12,6 +12,8 @@ W head dim, M layers, P positions, E experts, n tokens of one expert, N copies o
 import copy
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,8 @@ class FrozenModel:
         assert not model.training, "only a model in evaluation mode is decoded"
         self.config, self.training, self.lm_head = model.config, False, model.lm_head
         self._model = model
-        self._layers = [_Layer(layer, pack) for layer in model.model.layers]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing runs in one thread per matrix
+            self._layers = list(pool.map(partial(_Layer, pack=pack), model.model.layers))
         self._norm = _Norm(model.model.norm)
         self._head = pack([model.lm_head.weight])
         self._turned = _TurnedHeads(model)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from minimind_sft.errors import UserError
+from minimind_sft.inference.frozen import FrozenModel
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.kv_cache import KVCache
+from minimind_sft.model.kv_cache import KVCache, cache_dtype
 from minimind_sft.model.precision import at_least_float32
+
+LanguageModel = MiniMindForCausalLM | FrozenModel
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class SamplingSettings:
 
 
 def generate_stream(
-    model: MiniMindForCausalLM, prompt_ids: Sequence[int], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompt_ids: Sequence[int], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> Iterator[int]:
     """Yields the answer's tokens as they are made, up to and without the first of `stop_ids`.
 
@@ -63,7 +66,7 @@ def generate_stream(
 
 
 def generate_batch(
-    model: MiniMindForCausalLM, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> list[list[int]]:
     """The answers to several prompts of any lengths, each as `generate_stream` would give it (but for the draw).
 
@@ -79,7 +82,7 @@ def generate_batch(
 
 @torch.inference_mode()
 def _steps(
-    model: MiniMindForCausalLM, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> Iterator[dict[int, int]]:
     """Yields one new token of each unfinished prompt, {index of the prompt: token}, step by step."""
     assert not model.training, "generation needs model.eval()"
@@ -89,7 +92,7 @@ def _steps(
     device = model.lm_head.weight.device
     lengths = [len(prompt) for prompt in prompts]
     longest = max(length + room for length, room in zip(lengths, rooms, strict=True))
-    cache = KVCache(model.config, len(prompts), longest, model.lm_head.weight.dtype, device)
+    cache = KVCache(model.config, len(prompts), longest, cache_dtype(model.lm_head.weight), device)
     sampler = _Sampler(settings, prompts, model.config.vocab_size, device)
     running = list(range(len(prompts)))
 
@@ -116,7 +119,7 @@ def _steps(
         hidden_SD = model.hidden_states(tokens_S, cache.advance(), cache)
 
 
-def _room(model: MiniMindForCausalLM, prompt: Sequence[int], settings: SamplingSettings) -> int:
+def _room(model: LanguageModel, prompt: Sequence[int], settings: SamplingSettings) -> int:
     """How many tokens may follow the prompt."""
     context = model.config.max_position_embeddings
     if len(prompt) == 0:

@@ -1,9 +1,9 @@
 """Matrices laid out for products with few rows, which is what one token after the other asks for.
 
-Such a product reads each weight once and does little with it, so that its time is that of reading. FBGEMM's kernel, which
-PyTorch ships for x86, reads weights that are packed as float16, widens them in registers and computes in float32: half
-the bytes of float32, and exactly the same weights wherever float16 can hold them, as in every file that was saved in
-half precision. Other weights lose at most 2^-23 of the matrix's largest, by a second float16 that holds the remainder.
+Such a product reads each weight once and does little with it: its time is that of reading. FBGEMM's kernel, which PyTorch
+ships for x86, reads weights that are packed as float16, widens them in registers and computes in float32: half the bytes
+of float32, and exactly the same weights wherever float16 can hold them, as in every file that was saved in half
+precision. Other float32 weights become two float16 each and lose about 2^-23 of themselves.
 
 Shapes: S sequences, K inputs, N outputs.
 """
@@ -89,11 +89,9 @@ def _onednn_product(x_SK: Tensor, packed: Tensor) -> Tensor:
 
 def best_pack(weight: Tensor) -> Pack | None:
     """The fastest packing for weights of this dtype and device that this PyTorch has; None: there is none."""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or not _half_works():
+    if weight.device.type != "cpu" or weight.dtype == torch.float64 or not _half_works():
         return None
-    if weight.dtype == torch.float32:
-        return HalfProduct
-    return Bfloat16Product if _onednn_works() else HalfProduct
+    return Bfloat16Product if weight.dtype == torch.bfloat16 and _onednn_works() else HalfProduct
 
 
 @cache

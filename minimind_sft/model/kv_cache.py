@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.model.attention import Documents
+from minimind_sft.model.precision import at_least_float32
 
 
 class KVCache:
@@ -30,13 +31,13 @@ class KVCache:
         self._keys_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
         self._values_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
         self._device = device
-        self.lengths = [0] * sequences
+        self._set_lengths([0] * sequences)
 
     def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":
         """The context of a forward pass over the prompts, one document per sequence."""
         documents = Documents(cu_seqlens, self._device)
         assert len(documents.lengths) == len(self.lengths) and not any(self.lengths)
-        self.lengths = list(documents.lengths)
+        self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
     def store(self, layer_index: int, sequence: int, k_TGD: Tensor, v_TGD: Tensor) -> None:
@@ -45,32 +46,34 @@ class KVCache:
 
     def advance(self) -> Tensor:
         """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
-        self._positions_S = torch.tensor(self.lengths, device=self._device)
+        self._new_S, self._next_S = self._next_S, self._next_S + 1
         self.lengths = [length + 1 for length in self.lengths]
-        self._longest = max(self.lengths)
-        self._ragged = min(self.lengths) < self._longest
-        if self._ragged:
-            self._rows_S = torch.arange(len(self.lengths), device=self._device)
-            column_L = torch.arange(self._longest, device=self._device)
-            self._past_S11L = column_L <= self._positions_S[:, None, None, None]
-        return self._positions_S
+        sequences, longest = len(self.lengths), max(self.lengths)
+        self._rows_S = self._past_S11L = None
+        if min(self.lengths) < longest:
+            self._rows_S = torch.arange(sequences, device=self._device)
+            column_L = torch.arange(longest, device=self._device)
+            self._past_S11L = column_L <= self._new_S[:, None, None, None]
+        # What every layer reads and where it writes, cut out once for all of them.
+        keys_NSGLD, values_NSGLD = (x[:, :sequences, :, :longest] for x in (self._keys_NSGLD, self._values_NSGLD))
+        self._read = list(zip(keys_NSGLD.unbind(), values_NSGLD.unbind(), strict=True))
+        self._write = list(zip(keys_NSGLD[:, :, :, -1].unbind(), values_NSGLD[:, :, :, -1].unbind(), strict=True))
+        return self._new_S
 
     def attend(self, layer_index: int, q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> Tensor:
         """One token per sequence: appends its key and value, then reads all of the sequence's."""
-        keys_SGLD = self._keys_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
-        values_SGLD = self._values_NSGLD[layer_index, : len(self.lengths), :, : self._longest]
-        if self._ragged:
-            keys_SGLD[self._rows_S, :, self._positions_S] = k_SGD.to(keys_SGLD.dtype)
-            values_SGLD[self._rows_S, :, self._positions_S] = v_SGD.to(keys_SGLD.dtype)
+        keys_SGLD, values_SGLD = self._read[layer_index]
+        if self._rows_S is None:
+            last_key_SGD, last_value_SGD = self._write[layer_index]
+            last_key_SGD.copy_(k_SGD)
+            last_value_SGD.copy_(v_SGD)
         else:
-            keys_SGLD[:, :, -1] = k_SGD
-            values_SGLD[:, :, -1] = v_SGD
+            keys_SGLD[self._rows_S, :, self._new_S] = k_SGD.to(keys_SGLD.dtype)
+            values_SGLD[self._rows_S, :, self._new_S] = v_SGD.to(keys_SGLD.dtype)
         # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
         q_SGQD = q_SHD.to(keys_SGLD.dtype).unflatten(1, (k_SGD.shape[1], -1))
         with torch.autocast(q_SHD.device.type, enabled=False):
-            out_SGQD = F.scaled_dot_product_attention(
-                q_SGQD, keys_SGLD, values_SGLD, attn_mask=self._past_S11L if self._ragged else None
-            )
+            out_SGQD = F.scaled_dot_product_attention(q_SGQD, keys_SGLD, values_SGLD, attn_mask=self._past_S11L)
         return out_SGQD.flatten(1, 2).to(v_SGD.dtype)
 
     def keep(self, slots: list[int]) -> None:
@@ -81,7 +84,16 @@ class KVCache:
                 length = self.lengths[source]
                 self._keys_NSGLD[:, target, :, :length] = self._keys_NSGLD[:, source, :, :length]
                 self._values_NSGLD[:, target, :, :length] = self._values_NSGLD[:, source, :, :length]
-        self.lengths = [self.lengths[source] for source in slots]
+        self._set_lengths([self.lengths[source] for source in slots])
+
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self._next_S = torch.tensor(self.lengths, device=self._device)
+
+
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """What a model with such weights keeps: on a CPU, which attends faster in float32, at least that."""
+    return at_least_float32(weight.new_empty(0)).dtype if weight.device.type == "cpu" else weight.dtype
 
 
 class Prefill:
