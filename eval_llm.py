@@ -23,8 +23,8 @@ from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text, score, score_table
-from minimind_sft.inference.generate import SamplingSettings
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.inference.frozen import ready_to_decode
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings
 from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 
 
@@ -76,11 +76,11 @@ def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, te
     weights.check("chat_template", template.fingerprint)
 
 
-def build_model(config: ChatConfig, weights: Weights) -> MiniMindForCausalLM:
+def build_model(config: ChatConfig, weights: Weights) -> LanguageModel:
     if config.inference_rope_scaling:
         weights = replace(weights, config=replace(weights.config, rope_scaling=YarnScaling()))
     device = resolve_device(config.device)
-    return weights.build_model().to(device, resolve_dtype(config.dtype, device)).eval()
+    return ready_to_decode(weights.build_model().to(device, resolve_dtype(config.dtype, device)).eval())
 
 
 def is_pretrained_only(weights: Weights) -> bool:

@@ -9,8 +9,7 @@ from tqdm import tqdm
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
-from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_stream
 
 THINK_END = "</think>"
 
@@ -19,7 +18,7 @@ THINK_END = "</think>"
 class Chat:
     """A conversation that goes on; `historys` messages before the newest question stay in view (0: none, -1: all)."""
 
-    model: MiniMindForCausalLM
+    model: LanguageModel
     tokenizer: Tokenizer
     template: ChatTemplate
     settings: SamplingSettings
@@ -45,7 +44,7 @@ class Chat:
         return opening + (self.messages[-kept:] if kept else [])
 
 
-def stream_text(model: MiniMindForCausalLM, tokenizer: Tokenizer, prompt: list[int], settings: SamplingSettings,
+def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], settings: SamplingSettings,
                 stop_ids: set[int]) -> Iterator[str]:
     """The text after `prompt`, one piece per token: empty while a character's bytes are incomplete."""
     text = TextStream(tokenizer)
@@ -63,7 +62,7 @@ def assistant_message(text: str, thinking: bool) -> dict:
     return {"role": "assistant", "content": content.strip("\n"), "reasoning_content": reasoning.strip("\n")}
 
 
-def continue_text(model: MiniMindForCausalLM, tokenizer: Tokenizer, prompt: str,
+def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str,
                   settings: SamplingSettings) -> Iterator[str]:
     """What a pretrained model puts after `prompt`, up to the end of the document; pieces as in `stream_text`."""
     return stream_text(model, tokenizer, tokenizer.encode_text(prompt), settings, {tokenizer.end_of_document_id})
@@ -83,7 +82,7 @@ class Scored:
         return self.answer.strip() == self.expected.strip()
 
 
-def score(model: MiniMindForCausalLM, tokenizer: Tokenizer, template: ChatTemplate,
+def score(model: LanguageModel, tokenizer: Tokenizer, template: ChatTemplate,
           questions: Sequence[tuple[str, Conversation]], settings: SamplingSettings, batch_size: int) -> list[Scored]:
     """Answers the last turn of each (kind, conversation), greedily, with thinking off, and compares it."""
     settings = replace(settings, temperature=0.0)

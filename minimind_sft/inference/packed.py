@@ -1,7 +1,7 @@
 """Matrices laid out for products with few rows, which is what one token after the other asks for.
 
-Such a product reads each weight once and does little with it: its time is that of reading. FBGEMM's kernel, which PyTorch
-ships for x86, reads weights that are packed as float16, widens them in registers and computes in float32: half the bytes
+Such a product reads each weight once and does little with it: its time is that of reading. FBGEMM's kernel, which
+PyTorch ships for x86, reads weights packed as float16, widens them in registers and computes in float32: half the bytes
 of float32, and exactly the same weights wherever float16 can hold them, as in every file that was saved in half
 precision. Other float32 weights become two float16 each and lose about 2^-23 of themselves.
 

@@ -1,0 +1,271 @@
+"""How fast words are made: beside transformers' `generate` with the same weights, and beside the memory's bandwidth.
+
+    python benchmarks/decode_speed.py
+    python benchmarks/decode_speed.py --json docs/decode_speed.json --plot docs/decode_speed.png
+
+Each contender answers the same random prompts of one length, greedily, with the same number of tokens; the prompts are
+read within the measured time. In every round all contenders take their turn, so that what else the machine does meets
+them alike; the medians of the rounds count, and ratios are taken within a round.
+
+    ours          generate_batch, with what `ready_to_decode` makes of the model
+    dynamic       transformers' Qwen3ForCausalLM.generate with its default cache, which grows with every token
+    static        the same with its preallocated cache
+
+The weights are random, rounded to half precision as a file of ours holds them, and in the memory of both as float32 or
+as bfloat16. To make a token all of them are read: the ceiling is the bandwidth of a sum over as much float32 memory,
+measured in the same rounds, over the bytes that the weights take in 4 or in 2 bytes each. A last table takes our speed
+apart: what one sequence gains by each idea. Ends with status 1 if two contenders in float32 gave different tokens.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.inference.frozen import FrozenModel, ready_to_decode
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+from minimind_sft.inference.packed import plain
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+MODEL = ModelConfig(hidden_size=512, num_hidden_layers=8, intermediate_size=1664)
+PEERS = ("dynamic", "static")
+Answers = list[list[int]]
+Contender = Callable[[Answers], Answers]
+"""Prompts to answers."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="sequences at once")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--prompt_tokens", type=int, default=32, help="length of each prompt (default: 32)")
+    parser.add_argument("--new_tokens", type=int, default=48, help="length of each answer (default: 48)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: PyTorch's own)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="draw them here (PNG; needs matplotlib)")
+    arguments = parser.parse_args()
+    qwen3 = transformers_qwen3()
+    torch.set_num_threads(arguments.threads)
+
+    model = half_precision_weights(MODEL)
+    rows, wrong = [], 0
+    for dtype in arguments.dtypes:
+        model = model.to(getattr(torch, dtype))
+        contenders = make_contenders(model, qwen3, arguments.new_tokens)
+        for batch in arguments.batches:
+            row = measure(f"{dtype}, {batch} at once", contenders, model, batch, arguments)
+            wrong += dtype == "float32" and not row["same_tokens"]
+            rows.append({"dtype": dtype, "batch": batch, **row})
+    ideas = measure_ideas(arguments)
+    report = {**conditions(arguments), "rows": rows, "ideas": ideas}
+    print_tables(report)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot:
+        plot(report, arguments.plot)
+    return 1 if wrong else 0
+
+
+def transformers_qwen3() -> type:
+    """
+    Raises:
+        UserError: if transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("this benchmark compares with transformers, which is not installed: "
+                        "pip install -e '.[bench]'") from error
+    transformers.logging.set_verbosity_error()
+    return transformers.Qwen3ForCausalLM
+
+
+def half_precision_weights(config: ModelConfig) -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    return MiniMindForCausalLM(config).half().float().eval()
+
+
+def conditions(arguments: argparse.Namespace) -> dict:
+    import transformers
+
+    return {
+        "torch": torch.__version__, "transformers": transformers.__version__, "cores": os.cpu_count(),
+        "threads": arguments.threads, "rounds": arguments.rounds, "prompt_tokens": arguments.prompt_tokens,
+        "new_tokens": arguments.new_tokens, "load_average_at_end": round(os.getloadavg()[0], 1),
+        "weights_million": round(weights_read(half_precision_weights(MODEL)) / 1e6, 1),
+    }
+
+
+def weights_read(model: MiniMindForCausalLM) -> int:
+    """How many weights one token needs; with a tied head the embedding is one of its matrices."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def make_contenders(model: MiniMindForCausalLM, qwen3: type, new_tokens: int) -> dict[str, Contender]:
+    config = model.config
+    theirs = qwen3.config_class(
+        **{name: getattr(config, name) for name in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+            "intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, attn_implementation="sdpa")
+    peer = qwen3(theirs).to(model.lm_head.weight.dtype).eval()
+    peer.load_state_dict(model.state_dict())
+    return {
+        "ours": partial(answer, ready_to_decode(model), new_tokens),
+        "dynamic": partial(answer_by_transformers, peer, new_tokens, None),
+        "static": partial(answer_by_transformers, peer, new_tokens, "static"),
+    }
+
+
+def answer(model: LanguageModel, new_tokens: int, prompts: Answers) -> Answers:
+    return generate_batch(model, prompts, SamplingSettings(new_tokens), ())
+
+
+def answer_by_transformers(peer: torch.nn.Module, new_tokens: int, cache: str | None, prompts: Answers) -> Answers:
+    prompt_ids = torch.tensor(prompts)
+    with torch.inference_mode():
+        ids = peer.generate(
+            prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False, max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens, pad_token_id=0, eos_token_id=None, cache_implementation=cache)
+    return ids[:, prompt_ids.shape[1]:].tolist()
+
+
+def random_prompts(batch: int, arguments: argparse.Namespace) -> Answers:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randint(3, MODEL.vocab_size, (batch, arguments.prompt_tokens), generator=generator).tolist()
+
+
+def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausalLM, batch: int,
+            arguments: argparse.Namespace) -> dict:
+    """Tokens per second of each contender in each round, and the bandwidth beside them."""
+    prompts = random_prompts(batch, arguments)
+    answers = {name: contender(prompts) for name, contender in contenders.items()}  # warms up too
+    memory = torch.ones(max(weights_read(model), 64_000_000))
+    rates = {name: [] for name in contenders}
+    bandwidths = []
+    for _ in tqdm(range(arguments.rounds), desc=name, unit=" rounds", leave=False):
+        for contender in contenders:
+            start = time.perf_counter()
+            contenders[contender](prompts)
+            rates[contender].append(batch * arguments.new_tokens / (time.perf_counter() - start))
+        bandwidths.append(max(bandwidth(memory) for _ in range(3)))
+    return {
+        "tokens_per_second": {name: summary(values) for name, values in rates.items()},
+        "ratio": {peer: summary([ours / their for ours, their in zip(rates["ours"], rates[peer], strict=True)])
+                  for peer in rates if peer != "ours"},
+        "bandwidth_gb_per_second": summary(bandwidths),
+        "same_tokens": all(given == answers["ours"] for given in answers.values()),
+    }
+
+
+def bandwidth(memory: torch.Tensor) -> float:
+    """GB/s of a sum."""
+    start = time.perf_counter()
+    memory.sum()
+    return memory.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 2), "least": round(min(values), 2),
+            "most": round(max(values), 2)}
+
+
+def measure_ideas(arguments: argparse.Namespace) -> dict:
+    """One sequence in float32, with more of our ideas in each line."""
+    model, full = half_precision_weights(MODEL), half_precision_weights(MODEL)
+    with torch.no_grad():
+        for weight in full.parameters():
+            weight.mul_(1.001)  # now float16 cannot hold them
+    forms = {
+        "ours": ready_to_decode(model),
+        "two float16 per weight": ready_to_decode(full),
+        "fewer operations": FrozenModel(model, plain),
+        "the model, KV cache": model,
+    }
+    contenders = {name: partial(answer, form, arguments.new_tokens) for name, form in forms.items()}
+    measured = measure("ideas", contenders, model, 1, arguments)
+    return {name: measured["tokens_per_second"][name] for name in forms}
+
+
+def print_tables(report: dict) -> None:
+    print(f"{report['weights_million']} million weights, {report['threads']} threads, prompts of "
+          f"{report['prompt_tokens']} tokens, {report['new_tokens']} new ones, median (least-most) of "
+          f"{report['rounds']} rounds\n")
+    print(f"{'':>9} {'':>5}  {'tokens/s':^55}  {'ours, times as fast as':^35}")
+    print(f"{'dtype':>9} {'batch':>5}  {'ours':^19}{'dynamic':^18}{'static':^18}  {'dynamic':^18}{'static':^17}")
+    for row in report["rows"]:
+        rates = "".join(f"{spread(row['tokens_per_second'][name], 0):<18} " for name in ("ours", *PEERS))
+        ratios = "".join(f"{spread(row['ratio'][peer], 1):<18}" for peer in PEERS)
+        print(f"{row['dtype']:>9} {row['batch']:>5}  {rates} {ratios}")
+    for dtype in dict.fromkeys(row["dtype"] for row in report["rows"]):
+        rates = {row["batch"]: row["tokens_per_second"]["ours"]["median"]
+                 for row in report["rows"] if row["dtype"] == dtype}
+        for batch in rates.keys() - {1} if 1 in rates else ():
+            print(f"{dtype}: {batch} at once make {rates[batch] / rates[1]:.1f} times the tokens of one")
+    same = all(row["same_tokens"] for row in report["rows"] if row["dtype"] == "float32")
+    print(f"\nfloat32: all contenders gave {'the same tokens' if same else 'DIFFERENT tokens'}")
+    gb = statistics.median(row["bandwidth_gb_per_second"]["median"] for row in report["rows"])
+    for size in (4, 2):
+        print(f"ceiling of one sequence: {gb:.0f} GB/s read {size} bytes per weight "
+              f"{ceiling(report, gb, size):.0f} times a second")
+    print("\none sequence, float32              tokens/s")
+    for name, rate in report["ideas"].items():
+        print(f"{name:<34} {spread(rate, 0)}")
+
+
+def spread(values: dict[str, float], digits: int) -> str:
+    return f"{values['median']:.{digits}f} ({values['least']:.{digits}f}-{values['most']:.{digits}f})"
+
+
+def ceiling(report: dict, gb_per_second: float, bytes_per_weight: int) -> float:
+    return gb_per_second * 1e3 / (report["weights_million"] * bytes_per_weight)
+
+
+def plot(report: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dtypes = list(dict.fromkeys(row["dtype"] for row in report["rows"]))
+    figure, panels = pyplot.subplots(1, len(dtypes), figsize=(5.6 * len(dtypes), 4.4), sharey=True, squeeze=False)
+    styles = {"ours": ("ours", "tab:blue", "o"), "dynamic": ("transformers, default cache", "tab:orange", "s"),
+              "static": ("transformers, static cache", "tab:green", "^")}
+    for panel, dtype in zip(panels[0], dtypes, strict=True):
+        rows = [row for row in report["rows"] if row["dtype"] == dtype]
+        batches = [row["batch"] for row in rows]
+        for name, (label, color, marker) in styles.items():
+            rates = [row["tokens_per_second"][name] for row in rows]
+            middle = [rate["median"] for rate in rates]
+            errors = [[abs(rate[end] - rate["median"]) for rate in rates] for end in ("least", "most")]
+            panel.errorbar(batches, middle, yerr=errors, label=label, color=color, marker=marker, capsize=3)
+        gb = statistics.median(row["bandwidth_gb_per_second"]["median"] for row in rows)
+        panel.axhline(ceiling(report, gb, 2), color="gray", linestyle=":", label="one sequence: bandwidth / 2 bytes")
+        if dtype == "float32":
+            panel.axhline(ceiling(report, gb, 4), color="gray", linestyle="--",
+                          label="one sequence: bandwidth / 4 bytes")
+        panel.set(title=dtype, xlabel="sequences at once", xscale="log", yscale="log")
+        panel.set_xticks(batches, map(str, batches))
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    panels[0][0].set_ylabel("tokens per second, all sequences together")
+    ticks = [50, 100, 200, 500, 1000, 2000, 5000]
+    panels[0][0].set_yticks(ticks, map(str, ticks))
+    figure.suptitle(f"Decoding with {report['weights_million']} million weights on {report['threads']} CPU threads")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    run_program(main)
