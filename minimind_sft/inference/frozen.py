@@ -166,8 +166,8 @@ class _Experts(nn.Module):
         weights = zip(experts.gate_proj.unbind(), experts.up_proj.unbind(), experts.down_proj.unbind(), strict=True)
         self._networks = [_SwiGLU(*matrices, pack) for matrices in weights]
 
-    def forward(self, x_ND: Tensor, tokens_E: Tensor) -> Tensor:
-        rows = x_ND.split(tokens_E.tolist())
+    def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        rows = x_ND.tensor_split(ends_E[:-1].tolist())
         return torch.cat([network(x_nD) for x_nD, network in zip(rows, self._networks, strict=True) if len(x_nD)])
 
 
