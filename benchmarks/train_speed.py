@@ -260,7 +260,7 @@ def common_work(arguments: argparse.Namespace, folder: Path) -> Work:
         vocab_size=tokenizer.vocab_size, hidden_size=arguments.hidden_size,
         num_hidden_layers=arguments.num_hidden_layers))
     device = resolve_device(arguments.device)
-    return Work(model.to(device), prepared.select(range(wanted)), device)
+    return Work(model.to(device), prepared.select(prepared.epoch_order(seed=0, epoch=0)[:wanted]), device)
 
 
 def main() -> None:
