@@ -1,5 +1,7 @@
 """The frozen model against the model that it was made of: the same hidden states, logits and words."""
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import chain
 
@@ -20,13 +22,12 @@ PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, n
 
 
 def steps(model: MiniMindForCausalLM | FrozenModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
-    """The logits of each step when every sequence goes on with the same fixed tokens."""
+    """The logits of the prompts and of each step, when every sequence goes on with the same fixed tokens."""
     weight = model.lm_head.weight
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
     cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
     context = cache.prefill([0, *ends])
-    model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context)
-    logits = []
+    logits = [model.logits(model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context))]
     for step in range(count):
         positions_S = cache.advance()
         tokens_S = (positions_S * 7 + step) % VOCAB
@@ -74,9 +75,9 @@ def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts:
 @torch.inference_mode()
 def test_packed_bfloat16_logits_are_nearer_to_float32s_than_the_models(prompts: list[list[int]]):
     model = trained_like(PRODUCTION).bfloat16()
-    exact = torch.stack(steps(model.double(), prompts))
+    exact = torch.cat(steps(model.double(), prompts))
     model = model.bfloat16()
-    ours, models = (torch.stack(steps(m, prompts)).double() for m in (ready_to_decode(model), model))
+    ours, models = (torch.cat(steps(m, prompts)).double() for m in (ready_to_decode(model), model))
     assert (ours - exact).std() < (models - exact).std() < 0.05 * exact.std()
 
 
@@ -99,6 +100,17 @@ def test_the_model_itself_stays_as_it_was():
     generate_batch(FrozenModel(model, plain), PROMPTS, SamplingSettings(5), ())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@half_needed
+def test_a_float32_model_whose_weights_float16_holds_is_not_kept():
+    model = trained_like(replace(PRODUCTION, use_moe=True))
+    kept = weakref.ref(model.model.layers[0].self_attn.q_proj.weight), weakref.ref(model.model.layers[0].mlp.experts)
+    frozen = ready_to_decode(model)
+    del model
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+    assert len(list(generate_stream(frozen, [1, 2, 3], SamplingSettings(4), ()))) == 4
 
 
 def test_where_nothing_is_faster_the_model_decodes_itself():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from minimind_sft.inference import packed
-from minimind_sft.inference.packed import FEW_ROWS, Bfloat16Product, HalfProduct, Pack, best_pack, plain
+from minimind_sft.inference.packed import FEW_ROWS, MANY_ROWS, Bfloat16Product, HalfProduct, Pack, best_pack, plain
 
 ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 33]
 half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
@@ -31,11 +31,12 @@ def test_weights_that_float16_holds_are_multiplied_in_float32(rows: int):
 
 
 @pytest.mark.parametrize("size", [1e-12, 0.02, 1.0, 1e9])
+@pytest.mark.parametrize("rows", [3, MANY_ROWS])
 @half_needed
-def test_weights_of_any_size_keep_float32s_precision(size: float):
+def test_weights_of_any_size_keep_float32s_precision(size: float, rows: int):
     weights = [random(40, 96) * size, random(7, 96) * size]
     assert HalfProduct(weights).parts == 2
-    assert worst(HalfProduct, weights, 3) < 2e-6
+    assert worst(HalfProduct, weights, rows) < 2e-6
 
 
 @half_needed

@@ -1,17 +1,16 @@
 """A model whose weights do not change any more, made ready to decode.
 
 One token of a few sequences needs little arithmetic: its time goes into reading the weights and into starting
-operations. So the weights are packed (packed.py), matrices that read the same input become one, and what can be
-computed once per token or once per model is not computed in every layer. The result is that of
-`MiniMindForCausalLM.hidden_states`, which stands beside it as its plain version.
+operations. So the weights are packed (packed.py), matrices that read the same input become one, and RMSNorm and RoPE
+take fewer operations. The result is that of `MiniMindForCausalLM.hidden_states`, which is its plain version.
 
-Shapes: S sequences with one token each, T tokens of prompts in one row, D hidden size, A query and key heads together,
-W head dim, M layers, P positions, E experts, n tokens of one expert, N copies of tokens, V vocabulary.
+Shapes: T tokens of all sequences in one row, D hidden size, H query heads, G key/value heads, A = H + G heads that are
+turned, W head dim, R = W / 2, P positions, F width of the feed-forward network, E experts, n tokens of one expert,
+N copies of tokens, V vocabulary.
 """
 
 import copy
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.inference.packed import Pack, best_pack
-from minimind_sft.model.decoder import Context, DecoderLayer, MiniMindForCausalLM, RMSNorm, rope_turns
-from minimind_sft.model.kv_cache import KVCache
+from minimind_sft.model.decoder import Attention, Context, DecoderLayer, MiniMindForCausalLM, RMSNorm, rope_turns
 from minimind_sft.model.moe import Experts, MixtureOfExperts
 from minimind_sft.model.precision import at_least_float32
 
@@ -29,122 +27,111 @@ from minimind_sft.model.precision import at_least_float32
 def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | FrozenModel":
     """The fastest form of `model` for `generate_stream` and `generate_batch`; the model itself where there is none.
 
-    The packed weights take as much memory again as the matrices do in half precision (twice that where float16 cannot
-    hold them; in bfloat16 twice that once a batch of more than a few sequences was decoded). Later changes of the
-    model's weights do not reach them.
+    A model in float32 whose weights float16 can hold is not needed any more: what is given back takes half its memory.
+    Otherwise the packed matrices lie beside the model: in two bytes per weight for bfloat16 (four once several
+    sequences were decoded at once), in four for float32. Later changes of the model do not reach them.
     """
     pack = best_pack(model.lm_head.weight)
     return model if pack is None else FrozenModel(model, pack)
 
 
 class FrozenModel:
-    """Reads prompts with the model itself, and then decodes token by token with its packed weights."""
+    """Packed weights in the place of a model; its activations are in at least float32."""
 
     @torch.inference_mode()
     def __init__(self, model: MiniMindForCausalLM, pack: Pack):
         assert not model.training, "only a model in evaluation mode is decoded"
         self.config, self.training, self.lm_head = model.config, False, model.lm_head
-        self._model = model
+        self._embed_tokens = model.model.embed_tokens
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing runs in one thread per matrix
             self._layers = list(pool.map(partial(_Layer, pack=pack), model.model.layers))
         self._norm = _Norm(model.model.norm)
         self._head = pack([model.lm_head.weight])
-        self._turned = _TurnedHeads(model)
+        self._cos_PW = self._sin_PW = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
-        """What the head reads (T, D); one token per sequence where the context is the cache itself."""
-        if not isinstance(context, KVCache):
-            return self._model.hidden_states(input_ids_T, positions_T, context)
-        x_SD = at_least_float32(self._model.model.embed_tokens(input_ids_T))
-        turns = self._turned.at(positions_T, max(context.lengths))
-        for index, layer in enumerate(self._layers):
-            x_SD = layer(x_SD, [turn_MSAW[index] for turn_MSAW in turns], context)
-        return self._norm(x_SD)
+        """What the head reads, (T, D); as `MiniMindForCausalLM.hidden_states`."""
+        x_TD = at_least_float32(self._embed_tokens(input_ids_T))
+        rope = self._rope(positions_T)
+        for layer in self._layers:
+            x_TD = layer(x_TD, rope, context)
+        return self._norm(x_TD)
 
-    def logits(self, hidden_SD: Tensor) -> Tensor:
-        """Scores of the next token (S, V)."""
-        return self._head(at_least_float32(hidden_SD))
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Scores of the next token (N, V)."""
+        return self._head(hidden_ND)
+
+    def _rope(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, 1, W), looked up; the sine is negative for the first half of a head."""
+        needed = int(positions_T.max()) + 1
+        if len(self._cos_PW) < needed:
+            positions_P = torch.arange(2 * needed, device=positions_T.device)
+            cos_PR, sin_PR = (x_P1R.flatten(1) for x_P1R in rope_turns(self.config, positions_P, self._cos_PW.dtype))
+            self._cos_PW, self._sin_PW = torch.cat((cos_PR, cos_PR), -1), torch.cat((-sin_PR, sin_PR), -1)
+        return self._cos_PW[positions_T, None], self._sin_PW[positions_T, None]
 
 
 class _Norm:
     """RMSNorm in fewer operations: x * weight * sqrt(D) / sqrt(|x|^2 + D * eps)."""
 
     def __init__(self, norm: RMSNorm):
-        weight_D = at_least_float32(norm.weight)
-        self._weight_D = weight_D * math.sqrt(len(weight_D))
-        self._floor = _norm_floor(norm, weight_D)
+        self._weight_D = at_least_float32(norm.weight.detach()) * math.sqrt(len(norm.weight))
+        self._floor = _norm_floor(norm)
 
-    def __call__(self, x_SD: Tensor) -> Tensor:
-        return (x_SD * self._weight_D).div_(torch.linalg.vector_norm(x_SD, dim=-1, keepdim=True).hypot_(self._floor))
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return (x_TD * self._weight_D).div_(torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).hypot_(self._floor))
 
 
-def _norm_floor(norm: RMSNorm, weight: Tensor) -> Tensor:
+def _norm_floor(norm: RMSNorm) -> Tensor:
     """sqrt(D * eps)."""
-    return weight.new_tensor(math.sqrt(len(weight) * norm.eps))
-
-
-class _TurnedHeads:
-    """RoPE with the QK-norm's weight multiplied in: a head h becomes (h * cos + roll(h) * sin) / sqrt(|h|^2 + W * eps).
-
-    `roll` moves a head by half its size, so that each dimension meets the one that it is turned with.
-    """
-
-    def __init__(self, model: MiniMindForCausalLM):
-        config, layers = model.config, model.model.layers
-        self._config = config
-        heads = (config.num_attention_heads, config.num_key_value_heads)
-        self._weight_M1AW = math.sqrt(config.head_dim) * torch.stack([
-            torch.cat([at_least_float32(norm.weight).expand(count, -1)
-                       for count, norm in zip(heads, (layer.self_attn.q_norm, layer.self_attn.k_norm), strict=True)])
-            for layer in layers
-        ])[:, None]
-        self._rolled_M1AW = self._weight_M1AW.roll(config.head_dim // 2, dims=-1)
-        self._cos_PW = self._sin_PW = self._weight_M1AW.new_empty(0, config.head_dim)
-
-    def at(self, positions_S: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (M, S, A, W) of all layers; every position is below `longest`."""
-        if len(self._cos_PW) < longest:
-            self._reserve(2 * longest)
-        cos_S1W, sin_S1W = self._cos_PW[positions_S][:, None], self._sin_PW[positions_S][:, None]
-        return self._weight_M1AW * cos_S1W, self._rolled_M1AW * sin_S1W
-
-    def _reserve(self, positions: int) -> None:
-        device, dtype = self._weight_M1AW.device, self._weight_M1AW.dtype
-        cos_PR, sin_PR = (x.flatten(1) for x in rope_turns(self._config, torch.arange(positions, device=device), dtype))
-        self._cos_PW, self._sin_PW = torch.cat((cos_PR, cos_PR), -1), torch.cat((-sin_PR, sin_PR), -1)
+    return at_least_float32(norm.weight.new_ones(())) * math.sqrt(len(norm.weight) * norm.eps)
 
 
 class _Layer:
-    """One decoder layer for one token of each sequence."""
+    """A decoder layer."""
 
     def __init__(self, layer: DecoderLayer, pack: Pack):
-        attention, mlp = layer.self_attn, layer.mlp
-        self._index, self._head_dim = attention.layer_index, attention.head_dim
-        self._heads = attention.q_proj.out_features // self._head_dim
-        self._kv_heads = attention.k_proj.out_features // self._head_dim
         self._attention_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self._head_floor = _norm_floor(attention.q_norm, at_least_float32(attention.q_norm.weight))
-        self._qkv = pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        self._out = pack([attention.o_proj.weight])
+        self._attention = _Attention(layer.self_attn, pack)
+        mlp = layer.mlp
         if isinstance(mlp, MixtureOfExperts):
             self._mlp = _with_experts(mlp, _Experts(mlp.experts, pack))
         else:
             self._mlp = _SwiGLU(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, pack)
 
-    def __call__(self, x_SD: Tensor, turns: Sequence[Tensor], cache: KVCache) -> Tensor:
-        x_SD = x_SD + self._attend(self._attention_norm(x_SD), turns, cache)
-        return x_SD.add_(self._mlp(self._mlp_norm(x_SD)))
+    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        x_TD = x_TD + self._attention(self._attention_norm(x_TD), rope, context)
+        return x_TD.add_(self._mlp(self._mlp_norm(x_TD)))
 
-    def _attend(self, x_SD: Tensor, turns: Sequence[Tensor], cache: KVCache) -> Tensor:
-        cos_SAW, sin_SAW = turns
-        qkv_SHW = self._qkv(x_SD).unflatten(-1, (-1, self._head_dim))
-        heads_SAW, v_SGW = qkv_SHW.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
-        length_SA1 = torch.linalg.vector_norm(heads_SAW, dim=-1, keepdim=True, dtype=cos_SAW.dtype)
-        turned_SAW = heads_SAW * cos_SAW
-        turned_SAW.addcmul_(heads_SAW.roll(self._head_dim // 2, dims=-1), sin_SAW)
-        turned_SAW.div_(length_SA1.hypot_(self._head_floor))
-        q_SHW, k_SGW = turned_SAW.split((self._heads, self._kv_heads), dim=1)
-        return self._out(cache.attend(self._index, q_SHW, k_SGW, v_SGW).flatten(1))
+
+class _Attention:
+    """Attention with one product for queries, keys and values, and QK-norm and RoPE in one:
+
+    a head h with the norm's weight w becomes (h * w * cos + roll(h * w) * sin) * sqrt(W) / sqrt(|h|^2 + W * eps), where
+    `roll` moves by half a head, so that each dimension meets the one that it is turned with.
+    """
+
+    def __init__(self, attention: Attention, pack: Pack):
+        self._index, self._head_dim = attention.layer_index, attention.head_dim
+        self._qkv = pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        self._out = pack([attention.o_proj.weight])
+        self._heads, self._kv_heads = (
+            proj.out_features // self._head_dim for proj in (attention.q_proj, attention.k_proj))
+        weight_AW = torch.cat([
+            attention.q_norm.weight.expand(self._heads, -1), attention.k_norm.weight.expand(self._kv_heads, -1)])
+        self._weight_AW = at_least_float32(weight_AW.detach()) * math.sqrt(self._head_dim)
+        self._rolled_weight_AW = self._weight_AW.roll(self._head_dim // 2, dims=-1)
+        self._floor = _norm_floor(attention.q_norm)
+
+    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        cos_T1W, sin_T1W = rope
+        qkv_THW = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
+        heads_TAW, v_TGW = qkv_THW.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
+        norm_TA1 = torch.linalg.vector_norm(heads_TAW, dim=-1, keepdim=True, dtype=cos_T1W.dtype).hypot_(self._floor)
+        turned_TAW = heads_TAW * (self._weight_AW * cos_T1W)
+        turned_TAW.addcmul_(heads_TAW.roll(self._head_dim // 2, dims=-1), self._rolled_weight_AW * sin_T1W)
+        q_THW, k_TGW = turned_TAW.div_(norm_TA1).split((self._heads, self._kv_heads), dim=1)
+        return self._out(context.attend(self._index, q_THW, k_TGW, v_TGW).flatten(1))
 
 
 class _SwiGLU:
@@ -153,9 +140,9 @@ class _SwiGLU:
     def __init__(self, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, pack: Pack):
         self._gate_up, self._down = pack([gate_FD, up_FD]), pack([down_DF])
 
-    def __call__(self, x_SD: Tensor) -> Tensor:
-        gate_SF, up_SF = self._gate_up(x_SD).chunk(2, dim=-1)
-        return self._down(F.silu(gate_SF).mul_(up_SF))
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self._gate_up(x_TD).chunk(2, dim=-1)
+        return self._down(F.silu(gate_TF).mul_(up_TF))
 
 
 class _Experts(nn.Module):

@@ -5,7 +5,7 @@ PyTorch ships for x86, reads weights packed as float16, widens them in registers
 of float32, and exactly the same weights wherever float16 can hold them, as in every file that was saved in half
 precision. Other float32 weights become two float16 each and lose about 2^-23 of themselves.
 
-Shapes: S sequences, K inputs, N outputs.
+Shapes: T tokens, K inputs, N outputs.
 """
 
 import math
@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-"""(S, K) times the transpose of some weights: (S, N)."""
+"""(T, K) times the transpose of some weights: (T, N)."""
 
 Pack = Callable[[Sequence[Tensor]], Product]
 """Makes the product with weights (N_i, K); the outputs of the several weights lie one behind the other."""
+
+MANY_ROWS = 16
+"""From here on arithmetic takes longer than reading, and one product in float32 less than two with float16."""
 
 FEW_ROWS = 4
 """Up to here reading the weights takes longer than bfloat16 arithmetic could save."""
@@ -31,8 +34,8 @@ REMAINDER_SCALE = 2.0**11
 
 def plain(weights: Sequence[Tensor]) -> Product:
     """The product as the model computes it, from the model's own memory."""
-    def product(x_SK: Tensor) -> Tensor:
-        return torch.cat([F.linear(x_SK, weight) for weight in weights], dim=-1)
+    def product(x_TK: Tensor) -> Tensor:
+        return torch.cat([F.linear(x_TK, weight) for weight in weights], dim=-1)
     return product
 
 
@@ -52,16 +55,19 @@ class HalfProduct:
             remainder_NK = (weight_NK - parts[0]) * REMAINDER_SCALE
             if remainder_NK.any():
                 parts.append(remainder_NK)
+                self._plain = plain(weights)
         self._outputs = len(weight_NK)
         self.parts = len(parts)
         self._packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(parts), None)
 
-    def __call__(self, x_SK: Tensor) -> Tensor:
-        y_SN = torch.ops.quantized.linear_dynamic_fp16(x_SK, self._packed)
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        if self.parts == 2 and len(x_TK) >= MANY_ROWS:
+            return self._plain(x_TK)
+        y_TN = torch.ops.quantized.linear_dynamic_fp16(x_TK, self._packed)
         if self.parts == 2:
-            y_SN, remainder_SN = y_SN.split(self._outputs, dim=-1)
-            y_SN = y_SN.add(remainder_SN, alpha=1 / REMAINDER_SCALE)
-        return y_SN if self._inverse_scale == 1.0 else y_SN.mul_(self._inverse_scale)
+            y_TN, remainder_TN = y_TN.split(self._outputs, dim=-1)
+            y_TN = y_TN.add(remainder_TN, alpha=1 / REMAINDER_SCALE)
+        return y_TN if self._inverse_scale == 1.0 else y_TN.mul_(self._inverse_scale)
 
 
 class Bfloat16Product:
@@ -75,16 +81,16 @@ class Bfloat16Product:
         self._weights = weights
         self._packed: Tensor | None = None
 
-    def __call__(self, x_SK: Tensor) -> Tensor:
-        if len(x_SK) <= FEW_ROWS:
-            return self._few(x_SK)
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        if len(x_TK) <= FEW_ROWS:
+            return self._few(x_TK)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(self._weights)), 16)
-        return _onednn_product(x_SK.bfloat16(), self._packed)
+        return _onednn_product(x_TK.bfloat16(), self._packed)
 
 
-def _onednn_product(x_SK: Tensor, packed: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x_SK, packed, None, "none", [], "")
+def _onednn_product(x_TK: Tensor, packed: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_TK, packed, None, "none", [], "")
 
 
 def best_pack(weight: Tensor) -> Pack | None:
@@ -108,8 +114,8 @@ def _onednn_works() -> bool:
 def _agrees(pack: Pack, dtype: torch.dtype, rows: int) -> bool:
     """Whether a product of small integers, in which nothing is rounded, is right."""
     weight_NK = (torch.arange(24 * 16).view(24, 16) % 7 - 3).to(dtype)
-    x_SK = (torch.arange(rows * 16).view(rows, 16) % 5 - 2).float()
+    x_TK = (torch.arange(rows * 16).view(rows, 16) % 5 - 2).float()
     try:
-        return torch.equal(pack([weight_NK])(x_SK).float(), F.linear(x_SK, weight_NK.float()))
+        return torch.equal(pack([weight_NK])(x_TK).float(), F.linear(x_TK, weight_NK.float()))
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
