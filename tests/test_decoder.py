@@ -336,3 +336,25 @@ def test_tokens_after_the_last_document_change_nothing(config, cu_seqlens):
     plain = gradients(ids, ids)
     filled = gradients(torch.cat((ids, more)), torch.cat((ids, torch.full_like(more, IGNORE_INDEX))))
     torch.testing.assert_close(filled, plain, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
+def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config):
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    model = MiniMindForCausalLM(replace(config, num_hidden_layers=6)).train()
+    for layer in model.model.layers:
+        layer.compile(dynamic=False, backend=backend)
+    made = []
+    for positions, cu_seqlens in [(32, (0, 20, 32)), (48, (0, 9, 40)), (32, (0, 1, 30)), (48, (0, 48))]:
+        ids = torch.randint(0, config.vocab_size, (positions,))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            sum(model(ids, ids, cu_seqlens)).backward()
+        made.append(len(graphs))
+    assert made[0] < 6, "one layer's graphs do for all"
+    assert made == [made[0], 2 * made[0], 2 * made[0], 2 * made[0]]

@@ -69,6 +69,7 @@ class Attention(nn.Module):
         k_TGD = apply_rope(self.k_norm(k_TGD), rope)
         return self.o_proj(self.attend(context, q_THD, k_TGD, v_TGD).flatten(1))
 
+    @torch.compiler.disable  # the lengths it works on are others in every batch
     def attend(self, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         return context.attend(self.layer_index, q_THD, k_TGD, v_TGD)
 
@@ -106,13 +107,6 @@ class DecoderLayer(nn.Module):
         attention, mlp = self.self_attn, self.mlp
         feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
         return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
-
-    def compile(self, **options) -> None:
-        """`torch.compile`, but for attention and experts: the lengths they work on are others in every batch."""
-        self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
-        if isinstance(self.mlp, MixtureOfExperts):
-            self.mlp.forward = torch.compiler.disable(self.mlp.forward)
-        super().compile(**options)
 
 
 def recomputed(layer: DecoderLayer, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:

@@ -89,6 +89,7 @@ def can_be_grouped(x_NI: Tensor, weight_EOI: Tensor) -> bool:
     return weight_EOI.dtype in dtypes and x_NI.dtype == weight_EOI.dtype and whole and len(x_NI) > 0
 
 
+@torch.compiler.disable
 def looped_mm(x_NI: Tensor, weight_EIO: Tensor, *, offs: Tensor) -> Tensor:
     """What `F.grouped_mm` computes, one expert after the other."""
     groups = x_NI.tensor_split(offs[:-1].tolist())
