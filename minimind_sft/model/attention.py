@@ -10,7 +10,7 @@ Shapes: T tokens of all documents in one row, H query heads, G key/value heads, 
 of a document, P positions of padded groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -23,9 +23,6 @@ MAX_PADDING = 0.1
 
 class Documents:
     """The documents of a flat batch; attention stays inside each. Made anew for each forward pass.
-
-    Documents of similar length are attended to together, padded on the right to the longest of their group. Under a
-    causal mask no position sees what follows it, so this padding needs no mask.
 
     Args:
         cu_seqlens: document boundaries, [0, ...].
@@ -42,22 +39,61 @@ class Documents:
             cu_seqlens = (*cu_seqlens, filled_to)
         all_lengths = [end - start for start, end in pairwise(cu_seqlens)]
         assert cu_seqlens[0] == 0 and min(all_lengths, default=0) >= 0, "cu_seqlens must run from 0 up to T at most"
-        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
         lengths_S = torch.tensor(all_lengths, dtype=torch.int64)
-        self.document_T = torch.arange(len(all_lengths)).repeat_interleave(lengths_S).to(device)
-        self.positions_T = (torch.arange(cu_seqlens[-1]) - starts_S.repeat_interleave(lengths_S)).to(device)
-
-        self._group_shapes, pad_P, unpad_T = _padded_groups(starts_S, all_lengths)
-        self._pad_P, self._unpad_T = pad_P.to(device), unpad_T.to(device)
+        starts_T = torch.tensor(cu_seqlens[:-1], dtype=torch.int64).repeat_interleave(lengths_S)
+        self.document_T = send(torch.arange(len(all_lengths)).repeat_interleave(lengths_S), device)
+        self.positions_T = send(torch.arange(cu_seqlens[-1]) - starts_T, device)
+        self._cu_seqlens = cu_seqlens
+        self._backend: Backend | None = None
 
     def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        sizes = [rows * length for rows, length in self._group_shapes]
+        if self._backend is None:
+            choice = choose_backend(v_TGD, self.dropout)
+            self._backend = choice(self._cu_seqlens, v_TGD.device, self.dropout)
+        return self._backend(q_THD, k_TGD, v_TGD)
+
+
+Backend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""attend(q_THD, k_TGD, v_TGD) -> out_THD, over the documents and on the device that it was made for."""
+
+
+def choose_backend(v_TGD: Tensor, dropout: float) -> Callable[[Sequence[int], torch.device, float], Backend]:
+    """The class of the backend for values like `v_TGD`: the most specialised that can take them."""
+    if v_TGD.device.type != "cuda" or v_TGD.dtype not in (torch.bfloat16, torch.float16) or dropout or not len(v_TGD):
+        return PaddedGroups
+    if torch.cuda.get_device_capability(v_TGD.device) < (8, 0):
+        return PaddedGroups
+    from minimind_sft.model import attention_kernels  # a second to import: only where there is a GPU
+
+    fits = attention_kernels.varlen_groups_heads() and v_TGD.shape[-1] % 8 == 0
+    return attention_kernels.Varlen if fits else attention_kernels.Flex
+
+
+class PaddedGroups:
+    """Documents of similar length in one product, padded on the right to the longest of their group.
+
+    Under a causal mask no position sees what follows it, so this padding needs no mask. This backend runs everywhere.
+    """
+
+    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+        lengths = [end - start for start, end in pairwise(cu_seqlens)]
+        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
+        self._shapes, pad_P, unpad_T = _padded_groups(starts_S, lengths)
+        self._pad_P, self._unpad_T, self._dropout = send(pad_P, device), send(unpad_T, device), dropout
+
+    def __call__(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+        sizes = [rows * length for rows, length in self._shapes]
         q_groups, k_groups, v_groups = (x.index_select(0, self._pad_P).split(sizes) for x in (q_THD, k_TGD, v_TGD))
         out_groups = [
-            causal_attention(*(x.unflatten(0, shape) for x in qkv), dropout=self.dropout).flatten(0, 1)
-            for shape, *qkv in zip(self._group_shapes, q_groups, k_groups, v_groups, strict=True)
+            causal_attention(*(x.unflatten(0, shape) for x in qkv), dropout=self._dropout).flatten(0, 1)
+            for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True)
         ]
         return torch.cat(out_groups).index_select(0, self._unpad_T)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor to where the tokens are; a GPU gets it from pinned memory while it works on something else."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _padded_groups(starts_S: Tensor, lengths: list[int]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:

@@ -1,0 +1,97 @@
+"""The backends for GPUs: against attention written out, as far as they run where the tests run."""
+
+import inspect
+from unittest import mock
+
+import pytest
+import torch
+from plain_attention import CPU, flat_qkv, plain_attention
+from torch._subclasses import FakeTensorMode
+
+from minimind_sft.model import attention, attention_kernels
+from minimind_sft.model.attention import Documents, PaddedGroups, choose_backend
+from minimind_sft.model.attention_kernels import Flex, Varlen
+
+BOUNDARIES = [(0, 7), (0, 9, 10, 15, 22), (0, 0, 4, 4, 11)]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+@pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
+def test_flex_attention_sees_the_same_as_attention_written_out(cu_seqlens):
+    qkv = [x.detach() for x in flat_qkv(cu_seqlens[-1])]  # FlexAttention has no gradients on a CPU
+    torch.testing.assert_close(Flex(cu_seqlens, CPU)(*qkv), plain_attention(*qkv, cu_seqlens), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
+def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
+    """A stand-in with the signature of PyTorch's function: the kernel itself runs on CUDA only."""
+    def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
+        assert cu_q.dtype == cu_k.dtype == torch.int32 and enable_gqa and window_size == (-1, 0)
+        assert max_q == max_k == max(cu_q.diff().tolist())
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        return plain_attention(q.double(), k.double(), v.double(), tuple(cu_q.tolist()))
+
+    monkeypatch.setattr(attention_kernels.varlen, "varlen_attn", mock.create_autospec(
+        attention_kernels.varlen.varlen_attn, side_effect=stand_in))
+    q, k, v = flat_qkv(cu_seqlens[-1])
+    rounded = [x.bfloat16().double() for x in (q, k, v)]
+    with torch.no_grad():
+        out = Varlen(cu_seqlens, CPU)(q.float(), k.float(), v.bfloat16())
+    torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "wanted"), [
+    ("cpu", torch.bfloat16, 0.0, 64, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.0, 64, Varlen),
+    ("cuda", torch.float16, 0.0, 64, Varlen),
+    ("cuda", torch.float32, 0.0, 64, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.1, 64, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.0, 36, Flex),
+])
+def test_the_choice(monkeypatch, device, dtype, dropout, head_dim, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention_kernels, "varlen_groups_heads", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert choose_backend(torch.empty(5, 2, head_dim, dtype=dtype, device=device), dropout) is wanted
+
+
+def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch):
+    with FakeTensorMode():
+        value = torch.empty(5, 2, 64, dtype=torch.bfloat16, device="cuda")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        monkeypatch.setattr(attention_kernels.varlen, "varlen_attn", lambda query, window_size: query)  # as in 2.11
+        assert choose_backend(value, 0.0) is Flex
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert choose_backend(value, 0.0) is PaddedGroups
+
+
+def test_the_installed_varlen_attention_is_recognised():
+    has = "enable_gqa" in inspect.signature(attention_kernels.varlen.varlen_attn).parameters
+    assert attention_kernels.varlen_groups_heads() == has
+
+
+@needs_cuda
+@pytest.mark.parametrize("backend", [Varlen, Flex, PaddedGroups])
+@pytest.mark.parametrize("cu_seqlens", [(0, 70, 71, 300, 600)])
+def test_on_cuda_every_backend_gives_the_same_outputs_and_gradients(backend, cu_seqlens):
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    qkv = [torch.randn(600, heads, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for heads in (4, 2, 2)]
+    grad = torch.randn_like(qkv[0])
+    reference = [x.detach().cpu().double().requires_grad_() for x in qkv]
+    plain = Documents(cu_seqlens, CPU).attend(0, *reference)
+    ours = backend(cu_seqlens, device)(*qkv)
+    for one, other in zip([ours, *torch.autograd.grad(ours, qkv, grad)],
+                          [plain, *torch.autograd.grad(plain, reference, grad.cpu().double())], strict=True):
+        assert (one.cpu().double() - other).norm() <= 0.02 * other.norm()
+
+
+@needs_cuda
+def test_on_cuda_the_documents_are_made_without_waiting_for_the_device():
+    qkv = [torch.randn(60, heads, 64, dtype=torch.bfloat16, device="cuda") for heads in (4, 2, 2)]
+    attention.Documents((0, 9, 60), torch.device("cuda")).attend(0, *qkv)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attention.Documents((0, 20, 60), torch.device("cuda")).attend(0, *qkv)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
