@@ -6,7 +6,7 @@ working directory.
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -284,59 +284,6 @@ class SFTConfig(TrainConfig):
     epochs: int = setting(2, "passes over the data")
     batch_size: int = setting(16, "conversations per rank in one batch")
     learning_rate: float = setting(5e-4, "peak learning rate; docs/learning_rate.md has the sweep behind the default")
-
-
-@dataclass(frozen=True)
-class InspectConfig:
-    """Defaults of scripts/inspect_data.py; where one is None here, it is that of the trainer of such rows."""
-
-    data_path: tuple[str, ...] = same_setting(PretrainConfig, "data_path", default=(), help=DATA_HELP, positional=True)
-    eval_data_path: tuple[str, ...] = setting((), "evaluation data: inspected too, and compared with the training data",
-                                              many=True)
-    rows: str = setting("conversations", "what the rows are read as: conversations, as by train_full_sft.py, or text, "
-                                         "as by train_pretrain.py", ("conversations", "text"))
-    tokenizer_path: str = same_setting(SFTConfig, "tokenizer_path")
-    chat_template: str | None = same_setting(SFTConfig, "chat_template")
-    end_of_turn: str | None = same_setting(SFTConfig, "end_of_turn")
-    max_seq_len: int | None = setting(None, "longest sequence in tokens; default: the trainer's, 768 (text: 512)")
-    truncation: str = same_setting(SFTConfig, "truncation")
-    train_turns: str = same_setting(SFTConfig, "train_turns")
-    train_on_prompt: int = same_setting(SFTConfig, "train_on_prompt")
-
-    epochs: int | None = setting(None, "for the number of steps; default: the trainer's, 2 (text: 1)")
-    batch_size: int | None = setting(None, "for the number of steps; default: the trainer's, 16 (text: 32)")
-    accumulation_steps: int | None = setting(None, "for the number of steps; default: the trainer's, 1 (text: 8)")
-    max_steps: int = same_setting(SFTConfig, "max_steps")
-    eval_share: float = same_setting(SFTConfig, "eval_share")
-    ranks: int = setting(1, "for the number of steps: processes that train together")
-
-    check_prompts: int = setting(0, "1: compare what stands before every answer in training with what a chat shows the "
-                                    "model there, id for id (before the first and last 20 of a row); takes several "
-                                    "times as long", (0, 1))
-    strict: int = setting(0, "1: rows that are cut, dropped, duplicated, empty or not alternating count as wrong too",
-                          (0, 1))
-    show: int = setting(3, "how many rows to show of each file")
-    most: int = setting(100, "how many bad rows to print, 0: all; --json has up to 100,000")
-    html: str | None = setting(None, "write the report as a page for the browser to this file too")
-    json: bool = setting(False, "print the report as one JSON object instead")
-
-    def trainer(self) -> TrainConfig:
-        """The settings of the trainer that would be given the same flags."""
-        config_class = SFTConfig if self.rows == "conversations" else PretrainConfig
-        names = {one.name for one in fields(config_class)} & {one.name for one in fields(self)}
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        trainer = config_class(**given)
-        return replace(trainer, micro_batch_tokens=trainer.max_seq_len)  # of no influence on what is reported
-
-    def problems(self) -> list[str]:
-        """As `TrainConfig.problems`."""
-        problems = self.trainer().problems()
-        problems += [f"--{name} is {getattr(self, name)}, expected at least {least}"
-                     for name, least in (("ranks", 1), ("show", 0), ("most", 0)) if getattr(self, name) < least]
-        if self.rows == "text":
-            problems += [f"--{name}: expected only with --rows conversations"
-                         for name in ("chat_template", "end_of_turn", "check_prompts") if getattr(self, name)]
-        return problems
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from minimind_sft.config import InspectConfig, SFTConfig
+from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
@@ -29,6 +29,7 @@ from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
+from minimind_sft.script_config import InspectConfig
 
 
 def main() -> int:

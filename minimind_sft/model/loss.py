@@ -46,6 +46,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
                 if wants_head:
                     grad_head_VD += grad_logits_CV.T @ hidden_CD
+                del logprobs_CV, grad_logits_CV  # or they would live until the next chunk's are there
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return loss_sum
 

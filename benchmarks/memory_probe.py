@@ -1,0 +1,106 @@
+"""The memory that real training steps take, in a process of their own.
+
+    python benchmarks/memory_probe.py '{"preset": "demo", "micro_batches": [[512, 512], [1024]]}'
+
+prints `{"peak": ..., "before": ..., "steps": [...]}` in bytes: the most that the process ever had resident (on CUDA:
+that PyTorch had allocated), what it had before there was a model, and the most up to each step. Three steps are taken:
+the optimizer's moments are made at the end of the first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minimind_sft.config import PRESETS, REPOSITORY, ModelConfig
+from minimind_sft.data.batching import StepBatch, collate
+from minimind_sft.data.example import make_example
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.loop import train_step
+from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.parallel import parallelize
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Training steps to measure: each takes `micro_batches`, lists of the tokens of their documents."""
+
+    micro_batches: Sequence[Sequence[int]]
+    preset: str = "demo"
+    model: dict = field(default_factory=dict)
+    """What the model has otherwise than the preset."""
+    dtype: str = "bfloat16"
+    gradient_checkpointing: bool = False
+    supervised_share: float = 1.0
+    device: str = "cpu"
+    parallel: str = "ddp"
+    steps: int = 3
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(**{**asdict(PRESETS[self.preset]), "rope_scaling": None, **self.model})
+
+
+def measure(probe: Probe, threads: int | None = None) -> dict:
+    """What a fresh process prints that takes these steps.
+
+    Raises:
+        RuntimeError: if it fails, with what it said.
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(probe))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(threads))
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    search = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": search, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+
+
+def random_step(probe: Probe, step: int) -> StepBatch:
+    random = np.random.default_rng(step)
+
+    def example(tokens: int):
+        supervised = np.arange(tokens + 1) >= (1 - probe.supervised_share) * (tokens + 1)
+        return make_example(random.integers(0, probe.config.vocab_size, tokens + 1), supervised)
+
+    micro_batches = tuple(collate([example(tokens) for tokens in one]) for one in probe.micro_batches)
+    return StepBatch(step, 0, (), micro_batches, sum(one.supervised for one in micro_batches),
+                     sum(len(one.input_ids) for one in micro_batches))
+
+
+def take_steps(probe: Probe, ranks: Ranks) -> dict:
+    before, dtype = resident("VmRSS"), getattr(torch, probe.dtype)
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(probe.config).to(ranks.device)
+    model.model.gradient_checkpointing = probe.gradient_checkpointing
+    wrapped = parallelize(model, ranks, probe.parallel, dtype)
+    optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)
+    peaks = []
+    for step in range(probe.steps):
+        train_step(wrapped, random_step(probe, step), optimizer, scaler, ranks, dtype, 1.0)
+        peaks.append(torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else resident("VmHWM"))
+    return {"peak": peaks[-1], "before": before, "steps": peaks}
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: now ("VmRSS"), or at most ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+if __name__ == "__main__":
+    asked = Probe(**json.loads(sys.argv[1]))
+    with join_ranks(asked.device, 600.0) as joined:
+        answer = take_steps(asked, joined)
+    if joined.is_main:
+        print(json.dumps(answer))

@@ -1,0 +1,99 @@
+"""Will it fit? Predicts the memory that a training takes at its highest, and where it goes, before there is one.
+
+    python scripts/estimate_memory.py --preset 64m --micro_batch_tokens 8192
+    python scripts/estimate_memory.py --from_weight pretrain --gradient_checkpointing 1 --memory 4
+    python scripts/estimate_memory.py --hidden_size 1024 --num_hidden_layers 24 --device cuda --ranks 8 --parallel fsdp
+
+The flags are those of the trainers. On a CPU the figure is what the whole process takes, on a GPU what PyTorch
+allocates there. It is counted from what the code keeps, see docs/memory.md; --batch_size plays no part in it.
+"""
+
+import json
+from dataclasses import replace
+
+import torch
+
+from minimind_sft.config import ModelConfig
+from minimind_sft.device import resolve_dtype
+from minimind_sft.errors import run_program
+from minimind_sft.flags import parse_flags
+from minimind_sft.model.pretrained import find_weights, read_weights
+from minimind_sft.script_config import EstimateConfig
+from minimind_sft.training.memory import GIB, MIB, Plan, Sizes, kept_by_layer, kernels_of_one_length, most_tokens, peak
+from minimind_sft.training.setup import check_flags, new_model_config
+
+
+def main() -> int:
+    config = parse_flags(EstimateConfig, description=__doc__)
+    model, plan = model_asked_for(config), plan_asked_for(config)
+    parts = peak(model, plan)
+    fits = most_tokens(model, plan, config.memory * GIB) if config.memory else None
+    if config.json:
+        print(json.dumps({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
+                          "per_token_and_layer": kept_by_layer(model, plan),
+                          "most_micro_batch_tokens": fits}, indent=1))
+    else:
+        print("\n".join([*asked(config, model, plan), "", *table(parts), "", *notes(model, plan)]))
+        if config.memory:
+            print(answer(config, fits))
+    return 0
+
+
+def model_asked_for(config: EstimateConfig) -> ModelConfig:
+    if config.from_weight == "none":
+        return new_model_config(config, config.vocab_size)
+    path = find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
+                        use_moe=config.use_moe)
+    weights = read_weights(path)
+    check_flags(config, weights.config, path)
+    return replace(weights.config, dropout=config.dropout)
+
+
+def plan_asked_for(config: EstimateConfig) -> Plan:
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    here = name == "cpu" or torch.cuda.is_available()
+    dtype = resolve_dtype(config.dtype, torch.device(name)) if here or config.dtype != "auto" else torch.bfloat16
+    return Plan(config.micro_batch_tokens, config.max_seq_len, dtype, on_cpu=name == "cpu",
+                gradient_checkpointing=bool(config.gradient_checkpointing),
+                several_micro_batches=config.micro_batches > 1, ranks=config.ranks, parallel=config.parallel)
+
+
+def asked(config: EstimateConfig, model: ModelConfig, plan: Plan) -> list[str]:
+    experts = ", mixture of experts" if model.use_moe else ""
+    ranks = f"; each of {plan.ranks} ranks ({plan.parallel})" if plan.ranks > 1 else ""
+    again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
+    return [f"model       {model.hidden_size} x {model.num_hidden_layers} layers, "
+            f"{Sizes.of(model).total / 1e6:.1f}M parameters{experts}",
+            f"training    micro-batches of {plan.micro_batch_tokens:,} tokens, "
+            f"{str(plan.dtype).removeprefix('torch.')} on {'cpu' if plan.on_cpu else 'cuda'}{again}{ranks}"]
+
+
+def table(parts: dict[str, float]) -> list[str]:
+    total = sum(parts.values())
+    lines = [f"{name:<24}{value / MIB:>10,.0f} MiB{value / total:>7.0%}" for name, value in parts.items()]
+    return [*lines, f"{'peak':<24}{total / MIB:>10,.0f} MiB   = {total / GIB:.2f} GiB"]
+
+
+def notes(model: ModelConfig, plan: Plan) -> list[str]:
+    kept = kept_by_layer(model, plan)
+    parts = ", ".join(f"{name} {value:,.0f}" for name, value in kept.items())
+    lines = [f"A layer keeps {sum(kept.values()):,.0f} bytes of a token for its backward pass: {parts}."]
+    if plan.on_cpu and plan.dtype != torch.float32:
+        lines.append(f"oneDNN keeps about {kernels_of_one_length(model) / MIB:.0f} MiB more for every other number of "
+                     "tokens that a micro-batch has; one is counted.")
+    if not plan.on_cpu:
+        lines.append("The GPU's context, some hundred MiB, and what PyTorch keeps in reserve come on top.")
+    return lines
+
+
+def answer(config: EstimateConfig, fits: int) -> str:
+    if fits < config.max_seq_len:
+        hint = "" if config.gradient_checkpointing else "; --gradient_checkpointing 1 takes less"
+        return f"Not even one document of --max_seq_len {config.max_seq_len} fits into {config.memory:g} GiB{hint}."
+    return f"The largest --micro_batch_tokens that fits into {config.memory:g} GiB: {fits}"
+
+
+if __name__ == "__main__":
+    run_program(main)

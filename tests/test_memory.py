@@ -1,0 +1,101 @@
+"""The counts of training/memory.py against what autograd saves, and its total against processes that train."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from memory_probe import Probe, measure
+from programs import refuse, succeed
+
+from minimind_sft.config import PRESETS, ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.training import memory
+from minimind_sft.training.memory import MIB, Plan, kept_by_layer, most_tokens, peak
+
+SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+                    head_dim=16, intermediate_size=160)
+EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=96)
+TOKENS, LENGTH = 320, 80
+
+
+def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What the graph of one forward pass over documents of one length keeps, without weights and their copies."""
+    model = MiniMindForCausalLM(config)
+    weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
+    sizes = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in weights:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    ids = torch.randint(0, config.vocab_size, (TOKENS,))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        losses = model(ids, ids, range(0, TOKENS + 1, LENGTH))
+    assert losses.loss_sum.requires_grad
+    return sum(size for size, _ in sizes.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1)], ids=["dense", "experts", "dropout"])
+def test_a_layer_keeps_what_is_counted(config, dtype, monkeypatch):
+    monkeypatch.setattr(memory, "MAX_PADDING", 0.0)  # the documents are of one length
+    one, three = (saved_bytes(replace(config, num_hidden_layers=layers), dtype) for layers in (1, 3))
+    counted = sum(kept_by_layer(config, Plan(TOKENS, LENGTH, dtype)).values())
+    assert counted * TOKENS == pytest.approx((three - one) / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("probe", [
+    Probe([[512, 512, 512, 512], [1500]]),
+    Probe([[2048], [300, 700, 512]], gradient_checkpointing=True),
+    Probe([[700, 700]], dtype="float32", supervised_share=0.3),
+    Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}),
+    Probe([[512], [512]], preset="26m", steps=2),
+], ids=["bfloat16", "checkpointing", "float32", "experts", "26m"])
+def test_the_peak_of_a_process_is_within_15_percent(probe):
+    plan = Plan(max(map(sum, probe.micro_batches)), max(map(max, probe.micro_batches)), getattr(torch, probe.dtype),
+                gradient_checkpointing=probe.gradient_checkpointing, supervised_share=probe.supervised_share,
+                several_micro_batches=len(probe.micro_batches) > 1)
+    predicted = sum(peak(probe.config, plan).values())
+    assert predicted == pytest.approx(measure(probe, threads=1)["peak"], rel=0.15)
+
+
+def test_batch_size_and_length_of_rows_do_not_count():
+    """The same tokens in a micro-batch: four times as many of them in a step, and one document instead of eight."""
+    few, many, long = (measure(Probe(batches, steps=2), threads=1)["peak"]
+                       for batches in ([[256] * 8] * 2, [[256] * 8] * 8, [[2048]] * 2))
+    assert many < few + 48 * MIB
+    assert long < few + 48 * MIB
+
+
+def test_the_largest_micro_batch_just_fits():
+    plan = Plan(4096, 512, torch.bfloat16)
+    tokens = most_tokens(PRESETS["26m"], plan, 2048 * MIB)
+    fits, too_much = (sum(peak(PRESETS["26m"], replace(plan, micro_batch_tokens=n)).values())
+                      for n in (tokens, tokens + 64))
+    assert tokens % 64 == 0 and fits <= 2048 * MIB < too_much
+    assert most_tokens(PRESETS["26m"], plan, 500 * MIB) == 0
+
+
+def test_ranks_share_what_fsdp_shards():
+    alone, ddp, fsdp = (peak(PRESETS["64m"], Plan(512, 512, torch.bfloat16, ranks=ranks, parallel=parallel))
+                        for ranks, parallel in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
+    assert ddp["optimizer"] == alone["optimizer"] == 4 * fsdp["optimizer"] == 8 * Sizes64M
+    assert sum(fsdp.values()) < sum(ddp.values())
+
+
+Sizes64M = 63_912_192
+"""Parameters of the preset: 6,400 x 768 for the head, 8 layers of 768 x (768 + 2 x 384 + 768 + 3 x 2,432) and norms."""
+
+
+def test_the_program(tmp_path):
+    shown = succeed("scripts/estimate_memory.py", "--preset", "26m", "--device", "cpu", "--memory", 4)
+    assert "512 x 8 layers, 30.0M parameters" in shown and "largest --micro_batch_tokens that fits into 4 GiB" in shown
+    told = json.loads(succeed("scripts/estimate_memory.py", "--preset", "64m-moe", "--device", "cuda", "--dtype",
+                              "bfloat16", "--gradient_checkpointing", 1, "--json"))
+    assert told["peak"] == pytest.approx(sum(told["parts"].values()), abs=10)
+    assert "libraries" not in told["parts"]
+    assert "below --max_seq_len" in refuse("scripts/estimate_memory.py", "--max_seq_len", 9999)
+    assert "--ranks is 0" in refuse("scripts/estimate_memory.py", "--ranks", 0)
