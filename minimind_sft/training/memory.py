@@ -83,7 +83,7 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
         "feed-forward": FLOAT * D + FLOAT + _feed_forward(config, m),
     }
     if config.dropout:
-        kept["dropout"] = 2 * D + _dropped_attention(config, plan) * padded
+        kept["dropout"] = 2 * m * D + _dropped_attention(config, plan) * padded
     return kept
 
 
@@ -100,9 +100,9 @@ def _feed_forward(config: ModelConfig, m: int) -> float:
 def _dropped_attention(config: ModelConfig, plan: Plan) -> float:
     """With dropout on attention weights PyTorch has no flash attention on a CPU: all the weights are there, L x L.
 
-    Per token and head: the softmax, its dropped copy and the mask.
+    Per token and head: the softmax, its dropped copy and the mask, which is of numbers there.
     """
-    return (2 * FLOAT + 1) * config.num_attention_heads * plan.max_seq_len if plan.on_cpu else 0.0
+    return 3 * FLOAT * config.num_attention_heads * plan.max_seq_len if plan.on_cpu else 0.0
 
 
 def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
