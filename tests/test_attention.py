@@ -41,6 +41,7 @@ def test_positions_and_document_of_each_token():
 
 def test_similar_lengths_literally():
     assert similar_lengths([10, 100, 9, 0, 95, 10, 50]) == [[2, 0, 5], [6], [4, 1]]
+    assert similar_lengths([8, 11, 4, 6]) == [[2, 3], [0, 1]]  # of [4, 6] 10 of 12 are real, with 8 it were 18 of 24
     assert similar_lengths([]) == similar_lengths([0, 0]) == []
 
 

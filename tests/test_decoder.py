@@ -257,7 +257,12 @@ def test_a_float64_model_has_float64_losses():
 def test_under_bfloat16_autocast_norms_rope_and_losses_stay_float32(monkeypatch):
     model, batch, seen = build(TINY_MOE, std=0.1), random_batch([30, 12]), {}
     original = decoder.apply_rope
-    monkeypatch.setattr(decoder, "apply_rope", lambda x, rope: seen.setdefault("rope", original(x, rope)))
+
+    def spy(x, rope):
+        seen["rope"] = original(x, rope)
+        return seen["rope"]
+
+    monkeypatch.setattr(decoder, "apply_rope", spy)
     for name, module in model.named_modules():
         if isinstance(module, decoder.RMSNorm) or name.endswith("up_proj"):
             module.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_PADDING = 0.1
+MAX_PADDING = 0.2
 """Largest share of padding among the positions of one group of documents."""
 
 
