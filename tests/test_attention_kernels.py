@@ -16,6 +16,7 @@ BOUNDARIES = [(0, 7), (0, 9, 10, 15, 22), (0, 0, 4, 4, 11)]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # there is no need for speed
 @pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
 def test_flex_attention_sees_the_same_as_attention_written_out(cu_seqlens):
     qkv = [x.detach() for x in flat_qkv(cu_seqlens[-1])]  # FlexAttention has no gradients on a CPU

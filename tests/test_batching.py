@@ -50,6 +50,7 @@ def test_a_batch_is_filled_up_with_positions_that_no_document_has():
     assert batch.input_ids.tolist() == [5, 6, 8, 0]
     assert batch.labels.tolist() == [-100, 7, 9, -100]
     assert batch.cu_seqlens == (0, 3)
+    assert batch.supervised_positions.tolist() == [1, 2]
     assert len(collate([], multiple=4).input_ids) == 0
 
 

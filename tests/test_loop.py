@@ -204,3 +204,22 @@ def test_max_steps_ends_early(tmp_path):
     training = Training(tmp_path, max_steps=5)
     training.run()
     assert training.state.step == 5 and training.state.finished
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
+def test_on_cuda_nothing_waits_for_the_device_before_the_end_of_a_step(config):
+    device = torch.device("cuda")
+    model = MiniMindForCausalLM(config).to(device).train()
+    steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1, multiple=16)
+    for step in range(2):  # in the first one libraries are loaded
+        for batch in steps[step].pin_memory().micro_batches:
+            torch.cuda.set_sync_debug_mode("error" if step else "default")
+            try:
+                batch = batch.to(device)
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    losses = model(batch.input_ids, batch.labels, batch.cu_seqlens, batch.supervised_positions)
+                sum(losses).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")

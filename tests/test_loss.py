@@ -81,3 +81,10 @@ def test_in_bfloat16_the_sum_is_float32_and_gradients_have_the_inputs_dtype(prob
     assert total.dtype == torch.float32 and hidden.grad.dtype == head.grad.dtype == weights
     assert total.item() == pytest.approx(exact.item(), rel=0.02)
     torch.testing.assert_close(head.grad.double(), exact_grad, rtol=0.05, atol=0.05)
+
+
+def test_the_supervised_positions_may_be_given():
+    hidden, head = torch.randn(4, 8), torch.randn(11, 8)
+    labels = torch.tensor([3, IGNORE_INDEX, 5, IGNORE_INDEX])
+    given = cross_entropy_sum(hidden, head, labels, torch.tensor([0, 2]))
+    torch.testing.assert_close(given, cross_entropy_sum(hidden, head, labels), rtol=0, atol=0)

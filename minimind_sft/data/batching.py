@@ -5,8 +5,8 @@ with exactly the samples it had not seen.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -27,20 +27,28 @@ class Batch:
 
     `input_ids` and `labels` are int64 tensors of T positions (labels already shifted); document d stands at
     `cu_seqlens[d]:cu_seqlens[d + 1]`. What follows the last document fills T up to a size that the device likes; it
-    is not supervised. A batch may be empty: T = 0, cu_seqlens = (0,).
+    is not supervised. `supervised_positions` (N,) are those with a label: a GPU would have to be waited for to find
+    them. A batch may be empty: T = 0, cu_seqlens = (0,).
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     cu_seqlens: tuple[int, ...]
+    supervised_positions: torch.Tensor
 
     @property
     def supervised(self) -> int:
-        return int((self.labels != IGNORE_INDEX).sum())
+        return len(self.supervised_positions)
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True),
-                     self.cu_seqlens)
+        """The batch on `device`; if it lies in pinned memory, whoever calls need not wait until it is there."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._with_each(torch.Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(change(self.input_ids), change(self.labels), self.cu_seqlens, change(self.supervised_positions))
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ class StepBatch:
     supervised_tokens: int
     real_tokens: int
 
+    def pin_memory(self) -> "StepBatch":
+        """What a DataLoader with `pin_memory` calls."""
+        return replace(self, micro_batches=tuple(one.pin_memory() for one in self.micro_batches))
+
 
 def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
     """The Examples as one Batch, in the given order, filled up to a multiple of so many positions."""
@@ -70,8 +82,9 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
             np.concatenate(arrays, out=row[:cu_seqlens[-1]])
         return torch.from_numpy(row)
 
-    return Batch(flat([example.input_ids for example in examples], FILLER),
-                 flat([example.labels for example in examples], IGNORE_INDEX), cu_seqlens)
+    labels = flat([example.labels for example in examples], IGNORE_INDEX)
+    return Batch(flat([example.input_ids for example in examples], FILLER), labels, cu_seqlens,
+                 (labels != IGNORE_INDEX).nonzero().squeeze(1))
 
 
 def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:

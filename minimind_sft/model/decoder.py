@@ -169,18 +169,21 @@ class MiniMindForCausalLM(nn.Module):
             self.register_load_state_dict_pre_hook(_complete_tied_head)
         self._initialize()
 
-    def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int]) -> Losses:
+    def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
+                supervised_N: Tensor | None = None) -> Losses:
         """The losses of a flat batch, T may be 0. What follows the last document has no influence on them.
 
         Args:
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
             cu_seqlens: document boundaries [0, ...], the last at most T.
+            supervised_N: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
+                where they are not given.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
         hidden_TD = self.hidden_states(input_ids_T, documents.positions_T, documents)
         return Losses(
-            cross_entropy_sum(hidden_TD, self.lm_head.weight, labels_T),
+            cross_entropy_sum(hidden_TD, self.lm_head.weight, labels_T, supervised_N),
             self._aux_loss_sum(documents, at_least_float32(hidden_TD.new_zeros(()))),
         )
 

@@ -14,13 +14,15 @@ CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
 
-def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor,
+                      supervised_N: Tensor | None = None) -> Tensor:
     """Sum over supervised positions of -log softmax(hidden @ head.T)[label], a scalar of at least float32.
 
     `labels_T` is already shifted: position t holds the token that follows t, or IGNORE_INDEX. The head multiplies
-    the other positions only.
+    the other positions only: `supervised_N`, which are found here if they are not given.
     """
-    supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    if supervised_N is None:
+        supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
     return _ChunkedCrossEntropy.apply(hidden_TD.index_select(0, supervised_N), head_VD, labels_T[supervised_N])
 
 

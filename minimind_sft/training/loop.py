@@ -71,15 +71,18 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
     for index, micro_batch in enumerate(batch.micro_batches):
         micro_batch = micro_batch.to(ranks.device)
         with gradient_sync(model, index == last), autocast(ranks.device, dtype):
-            losses = model(micro_batch.input_ids, micro_batch.labels, micro_batch.cu_seqlens)
+            losses = model(micro_batch.input_ids, micro_batch.labels, micro_batch.cu_seqlens,
+                           micro_batch.supervised_positions)
             loss = losses.loss_sum / batch.supervised_tokens + losses.aux_loss_sum / batch.real_tokens
             scaler.scale(loss * ranks.world_size).backward()
         loss_sum += losses.loss_sum.detach()
         aux_sum += losses.aux_loss_sum.detach()
 
     scaler.unscale_(optimizer)
-    grad_norm = float(whole(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)))
-    loss_sum, aux_sum = ranks.sum(float(loss_sum), float(aux_sum))
+    grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
+    # The only place of a step that waits for the device: until here a GPU has always been given more to do.
+    grad_norm, loss_sum, aux_sum = torch.stack((grad_norm, loss_sum, aux_sum)).tolist()
+    loss_sum, aux_sum = ranks.sum(loss_sum, aux_sum)
     finite = math.isfinite(grad_norm) and math.isfinite(loss_sum) and math.isfinite(aux_sum)
     if finite:
         scaler.step(optimizer)
@@ -143,7 +146,8 @@ class Fit:
     def loader(self) -> DataLoader:
         """Loads this rank's batches of the steps that are left."""
         return DataLoader(self.steps, sampler=range(self.state.step, self.total_steps), batch_size=None,
-                          num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer)
+                          num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
+                          pin_memory=self.ranks.device.type == "cuda")
 
     def step(self, batch: StepBatch) -> None:
         config, state = self.config, self.state
