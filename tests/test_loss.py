@@ -46,9 +46,13 @@ def test_the_head_multiplies_supervised_positions_only_and_at_most_a_chunk_at_on
         return x @ weight.T
 
     monkeypatch.setattr(loss, "CHUNK", 3)
+    monkeypatch.setattr(loss, "ROWS", 1)
     monkeypatch.setattr(loss.F, "linear", counting_linear)
     cross_entropy_sum(*problem)
     assert rows == [3, 3, 1]
+    monkeypatch.setattr(loss, "ROWS", 4)
+    cross_entropy_sum(*problem)
+    assert rows[3:] == [4, 4, 4]  # filled up, so that sizes repeat
 
 
 def test_nothing_supervised_gives_zero_and_zero_gradients(problem):

@@ -48,3 +48,15 @@ def test_bfloat16_inputs_are_normalised_in_float32():
     expected = F.rms_norm(x.float(), (64,), half.weight.float(), 1e-2)
     assert half(x).dtype == torch.bfloat16
     torch.testing.assert_close(half(x).float(), expected, rtol=2**-8, atol=0)
+
+
+def test_autocast_changes_neither_the_value_nor_the_gradient():
+    module = norm(64, torch.float32)
+    x, direction = torch.randn(2, 9, 64)
+    x.requires_grad_()
+    plain = module(x)
+    gradients = torch.autograd.grad(plain, (x, module.weight), direction)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = module(x)
+        torch.testing.assert_close(torch.autograd.grad(under, (x, module.weight), direction), gradients, rtol=0, atol=0)
+    torch.testing.assert_close(under, plain, rtol=0, atol=0)

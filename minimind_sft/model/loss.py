@@ -13,6 +13,9 @@ from minimind_sft.model.precision import at_least_float32, matmul_dtype
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
+ROWS = 64
+"""Of what the last chunk's size is made a multiple: on a CPU every new size of a product in bfloat16 costs memory."""
+
 
 def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor,
                       supervised_N: Tensor | None = None) -> Tensor:
@@ -40,12 +43,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight_VD = head_VD.to(dtype)
             for start in range(0, len(labels_N), CHUNK):
                 chunk = slice(start, start + CHUNK)
-                hidden_CD, labels_C = hidden_ND[chunk].to(dtype), labels_N[chunk]
+                labels_C, real = labels_N[chunk], slice(len(labels_N[chunk]))
+                hidden_CD = _filled_up(hidden_ND[chunk]).to(dtype)
                 logprobs_CV = at_least_float32(F.linear(hidden_CD, weight_VD)).log_softmax(-1)
-                loss_sum += F.nll_loss(logprobs_CV, labels_C, reduction="sum")
-                grad_logits_CV = softmax_minus_one_hot_(logprobs_CV, labels_C).to(dtype)
+                loss_sum += F.nll_loss(logprobs_CV[real], labels_C, reduction="sum")
+                softmax_minus_one_hot_(logprobs_CV[real], labels_C)
+                logprobs_CV[len(labels_C):] = 0.0  # the filling has no gradient
+                grad_logits_CV = logprobs_CV.to(dtype)
                 if wants_hidden:
-                    grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
+                    grad_hidden_ND[chunk] = (grad_logits_CV @ weight_VD)[real]
                 if wants_head:
                     grad_head_VD += grad_logits_CV.T @ hidden_CD
                 del logprobs_CV, grad_logits_CV  # or they would live until the next chunk's are there
@@ -60,6 +66,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad_head_VD is None else grad_head_VD * grad_loss,
             None,
         )
+
+
+def _filled_up(hidden_CD: Tensor) -> Tensor:
+    """With rows of zeros, up to a multiple of `ROWS`."""
+    return F.pad(hidden_CD, (0, 0, 0, -len(hidden_CD) % ROWS))
 
 
 def softmax_minus_one_hot_(logprobs_CV: Tensor, labels_C: Tensor) -> Tensor:

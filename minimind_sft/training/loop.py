@@ -70,9 +70,10 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
     last = len(batch.micro_batches) - 1
     for index, micro_batch in enumerate(batch.micro_batches):
         micro_batch = micro_batch.to(ranks.device)
-        with gradient_sync(model, index == last), autocast(ranks.device, dtype):
-            losses = model(micro_batch.input_ids, micro_batch.labels, micro_batch.cu_seqlens,
-                           micro_batch.supervised_positions)
+        with gradient_sync(model, index == last):
+            with autocast(ranks.device, dtype):
+                losses = model(micro_batch.input_ids, micro_batch.labels, micro_batch.cu_seqlens,
+                               micro_batch.supervised_positions)
             loss = losses.loss_sum / batch.supervised_tokens + losses.aux_loss_sum / batch.real_tokens
             scaler.scale(loss * ranks.world_size).backward()
         loss_sum += losses.loss_sum.detach()
