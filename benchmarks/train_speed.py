@@ -42,7 +42,7 @@ from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.device import resolve_device
+from minimind_sft.device import position_multiple, resolve_device
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import train_step
@@ -51,6 +51,7 @@ from minimind_sft.training.optim import BETAS, build_optimizer
 LEARNING_RATE, WEIGHT_DECAY, GRAD_CLIP = 5e-4, 0.1, 1.0
 MAX_SEQ_LEN = 340
 CONVERSATIONS_PER_STEP = 16
+MICRO_BATCH_TOKENS = 4096
 SEARCH_STEPS = 3
 LOSSES_AGREE = 1e-3
 
@@ -64,8 +65,9 @@ class Work:
     device: torch.device
 
     def steps(self) -> TrainingSteps:
-        return TrainingSteps(self.dataset, epochs=1, samples_per_step=CONVERSATIONS_PER_STEP, micro_batch_tokens=4096,
-                             seed=0)
+        return TrainingSteps(self.dataset, epochs=1, samples_per_step=CONVERSATIONS_PER_STEP,
+                             micro_batch_tokens=MICRO_BATCH_TOKENS, seed=0,
+                             multiple=position_multiple(self.device, False, MICRO_BATCH_TOKENS))
 
     def documents(self, steps: int) -> list[dict[str, list[int]]]:
         """The ids and labels of the first steps' conversations, as TRL takes them: labels not shifted."""

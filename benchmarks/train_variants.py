@@ -26,7 +26,7 @@ class Variant:
     patches: Callable[[], list]
 
 
-def padded_collate(examples: Sequence[Example]) -> Batch:
+def padded_collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
     """Every document as long as the longest, the rest of it unsupervised."""
     longest = max((len(example.labels) for example in examples), default=0)
 
@@ -34,7 +34,7 @@ def padded_collate(examples: Sequence[Example]) -> Batch:
         return np.pad(array, (0, longest - len(array)), constant_values=value)
 
     return real_collate([Example(padded(example.input_ids, 0), padded(example.labels, IGNORE_INDEX))
-                         for example in examples])
+                         for example in examples], multiple)
 
 
 real_collate = batching.collate
@@ -47,14 +47,13 @@ def low_precision_attention(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGD: Tensor, drop
     return out_SHLD.transpose(1, 2)
 
 
-def plain_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+def plain_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, supervised_N: Tensor) -> Tensor:
     """The logits of the supervised positions, all at once, and autograd's gradient."""
-    supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
     logits_NV = at_least_float32(F.linear(hidden_TD[supervised_N], head_VD))
     return F.cross_entropy(logits_NV, labels_T[supervised_N], reduction="sum")
 
 
-def full_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+def full_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, _: Tensor) -> Tensor:
     """The logits of all positions, supervised or not."""
     logits_TV = at_least_float32(F.linear(hidden_TD, head_VD))
     return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
