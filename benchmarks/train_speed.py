@@ -241,13 +241,14 @@ def summary(contenders: list[Ours | Theirs], rates: dict[str, list[float]], peak
 
 
 def print_table(rows: dict[str, dict], references: list[str]) -> None:
-    headings = [f"x {name}" for name in references]
-    print(f"\n{'':<44}{'tokens/s':>9}{'spread':>16}{'of peak':>9}" + "".join(f"{h:>18}" for h in headings))
+    """`references`: TRL's best, and its best with our tokens per step; the last columns are ratios to them."""
+    headings = ["x TRL's best", "x at our step"][:len(references)]
+    print(f"\n{'':<44}{'tokens/s':>9}{'spread':>14}{'of peak':>9}" + "".join(f"{h:>15}" for h in headings))
     for name, row in rows.items():
-        ratios = "".join(f"{row['useful_tokens_per_second'] / rows[reference]['useful_tokens_per_second']:>17.2f}x"
+        ratios = "".join(f"{row['useful_tokens_per_second'] / rows[reference]['useful_tokens_per_second']:>14.2f}x"
                          for reference in references)
         spread = f"{row['least']:,.0f}-{row['most']:,.0f}"
-        print(f"{name:<44}{row['useful_tokens_per_second']:>9,.0f}{spread:>16}{row['share_of_matmul_peak']:>9.2f}{ratios}")
+        print(f"{name:<44}{row['useful_tokens_per_second']:>9,.0f}{spread:>14}{row['share_of_matmul_peak']:>9.2f}{ratios}")
 
 
 def common_work(arguments: argparse.Namespace, folder: Path) -> Work:
@@ -294,7 +295,8 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, work: Work) -> dict:
     bf16, fp32 = torch.bfloat16, torch.float32
     parameters = sum(parameter.numel() for parameter in work.model.parameters())
-    report = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "machine": platform.machine(),
+    report = {"command": "python benchmarks/train_speed.py " + " ".join(sys.argv[1:]),
+              "torch": torch.__version__, "machine": platform.machine(),
               "threads": torch.get_num_threads(), "device": str(work.device), "parameters": parameters,
               "tokens_per_step": work.tokens(arguments.steps) / arguments.steps, "repeat": arguments.repeat}
     contenders: list[Ours | Theirs] = [Ours("ours, bf16", bf16), Ours("ours, fp32", fp32)]

@@ -36,13 +36,14 @@ def _speeds(axis, report: dict) -> None:
         rate = row["useful_tokens_per_second"]
         axis.barh(place, rate, color=OURS if name.startswith("ours") else THEIRS,
                   xerr=[[rate - row["least"]], [row["most"] - rate]], error_kw={"capsize": 3, "lw": 1})
-        axis.text(row["most"], place, f"  {rate:,.0f}, {row['share_of_matmul_peak']:.0%} of the peak", va="center")
+        axis.text(row["most"], place, f"  {rate:,.0f}, {row['share_of_matmul_peak']:.0%} of the {row['dtype']} peak",
+                  va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ceiling = report["peak_flops"]["bf16"] / (6 * report["parameters"])
     axis.axvline(ceiling, color=CEILING, ls="--", lw=1)
     axis.text(ceiling, -0.9, "bf16 matrix-multiply peak ", color=CEILING, ha="right", va="center", fontsize=8)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(-1.2, len(names) - 0.4)
-    axis.set_xlim(0, ceiling * 1.12)
+    axis.set_xlim(0, ceiling * 1.3)
     axis.set_xlabel("useful tokens per second (median, least and most)")
     axis.set_title(f"Training, {report['parameters'] / 1e6:.0f}M parameters, {report['threads']} CPU threads"
                    if report["device"] == "cpu" else f"Training, {report['parameters'] / 1e6:.0f}M parameters")

@@ -50,10 +50,8 @@ def test_a_layer_keeps_what_is_counted(config, dtype, monkeypatch):
 @pytest.mark.parametrize("probe", [
     Probe([[512, 512, 512, 512], [1500]]),
     Probe([[2048], [300, 700, 512]], gradient_checkpointing=True),
-    Probe([[700, 700]], dtype="float32", supervised_share=0.3),
-    Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}),
-    Probe([[512], [512]], preset="26m", steps=2),
-], ids=["bfloat16", "checkpointing", "float32", "experts", "26m"])
+    Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, supervised_share=0.3),
+], ids=["bfloat16", "checkpointing", "experts"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
     plan = Plan(max(map(sum, probe.micro_batches)), max(map(max, probe.micro_batches)), getattr(torch, probe.dtype),
                 gradient_checkpointing=probe.gradient_checkpointing, supervised_share=probe.supervised_share,
@@ -63,11 +61,10 @@ def test_the_peak_of_a_process_is_within_15_percent(probe):
 
 
 def test_batch_size_and_length_of_rows_do_not_count():
-    """The same tokens in a micro-batch: four times as many of them in a step, and one document instead of eight."""
-    few, many, long = (measure(Probe(batches, steps=1), threads=1)["peak"]
-                       for batches in ([[128] * 8] * 2, [[128] * 8] * 8, [[1024]] * 2))
-    assert many < few + 32 * MIB
-    assert long < few + 32 * MIB
+    """The same tokens in a micro-batch, but four times as many of them in a step, of one document instead of eight."""
+    few, many_and_long = (measure(Probe(batches, steps=1), threads=1)["peak"]
+                          for batches in ([[128] * 8] * 2, [[1024]] * 8))
+    assert many_and_long < few + 32 * MIB
 
 
 def test_the_largest_micro_batch_just_fits():
@@ -98,4 +95,3 @@ def test_the_program(tmp_path):
     assert told["peak"] == pytest.approx(sum(told["parts"].values()), abs=10)
     assert "libraries" not in told["parts"]
     assert "below --max_seq_len" in refuse("scripts/estimate_memory.py", "--max_seq_len", 9999)
-    assert "--ranks is 0" in refuse("scripts/estimate_memory.py", "--ranks", 0)

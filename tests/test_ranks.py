@@ -201,10 +201,11 @@ def acts_in_turn(ranks: Ranks, log: Path, fails: bool) -> str:
         return "fine"
 
     try:
-        return ranks.first_on_each_machine(act)
+        outcome = ranks.first_on_each_machine(act)
     except (UserError, ProcessLost) as error:
-        time.sleep(0.5)  # the others may hear of it before the store ends with the main rank
-        return str(error)
+        outcome = str(error)
+    time.sleep(0.5)  # the others may hear of it before the store ends with the main rank
+    return outcome
 
 
 def test_the_first_rank_of_a_machine_acts_before_the_others(tmp_path):
