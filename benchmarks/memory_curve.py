@@ -99,7 +99,7 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set_xticks(x, [f"{value:,}" for value in x])
         panel.minorticks_off()
-        panel.set_xlabel(curve + ("" if curve.endswith("micro-batch") else f" (micro-batches of {FIXED:,} tokens)"))
+        panel.set_xlabel(curve + ("" if curve.endswith("micro-batch") else f" ({FIXED:,} a micro-batch)"))
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("peak memory (MiB)")

@@ -203,7 +203,7 @@ class TrainConfig:
                                  "else float32; float16 uses a GradScaler", DTYPES)
     use_compile: int = setting(0, "1: torch.compile every layer", (0, 1))
     gradient_checkpointing: int = setting(0, "1: keep of each layer only what goes into it, and compute the rest again "
-                                             "for the gradients: less memory, about a third more time", (0, 1))
+                                             "for the gradients: less memory, one more forward pass", (0, 1))
     parallel: str = setting("ddp", "under torchrun: ddp keeps the model on every rank, fsdp a shard of it (needs a "
                                    "--save_dir that all ranks share)", ("ddp", "fsdp"))
     rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up")
