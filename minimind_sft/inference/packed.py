@@ -117,5 +117,5 @@ def _agrees(pack: Pack, dtype: torch.dtype, rows: int) -> bool:
     x_TK = (torch.arange(rows * 16).view(rows, 16) % 5 - 2).float()
     try:
         return torch.equal(pack([weight_NK])(x_TK).float(), F.linear(x_TK, weight_NK.float()))
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except (RuntimeError, AttributeError):  # this build has no such operator, or not for this processor
         return False

@@ -48,7 +48,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logprobs_CV = at_least_float32(F.linear(hidden_CD, weight_VD)).log_softmax(-1)
                 loss_sum += F.nll_loss(logprobs_CV[real], labels_C, reduction="sum")
                 softmax_minus_one_hot_(logprobs_CV[real], labels_C)
-                logprobs_CV[len(labels_C):] = 0.0  # the filling has no gradient
                 grad_logits_CV = logprobs_CV.to(dtype)
                 if wants_hidden:
                     grad_hidden_ND[chunk] = (grad_logits_CV @ weight_VD)[real]
@@ -69,7 +68,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _filled_up(hidden_CD: Tensor) -> Tensor:
-    """With rows of zeros, up to a multiple of `ROWS`."""
+    """With rows of zeros, up to a multiple of `ROWS`; they add nothing to the head's gradient."""
     return F.pad(hidden_CD, (0, 0, 0, -len(hidden_CD) % ROWS))
 
 
