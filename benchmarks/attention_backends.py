@@ -71,7 +71,7 @@ def boundaries(tokens: int, longest: int) -> tuple[int, ...]:
 
 def seconds(backend: type, cu_seqlens: tuple[int, ...], qkv: list[torch.Tensor], device: torch.device) -> float:
     start = time.perf_counter()
-    torch.autograd.grad(backend(cu_seqlens, device)(*qkv).sum(), qkv)
+    torch.autograd.grad(backend(cu_seqlens, qkv[2])(*qkv).sum(), qkv)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

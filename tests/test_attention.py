@@ -6,14 +6,17 @@ import pytest
 import torch
 from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_attention
 
-from minimind_sft.model import attention
+from minimind_sft.model import attention, short_attention
 from minimind_sft.model.attention import MAX_PADDING, Documents, similar_lengths
 
 
+@pytest.mark.parametrize(("short", "block"), [(0, 64), (5, 64), (99, 64), (99, 4)])
 @pytest.mark.parametrize("cu_seqlens", [
     (0, 1), (0, 7), (0, 3, 6, 9), (0, 9, 10, 15, 20, 22), (0, 0, 4, 4, 11, 11), (0, 5, 6, 7, 8, 14, 20),
 ])
-def test_documents_see_their_own_past_only(cu_seqlens):
+def test_documents_see_their_own_past_only(cu_seqlens, short, block, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(short_attention, "BLOCK", block)
     qkv = flat_qkv(cu_seqlens[-1])
     ours = Documents(cu_seqlens, CPU).attend(0, *qkv)
     plain = plain_attention(*qkv, cu_seqlens)
@@ -40,8 +43,8 @@ def test_positions_and_document_of_each_token():
 
 
 def test_similar_lengths_literally():
-    assert similar_lengths([10, 100, 9, 0, 95, 10, 50]) == [[2, 0, 5], [6], [4, 1]]
-    assert similar_lengths([8, 11, 4, 6]) == [[2, 3], [0, 1]]  # of [4, 6] 10 of 12 are real, with 8 it were 18 of 24
+    assert similar_lengths([10, 100, 9, 0, 95, 10, 30]) == [[2, 0, 5], [6], [4, 1]]
+    assert similar_lengths([5, 11, 3]) == [[2, 0], [1]]  # of [3, 5] 8 of 10 are real, with 11 it would be 19 of 33
     assert similar_lengths([]) == similar_lengths([0, 0]) == []
 
 
@@ -55,21 +58,23 @@ def test_padding_stays_small_and_every_document_is_in_one_group():
     assert len(groups) < 40
 
 
-def test_the_attention_product_is_float32_under_autocast_on_the_cpu(monkeypatch):
-    seen = []
-    original = attention.F.scaled_dot_product_attention
-
-    def spy(q, k, v, **options):
-        out = original(q, k, v, **options)
-        seen.extend(x.dtype for x in (q, k, v, out))
-        return out
-
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
-    q, k, v = flat_qkv(8, torch.float32)
+@pytest.mark.parametrize("short", [0, 384])
+def test_scores_are_float32_under_autocast_on_the_cpu(short, monkeypatch):
+    """Scores of some hundred, whose softmax bfloat16 would get wrong: its neighbours of 256 are 255 and 258."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    q, k, v = (x.detach() for x in flat_qkv(60, torch.float32))
+    q, v = 100 * q, v.bfloat16()
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    plain = plain_attention(*exact, (0, 20, 60))
+    ours = [x.requires_grad_() for x in (q, k, v)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = Documents((0, 8), CPU).attend(0, q, k, v.bfloat16())
-    assert seen == [torch.float32] * 4
+        out = Documents((0, 20, 60), CPU).attend(0, *ours)
+        weight = torch.randn_like(out)
+        grads = torch.autograd.grad(out, ours, weight)
     assert out.dtype == torch.bfloat16
+    wanted = torch.autograd.grad(plain, exact, weight.double())
+    for one, other in zip((out, *grads), (plain, *wanted), strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
 
 
 def test_dropout_drops_attention_weights_and_keeps_their_mean():

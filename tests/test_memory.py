@@ -9,6 +9,7 @@ from memory_probe import Probe, measure
 from programs import refuse, succeed
 
 from minimind_sft.config import PRESETS, ModelConfig
+from minimind_sft.model import attention
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, kept_by_layer, most_tokens, peak
@@ -16,10 +17,10 @@ from minimind_sft.training.memory import MIB, Plan, kept_by_layer, most_tokens, 
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                     head_dim=16, intermediate_size=160)
 EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=96)
-TOKENS, LENGTH = 320, 80
+TOKENS = 320
 
 
-def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int) -> int:
     """What the graph of one forward pass over documents of one length keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
@@ -33,17 +34,21 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     ids = torch.randint(0, config.vocab_size, (TOKENS,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        losses = model(ids, ids, range(0, TOKENS + 1, LENGTH))
+        losses = model(ids, ids, range(0, TOKENS + 1, length))
     assert losses.loss_sum.requires_grad
     return sum(size for size, _ in sizes.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("short", [0, 384], ids=["flash", "weights"])
 @pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1)], ids=["dense", "experts", "dropout"])
-def test_a_layer_keeps_what_is_counted(config, dtype, monkeypatch):
+def test_a_layer_keeps_what_is_counted(config, short, dtype, monkeypatch):
+    for module in (memory, attention):
+        monkeypatch.setattr(module, "SHORT", short)
     monkeypatch.setattr(memory, "MAX_PADDING", 0.0)  # the documents are of one length
-    one, three = (saved_bytes(replace(config, num_hidden_layers=layers), dtype) for layers in (1, 3))
-    counted = sum(kept_by_layer(config, Plan(TOKENS, LENGTH, dtype)).values())
+    length = 160
+    one, three = (saved_bytes(replace(config, num_hidden_layers=layers), dtype, length) for layers in (1, 3))
+    counted = sum(kept_by_layer(config, Plan(TOKENS, length, dtype)).values())
     assert counted * TOKENS == pytest.approx((three - one) / 2, rel=0.05)
 
 

@@ -6,8 +6,8 @@
 
 and keep from the layer where one sequence ends and the next begins.
 
-Shapes: T tokens of all documents in one row, H query heads, G key/value heads, D head dim, S documents, L positions
-of a document, P positions of padded groups.
+Shapes: T tokens of all documents in one row, H query heads, G key/value heads, Q = H / G query heads that share one, D
+head dim, S documents, R documents of one group, L positions of each, B = R * G, P rows of all padded groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind_sft.model.short_attention import short_attention
+
 MAX_PADDING = 0.2
 """Largest share of padding among the positions of one group of documents."""
+
+SHORT = 384
+"""Positions up to which a CPU keeps the attention weights of a document for the backward pass (short_attention.py)."""
 
 
 class Documents:
@@ -49,15 +54,15 @@ class Documents:
     def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         if self._backend is None:
             choice = choose_backend(v_TGD, self.dropout)
-            self._backend = choice(self._cu_seqlens, v_TGD.device, self.dropout)
+            self._backend = choice(self._cu_seqlens, v_TGD, self.dropout)
         return self._backend(q_THD, k_TGD, v_TGD)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""attend(q_THD, k_TGD, v_TGD) -> out_THD, over the documents and on the device that it was made for."""
+"""attend(q_THD, k_TGD, v_TGD) -> out_THD, over the documents and for values like those that it was made for."""
 
 
-def choose_backend(v_TGD: Tensor, dropout: float) -> Callable[[Sequence[int], torch.device, float], Backend]:
+def choose_backend(v_TGD: Tensor, dropout: float) -> Callable[[Sequence[int], Tensor, float], Backend]:
     """The class of the backend for values like `v_TGD`: the most specialised that can take them."""
     if v_TGD.device.type != "cuda" or v_TGD.dtype not in (torch.bfloat16, torch.float16) or dropout or not len(v_TGD):
         return PaddedGroups
@@ -73,22 +78,31 @@ class PaddedGroups:
     """Documents of similar length in one product, padded on the right to the longest of their group.
 
     Under a causal mask no position sees what follows it, so this padding needs no mask. This backend runs everywhere.
+    A key/value head of a document is one of the sequences of a product, and the query heads that read it are there
+    as so many queries per position, so that nothing need be repeated or transposed.
     """
 
-    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+    def __init__(self, cu_seqlens: Sequence[int], v_TGD: Tensor, dropout: float = 0.0):
         lengths = [end - start for start, end in pairwise(cu_seqlens)]
         starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
-        self._shapes, pad_P, unpad_T = _padded_groups(starts_S, lengths)
-        self._pad_P, self._unpad_T, self._dropout = send(pad_P, device), send(unpad_T, device), dropout
+        self._shapes, pad_P, unpad_TG = _padded_groups(starts_S, lengths, v_TGD.shape[1])
+        self._pad_P, self._unpad_TG = send(pad_P, v_TGD.device), send(unpad_TG, v_TGD.device)
+        self._short = SHORT if v_TGD.device.type == "cpu" and not dropout else 0
+        self._dropout = dropout
 
     def __call__(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        sizes = [rows * length for rows, length in self._shapes]
-        q_groups, k_groups, v_groups = (x.index_select(0, self._pad_P).split(sizes) for x in (q_THD, k_TGD, v_TGD))
-        out_groups = [
-            causal_attention(*(x.unflatten(0, shape) for x in qkv), dropout=self._dropout).flatten(0, 1)
-            for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True)
-        ]
-        return torch.cat(out_groups).index_select(0, self._unpad_T)
+        q_TGQD = q_THD.unflatten(1, (k_TGD.shape[1], -1))
+        q_groups, k_groups, v_groups = (
+            rows.index_select(0, self._pad_P).split([sequences * length for sequences, length in self._shapes])
+            for rows in (q_TGQD.flatten(0, 1), k_TGD.flatten(0, 1), v_TGD.flatten(0, 1))
+        )
+        out_groups = []
+        for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True):
+            q_BLQD, k_BLD, v_BLD = (rows.unflatten(0, shape) for rows in qkv)
+            out_BLQD = (short_attention(q_BLQD, k_BLD, v_BLD).to(v_TGD.dtype) if shape[1] <= self._short
+                        else causal_attention(q_BLQD, k_BLD, v_BLD, self._dropout))
+            out_groups.append(out_BLQD.flatten(0, 1))
+        return torch.cat(out_groups).index_select(0, self._unpad_TG).view_as(q_THD)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -96,23 +110,28 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _padded_groups(starts_S: Tensor, lengths: list[int]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """The groups' (rows, length), the token at each padded position, and the padded position of each token."""
-    shapes, pad, unpad_T = [], [], torch.empty(sum(lengths), dtype=torch.int64)
+def _padded_groups(starts_S: Tensor, lengths: list[int],
+                   kv_heads: int) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """The groups' shapes (B, L), where each row of padded groups is from, and where in them each token's heads are.
+
+    Rows are those of a tensor (T, G, ...) taken as (T * G, ...).
+    """
+    shapes, pad, unpad_TG = [], [], torch.empty(sum(lengths) * kv_heads, dtype=torch.int64)
     offset = 0
     for group in similar_lengths(lengths):
-        longest, starts = lengths[group[-1]], starts_S[group]
+        longest, starts_R = lengths[group[-1]], starts_S[group]
         lengths_R = torch.tensor([lengths[i] for i in group])
         column_L = torch.arange(longest)
-        token_RL = starts[:, None] + torch.minimum(column_L, lengths_R[:, None] - 1)  # padding repeats the last token
-        real_RL = column_L < lengths_R[:, None]
-        unpad_T[token_RL[real_RL]] = offset + real_RL.flatten().nonzero().squeeze(1)
-        shapes.append((len(group), longest))
-        pad.append(token_RL.flatten())
-        offset += token_RL.numel()
+        token_RL = starts_R[:, None] + torch.minimum(column_L, lengths_R[:, None] - 1)  # padding repeats the last one
+        row_RGL = token_RL[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
+        real_RGL = (column_L < lengths_R[:, None, None]).expand_as(row_RGL)
+        unpad_TG[row_RGL[real_RGL]] = offset + real_RGL.flatten().nonzero().squeeze(1)
+        shapes.append((len(group) * kv_heads, longest))
+        pad.append(row_RGL.flatten())
+        offset += row_RGL.numel()
     if not shapes:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
-        return [(0, 1)], unpad_T, unpad_T
-    return shapes, torch.cat(pad), unpad_T
+        return [(0, 1)], unpad_TG, unpad_TG
+    return shapes, torch.cat(pad), unpad_TG
 
 
 def similar_lengths(lengths: list[int]) -> list[list[int]]:
@@ -128,17 +147,17 @@ def similar_lengths(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def causal_attention(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGD: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over each sequence's own past; consecutive query heads share a key/value head.
+def causal_attention(q_BLQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over each sequence's own past, for each of the Q queries of a position.
 
     On a CPU the product is computed in at least float32 under any autocast, which is faster there than bfloat16; on
-    other devices in the dtype of `v`, whose dtype the result (S, L, H, D) has.
+    other devices in the dtype of `v`, whose dtype the result (B, L, Q, D) has.
     """
-    on_cpu = q_SLHD.device.type == "cpu"
-    dtype = torch.promote_types(v_SLGD.dtype, torch.float32) if on_cpu else v_SLGD.dtype
-    with torch.autocast(q_SLHD.device.type, enabled=False):
-        out_SHLD = F.scaled_dot_product_attention(
-            *(x.to(dtype).transpose(1, 2) for x in (q_SLHD, k_SLGD, v_SLGD)),
+    on_cpu = q_BLQD.device.type == "cpu"
+    dtype = torch.promote_types(v_BLD.dtype, torch.float32) if on_cpu else v_BLD.dtype
+    with torch.autocast(q_BLQD.device.type, enabled=False):
+        out_BQLD = F.scaled_dot_product_attention(
+            *(x.to(dtype) for x in (q_BLQD.transpose(1, 2), k_BLD[:, None], v_BLD[:, None])),
             dropout_p=dropout, is_causal=True, enable_gqa=True,
         )
-    return out_SHLD.transpose(1, 2).to(v_SLGD.dtype)
+    return out_BQLD.transpose(1, 2).to(v_BLD.dtype)

@@ -18,9 +18,9 @@ from minimind_sft.model.attention import send
 class Varlen:
     """PyTorch's flash attention over documents end to end, in bfloat16 or float16; without dropout, on CUDA only."""
 
-    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+    def __init__(self, cu_seqlens: Sequence[int], v_TGD: Tensor, dropout: float = 0.0):
         assert not dropout
-        self._cu_seqlens = send(torch.tensor(cu_seqlens, dtype=torch.int32), device)
+        self._cu_seqlens = send(torch.tensor(cu_seqlens, dtype=torch.int32), v_TGD.device)
         self._longest = max(end - start for start, end in pairwise(cu_seqlens))
 
     def __call__(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
@@ -36,15 +36,16 @@ class Flex:
     On a CPU it has no gradients.
     """
 
-    def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0):
+    def __init__(self, cu_seqlens: Sequence[int], v_TGD: Tensor, dropout: float = 0.0):
         assert not dropout
         lengths_S = torch.tensor([end - start for start, end in pairwise(cu_seqlens)])
-        document_T = send(torch.arange(len(lengths_S)).repeat_interleave(lengths_S), device)
+        document_T = send(torch.arange(len(lengths_S)).repeat_interleave(lengths_S), v_TGD.device)
 
         def own_past(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (document_T[query] == document_T[key]) & (query >= key)
 
-        self._mask = flex_attention.create_block_mask(own_past, None, None, cu_seqlens[-1], cu_seqlens[-1], device)
+        self._mask = flex_attention.create_block_mask(own_past, None, None, cu_seqlens[-1], cu_seqlens[-1],
+                                                        v_TGD.device)
 
     def __call__(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         attend = compiled_flex_attention() if v_TGD.device.type == "cuda" else flex_attention.flex_attention

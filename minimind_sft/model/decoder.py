@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +24,7 @@ from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32, for_matmul
 from minimind_sft.model.rope import apply_rope, rope_turns
+from minimind_sft.model.swiglu import SwiGLU
 
 
 class Context(Protocol):
@@ -72,20 +72,6 @@ class Attention(nn.Module):
     @torch.compiler.disable  # the lengths it works on are others in every batch
     def attend(self, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         return context.attend(self.layer_index, q_THD, k_TGD, v_TGD)
-
-
-class SwiGLU(nn.Module):
-    """The dense feed-forward network (Shazeer 2020)."""
-
-    def __init__(self, hidden_size: int, width: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = for_matmul(x_TD, self.gate_proj.weight)
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
 
 class DecoderLayer(nn.Module):

@@ -14,7 +14,10 @@ CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
 ROWS = 64
-"""Of what the last chunk's size is made a multiple: on a CPU every new size of a product in bfloat16 costs memory."""
+"""Of what the last chunk's size is made a multiple: on a CPU every new size of a product in bfloat16 costs memory.
+
+Also how many rows of logits a CPU turns into their gradient at a time: as many as its cache holds.
+"""
 
 
 def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor,
@@ -45,15 +48,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, start + CHUNK)
                 labels_C, real = labels_N[chunk], slice(len(labels_N[chunk]))
                 hidden_CD = _filled_up(hidden_ND[chunk]).to(dtype)
-                logprobs_CV = at_least_float32(F.linear(hidden_CD, weight_VD)).log_softmax(-1)
-                loss_sum += F.nll_loss(logprobs_CV[real], labels_C, reduction="sum")
-                softmax_minus_one_hot_(logprobs_CV[real], labels_C)
-                grad_logits_CV = logprobs_CV.to(dtype)
+                logits_CV = F.linear(hidden_CD, weight_VD)
+                loss_sum += _gradient_in_place_of(logits_CV, labels_C)
                 if wants_hidden:
-                    grad_hidden_ND[chunk] = (grad_logits_CV @ weight_VD)[real]
+                    grad_hidden_ND[chunk] = (logits_CV @ weight_VD)[real]
                 if wants_head:
-                    grad_head_VD += grad_logits_CV.T @ hidden_CD
-                del logprobs_CV, grad_logits_CV  # or they would live until the next chunk's are there
+                    grad_head_VD += logits_CV.T @ hidden_CD
+                del logits_CV  # or they would live until the next chunk's are there
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return loss_sum
 
@@ -70,6 +71,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _filled_up(hidden_CD: Tensor) -> Tensor:
     """With rows of zeros, up to a multiple of `ROWS`; they add nothing to the head's gradient."""
     return F.pad(hidden_CD, (0, 0, 0, -len(hidden_CD) % ROWS))
+
+
+def _gradient_in_place_of(logits_CV: Tensor, labels_n: Tensor) -> Tensor:
+    """The summed cross-entropy of the first n rows of logits, which become its gradient; rows after them, anything."""
+    loss_sum = at_least_float32(logits_CV.new_zeros(()))
+    rows = ROWS if logits_CV.device.type == "cpu" else CHUNK
+    for logits_RV, labels_R in zip(logits_CV.split(rows), labels_n.split(rows), strict=True):
+        real = slice(len(labels_R))
+        logprobs_RV = at_least_float32(logits_RV).log_softmax(-1)
+        loss_sum += F.nll_loss(logprobs_RV[real], labels_R, reduction="sum")
+        softmax_minus_one_hot_(logprobs_RV[real], labels_R)
+        logits_RV.copy_(logprobs_RV)
+    return loss_sum
 
 
 def softmax_minus_one_hot_(logprobs_CV: Tensor, labels_C: Tensor) -> Tensor:

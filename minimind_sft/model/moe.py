@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32, for_matmul
+from minimind_sft.model.swiglu import gated
 
 
 class MixtureOfExperts(nn.Module):
@@ -61,7 +62,7 @@ class Experts(nn.Module):
         """The outputs (N, D) of rows that are sorted by expert; `ends_E` as in `expert_matmul`."""
         x_ND = for_matmul(x_ND, self.gate_proj)
         gate_NF, up_NF = expert_matmul(x_ND, self.gate_proj, ends_E), expert_matmul(x_ND, self.up_proj, ends_E)
-        return expert_matmul(F.silu(gate_NF) * up_NF, self.down_proj, ends_E)
+        return expert_matmul(gated(gate_NF, up_NF), self.down_proj, ends_E)
 
 
 def expert_matmul(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.model import loss
-from minimind_sft.model.attention import MAX_PADDING
+from minimind_sft.model.attention import MAX_PADDING, SHORT
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.short_attention import BLOCK
 
 MIB, GIB = 2**20, 2**30
 FLOAT = 4
@@ -79,7 +80,7 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
     a, padded = (FLOAT, 1 / (1 - MAX_PADDING)) if plan.on_cpu else (m, 1.0)
     kept = {
         "norm and projections": FLOAT * D + m * D + FLOAT * (Q + G) + norm_statistics,  # x, its norm, q and k unnormed
-        "attention": padded * (a * (Q + 2 * G) + a * Q + FLOAT * config.num_attention_heads) + m * Q,
+        "attention": padded * (a * (Q + 2 * G) + _attention_weights(config, plan)) + m * Q,
         "feed-forward": FLOAT * D + FLOAT + _feed_forward(config, m),
     }
     if config.dropout:
@@ -88,13 +89,27 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
 
 
 def _feed_forward(config: ModelConfig, m: int) -> float:
-    """The normed input, then gate, silu(gate), up and their product; with experts for each of a token's K copies."""
+    """The normed input, then gate, up and silu(gate) * up; with experts for each of a token's K copies."""
     D = config.hidden_size
     if not config.use_moe:
-        return m * (D + 4 * config.intermediate_size)
+        return m * (D + 3 * config.intermediate_size)
     copies, experts = config.num_experts_per_tok, config.num_experts
     router = FLOAT * D + 3 * FLOAT * experts + FLOAT * copies  # x in float32, probabilities and their loss, weights
-    return router + copies * (m * (2 * D + 4 * config.moe_intermediate_size) + 3 * INDEX)
+    return router + copies * (m * (2 * D + 3 * config.moe_intermediate_size) + 3 * INDEX)
+
+
+def _attention_weights(config: ModelConfig, plan: Plan) -> float:
+    """What attention needs of its weights: flash attention its output and a sum per head, else they themselves.
+
+    A CPU keeps those of short documents: a query's with the positions up to the end of its block.
+    """
+    heads = config.num_attention_heads
+    flash = (FLOAT if plan.on_cpu else plan.dtype.itemsize) * heads * config.head_dim + FLOAT * heads
+    if not plan.on_cpu or config.dropout:
+        return flash
+    longest = min(plan.max_seq_len, SHORT)
+    kept = FLOAT * heads * (longest + min(longest, BLOCK)) / 2
+    return kept if longest == plan.max_seq_len else max(flash, kept)
 
 
 def _dropped_attention(config: ModelConfig, plan: Plan) -> float:
@@ -148,8 +163,8 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     supervised = plan.supervised_share * plan.micro_batch_tokens
     hidden = FLOAT * config.hidden_size * (2 * plan.micro_batch_tokens + 2 * supervised)
     chunk = min(loss.CHUNK, supervised) * config.vocab_size
-    logits = 2 * FLOAT * chunk  # the logits and their log-softmax, both in float32
-    products = (FLOAT + m) * chunk + (FLOAT + m) * head  # gradient of the logits, and of the head by this chunk
+    logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # and log-softmax
+    products = m * chunk + (FLOAT + m) * head  # the gradient of the logits, and of the head by this chunk
     head_in_use = (FLOAT + (m if m < FLOAT else 0)) * head  # its gradient, its copy for the product
     return hidden + head_in_use + max(logits, products)
 
