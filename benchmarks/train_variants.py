@@ -14,7 +14,7 @@ from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data import batching
 from minimind_sft.data.batching import Batch
 from minimind_sft.data.example import Example
-from minimind_sft.model import attention, decoder
+from minimind_sft.model import attention, decoder, swiglu
 from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32
 
@@ -40,11 +40,12 @@ def padded_collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
 real_collate = batching.collate
 
 
-def low_precision_attention(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGD: Tensor, dropout: float = 0.0) -> Tensor:
+def low_precision_attention(q_BLQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, dropout: float = 0.0) -> Tensor:
     """In the dtype of `v`, which is bfloat16 under autocast."""
-    out_SHLD = F.scaled_dot_product_attention(*(x.to(v_SLGD.dtype).transpose(1, 2) for x in (q_SLHD, k_SLGD, v_SLGD)),
-                                              dropout_p=dropout, is_causal=True, enable_gqa=True)
-    return out_SHLD.transpose(1, 2)
+    out_BQLD = F.scaled_dot_product_attention(
+        *(x.to(v_BLD.dtype) for x in (q_BLQD.transpose(1, 2), k_BLD[:, None], v_BLD[:, None])),
+        dropout_p=dropout, is_causal=True, enable_gqa=True)
+    return out_BQLD.transpose(1, 2)
 
 
 def plain_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, supervised_N: Tensor) -> Tensor:
@@ -73,17 +74,21 @@ def autograd_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 VARIANTS = {
     "padding": Variant("no padding: documents end to end", lambda: [patch.object(batching, "collate", padded_collate)]),
     "bfloat16": Variant("matrices multiplied in bfloat16", list),
-    "attention32": Variant("attention in float32, not bfloat16",
-                           lambda: [patch.object(attention, "causal_attention", low_precision_attention)]),
+    "attention": Variant("batched products over short documents, not flash attention",
+                         lambda: [patch.object(attention, "SHORT", 0)]),
+    "attention32": Variant("nor flash attention in float32, not bfloat16",
+                           lambda: [patch.object(attention, "SHORT", 0),
+                                    patch.object(attention, "causal_attention", low_precision_attention)]),
     "groups": Variant("documents of similar length attended to together",
                       lambda: [patch.object(attention, "MAX_PADDING", 0.0)]),
     "supervised": Variant("the head on supervised positions only",
                           lambda: [patch.object(decoder, "cross_entropy_sum", full_cross_entropy)]),
     "loss": Variant("the loss's gradient taken while its logits exist",
                     lambda: [patch.object(decoder, "cross_entropy_sum", plain_cross_entropy)]),
-    "gradients": Variant("gradients of RMSNorm and RoPE written out",
+    "gradients": Variant("gradients of RMSNorm, RoPE and SwiGLU written out",
                          lambda: [patch.object(RMSNorm, "forward", pytorch_norm),
-                                  patch.object(decoder, "apply_rope", autograd_rope)]),
+                                  patch.object(decoder, "apply_rope", autograd_rope),
+                                  patch.object(swiglu, "gated", lambda gate, up: F.silu(gate) * up)]),
     "adamw": Variant("fused AdamW", list),
 }
 
