@@ -27,10 +27,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peers import qwen3_twin
 from tqdm import tqdm
 
 from minimind_sft.config import ModelConfig
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import run_program
 from minimind_sft.inference.frozen import FrozenModel, ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
 from minimind_sft.inference.packed import plain
@@ -54,14 +55,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here (PNG; needs matplotlib)")
     arguments = parser.parse_args()
-    qwen3 = transformers_qwen3()
     torch.set_num_threads(arguments.threads)
 
     model = half_precision_weights(MODEL)
     rows, wrong = [], 0
     for dtype in arguments.dtypes:
         model = model.to(getattr(torch, dtype))
-        contenders = make_contenders(model, qwen3, arguments.new_tokens)
+        contenders = make_contenders(model, arguments.new_tokens)
         for batch in arguments.batches:
             row = measure(f"{dtype}, {batch} at once", contenders, model, batch, arguments)
             wrong += dtype == "float32" and not row["same_tokens"]
@@ -74,20 +74,6 @@ def main() -> int:
     if arguments.plot:
         plot(report, arguments.plot)
     return 1 if wrong else 0
-
-
-def transformers_qwen3() -> type:
-    """
-    Raises:
-        UserError: if transformers is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("this benchmark compares with transformers, which is not installed: "
-                        "pip install -e '.[bench]'") from error
-    transformers.logging.set_verbosity_error()
-    return transformers.Qwen3ForCausalLM
 
 
 def half_precision_weights(config: ModelConfig) -> MiniMindForCausalLM:
@@ -111,15 +97,8 @@ def weights_read(model: MiniMindForCausalLM) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def make_contenders(model: MiniMindForCausalLM, qwen3: type, new_tokens: int) -> dict[str, Contender]:
-    config = model.config
-    theirs = qwen3.config_class(
-        **{name: getattr(config, name) for name in (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-            "intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")},
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, attn_implementation="sdpa")
-    peer = qwen3(theirs).to(model.lm_head.weight.dtype).eval()
-    peer.load_state_dict(model.state_dict())
+def make_contenders(model: MiniMindForCausalLM, new_tokens: int) -> dict[str, Contender]:
+    peer = qwen3_twin(model, model.lm_head.weight.dtype).eval()
     return {
         "ours": partial(answer, ready_to_decode(model), new_tokens),
         "dynamic": partial(answer_by_transformers, peer, new_tokens, None),
@@ -136,7 +115,8 @@ def answer_by_transformers(peer: torch.nn.Module, new_tokens: int, cache: str | 
     with torch.inference_mode():
         ids = peer.generate(
             prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False, max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens, pad_token_id=0, eos_token_id=None, cache_implementation=cache)
+            min_new_tokens=new_tokens, pad_token_id=0, eos_token_id=None, use_cache=True,
+            cache_implementation=cache)
     return ids[:, prompt_ids.shape[1]:].tolist()
 
 

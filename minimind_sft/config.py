@@ -201,7 +201,7 @@ class TrainConfig:
     device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
     dtype: str = setting("auto", "arithmetic of the matrix products; auto: bfloat16 where the device computes in it, "
                                  "else float32; float16 uses a GradScaler", DTYPES)
-    use_compile: int = setting(0, "1: torch.compile every layer", (0, 1))
+    use_compile: int = setting(0, "1: torch.compile every layer; a slow start, faster steps", (0, 1))
     gradient_checkpointing: int = setting(0, "1: keep of each layer only what goes into it, and compute the rest again "
                                              "for the gradients: less memory, one more forward pass", (0, 1))
     parallel: str = setting("ddp", "under torchrun: ddp keeps the model on every rank, fsdp a shard of it (needs a "

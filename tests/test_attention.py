@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_attention
 
 from minimind_sft.model import attention, short_attention
@@ -24,6 +25,36 @@ def test_documents_see_their_own_past_only(cu_seqlens, short, block, monkeypatch
     weight = torch.randn_like(plain)
     torch.testing.assert_close(torch.autograd.grad((ours * weight).sum(), qkv),
                                torch.autograd.grad((plain * weight).sum(), qkv), rtol=1e-11, atol=1e-11)
+
+
+def test_documents_of_one_block_of_several_and_too_long_for_blocks(monkeypatch):
+    """Of 64, 65, 384 and 385 tokens, against PyTorch's attention."""
+    monkeypatch.setattr(attention, "MAX_PADDING", 0.0)
+    cu_seqlens = (0, 64, 129, 513, 898)
+    qkv = flat_qkv(cu_seqlens[-1])
+    ours = Documents(cu_seqlens, CPU).attend(0, *qkv)
+    pieces = [
+        F.scaled_dot_product_attention(*(x[start:end].transpose(0, 1) for x in qkv), is_causal=True, enable_gqa=True)
+        for start, end in itertools.pairwise(cu_seqlens)
+    ]
+    plain = torch.cat(pieces, 1).transpose(0, 1)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(plain)
+    torch.testing.assert_close(torch.autograd.grad((ours * weight).sum(), qkv),
+                               torch.autograd.grad((plain * weight).sum(), qkv), rtol=1e-10, atol=1e-10)
+
+
+def test_documents_of_up_to_384_tokens_are_short(monkeypatch):
+    seen = []
+
+    def spy(q_BLQD, k_BLD, v_BLD):
+        seen.append(q_BLQD.shape[1])
+        return short_attention.short_attention(q_BLQD, k_BLD, v_BLD)
+
+    monkeypatch.setattr(attention, "MAX_PADDING", 0.0)
+    monkeypatch.setattr(attention, "short_attention", spy)
+    Documents((0, 384, 769), CPU).attend(0, *flat_qkv(769))
+    assert seen == [384]
 
 
 @pytest.mark.parametrize("cu_seqlens", [(0,), (0, 0)])
@@ -77,12 +108,13 @@ def test_scores_are_float32_under_autocast_on_the_cpu(short, monkeypatch):
         assert (one - other).norm() < 0.01 * other.norm()
 
 
-def test_dropout_drops_attention_weights_and_keeps_their_mean():
+@pytest.mark.parametrize("length", [200, 2000])
+def test_dropout_drops_attention_weights_and_keeps_their_mean(length):
     q, k, _ = flat_qkv(2000, torch.float32)
     ones = torch.ones(2000, KV_HEADS, HEAD_DIM)
     torch.manual_seed(0)
-    dropped = Documents((0, 2000), CPU, dropout=0.4).attend(0, q, k, ones)
+    dropped = Documents(range(0, 2001, length), CPU, dropout=0.4).attend(0, q, k, ones)
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
     assert dropped[0].unique().tolist() == pytest.approx([0.0, 1 / 0.6])
-    kept = Documents((0, 2000), CPU).attend(0, q, k, ones)
+    kept = Documents(range(0, 2001, length), CPU).attend(0, q, k, ones)
     torch.testing.assert_close(kept, torch.ones_like(kept))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.model import loss
 from minimind_sft.model.loss import IGNORE_INDEX, cross_entropy_sum
@@ -20,8 +21,10 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
-def test_loss_and_gradients_are_those_of_torch_in_float64(problem, monkeypatch, chunk):
+@pytest.mark.parametrize("rows", [1, 2, 4, 64])
+def test_loss_and_gradients_are_those_of_torch_in_float64(problem, monkeypatch, chunk, rows):
     monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "ROWS", rows)
     hidden, head, labels = problem
     ours = cross_entropy_sum(hidden, head, labels)
     ours_grads = torch.autograd.grad(2.5 * ours, (hidden, head))
@@ -92,3 +95,24 @@ def test_the_supervised_positions_may_be_given():
     labels = torch.tensor([3, IGNORE_INDEX, 5, IGNORE_INDEX])
     given = cross_entropy_sum(hidden, head, labels, torch.tensor([0, 2]))
     torch.testing.assert_close(given, cross_entropy_sum(hidden, head, labels), rtol=0, atol=0)
+
+
+def test_of_half_precision_logits_the_sum_is_taken_in_float32():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(200, 64).bfloat16(), 0.3 * torch.randn(500, 64).bfloat16()
+    labels = torch.randint(0, 500, (200,))
+    exact = F.cross_entropy((hidden @ head.T).double(), labels, reduction="sum")
+    assert cross_entropy_sum(hidden, head, labels).item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+def test_without_gradients_the_logits_are_the_only_product(problem):
+    hidden, head, labels = problem
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cross_entropy_sum(hidden.detach(), head, labels)
+    assert counter.get_total_flops() == 2 * 64 * HIDDEN * VOCAB  # 7 positions, filled up to 64
+
+
+def test_second_derivatives_are_refused(problem):
+    grad, = torch.autograd.grad(cross_entropy_sum(*problem) ** 2, problem[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

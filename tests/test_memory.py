@@ -52,6 +52,13 @@ def test_a_layer_keeps_what_is_counted(config, short, dtype, monkeypatch):
     assert counted * TOKENS == pytest.approx((three - one) / 2, rel=0.05)
 
 
+def test_attention_of_mixed_lengths_counts_as_the_worse_kind():
+    short, mixed = (kept_by_layer(SMALL, Plan(TOKENS, length, torch.float32))["attention"] for length in (384, 2048))
+    assert mixed >= short
+    on_gpu = kept_by_layer(SMALL, Plan(TOKENS, 160, torch.bfloat16, on_cpu=False))["attention"]
+    assert on_gpu == 2 * (64 + 2 * 32 + 64) + 4 * 4 + 2 * 64  # q, k, v, out; a sum per head; what o_proj reads
+
+
 @pytest.mark.parametrize("probe", [
     Probe([[512, 512, 512, 512], [1500]]),
     Probe([[2048], [300, 700, 512]], gradient_checkpointing=True),

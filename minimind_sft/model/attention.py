@@ -23,7 +23,7 @@ MAX_PADDING = 0.2
 """Largest share of padding among the positions of one group of documents."""
 
 SHORT = 384
-"""Positions up to which a CPU keeps the attention weights of a document for the backward pass (short_attention.py)."""
+"""Longest (padded) documents whose attention weights a CPU keeps for the backward pass, see short_attention.py."""
 
 
 class Documents:
@@ -79,7 +79,7 @@ class PaddedGroups:
 
     Under a causal mask no position sees what follows it, so this padding needs no mask. This backend runs everywhere.
     A key/value head of a document is one of the sequences of a product, and the query heads that read it are there
-    as so many queries per position, so that nothing need be repeated or transposed.
+    as so many queries per position: no key or value is repeated for them, and the products take rows as they lie.
     """
 
     def __init__(self, cu_seqlens: Sequence[int], v_TGD: Tensor, dropout: float = 0.0):
@@ -112,7 +112,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _padded_groups(starts_S: Tensor, lengths: list[int],
                    kv_heads: int) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """The groups' shapes (B, L), where each row of padded groups is from, and where in them each token's heads are.
+    """The groups' shapes (B, L); for each of the P padded rows the row it copies; for each row its padded one.
 
     Rows are those of a tensor (T, G, ...) taken as (T * G, ...).
     """

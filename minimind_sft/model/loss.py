@@ -1,11 +1,12 @@
 """Summed cross-entropy of the next token, over supervised positions only.
 
-Shapes: N supervised positions, D hidden size, V vocabulary.
+Shapes: N supervised positions, C of one chunk (filled up), R of them at a time, D hidden size, V vocabulary.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.model.precision import at_least_float32, matmul_dtype
@@ -14,9 +15,9 @@ CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
 ROWS = 64
-"""Of what the last chunk's size is made a multiple: on a CPU every new size of a product in bfloat16 costs memory.
+"""The last chunk is filled up to a multiple of this: on a CPU every new size of a product in bfloat16 costs memory.
 
-Also how many rows of logits a CPU turns into their gradient at a time: as many as its cache holds.
+Also the rows of logits that a CPU turns into their gradient at a time: few, so that they stay in its cache.
 """
 
 
@@ -29,6 +30,8 @@ def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor,
     """
     if supervised_N is None:
         supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    if not torch.is_grad_enabled():
+        head_VD = head_VD.detach()  # or autograd would still say that a gradient is wanted, and it would be computed
     return _ChunkedCrossEntropy.apply(hidden_TD.index_select(0, supervised_N), head_VD, labels_T[supervised_N])
 
 
@@ -59,6 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss_sum
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
         return (
@@ -73,11 +77,14 @@ def _filled_up(hidden_CD: Tensor) -> Tensor:
     return F.pad(hidden_CD, (0, 0, 0, -len(hidden_CD) % ROWS))
 
 
-def _gradient_in_place_of(logits_CV: Tensor, labels_n: Tensor) -> Tensor:
-    """The summed cross-entropy of the first n rows of logits, which become its gradient; rows after them, anything."""
+def _gradient_in_place_of(logits_CV: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross-entropy of as many rows as there are labels; overwrites them with its gradient.
+
+    What the rows after them then hold is finite, and means nothing.
+    """
     loss_sum = at_least_float32(logits_CV.new_zeros(()))
-    rows = ROWS if logits_CV.device.type == "cpu" else CHUNK
-    for logits_RV, labels_R in zip(logits_CV.split(rows), labels_n.split(rows), strict=True):
+    rows = ROWS if logits_CV.device.type == "cpu" else len(logits_CV)
+    for logits_RV, labels_R in zip(logits_CV.split(rows), labels.split(rows), strict=True):
         real = slice(len(labels_R))
         logprobs_RV = at_least_float32(logits_RV).log_softmax(-1)
         loss_sum += F.nll_loss(logprobs_RV[real], labels_R, reduction="sum")

@@ -1,7 +1,7 @@
 """Attention for CPUs over sequences so short that their attention weights may be kept for the backward pass.
 
-PyTorch's flash attention multiplies matrices there that are too small to be fast; over short sequences the same
-products are few and batched.
+There PyTorch's flash attention cuts its products into pieces too small to be fast. Over short sequences a batched
+product of a whole block of queries does the work of many.
 
 Shapes: B sequences, L positions, Q queries at each position, D head dim, M = L * Q; of one block N positions, their
 queries R = N * Q, and the P positions up to its end.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minimind_sft.model.precision import at_least_float32
 
@@ -41,12 +42,15 @@ class _ShortAttention(torch.autograd.Function):
             scores_BRP = torch.bmm(q_BMD[:, rows], k_BLD[:, past].mT)
             own_BRN = scores_BRP[:, :, own]
             own_BRN.masked_fill_(mask_RN[: own_BRN.shape[1], : own_BRN.shape[2]], -torch.inf)
-            weights.append(scores_BRP.softmax(-1))
-            out.append(torch.bmm(weights[-1], v_BLD[:, past]))
+            weights_BRP = scores_BRP.softmax(-1)
+            if any(ctx.needs_input_grad):
+                weights.append(weights_BRP)
+            out.append(torch.bmm(weights_BRP, v_BLD[:, past]))
         ctx.save_for_backward(q_BMD, k_BLD, v_BLD, *weights)
         return torch.cat(out, 1).view_as(q_BLQD)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_BLQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BMD, k_BLD, v_BLD, *weights = ctx.saved_tensors
         _, positions, queries, head_dim = grad_BLQD.shape
@@ -55,17 +59,17 @@ class _ShortAttention(torch.autograd.Function):
         with torch.autocast(v_BLD.device.type, enabled=False):
             for weights_BRP, (rows, past, _) in zip(weights, _blocks(positions, queries), strict=True):
                 grad_BRD = grad_BMD[:, rows]
-                grad_v_BLD[:, past].baddbmm_(weights_BRP.mT, grad_BRD)
+                grad_v_BLD[:, past] += torch.bmm(weights_BRP.mT, grad_BRD)
                 products_BRP = torch.bmm(grad_BRD, v_BLD[:, past].mT).mul_(weights_BRP)
                 grad_scores_BRP = products_BRP.addcmul_(weights_BRP, products_BRP.sum(-1, keepdim=True), value=-1)
                 grad_q.append(torch.bmm(grad_scores_BRP, k_BLD[:, past]))
-                grad_k_BLD[:, past].baddbmm_(grad_scores_BRP.mT, q_BMD[:, rows])
+                grad_k_BLD[:, past] += torch.bmm(grad_scores_BRP.mT, q_BMD[:, rows])
         return torch.cat(grad_q, 1).mul_(head_dim**-0.5).view_as(grad_BLQD), grad_k_BLD, grad_v_BLD
 
 
 def _blocks(positions: int, queries: int) -> Iterator[tuple[slice, slice, slice]]:
     """Of each block: its queries, the positions up to its end, and its own among these."""
-    for start in range(0, max(positions, 1), BLOCK):
+    for start in range(0, positions, BLOCK):
         end = min(start + BLOCK, positions)
         yield slice(start * queries, end * queries), slice(end), slice(start, end)
 

@@ -25,12 +25,13 @@ class SwiGLU(nn.Module):
 
 
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up."""
+    """silu(gate) * up, both of one dtype."""
+    assert gate_TF.dtype == up_TF.dtype
     return _Gated.apply(gate_TF, up_TF)
 
 
 class _Gated(torch.autograd.Function):
-    """Keeps gate and up only, and computes silu(gate) again for the gradient: these are a layer's largest activations.
+    """Keeps gate and up only. Autograd would keep silu(gate) too, as large as each; here it is computed once more.
 
     With s = sigmoid(gate): silu(gate) = gate s, and its derivative is s (1 + gate (1 - s)).
     """

@@ -99,9 +99,10 @@ def _feed_forward(config: ModelConfig, m: int) -> float:
 
 
 def _attention_weights(config: ModelConfig, plan: Plan) -> float:
-    """What attention needs of its weights: flash attention its output and a sum per head, else they themselves.
+    """What attention keeps to have its weights again: flash attention its output and a sum per head.
 
-    A CPU keeps those of short documents: a query's with the positions up to the end of its block.
+    Of documents up to SHORT a CPU keeps the weights themselves: per query the positions up to the end of its block,
+    (L + BLOCK) / 2 on average. Where documents may be longer, the worse of the two counts: any mix may come.
     """
     heads = config.num_attention_heads
     flash = (FLOAT if plan.on_cpu else plan.dtype.itemsize) * heads * config.head_dim + FLOAT * heads
@@ -163,8 +164,8 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     supervised = plan.supervised_share * plan.micro_batch_tokens
     hidden = FLOAT * config.hidden_size * (2 * plan.micro_batch_tokens + 2 * supervised)
     chunk = min(loss.CHUNK, supervised) * config.vocab_size
-    logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # and log-softmax
-    products = m * chunk + (FLOAT + m) * head  # the gradient of the logits, and of the head by this chunk
+    logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # float32, log-softmax
+    products = m * chunk + (FLOAT + m if m < FLOAT else m) * head  # the logits' gradient, and the head's by this chunk
     head_in_use = (FLOAT + (m if m < FLOAT else 0)) * head  # its gradient, its copy for the product
     return hidden + head_in_use + max(logits, products)
 
