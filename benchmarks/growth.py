@@ -157,6 +157,7 @@ def draw(what: str, rows: list[dict], path: Path) -> None:
     share.set_ylim(0, 1)
     if what == "size":
         speed.set_yscale("log")
+        speed.set_yticks(ticks := [100, 200, 500, 1000, 2000, 5000], [f"{value:,.0f}" for value in ticks])
     else:
         speed.set_ylim(bottom=0)
     for panel in (speed, share):

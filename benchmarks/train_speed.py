@@ -11,7 +11,7 @@ given our ids and labels, so that both train on the same tokens, and transformer
 2. TRL is searched for its best configuration: padded and packed, float32 and bfloat16, several batch sizes.
 3. Its best, its best at our number of tokens per optimizer step, and ours take turns, `--repeat` times; the medians
    count. Useful tokens are those of the conversations; padding counts for nobody.
-4. With `--switched_off`, ours also runs without each of its ideas (benchmarks/train_variants.py).
+4. With `--switched_off`, ours also takes each step without each of its ideas (benchmarks/train_variants.py).
 
 The ceiling is how fast this machine multiplies matrices in the same run (benchmarks/peak.py), at 6 FLOP per parameter
 and useful token.
@@ -101,11 +101,11 @@ class Ours:
         self.optimizer = build_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=False)
 
-    def run(self, steps: int) -> float:
-        """Seconds for the first `steps` steps' data, assembling the batches included."""
+    def run(self, steps: int, first: int = 0) -> float:
+        """Seconds for `steps` steps' data from the `first` on, assembling the batches included."""
         with switched_off(self.without, self.optimizer):
             start = time.perf_counter()
-            for step in range(steps):
+            for step in range(first, first + steps):
                 result = train_step(self.model, self.plan[step], self.optimizer, self.scaler, self.ranks, self.dtype,
                                     GRAD_CLIP)
                 self.losses.append(result.loss)
@@ -217,9 +217,10 @@ def take_turns(contenders: list[Ours | Theirs], work: Work, steps: int, repeat: 
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     peaks, tokens = [], work.tokens(steps)
     with tqdm(total=repeat * len(contenders), unit=" runs") as bar:
-        for _ in range(repeat):
+        for turn in range(repeat):
             peaks.append(peak())
-            for contender in contenders:
+            first = turn % len(contenders)  # whoever follows the measurement of the peak finds the caches cold
+            for contender in contenders[first:] + contenders[:first]:
                 bar.set_description(contender.name)
                 rates[contender.name].append(tokens / contender.run(steps))
                 bar.update()
@@ -328,24 +329,33 @@ def measure(arguments: argparse.Namespace, work: Work) -> dict:
           f"{report['peak_flops']['fp32'] / 1e9:,.0f} in fp32")
     print_table(report["contenders"], references)
     if arguments.switched_off:
-        report["switched_off"] = without_each(work, arguments.steps, arguments.repeat, peak)
+        report["switched_off"] = without_each(work, arguments.steps)
     return report
 
 
-def without_each(work: Work, steps: int, repeat: int, peak: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """How many times as long a training takes without each idea."""
-    everything = Ours("everything on", torch.bfloat16)
-    contenders = [everything, *[Ours(name, torch.float32 if name == "bfloat16" else torch.bfloat16, without=name)
-                                for name in VARIANTS]]
-    for contender in contenders:
-        contender.start(work)
-        contender.run(1)
-    rates, _ = take_turns(contenders, work, steps, repeat, peak)
+def without_each(work: Work, steps: int) -> dict[str, float]:
+    """How many times as long a step takes without each idea: the median over steps that all variants take in turn.
+
+    They share one model, so that each finds the memory as the one before left it, and take turns at being first.
+    """
+    ours = Ours("switched off", torch.bfloat16)
+    ours.start(work)
+    variants = [None, *VARIANTS]
+
+    def seconds(name: str | None, step: int) -> float:
+        ours.without, ours.dtype = name, torch.float32 if name == "bfloat16" else torch.bfloat16
+        return ours.run(1, step)
+
+    for name in variants:
+        seconds(name, 0)
+    times = []
+    for step in tqdm(range(steps), desc="without each idea", unit=" steps"):
+        turn = step % len(variants)
+        times.append({name: seconds(name, step) for name in variants[turn:] + variants[:turn]})
     print(f"\n{'without':<60}{'time':>8}")
     slower = {}
     for name, idea in VARIANTS.items():
-        slower[idea.title] = statistics.median(
-            on / off for on, off in zip(rates[everything.name], rates[name], strict=True))
+        slower[idea.title] = statistics.median(one[name] / one[None] for one in times)
         print(f"{idea.title:<60}{slower[idea.title]:>7.2f}x")
     return slower
 

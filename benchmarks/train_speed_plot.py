@@ -6,7 +6,7 @@ OURS, THEIRS, CEILING = "#2a6f97", "#b5b5b5", "#c1121f"
 
 
 def draw(report: dict, path: Path) -> None:
-    """Useful tokens/s of everybody, under the ceiling of the machine; and what each idea gives, if that was measured.
+    """Useful tokens/s of everybody, under the ceiling of the machine; and what each idea gives. What was measured.
 
     Raises:
         SystemExit: if matplotlib is not installed.
@@ -19,10 +19,11 @@ def draw(report: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     ideas = report.get("switched_off", {})
-    figure, axes = pyplot.subplots(1, 2 if ideas else 1, figsize=(13 if ideas else 7.5, 4.2), squeeze=False)
-    _speeds(axes[0][0], report)
-    if ideas:
-        _ideas(axes[0][1], ideas)
+    panels = [_speeds] if report["references"] or not ideas else []
+    panels += [_ideas] if ideas else []
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(7.5 * len(panels), 4.2), squeeze=False)
+    for axis, draw_panel in zip(axes[0], panels, strict=True):
+        draw_panel(axis, report)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -50,7 +51,8 @@ def _speeds(axis, report: dict) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _ideas(axis, ideas: dict[str, float]) -> None:
+def _ideas(axis, report: dict) -> None:
+    ideas = report["switched_off"]
     names = sorted(ideas, key=ideas.get)
     axis.barh(range(len(names)), [ideas[name] - 1 for name in names], left=1, color=OURS)
     for place, name in enumerate(names):

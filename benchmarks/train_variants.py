@@ -74,9 +74,9 @@ def autograd_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 VARIANTS = {
     "padding": Variant("no padding: documents end to end", lambda: [patch.object(batching, "collate", padded_collate)]),
     "bfloat16": Variant("matrices multiplied in bfloat16", list),
-    "attention": Variant("batched products over short documents, not flash attention",
+    "attention": Variant("batched products over short documents (else flash attention)",
                          lambda: [patch.object(attention, "SHORT", 0)]),
-    "attention32": Variant("nor flash attention in float32, not bfloat16",
+    "attention32": Variant("attention in float32 (else flash attention in bfloat16)",
                            lambda: [patch.object(attention, "SHORT", 0),
                                     patch.object(attention, "causal_attention", low_precision_attention)]),
     "groups": Variant("documents of similar length attended to together",
