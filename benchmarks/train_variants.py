@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -48,15 +48,21 @@ def low_precision_attention(q_BLQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, dropou
     return out_BQLD.transpose(1, 2)
 
 
-def plain_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, supervised_N: Tensor) -> Tensor:
+def plain_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, labels_S: Tensor) -> Tensor:
     """The logits of the supervised positions, all at once, and autograd's gradient."""
-    logits_NV = at_least_float32(F.linear(hidden_TD[supervised_N], head_VD))
-    return F.cross_entropy(logits_NV, labels_T[supervised_N], reduction="sum")
+    logits_SV = at_least_float32(F.linear(hidden_ND[:len(labels_S)], head_VD))
+    return F.cross_entropy(logits_SV, labels_S, reduction="sum")
 
 
-def full_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, _: Tensor) -> Tensor:
+def collate_all_wanted(examples: Sequence[Example], multiple: int = 1) -> Batch:
+    """Every position is said to be supervised; which ones are is in the labels still."""
+    batch = real_collate(examples, multiple)
+    return replace(batch, supervised_positions=torch.arange(len(batch.labels)))
+
+
+def full_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
     """The logits of all positions, supervised or not."""
-    logits_TV = at_least_float32(F.linear(hidden_TD, head_VD))
+    logits_TV = at_least_float32(F.linear(hidden_ND[:len(labels_T)], head_VD))
     return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
@@ -81,8 +87,11 @@ VARIANTS = {
                                     patch.object(attention, "causal_attention", low_precision_attention)]),
     "groups": Variant("documents of similar length attended to together",
                       lambda: [patch.object(attention, "MAX_PADDING", 0.0)]),
-    "supervised": Variant("the head on supervised positions only",
-                          lambda: [patch.object(decoder, "cross_entropy_sum", full_cross_entropy)]),
+    "supervised": Variant("head and last feed-forward network on supervised positions only",
+                          lambda: [patch.object(batching, "collate", collate_all_wanted),
+                                   patch.object(decoder, "cross_entropy_sum", full_cross_entropy)]),
+    "last": Variant("the last feed-forward network on supervised positions only",
+                    lambda: [patch.object(decoder, "selects_early", lambda device: False)]),
     "loss": Variant("the loss's gradient taken while its logits exist",
                     lambda: [patch.object(decoder, "cross_entropy_sum", plain_cross_entropy)]),
     "gradients": Variant("gradients of RMSNorm, RoPE and SwiGLU written out",

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
-from minimind_sft.config import PRESETS, ModelConfig, YarnScaling
+from minimind_sft.config import IGNORE_INDEX, PRESETS, ModelConfig, YarnScaling
 from minimind_sft.model import decoder
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.loss import IGNORE_INDEX
 
 TINY = ModelConfig(vocab_size=61, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                    head_dim=8, intermediate_size=40, max_position_embeddings=64)
@@ -343,8 +343,48 @@ def test_tokens_after_the_last_document_change_nothing(config, cu_seqlens):
     torch.testing.assert_close(filled, plain, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("config", [
+    TINY, TINY_MOE, replace(TINY_MOE, aux_loss_scope="batch"),
+], ids=["dense", "experts", "experts, loss per batch"])
+def test_the_last_feed_forward_network_at_supervised_positions_only_gives_the_same_gradients(
+        config, recompute, monkeypatch):
+    model, batch = build(config, torch.float64), random_batch([9, 30, 1, 51])
+    model.model.gradient_checkpointing = recompute
+    supervised = (batch[1] != IGNORE_INDEX).nonzero().squeeze(1)
+    assert 50 < len(supervised) < 64
+
+    def gradients(*arguments: torch.Tensor) -> list[torch.Tensor]:
+        losses = model(*batch, *arguments)
+        return [*losses, *torch.autograd.grad(sum(losses), list(model.parameters()))]
+
+    early, found = gradients(supervised), gradients()
+    monkeypatch.setattr(decoder, "selects_early", lambda device: False)  # as on a GPU
+    late = gradients(supervised)
+    torch.testing.assert_close(early, found, rtol=0, atol=0)
+    torch.testing.assert_close(early, late, rtol=1e-12, atol=1e-13)
+    hidden = model.document_logits(batch[0], batch[2])
+    torch.testing.assert_close(
+        late[0], torch.nn.functional.cross_entropy(hidden, batch[1], reduction="sum"), rtol=1e-12, atol=0)
+
+
+def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_only(monkeypatch):
+    """Of 192 positions 60 are supervised, filled up to 64: 128 are left out, in one of three layers."""
+    model, ids = build(TINY), torch.randint(0, 61, (192,))
+    labels = torch.where(torch.arange(192) < 60, ids, IGNORE_INDEX)
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counter:
+            model(ids, labels, (0, 100, 192)).loss_sum.backward()
+        return counter.get_total_flops()
+
+    early = flops()
+    monkeypatch.setattr(decoder, "selects_early", lambda device: False)
+    assert flops() - early == 128 * 6 * 3 * TINY.hidden_size * TINY.intermediate_size
+
+
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
-def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config):
+def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config, monkeypatch):
     torch.compiler.reset()
     graphs = []
 
@@ -352,6 +392,7 @@ def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_onl
         graphs.append(graph)
         return graph.forward
 
+    monkeypatch.setattr(decoder, "selects_early", lambda device: False)  # as on a GPU
     model = MiniMindForCausalLM(replace(config, num_hidden_layers=6)).train()
     for layer in model.model.layers:
         layer.compile(dynamic=False, backend=backend)

@@ -3,7 +3,7 @@
 The architecture and the names of its weights are those of Qwen3 / Qwen3-MoE and MiniMind-3.
 
 Shapes: T tokens of all documents in one row, D hidden size, H query heads, G key/value heads, N some of the T
-positions, V vocabulary.
+positions, S supervised ones, V vocabulary.
 """
 
 import math
@@ -13,17 +13,19 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minimind_sft.config import ModelConfig
+from minimind_sft.config import IGNORE_INDEX, ModelConfig
 from minimind_sft.errors import UserError
 from minimind_sft.model.attention import Documents
-from minimind_sft.model.loss import cross_entropy_sum
+from minimind_sft.model.loss import ROWS, cross_entropy_sum
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32, for_matmul
 from minimind_sft.model.rope import apply_rope, rope_turns
+from minimind_sft.model.rows import rows
 from minimind_sft.model.swiglu import SwiGLU
 
 
@@ -83,10 +85,12 @@ class DecoderLayer(nn.Module):
         self.mlp = MixtureOfExperts(config) if config.use_moe else SwiGLU(config.hidden_size, config.intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
+                wanted_N: Tensor | None = None) -> Tensor:
+        """The next layer's input, (N, D) where only the positions `wanted_N` have a reader, else (T, D)."""
         x_TD = x_TD + self.dropout(self.self_attn(self.input_layernorm(x_TD), rope, context))
-        x_TD = x_TD + self.dropout(self.mlp(self.post_attention_layernorm(x_TD)))
-        return x_TD
+        y_ND = self.mlp(self.post_attention_layernorm(x_TD), wanted_N)
+        return rows(x_TD, wanted_N) + self.dropout(y_ND)
 
     def matrices(self) -> list[nn.Module]:
         """The modules whose weights are multiplied in autocast's dtype: all but norms and the router."""
@@ -95,12 +99,12 @@ class DecoderLayer(nn.Module):
         return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
 
 
-def recomputed(layer: DecoderLayer, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
-    """`layer(x_TD, rope, context)`, keeping only `x_TD`: the backward pass computes the rest again (Chen et al. 2016).
+def recomputed(layer: DecoderLayer, x_TD: Tensor, *arguments: object) -> Tensor:
+    """`layer(x_TD, *arguments)`, keeping only `x_TD`: the backward pass computes the rest again (Chen et al. 2016).
 
     It draws the same dropout and reads the same autocast the second time.
     """
-    return checkpoint(layer, x_TD, rope, context, use_reentrant=False, preserve_rng_state=layer.dropout.p > 0,
+    return checkpoint(layer, x_TD, *arguments, use_reentrant=False, preserve_rng_state=layer.dropout.p > 0,
                       context_fn=partial(_first_and_second_run, layer))
 
 
@@ -133,13 +137,26 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
+    def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
+                wanted_N: Tensor | None = None) -> Tensor:
+        """(T, D), or (N, D) of the positions `wanted_N`."""
         x_TD = self.embed_tokens(input_ids_T)
         rope = rope_turns(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
-            x_TD = recomputed(layer, x_TD, rope, context) if recompute else layer(x_TD, rope, context)
-        return self.norm(x_TD)
+        *layers, last = [partial(recomputed, layer) if recompute else layer for layer in self.layers]
+        for layer in layers:
+            x_TD = layer(x_TD, rope, context)
+        # Nothing reads the last layer's feed-forward network at other positions.
+        early_N, late_N = (wanted_N, None) if selects_early(x_TD.device) else (None, wanted_N)
+        return self.norm(rows(last(x_TD, rope, context, early_N), late_N))
+
+
+def selects_early(device: torch.device) -> bool:
+    """Whether the last layer computes its feed-forward network where it is wanted only.
+
+    On a GPU it computes all positions: their number must not be another in every batch, or it is compiled each time.
+    """
+    return device.type == "cpu"
 
 
 class MiniMindForCausalLM(nn.Module):
@@ -156,26 +173,33 @@ class MiniMindForCausalLM(nn.Module):
         self._initialize()
 
     def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
-                supervised_N: Tensor | None = None) -> Losses:
+                supervised_S: Tensor | None = None) -> Losses:
         """The losses of a flat batch, T may be 0. What follows the last document has no influence on them.
 
         Args:
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
             cu_seqlens: document boundaries [0, ...], the last at most T.
-            supervised_N: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
+            supervised_S: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
                 where they are not given.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
-        hidden_TD = self.hidden_states(input_ids_T, documents.positions_T, documents)
+        if supervised_S is None:
+            supervised_S = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+        wanted_N = F.pad(supervised_S, (0, -len(supervised_S) % ROWS))  # filled up with position 0
+        hidden_ND = self.hidden_states(input_ids_T, documents.positions_T, documents, wanted_N)
         return Losses(
-            cross_entropy_sum(hidden_TD, self.lm_head.weight, labels_T, supervised_N),
-            self._aux_loss_sum(documents, at_least_float32(hidden_TD.new_zeros(()))),
+            cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_S)),
+            self._aux_loss_sum(documents, at_least_float32(hidden_ND.new_zeros(()))),
         )
 
-    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
-        """What the head reads, (T, D); `positions_T` counts from the start of each token's own document."""
-        return self.model(input_ids_T, positions_T, context)
+    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
+                      wanted_N: Tensor | None = None) -> Tensor:
+        """What the head reads, (T, D), or (N, D) of the positions `wanted_N`.
+
+        `positions_T` counts from the start of each token's own document.
+        """
+        return self.model(input_ids_T, positions_T, context, wanted_N)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores of the next token (N, V)."""

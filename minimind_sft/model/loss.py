@@ -1,6 +1,7 @@
-"""Summed cross-entropy of the next token, over supervised positions only.
+"""Summed cross-entropy of the next token, over supervised positions.
 
-Shapes: N supervised positions, C of one chunk (filled up), R of them at a time, D hidden size, V vocabulary.
+Shapes: S supervised positions, N with what fills them up, C of one chunk (filled up), R of them at a time, D hidden
+size, V vocabulary.
 """
 
 import torch
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.model.precision import at_least_float32, matmul_dtype
 
 CHUNK = 1024
@@ -21,35 +21,31 @@ Also the rows of logits that a CPU turns into their gradient at a time: few, so 
 """
 
 
-def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor,
-                      supervised_N: Tensor | None = None) -> Tensor:
-    """Sum over supervised positions of -log softmax(hidden @ head.T)[label], a scalar of at least float32.
+def cross_entropy_sum(hidden_ND: Tensor, head_VD: Tensor, labels_S: Tensor) -> Tensor:
+    """Sum of -log softmax(hidden @ head.T)[label], a scalar of at least float32.
 
-    `labels_T` is already shifted: position t holds the token that follows t, or IGNORE_INDEX. The head multiplies
-    the other positions only: `supervised_N`, which are found here if they are not given.
+    `labels_S` are the tokens that follow the first S positions of `hidden_ND`; the others have no influence.
     """
-    if supervised_N is None:
-        supervised_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
     if not torch.is_grad_enabled():
         head_VD = head_VD.detach()  # or autograd would still say that a gradient is wanted, and it would be computed
-    return _ChunkedCrossEntropy.apply(hidden_TD.index_select(0, supervised_N), head_VD, labels_T[supervised_N])
+    return _ChunkedCrossEntropy.apply(hidden_ND, head_VD, labels_S)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Takes each chunk's gradient while its logits exist, so that the full logits never do, nor are made twice."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, labels_S: Tensor) -> Tensor:
         dtype = matmul_dtype(head_VD)
         wants_hidden, wants_head, _ = ctx.needs_input_grad
         loss_sum = at_least_float32(hidden_ND.new_zeros(()))
-        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_hidden_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
         grad_head_VD = torch.zeros_like(head_VD) if wants_head else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             weight_VD = head_VD.to(dtype)
-            for start in range(0, len(labels_N), CHUNK):
-                chunk = slice(start, start + CHUNK)
-                labels_C, real = labels_N[chunk], slice(len(labels_N[chunk]))
+            for start in range(0, len(labels_S), CHUNK):
+                chunk = slice(start, min(start + CHUNK, len(labels_S)))
+                labels_C, real = labels_S[chunk], slice(chunk.stop - start)
                 hidden_CD = _filled_up(hidden_ND[chunk]).to(dtype)
                 logits_CV = F.linear(hidden_CD, weight_VD)
                 loss_sum += _gradient_in_place_of(logits_CV, labels_C)
@@ -57,7 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_hidden_ND[chunk] = (logits_CV @ weight_VD)[real]
                 if wants_head:
                     grad_head_VD += logits_CV.T @ hidden_CD
-                del logits_CV  # or they would live until the next chunk's are there
+                del logits_CV  # or it would live until the next chunk's is there
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return loss_sum
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32, for_matmul
+from minimind_sft.model.rows import rows
 from minimind_sft.model.swiglu import gated
 
 
@@ -27,12 +28,14 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.routing: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, wanted_N: Tensor | None = None) -> Tensor:
+        """(T, D), or of the rows `wanted_N`; all are routed, because the auxiliary loss is about all."""
         probs_TE = self.route(x_TD)
         weight_TK, chosen_TK = probs_TE.topk(self.experts_per_token)
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         self.routing = (probs_TE, chosen_TK) if self.training else None
+        x_TD, weight_TK, chosen_TK = (rows(each, wanted_N) for each in (x_TD, weight_TK, chosen_TK))
 
         by_expert_N = chosen_TK.flatten().argsort(stable=True)
         place_TK = by_expert_N.argsort().view_as(chosen_TK)

@@ -1,6 +1,6 @@
 """SwiGLU (Shazeer 2020, arXiv:2002.05202): down(silu(gate x) * up x).
 
-Shapes: T tokens, D hidden size, F width.
+Shapes: T tokens, N of them that are wanted, D hidden size, F width.
 """
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.model.precision import for_matmul
+from minimind_sft.model.rows import rows
 
 
 class SwiGLU(nn.Module):
@@ -19,9 +20,10 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(hidden_size, width, bias=False)
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = for_matmul(x_TD, self.gate_proj.weight)
-        return self.down_proj(gated(self.gate_proj(x_TD), self.up_proj(x_TD)))
+    def forward(self, x_TD: Tensor, wanted_N: Tensor | None = None) -> Tensor:
+        """(T, D), or (N, D) of the rows `wanted_N`."""
+        x_ND = for_matmul(rows(x_TD, wanted_N), self.gate_proj.weight)
+        return self.down_proj(gated(self.gate_proj(x_ND), self.up_proj(x_ND)))
 
 
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
