@@ -8,11 +8,11 @@ import torch
 from memory_probe import Probe, measure
 from programs import refuse, succeed
 
-from minimind_sft.config import PRESETS, ModelConfig
+from minimind_sft.config import IGNORE_INDEX, PRESETS, ModelConfig
 from minimind_sft.model import attention
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
-from minimind_sft.training.memory import MIB, Plan, kept_by_layer, most_tokens, peak
+from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, most_tokens, peak
 
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                     head_dim=16, intermediate_size=160)
@@ -20,7 +20,7 @@ EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe
 TOKENS = 320
 
 
-def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int) -> int:
+def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int, supervised: int = TOKENS) -> int:
     """What the graph of one forward pass over documents of one length keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
@@ -34,7 +34,8 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int) -> int:
     ids = torch.randint(0, config.vocab_size, (TOKENS,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        losses = model(ids, ids, range(0, TOKENS + 1, length))
+        labels = torch.where(torch.arange(TOKENS) < supervised, ids, IGNORE_INDEX)
+        losses = model(ids, labels, range(0, TOKENS + 1, length))
     assert losses.loss_sum.requires_grad
     return sum(size for size, _ in sizes.values())
 
@@ -50,6 +51,15 @@ def test_a_layer_keeps_what_is_counted(config, short, dtype, monkeypatch):
     one, three = (saved_bytes(replace(config, num_hidden_layers=layers), dtype, length) for layers in (1, 3))
     counted = sum(kept_by_layer(config, Plan(TOKENS, length, dtype)).values())
     assert counted * TOKENS == pytest.approx((three - one) / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("config", [SMALL, EXPERTS], ids=["dense", "experts"])
+def test_the_last_feed_forward_network_is_counted_where_it_is_computed(config):
+    few, all_of_them = (saved_bytes(config, torch.float32, 160, supervised) for supervised in (128, TOKENS))
+    counted_few, counted_all = (in_use(config, Plan(TOKENS, 160, torch.float32, supervised_share=share))["activations"]
+                                for share in (128 / TOKENS, 1.0))
+    behind = (TOKENS - 128) * 4 * (2 * config.hidden_size + 1)  # the last norm and the head's gradient of its output
+    assert counted_all - counted_few + behind == pytest.approx(all_of_them - few, rel=0.03)
 
 
 def test_attention_of_mixed_lengths_counts_as_the_worse_kind():

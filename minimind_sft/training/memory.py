@@ -81,21 +81,29 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
     kept = {
         "norm and projections": FLOAT * D + m * D + FLOAT * (Q + G) + norm_statistics,  # x, its norm, q and k unnormed
         "attention": padded * (a * (Q + 2 * G) + _attention_weights(config, plan)) + m * Q,
-        "feed-forward": FLOAT * D + FLOAT + _feed_forward(config, m),
+        "feed-forward": FLOAT * D + FLOAT + _router(config) + _networks(config, m),
     }
     if config.dropout:
         kept["dropout"] = 2 * m * D + _dropped_attention(config, plan) * padded
     return kept
 
 
-def _feed_forward(config: ModelConfig, m: int) -> float:
-    """The normed input, then gate, up and silu(gate) * up; with experts for each of a token's K copies."""
+def _wanted(plan: Plan) -> float:
+    """Tokens of a micro-batch that the last layer's feed-forward network computes (model/decoder.py)."""
+    return plan.micro_batch_tokens * (plan.supervised_share if plan.on_cpu else 1.0)
+
+
+def _router(config: ModelConfig) -> float:
+    """x in float32, the experts' probabilities and their loss."""
+    return FLOAT * config.hidden_size + 3 * FLOAT * config.num_experts if config.use_moe else 0.0
+
+
+def _networks(config: ModelConfig, m: int) -> float:
+    """The normed input, then gate, up and silu(gate) * up; with experts for each of a token's K copies, weighted."""
     D = config.hidden_size
     if not config.use_moe:
         return m * (D + 3 * config.intermediate_size)
-    copies, experts = config.num_experts_per_tok, config.num_experts
-    router = FLOAT * D + 3 * FLOAT * experts + FLOAT * copies  # x in float32, probabilities and their loss, weights
-    return router + copies * (m * (2 * D + 3 * config.moe_intermediate_size) + 3 * INDEX)
+    return config.num_experts_per_tok * (m * (2 * D + 3 * config.moe_intermediate_size) + FLOAT + 3 * INDEX)
 
 
 def _attention_weights(config: ModelConfig, plan: Plan) -> float:
@@ -126,7 +134,8 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
     sizes, tokens = Sizes.of(config), plan.micro_batch_tokens
     layer = sum(kept_by_layer(config, plan).values()) * tokens
     entry = FLOAT * config.hidden_size * tokens
-    activations = sizes.layers * (entry if plan.gradient_checkpointing else layer)
+    unwanted = (tokens - _wanted(plan)) * _networks(config, plan.dtype.itemsize)  # in the last layer
+    activations = sizes.layers * entry if plan.gradient_checkpointing else sizes.layers * layer - unwanted
     again = layer if plan.gradient_checkpointing else 0.0
     resident = _resident(sizes, plan)
     # Either the loss is the highest point, or the first layer whose backward pass runs, which is the last one.
@@ -162,7 +171,7 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     """The last norm and the head: hidden states, their gradient, one chunk of logits, the head's gradient."""
     m, head = plan.dtype.itemsize, config.vocab_size * config.hidden_size
     supervised = plan.supervised_share * plan.micro_batch_tokens
-    hidden = FLOAT * config.hidden_size * (2 * plan.micro_batch_tokens + 2 * supervised)
+    hidden = FLOAT * config.hidden_size * (2 * _wanted(plan) + 2 * supervised)
     chunk = min(loss.CHUNK, supervised) * config.vocab_size
     logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # float32, log-softmax
     products = m * chunk + (FLOAT + m if m < FLOAT else m) * head  # the logits' gradient, and the head's by this chunk
