@@ -10,7 +10,8 @@ given our ids and labels, so that both train on the same tokens, and transformer
 1. The losses of the first steps are compared, in float32.
 2. TRL is searched for its best configuration: padded and packed, float32 and bfloat16, several batch sizes.
 3. Its best, its best at our number of tokens per optimizer step, and ours take turns, `--repeat` times; the medians
-   count. Useful tokens are those of the conversations; padding counts for nobody.
+   count. Useful tokens are those of the conversations; padding counts for nobody. Each training of ours has a process
+   of its own, and so has TRL.
 4. With `--switched_off`, ours also takes each step without each of its ideas (benchmarks/train_variants.py).
 
 The ceiling is how fast this machine multiplies matrices in the same run (benchmarks/peak.py), at 6 FLOP per parameter
@@ -18,168 +19,24 @@ and useful token.
 """
 
 import argparse
-import copy
 import json
 import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from peak import matmul_peak, model_shapes
-from peers import qwen3_twin
 from tqdm import tqdm
-from train_variants import VARIANTS, switched_off
+from train_contenders import Ours, OwnProcess, Theirs, Work, common_work, short
+from train_variants import VARIANTS
 
-from minimind_sft.config import ModelConfig, in_repository
-from minimind_sft.data.batching import TrainingSteps
-from minimind_sft.data.chat_template import make_template
-from minimind_sft.data.dataset import ExampleDataset
-from minimind_sft.data.prepared import prepare
-from minimind_sft.data.rows import SFTRows
-from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.device import position_multiple, resolve_device
-from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.distributed import Ranks
-from minimind_sft.training.loop import train_step
-from minimind_sft.training.optim import BETAS, build_optimizer
+from minimind_sft.config import in_repository
 
-LEARNING_RATE, WEIGHT_DECAY, GRAD_CLIP = 5e-4, 0.1, 1.0
-MAX_SEQ_LEN = 340
-CONVERSATIONS_PER_STEP = 16
-MICRO_BATCH_TOKENS = 4096
 SEARCH_STEPS = 3
 LOSSES_AGREE = 1e-3
-
-
-@dataclass(frozen=True)
-class Work:
-    """What everybody trains on, in this order."""
-
-    model: MiniMindForCausalLM
-    dataset: ExampleDataset
-    device: torch.device
-
-    def steps(self) -> TrainingSteps:
-        return TrainingSteps(self.dataset, epochs=1, samples_per_step=CONVERSATIONS_PER_STEP,
-                             micro_batch_tokens=MICRO_BATCH_TOKENS, seed=0,
-                             multiple=position_multiple(self.device, False, MICRO_BATCH_TOKENS))
-
-    def documents(self, steps: int) -> list[dict[str, list[int]]]:
-        """The ids and labels of the first steps' conversations, as TRL takes them: labels not shifted."""
-        plan = self.steps()
-        return [{"input_ids": example.input_ids.tolist(), "labels": [-100, *example.labels.tolist()[:-1]]}
-                for step in range(steps) for sample in plan.sample_ids(step) for example in self.dataset[sample]]
-
-    def tokens(self, steps: int) -> int:
-        plan = self.steps()
-        return sum(sum(self.dataset.lengths(sample)) for step in range(steps) for sample in plan.sample_ids(step))
-
-
-@dataclass
-class Ours:
-    """A training of ours that can be continued for some steps at a time."""
-
-    name: str
-    dtype: torch.dtype
-    compiled: bool = False
-    without: str | None = None
-    """The idea of `VARIANTS` that is switched off."""
-    losses: list[float] = field(default_factory=list)
-
-    def start(self, work: Work) -> None:
-        self.work, self.plan = work, work.steps()
-        self.ranks = Ranks(0, 1, work.device)
-        self.model = copy.deepcopy(work.model).train()
-        if self.compiled:
-            for layer in self.model.model.layers:
-                layer.compile(dynamic=True)
-        self.optimizer = build_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
-        self.scaler = torch.amp.GradScaler(work.device.type, enabled=False)
-
-    def run(self, steps: int, first: int = 0) -> float:
-        """Seconds for `steps` steps' data from the `first` on, assembling the batches included."""
-        with switched_off(self.without, self.optimizer):
-            start = time.perf_counter()
-            for step in range(first, first + steps):
-                result = train_step(self.model, self.plan[step], self.optimizer, self.scaler, self.ranks, self.dtype,
-                                    GRAD_CLIP)
-                self.losses.append(result.loss)
-            return time.perf_counter() - start
-
-
-@dataclass
-class Theirs:
-    """TRL's SFTTrainer: `batch` rows, `accumulate` times per optimizer step."""
-
-    packed: bool
-    dtype: torch.dtype
-    batch: int
-    accumulate: int = 1
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        rows = f"{self.batch} x {self.accumulate}" if self.accumulate > 1 else str(self.batch)
-        return f"TRL, {'packed' if self.packed else 'padded'}, {rows} rows a step, {short(self.dtype)}"
-
-    def start(self, work: Work) -> None:
-        self.work = work
-
-    def run(self, steps: int) -> float:
-        """As `Ours.run`, in a trainer of its own that starts from the common weights; its making is not timed."""
-        import datasets
-        from transformers import PrinterCallback, TrainerCallback
-        from trl import SFTConfig, SFTTrainer
-
-        datasets.disable_progress_bars()
-
-        class Clock(TrainerCallback):
-            seconds = 0.0
-
-            def on_train_begin(self, *_, **__):
-                self.seconds -= time.perf_counter()
-
-            def on_train_end(self, *_, **__):
-                self.seconds += time.perf_counter()
-
-        with tempfile.TemporaryDirectory() as folder:
-            settings = SFTConfig(
-                output_dir=folder, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
-                use_cpu=self.work.device.type == "cpu", bf16=self.dtype == torch.bfloat16, num_train_epochs=1,
-                per_device_train_batch_size=self.batch, gradient_accumulation_steps=self.accumulate,
-                packing=self.packed, max_length=MAX_SEQ_LEN, gradient_checkpointing=False,
-                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=WEIGHT_DECAY,
-                adam_beta1=BETAS[0], adam_beta2=BETAS[1], max_grad_norm=GRAD_CLIP, optim="adamw_torch_fused",
-                train_sampling_strategy="sequential", dataloader_pin_memory=False, log_level="error",
-            )
-            clock = Clock()
-            trainer = SFTTrainer(qwen3_twin(self.work.model), args=settings,
-                                 train_dataset=datasets.Dataset.from_list(self.work.documents(steps)),
-                                 processing_class=self.tokenizer(), callbacks=[clock])
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            self.losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return clock.seconds
-
-    def tokenizer(self):
-        """Only there because SFTTrainer wants one: the data are ids already."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(in_repository("model"))
-
-    @property
-    def has_our_step(self) -> bool:
-        """Whether an optimizer step takes (about) as many tokens as ours."""
-        return self.batch * self.accumulate == CONVERSATIONS_PER_STEP or (self.packed and self.batch == 5)
-
-
-def short(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
 def trl_configurations(dtypes: list[torch.dtype]) -> list[Theirs]:
@@ -198,12 +55,11 @@ def compare_losses(ours: Ours, theirs: Theirs) -> float:
     return worst
 
 
-def search(configurations: list[Theirs], work: Work) -> tuple[Theirs, Theirs, dict[str, float]]:
+def search(configurations: list[Theirs], trl: OwnProcess, work: Work) -> tuple[Theirs, Theirs, dict[str, float]]:
     """TRL's fastest configuration, its fastest with our tokens per step, and tokens/s of all that were tried."""
     rates = {}
     for theirs in tqdm(configurations, desc="TRL's best", unit=" configurations"):
-        theirs.start(work)
-        rates[theirs.name] = work.tokens(SEARCH_STEPS) / theirs.run(SEARCH_STEPS)
+        rates[theirs.name] = work.tokens(SEARCH_STEPS) / trl.run(theirs, SEARCH_STEPS)
     for name, rate in rates.items():
         print(f"  {name:<44}{rate:>8,.0f} useful tokens/s")
     best = max(configurations, key=lambda theirs: rates[theirs.name])
@@ -211,18 +67,18 @@ def search(configurations: list[Theirs], work: Work) -> tuple[Theirs, Theirs, di
     return best, same, rates
 
 
-def take_turns(contenders: list[Ours | Theirs], work: Work, steps: int, repeat: int,
+def take_turns(places: list[tuple[Ours | Theirs, OwnProcess]], work: Work, steps: int, repeat: int,
                peak: Callable[[], dict[str, float]]) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
     """Useful tokens/s of each contender in every round, and the ceilings measured in every round."""
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    rates: dict[str, list[float]] = {contender.name: [] for contender, _ in places}
     peaks, tokens = [], work.tokens(steps)
-    with tqdm(total=repeat * len(contenders), unit=" runs") as bar:
+    with tqdm(total=repeat * len(places), unit=" runs") as bar:
         for turn in range(repeat):
             peaks.append(peak())
-            first = turn % len(contenders)  # whoever follows the measurement of the peak finds the caches cold
-            for contender in contenders[first:] + contenders[:first]:
+            first = turn % len(places)  # whoever follows the measurement of the peak finds the caches cold
+            for contender, process in places[first:] + places[:first]:
                 bar.set_description(contender.name)
-                rates[contender.name].append(tokens / contender.run(steps))
+                rates[contender.name].append(tokens / process.run(contender, steps))
                 bar.update()
     return rates, peaks
 
@@ -252,21 +108,6 @@ def print_table(rows: dict[str, dict], references: list[str]) -> None:
         print(f"{name:<44}{row['useful_tokens_per_second']:>9,.0f}{spread:>14}{row['share_of_matmul_peak']:>9.2f}{ratios}")
 
 
-def common_work(arguments: argparse.Namespace, folder: Path) -> Work:
-    tokenizer = Tokenizer.from_folder(arguments.tokenizer_path)
-    rows = SFTRows(make_template(tokenizer), MAX_SEQ_LEN)
-    prepared = prepare([arguments.file], rows, folder, "skip", True, print)
-    wanted = arguments.steps * CONVERSATIONS_PER_STEP
-    if len(prepared) < wanted:
-        raise SystemExit(f"{arguments.file}: {len(prepared)} usable rows, expected at least {wanted} (--steps)")
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(ModelConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=arguments.hidden_size,
-        num_hidden_layers=arguments.num_hidden_layers))
-    device = resolve_device(arguments.device)
-    return Work(model.to(device), prepared.select(prepared.epoch_order(seed=0, epoch=0)[:wanted]), device)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=Path(in_repository("dataset/sft_demo.jsonl")),
@@ -284,7 +125,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw them here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(arguments, common_work(arguments, Path(folder)))
+        report = measure(arguments, Path(folder))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
@@ -293,37 +134,38 @@ def main() -> None:
         draw(report, arguments.plot)
 
 
-def measure(arguments: argparse.Namespace, work: Work) -> dict:
+def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     bf16, fp32 = torch.bfloat16, torch.float32
+    work = common_work(arguments, folder)
     parameters = sum(parameter.numel() for parameter in work.model.parameters())
     report = {"command": "python benchmarks/train_speed.py " + " ".join(sys.argv[1:]),
               "torch": torch.__version__, "machine": platform.machine(),
               "threads": torch.get_num_threads(), "device": str(work.device), "parameters": parameters,
               "tokens_per_step": work.tokens(arguments.steps) / arguments.steps, "repeat": arguments.repeat}
-    contenders: list[Ours | Theirs] = [Ours("ours, bf16", bf16), Ours("ours, fp32", fp32)]
+    ours = [Ours("ours, bf16", bf16), Ours("ours, fp32", fp32)]
     if not arguments.skip_compile:
-        contenders.insert(0, Ours("ours, bf16, compiled", bf16, compiled=True))
-    for contender in contenders:
-        contender.start(work)
-        seconds = contender.run(SEARCH_STEPS)
-        print(f"{contender.name}: first {SEARCH_STEPS} steps {seconds:.1f} s")
+        ours.insert(0, Ours("ours, bf16, compiled", bf16, compiled=True))
+    places: list[tuple[Ours | Theirs, OwnProcess]] = [(one, OwnProcess(arguments, folder)) for one in ours]
+    for contender, process in places:
+        print(f"{contender.name}: first {SEARCH_STEPS} steps {process.run(contender, SEARCH_STEPS):.1f} s")
     references = []
     if not arguments.skip_peers:
-        configurations = trl_configurations([bf16, fp32])
-        best, same, report["trl_search"] = search(configurations, work)
+        trl, configurations = OwnProcess(arguments, folder), trl_configurations([bf16, fp32])
+        best, same, report["trl_search"] = search(configurations, trl, work)
         plain = next(theirs for theirs in configurations if theirs.dtype == fp32 and theirs.has_our_step
                      and not theirs.packed)
-        report["losses_apart"] = compare_losses(contenders[-1], plain)
-        contenders += [best] if best is same else [best, same]
-        references = list(dict.fromkeys((best.name, same.name)))
+        report["losses_apart"] = compare_losses(ours[-1], plain)
+        peers = [best] if best is same else [best, same]
+        places += [(theirs, trl) for theirs in peers]
+        references = [theirs.name for theirs in peers]
     shapes = model_shapes(work.model.config)
 
     def peak() -> dict[str, float]:
         return {short(dtype): matmul_peak(dtype, work.device, shapes, seconds_per_shape=0.15) for dtype in (bf16, fp32)}
 
-    rates, peaks = take_turns(contenders, work, arguments.steps, arguments.repeat, peak)
+    rates, peaks = take_turns(places, work, arguments.steps, arguments.repeat, peak)
     report["peak_flops"] = {name: statistics.median(one[name] for one in peaks) for name in peaks[0]}
-    report["contenders"] = summary(contenders, rates, peaks, parameters)
+    report["contenders"] = summary([contender for contender, _ in places], rates, peaks, parameters)
     report["references"] = references
     print(f"\nmatrix-multiply peak: {report['peak_flops']['bf16'] / 1e9:,.0f} GFLOP/s in bf16, "
           f"{report['peak_flops']['fp32'] / 1e9:,.0f} in fp32")
