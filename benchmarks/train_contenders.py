@@ -5,6 +5,7 @@ import copy
 import multiprocessing
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -192,11 +193,12 @@ class OwnProcess:
 def _serve(pipe: Connection, arguments: argparse.Namespace, folder: Path) -> None:
     work = common_work(arguments, folder)
     started: dict[str, Ours | Theirs] = {}
-    while True:
-        contender, steps = pipe.recv()
-        if contender.name not in started:
-            started[contender.name] = contender
-            contender.start(work)
-        contender = started[contender.name]
-        seconds = contender.run(steps)
-        pipe.send((seconds, contender.losses))
+    with suppress(EOFError):  # nobody is left who would ask
+        while True:
+            contender, steps = pipe.recv()
+            if contender.name not in started:
+                started[contender.name] = contender
+                contender.start(work)
+            contender = started[contender.name]
+            seconds = contender.run(steps)
+            pipe.send((seconds, contender.losses))
