@@ -30,6 +30,7 @@ from minimind_sft.config import ModelConfig
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize
@@ -115,6 +116,7 @@ def take_steps(probe: Probe, ranks: Ranks, arguments: argparse.Namespace) -> dic
     device = resolve_device(arguments.device, ranks.rank)
     dtype, config = resolve_dtype(arguments.dtype, device), probe.config
     (ceiling,) = ranks.sum(matmul_peak(dtype, device, model_shapes(config)))  # all ranks at once, as they train
+    keep_freed_memory()
     model = MiniMindForCausalLM(config).to(device)
     wrapped = parallelize(model, ranks, "ddp", dtype)
     optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)

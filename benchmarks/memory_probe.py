@@ -23,6 +23,7 @@ from minimind_sft.data.batching import StepBatch, collate
 from minimind_sft.data.example import make_example
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize
@@ -80,6 +81,7 @@ def random_step(probe: Probe, step: int) -> StepBatch:
 
 def take_steps(probe: Probe, ranks: Ranks) -> dict:
     before, dtype = resident("VmRSS"), getattr(torch, probe.dtype)
+    keep_freed_memory()
     torch.manual_seed(0)
     model = MiniMindForCausalLM(probe.config).to(ranks.device)
     model.model.gradient_checkpointing = probe.gradient_checkpointing

@@ -29,6 +29,7 @@ from minimind_sft.errors import run_program
 from minimind_sft.model import moe
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 
@@ -48,6 +49,7 @@ class Bench:
     steps: list[StepBatch]
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.models = {}
         for name, config in MODELS.items():
             torch.manual_seed(0)

@@ -24,6 +24,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import position_multiple, resolve_device
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import BETAS, build_optimizer
 
@@ -69,6 +70,7 @@ class Ours:
     losses: list[float] = field(default_factory=list)
 
     def start(self, work: Work) -> None:
+        keep_freed_memory()
         self.work, self.plan = work, work.steps()
         self.ranks = Ranks(0, 1, work.device)
         self.model = copy.deepcopy(work.model).train()

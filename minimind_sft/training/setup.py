@@ -23,6 +23,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.training.checkpoint import Checkpoints, TrainState
 from minimind_sft.training.distributed import restarted_by_torchrun
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
@@ -203,6 +204,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
           evaluate: Callable[[], Evaluation] | None, checkpoints: Checkpoints) -> int:
     """Fits the model to the training set, from its resume state if asked; the program's exit status."""
     config, ranks = run.config, run.ranks
+    keep_freed_memory()
     out = weights_path(config.save_dir, config.save_weight, model.config)
     identity = run_identity(run, model, train_set, eval_set)
     check_agreement(run, model, identity)
