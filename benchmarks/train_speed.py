@@ -194,11 +194,11 @@ def without_each(work: Work, steps: int) -> dict[str, float]:
     for step in tqdm(range(steps), desc="without each idea", unit=" steps"):
         turn = step % len(variants)
         times.append({name: seconds(name, step) for name in variants[turn:] + variants[:turn]})
-    print(f"\n{'without':<60}{'time':>8}")
+    print(f"\n{'without':<66}{'time':>8}")
     slower = {}
     for name, idea in VARIANTS.items():
         slower[idea.title] = statistics.median(one[name] / one[None] for one in times)
-        print(f"{idea.title:<60}{slower[idea.title]:>7.2f}x")
+        print(f"{idea.title:<66}{slower[idea.title]:>7.2f}x")
     return slower
 
 

@@ -6,7 +6,7 @@ OURS, THEIRS, CEILING = "#2a6f97", "#b5b5b5", "#c1121f"
 
 
 def draw(report: dict, path: Path) -> None:
-    """Useful tokens/s of everybody, under the ceiling of the machine; and what each idea gives. What was measured.
+    """Useful tokens/s of everybody, under the ceiling of the machine, and what each idea gives: whichever is there.
 
     Raises:
         SystemExit: if matplotlib is not installed.

@@ -1,6 +1,7 @@
 """Attention over documents, against a softmax written out."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def test_documents_of_up_to_384_tokens_are_short(monkeypatch):
     monkeypatch.setattr(attention, "short_attention", spy)
     Documents((0, 384, 769), CPU).attend(0, *flat_qkv(769))
     assert seen == [384]
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(True, [0, 1, 2, 3]), (False, [0, 1, 1, 1])])
+def test_the_weights_of_a_block_stay_only_where_a_gradient_is_wanted(wanted, kept, monkeypatch):
+    """Counted at each block's softmax: those before it; the last one is in the loop's hands still."""
+    made, alive = [], []
+    softmax = torch.Tensor.softmax
+
+    def spy(scores_BRP, dim):
+        alive.append(sum(one() is not None for one in made))
+        weights_BRP = softmax(scores_BRP, dim)
+        made.append(weakref.ref(weights_BRP))
+        return weights_BRP
+
+    monkeypatch.setattr(torch.Tensor, "softmax", spy)
+    Documents((0, 256), CPU).attend(0, *(x.detach().requires_grad_(wanted) for x in flat_qkv(256)))
+    assert alive == kept
 
 
 @pytest.mark.parametrize("cu_seqlens", [(0,), (0, 0)])

@@ -42,7 +42,7 @@ class MixtureOfExperts(nn.Module):
         ends_E = count(chosen_TK, probs_TE.shape[1]).cumsum(0, dtype=torch.int32)
         y_ND = self.experts(_Copies.apply(x_TD, by_expert_N // self.experts_per_token, place_TK), ends_E)
         y_TKD = _Copies.apply(y_ND, place_TK.flatten(), by_expert_N[:, None]).unflatten(0, chosen_TK.shape)
-        return (weight_TK.unsqueeze(-1) * y_TKD).sum(1).to(y_ND.dtype)
+        return sum_of_copies(weight_TK.unsqueeze(-1) * y_TKD).to(y_ND.dtype)
 
     def route(self, x_TD: Tensor) -> Tensor:
         """Router probabilities (T, E), in at least float32: rounding must not decide between two experts."""
@@ -115,7 +115,12 @@ class _Copies(torch.autograd.Function):
     def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:
         (copies_MC,) = ctx.saved_tensors
         grad_MCD = grad_ND.index_select(0, copies_MC.flatten()).unflatten(0, copies_MC.shape)
-        return grad_MCD.sum(1), None, None
+        return sum_of_copies(grad_MCD), None, None
+
+
+def sum_of_copies(x_MCD: Tensor) -> Tensor:
+    """Sums over C; of one summand PyTorch would make a copy."""
+    return x_MCD.squeeze(1) if x_MCD.shape[1] == 1 else x_MCD.sum(1)
 
 
 def count(index: Tensor, bins: int) -> Tensor:

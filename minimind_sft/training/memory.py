@@ -26,8 +26,11 @@ INDEX = 8
 
 LIBRARIES = 375 * MIB
 """CPU: the interpreter and PyTorch (271 MiB after the imports), and what its kernels set up when they first run."""
-HEAP = 0.2
-"""CPU: what glibc's heap holds back between blocks in use, as a share of what is allocated and freed in a step."""
+HEAP = 3
+"""CPU: what glibc's heap holds back between blocks in use, in layers' worth of what a micro-batch keeps.
+
+With gradient checkpointing it is as much: what comes and goes while one layer computes breaks the heap into pieces.
+"""
 KERNEL = 0.65 * MIB
 """CPU, bfloat16: what oneDNN keeps for every shape of a matrix product that it has met."""
 DDP_BUCKET = 25 * MIB
@@ -195,9 +198,9 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
     """
     parts = in_use(config, plan)
     if plan.on_cpu:
-        freed = sum(parts.values()) - parts["weights"] - parts["optimizer"]
+        held = HEAP * sum(kept_by_layer(config, plan).values()) * plan.micro_batch_tokens
         kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
-        parts |= {"held by the heap": HEAP * freed, "libraries": LIBRARIES + kernels}
+        parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
     return parts
 
 
