@@ -84,12 +84,12 @@ def _gradient_in_place_of(logits_CV: Tensor, labels: Tensor) -> Tensor:
         real = slice(len(labels_R))
         logprobs_RV = at_least_float32(logits_RV).log_softmax(-1)
         loss_sum += F.nll_loss(logprobs_RV[real], labels_R, reduction="sum")
-        softmax_minus_one_hot_(logprobs_RV[real], labels_R)
+        _softmax_minus_one_hot_(logprobs_RV[real], labels_R)
         logits_RV.copy_(logprobs_RV)
     return loss_sum
 
 
-def softmax_minus_one_hot_(logprobs_CV: Tensor, labels_C: Tensor) -> Tensor:
+def _softmax_minus_one_hot_(logprobs_CV: Tensor, labels_C: Tensor) -> Tensor:
     """The gradient of the summed cross-entropy with respect to the logits, in the memory of `logprobs_CV`."""
     probs_CV = logprobs_CV.exp_()
     return probs_CV.scatter_add_(1, labels_C[:, None], probs_CV.new_full((len(labels_C), 1), -1.0))

@@ -26,7 +26,7 @@ INDEX = 8
 
 LIBRARIES = 375 * MIB
 """CPU: the interpreter and PyTorch (271 MiB after the imports), and what its kernels set up when they first run."""
-HEAP = 3
+HEAP = 2
 """CPU: what glibc's heap holds back between blocks in use, in layers' worth of what a micro-batch keeps.
 
 With gradient checkpointing it is as much: what comes and goes while one layer computes breaks the heap into pieces.
