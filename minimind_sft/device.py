@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, and in which precision; how it gets a tensor."""
 
 import torch
 
@@ -27,6 +27,11 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type != "cpu":
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     return device
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor to `device`; a GPU gets it from pinned memory while it works on something else."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def position_multiple(device: torch.device, compiled: bool, most_positions: int) -> int:

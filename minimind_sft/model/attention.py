@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimind_sft.device import send
 from minimind_sft.model.short_attention import short_attention
 
 MAX_PADDING = 0.2
@@ -103,11 +104,6 @@ class PaddedGroups:
                         else causal_attention(q_BLQD, k_BLD, v_BLD, self._dropout))
             out_groups.append(out_BLQD.flatten(0, 1))
         return torch.cat(out_groups).index_select(0, self._unpad_TG).view_as(q_THD)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor to where the tokens are; a GPU gets it from pinned memory while it works on something else."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _padded_groups(starts_S: Tensor, lengths: list[int],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention, varlen
 
-from minimind_sft.model.attention import send
+from minimind_sft.device import send
 
 
 class Varlen:
