@@ -26,8 +26,8 @@ class Progress:
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not is_main, dynamic_ncols=True,
                          bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} "
                                     "[{elapsed}<{remaining}]")
-        self._tokens_since, self._time_since = 0, time.perf_counter()
-        self._rate = 0.0
+        self._tokens, self._seconds, self._rate = 0, 0.0, 0.0
+        self._going_since = time.perf_counter()
         if is_main:
             with self._disk():
                 cut_metrics(metrics_path, step)
@@ -45,11 +45,13 @@ class Progress:
 
     def advance(self, loss: float, supervised_tokens: int) -> None:
         """One step more on the bar."""
-        self._tokens_since += supervised_tokens
-        elapsed = time.perf_counter() - self._time_since
-        if elapsed > 1.0:
-            self._rate = self._tokens_since / elapsed
-            self._tokens_since, self._time_since = 0, time.perf_counter()
+        now = time.perf_counter()
+        self._tokens, self._seconds = self._tokens + supervised_tokens, self._seconds + now - self._going_since
+        self._going_since = now
+        if self._seconds > 1.0 or not self._rate:
+            self._rate = self._tokens / max(self._seconds, 1e-9)
+        if self._seconds > 1.0:
+            self._tokens, self._seconds = 0, 0.0
         with suppress(OSError):  # nobody reads any more: no reason to end a training
             self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
             self._bar.update()
@@ -87,8 +89,8 @@ class Progress:
                 self._bar.write(line)
 
     def pause(self) -> None:
-        """Time from here to the next `advance` does not count as training."""
-        self._time_since, self._tokens_since = time.perf_counter(), 0
+        """The time since the last `advance` was not spent on training."""
+        self._going_since = time.perf_counter()
 
 
 def cut_metrics(path: Path, step: int) -> None:
