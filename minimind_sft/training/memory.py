@@ -26,8 +26,8 @@ INDEX = 8
 
 LIBRARIES = 375 * MIB
 """CPU: the interpreter and PyTorch (271 MiB after the imports), and what its kernels set up when they first run."""
-HEAP = 2
-"""CPU: what glibc's heap holds back between blocks in use, in layers' worth of what a micro-batch keeps.
+HEAP = 3
+"""CPU: what glibc's heap holds back between blocks in use, in layers' worth of what is kept outside attention.
 
 With gradient checkpointing it is as much: what comes and goes while one layer computes breaks the heap into pieces.
 """
@@ -198,7 +198,8 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
     """
     parts = in_use(config, plan)
     if plan.on_cpu:
-        held = HEAP * sum(kept_by_layer(config, plan).values()) * plan.micro_batch_tokens
+        kept = kept_by_layer(config, plan)
+        held = HEAP * (kept["norm and projections"] + kept["feed-forward"]) * plan.micro_batch_tokens
         kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
     return parts
