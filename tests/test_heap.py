@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from minimind_sft.training import setup
 
 PROGRAM = """
 import platform, resource, sys, torch
@@ -35,3 +38,16 @@ def test_memory_that_a_step_freed_is_there_for_the_next():
     first, *later = page_faults("keep")
     assert sum(later) < 0.2 * first
     assert sum(page_faults("leave")[1:]) > 3 * sum(later)
+
+
+def test_every_training_begins_with_it(monkeypatch):
+    class Told(Exception):
+        pass
+
+    def tell() -> None:
+        raise Told
+
+    monkeypatch.setattr(setup, "keep_freed_memory", tell)
+    nothing = SimpleNamespace(config=None, ranks=None)
+    with pytest.raises(Told):
+        setup.train(nothing, None, None, None, None, None)

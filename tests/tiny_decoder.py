@@ -1,0 +1,32 @@
+"""Tiny decoders, dense and with experts, and a batch for them."""
+
+import itertools
+from dataclasses import replace
+
+import torch
+
+from minimind_sft.config import IGNORE_INDEX, ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+TINY = ModelConfig(vocab_size=61, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                   head_dim=8, intermediate_size=40, max_position_embeddings=64)
+TINY_MOE = replace(TINY, use_moe=True, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16,
+                   router_aux_loss_coef=0.1)
+
+
+def build(config: ModelConfig, dtype: torch.dtype = torch.float32, std: float = 0.3) -> MiniMindForCausalLM:
+    """A model whose weights are large enough for every part of it to matter."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), std)
+    return model
+
+
+def random_batch(lengths: list[int], vocab_size: int = 61) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    torch.manual_seed(1)
+    input_ids = torch.randint(0, vocab_size, (sum(lengths),))
+    labels = torch.randint(0, vocab_size, (sum(lengths),))
+    labels[torch.rand(len(labels)) < 0.4] = IGNORE_INDEX
+    return input_ids, labels, (0, *itertools.accumulate(lengths))
