@@ -54,6 +54,19 @@ def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
         torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_wanted_positions_are_those_of_all(name: str):
+    model = build(CONFIGS[name])
+    prompt_ids, ends = torch.tensor(list(chain(*PROMPTS))), torch.tensor([len(prompt) for prompt in PROMPTS]).cumsum(0)
+    for form in (model, FrozenModel(model, plain)):
+        cache = KVCache(model.config, len(PROMPTS), 40, torch.float64, torch.device("cpu"))
+        context = cache.prefill([0, *ends.tolist()])
+        every = form.hidden_states(prompt_ids, context.positions_T, context)
+        wanted = form.hidden_states(prompt_ids, context.positions_T, context, ends - 1)
+        torch.testing.assert_close(wanted, every[ends - 1], rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("experts", [0, 1])
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])

@@ -6,7 +6,7 @@ take fewer operations. The result is that of `MiniMindForCausalLM.hidden_states`
 
 Shapes: T tokens of all sequences in one row, D hidden size, H query heads, G key/value heads, A = H + G heads that are
 turned, W head dim, R = W / 2, P positions, F width of the feed-forward network, E experts, n tokens of one expert,
-N copies of tokens, V vocabulary.
+N copies of tokens or positions that are wanted, V vocabulary.
 """
 
 import copy
@@ -22,6 +22,7 @@ from minimind_sft.inference.packed import Pack, best_pack
 from minimind_sft.model.decoder import Attention, Context, DecoderLayer, MiniMindForCausalLM, RMSNorm, rope_turns
 from minimind_sft.model.moe import Experts, MixtureOfExperts
 from minimind_sft.model.precision import at_least_float32
+from minimind_sft.model.rows import rows
 
 
 def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | FrozenModel":
@@ -49,13 +50,15 @@ class FrozenModel:
         self._head = pack([model.lm_head.weight])
         self._cos_PW = self._sin_PW = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
 
-    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
-        """What the head reads, (T, D); as `MiniMindForCausalLM.hidden_states`."""
+    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
+                      wanted_N: Tensor | None = None) -> Tensor:
+        """What the head reads, (T, D), or (N, D) of the positions `wanted_N`, as the model's method of that name."""
         x_TD = at_least_float32(self._embed_tokens(input_ids_T))
         rope = self._rope(positions_T)
-        for layer in self._layers:
+        *layers, last = self._layers
+        for layer in layers:
             x_TD = layer(x_TD, rope, context)
-        return self._norm(x_TD)
+        return self._norm(last(x_TD, rope, context, wanted_N))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores of the next token (N, V)."""
@@ -99,9 +102,10 @@ class _Layer:
         else:
             self._mlp = _SwiGLU(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, pack)
 
-    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
-        x_TD = x_TD + self._attention(self._attention_norm(x_TD), rope, context)
-        return x_TD.add_(self._mlp(self._mlp_norm(x_TD)))
+    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
+                 wanted_N: Tensor | None = None) -> Tensor:
+        x_ND = rows(x_TD + self._attention(self._attention_norm(x_TD), rope, context), wanted_N)
+        return x_ND.add_(self._mlp(self._mlp_norm(x_ND)))
 
 
 class _Attention:

@@ -99,8 +99,8 @@ def _steps(
     cu_seqlens = [0, *accumulate(lengths)]
     prompt_ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
     context = cache.prefill(cu_seqlens)
-    hidden_TD = model.hidden_states(prompt_ids_T, context.positions_T, context)
-    hidden_SD = hidden_TD[[end - 1 for end in cu_seqlens[1:]]]
+    last_S = torch.tensor(cu_seqlens[1:], device=device) - 1
+    hidden_SD = model.hidden_states(prompt_ids_T, context.positions_T, context, last_S)
     while True:
         tokens_S = sampler.choose(model.logits(hidden_SD))
         step = {index: token for index, token in zip(running, tokens_S.tolist(), strict=True) if token not in stop_ids}

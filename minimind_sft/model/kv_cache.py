@@ -40,9 +40,10 @@ class KVCache:
         self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
-    def store(self, layer_index: int, sequence: int, k_TGD: Tensor, v_TGD: Tensor) -> None:
-        self._keys_NSGLD[layer_index, sequence, :, : len(k_TGD)] = k_TGD.transpose(0, 1)
-        self._values_NSGLD[layer_index, sequence, :, : len(v_TGD)] = v_TGD.transpose(0, 1)
+    def store(self, layer_index: int, sequence_T: Tensor, position_T: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> None:
+        """Writes the keys and values of T tokens, each at its position of its sequence."""
+        for kept_NSGLD, new_TGD in ((self._keys_NSGLD, k_TGD), (self._values_NSGLD, v_TGD)):
+            kept_NSGLD[layer_index][sequence_T, :, position_T] = new_TGD.to(kept_NSGLD.dtype)
 
     def advance(self) -> Tensor:
         """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
@@ -68,8 +69,7 @@ class KVCache:
             last_key_SGD.copy_(k_SGD)
             last_value_SGD.copy_(v_SGD)
         else:
-            keys_SGLD[self._rows_S, :, self._new_S] = k_SGD.to(keys_SGLD.dtype)
-            values_SGLD[self._rows_S, :, self._new_S] = v_SGD.to(keys_SGLD.dtype)
+            self.store(layer_index, self._rows_S, self._new_S, k_SGD, v_SGD)
         # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
         q_SGQD = q_SHD.to(keys_SGLD.dtype).unflatten(1, (k_SGD.shape[1], -1))
         with torch.autocast(q_SHD.device.type, enabled=False):
@@ -104,7 +104,5 @@ class Prefill:
         self._documents, self._cache = documents, cache
 
     def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        lengths = self._documents.lengths
-        for sequence, kv in enumerate(zip(k_TGD.split(lengths), v_TGD.split(lengths), strict=True)):
-            self._cache.store(layer_index, sequence, *kv)
+        self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGD, v_TGD)
         return self._documents.attend(layer_index, q_THD, k_TGD, v_TGD)
