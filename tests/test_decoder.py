@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from programs import REPOSITORY
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -145,6 +148,13 @@ def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
         layer.compile(dynamic=True, backend="aot_eager")
     compiled = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
     torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_whoever_does_not_compile_does_not_load_the_compiler():
+    """It takes a second, which everyone who only wants to chat would wait for."""
+    looks = "import sys, minimind_sft.inference.chat; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_new_weights_are_normal_and_smaller_where_layers_add_up():

@@ -71,7 +71,6 @@ class Attention(nn.Module):
         k_TGD = apply_rope(self.k_norm(k_TGD), rope)
         return self.o_proj(self.attend(context, q_THD, k_TGD, v_TGD).flatten(1))
 
-    @torch.compiler.disable  # the lengths it works on are others in every batch
     def attend(self, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
         return context.attend(self.layer_index, q_THD, k_TGD, v_TGD)
 
@@ -91,6 +90,16 @@ class DecoderLayer(nn.Module):
         x_TD = x_TD + self.dropout(self.self_attn(self.input_layernorm(x_TD), rope, context))
         y_ND = self.mlp(self.post_attention_layernorm(x_TD), wanted_N)
         return rows(x_TD, wanted_N) + self.dropout(y_ND)
+
+    def compile(self, *args: object, **options: object) -> None:
+        """As nn.Module's; what works on lengths that are others in every batch is called from the graph as it is.
+
+        It is marked here and not by decorators, with which every program would load the compiler (a second).
+        """
+        self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
+        if isinstance(self.mlp, MixtureOfExperts):
+            self.mlp.experts.loop = torch.compiler.disable(self.mlp.experts.loop)
+        super().compile(*args, **options)
 
     def matrices(self) -> list[nn.Module]:
         """The modules whose weights are multiplied in autocast's dtype: all but norms and the router."""

@@ -4,6 +4,8 @@ Shapes: T tokens, D hidden size, F expert width, E experts, K experts per token,
 expert, n of them for one expert, S documents, I and O the inputs and outputs of a matrix, M rows and C copies of each.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,26 +60,36 @@ class Experts(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
         self.up_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, width))
+        self.loop = looped_mm
         self.register_state_dict_post_hook(_unstack_experts)
         self.register_load_state_dict_pre_hook(_stack_experts)
 
     def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         """The outputs (N, D) of rows that are sorted by expert; `ends_E` as in `expert_matmul`."""
         x_ND = for_matmul(x_ND, self.gate_proj)
-        gate_NF, up_NF = expert_matmul(x_ND, self.gate_proj, ends_E), expert_matmul(x_ND, self.up_proj, ends_E)
-        return expert_matmul(gated(gate_NF, up_NF), self.down_proj, ends_E)
+        gate_NF, up_NF = (expert_matmul(x_ND, weight_EFD, ends_E, self.loop)
+                          for weight_EFD in (self.gate_proj, self.up_proj))
+        return expert_matmul(gated(gate_NF, up_NF), self.down_proj, ends_E, self.loop)
 
 
-def expert_matmul(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+def looped_mm(x_NI: Tensor, weight_EIO: Tensor, *, offs: Tensor) -> Tensor:
+    """What `F.grouped_mm` computes, one expert after the other."""
+    groups = x_NI.tensor_split(offs[:-1].tolist())
+    return torch.cat([x_nI @ weight_IO for x_nI, weight_IO in zip(groups, weight_EIO.unbind(), strict=True)])
+
+
+def expert_matmul(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor,
+                  loop: Callable[..., Tensor] = looped_mm) -> Tensor:
     """Each row times the transposed matrix of its expert (N, O), in autocast's dtype: grouped where that can be.
 
     An expert without rows takes part with none: its gradient is zero and not missing.
 
     Args:
         ends_E: int32; the rows of expert e end before `ends_E[e]`, where those of the next begin.
+        loop: what multiplies where they cannot be grouped.
     """
     x_NI, weight_EOI = for_matmul(x_NI, weight_EOI), for_matmul(weight_EOI, weight_EOI)
-    multiply = F.grouped_mm if can_be_grouped(x_NI, weight_EOI) else looped_mm
+    multiply = F.grouped_mm if can_be_grouped(x_NI, weight_EOI) else loop
     return multiply(x_NI, weight_EOI.transpose(1, 2), offs=ends_E)
 
 
@@ -91,13 +103,6 @@ def can_be_grouped(x_NI: Tensor, weight_EOI: Tensor) -> bool:
     dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float16, torch.float32)
     whole = all(size * weight_EOI.itemsize % 16 == 0 for size in (outputs, inputs))
     return weight_EOI.dtype in dtypes and x_NI.dtype == weight_EOI.dtype and whole and len(x_NI) > 0
-
-
-@torch.compiler.disable
-def looped_mm(x_NI: Tensor, weight_EIO: Tensor, *, offs: Tensor) -> Tensor:
-    """What `F.grouped_mm` computes, one expert after the other."""
-    groups = x_NI.tensor_split(offs[:-1].tolist())
-    return torch.cat([x_nI @ weight_IO for x_nI, weight_IO in zip(groups, weight_EIO.unbind(), strict=True)])
 
 
 class _Copies(torch.autograd.Function):
