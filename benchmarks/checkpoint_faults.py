@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from minimind_sft.errors import run_program
 from minimind_sft.files import sha256_of_file
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.resume_state import TrainState
 
 STATE = "state.json"
 MANIFEST = "manifest.json"

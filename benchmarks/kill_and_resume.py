@@ -3,11 +3,11 @@
     python benchmarks/kill_and_resume.py --kills 150 --json docs/kill_and_resume.json
 
 The training is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
-loader workers, dense in float32, and as mixture of experts in float16 with its GradScaler. It is killed again and
-again, at the places of the table below and at random times, and started with --from_resume 1 until it ends. Then all
-must be equal bit for bit: the last resume states (weights, AdamW's moments, the scaler, all counters), the written
-weights and their sidecar, and the metrics file but for its timings; and no other file may lie around. Ends with status
-1 if anything differs.
+loader workers, dense in float32, and as mixture of experts in float16 with its GradScaler, where training goes on while
+resume states are written. It is killed again and again, at the places of the table below and at random times, and
+started with --from_resume 1 until it ends. Then all must be equal bit for bit: the last resume states (weights, AdamW's
+moments, the scaler, all counters), the written weights and their sidecar, and the metrics file but for its timings; and
+no other file may lie around. Ends with status 1 if anything differs.
 """
 
 import argparse
@@ -45,7 +45,8 @@ RANDOM = "at a random time"
 STEPS_PER_EPOCH = 6
 VARIANTS = {
     "dense, float32": ["--dtype", "float32", "--num_workers", "2"],
-    "experts, float16": ["--dtype", "float16", "--use_moe", "1", "--keep_best", "0"],
+    "experts, float16, states written in the background": [
+        "--dtype", "float16", "--use_moe", "1", "--keep_best", "0", "--async_save", "1"],
 }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from minimind_sft.model import pretrained
 from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
-from minimind_sft.training import checkpoint, loop
+from minimind_sft.training import loop, resume_state
 from minimind_sft.training.progress import Progress
 
 Passed = Callable[[], bool]
@@ -98,7 +98,7 @@ def _half_written(owner: object, name: str, passed: Passed) -> None:
 
 
 def in_resume_state_file(passed: Passed) -> None:
-    _half_written(checkpoint, "save_file", passed)
+    _half_written(resume_state, "save_file", passed)
 
 
 def in_weights_file(passed: Passed) -> None:

@@ -28,6 +28,11 @@ FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(RANK_TIMEOUT)]
 EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow}
 
 
+def strategy(parallel: str) -> list[str]:
+    """"ddp" or "fsdp" as flags; with fsdp all ranks write resume states while they go on training."""
+    return ["--parallel", parallel, "--async_save", str(int(parallel == "fsdp"))]
+
+
 class Wrong(Exception):
     """What differed from what it should be."""
 
@@ -142,7 +147,7 @@ class Bench:
         """What such a run leaves behind."""
         if (world_size, parallel) not in self.wholes:
             out = self.empty(f"whole-{world_size}-{parallel}")
-            self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
+            self.expect([0] * world_size, Job(self, out, world_size, strategy(parallel)).end())
             self.wholes[world_size, parallel] = {**outcome(out), "samples": samples_of(out)}
         return self.wholes[world_size, parallel]
 
@@ -154,7 +159,7 @@ class Bench:
         """
         whole = self.undisturbed(world_size, parallel)
         done, state = len(samples_of(out)), newest_step(out)
-        self.expect([0] * world_size, Job(self, out, world_size, ["--parallel", parallel]).end())
+        self.expect([0] * world_size, Job(self, out, world_size, strategy(parallel)).end())
         self.expect(whole["samples"][state:], samples_of(out)[done:])
         if not repeats:
             self.expect(state, done)

@@ -2,11 +2,11 @@
 
     python benchmarks/rank_faults.py --rounds 2 --json docs/rank_faults.json
 
-The training is trainer/train_full_sft.py, its ranks joined by Gloo on this machine, with DDP and with FSDP; the last
-rows run it under a real torchrun. Each fault strikes at a random moment; all ranks must end within their time limit
-and with the exit status they should, and the training, resumed, must end with the bits of the undisturbed run (with
-another number of ranks, or another of DDP and FSDP: within rounding, having seen the same samples in the same order).
-Ends with status 1 if anything differs.
+The training is trainer/train_full_sft.py, its ranks joined by Gloo on this machine, with DDP and with FSDP; with FSDP
+resume states are written in the background (--async_save 1). The last rows run it under a real torchrun. Each fault
+strikes at a random moment; all ranks must end within their time limit and with the exit status they should, and the
+training, resumed, must end with the bits of the undisturbed run (with another number of ranks, or another of DDP and
+FSDP: within rounding, having seen the same samples in the same order). Ends with status 1 if anything differs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from kill_and_resume import RANDOM, newest_step, outcome, steps_logged
-from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file
+from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file, strategy
 from tqdm import tqdm
 
 from minimind_sft.config import REPOSITORY
@@ -38,7 +38,7 @@ Fault = Callable[[Bench], None]
 def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) -> None:
     """All ranks finish the step, save, and exit with 128 + the signal."""
     out = bench.empty("out")
-    job = Job(bench, out, 2, ["--parallel", parallel], pace=0.05)
+    job = Job(bench, out, 2, strategy(parallel), pace=0.05)
     job.at_step(bench.instants.randint(1, 5)).signal(signum, *ranks)
     bench.expect([128 + signum] * 2, job.end())
     bench.resume(out, 2, parallel, repeats=False)
@@ -48,7 +48,7 @@ def signalled_twice(bench: Bench, parallel: str) -> None:
     """The second signal ends a rank at once, in the middle of a step; the other then has nobody to go on with."""
     out = bench.empty("out")
     step = bench.instants.randint(4, 6)
-    job = Job(bench, out, 2, ["--parallel", parallel], Effect("slow", step + 1, rank=0))
+    job = Job(bench, out, 2, strategy(parallel), Effect("slow", step + 1, rank=0))
     job.at_step(step)
     time.sleep(0.3)
     job.signal(signal.SIGTERM, 0)
@@ -68,7 +68,7 @@ def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size:
     """
     out = bench.empty("out")
     rank = bench.instants.randrange(world_size) if rank is None else rank
-    flags = ["--parallel", parallel]
+    flags = strategy(parallel)
     if place == RANDOM:
         job = Job(bench, out, world_size, flags, pace=0.05)
         job.at_step(after or bench.instants.randint(1, 3))
@@ -84,7 +84,7 @@ def frozen(bench: Bench, parallel: str) -> None:
     """A rank that stands still: the other gives up after `--rank_timeout`."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
-    job = Job(bench, out, 2, ["--parallel", parallel], Effect("hang", bench.instants.randint(5, 30), rank))
+    job = Job(bench, out, 2, strategy(parallel), Effect("hang", bench.instants.randint(5, 30), rank))
     job.ranks[1 - rank].join(4 * RANK_TIMEOUT)  # its start included
     status = job.ranks[1 - rank].exitcode
     job.signal(signal.SIGKILL, rank).end()
@@ -96,7 +96,7 @@ def computes_nan(bench: Bench, parallel: str) -> None:
     """A loss of NaN on one rank: that step changes nothing on either, is counted, and the training goes on."""
     out = bench.empty("out")
     effect = Effect("nan", bench.instants.randint(1, 8), bench.instants.randrange(2))
-    bench.expect([0, 0], Job(bench, out, 2, ["--parallel", parallel], effect).end())
+    bench.expect([0, 0], Job(bench, out, 2, strategy(parallel), effect).end())
     lines = [json.loads(line) for line in (out / "full_sft_32_metrics.jsonl").read_text().splitlines()]
     skipped = [line["step"] for line in lines if "skipped" in line]
     (newest, *_) = sorted((out / "checkpoints/full_sft_32_resume").glob("step-*"), reverse=True)
@@ -113,7 +113,7 @@ def changing_ranks(bench: Bench, plan: Sequence[tuple[int, str, int]]) -> None:
                 "--keep_best", "0"]
     bench.expect([0], Job(bench, whole, 1, settings).end())
     for number, (world_size, parallel, workers) in enumerate(plan):
-        flags = [*settings, "--parallel", parallel, "--num_workers", str(workers)]
+        flags = [*settings, *strategy(parallel), "--num_workers", str(workers)]
         last = number == len(plan) - 1
         job = Job(bench, out, world_size, flags, pace=0.0 if last else 0.1)
         if not last:

@@ -216,6 +216,8 @@ class TrainConfig:
                                 "evaluation set); 0: the last", (0, 1))
     save_interval: int = setting(0, "steps between two resume states; 0: by the clock, 10 seconds apart, or "
                                     "more where writing one would cost above 3% of the time")
+    async_save: int = setting(0, "1: training goes on while a resume state is written, from a copy of it: 12 bytes "
+                                 "of main memory per parameter", (0, 1))
     max_bad_steps: int = setting(10, "stop after this many steps in a row whose loss or gradient is not finite")
     use_wandb: int = setting(0, "1: log to Weights & Biases", (0, 1))
     wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import Checkpoints, TrainState, read_state
+from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.manifest import Damaged
 from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.resume_state import TrainState, read_state, write_shard
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
@@ -81,6 +83,77 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
             assert torch.equal(value, optimizer.state[other][kind])
     assert other_scaler.get_scale() == 8.0
     assert read_state(path) == TrainState(step=7, samples_per_step=4, identity={"seed": 5})
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """No file of a state is written before this event is set."""
+    disk = threading.Event()
+
+    def wait_and_write(*arguments):
+        assert disk.wait(60)
+        return write_shard(*arguments)
+
+    monkeypatch.setattr("minimind_sft.training.checkpoint.write_shard", wait_and_write)
+    return disk
+
+
+def test_what_is_written_in_the_background_is_the_state_it_began_with(tmp_path, trained, slow_disk):
+    model, optimizer = trained
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    state, own = TrainState(step=7), checkpoints(tmp_path)
+    own.save(state, model, optimizer, scaler(), wait=False)
+    state.step = 8
+    for parameter in model.parameters():
+        parameter.detach().add_(1.0)
+        optimizer.state[parameter]["exp_avg"].add_(1.0)
+    assert own.is_writing and newest(tmp_path) == (None, [])
+    slow_disk.set()
+    while own.is_writing:
+        pass
+    assert not own.advance() and newest(tmp_path) == (None, []), "the shard is there, but nothing says that it is whole"
+    while own.is_writing:
+        pass
+    assert own.advance() and not own.advance()
+
+    other = MiniMindForCausalLM(model.config)
+    other_optimizer = build_optimizer(other, 1e-2, 0.1)
+    own.load(newest(tmp_path)[0], other, other_optimizer, scaler())
+    assert read_state(tmp_path / "step-00000007").step == 7
+    for one, wanted, now in zip(other.parameters(), before, model.parameters(), strict=True):
+        assert torch.equal(one, wanted)
+        torch.testing.assert_close(other_optimizer.state[one]["exp_avg"], optimizer.state[now]["exp_avg"] - 1.0)
+
+
+def test_a_state_waits_for_the_one_before(tmp_path, small, slow_disk):
+    own = checkpoints(tmp_path)
+    own.save(TrainState(step=1), *small, scaler(), wait=False)
+    threading.Timer(0.2, slow_disk.set).start()
+    own.save(TrainState(step=2), *small, scaler())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_what_fails_in_the_background_is_told_by_advance(tmp_path, small):
+    good, own = save(tmp_path, small, 1), checkpoints(tmp_path)
+    small[0].weight.data[0, 0] = torch.nan
+    own.save(TrainState(step=2), *small, scaler(), wait=False)
+    with pytest.raises(UserError, match=r"step-00000002: this resume state cannot be written \(weight is not finite\)"):
+        own.advance()
+    assert not own.is_writing and not own.advance()
+    assert newest(tmp_path) == (good, []) and list(tmp_path.iterdir()) == [good]
+
+
+def test_a_training_that_fails_waits_for_its_thread_and_leaves_no_half_of_a_state(tmp_path, small, slow_disk):
+    folder = tmp_path / "resume"
+    slow_disk.set()
+    good = save(folder, small, 1)
+    slow_disk.clear()
+    with pytest.raises(ZeroDivisionError), checkpoints(folder) as own:
+        own.begin()
+        own.save(TrainState(step=2), *small, scaler(), wait=False)
+        threading.Timer(0.2, slow_disk.set).start()
+        raise ZeroDivisionError
+    assert slow_disk.is_set() and list(folder.iterdir()) == [good]
 
 
 def test_the_newest_states_are_kept(tmp_path, trained):
@@ -260,7 +333,8 @@ sys.path.insert(0, sys.argv[2])
 from tiny import TINY
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.optim import build_optimizer
 model = MiniMindForCausalLM(TINY)

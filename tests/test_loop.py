@@ -121,6 +121,21 @@ def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(tmp_path, interrupt
     assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
 
 
+def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
+    assert Training(tmp_path / "a").run() == 0
+    written = Training(tmp_path / "b", async_save=1)
+    saves, save = [], written.fit.checkpoints.save
+    written.fit.checkpoints.save = lambda *arguments: (saves.append(arguments[-1]), save(*arguments))
+    assert written.run(interrupt_at=8) == 130
+    assert saves == [False, False, True], "after steps 3 and 6 training goes on at once, at the end it waits"
+
+    again = Training(tmp_path / "b", resume=True, async_save=1)
+    assert again.state.step == 8 and again.run() == 0
+    for step in (15, 16):
+        one, other = (tmp_path / run / f"resume/step-{step:08d}/manifest.json" for run in "ab")
+        assert one.read_text() == other.read_text()
+
+
 def test_the_best_weights_are_kept_and_the_last_where_nothing_is_better(tmp_path):
     # Evaluated at steps 0, 4, 8, 12 and 16; what was there before training does not count. The resume state of step 3
     # comes before the first evaluation: the weights are written with it, so that there are some.

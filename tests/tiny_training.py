@@ -13,11 +13,12 @@ from tiny import TINY, random_documents
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import Fit
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
+from minimind_sft.training.resume_state import TrainState
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)

@@ -1,66 +1,40 @@
-"""The resume state: everything that going on from a step needs, in full precision.
-
-A state is a folder `step-00000123/`: `state.json`, and the model's parameters and AdamW's moments as safetensors,
-`weights-00001-of-00001.safetensors` and `optimizer-00001-of-00001.safetensors`, or one pair per rank where the model
-is sharded. The shards of a tensor follow each other along its first dimension, so that a state made by any number of
-ranks is read by any other.
+"""The folder of a training's resume states: written, found again, pruned. resume_state.py has what is in one.
 
 A state is written beside its final name and renamed, so that it is there whole or not at all; what was damaged
 afterwards is recognised (see `manifest.py`), and the newest state that verifies is used.
-
-Random state: dropout's is a pure function of (seed, step, rank), set anew at every step (`loop.seed_step`), and the
-data order is one of (seed, epoch). The seed and the step are therefore all the random state there is.
 """
 
 import json
 import re
 import shutil
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
 from minimind_sft.training.distributed import Ranks, under_torchrun
-from minimind_sft.training.manifest import MANIFEST, Damaged, read_json, verify
-from minimind_sft.training.parallel import is_sharded, own_part, place
+from minimind_sft.training.manifest import MANIFEST, Damaged, read_json
+from minimind_sft.training.parallel import place
+from minimind_sft.training.resume_state import (
+    FORMAT,
+    STATE,
+    TrainState,
+    own_shard,
+    read_state,
+    read_whole,
+    tensors_in,
+    write_shard,
+)
 
-FORMAT = 1
-STATE = "state.json"
-PART = re.compile(r"(weights|optimizer)-(\d{5})-of-(\d{5})\.safetensors")
-DTYPES = {"F32": torch.float32, "F64": torch.float64}
 FOLDER = re.compile(r"step-(\d{8,})")
-
-
-@dataclass
-class TrainState:
-    """Where a training stands, between two steps."""
-
-    step: int = 0
-    """Steps taken: the position in the data."""
-    updates: int = 0
-    """Optimizer updates made: the position in the schedule; a step that changes nothing makes none."""
-    bad_steps: int = 0
-    """Steps skipped because their loss or gradient was not finite."""
-    bad_steps_in_a_row: int = 0
-    samples_per_step: int = 0
-    """Conversations per step, over all ranks; another number of ranks divides the same batch anew."""
-    supervised_tokens: int = 0
-    eval_loss: float | None = None
-    """The validation loss of the weights as they stand; None where they were not evaluated."""
-    best_eval_loss: float | None = None
-    finished: bool = False
-    identity: dict = field(default_factory=dict)
-    """What the run is of (model, tokenizer, data, ...); a resumed run must agree (see `identity.run_identity`)."""
-    settings: dict = field(default_factory=dict)
-    """The settings that decide what is learned; a resumed run tells where its own differ."""
 
 
 class Found(NamedTuple):
@@ -69,6 +43,18 @@ class Found(NamedTuple):
     path: Path | None
     state: TrainState | None
     refused: list[str]
+
+
+class Writing(NamedTuple):
+    """A state that is being written: first every rank writes its shard, then the main one makes it whole."""
+
+    final: Path
+    temporary: Path
+    record: dict
+    task: Future
+    """What this rank's thread is at."""
+    seals: bool = False
+    """Whether that is the second part."""
 
 
 class Checkpoints:
@@ -91,13 +77,18 @@ class Checkpoints:
         self.has_begun = False
         self._lock = FolderLock(folder.with_name(folder.name + ".lock"))
         self._verified: set[Path] = set()
+        self._thread = ThreadPoolExecutor(1, "resume state")
+        self._writing: Writing | None = None
 
     def __enter__(self) -> Self:
         self.was_set_aside = self.ranks.on_main(self._open)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
         if self.ranks.is_main:
+            if self._writing is not None:  # what ended the training came before it was whole
+                shutil.rmtree(self._writing.temporary, ignore_errors=True)
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.previous.rename(self.folder)
@@ -138,30 +129,76 @@ class Checkpoints:
         return found
 
     def save(self, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer,
-             scaler: torch.amp.GradScaler) -> None:
+             scaler: torch.amp.GradScaler, wait: bool = True) -> None:
         """Writes `step-<step>`, then removes the oldest states beyond the `keep` newest that verify.
 
         Every rank calls it. Where the model is sharded each writes its own part, so that the folder must lie on a
         file system that all of them see.
 
+        Args:
+            wait: until it is there. Else a thread writes a copy of the tensors, and `advance` is to be called whenever
+                no rank `is_writing`; what goes wrong is raised there.
+
         Raises:
             UserError: if it cannot be written or a tensor is not finite; older states stay.
         """
+        self.finish()
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
-        shards = self.ranks.world_size if is_sharded(model) else 1
         record = {"format": FORMAT, "state": asdict(state), "scaler": scaler.state_dict()}
-        try:
+        with self._writing_of(final, temporary):
             self.ranks.on_main(lambda: _make_empty(temporary))
-            sums = self.ranks.on_each(
-                lambda: _write_shard(temporary, self.ranks.rank, shards, model, optimizer))
-            self.ranks.on_main(lambda: self._seal(temporary, final, record, sums))
-        except (OSError, SafetensorError, UserError) as error:
-            raise UserError(f"{final}: this resume state cannot be written ({_reason(error)}); "
-                            f"the ones before it are untouched") from error
-        finally:
+            shard = own_shard(model, optimizer, self.ranks.rank, self.ranks.world_size, copied=not wait)
+            self._writing = Writing(final, temporary, record, self._thread.submit(write_shard, temporary, shard))
+        if wait:
+            self.finish()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self._writing is not None and not self._writing.task.done()
+
+    def advance(self) -> bool:
+        """Takes a state that is being written one part further, waiting for the part before; whether it is there now.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        writing = self._writing
+        if writing is None:
+            return False
+        with self._writing_of(writing.final, writing.temporary):
+            if writing.seals:
+                self.ranks.on_main(writing.task.result)
+                self._writing = None
+            else:
+                sums = self.ranks.on_each(writing.task.result)
+                task = self._thread.submit(self._seal, writing, sums) if self.ranks.is_main else writing.task
+                self._writing = writing._replace(task=task, seals=True)
+        return self._writing is None
+
+    def finish(self) -> None:
+        """Waits for the state that is being written, if there is one.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        while self._writing is not None:
+            self.advance()
+
+    @contextmanager
+    def _writing_of(self, final: Path, temporary: Path) -> Iterator[None]:
+        """What fails in it is the end of this state."""
+        try:
+            yield
+        except Exception as error:
+            self._writing = None
             if self.ranks.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if not isinstance(error, (OSError, SafetensorError, UserError)):
+                raise
+            raise UserError(f"{final}: this resume state cannot be written ({_reason(error)}); "
+                            f"the ones before it are untouched") from error
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
              scaler: torch.amp.GradScaler) -> None:
@@ -172,7 +209,7 @@ class Checkpoints:
         Raises:
             UserError: if its tensors are not those of this model.
         """
-        weights, moments = self.ranks.on_main(lambda: (_tensors_in(path, "weights"), _tensors_in(path, "optimizer")))
+        weights, moments = self.ranks.on_main(lambda: (tensors_in(path, "weights"), tensors_in(path, "optimizer")))
         parameters = dict(model.named_parameters())
         if set(weights) != set(parameters):
             odd = sorted(set(weights) ^ set(parameters))[0]
@@ -195,7 +232,7 @@ class Checkpoints:
               like: nn.Parameter) -> Tensor:
         """A tensor of the state, spread over the ranks as `like` is."""
         shape, dtype = kind
-        whole = _read_whole(path, part, key) if self.ranks.is_main else torch.empty(shape, dtype=dtype)
+        whole = read_whole(path, part, key) if self.ranks.is_main else torch.empty(shape, dtype=dtype)
         return place(whole, like, self.ranks)
 
     def _open(self) -> bool:
@@ -232,7 +269,8 @@ class Checkpoints:
             return Found(path, state, refused)
         return Found(None, None, refused)
 
-    def _seal(self, temporary: Path, final: Path, record: dict, sums: list[dict[str, str]]) -> None:
+    def _seal(self, writing: Writing, sums: list[dict[str, str]]) -> None:
+        final, temporary, record = writing.final, writing.temporary, writing.record
         (temporary / STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
         manifest = {name: sha for of_rank in sums for name, sha in of_rank.items()}
         manifest[STATE] = sha256_of_file(temporary / STATE)
@@ -277,97 +315,12 @@ class Checkpoints:
         return [path for _, path in sorted(named, reverse=True)]
 
 
-def read_state(path: Path) -> TrainState:
-    """The counters of the state at `path`, after all of its files were verified.
-
-    Raises:
-        Damaged: naming the file and what is wrong with it.
-    """
-    names = verify(path, lambda name: name == STATE or PART.fullmatch(name) is not None)
-    if set(names) != {STATE, *_shard_names(sum(name.startswith("weights") for name in names))}:
-        raise Damaged(f"{MANIFEST} does not list the parts of one resume state, but {', '.join(names)}")
-    extra = sorted(file.name for file in path.iterdir() if file.name not in names and file.suffix == ".safetensors")
-    if extra:
-        raise Damaged(f"{extra[0]} is not in {MANIFEST}")
-    for name in set(names) - {STATE}:
-        try:
-            with safe_open(path / name, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Damaged(f"{name} is no safetensors file ({error})") from error
-    try:
-        record = read_json(path / STATE)
-        told, known = (record["format"], set(record["state"])), (FORMAT, {one.name for one in fields(TrainState)})
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise Damaged(f"{STATE} cannot be read ({error})") from error
-    if told != known:
-        raise Damaged(f"{STATE} was written by another version of this project")
-    state = TrainState(**record["state"])
-    if path.name != f"step-{state.step:08d}":
-        raise Damaged(f"{STATE} is that of step {state.step}")
-    return state
-
-
 def _is_good(path: Path) -> bool:
     try:
         read_state(path)
     except Damaged:
         return False
     return True
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"{part}-{shard:05d}-of-{count:05d}.safetensors"
-            for shard in range(1, count + 1) for part in ("weights", "optimizer")]
-
-
-def _write_shard(folder: Path, shard: int, shards: int, model: nn.Module,
-                 optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """Writes shard number `shard` (from 0) of `shards`; the SHA-256 of each file by its name."""
-    if shard >= shards:
-        return {}
-    weights = dict(model.named_parameters())
-    assert is_sharded(model) == all(isinstance(weight, DTensor) for weight in weights.values()), "see parallel.reshard"
-    # By "<kind>|<parameter name>", so that each finds its parameter again however the optimizer groups them.
-    moments = {f"{kind}|{name}": tensor for name, parameter in weights.items()
-               for kind, tensor in optimizer.state.get(parameter, {}).items()}
-    sums = {}
-    for part, tensors in (("weights", weights), ("optimizer", moments)):
-        path = folder / f"{part}-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        own = {name: own_part(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
-        for name, tensor in own.items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(f"{name} is not finite")
-        save_file(own, path)
-        sync(path)
-        sums[path.name] = sha256_of_file(path)
-    return sums
-
-
-def _shards_of(path: Path, part: str) -> list[Path]:
-    return sorted(path.glob(f"{part}-*.safetensors"))
-
-
-def _tensors_in(path: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and dtype of each whole tensor of a state's weights or optimizer, by name."""
-    kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
-    for shard in _shards_of(path, part):
-        with safe_open(shard, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (the file is no dict)
-                tensor = file.get_slice(name)
-                shape, dtype = tensor.get_shape(), DTYPES[tensor.get_dtype()]
-                if shape and name in kinds:
-                    shape[0] += kinds[name][0][0]
-                kinds[name] = (torch.Size(shape), dtype)
-    return kinds
-
-
-def _read_whole(path: Path, part: str, name: str) -> Tensor:
-    shards = []
-    for shard in _shards_of(path, part):
-        with safe_open(shard, "pt") as file:
-            shards.append(file.get_tensor(name))
-    return torch.cat(shards) if shards[0].dim() else shards[0]  # a scalar (AdamW's step) is the same in every shard
 
 
 def _make_empty(folder: Path) -> None:

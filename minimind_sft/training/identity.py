@@ -9,7 +9,8 @@ import torch
 from minimind_sft.data.dataset import Samples
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.run import Run, shown
 
 CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",

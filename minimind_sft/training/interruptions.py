@@ -108,24 +108,28 @@ class SaveClock:
     """When the next resume state is due: after `interval` steps, or by the clock if that is 0.
 
     By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs at most
-    1/`OFTEN` of the time, but not before `LEAST_SECONDS`.
+    1/`OFTEN` of the time, but not before `LEAST_SECONDS`. A state that is written while training goes on counts with
+    the whole time that this takes: it shares the machine with the training.
     """
 
     OFTEN, LEAST_SECONDS = 30, 10.0
 
     def __init__(self, interval: int):
         self.interval = interval
-        self._saved_at, self._seconds = time.monotonic(), 0.0
+        self._ended, self._seconds = time.monotonic(), 0.0
+        self._began: float | None = None
 
     def due(self, step: int) -> bool:
         if self.interval:
             return step % self.interval == 0
-        return time.monotonic() - self._saved_at >= max(self.OFTEN * self._seconds, self.LEAST_SECONDS)
+        return self._began is None and time.monotonic() - self._ended >= max(
+            self.OFTEN * self._seconds, self.LEAST_SECONDS)
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Surrounds the writing of a state."""
-        start = time.monotonic()
-        yield
-        self._saved_at = time.monotonic()
-        self._seconds = self._saved_at - start
+    def begin(self) -> None:
+        """Now a state begins to be written."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """Now it is there."""
+        self._ended = time.monotonic()
+        self._seconds, self._began = self._ended - self._began, None

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.interruptions import (
     SaveClock,
@@ -24,6 +24,7 @@ from minimind_sft.training.interruptions import (
 from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import gradient_sync, reshard, whole
 from minimind_sft.training.progress import Progress
+from minimind_sft.training.resume_state import TrainState
 
 NOTHING_SUPERVISED = "no supervised token in it"
 NOT_FINITE = "loss or gradient not finite"
@@ -127,7 +128,10 @@ class Fit:
             for batch in batches:
                 self.step(batch)
                 # The main rank's clock decides for all, and a signal to one rank stops all.
-                signum, due = self.ranks.largest(stop.signum, self.ranks.is_main and self.clock.due(state.step))
+                signum, due, writing = self.ranks.largest(
+                    stop.signum, self.ranks.is_main and self.clock.due(state.step), self.checkpoints.is_writing)
+                if not writing and self.checkpoints.advance():
+                    self.clock.end()
                 done = state.step == self.total_steps
                 if state.step % self.eval_interval == 0 or done:
                     self.validate()
@@ -139,7 +143,7 @@ class Fit:
                                       "--from_resume 1 goes on from here")
                     return 128 + signum  # what a shell expects of a program that a signal ended
                 if due:
-                    self.save()
+                    self.save(wait=not self.config.async_save)
             state.finished = True
             self.save()
         return 0
@@ -214,15 +218,20 @@ class Fit:
                 self.write_weights(state)
         self.progress.pause()
 
-    def save(self) -> None:
-        """The weights, unless better ones stand there already, then the resume state that counts on them."""
-        with self.clock.saving():
-            if not self.keeps_best:
-                self.state.best_eval_loss = None  # these weights may replace those that had it
-            if self.state.best_eval_loss is None:
-                self.write_weights(self.state)
-            self.progress.sync()
-            self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)
+    def save(self, wait: bool = True) -> None:
+        """The weights, unless better ones stand there already, then the resume state that counts on them.
+
+        Without `wait` training goes on while the resume state is written.
+        """
+        self.clock.begin()
+        if not self.keeps_best:
+            self.state.best_eval_loss = None  # these weights may replace those that had it
+        if self.state.best_eval_loss is None:
+            self.write_weights(self.state)
+        self.progress.sync()
+        self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler, wait)
+        if wait:
+            self.clock.end()
         self.progress.pause()
 
 

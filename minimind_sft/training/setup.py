@@ -21,7 +21,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable, temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
-from minimind_sft.training.checkpoint import Checkpoints, TrainState
+from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
@@ -29,6 +29,7 @@ from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, start_wandb
+from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.run import Run, shown
 
 
