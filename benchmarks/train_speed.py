@@ -35,6 +35,7 @@ from train_variants import VARIANTS
 
 from minimind_sft.config import in_repository
 
+EAGER, COMPILED = "ours, bf16", "ours, bf16, compiled"
 SEARCH_STEPS = 3
 LOSSES_AGREE = 1e-3
 
@@ -142,12 +143,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
               "torch": torch.__version__, "machine": platform.machine(),
               "threads": torch.get_num_threads(), "device": str(work.device), "parameters": parameters,
               "tokens_per_step": work.tokens(arguments.steps) / arguments.steps, "repeat": arguments.repeat}
-    ours = [Ours("ours, bf16", bf16), Ours("ours, fp32", fp32)]
+    ours = [Ours(EAGER, bf16), Ours("ours, fp32", fp32)]
     if not arguments.skip_compile:
-        ours.insert(0, Ours("ours, bf16, compiled", bf16, compiled=True))
+        ours.insert(0, Ours(COMPILED, bf16, compiled=True))
     places: list[tuple[Ours | Theirs, OwnProcess]] = [(one, OwnProcess(arguments, folder)) for one in ours]
+    report["seconds_of_first_steps"] = {}
     for contender, process in places:
-        print(f"{contender.name}: first {SEARCH_STEPS} steps {process.run(contender, SEARCH_STEPS):.1f} s")
+        seconds = report["seconds_of_first_steps"][contender.name] = process.run(contender, SEARCH_STEPS)
+        print(f"{contender.name}: first {SEARCH_STEPS} steps {seconds:.1f} s")
     references = []
     if not arguments.skip_peers:
         trl, configurations = OwnProcess(arguments, folder), trl_configurations([bf16, fp32])
@@ -170,9 +173,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     print(f"\nmatrix-multiply peak: {report['peak_flops']['bf16'] / 1e9:,.0f} GFLOP/s in bf16, "
           f"{report['peak_flops']['fp32'] / 1e9:,.0f} in fp32")
     print_table(report["contenders"], references)
+    if not arguments.skip_compile:
+        pays = report["compiling_pays_after_steps"] = compiling_pays_after(report)
+        print("\ncompiling " + ("never pays for its start here" if pays is None
+                                else f"pays for its start after {pays:,.0f} such steps"))
     if arguments.switched_off:
         report["switched_off"] = without_each(work, arguments.steps)
     return report
+
+
+def compiling_pays_after(report: dict) -> float | None:
+    """How many steps a training must have for compiling to be worth its start; None if it makes them no faster."""
+    start = report["seconds_of_first_steps"][COMPILED] - report["seconds_of_first_steps"][EAGER]
+    eager, compiled = (report["tokens_per_step"] / report["contenders"][name]["useful_tokens_per_second"]
+                       for name in (EAGER, COMPILED))
+    return start / (eager - compiled) if eager > compiled else None
 
 
 def without_each(work: Work, steps: int) -> dict[str, float]:

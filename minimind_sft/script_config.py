@@ -83,6 +83,7 @@ class EstimateConfig:
     dtype: str = same_setting(SFTConfig, "dtype")
     ranks: int = setting(1, "processes that train together")
     parallel: str = same_setting(SFTConfig, "parallel")
+    async_save: int = same_setting(SFTConfig, "async_save")
 
     memory: float = setting(0.0, "GiB that each rank may take: says the largest --micro_batch_tokens that fits")
     json: bool = setting(False, "print the estimate as one JSON object, in bytes")

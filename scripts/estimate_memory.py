@@ -19,7 +19,17 @@ from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.model.pretrained import find_weights, read_weights
 from minimind_sft.script_config import EstimateConfig
-from minimind_sft.training.memory import GIB, MIB, Plan, Sizes, kept_by_layer, kernels_of_one_length, most_tokens, peak
+from minimind_sft.training.memory import (
+    FLOAT,
+    GIB,
+    MIB,
+    Plan,
+    Sizes,
+    kept_by_layer,
+    kernels_of_one_length,
+    most_tokens,
+    peak,
+)
 from minimind_sft.training.setup import check_flags, new_model_config
 
 
@@ -57,7 +67,8 @@ def plan_asked_for(config: EstimateConfig) -> Plan:
     dtype = resolve_dtype(config.dtype, torch.device(name)) if here or config.dtype != "auto" else torch.bfloat16
     return Plan(config.micro_batch_tokens, config.max_seq_len, dtype, on_cpu=name == "cpu",
                 gradient_checkpointing=bool(config.gradient_checkpointing),
-                several_micro_batches=config.micro_batches > 1, ranks=config.ranks, parallel=config.parallel)
+                several_micro_batches=config.micro_batches > 1, ranks=config.ranks, parallel=config.parallel,
+                async_save=bool(config.async_save))
 
 
 def asked(config: EstimateConfig, model: ModelConfig, plan: Plan) -> list[str]:
@@ -84,6 +95,8 @@ def notes(model: ModelConfig, plan: Plan) -> list[str]:
         lines.append(f"oneDNN keeps about {kernels_of_one_length(model) / MIB:.0f} MiB more for every other number of "
                      "tokens that a micro-batch has; one is counted.")
     if not plan.on_cpu:
+        if plan.async_save:
+            lines.append(f"--async_save 1 takes {3 * FLOAT} bytes per parameter of main memory besides.")
         lines.append("The GPU's context, some hundred MiB, and what PyTorch keeps in reserve come on top.")
     return lines
 

@@ -109,6 +109,14 @@ PARAMETERS_64M = 63_912_192
 """Parameters of the preset: 6,400 x 768 for the head, 8 layers of 768 x (768 + 2 x 384 + 768 + 3 x 2,432) and norms."""
 
 
+def test_a_state_that_is_written_in_the_background_is_a_copy_of_weights_and_moments():
+    plan = Plan(512, 512, torch.bfloat16, ranks=4, parallel="fsdp", async_save=True)
+    for asked, more in ((plan, 3 * PARAMETERS_64M), (replace(plan, parallel="ddp"), 12 * PARAMETERS_64M),
+                        (replace(plan, on_cpu=False), 0)):  # from a GPU it is copied to main memory
+        here, without = (sum(peak(PRESETS["64m"], each).values()) for each in (asked, replace(asked, async_save=False)))
+        assert here - without == pytest.approx(more, abs=1)
+
+
 def test_the_program(tmp_path):
     shown = succeed("scripts/estimate_memory.py", "--preset", "26m", "--device", "cpu", "--memory", 4)
     assert "512 x 8 layers, 30.0M parameters" in shown and "largest --micro_batch_tokens that fits into 4 GiB" in shown

@@ -50,6 +50,7 @@ class Plan:
     supervised_share: float = 1.0
     ranks: int = 1
     parallel: str = "ddp"
+    async_save: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
 def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
     """What is there through all of a micro-batch."""
     m = plan.dtype.itemsize
-    shards = plan.ranks if plan.parallel == "fsdp" else 1
+    shards = _shards(plan)
     gradients = FLOAT * sizes.total * (plan.several_micro_batches or (plan.ranks > 1 and shards == 1))
     parts = {"weights": FLOAT * sizes.total / shards, "optimizer": 2 * FLOAT * sizes.total / shards,
              "gradients": gradients}
@@ -163,6 +164,11 @@ def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
     if m < FLOAT:
         parts["weights in " + str(plan.dtype).removeprefix("torch.")] = m * sizes.layer_matrices
     return parts
+
+
+def _shards(plan: Plan) -> int:
+    """Into how many parts the weights and AdamW's moments are divided."""
+    return plan.ranks if plan.parallel == "fsdp" else 1
 
 
 def _embedded(config: ModelConfig, plan: Plan) -> float:
@@ -202,6 +208,8 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
         held = HEAP * (kept["norm and projections"] + kept["feed-forward"]) * plan.micro_batch_tokens
         kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
+        if plan.async_save:
+            parts["state being written"] = 3 * FLOAT * Sizes.of(config).total / _shards(plan)
     return parts
 
 
