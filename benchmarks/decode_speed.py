@@ -4,8 +4,8 @@
     python benchmarks/decode_speed.py --json docs/decode_speed.json --plot docs/decode_speed.png
 
 Each contender answers the same random prompts of one length, greedily, with the same number of tokens; the prompts are
-read within the measured time. In every round all contenders take their turn, so that what else the machine does meets
-them alike; the medians of the rounds count, and ratios are taken within a round.
+read within the measured time. In every round all contenders take their turn with every number of sequences, so that
+what else the machine does meets them alike; the medians of the rounds count, and ratios are taken within a round.
 
     ours          generate_batch, with what `ready_to_decode` makes of the model
     dynamic       transformers' Qwen3ForCausalLM.generate with its default cache, which grows with every token
@@ -62,10 +62,9 @@ def main() -> int:
     for dtype in arguments.dtypes:
         model = model.to(getattr(torch, dtype))
         contenders = make_contenders(model, arguments.new_tokens)
-        for batch in arguments.batches:
-            row = measure(f"{dtype}, {batch} at once", contenders, model, batch, arguments)
+        for row in measure(dtype, contenders, model, arguments.batches, arguments):
             wrong += dtype == "float32" and not row["same_tokens"]
-            rows.append({"dtype": dtype, "batch": batch, **row})
+            rows.append({"dtype": dtype, **row})
     ideas = measure_ideas(arguments)
     report = {**conditions(arguments), "rows": rows, "ideas": ideas}
     print_tables(report)
@@ -86,7 +85,8 @@ def conditions(arguments: argparse.Namespace) -> dict:
 
     return {
         "torch": torch.__version__, "transformers": transformers.__version__, "cores": os.cpu_count(),
-        "threads": arguments.threads, "rounds": arguments.rounds, "prompt_tokens": arguments.prompt_tokens,
+        "threads": arguments.threads, "batches": arguments.batches, "rounds": arguments.rounds,
+        "prompt_tokens": arguments.prompt_tokens,
         "new_tokens": arguments.new_tokens, "load_average_at_end": round(os.getloadavg()[0], 1),
         "weights_million": round(weights_read(half_precision_weights(MODEL)) / 1e6, 1),
     }
@@ -125,27 +125,36 @@ def random_prompts(batch: int, arguments: argparse.Namespace) -> Answers:
     return torch.randint(3, MODEL.vocab_size, (batch, arguments.prompt_tokens), generator=generator).tolist()
 
 
-def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausalLM, batch: int,
-            arguments: argparse.Namespace) -> dict:
-    """Tokens per second of each contender in each round, and the bandwidth beside them."""
-    prompts = random_prompts(batch, arguments)
-    answers = {name: contender(prompts) for name, contender in contenders.items()}  # warms up too
+def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausalLM, batches: list[int],
+            arguments: argparse.Namespace) -> list[dict]:
+    """Tokens per second of each contender with each number of sequences, and the bandwidth in the same rounds."""
+    prompts = {batch: random_prompts(batch, arguments) for batch in batches}
+    answers = {batch: {name: contender(prompts[batch]) for name, contender in contenders.items()}
+               for batch in batches}  # warms up too
     memory = torch.ones(max(weights_read(model), 64_000_000))
-    rates = {name: [] for name in contenders}
+    rates = {batch: {name: [] for name in contenders} for batch in batches}
     bandwidths = []
     for _ in tqdm(range(arguments.rounds), desc=name, unit=" rounds", leave=False):
-        for contender in contenders:
-            start = time.perf_counter()
-            contenders[contender](prompts)
-            rates[contender].append(batch * arguments.new_tokens / (time.perf_counter() - start))
+        for batch in batches:
+            for contender in contenders:
+                start = time.perf_counter()
+                contenders[contender](prompts[batch])
+                elapsed = time.perf_counter() - start
+                rates[batch][contender].append(batch * arguments.new_tokens / elapsed)
         bandwidths.append(max(bandwidth(memory) for _ in range(3)))
-    return {
-        "tokens_per_second": {name: summary(values) for name, values in rates.items()},
-        "ratio": {peer: summary([ours / their for ours, their in zip(rates["ours"], rates[peer], strict=True)])
-                  for peer in rates if peer != "ours"},
+    return [{
+        "batch": batch,
+        "tokens_per_second": {name: summary(values) for name, values in rates[batch].items()},
+        "ratio": {peer: ratio(rates[batch]["ours"], rates[batch][peer]) for peer in contenders if peer != "ours"},
+        "times_fewest": ratio(rates[batch]["ours"], rates[min(batches)]["ours"]),
         "bandwidth_gb_per_second": summary(bandwidths),
-        "same_tokens": all(given == answers["ours"] for given in answers.values()),
-    }
+        "same_tokens": all(given == answers[batch]["ours"] for given in answers[batch].values()),
+    } for batch in batches]
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Round by round."""
+    return summary([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def bandwidth(memory: torch.Tensor) -> float:
@@ -173,7 +182,7 @@ def measure_ideas(arguments: argparse.Namespace) -> dict:
         "the model, KV cache": model,
     }
     contenders = {name: partial(answer, form, arguments.new_tokens) for name, form in forms.items()}
-    measured = measure("ideas", contenders, model, 1, arguments)
+    (measured,) = measure("ideas", contenders, model, [1], arguments)
     return {name: measured["tokens_per_second"][name] for name in forms}
 
 
@@ -187,11 +196,10 @@ def print_tables(report: dict) -> None:
         rates = "".join(f"{spread(row['tokens_per_second'][name], 0):<18} " for name in ("ours", *PEERS))
         ratios = "".join(f"{spread(row['ratio'][peer], 1):<18}" for peer in PEERS)
         print(f"{row['dtype']:>9} {row['batch']:>5}  {rates} {ratios}")
-    for dtype in dict.fromkeys(row["dtype"] for row in report["rows"]):
-        rates = {row["batch"]: row["tokens_per_second"]["ours"]["median"]
-                 for row in report["rows"] if row["dtype"] == dtype}
-        for batch in rates.keys() - {1} if 1 in rates else ():
-            print(f"{dtype}: {batch} at once make {rates[batch] / rates[1]:.1f} times the tokens of one")
+    for row in report["rows"]:
+        if row["batch"] > 1 and min(report["batches"]) == 1:
+            times = spread(row["times_fewest"], 1)
+            print(f"{row['dtype']}: {row['batch']} at once make {times} times the tokens of one")
     same = all(row["same_tokens"] for row in report["rows"] if row["dtype"] == "float32")
     print(f"\nfloat32: all contenders gave {'the same tokens' if same else 'DIFFERENT tokens'}")
     gb = statistics.median(row["bandwidth_gb_per_second"]["median"] for row in report["rows"])

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import multiprocessing
+import os
 import tempfile
 import time
 from contextlib import suppress
@@ -193,6 +194,8 @@ class OwnProcess:
 
 
 def _serve(pipe: Connection, arguments: argparse.Namespace, folder: Path) -> None:
+    # Compiled anew: what an earlier run has left in the cache would make the start look cheap.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     work = common_work(arguments, folder)
     started: dict[str, Ours | Theirs] = {}
     with suppress(EOFError):  # nobody is left who would ask
