@@ -95,3 +95,10 @@ def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
             learned = encoded.input_ids[start:end]
             assert learned[-1] == template.end_of_turn_id and template.end_of_turn_id not in learned[:-1]
     assert not answers
+
+
+def chat(*said: str, roles: str = "") -> dict:
+    """User and assistant in turns, or who `roles` says: one letter each."""
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return {"conversations": [{"role": names[role], "content": text}
+                              for role, text in zip(roles or "ua" * len(said), said, strict=False)]}

@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chats import BUNDLED, TOKENIZER
+from chats import BUNDLED, TOKENIZER, chat
 from programs import program, questions, write_rows
 
 from minimind_sft.config import IGNORE_INDEX, PretrainConfig, SFTConfig
@@ -22,23 +21,14 @@ from minimind_sft.data.prepared import prepare
 from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
 from minimind_sft.errors import UserError
-from minimind_sft.inspection import figures
 from minimind_sft.inspection.page import render_page
 from minimind_sft.inspection.report import make_report
-from minimind_sft.inspection.shown import first_rows, shown_tokens
+from minimind_sft.inspection.shown import first_rows
 from minimind_sft.inspection.survey import answer_ends, survey
 from minimind_sft.inspection.terminal import as_text
 
 SCRIPT = "scripts/inspect_data.py"
 ROWS = SFTRows(BUNDLED, 60)
-CONTROL = {TOKENIZER.token_to_id(token) for token in TOKENIZER.control_tokens(BUNDLED.source)}
-
-
-def chat(*said: str, roles: str = "") -> dict:
-    """User and assistant in turns, or who `roles` says: one letter each."""
-    names = {"s": "system", "u": "user", "a": "assistant"}
-    return {"conversations": [{"role": names[role], "content": text}
-                              for role, text in zip(roles or "ua" * len(said), said, strict=False)]}
 
 
 FINE = chat("2 + 2?", "4")
@@ -314,22 +304,6 @@ def test_the_first_rows_without_colour(tmp_path, inspect):
     assert "supervised⟧" not in inspect(data, "--show", 0)[1]
 
 
-def test_bytes_of_one_character_are_shown_together():
-    example = ROWS.encode([("", chat("龘", "龘"))])[0].samples[0][0]
-    tokens = shown_tokens(ROWS, example, CONTROL)
-    # The line end after the last end of turn is neither an input nor a label.
-    assert [one for token in tokens for one in token.ids] == example.input_ids.tolist()
-    assert [(token.text, len(token.ids), token.supervised) for token in tokens if "龘" in token.text] == [
-        ("龘", 2, False), ("龘", 2, True)]
-
-
-def test_a_character_that_is_cut_ends_where_it_is_cut():
-    ids = [*TOKENIZER.encode("👩\u200d👧龘")[:-1], BUNDLED.end_of_turn_id]
-    tokens = shown_tokens(ROWS, make_example(ids, [False] * (len(ids) - 1) + [True]), CONTROL)
-    assert "".join(token.text for token in tokens) == "👩\u200d👧\ufffd<|im_end|>"
-    assert tokens[-1] == ("<|im_end|>", (2,), True, True) and tokens[-2].text == "\ufffd"
-
-
 DROPS_REASONING = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -368,19 +342,6 @@ def test_the_page_escapes_the_data_and_needs_nothing_else(tmp_path, inspect):
     assert not re.search(r"(src|href)\s*=\s*[\"']|url\(|@import|https?:", page)
     assert f'title="{BUNDLED.end_of_turn_id}"&gt;'.replace("&gt;", ">") in page
     assert "prefers-color-scheme: dark" in page and "<svg" in page
-
-
-def test_lengths_in_bars():
-    lengths = Counter({1: 3, 12: 2, 13: 1, 30: 4})
-    found = figures.bars(lengths, 24)
-    assert [(bar.first, bar.last) for bar in found[:2]] == [(1, 2), (3, 4)] and len(found) == 13
-    assert [bar.count for bar in found] == [3, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 4]
-    assert found[-1] == (25, 30, 4, True) and found[-2].last == 24
-    assert [bar[:3] for bar in figures.bars(lengths, 1000)][-1] == (28, 30, 4)
-    assert figures.bars(Counter(), 9) == []
-    assert [figures.quantile(lengths, share) for share in (0, 0.3, 0.5, 0.6, 1)] == [1, 1, 12, 13, 30]
-    assert [figures.percent(share) for share in (None, 0, 0.00001, 0.5, 0.99999, 1)] == [
-        "-", "0.0%", "0.1%", "50.0%", "99.9%", "100%"]
 
 
 def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
