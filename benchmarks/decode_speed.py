@@ -13,7 +13,8 @@ what else the machine does meets them alike; the medians of the rounds count, an
 
 The weights are random, rounded to half precision as a file of ours holds them, and in the memory of both as float32 or
 as bfloat16. To make a token all of them are read: the ceiling is the bandwidth of a sum over as much float32 memory,
-measured in the same rounds, over the bytes that the weights take in 4 or in 2 bytes each. A last table takes our speed
+measured in the same rounds, over the bytes that the weights take in 4 or in 2 bytes each, and the share of it is taken
+within a round. A last table takes our speed
 apart: what one sequence gains by each idea. Ends with status 1 if two contenders in float32 gave different tokens.
 """
 
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -84,6 +86,7 @@ def conditions(arguments: argparse.Namespace) -> dict:
     import transformers
 
     return {
+        "command": " ".join(["python", "benchmarks/decode_speed.py", *sys.argv[1:]]),
         "torch": torch.__version__, "transformers": transformers.__version__, "cores": os.cpu_count(),
         "threads": arguments.threads, "batches": arguments.batches, "rounds": arguments.rounds,
         "prompt_tokens": arguments.prompt_tokens,
@@ -129,10 +132,10 @@ def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausa
             arguments: argparse.Namespace) -> list[dict]:
     """Tokens per second of each contender with each number of sequences, and the bandwidth in the same rounds."""
     prompts = {batch: random_prompts(batch, arguments) for batch in batches}
-    answers = {batch: {name: contender(prompts[batch]) for name, contender in contenders.items()}
+    answers = {batch: {who: contender(prompts[batch]) for who, contender in contenders.items()}
                for batch in batches}  # warms up too
     memory = torch.ones(max(weights_read(model), 64_000_000))
-    rates = {batch: {name: [] for name in contenders} for batch in batches}
+    rates = {batch: {who: [] for who in contenders} for batch in batches}
     bandwidths = []
     for _ in tqdm(range(arguments.rounds), desc=name, unit=" rounds", leave=False):
         for batch in batches:
@@ -142,18 +145,21 @@ def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausa
                 elapsed = time.perf_counter() - start
                 rates[batch][contender].append(batch * arguments.new_tokens / elapsed)
         bandwidths.append(max(bandwidth(memory) for _ in range(3)))
+    gigabytes = weights_read(model) * model.lm_head.weight.itemsize / 1e9
+    reads = [each / gigabytes for each in bandwidths]
     return [{
         "batch": batch,
-        "tokens_per_second": {name: summary(values) for name, values in rates[batch].items()},
+        "tokens_per_second": {who: summary(values) for who, values in rates[batch].items()},
         "ratio": {peer: ratio(rates[batch]["ours"], rates[batch][peer]) for peer in contenders if peer != "ours"},
-        "times_fewest": ratio(rates[batch]["ours"], rates[min(batches)]["ours"]),
+        "x_fewest_sequences": ratio(rates[batch]["ours"], rates[min(batches)]["ours"]),
+        "steps_per_reading_of_the_weights": ratio([rate / batch for rate in rates[batch]["ours"]], reads),
         "bandwidth_gb_per_second": summary(bandwidths),
         "same_tokens": all(given == answers[batch]["ours"] for given in answers[batch].values()),
     } for batch in batches]
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Round by round."""
+    """Ours over theirs in each round, summarised."""
     return summary([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
@@ -198,14 +204,16 @@ def print_tables(report: dict) -> None:
         print(f"{row['dtype']:>9} {row['batch']:>5}  {rates} {ratios}")
     for row in report["rows"]:
         if row["batch"] > 1 and min(report["batches"]) == 1:
-            times = spread(row["times_fewest"], 1)
+            times = spread(row["x_fewest_sequences"], 1)
             print(f"{row['dtype']}: {row['batch']} at once make {times} times the tokens of one")
     same = all(row["same_tokens"] for row in report["rows"] if row["dtype"] == "float32")
     print(f"\nfloat32: all contenders gave {'the same tokens' if same else 'DIFFERENT tokens'}")
-    gb = statistics.median(row["bandwidth_gb_per_second"]["median"] for row in report["rows"])
-    for size in (4, 2):
-        print(f"ceiling of one sequence: {gb:.0f} GB/s read {size} bytes per weight "
-              f"{ceiling(report, gb, size):.0f} times a second")
+    for row in report["rows"]:
+        if row["batch"] == 1:
+            gb, size = row["bandwidth_gb_per_second"]["median"], 2 if row["dtype"] == "bfloat16" else 4
+            share = spread(row["steps_per_reading_of_the_weights"], 2)
+            print(f"{row['dtype']}: {gb:.0f} GB/s read {size} bytes per weight {ceiling(report, gb, size):.0f} times a "
+                  f"second; meanwhile one sequence makes {share} of a token")
     print("\none sequence, float32              tokens/s")
     for name, rate in report["ideas"].items():
         print(f"{name:<34} {spread(rate, 0)}")

@@ -2,9 +2,9 @@
 
     python benchmarks/save_speed.py --json docs/save_speed.json
 
-In every round the same steps are made three times: without a state, with one for which the training waits before the
-first of them, and with one that is written while they run. The table says for how long the training stood still, and
-by how much the round's steps came later than without a state: the thread that writes takes its share of the machine.
+Each round trains the same number of steps three times, in changing order: saving nothing, saving first and waiting for
+it, saving first in the background. The table says for how long the training stood still, and how much later its steps
+were done than without a state: the thread that writes takes its share of the machine.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.resume_state import TrainState
 
-KINDS = {"waiting": True, "in the background": False}
+WAITS = {"waiting": True, "in the background": False}
 
 
 class Training:
@@ -54,6 +54,18 @@ class Training:
             if not self.checkpoints.is_writing:
                 self.checkpoints.advance()
 
+    def turn(self, steps: int, wait: bool | None) -> tuple[float, float]:
+        """Seconds that the training stood still, and in all, for some steps after a state; `wait` None: without one."""
+        start = time.perf_counter()
+        if wait is not None:
+            self.save(wait)
+        stood_still = time.perf_counter() - start
+        self.steps(steps)
+        self.checkpoints.finish()
+        if self.checkpoints.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        return stood_still, time.perf_counter() - start
+
     def save(self, wait: bool) -> None:
         self.states += 1
         self.checkpoints.save(TrainState(step=self.states), self.model, self.optimizer, self.scaler, wait)
@@ -66,8 +78,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="26m", choices=PRESETS, help="model (default: 26m)")
     parser.add_argument("--tokens", type=int, default=1300, help="tokens of a step (default: 1300)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a turn (default: 4)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each kind (default: 9)")
+    parser.add_argument("--steps", type=int, default=4, help="steps after each state (default: 4)")
+    parser.add_argument("--rounds", type=int, default=9, help="states of each kind (default: 9)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--folder", type=Path, help="where the states are written (default: the system's for temporary "
                                                     "files)")
@@ -75,26 +87,21 @@ def main() -> int:
     arguments = parser.parse_args()
 
     device = resolve_device(arguments.device)
-    stood_still, later = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
+    kinds = [None, *WAITS.values()]
+    rounds = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, Checkpoints(
             Path(folder) / "states", keep=1, ranks=Ranks(0, 1, device), fresh=True) as checkpoints:
         training = Training(arguments.preset, arguments.tokens, device, checkpoints)
-        training.steps(2)
-        training.save(wait=True)
-        for _ in tqdm(range(arguments.rounds), unit="round"):
-            start = time.perf_counter()
-            training.steps(arguments.steps)
-            without = time.perf_counter() - start
-            for kind, wait in KINDS.items():
-                start = time.perf_counter()
-                training.save(wait)
-                stood_still[kind].append(time.perf_counter() - start)
-                training.steps(arguments.steps)
-                checkpoints.finish()
-                later[kind].append(time.perf_counter() - start - without)
+        training.turn(2, wait=True)
+        for number in tqdm(range(arguments.rounds), unit="round"):
+            first = number % len(kinds)
+            rounds.append({wait: training.turn(arguments.steps, wait) for wait in kinds[first:] + kinds[:first]})
         size = training.bytes_of_a_state()
-    rows = {kind: {"stood_still": statistics.median(stood_still[kind]), "later": statistics.median(later[kind]),
-                   "later_least_and_most": [min(later[kind]), max(later[kind])]} for kind in KINDS}
+    rows = {}
+    for kind, wait in WAITS.items():
+        later = [round_[wait][1] - round_[None][1] for round_ in rounds]
+        rows[kind] = {"stood_still": statistics.median(round_[wait][0] for round_ in rounds),
+                      "later": statistics.median(later), "later_least_and_most": [min(later), max(later)]}
     print(f"a state of {size / 1e6:,.0f} MB; seconds, median of {arguments.rounds} rounds\n")
     print(f"{'written':<20}{'stood still':>12}{'steps later by':>16}   least to most")
     for kind, row in rows.items():
@@ -103,7 +110,8 @@ def main() -> int:
     if arguments.json:
         record = {"command": " ".join(["python", "benchmarks/save_speed.py", *sys.argv[1:]]),
                   "torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(),
-                  "bytes": size, "seconds": rows}
+                  "preset": arguments.preset, "tokens": arguments.tokens, "steps": arguments.steps,
+                  "rounds": arguments.rounds, "bytes": size, "seconds": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
 
