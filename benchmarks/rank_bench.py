@@ -29,7 +29,7 @@ EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow}
 
 
 def strategy(parallel: str) -> list[str]:
-    """"ddp" or "fsdp" as flags; with fsdp all ranks write resume states while they go on training."""
+    """The flags of "ddp" or "fsdp"; with fsdp all ranks write resume states while they go on training."""
     return ["--parallel", parallel, "--async_save", str(int(parallel == "fsdp"))]
 
 

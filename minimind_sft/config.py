@@ -201,7 +201,8 @@ class TrainConfig:
     device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
     dtype: str = setting("auto", "arithmetic of the matrix products; auto: bfloat16 where the device computes in it, "
                                  "else float32; float16 uses a GradScaler", DTYPES)
-    use_compile: int = setting(0, "1: torch.compile every layer; a slow start, faster steps", (0, 1))
+    use_compile: int = setting(0, "1: torch.compile every layer; a slow start, faster steps (on a CPU by a few "
+                                  "percent)", (0, 1))
     gradient_checkpointing: int = setting(0, "1: keep of each layer only what goes into it, and compute the rest again "
                                              "for the gradients: less memory, one more forward pass", (0, 1))
     parallel: str = setting("ddp", "under torchrun: ddp keeps the model on every rank, fsdp a shard of it (needs a "
@@ -216,8 +217,8 @@ class TrainConfig:
                                 "evaluation set); 0: the last", (0, 1))
     save_interval: int = setting(0, "steps between two resume states; 0: by the clock, 10 seconds apart, or "
                                     "more where writing one would cost above 3% of the time")
-    async_save: int = setting(0, "1: training goes on while a resume state is written, from a copy of it: 12 bytes "
-                                 "of main memory per parameter", (0, 1))
+    async_save: int = setting(0, "1: training goes on while a thread writes a resume state from a copy of weights "
+                                 "and moments (12 bytes of main memory per parameter); 0: it waits", (0, 1))
     max_bad_steps: int = setting(10, "stop after this many steps in a row whose loss or gradient is not finite")
     use_wandb: int = setting(0, "1: log to Weights & Biases", (0, 1))
     wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")

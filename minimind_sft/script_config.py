@@ -85,7 +85,8 @@ class EstimateConfig:
     parallel: str = same_setting(SFTConfig, "parallel")
     async_save: int = same_setting(SFTConfig, "async_save")
 
-    memory: float = setting(0.0, "GiB that each rank may take: says the largest --micro_batch_tokens that fits")
+    memory: float = setting(0.0, "GiB that each rank may take: says the largest --micro_batch_tokens that fits; 0: "
+                                 "does not")
     json: bool = setting(False, "print the estimate as one JSON object, in bytes")
 
     def problems(self) -> list[str]:

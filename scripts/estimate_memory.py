@@ -4,7 +4,7 @@
     python scripts/estimate_memory.py --from_weight pretrain --gradient_checkpointing 1 --memory 4
     python scripts/estimate_memory.py --hidden_size 1024 --num_hidden_layers 24 --device cuda --ranks 8 --parallel fsdp
 
-The flags are those of the trainers. On a CPU the figure is what the whole process takes, on a GPU what PyTorch
+The trainers' flags mean the same here. On a CPU the figure is what the whole process takes, on a GPU what PyTorch
 allocates there. It is counted from what the code keeps, see docs/memory.md; --batch_size plays no part in it.
 """
 

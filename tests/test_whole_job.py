@@ -89,7 +89,8 @@ def test_other_precisions_train(sft_data, tmp_path, dtype):
 
 
 def test_two_ranks_end_with_the_weights_of_one(sft_data, tmp_path):
-    common = [*NEW, "--data_path", sft_data, "--max_steps", 6, "--save_dtype", "float32", "--dtype", "float32"]
+    common = [*NEW, "--data_path", sft_data, "--max_steps", 6, "--save_dtype", "float32", "--dtype", "float32",
+              "--save_interval", 1, "--async_save", 1]
     succeed(SFT, *common, "--batch_size", 4, "--save_dir", tmp_path / "one")
     succeed(SFT, *common, "--batch_size", 2, "--save_dir", tmp_path / "two",
             module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))

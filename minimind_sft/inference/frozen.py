@@ -6,7 +6,7 @@ take fewer operations. The result is that of `MiniMindForCausalLM.hidden_states`
 
 Shapes: T tokens of all sequences in one row, D hidden size, H query heads, G key/value heads, A = H + G heads that are
 turned, W head dim, R = W / 2, P positions, F width of the feed-forward network, E experts, n tokens of one expert,
-N copies of tokens or positions that are wanted, V vocabulary.
+N copies of tokens, or positions that are wanted, V vocabulary.
 """
 
 import copy

@@ -92,9 +92,9 @@ class DecoderLayer(nn.Module):
         return rows(x_TD, wanted_N) + self.dropout(y_ND)
 
     def compile(self, *args: object, **options: object) -> None:
-        """As nn.Module's; what works on lengths that are others in every batch is called from the graph as it is.
+        """As nn.Module's, but attention and the loop over experts stay eager: their shapes are others in every batch.
 
-        It is marked here and not by decorators, with which every program would load the compiler (a second).
+        They are marked here, because a decorator would load the compiler (a second) in programs that never compile.
         """
         self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
         if isinstance(self.mlp, MixtureOfExperts):

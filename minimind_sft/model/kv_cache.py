@@ -40,10 +40,10 @@ class KVCache:
         self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
-    def store(self, layer_index: int, sequence_T: Tensor, position_T: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> None:
+    def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> None:
         """Writes the keys and values of T tokens, each at its position of its sequence."""
         for kept_NSGLD, new_TGD in ((self._keys_NSGLD, k_TGD), (self._values_NSGLD, v_TGD)):
-            kept_NSGLD[layer_index][sequence_T, :, position_T] = new_TGD.to(kept_NSGLD.dtype)
+            kept_NSGLD[layer_index][sequences_T, :, positions_T] = new_TGD.to(kept_NSGLD.dtype)
 
     def advance(self) -> Tensor:
         """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""

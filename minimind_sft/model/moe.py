@@ -60,7 +60,7 @@ class Experts(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
         self.up_proj = nn.Parameter(torch.empty(num_experts, width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, width))
-        self.loop = looped_mm
+        self.loop = looped_mm  # DecoderLayer.compile puts one in its place that stays outside the graph
         self.register_state_dict_post_hook(_unstack_experts)
         self.register_load_state_dict_pre_hook(_stack_experts)
 

@@ -45,16 +45,16 @@ class Found(NamedTuple):
     refused: list[str]
 
 
-class Writing(NamedTuple):
-    """A state that is being written: first every rank writes its shard, then the main one makes it whole."""
+class PendingState(NamedTuple):
+    """A state that is not whole yet: every rank writes its shard, then the main one seals it."""
 
     final: Path
     temporary: Path
     record: dict
     task: Future
-    """What this rank's thread is at."""
-    seals: bool = False
-    """Whether that is the second part."""
+    """What this rank's thread has to do."""
+    sealing: bool = False
+    """Whether all shards are there, so that only counters, manifest and name are missing."""
 
 
 class Checkpoints:
@@ -64,7 +64,8 @@ class Checkpoints:
     (`fresh`), sets that one's states aside in `<folder>.previous`; leaving puts them back if this training never
     came to `begin` (not under torchrun: it may start this one again, which then must not go on from the earlier one).
 
-    Every method is called by all ranks. What fails on one of them is a ProcessLost on the others.
+    Every method is called by all ranks (`is_writing` speaks for one). What fails on one of them is a ProcessLost on the
+    others.
 
     Raises:
         UserError: on entering, if another process holds the folder.
@@ -78,7 +79,7 @@ class Checkpoints:
         self._lock = FolderLock(folder.with_name(folder.name + ".lock"))
         self._verified: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, "resume state")
-        self._writing: Writing | None = None
+        self._pending: PendingState | None = None
 
     def __enter__(self) -> Self:
         self.was_set_aside = self.ranks.on_main(self._open)
@@ -87,8 +88,8 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
         if self.ranks.is_main:
-            if self._writing is not None:  # what ended the training came before it was whole
-                shutil.rmtree(self._writing.temporary, ignore_errors=True)
+            if self._pending is not None:  # what ended the training came before it was whole
+                shutil.rmtree(self._pending.temporary, ignore_errors=True)
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.previous.rename(self.folder)
@@ -146,53 +147,53 @@ class Checkpoints:
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         record = {"format": FORMAT, "state": asdict(state), "scaler": scaler.state_dict()}
-        with self._writing_of(final, temporary):
+        with self._discarded_on_error(final, temporary):
             self.ranks.on_main(lambda: _make_empty(temporary))
             shard = own_shard(model, optimizer, self.ranks.rank, self.ranks.world_size, copied=not wait)
-            self._writing = Writing(final, temporary, record, self._thread.submit(write_shard, temporary, shard))
+            self._pending = PendingState(final, temporary, record, self._thread.submit(write_shard, temporary, shard))
         if wait:
             self.finish()
 
     @property
     def is_writing(self) -> bool:
         """Whether this rank's thread is at work."""
-        return self._writing is not None and not self._writing.task.done()
+        return self._pending is not None and not self._pending.task.done()
 
     def advance(self) -> bool:
-        """Takes a state that is being written one part further, waiting for the part before; whether it is there now.
+        """Moves an unfinished state to its next part (shards, seal), waiting for the one before; True once whole.
 
         Raises:
             UserError: if it cannot be written.
         """
-        writing = self._writing
-        if writing is None:
+        pending = self._pending
+        if pending is None:
             return False
-        with self._writing_of(writing.final, writing.temporary):
-            if writing.seals:
-                self.ranks.on_main(writing.task.result)
-                self._writing = None
+        with self._discarded_on_error(pending.final, pending.temporary):
+            if pending.sealing:
+                self.ranks.on_main(pending.task.result)
+                self._pending = None
             else:
-                sums = self.ranks.on_each(writing.task.result)
-                task = self._thread.submit(self._seal, writing, sums) if self.ranks.is_main else writing.task
-                self._writing = writing._replace(task=task, seals=True)
-        return self._writing is None
+                sums = self.ranks.on_each(pending.task.result)
+                task = self._thread.submit(self._seal, pending, sums) if self.ranks.is_main else pending.task
+                self._pending = pending._replace(task=task, sealing=True)
+        return self._pending is None
 
     def finish(self) -> None:
-        """Waits for the state that is being written, if there is one.
+        """Waits until no state is unfinished.
 
         Raises:
             UserError: if it cannot be written.
         """
-        while self._writing is not None:
+        while self._pending is not None:
             self.advance()
 
     @contextmanager
-    def _writing_of(self, final: Path, temporary: Path) -> Iterator[None]:
-        """What fails in it is the end of this state."""
+    def _discarded_on_error(self, final: Path, temporary: Path) -> Iterator[None]:
+        """An error in the block discards the unfinished state; one that a person can mend is told as a UserError."""
         try:
             yield
         except Exception as error:
-            self._writing = None
+            self._pending = None
             if self.ranks.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             if not isinstance(error, (OSError, SafetensorError, UserError)):
@@ -269,8 +270,9 @@ class Checkpoints:
             return Found(path, state, refused)
         return Found(None, None, refused)
 
-    def _seal(self, writing: Writing, sums: list[dict[str, str]]) -> None:
-        final, temporary, record = writing.final, writing.temporary, writing.record
+    def _seal(self, pending: PendingState, sums: list[dict[str, str]]) -> None:
+        """Writes counters and manifest, gives the state its name, reads it back, and removes the oldest."""
+        final, temporary, record = pending.final, pending.temporary, pending.record
         (temporary / STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
         manifest = {name: sha for of_rank in sums for name, sha in of_rank.items()}
         manifest[STATE] = sha256_of_file(temporary / STATE)

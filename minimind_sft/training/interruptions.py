@@ -126,10 +126,10 @@ class SaveClock:
             self.OFTEN * self._seconds, self.LEAST_SECONDS)
 
     def begin(self) -> None:
-        """Now a state begins to be written."""
+        """A state begins to be written."""
         self._began = time.monotonic()
 
     def end(self) -> None:
-        """Now it is there."""
+        """It is whole."""
         self._ended = time.monotonic()
         self._seconds, self._began = self._ended - self._began, None

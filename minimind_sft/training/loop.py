@@ -127,7 +127,8 @@ class Fit:
                 self.validate()
             for batch in batches:
                 self.step(batch)
-                # The main rank's clock decides for all, and a signal to one rank stops all.
+                # The main rank's clock decides for all, a signal to one rank stops all, and with an unfinished resume
+                # state all go on at the same step.
                 signum, due, writing = self.ranks.largest(
                     stop.signum, self.ranks.is_main and self.clock.due(state.step), self.checkpoints.is_writing)
                 if not writing and self.checkpoints.advance():

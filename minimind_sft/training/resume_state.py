@@ -74,10 +74,10 @@ def read_state(path: Path) -> TrainState:
             raise Damaged(f"{name} is no safetensors file ({error})") from error
     try:
         record = read_json(path / STATE)
-        told, known = (record["format"], set(record["state"])), (FORMAT, {one.name for one in fields(TrainState)})
+        told = record["format"], set(record["state"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise Damaged(f"{STATE} cannot be read ({error})") from error
-    if told != known:
+    if told != (FORMAT, {one.name for one in fields(TrainState)}):
         raise Damaged(f"{STATE} was written by another version of this project")
     state = TrainState(**record["state"])
     if path.name != f"step-{state.step:08d}":
@@ -85,9 +85,9 @@ def read_state(path: Path) -> TrainState:
     return state
 
 
-def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int,
+def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int, *,
               copied: bool) -> dict[str, dict[str, Tensor]]:
-    """The tensors that this rank writes, by the file that they go to: where the model is whole, the main rank's.
+    """What this rank has to write, {file: {name: tensor}}; of a model that is not sharded only the main rank has some.
 
     Args:
         copied: as copies, which further training does not change, instead of the tensors themselves.
