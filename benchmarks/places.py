@@ -14,7 +14,7 @@ import torch
 
 from minimind_sft.model import pretrained
 from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
-from minimind_sft.training import loop, resume_state
+from minimind_sft.training import checkpoint, loop, resume_state
 from minimind_sft.training.progress import Progress
 
 Passed = Callable[[], bool]
@@ -159,6 +159,11 @@ def loss_is_nan(passed: Passed) -> None:
 def hangs(passed: Passed) -> None:
     """Instead of dying: the process stands still, as on a machine that has frozen."""
     wrap(DecoderLayer, "forward", before=lambda *_: os.kill(os.getpid(), signal.SIGSTOP) if passed() else None)
+
+
+def disk_is_slow(passed: Passed) -> None:
+    """Instead of dying: this rank writes its shard for half a second longer, while the others go on."""
+    wrap(checkpoint, "write_shard", before=lambda *_: time.sleep(0.5) if passed() else None)
 
 
 def is_slow(passed: Passed) -> None:

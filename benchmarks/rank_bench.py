@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from kill_and_resume import COMMON, newest_step, outcome, steps_logged, write_conversations
-from places import PLACES, hangs, is_slow, loss_is_nan, wrap
+from places import PLACES, disk_is_slow, hangs, is_slow, loss_is_nan, wrap
 from processes import rank_environments, start
 
 from minimind_sft.config import REPOSITORY
@@ -25,7 +25,7 @@ RANK_TIMEOUT = 5.0
 PATIENCE = 60.0
 """Seconds after which a process that still runs counts as hanging."""
 FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(RANK_TIMEOUT)]
-EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow}
+EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow, "slow disk": disk_is_slow}
 
 
 def strategy(parallel: str) -> list[str]:

@@ -92,6 +92,15 @@ def frozen(bench: Bench, parallel: str) -> None:
     bench.resume(out, 2, parallel)
 
 
+def writes_slowly(bench: Bench) -> None:
+    """A rank whose disk is slow: the others train on meanwhile, and all come to the same end."""
+    out = bench.empty("out")
+    rank = bench.instants.randrange(2)
+    job = Job(bench, out, 2, strategy("fsdp"), Effect("slow disk", bench.instants.randint(1, 2), rank), pace=0.05)
+    bench.expect([0, 0], job.end())
+    bench.compare(out, bench.undisturbed(2, "fsdp"))
+
+
 def computes_nan(bench: Bench, parallel: str) -> None:
     """A loss of NaN on one rank: that step changes nothing on either, is counted, and the training goes on."""
     out = bench.empty("out")
@@ -213,6 +222,7 @@ FAULTS: dict[str, list[Fault]] = {
         partial(killed, parallel=p, place="in the optimizer's step, half of the parameters updated")
         for p in STRATEGIES],
     "one rank freezes (SIGSTOP)": [partial(frozen, parallel=p) for p in STRATEGIES],
+    "one rank's disk is slow (FSDP)": [writes_slowly],
     "the loss of one rank is NaN": [partial(computes_nan, parallel=p) for p in STRATEGIES],
     "ranks 1 -> 2 -> 4 -> 3 -> 1, DDP, 0, 1, 4 loader workers": [
         partial(changing_ranks, plan=[(1, "ddp", 0), (2, "ddp", 1), (4, "ddp", 4), (3, "ddp", 0), (1, "ddp", 1)])],

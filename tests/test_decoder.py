@@ -1,9 +1,12 @@
 """The decoder against itself: cut up differently, in other precisions, compiled."""
 
+import copy
+import gc
 import itertools
 import math
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -148,6 +151,34 @@ def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
         layer.compile(dynamic=True, backend="aot_eager")
     compiled = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
     torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts one after the other"])
+def test_other_lengths_and_other_numbers_of_tokens_per_expert_need_no_other_graphs(config: ModelConfig):
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    model, made = build(config, torch.float32), []
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend=backend)
+    for lengths in ([9, 5], [7, 7, 3, 1], [16], [30, 2]):
+        sum(model(*random_batch(lengths))).backward()
+        made.append(len(graphs))
+    assert made[1:] == 3 * made[:1]
+
+
+def test_a_copy_of_a_compiled_model_does_not_hold_on_to_it():
+    model = build(TINY)
+    for layer in model.model.layers:
+        layer.compile()
+    other, attention = copy.deepcopy(model), weakref.ref(model.model.layers[0].self_attn)
+    del model, layer
+    gc.collect()
+    assert attention() is None and other.model.layers[0].self_attn is not None
 
 
 def test_whoever_does_not_compile_does_not_load_the_compiler():

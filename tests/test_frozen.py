@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from test_generate import CONFIGS, PROMPTS, VOCAB, build
+from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.inference.frozen import FrozenModel, ready_to_decode
@@ -62,8 +63,14 @@ def test_wanted_positions_are_those_of_all(name: str):
     for form in (model, FrozenModel(model, plain)):
         cache = KVCache(model.config, len(PROMPTS), 40, torch.float64, torch.device("cpu"))
         context = cache.prefill([0, *ends.tolist()])
-        every = form.hidden_states(prompt_ids, context.positions_T, context)
-        wanted = form.hidden_states(prompt_ids, context.positions_T, context, ends - 1)
+        with FlopCounterMode(display=False) as all_flops:
+            every = form.hidden_states(prompt_ids, context.positions_T, context)
+        with FlopCounterMode(display=False) as flops:
+            wanted = form.hidden_states(prompt_ids, context.positions_T, context, ends - 1)
+        if not model.config.use_moe:
+            per_position = 6 * model.config.hidden_size * model.config.intermediate_size
+            spared = (len(prompt_ids) - len(ends)) * per_position
+            assert all_flops.get_total_flops() - flops.get_total_flops() == spared
         torch.testing.assert_close(wanted, every[ends - 1], rtol=1e-11, atol=1e-11)
 
 

@@ -82,10 +82,12 @@ def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
     assert not by_clock.due(1)
     now = 110.0
     assert by_clock.due(2)
-    by_clock.begin()
+    with by_clock.saving():
+        now = 111.5
+    now = 125.0
+    assert not by_clock.due(2)  # it is not whole yet: a thread writes while training goes on
     now = 112.0
-    assert not by_clock.due(2)  # it is being written
-    by_clock.end()
+    by_clock.end(in_background=0.5)
     now = 171.9  # a state took two seconds: the next comes after sixty
     assert not by_clock.due(3)
     now = 172.0

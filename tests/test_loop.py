@@ -136,6 +136,25 @@ def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
         assert one.read_text() == other.read_text()
 
 
+def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the_steps_meanwhile(tmp_path, monkeypatch):
+    """Steps of four seconds: due after ten seconds is after three steps; the next ten begin when the state is whole."""
+    now = [0.0]
+    monkeypatch.setattr("minimind_sft.training.interruptions.time.monotonic", lambda: now[0])
+    training = Training(tmp_path, async_save=1, save_interval=0)
+    step, save, saved = training.fit.step, training.fit.checkpoints.save, []
+
+    def slow_step(batch):
+        step(batch)
+        now[0] += 4.0
+        while training.fit.checkpoints.is_writing:
+            pass
+
+    training.fit.step = slow_step
+    training.fit.checkpoints.save = lambda state, *more: (saved.append(state.step), save(state, *more))
+    assert training.run() == 0
+    assert saved == [3, 7, 11, 15, 16]
+
+
 def test_the_best_weights_are_kept_and_the_last_where_nothing_is_better(tmp_path):
     # Evaluated at steps 0, 4, 8, 12 and 16; what was there before training does not count. The resume state of step 3
     # comes before the first evaluation: the weights are written with it, so that there are some.

@@ -25,6 +25,7 @@ from rank_faults import (
     signalled,
     signalled_twice,
     torchrun_restarts,
+    writes_slowly,
 )
 from tiny import TINY, TINY_MOE, random_documents
 from torch.utils.data import DataLoader
@@ -81,6 +82,10 @@ def test_four_ranks_are_as_exact_as_two(bench):
 
 def test_a_kill_while_all_ranks_write_their_shards_costs_nothing(bench):
     killed(bench, "fsdp", "in a file of the resume state, half of it written", passes=4, rank=1)
+
+
+def test_a_rank_with_a_slow_disk_changes_nothing(bench):
+    writes_slowly(bench)
 
 
 def test_a_frozen_rank_ends_the_others_in_time(bench):

@@ -30,8 +30,8 @@ class Training:
 
     def __init__(self, folder, resume: bool = False, evaluations=None, **changes):
         folder.mkdir(exist_ok=True)
-        config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, save_interval=3, eval_interval=4,
-                         log_interval=1, learning_rate=1e-2, dropout=0.2, **changes)
+        config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
+                         learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
         torch.manual_seed(0)
         self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
         self.optimizer = build_optimizer(self.model, config.learning_rate, config.weight_decay)

@@ -7,9 +7,9 @@ positions, S supervised ones, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from minimind_sft.config import IGNORE_INDEX, ModelConfig
 from minimind_sft.errors import UserError
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.loss import ROWS, cross_entropy_sum
-from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, looped_mm
 from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32, for_matmul
 from minimind_sft.model.rope import apply_rope, rope_turns
@@ -61,6 +61,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.attend = attend_in  # DecoderLayer.compile puts one in its place that stays outside the graph
 
     def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
         x_TD = for_matmul(x_TD, self.q_proj.weight)
@@ -69,10 +70,11 @@ class Attention(nn.Module):
         )
         q_THD = apply_rope(self.q_norm(q_THD), rope)
         k_TGD = apply_rope(self.k_norm(k_TGD), rope)
-        return self.o_proj(self.attend(context, q_THD, k_TGD, v_TGD).flatten(1))
+        return self.o_proj(self.attend(self, context, q_THD, k_TGD, v_TGD).flatten(1))
 
-    def attend(self, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        return context.attend(self.layer_index, q_THD, k_TGD, v_TGD)
+
+def attend_in(attention: Attention, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+    return context.attend(attention.layer_index, q_THD, k_TGD, v_TGD)
 
 
 class DecoderLayer(nn.Module):
@@ -96,9 +98,9 @@ class DecoderLayer(nn.Module):
 
         They are marked here, because a decorator would load the compiler (a second) in programs that never compile.
         """
-        self.self_attn.attend = torch.compiler.disable(self.self_attn.attend)
+        self.self_attn.attend = _eager(attend_in)
         if isinstance(self.mlp, MixtureOfExperts):
-            self.mlp.experts.loop = torch.compiler.disable(self.mlp.experts.loop)
+            self.mlp.experts.loop = _eager(looped_mm)
         super().compile(*args, **options)
 
     def matrices(self) -> list[nn.Module]:
@@ -106,6 +108,12 @@ class DecoderLayer(nn.Module):
         attention, mlp = self.self_attn, self.mlp
         feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
         return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
+
+
+@cache
+def _eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` as a call from the graph to the outside: one object, or each layer would have graphs of its own."""
+    return torch.compiler.disable(function)
 
 
 def recomputed(layer: DecoderLayer, x_TD: Tensor, *arguments: object) -> Tensor:

@@ -67,8 +67,8 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         """The outputs (N, D) of rows that are sorted by expert; `ends_E` as in `expert_matmul`."""
         x_ND = for_matmul(x_ND, self.gate_proj)
-        gate_NF, up_NF = (expert_matmul(x_ND, weight_EFD, ends_E, self.loop)
-                          for weight_EFD in (self.gate_proj, self.up_proj))
+        gate_NF = expert_matmul(x_ND, self.gate_proj, ends_E, self.loop)
+        up_NF = expert_matmul(x_ND, self.up_proj, ends_E, self.loop)
         return expert_matmul(gated(gate_NF, up_NF), self.down_proj, ends_E, self.loop)
 
 

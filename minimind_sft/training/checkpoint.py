@@ -7,12 +7,13 @@ afterwards is recognised (see `manifest.py`), and the newest state that verifies
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
 from minimind_sft.training.distributed import Ranks, under_torchrun
 from minimind_sft.training.manifest import MANIFEST, Damaged, read_json
-from minimind_sft.training.parallel import place
+from minimind_sft.training.parallel import is_sharded, place
 from minimind_sft.training.resume_state import (
     FORMAT,
     STATE,
@@ -33,6 +34,8 @@ from minimind_sft.training.resume_state import (
     tensors_in,
     write_shard,
 )
+
+T = TypeVar("T")
 
 FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -46,15 +49,18 @@ class Found(NamedTuple):
 
 
 class PendingState(NamedTuple):
-    """A state that is not whole yet: every rank writes its shard, then the main one seals it."""
+    """A state that is not whole yet: its tensors are written, then the main rank seals it.
+
+    Where the model is sharded every rank writes its part first, and has to tell the main rank what it wrote.
+    """
 
     final: Path
     temporary: Path
     record: dict
-    task: Future
-    """What this rank's thread has to do."""
-    sealing: bool = False
-    """Whether all shards are there, so that only counters, manifest and name are missing."""
+    task: Future | None
+    """What this rank's thread has to do for it; None: nothing."""
+    last: bool
+    """Whether the state is whole when the main rank's thread has done that."""
 
 
 class Checkpoints:
@@ -80,15 +86,17 @@ class Checkpoints:
         self._verified: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, "resume state")
         self._pending: PendingState | None = None
+        self.thread_seconds = 0.0
+        """How long this rank's thread was at work for the newest state."""
 
     def __enter__(self) -> Self:
         self.was_set_aside = self.ranks.on_main(self._open)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        self._thread.shutdown()  # a state of one shard is whole after that, whatever has ended the training
         if self.ranks.is_main:
-            if self._pending is not None:  # what ended the training came before it was whole
+            if self._pending is not None:  # what ended the training came before all shards were there
                 shutil.rmtree(self._pending.temporary, ignore_errors=True)
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -147,20 +155,26 @@ class Checkpoints:
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         record = {"format": FORMAT, "state": asdict(state), "scaler": scaler.state_dict()}
+        pending = PendingState(final, temporary, record, None, last=not is_sharded(model))
         with self._discarded_on_error(final, temporary):
             self.ranks.on_main(lambda: _make_empty(temporary))
             shard = own_shard(model, optimizer, self.ranks.rank, self.ranks.world_size, copied=not wait)
-            self._pending = PendingState(final, temporary, record, self._thread.submit(write_shard, temporary, shard))
+            self.thread_seconds = 0.0
+            if not pending.last:
+                pending = pending._replace(task=self._in_thread(write_shard, temporary, shard))
+            elif self.ranks.is_main:
+                pending = pending._replace(task=self._in_thread(self._write, pending, shard))
+            self._pending = pending
         if wait:
             self.finish()
 
     @property
     def is_writing(self) -> bool:
         """Whether this rank's thread is at work."""
-        return self._pending is not None and not self._pending.task.done()
+        return self._pending is not None and self._pending.task is not None and not self._pending.task.done()
 
     def advance(self) -> bool:
-        """Moves an unfinished state to its next part (shards, seal), waiting for the one before; True once whole.
+        """Goes on with an unfinished state, waiting for what all ranks' threads do for it; True once it is whole.
 
         Raises:
             UserError: if it cannot be written.
@@ -169,13 +183,13 @@ class Checkpoints:
         if pending is None:
             return False
         with self._discarded_on_error(pending.final, pending.temporary):
-            if pending.sealing:
-                self.ranks.on_main(pending.task.result)
+            if pending.last:
+                self.ranks.on_main(lambda: pending.task.result())
                 self._pending = None
             else:
                 sums = self.ranks.on_each(pending.task.result)
-                task = self._thread.submit(self._seal, pending, sums) if self.ranks.is_main else pending.task
-                self._pending = pending._replace(task=task, sealing=True)
+                task = self._in_thread(self._seal, pending, sums) if self.ranks.is_main else None
+                self._pending = pending._replace(task=task, last=True)
         return self._pending is None
 
     def finish(self) -> None:
@@ -269,6 +283,20 @@ class Checkpoints:
             self._prune()  # the training before may have been killed before it came to that
             return Found(path, state, refused)
         return Found(None, None, refused)
+
+    def _in_thread(self, action: Callable[..., T], *arguments: object) -> Future[T]:
+        def timed() -> T:
+            start = time.perf_counter()
+            try:
+                return action(*arguments)
+            finally:
+                self.thread_seconds += time.perf_counter() - start
+
+        return self._thread.submit(timed)
+
+    def _write(self, pending: PendingState, files: dict[str, dict[str, Tensor]]) -> None:
+        """All of a state that has one shard."""
+        self._seal(pending, [write_shard(pending.temporary, files)])
 
     def _seal(self, pending: PendingState, sums: list[dict[str, str]]) -> None:
         """Writes counters and manifest, gives the state its name, reads it back, and removes the oldest."""

@@ -107,9 +107,9 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
 class SaveClock:
     """When the next resume state is due: after `interval` steps, or by the clock if that is 0.
 
-    By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs at most
-    1/`OFTEN` of the time, but not before `LEAST_SECONDS`. A state that is written while training goes on counts with
-    the whole time that this takes: it shares the machine with the training.
+    By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs about 1/`OFTEN`
+    of the time at most, but not before `LEAST_SECONDS`. Work that is done while training goes on counts like work that
+    it waits for: it shares the machine.
     """
 
     OFTEN, LEAST_SECONDS = 30, 10.0
@@ -117,19 +117,23 @@ class SaveClock:
     def __init__(self, interval: int):
         self.interval = interval
         self._ended, self._seconds = time.monotonic(), 0.0
-        self._began: float | None = None
+        self._unfinished = False
 
     def due(self, step: int) -> bool:
         if self.interval:
             return step % self.interval == 0
-        return self._began is None and time.monotonic() - self._ended >= max(
+        return not self._unfinished and time.monotonic() - self._ended >= max(
             self.OFTEN * self._seconds, self.LEAST_SECONDS)
 
-    def begin(self) -> None:
-        """A state begins to be written."""
-        self._began = time.monotonic()
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Surrounds what training waits for when a state is written; `end` is to follow."""
+        start = time.monotonic()
+        self._unfinished = True
+        yield
+        self._seconds = time.monotonic() - start
 
-    def end(self) -> None:
-        """It is whole."""
-        self._ended = time.monotonic()
-        self._seconds, self._began = self._ended - self._began, None
+    def end(self, in_background: float = 0.0) -> None:
+        """The state is whole; `in_background` seconds were spent on it while training went on."""
+        self._ended, self._unfinished = time.monotonic(), False
+        self._seconds += in_background

@@ -132,7 +132,7 @@ class Fit:
                 signum, due, writing = self.ranks.largest(
                     stop.signum, self.ranks.is_main and self.clock.due(state.step), self.checkpoints.is_writing)
                 if not writing and self.checkpoints.advance():
-                    self.clock.end()
+                    self.clock.end(self.checkpoints.thread_seconds)
                 done = state.step == self.total_steps
                 if state.step % self.eval_interval == 0 or done:
                     self.validate()
@@ -224,13 +224,13 @@ class Fit:
 
         Without `wait` training goes on while the resume state is written.
         """
-        self.clock.begin()
-        if not self.keeps_best:
-            self.state.best_eval_loss = None  # these weights may replace those that had it
-        if self.state.best_eval_loss is None:
-            self.write_weights(self.state)
-        self.progress.sync()
-        self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler, wait)
+        with self.clock.saving():
+            if not self.keeps_best:
+                self.state.best_eval_loss = None  # these weights may replace those that had it
+            if self.state.best_eval_loss is None:
+                self.write_weights(self.state)
+            self.progress.sync()
+            self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler, wait)
         if wait:
             self.clock.end()
         self.progress.pause()
