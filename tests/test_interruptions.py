@@ -12,7 +12,7 @@ from tiny_training import Training
 from torch.utils.data._utils import signal_handling
 
 from minimind_sft.errors import ProcessLost
-from minimind_sft.training.interruptions import SaveClock, stop_on_signals
+from minimind_sft.training.interruptions import SaveClock, batches_of, stop_on_signals
 
 
 def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
@@ -30,6 +30,41 @@ def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
     resumed = Training(tmp_path, resume=True)
     assert resumed.state.step == 3
     assert resumed.run() == 0
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["the signal never comes", "the signal comes last"])
+def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monkeypatch, late):
+    """As when the connection to it breaks before the signal of its death is there."""
+    training = Training(tmp_path, num_workers=2)
+    handler = []
+
+    class Watched:
+        def __init__(self, loader):
+            self.batches = batches_of(loader)
+
+        def __enter__(self):
+            return self.batches.__enter__()
+
+        def __exit__(self, *error):
+            if late:
+                signal.signal(signal.SIGCHLD, handler[0])
+                signal.raise_signal(signal.SIGCHLD)
+            return self.batches.__exit__(*error)
+
+    def fail(batch):
+        handler.append(signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+        worker = multiprocessing.active_children()[0]
+        worker.kill()
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        raise EOFError
+
+    monkeypatch.setattr("minimind_sft.training.loop.batches_of", Watched)
+    training.fit.step = fail
+    with pytest.raises(ProcessLost, match="a worker process of the loader died"):
+        training.run()
+    for child in multiprocessing.active_children():
+        child.join(5)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])

@@ -3,10 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
+from types import FrameType
 
 from torch.utils.data import DataLoader
 
@@ -90,18 +92,42 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         batches = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    before = signal.getsignal(signal.SIGCHLD)
+    if loader.num_workers and callable(before):
+        signal.signal(signal.SIGCHLD, partial(_tell_of_deaths, batches, before))
     try:
         yield batches
+    except ProcessLost:
+        raise
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise it again, wherever we are then
-        raise ProcessLost(f"a worker process of the loader died ({str(error).splitlines()[0]})") from error
+        raise _lost(batches, error) from error
     finally:
         # PyTorch does this when the iterator is collected, which an exception's traceback prevents; and the signal by
         # which Python ends processes that are left over is one that they ignore, so that it would wait for ever.
         if loader.num_workers:
             batches._shutdown_workers()
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: FrameType | None) -> None:
+    """PyTorch's handler raises a RuntimeError for a dead worker, wherever the program is.
+
+    Also where another error of the same death is on its way to `batches_of`, which then learns nothing of either.
+    """
+    try:
+        pytorchs(signum, frame)
+    except RuntimeError as error:
+        raise _lost(batches, error) from error
+
+
+def _lost(batches: Iterator, error: Exception) -> ProcessLost:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, wherever we are then
+    for worker in batches._workers:
+        worker.kill()
+    told = str(error) or type(error).__name__  # an EOFError says nothing
+    return ProcessLost(f"a worker process of the loader died ({told.splitlines()[0]})")
 
 
 class SaveClock:
