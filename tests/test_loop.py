@@ -1,5 +1,6 @@
 """One optimizer step means the same however its batch was cut up; a training can stop anywhere and go on."""
 
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,7 @@ def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the
     """Steps of four seconds: due after ten seconds is after three steps; the next ten begin when the state is whole."""
     now = [0.0]
     monkeypatch.setattr("minimind_sft.training.interruptions.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minimind_sft.training.checkpoint.time", SimpleNamespace(perf_counter=lambda: 0.0))  # no time
     training = Training(tmp_path, async_save=1, save_interval=0)
     step, save, saved = training.fit.step, training.fit.checkpoints.save, []
 
