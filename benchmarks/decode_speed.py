@@ -1,7 +1,7 @@
 """How fast words are made: beside transformers' `generate` with the same weights, and beside the memory's bandwidth.
 
     python benchmarks/decode_speed.py
-    python benchmarks/decode_speed.py --json docs/decode_speed.json --plot docs/decode_speed.png
+    python benchmarks/decode_speed.py --rounds 7 --json docs/decode_speed.json --plot docs/decode_speed.png
 
 Each contender answers the same random prompts of one length, greedily, with the same number of tokens; the prompts are
 read within the measured time. In every round all contenders take their turn with every number of sequences, so that
@@ -14,8 +14,8 @@ what else the machine does meets them alike; the medians of the rounds count, an
 The weights are random, rounded to half precision as a file of ours holds them, and in the memory of both as float32 or
 as bfloat16. To make a token all of them are read: the ceiling is the bandwidth of a sum over as much float32 memory,
 measured in the same rounds, over the bytes that the weights take in 4 or in 2 bytes each, and the share of it is taken
-within a round. A last table takes our speed
-apart: what one sequence gains by each idea. Ends with status 1 if two contenders in float32 gave different tokens.
+within a round. A last table takes our speed apart: what one sequence gains by each idea. Ends with status 1 if two
+contenders in float32 gave different tokens.
 """
 
 import argparse

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from minimind_sft.config import PRESETS
 from minimind_sft.device import resolve_device, resolve_dtype
-from minimind_sft.errors import run_program
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.files import check_writable
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
@@ -85,6 +86,11 @@ def main() -> int:
                                                     "files)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
+    for name in ("tokens", "steps", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
+    if arguments.folder:
+        check_writable(arguments.folder, "--folder")
 
     device = resolve_device(arguments.device)
     kinds = [None, *WAITS.values()]

@@ -1,6 +1,6 @@
 """A training on two machines whose cable is cut in the middle: both ends stop in time, and it goes on afterwards.
 
-    sudo python benchmarks/two_machines.py --json docs/two_machines.json
+    sudo python benchmarks/two_machines.py --cuts 2 --json docs/two_machines.json
 
 The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; needs root and
 `ip` (iproute2). On each runs torchrun, which finds the other by its c10d rendezvous. The second machine has a

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -153,15 +154,21 @@ def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
     torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts one after the other"])
-def test_other_lengths_and_other_numbers_of_tokens_per_expert_need_no_other_graphs(config: ModelConfig):
-    torch.compiler.reset()
+def counted_graphs() -> tuple[list[torch.fx.GraphModule], Callable]:
+    """The graphs that a compiler with this backend will have made, and the backend, which runs them as they are."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
         graphs.append(graph)
         return graph.forward
 
+    return graphs, backend
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts one after the other"])
+def test_other_lengths_and_other_numbers_of_tokens_per_expert_need_no_other_graphs(config: ModelConfig):
+    torch.compiler.reset()
+    graphs, backend = counted_graphs()
     model, made = build(config, torch.float32), []
     for layer in model.model.layers:
         layer.compile(dynamic=True, backend=backend)
@@ -264,12 +271,7 @@ def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
 def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config, monkeypatch):
     torch.compiler.reset()
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
-        graphs.append(graph)
-        return graph.forward
-
+    graphs, backend = counted_graphs()
     monkeypatch.setattr(decoder, "selects_early", lambda device: False)  # as on a GPU
     model = MiniMindForCausalLM(replace(config, num_hidden_layers=6)).train()
     for layer in model.model.layers:

@@ -60,11 +60,11 @@ def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monk
 
     monkeypatch.setattr("minimind_sft.training.loop.batches_of", Watched)
     training.fit.step = fail
-    with pytest.raises(ProcessLost, match="a worker process of the loader died"):
+    with pytest.raises(ProcessLost, match="a worker process of the loader died") as kept:  # its traceback holds on
         training.run()
     for child in multiprocessing.active_children():
         child.join(5)
-    assert multiprocessing.active_children() == []
+    assert multiprocessing.active_children() == [] and kept.value
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])

@@ -7,9 +7,9 @@ positions, S supervised ones, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -74,6 +74,7 @@ class Attention(nn.Module):
 
 
 def attend_in(attention: Attention, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
+    """What the tokens of one layer read from their context (T, H, D). A method would tie a copy to the original."""
     return context.attend(attention.layer_index, q_THD, k_TGD, v_TGD)
 
 
@@ -98,9 +99,9 @@ class DecoderLayer(nn.Module):
 
         They are marked here, because a decorator would load the compiler (a second) in programs that never compile.
         """
-        self.self_attn.attend = _eager(attend_in)
+        self.self_attn.attend = torch.compiler.disable(attend_in)
         if isinstance(self.mlp, MixtureOfExperts):
-            self.mlp.experts.loop = _eager(looped_mm)
+            self.mlp.experts.loop = torch.compiler.disable(looped_mm)
         super().compile(*args, **options)
 
     def matrices(self) -> list[nn.Module]:
@@ -108,12 +109,6 @@ class DecoderLayer(nn.Module):
         attention, mlp = self.self_attn, self.mlp
         feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
         return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
-
-
-@cache
-def _eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` as a call from the graph to the outside: one object, or each layer would have graphs of its own."""
-    return torch.compiler.disable(function)
 
 
 def recomputed(layer: DecoderLayer, x_TD: Tensor, *arguments: object) -> Tensor:

@@ -87,14 +87,14 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         ProcessLost: if one of them dies (for want of memory, as a rule), wherever the training is at that moment.
     """
     # A worker that has only just been forked has no handlers yet; a signal waits until it has.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         batches = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    before = signal.getsignal(signal.SIGCHLD)
-    if loader.num_workers and callable(before):
-        signal.signal(signal.SIGCHLD, partial(_tell_of_deaths, batches, before))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    pytorchs = signal.getsignal(signal.SIGCHLD)
+    if loader.num_workers and callable(pytorchs):
+        signal.signal(signal.SIGCHLD, partial(_tell_of_deaths, batches, pytorchs))
     try:
         yield batches
     except ProcessLost:
@@ -108,7 +108,7 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         # which Python ends processes that are left over is one that they ignore, so that it would wait for ever.
         if loader.num_workers:
             batches._shutdown_workers()
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, pytorchs)
 
 
 def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: FrameType | None) -> None:
