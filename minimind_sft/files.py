@@ -11,10 +11,28 @@ from pathlib import Path
 
 from minimind_sft.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text starts that Git LFS keeps in place of a large file."""
+
 
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuses the small text file that Git LFS leaves in place of a file it has not fetched.
+
+    Raises:
+        UserError: if the file at `path` is one; a file that cannot be read is for the caller to report.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:
+        return
+    if start == LFS_POINTER:
+        raise UserError(f"{path}: a Git LFS pointer, not the file itself: run git lfs pull in its repository")
 
 
 def sync(path: Path) -> None:
