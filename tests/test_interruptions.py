@@ -141,6 +141,50 @@ with stop_on_signals() as stop:
 """
 
 
+LONG_STEP = """
+import os, signal, sys, time
+from minimind_sft.training.interruptions import stop_on_signals
+
+with stop_on_signals(notice={notice}) as stop:
+    print("in a step", flush=True)
+    sys.stdin.read()  # a step that lasts until the test has seen the line
+print("saved", stop.signum)
+"""
+
+
+def interrupted_in_a_long_step(signum: int, notice: bool = True, stderr: int = subprocess.PIPE) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", LONG_STEP.format(notice=notice)], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=stderr, text=True)
+    assert process.stdout.readline() == "in a step\n"
+    process.send_signal(signum)
+    return process
+
+
+@pytest.mark.parametrize(("signum", "line"), [
+    (signal.SIGINT, "stopping after this step; press Ctrl-C again to quit now\n"),
+    (signal.SIGTERM, "SIGTERM: stopping after this step\n"),
+])
+def test_a_signal_is_acknowledged_while_the_step_still_runs(signum, line):
+    process = interrupted_in_a_long_step(signum)
+    assert process.stderr.readline() == line
+    assert process.poll() is None
+    assert process.communicate("", timeout=60) == (f"saved {int(signum)}\n", "")
+
+
+def test_one_rank_speaks_for_all():
+    assert interrupted_in_a_long_step(signal.SIGINT, notice=False).communicate("", timeout=60) == ("saved 2\n", "")
+
+
+def test_a_signal_whose_line_nobody_reads_stops_the_run_all_the_same():
+    receive, send = os.pipe()
+    os.close(receive)
+    process = interrupted_in_a_long_step(signal.SIGINT, stderr=send)
+    os.close(send)
+    time.sleep(0.2)
+    assert process.communicate("", timeout=60)[0] == "saved 2\n"
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("wait", [
     "time.sleep(10)",
     # Like a collective that waits for another rank: no Python code runs on this thread meanwhile.

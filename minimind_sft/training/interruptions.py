@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
@@ -17,6 +17,7 @@ from minimind_sft.errors import ProcessLost
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a training to stop: Ctrl-C, a scheduler, a terminal that was closed."""
 ONE_SIGNAL_SECONDS = 0.25
+STDERR = 2
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
+def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[Stop]:
     """The first of `SIGNALS` lets the step in hand finish and be saved; a second one ends the process at once.
 
     At once even where the step waits for another rank inside PyTorch, and no Python code runs on this thread: another
@@ -35,6 +36,8 @@ def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
 
     `passed_on` says that this process may get one signal twice, as torchrun passes on to its ranks what a scheduler
     has sent to all processes: what comes within `ONE_SIGNAL_SECONDS` of the first still is the first.
+
+    `notice` writes a line to stderr as soon as the first signal is there: the step in hand may take minutes.
     """
     stop, previous = Stop(), {}
 
@@ -49,7 +52,7 @@ def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
     for signum in SIGNALS:
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores it, and means it
             previous[signum] = signal.signal(signum, handle)
-    Thread(target=_end_at_the_second, args=(receive, passed_on), daemon=True).start()
+    Thread(target=_end_at_the_second, args=(receive, passed_on, notice), daemon=True).start()
     try:
         yield stop
     finally:
@@ -59,7 +62,7 @@ def stop_on_signals(passed_on: bool = False) -> Iterator[Stop]:
         os.close(send)
 
 
-def _end_at_the_second(receive: int, passed_on: bool) -> None:
+def _end_at_the_second(receive: int, passed_on: bool, notice: bool) -> None:
     """Reads one byte per signal; ends when the pipe is closed."""
     first_at = None
     while received := os.read(receive, 1):
@@ -67,9 +70,21 @@ def _end_at_the_second(receive: int, passed_on: bool) -> None:
             continue
         if first_at is None:
             first_at = time.monotonic()
+            if notice:  # from a thread of its own: a terminal stopped by Ctrl-S must not hold up the second signal
+                Thread(target=_acknowledge, args=(received[0],), daemon=True).start()
         elif not passed_on or time.monotonic() - first_at >= ONE_SIGNAL_SECONDS:
             os._exit(128 + received[0])
     os.close(receive)
+
+
+def _acknowledge(signum: int) -> None:
+    """Tells on stderr that the signal has arrived; a terminal or pipe that is closed does not matter."""
+    line = f"{signal.Signals(signum).name}: stopping after this step"
+    if signum == signal.SIGINT:
+        line = "stopping after this step; press Ctrl-C again to quit now"
+    with suppress(OSError):
+        below_the_bar = "\n" if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{below_the_bar}{line}\n".encode())
 
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:

@@ -122,7 +122,8 @@ class Fit:
         """Trains; the exit status: 0, or 128 + the signal that asked to stop."""
         state = self.state
         self.model.train()
-        with stop_on_signals(passed_on=self.ranks.world_size > 1) as stop, batches_of(self.loader()) as batches:
+        signals = stop_on_signals(passed_on=self.ranks.world_size > 1, notice=self.ranks.is_main)
+        with signals as stop, batches_of(self.loader()) as batches:
             if state.step == 0:
                 self.validate()
             for batch in batches:
