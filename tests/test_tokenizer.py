@@ -9,6 +9,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.errors import UserError
 
@@ -155,8 +156,14 @@ def test_broken_folders_are_refused(tmp_path):
     copy_of_model(tmp_path, config={"eos_token": "<|nope|>"})
     with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: '<\|nope\|>' is not in tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
-    copy_of_model(tmp_path, config={"chat_template": {"default": "x"}})
-    with pytest.raises(UserError, match=r"chat_template: expected a string, found an object"):
+    copy_of_model(tmp_path, config={"chat_template": {"default": ["x"]}})
+    with pytest.raises(UserError, match=r"chat_template: default: expected a string, found a list"):
+        Tokenizer.from_folder(tmp_path)
+    copy_of_model(tmp_path, config={"chat_template": ["x"]})
+    with pytest.raises(UserError, match=r'chat_template: expected a list of objects {"name", "template"}'):
+        Tokenizer.from_folder(tmp_path)
+    copy_of_model(tmp_path, config={"chat_template": 5})
+    with pytest.raises(UserError, match=r"chat_template: expected a string, found 5"):
         Tokenizer.from_folder(tmp_path)
     copy_of_model(tmp_path, state={"model": {"type": "none"}})
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
@@ -178,6 +185,18 @@ def test_where_chat_templates_come_from(tmp_path):
     copy_of_model(tmp_path, config={"chat_template": None})
     (tmp_path / "chat_template.jinja").unlink()
     assert Tokenizer.from_folder(tmp_path).chat_template is None
+
+
+def test_templates_with_names(tmp_path):
+    copy_of_model(tmp_path, config={"chat_template": {"tool_use": "t", "rag": "r"}})
+    assert Tokenizer.from_folder(tmp_path).named_templates == {"tool_use": "t", "rag": "r"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("\ufefffile", encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.chat_template, tokenizer.named_templates) == (None, {"tool_use": "file", "rag": "r"})
+    assert pickle.loads(pickle.dumps(tokenizer)).named_templates == tokenizer.named_templates
+    with pytest.raises(UserError, match=r"no chat template .* name default; --chat_template takes tool_use, rag,"):
+        ChatTemplate(tokenizer)
 
 
 def test_other_forms_of_tokenizer_config(tmp_path):

@@ -8,31 +8,27 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from minimind_sft.data.conversation import Conversation
+from minimind_sft.data.template_fields import RenderedFields
 from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
+from minimind_sft.data.template_pieces import (
+    Encoded,
+    MarkedSequence,
+    Turn,
+    cut_at_answers,
+    encode_pieces,
+    learn_once,
+)
 from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
 MOST_COMPARED = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One sequence. `supervised[t]` says whether `input_ids[t]` is to be learned; nothing is shifted yet.
-
-    input_ids: int32, [tokens].
-    supervised: bool, [tokens].
-    """
-
-    input_ids: np.ndarray
-    supervised: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,37 +47,18 @@ class Supervision:
 ALL_TURNS = Supervision()
 
 
-class Piece(NamedTuple):
-    """Marked text that is encoded by itself."""
-
-    text: str
-    supervised: bool
-
-
-class MarkedSequence(NamedTuple):
-    """One sequence before it is encoded."""
-
-    pieces: list[Piece]
-    marks: Marks
-
-
-class Turn(NamedTuple):
-    """An assistant's turn in marked text: `prompt` asks for it; `answered` is the prompt and the answer through its
-    end-of-turn token, and what the template writes after that is `rest`."""
-
-    prompt: str
-    answered: str
-    rest: str
-
-
 class ChatTemplate:
     """A Jinja chat template and the tokenizer whose control tokens it writes.
 
+    A tokenizer may bring another template for conversations with tools, `tool_use`; they then use that one.
+
     Attributes:
+        source, tool_source: the Jinja sources; `tool_source` is None where one template serves all conversations.
         end_of_turn, end_of_turn_id: the control token that ends an assistant's turn.
         appends_end_of_turn: whether it is appended because the template does not write it.
-        fingerprint: SHA-256 (hex) of what decides the ids: the source, the pinned date where the template reads the
-            date, and the end-of-turn token where the template does not write it.
+        fingerprint: SHA-256 (hex) of what decides the ids: the sources, the pinned date where a template reads the
+            date, the end-of-turn token where the template does not write it, and the header that stands in for a
+            generation prompt.
 
     Args:
         source: Jinja source; None takes the tokenizer's own.
@@ -92,23 +69,30 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str | None = None, end_of_turn: str | None = None):
+        self._arguments = (tokenizer, source, end_of_turn)
+        self.tool_source = tokenizer.named_templates.get("tool_use") if source is None else None
         source = tokenizer.chat_template if source is None else source
         if source is None:
-            raise UserError("the tokenizer folder has no chat template (tokenizer_config.json, chat_template); "
-                            f"--chat_template takes {', '.join(BUNDLED_TEMPLATES)} or a file")
-        self.tokenizer, self.source = tokenizer, source
-        self._arguments = (tokenizer, source, end_of_turn)
+            choices = ", ".join((*tokenizer.named_templates, *BUNDLED_TEMPLATES))
+            raise UserError("the tokenizer folder has no chat template (tokenizer_config.json, chat_template)"
+                            + " of the name default" * bool(tokenizer.named_templates)
+                            + f"; --chat_template takes {choices} or a file")
+        self.tokenizer, self.source = tokenizer, source.removeprefix("\ufeff")
 
-        self._template = MarkedTemplate(tokenizer, source)
+        self._template = self._tool_template = MarkedTemplate(tokenizer, self.source)
+        if self.tool_source is not None:
+            self._tool_template = MarkedTemplate(tokenizer, self.tool_source)
+        self._fields = {template: RenderedFields(template.probe_text)
+                        for template in (self._template, self._tool_template)}
         # Found by looking at a rendering; until then a turn ends where its rendering does.
         self.end_of_turn, self.appends_end_of_turn = None, False
-        self.end_of_turn, self.appends_end_of_turn = self._find_end_of_turn(end_of_turn)
+        found = {self._find_end_of_turn(template, end_of_turn) for template in (self._template, self._tool_template)}
+        if len(found) > 1:
+            ends = " and ".join(repr(end) for end, _ in sorted(found))
+            raise UserError(f"chat template: default and tool_use do not end an answer with the same token ({ends})")
+        ((self.end_of_turn, self.appends_end_of_turn),) = found
         self.end_of_turn_id = tokenizer.token_to_id(self.end_of_turn)
-
-        date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
-        appended = self.end_of_turn if self.appends_end_of_turn else ""
-        decisive = json.dumps([source, date, appended]) if date or appended else source
-        self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()
+        self.fingerprint = self._fingerprint()
 
     def __reduce__(self):
         return ChatTemplate, self._arguments
@@ -121,7 +105,7 @@ class ChatTemplate:
             UserError: if the template refuses the conversation.
         """
         request = Request(len(messages), add_generation_prompt, thinking)
-        return self._template.plain_texts(_visible(messages), tools, [request], "the conversation")[0]
+        return self._template_for(tools).plain_texts(_visible(messages), tools, [request], "the conversation")[0]
 
     def generation_prompt_ids(self, messages: Sequence[dict], tools: list[dict] | None = None,
                               thinking: bool = False) -> list[int]:
@@ -131,8 +115,9 @@ class ChatTemplate:
             UserError: as `encode`.
         """
         turns, prompt, marks = self._turns_and_prompt(messages, tools, thinking, "the conversation")
-        pieces = _cut(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
-        (encoded,) = _encode([MarkedSequence(pieces, marks)])
+        self._refuse_lost_fields(Conversation(tuple(messages), tools, "the conversation"), len(messages))
+        pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
+        (encoded,) = encode_pieces([MarkedSequence(pieces, marks)])
         return encoded.input_ids.tolist()
 
     def encode(self, conversation: Conversation, supervise: Supervision = ALL_TURNS) -> list[Encoded]:
@@ -143,7 +128,8 @@ class ChatTemplate:
 
         Raises:
             UserError: at the row's place, if the template refuses it, prompts for an answer otherwise than it renders
-                it, or cannot be kept from confusing the data with its own control tokens.
+                it, does not render one of its fields, or cannot be kept from confusing the data with its own control
+                tokens.
         """
         (result,) = self.encode_all([conversation], supervise)
         if isinstance(result, UserError):
@@ -154,7 +140,8 @@ class ChatTemplate:
                    supervise: Supervision = ALL_TURNS) -> list[list[Encoded] | UserError]:
         """What `encode` returns or raises for each of the conversations, in less time."""
         outcomes = [self._sequences(conversation, supervise) for conversation in conversations]
-        encoded = iter(_encode([sequence for outcome in outcomes if isinstance(outcome, list) for sequence in outcome]))
+        marked = [sequence for outcome in outcomes if isinstance(outcome, list) for sequence in outcome]
+        encoded = iter(encode_pieces(marked))
         results: list[list[Encoded] | UserError] = []
         for outcome in outcomes:
             if isinstance(outcome, UserError):
@@ -162,7 +149,7 @@ class ChatTemplate:
                 continue
             sequences = [next(encoded) for _ in outcome]
             if supervise.prompt:
-                sequences = _learn_once(sequences)
+                sequences = learn_once(sequences)
             results.append(sequences)
         return results
 
@@ -201,7 +188,10 @@ class ChatTemplate:
         """All sequences of a row in pieces, or why there are none."""
         messages, tools, place = conversation.messages, conversation.tools, conversation.place
         try:
-            turns, marks = self._turns(messages, tools, place)
+            turns, _, marks = self._turns_and_prompt(messages, tools, None, place)
+            for index, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    self._refuse_lost_fields(conversation, index + 1)
         except UserError as error:
             return error
         chosen = [message.get("train", True) for message in messages if message["role"] == "assistant"]
@@ -213,7 +203,7 @@ class ChatTemplate:
                 continue
             if self.appends_end_of_turn:
                 turn = turn._replace(answered=turn.answered + marks.of_token[self.end_of_turn])
-            pieces = _cut(turn.answered + turn.rest, [*turns[:index], turn], chosen, first, supervise.prompt)
+            pieces = cut_at_answers(turn.answered + turn.rest, [*turns[:index], turn], chosen, first, supervise.prompt)
             if any(piece.supervised for piece in pieces):
                 sequences.append(MarkedSequence(pieces, marks))
             first = index + 1
@@ -222,9 +212,48 @@ class ChatTemplate:
     def _shares_sequence(self, turn: Turn, following: Turn) -> bool:
         return following.prompt.startswith(turn.answered) and not self.appends_end_of_turn
 
-    def _find_end_of_turn(self, wanted: str | None) -> tuple[str, bool]:
+    @property
+    def notes(self) -> list[str]:
+        """Whatever a person should know about the template, a line each."""
+        notes = [f"it has no generation prompt; answers are asked for with {template.header!r}, which it writes before "
+                 "each of them" for template in self._fields if template.header]
+        if self._tool_template is not self._template:
+            notes.append("conversations with tools use the tokenizer's tool_use template")
+        return notes
+
+    def _template_for(self, tools: list[dict] | None) -> MarkedTemplate:
+        return self._tool_template if tools else self._template
+
+    def _fingerprint(self) -> str:
+        parts = []
+        for template, source in ((self._template, self.source), (self._tool_template, self.tool_source)):
+            if source is not None:
+                date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
+                appended = self.end_of_turn if self.appends_end_of_turn else ""
+                more = [template.header] if template.header else []
+                parts.append(json.dumps([source, date, appended, *more]) if date or appended or more else source)
+        decisive = parts[0] if len(parts) == 1 else json.dumps(parts)
+        return hashlib.sha256(decisive.encode()).hexdigest()
+
+    def _refuse_lost_fields(self, conversation: Conversation, end: int) -> None:
+        """
+        Raises:
+            UserError: naming a field that is not rendered of the last turn of the first `end` messages.
+        """
+        tools = conversation.tools
+        lost = self._fields[self._template_for(tools)].first_lost(conversation.messages[:end], tools)
+        if lost is not None:
+            name = lost.name if lost.index is None else conversation.name(lost.index, lost.name)
+            raise UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the "
+                            "model would not see what the row says; --chat_template names one that does, such as "
+                            "chatml")
+
+    def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
         """The token that ends a turn, and whether it has to be appended because the template does not write it."""
-        (turn,), marks = self._turns(PROBE, None, "chat template, tried on one question and its answer")
+        requests = [Request(1, True, False), Request(2, False, False)]
+        place = "chat template, tried on one question and its answer"
+        (prompt, full), marks = template.marked_texts(PROBE, None, requests, place)
+        turn = self._turn(prompt, full, marks, f"{place}: conversations[1]")
         _, answer, after_answer = turn.answered[len(turn.prompt):].partition(PROBE[1]["content"])
         if not answer:
             raise UserError("chat template: it does not write the text of an answer")
@@ -238,10 +267,6 @@ class ChatTemplate:
                             "to teach there")
         return written or wanted, not written
 
-    def _turns(self, messages: Sequence[dict], tools: list[dict] | None, place: str) -> tuple[list[Turn], Marks]:
-        turns, _, marks = self._turns_and_prompt(messages, tools, None, place)
-        return turns, marks
-
     def _turns_and_prompt(self, messages: Sequence[dict], tools: list[dict] | None, thinking: bool | None,
                           place: str) -> tuple[list[Turn], str, Marks]:
         """The assistant's turns and, unless `thinking` is None, the prompt for another one (else ""), marked."""
@@ -252,17 +277,22 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        texts, marks = self._template.marked_texts(_visible(messages), tools, requests, place)
-
-        turns = []
-        end_mark = marks.of_token.get(self.end_of_turn)
-        for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False):
-            if not full.startswith(prompt):
-                raise UserError(f"{place}: conversations[{index}]: {_mismatch(prompt, full, marks)}")
-            position = full.find(end_mark, len(prompt)) if end_mark else -1
-            end = len(full) if position < 0 else position + 1
-            turns.append(Turn(prompt, full[:end], full[end:]))
+        texts, marks = self._template_for(tools).marked_texts(_visible(messages), tools, requests, place)
+        turns = [self._turn(prompt, full, marks, f"{place}: conversations[{index}]")
+                 for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False)]
         return turns, texts[-1] if thinking is not None else "", marks
+
+    def _turn(self, prompt: str, full: str, marks: Marks, place: str) -> Turn:
+        """
+        Raises:
+            UserError: if the answered conversation does not begin with the prompt.
+        """
+        if not full.startswith(prompt):
+            raise UserError(f"{place}: {_mismatch(prompt, full, marks)}")
+        end_mark = marks.of_token.get(self.end_of_turn)
+        position = full.find(end_mark, len(prompt)) if end_mark else -1
+        end = len(full) if position < 0 else position + 1
+        return Turn(prompt, full[:end], full[end:])
 
 
 def _visible(messages: Sequence[dict]) -> list[dict]:
@@ -270,66 +300,19 @@ def _visible(messages: Sequence[dict]) -> list[dict]:
     return [{name: value for name, value in message.items() if name != "train"} for message in messages]
 
 
-def _cut(text: str, turns: Sequence[Turn], chosen: Sequence[bool], first: int, learn_prompt: bool) -> list[Piece]:
-    """Marked text in pieces; supervised are the `chosen` turns from `first` on and, with `learn_prompt`, all between.
-
-    The text is cut at both ends of every answer, those not learned included, so that no token spans from what a model
-    is given into what it says. A turn that the template renders otherwise by now is somewhere in the text before the
-    next one's answer; where it was not chosen, that text is not learned.
-    """
-    pieces, position, between = [], 0, learn_prompt
-    for index, turn in enumerate(turns):
-        if text.startswith(turn.answered):
-            pieces.append(Piece(text[position:len(turn.prompt)], between))
-            pieces.append(Piece(text[len(turn.prompt):len(turn.answered)], chosen[index] and index >= first))
-            position, between = len(turn.answered), learn_prompt
-        elif not chosen[index]:
-            between = False
-    pieces.append(Piece(text[position:], between))
-    return pieces
-
-
-def _encode(sequences: list[MarkedSequence]) -> list[Encoded]:
-    """Ids and masks; the same piece, such as a line's end, is encoded once."""
-    ids_of: dict[str, dict[str, list[int]]] = {}
-    for marks in {marks.shield: marks for _, marks in sequences}.values():
-        texts = list({piece.text: None for pieces, its_marks in sequences if its_marks is marks for piece in pieces})
-        encodings = marks.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids_of[marks.shield] = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
-
-    # All sequences as one: numpy is slow on many short arrays.
-    parts = [ids_of[marks.shield][piece.text] for pieces, marks in sequences for piece in pieces]
-    part_ends = np.cumsum([0, *map(len, parts)])
-    supervised = np.repeat([piece.supervised for pieces, _ in sequences for piece in pieces], np.diff(part_ends))
-    input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
-    ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
-    return [Encoded(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
-
-
-def _learn_once(sequences: list[Encoded]) -> list[Encoded]:
-    """What a sequence has in common with the beginning of the one before it has been learned there; sequences in which
-    nothing is left to learn are left out."""
-    learned = sequences[:1]
-    for before, sequence in pairwise(sequences):
-        shorter = min(len(before.input_ids), len(sequence.input_ids))
-        differs = np.flatnonzero(before.input_ids[:shorter] != sequence.input_ids[:shorter])
-        common = differs[0] if len(differs) else shorter
-        supervised = sequence.supervised.copy()
-        supervised[:common] = False
-        learned.append(Encoded(sequence.input_ids, supervised))
-    return [sequence for sequence in learned if sequence.supervised.any()]
-
-
 def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: str | None = None) -> ChatTemplate:
     """The template that `--chat_template` and `--end_of_turn` ask for.
 
     Args:
-        choice: one of `BUNDLED_TEMPLATES` or a file; None takes the tokenizer's own.
+        choice: one of the tokenizer's templates by name, one of `BUNDLED_TEMPLATES`, or a file; None takes the
+            tokenizer's own.
 
     Raises:
         UserError: if there is no such template, or as `ChatTemplate`.
     """
-    return ChatTemplate(tokenizer, None if choice is None else _template_source(choice), end_of_turn)
+    if choice is None:
+        return ChatTemplate(tokenizer, None, end_of_turn)
+    return ChatTemplate(tokenizer, tokenizer.named_templates.get(choice) or _template_source(choice), end_of_turn)
 
 
 def _template_source(choice: str) -> str:
@@ -337,7 +320,7 @@ def _template_source(choice: str) -> str:
         return (files("minimind_sft.data") / f"{choice}.jinja").read_text(encoding="utf-8")
     path = Path(choice)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"--chat_template {choice}: expected {', '.join(BUNDLED_TEMPLATES)} or a file with a Jinja "
                         "template, found neither") from error

@@ -1,7 +1,7 @@
 """Any supported row becomes a Conversation; every error names file, line and field."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minimind_sft.data.formats import ROLES, SourceTurn, field_names, refuse, source_turns
@@ -23,11 +23,18 @@ class Conversation:
         the data has it), and `train`: False where it is not to be learned; a tool's may have `name` and `tool_call_id`.
     tools: the functions on offer, as JSON descriptions, or None.
     place: "file:line" of the row, for messages about it.
+    names: what the row calls each message, `messages[2]`; empty where there is no row.
     """
 
     messages: tuple[dict, ...]
     tools: list[dict] | None
     place: str
+    names: tuple[str, ...] = field(default=(), compare=False)
+
+    def name(self, index: int, field_name: str) -> str:
+        """A field of a message as the row has it: `messages[2].tool_calls`."""
+        name = self.names[index] if self.names else f"conversations[{index}]"
+        return name if field_name == "content" and not name.endswith("]") else f"{name}.{field_name}"
 
 
 def parse_row(row: dict, place: str) -> Conversation | str:
@@ -99,7 +106,7 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
     if answers * characters > MAX_RENDERED:
         raise UserError(f"{field}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
                         f"found {answers:,} x {characters:,}")
-    return Conversation(tuple(messages), tools, place)
+    return Conversation(tuple(messages), tools, place, tuple(turn.where for turn in turns))
 
 
 def _check_role(turn: SourceTurn, before: list[str]) -> None:

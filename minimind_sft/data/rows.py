@@ -182,7 +182,8 @@ def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max
         while next_end < len(ends):
             end = ends[next_end]
             if end - start > longest:
-                run = Conversation((*opening, *messages[start:end]), conversation.tools, conversation.place)
+                names = (*conversation.names[:len(opening)], *conversation.names[start:end])
+                run = replace(conversation, messages=(*opening, *messages[start:end]), names=names)
                 sequences = template.encode(run, supervision)
                 if any(len(sequence.input_ids) > max_seq_len for sequence in sequences):
                     break

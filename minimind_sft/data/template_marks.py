@@ -31,6 +31,15 @@ ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 PROBE = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"})
 """A conversation to see by what a template does."""
 
+SYSTEM_PROBE = {"role": "system", "content": "SYSTEM"}
+HEADER_PROBES = (
+    PROBE,
+    (SYSTEM_PROBE, *PROBE),
+    (*PROBE, {"role": "user", "content": "LATER"}, {"role": "assistant", "content": "OTHER"}),
+    ({"role": "user", "content": "A QUESTION\nOF TWO LINES"}, {"role": "assistant", "content": "1, 2"}),
+)
+"""Conversations before whose last answer a constant header is the same."""
+
 # Templates are foreign code: apart from Jinja's own errors they can run into whatever an expression can raise.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
                    RecursionError)
@@ -68,8 +77,12 @@ class Request(NamedTuple):
 class MarkedTemplate:
     """A compiled template that renders to plain or to marked text.
 
+    Attributes:
+        header: for a template without a generation prompt, the constant text that it writes between the history and
+            an answer; it is appended wherever a generation prompt is asked for. Else "".
+
     Raises:
-        UserError: if the source is no Jinja template.
+        UserError: if the source is no Jinja template, or has neither a generation prompt nor a constant header.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str):
@@ -92,8 +105,10 @@ class MarkedTemplate:
                           (self._with_marked_template, self._with_shielded_data))
         except jinja2.TemplateError as error:
             raise UserError(f"chat template: {_one_line(error)}") from error
+        self.header = ""
         self.content_in_parts = False
         self.content_in_parts = not self._writes_content()
+        self.header = self._find_header()
 
     def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                     place: str) -> list[str]:
@@ -102,9 +117,18 @@ class MarkedTemplate:
             UserError: at `place`, if the template refuses the conversation.
         """
         try:
-            return self._texts(self._template, self._tokenizer.special, messages, tools, requests)
+            return self._texts(self._template, self._tokenizer.special, messages, tools, requests, self.header)
         except TEMPLATE_ERRORS as error:
             raise UserError(f"{place}: the chat template refuses the conversation: {_one_line(error)}") from error
+
+    def probe_text(self, messages: Sequence[dict], tools: list[dict] | None, ask: bool,
+                   thinking: bool | None) -> str | None:
+        """Renders a conversation with or without the generation prompt; None where the template refuses it."""
+        request = Request(len(messages), ask, thinking)
+        try:
+            return self._texts(self._template, self._tokenizer.special, messages, tools, [request], self.header)[0]
+        except TEMPLATE_ERRORS:
+            return None
 
     def marked_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                      place: str) -> tuple[list[str], Marks]:
@@ -142,7 +166,8 @@ class MarkedTemplate:
             self._marked_templates[marks.shield] = compile_tree(self._environment, tree)
         special = {name: marks.of_token.get(token, token) for name, token in self._tokenizer.special.items()}
         messages = _change_messages(messages, partial(self._tag_pattern.sub, lambda tag: marks.of_token[tag[0]]), str)
-        return self._texts(self._marked_templates[marks.shield], special, messages, tools, requests)
+        header = self._mark(self.header, marks)
+        return self._texts(self._marked_templates[marks.shield], special, messages, tools, requests, header)
 
     def _with_shielded_data(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                             marks: Marks) -> list[str]:
@@ -161,7 +186,8 @@ class MarkedTemplate:
             return "".join(parts)
 
         messages = _change_messages(messages, shield_all_but_tags, shield)
-        texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests)
+        texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests,
+                            self.header)
         return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
 
     def _completes_token(self, text: str) -> bool:
@@ -171,11 +197,30 @@ class MarkedTemplate:
 
     def _writes_content(self) -> bool:
         """Whether content arrives when it is passed as a string; templates for images want a list of parts."""
-        try:
-            (text,) = self._texts(self._template, self._tokenizer.special, PROBE, None, [Request(2, False, None)])
-        except TEMPLATE_ERRORS:
-            return False
-        return all(message["content"] in text for message in PROBE)
+        text = self.probe_text(PROBE, None, ask=False, thinking=None)
+        return text is not None and all(message["content"] in text for message in PROBE)
+
+    def _find_header(self) -> str:
+        """The text between history and answer of a template that renders a generation prompt as nothing.
+
+        Raises:
+            UserError: if it is not the same before all answers.
+        """
+        headers = []
+        for messages in HEADER_PROBES:
+            history, asked, full = (self.probe_text(some, None, ask, False) for some, ask in
+                                    ((messages[:-1], False), (messages[:-1], True), (messages, False)))
+            if None in (history, asked, full):
+                continue
+            if asked != history or not full.startswith(history):
+                return ""
+            header, answer, _ = full[len(history):].partition(messages[-1]["content"])
+            headers += [header] if answer else []
+        other = next((header for header in headers if header != headers[0]), None)
+        if other is not None:
+            raise UserError("chat template: it has no generation prompt, and what it writes before an answer is not "
+                            f"constant: {headers[0]!r} and {other!r}")
+        return headers[0] if headers else ""
 
     def _mark(self, text: str, marks: Marks) -> str:
         parts = self._control_pattern.split(text)
@@ -183,15 +228,16 @@ class MarkedTemplate:
         return "".join(parts)
 
     def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
-               tools: list[dict] | None, requests: list[Request]) -> list[str]:
+               tools: list[dict] | None, requests: list[Request], header: str) -> list[str]:
         messages = _with_aliases(messages)
         if self.content_in_parts:
             messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         texts = []
         for count, add_generation_prompt, thinking in requests:
             flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
-            texts.append(template.render(messages=messages[:count], tools=tools, documents=None,
-                                         add_generation_prompt=add_generation_prompt, **special, **flags))
+            text = template.render(messages=messages[:count], tools=tools, documents=None,
+                                   add_generation_prompt=add_generation_prompt, **special, **flags)
+            texts.append(text + header if add_generation_prompt else text)
         return texts
 
 

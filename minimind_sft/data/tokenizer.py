@@ -49,16 +49,18 @@ class Tokenizer:
 
     special: the strings of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as there are any.
     chat_template: the Jinja source that came with the folder, or None.
+    named_templates: all sources that came with it under a name, `default` and `tool_use` for example.
     fingerprint: SHA-256 (hex) of all that decides which ids a text gets.
     """
 
-    def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None):
+    def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None,
+                 named_templates: dict[str, str] | None = None):
         self._state = {**state, "truncation": None, "padding": None}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
         self._marks: dict[int, Marks] = {}
         self._added = {token["content"]: token for token in state.get("added_tokens") or []}
         self.special = special
-        self.chat_template = chat_template
+        self.chat_template, self.named_templates = chat_template, named_templates or {}
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         content = [{k: v for k, v in self._state.items() if k != "version"}, special]
         self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -73,9 +75,9 @@ class Tokenizer:
         folder = Path(path)
         state, config = (_read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
         special = {name: _content(config[name]) for name in SPECIAL_NAMES if config.get(name)}
-        chat_template = _chat_template(folder, config)
+        templates = _chat_templates(folder, config)
         try:
-            tokenizer = cls(state, special, chat_template)
+            tokenizer = cls(state, special, *templates)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from error
         for name, token in special.items():
@@ -84,7 +86,7 @@ class Tokenizer:
         return tokenizer
 
     def __reduce__(self):
-        return Tokenizer, (self._state, self.special, self.chat_template)
+        return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates)
 
     def encode(self, text: str) -> list[int]:
         """Ids as Hugging Face gives them: control tokens that the text spells out become control tokens."""
@@ -216,7 +218,7 @@ def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -235,18 +237,32 @@ def _content(token: str | dict) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _chat_template(folder: Path, config: dict) -> str | None:
-    """From chat_template.jinja, else from tokenizer_config.json, which may hold several by name."""
+def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, str]]:
+    """Reads (the default template, all that have a name).
+
+    They stand in chat_template.jinja and additional_chat_templates/<name>.jinja, or in tokenizer_config.json as one
+    string, as {name: template}, or as a list of {"name", "template"}. Files count where both exist.
+
+    Raises:
+        UserError: naming the file and the field, for anything else.
+    """
+    where = f"{folder / 'tokenizer_config.json'}: chat_template"
+    given = config.get("chat_template")
+    if isinstance(given, list):
+        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in given):
+            raise UserError(f'{where}: expected a list of objects {{"name", "template"}}')
+        given = {entry["name"]: entry.get("template") for entry in given}
+    named = given if isinstance(given, dict) else {}
+    for name, template in named.items():
+        if not isinstance(template, str):
+            raise UserError(f"{where}: {name}: expected a string, found {describe(template)}")
+    if not isinstance(given, str | dict | None):
+        raise UserError(f"{where}: expected a string, found {describe(given)}")
+    default = given if isinstance(given, str) else named.get("default")
+    named = {**named, **{file.stem: _read_text(file)
+                         for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
     file = folder / "chat_template.jinja"
-    if file.exists():
-        return _read_text(file)
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if not isinstance(template, str | None):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template: expected a string, found "
-                        f"{describe(template)}")
-    return template
+    return _read_text(file) if file.exists() else default, named
 
 
 def _one_line(error: Exception) -> str:
