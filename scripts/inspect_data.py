@@ -45,7 +45,8 @@ def main() -> int:
     files = [path for source in (*sources, *eval_sources) for path in source.files]
     tallies = survey(files, rows, bool(config.check_prompts))
     shown = first_rows(tallies, rows, config.show)
-    report = make_report(tallies, sources, eval_sources, trainer, config.ranks, bool(config.strict))
+    notes = rows.template.notes if isinstance(rows, SFTRows) else []
+    report = make_report(tallies, sources, eval_sources, trainer, config.ranks, bool(config.strict), notes)
 
     if page:
         write_page(page, report, shown)

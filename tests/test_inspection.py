@@ -356,6 +356,7 @@ def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
 def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
     """As in gpt-oss, where a call ends with a token of its own."""
     source = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+              "{{ m.tool_calls|tojson if m.tool_calls }}"
               "{{ '<|object_ref_end|>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
               "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     row = {"messages": [{"role": "user", "content": "q"},

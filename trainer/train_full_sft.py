@@ -30,6 +30,8 @@ def main() -> int:
         rows = SFTRows(template, config.max_seq_len, config.truncation,
                        Supervision(config.train_turns, bool(config.train_on_prompt)))
         run = Run("full_sft", config, ranks, rows)
+        for note in template.notes:
+            run.say(f"template    {note}")
 
         model = starting_model(run)
         with claim_output(run, model) as checkpoints:

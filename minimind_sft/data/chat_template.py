@@ -213,6 +213,11 @@ class ChatTemplate:
         return following.prompt.startswith(turn.answered) and not self.appends_end_of_turn
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The Jinja sources of all templates in use."""
+        return (self.source,) if self.tool_source is None else (self.source, self.tool_source)
+
+    @property
     def notes(self) -> list[str]:
         """Whatever a person should know about the template, a line each."""
         notes = [f"it has no generation prompt; answers are asked for with {template.header!r}, which it writes before "
@@ -226,12 +231,11 @@ class ChatTemplate:
 
     def _fingerprint(self) -> str:
         parts = []
-        for template, source in ((self._template, self.source), (self._tool_template, self.tool_source)):
-            if source is not None:
-                date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
-                appended = self.end_of_turn if self.appends_end_of_turn else ""
-                more = [template.header] if template.header else []
-                parts.append(json.dumps([source, date, appended, *more]) if date or appended or more else source)
+        appended = self.end_of_turn if self.appends_end_of_turn else ""
+        for template, source in zip(self._fields, self.sources, strict=True):
+            date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
+            header = [template.header] if template.header else []
+            parts.append(json.dumps([source, date, appended, *header]) if date or appended or header else source)
         decisive = parts[0] if len(parts) == 1 else json.dumps(parts)
         return hashlib.sha256(decisive.encode()).hexdigest()
 

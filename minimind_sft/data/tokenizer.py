@@ -119,6 +119,14 @@ class Tokenizer:
         return self._special_id("pad_token")
 
     @property
+    def unknown_id(self) -> int | None:
+        """The token that the model puts where its vocabulary cannot spell the text; None where it can spell all."""
+        model = self._state["model"]
+        if isinstance(model.get("unk_token"), str):
+            return self.token_to_id(model["unk_token"])
+        return model.get("unk_id")
+
+    @property
     def end_of_document_id(self) -> int:
         """The token that closes a text in pretraining: `<|endoftext|>`, or eos where there is no such token.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,14 @@ class Plan:
 @dataclass(frozen=True)
 class Report:
     """Everything: `parts` are the files, `whole` all of each role that has several; `plan` None where there is nothing
-    to train on; `strict` says that what is odd counts as wrong."""
+    to train on; `strict` says that what is odd counts as wrong; `notes` are about the chat template."""
 
     parts: list[Part]
     whole: list[Part]
     plan: Plan | None
     max_seq_len: int
     strict: bool
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_fine(self) -> bool:
@@ -85,6 +86,7 @@ class Report:
             "fine": self.is_fine,
             "verdict": self.verdict,
             "max_seq_len": self.max_seq_len,
+            "template": self.notes,
             "plan": asdict(self.plan) if self.plan else None,
             "files": [_part_as_json(part) for part in self.parts],
             "whole": [_part_as_json(part) for part in self.whole],
@@ -92,7 +94,7 @@ class Report:
 
 
 def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sources: Sequence[Source],
-                config: TrainConfig, ranks: int, strict: bool) -> Report:
+                config: TrainConfig, ranks: int, strict: bool, notes: Sequence[str] = ()) -> Report:
     """Compares the rows of the files, which adds findings to `tallies`, and judges."""
     training = {path: tallies[path] for source in sources for path in source.files}
     evaluation = {path: deepcopy(tallies[path]) if path in training else tallies[path]
@@ -105,7 +107,8 @@ def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sour
     parts = [_judged(str(path), role, tally) for role, files in roles.items() for path, tally in files.items()]
     whole = [_judged(f"all {len(files)} files", role, total(files.values()))
              for role, files in roles.items() if len(files) > 1]
-    return Report(parts, whole, _plan(tallies, sources, bool(eval_sources), config, ranks), config.max_seq_len, strict)
+    plan = _plan(tallies, sources, bool(eval_sources), config, ranks)
+    return Report(parts, whole, plan, config.max_seq_len, strict, list(notes))
 
 
 class RowIndex:

@@ -51,8 +51,8 @@ def first_rows(tallies: dict[Path, Tally], rows: SFTRows | PretrainRows, count: 
 
 
 def _shown_rows(path: Path, rows: SFTRows | PretrainRows) -> Iterator[ShownRow]:
-    source = rows.template.source if isinstance(rows, SFTRows) else ""
-    control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(source)}
+    written = "\n".join(rows.template.sources) if isinstance(rows, SFTRows) else ""
+    control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(written)}
     for raw in islice(read_raw_rows(path), LOOKED_AT):
         try:
             (encoded,) = rows.encode([(raw.place, parse_raw_row(raw))])

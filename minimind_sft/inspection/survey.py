@@ -47,6 +47,7 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
             readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
+    unknown_id = unwritten_unknown_id(rows)
     traced = zip(readable, rows.trace(readable), _answers(rows, readable), strict=True)
     tallies: dict[str, Tally] = {}
     found: dict[str, list[tuple[Position, int, int]]] = {}
@@ -61,6 +62,7 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
             _add_bad(tally, raw.place, position, trace)
             continue
         _add_row(tally, raw.place, position, row, trace)
+        _add_unknown(tally, position, trace, unknown_id)
         if isinstance(trace.parsed, Conversation):
             _add_answers(tally, position, trace, answers, rows)
             if check_prompts:
@@ -104,6 +106,22 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: Tra
     broken = list(_broken_alternations([message["role"] for message in messages]))
     if broken:
         tally.findings["not_alternating"].add(position, ", ".join(broken))
+
+
+def unwritten_unknown_id(rows: SFTRows | PretrainRows) -> int | None:
+    """The tokenizer's token for what it does not know, unless the chat template writes it, too."""
+    unknown_id = rows.tokenizer.unknown_id
+    sources = rows.template.sources if isinstance(rows, SFTRows) else ()
+    name = None if unknown_id is None else rows.tokenizer.id_to_token(unknown_id)
+    return None if name is None or any(name in source for source in sources) else unknown_id
+
+
+def _add_unknown(tally: Tally, position: Position, trace: TracedRow, unknown_id: int | None) -> None:
+    sequences = ([sequence.input_ids for sequence in trace.sequences]
+                 or [example.input_ids for sample in trace.encoded.samples for example in sample])
+    count = 0 if unknown_id is None else sum(int(np.count_nonzero(ids == unknown_id)) for ids in sequences)
+    if count:
+        tally.findings["unknown"].add(position, f"{count:,} token{'s' * (count > 1)}")
 
 
 def _broken_alternations(roles: list[str]) -> Iterator[str]:

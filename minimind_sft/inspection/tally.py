@@ -32,6 +32,7 @@ KINDS = {
     "truncated": Kind("warning", "cut", "longer than max_seq_len, of which a part is left out"),
     "dropped": Kind("warning", "dropped", "dropped: nothing to learn is left"),
     "duplicated": Kind("warning", "duplicated", "the same as an earlier one"),
+    "unknown": Kind("warning", "with unknown characters", "with text that the tokenizer does not know"),
     "empty": Kind("warning", "empty", "with an empty user or system turn, or without text"),
     "not_alternating": Kind("warning", "not alternating", "whose turns do not alternate"),
     "same_question": Kind("hint", "with a question of the training data",

@@ -38,6 +38,7 @@ def as_text(report: Report, rows: Sequence[ShownRow], most_bad: int, in_colour: 
         lines += [*_part(part, report.max_seq_len, most_bad, paint), ""]
     for whole in report.whole:
         lines += [*_part(whole, report.max_seq_len, most_bad, paint), ""]
+    lines += [f"{'template':<12}{printable(note)}" for note in report.notes]
     lines.append(f"{'steps':<12}{plan_line(report.plan)}")
     lines += [f"{'verdict':<12}{printable(part.name)} ({part.role}): {_verdict(part, paint)}" for part in report.parts]
     lines.append(f"{'in all':<12}" + paint("fine" if report.is_fine else "wrong", printable(report.verdict)))
