@@ -1,10 +1,13 @@
-"""Every dress that conversation data come in, and what is said about a row that wears none of them right."""
+"""The formats conversation data come in, and the errors for rows that have none of them."""
 
 import json
 
 import pytest
+from chats import BUNDLED, TOKENIZER
 
 from minimind_sft.data.conversation import Conversation, canonical_row, parse_conversation, parse_row
+from minimind_sft.data.formats import form_name
+from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "罗马"}}}
@@ -105,6 +108,127 @@ def test_alpaca_with_a_system_turn_and_history():
     assert messages(row) == ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
 
 
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"prompt": "q", "response": "a"}, ("q", "a")),
+    ({"question": "q", "answer": " a"}, ("q", " a")),
+    ({"query": "q", "response": "a"}, ("q", "a")),
+    ({"question": "q", "response": "a", "context": "", "input": None}, ("q", "a")),
+    ({"instruction": "q", "response": "a", "context": "some text", "category": "closed_qa"}, ("q\nsome text", "a")),
+    ({"instruction": "q", "response": "a", "input": "some text"}, ("q\nsome text", "a")),
+    ({"instruction": "q", "response": "a", "context": ""}, ("q", "a")),
+    ({"input": "q", "output": "a"}, ("q", "a")),
+])
+def test_a_question_and_its_answer_under_their_usual_names(fields, said):
+    assert messages(fields) == (user(said[0]), assistant(said[1]))
+    assert messages({**fields, "system": "s"})[0] == {"role": "system", "content": "s"}
+
+
+def test_the_form_of_a_question_with_an_answer_is_named_by_its_fields():
+    assert form_name({"answer": "a", "question": "q"}) == "question, answer"
+    assert form_name({"prompt": [user("q")], "response": "a"}) == "prompt, response (role, content)"
+
+
+def test_the_questions_before_stand_in_history():
+    row = {"query": "c", "response": "d", "history": [["a", "b"]], "system": "s"}
+    assert messages(row) == ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+
+
+def test_a_prompt_of_messages_with_a_response():
+    row = {"prompt": [user("a"), assistant("b"), user("c")], "response": "d"}
+    assert messages(row) == (user("a"), assistant("b", train=False), user("c"), assistant("d"))
+
+
+def test_forms_that_were_always_read_keep_their_meaning_beside_the_newer_ones():
+    assert messages({"instruction": "q", "output": "a", "answer": "42"}) == (user("q"), assistant("a"))
+    assert messages({"messages": [user("q"), assistant("a")], "question": "x", "answer": "y"})[0] == user("q")
+    assert parse_row({"text": "t", "question": "x", "answer": "y"}, "p") == "t"
+
+
+def test_messages_as_the_json_of_their_list():
+    turns = [user("x"), assistant("y")]
+    for name in ("messages", "conversations"):
+        row = {name: json.dumps(turns)}
+        assert messages(row) == (user("x"), assistant("y"))
+        assert form_name(row) == f"{name} (JSON in a string)"
+
+
+@pytest.mark.parametrize(("role", "canonical"), [
+    ("User", "user"), ("human", "user"), ("Human", "user"), ("Assistant", "assistant"), ("gpt", "assistant"),
+    ("GPT", "assistant"), ("SYSTEM", "system"), ("Developer", "system"), ("function", "tool"), ("ipython", "tool"),
+    ("environment", "tool"), ("observation", "tool"), ("Tool", "tool"),
+])
+@pytest.mark.parametrize(("said_by", "text"), [("role", "content"), ("from", "value")])
+def test_roles_under_their_other_names_and_in_capitals(role, canonical, said_by, text):
+    before = {"system": [], "user": [], "assistant": [user("a")], "tool": [user("a"), assistant("b")]}[canonical]
+    after = {"system": [user("d"), assistant("e")], "user": [assistant("e")]}.get(canonical, [])
+    row = {"messages": [*before, {said_by: role, text: "c"}, *after]}
+    assert messages(row) == (*before, {"role": canonical, "content": "c"}, *after)
+
+
+@pytest.mark.parametrize("given", [{}, {"arguments": ""}, {"arguments": " "}, {"arguments": None}, {"arguments": "{}"},
+                                   {"arguments": "null"}, {"arguments": {}}])
+def test_a_call_without_arguments(given):
+    call = {"id": "c", "type": "function", "function": {"name": "now", **given}}
+    expected = {"id": "c", "type": "function", "function": {"name": "now", "arguments": {}}}
+    assert messages({"messages": [user("q"), assistant("", tool_calls=[call])]})[1]["tool_calls"] == [expected]
+    bare = {"conversations": [user("q"), {"from": "function_call", "value": json.dumps({"name": "now", **given})}]}
+    assert messages(bare)[1]["tool_calls"] == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+
+
+def test_openai_s_older_functions_render_as_their_tools_twin():
+    call = {"name": "now", "arguments": "{}"}
+    older = {"functions": [TOOL], "messages": [
+        user("time?"), {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "now", "content": "12"}, assistant("12")]}
+    newer = {"tools": [{"type": "function", "function": TOOL}], "messages": [
+        user("time?"), {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "name": "now", "content": "12"}, assistant("12")]}
+    twins = [parse_conversation(row, "p") for row in (older, newer)]
+    assert twins[0] == twins[1] and twins[0].tools == [{"type": "function", "function": TOOL}]
+    ids = [BUNDLED.encode(twin)[0].input_ids.tolist() for twin in twins]
+    assert ids[0] == ids[1]
+    rendered = '{"type": "function", "function": {"name": "weather", "description": "of a city"}}'
+    assert rendered in TOKENIZER.decode(ids[0])
+    for functions in (json.dumps([TOOL]), [{"type": "function", "function": TOOL}]):
+        assert parse_conversation({**older, "functions": functions}, "p") == twins[0]
+    in_turn = {"messages": [{"role": "system", "content": "s", "functions": [TOOL]}, user("a"), assistant("b")]}
+    assert parse_conversation(in_turn, "p").tools == [{"type": "function", "function": TOOL}]
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_field_equal_to_the_system_turn_is_one_system_turn(name):
+    for turn in ({"role": "system", "content": "s"}, {"from": "system", "value": "s"},
+                 {"role": "developer", "content": [{"type": "text", "text": "s"}]}):
+        row = {name: "s", "messages": [turn, user("x"), assistant("y")]}
+        assert messages(row) == ({"role": "system", "content": "s"}, user("x"), assistant("y"))
+    without = {name: "s", "messages": [user("x"), assistant("y")]}
+    assert messages(without)[0] == {"role": "system", "content": "s"}
+
+
+CALL_NOW = {"id": "c", "type": "function", "function": {"name": "now", "arguments": {}}}
+CASES = {
+    "args_empty_string": [user("time?"), assistant("", tool_calls=[CALL_NOW]), {"role": "tool", "content": "12"},
+                          assistant("12")],
+    "args_missing": [user("time?"), assistant("", tool_calls=[CALL_NOW]), {"role": "tool", "content": "12"},
+                     assistant("12")],
+    "from_function": [user("x"), assistant("y"), {"role": "tool", "content": "z"}, assistant("w")],
+    "messages_json_string": [user("x"), assistant("y")],
+    "prompt_response": [user("q"), assistant("a")],
+    "question_answer": [user("q"), assistant("a")],
+    "role_caps": [user("x"), assistant("y")],
+    "role_human_gpt_in_role": [user("x"), assistant("y")],
+    "role_ipython": [user("x"), assistant("y"), {"role": "tool", "content": "z"}, assistant("w")],
+    "swift_loss": [user("x"), assistant("y", train=False), user("x2"), assistant("y2")],
+    "system_row_and_turn": [{"role": "system", "content": "a"}, user("x"), assistant("y")],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_from_public_bug_reports(shared, name):
+    ((place, row),) = read_rows(shared / f"cases/rows/{name}.jsonl")
+    assert parse_conversation(row, place).messages == tuple(CASES[name])
+
+
 def test_running_text():
     assert parse_row({"text": "一 ", "id": 5}, "a:1") == "一 "
 
@@ -125,11 +249,29 @@ def test_a_mixed_file_is_recognised_row_by_row():
     assert [parse_row(row, "p") for row in rows] == ["t", *[Conversation(one, None, "p")] * 4]
 
 
+NO_FORM = ("conversations: expected conversations, messages, a question (prompt, question, query, instruction) with an "
+           "answer (completion, response, answer, output), or text, found a row with")
+
+
 @pytest.mark.parametrize("row, message", [
-    ({}, "conversations: expected conversations, messages, prompt with completion, instruction with output, or text, "
-         "found a row with no fields"),
-    ({"question": 1, "answer": 2}, "conversations: expected conversations, messages, prompt with completion, "
-                                   "instruction with output, or text, found a row with answer, question"),
+    ({}, f"{NO_FORM} no fields"),
+    ({"inputs": 1, "targets": 2}, f"{NO_FORM} inputs, targets"),
+    ({"question": 1, "answer": "a"}, "question: expected a string, found 1"),
+    ({"question": "q", "answer": 2}, "answer: expected a string, found 2"),
+    ({"question": " ", "answer": "a"}, 'question: expected a question, found " "'),
+    ({"question": "q"}, "answer: expected a value, as the row has question, found nothing"),
+    ({"response": "a"}, "question: expected a value, as the row has response, found nothing"),
+    ({"question": "q", "prompt": "p", "answer": "a"}, "question: expected one question in a row, found prompt too"),
+    ({"question": "q", "answer": "a", "response": "b"}, "answer: expected one answer in a row, found response too"),
+    ({"question": "q", "context": "c", "answer": "a"},
+     "context: expected it only beside instruction, found it beside question: put both into question, in the order in "
+     "which they are to be read"),
+    ({"instruction": "q", "input": "c", "context": "d", "response": "a"},
+     "context: expected one text beside instruction, found input too"),
+    ({"prompt": [user("q")], "response": "a", "history": [["b", "c"]]},
+     "history: expected the earlier turns in the prompt, as messages, beside response"),
+    ({"prompt": "q", "completion": "a", "history": [["b", "c"]]},
+     "history: expected the earlier turns in the prompt, as messages, beside completion"),
     ({"messages": [user("a")], "conversations": [user("a")]},
      "conversations: expected one form of conversation in a row, found conversations and messages"),
     ({"prompt": "a"}, "completion: expected a value, as the row has prompt, found nothing"),
@@ -137,19 +279,29 @@ def test_a_mixed_file_is_recognised_row_by_row():
     ({"text": 5}, "text: expected a string, found 5"),
     ({"messages": {}}, "messages: expected a list of turns, found an object"),
     ({"conversations": [{"from": "humann", "value": "q"}]},
-     'conversations[0].from: expected one of system, human, user, gpt, assistant, chatgpt, model, function_call, '
-     'observation, tool, function_response, found "humann"'),
+     'conversations[0].from: expected system, human, gpt, function_call or observation, found "humann"'),
     ({"conversations": [{"from": ["human"], "value": "q"}]},
-     "conversations[0].from: expected one of system, human, user, gpt, assistant, chatgpt, model, function_call, "
-     "observation, tool, function_response, found a list"),
+     "conversations[0].from: expected system, human, gpt, function_call or observation, found a list"),
     ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0].value: expected a string, found 3"),
     ({"conversations": [{"from": "gpt", "value": "a"}]},
      'conversations[0].from: expected a user turn before the first assistant turn, found "assistant"'),
     ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "weather()"}]},
      'conversations[1].value: expected a call {"name", "arguments"} or a list of them, in JSON, found broken JSON at '
      "column 1: Expecting value"),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "a"}'}]},
-     "conversations[1].value[0].arguments: expected a JSON object, found nothing"),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call",
+                                                             "value": '{"name": "a", "parameters": {"x": 1}}'}]},
+     'conversations[1].value[0].arguments: expected a JSON object, found nothing, but a field "parameters"'),
+    ({"messages": [user("q"), assistant("", tool_calls=[{"name": "f"}], function_call={"name": "f"})]},
+     "messages[1].function_call: expected the calls once, found them in tool_calls too"),
+    ({"messages": "hello"}, 'messages: expected a list of turns, found "hello"'),
+    ({"messages": "[{'role': 'user'}]"},
+     "messages: expected a list of turns or the JSON of one, found broken JSON at column 3: Expecting property name "
+     "enclosed in double quotes"),
+    ({"messages": [user("q"), assistant("a")], "functions": [TOOL], "tools": [TOOL, TOOL]},
+     "functions: expected the same as tools, found others"),
+    ({"messages": [{"role": "system", "content": "s", "functions": [TOOL]}, user("q"), assistant("a")],
+      "tools": [TOOL]},
+     "messages[0].functions: expected tools once, in the row or in its system turn"),
     ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": ""}]},
      'conversations[1].value: expected a call {"name", "arguments"} or a list of them, in JSON, found broken JSON at '
      "column 1: Expecting value"),
@@ -159,10 +311,11 @@ def test_a_mixed_file_is_recognised_row_by_row():
      'messages[0].content[0]: expected a part {"type": "text", "text": ...}, found "a"'),
     ({"messages": [user("a"), assistant("b", thinking="x", reasoning="y")]},
      "messages[1].thinking: expected the reasoning once, found it in reasoning too"),
-    ({"messages": [user("a"), assistant("b", weight=0.5)]}, "messages[1].weight: expected 0 or 1, found 0.5"),
+    ({"messages": [user("a"), assistant("b", weight=0.5)]}, "messages[1].weight: expected 0 or 1, as an answer is "
+                                                                "learned or not, found 0.5"),
     ({"messages": [user("a"), assistant("b", train="no")]}, 'messages[1].train: expected true or false, found "no"'),
     ({"messages": [user("a"), assistant("b", train=True, weight=0)]},
-     "messages[1].weight: expected the same as train says, found 0"),
+     "messages[1].weight: expected the same as messages[1].train, found 0"),
     ({"messages": [{**user("a"), "train": True}, assistant("b")]},
      "messages[0].train: expected only an assistant turn to be learned, found a user turn"),
     ({"messages": [user("a"), assistant(" \n")]},
@@ -179,7 +332,12 @@ def test_a_mixed_file_is_recognised_row_by_row():
     ({"instruction": "a", "output": "b", "history": [["c", None]]},
      "history[0][1]: expected a string, found nothing"),
     ({"messages": [{"role": "system", "content": "a"}, user("b"), assistant("c")], "system": "d"},
-     'messages[0].role: expected a system turn only as the first, found "system"'),
+     'system: expected the same text as messages[0].content, as a conversation has one system turn, found "d"'),
+    ({"conversations": [{"from": "system", "value": "a"}, user("b"), assistant("c")], "system_prompt": "d"},
+     "system_prompt: expected the same text as conversations[0].value, as a conversation has one system turn, found "
+     '"d"'),
+    ({"messages": [user("b"), assistant("c")], "system": "d", "system_prompt": "e"},
+     "system_prompt: expected the same text as system, found another"),
     ({"messages": [user("a" * 9_000), assistant("b" * 1_000)] * 80},
      "messages: expected a shorter conversation: answers x characters may be 50,000,000, found 80 x 800,000"),
     ({"messages": [user("a" * 2_000_000), assistant("b")]},

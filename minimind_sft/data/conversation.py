@@ -1,17 +1,22 @@
 """Any supported row becomes a Conversation; every error names file, line and field."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minimind_sft.data.formats import ROLES, SourceTurn, field_names, refuse, source_turns
-from minimind_sft.data.reading import parse_json
+from minimind_sft.data.formats import SYSTEM_FIELDS, field_names, find_form, source_turns
+from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.data.turn_flags import is_learned
+from minimind_sft.data.turns import SourceTurn, refuse
 from minimind_sft.errors import UserError
 
 MAX_CHARACTERS = 2_000_000
 """Of a conversation: making tokens of one takes some 200 bytes a character."""
 MAX_RENDERED = 50_000_000
 """Answers times characters: a template renders the conversation up to each answer, and all of that is in memory."""
+CALL_FIELDS = ("id", "type", "index", "function", "name", "arguments")
+"""What a call may have without its arguments: any other field may be these under another name."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,12 @@ def parse_row(row: dict, place: str) -> Conversation | str:
         UserError: `file:line: messages[2].role: expected ..., found ...`
     """
     try:
-        turns = source_turns(row)
-        if turns is None:
+        form = find_form(row)
+        if form is None:
             if not isinstance(row["text"], str):
                 refuse("text", "a string", row["text"])
             return row["text"]
-        return _conversation(row, turns, place)
+        return _conversation(row, source_turns(row, form), place)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 
@@ -85,17 +90,18 @@ def canonical_row(conversation: Conversation) -> dict:
 
 
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
-    tools = _tools(row.get("tools"), "tools")
+    turns = _with_one_system_turn(turns)
+    tools = _offered_tools(row, lambda key: key)
     messages: list[dict] = []
     roles: list[str] = []
     for turn in turns:
         _check_role(turn, roles)
         messages.append(_message(turn))
         roles.append(messages[-1]["role"])
-        offered = turn.values.get("tools")
-        if offered is not None and (offered := _tools(offered, turn.name("tools"))):
-            if messages[-1]["role"] != "system" or tools:
-                raise UserError(f"{turn.name('tools')}: expected tools once, in the row or in its system turn")
+        if offered := _offered_tools(turn.values, turn.name):
+            if roles[-1] != "system" or tools:
+                key = "tools" if turn.values.get("tools") else "functions"
+                raise UserError(f"{turn.name(key)}: expected tools once, in the row or in its system turn")
             tools = offered
     field = turns[-1].where.partition("[")[0]
     if "assistant" not in roles:
@@ -109,10 +115,19 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
     return Conversation(tuple(messages), tools, place, tuple(turn.where for turn in turns))
 
 
+def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
+    """Leaves out the row's system field where the first of its turns says the same."""
+    first, second = turns[0], turns[min(1, len(turns) - 1)]
+    if first.where not in SYSTEM_FIELDS or second.values["role"] != "system":
+        return turns
+    if _content(first, False) != _content(second, False):
+        raise UserError(f"{first.where}: expected the same text as {second.name('content')}, as a conversation has one "
+                        f"system turn, found {describe(first.values['content'])}")
+    return turns[1:]
+
+
 def _check_role(turn: SourceTurn, before: list[str]) -> None:
-    role = turn.values.get("role")
-    if role not in ROLES:
-        turn.refuse("role", "system, user, assistant or tool", role)
+    role = turn.values["role"]
     if role == "system" and before:
         turn.refuse("role", "a system turn only as the first", role)
     if role == "assistant" and "user" not in before:
@@ -142,7 +157,7 @@ def _message(turn: SourceTurn) -> dict:
     if role == "tool":
         message |= {name: values[name] for name in ("name", "tool_call_id")
                     if isinstance(values.get(name), str) and values[name]}
-    if not _is_trained(turn, role):
+    if not is_learned(turn):
         message["train"] = False
     elif role == "assistant" and not (content.strip() or calls or reasoning):
         turn.refuse("content", 'an answer ("train": false for one that is not to be learned)', content)
@@ -170,19 +185,18 @@ def _content(turn: SourceTurn, may_be_missing: bool) -> str:
     return content
 
 
-def _is_trained(turn: SourceTurn, role: str) -> bool:
-    """By the turn's flag, `train` (true or false) or OpenAI's `weight` (1 or 0); only an assistant's has a say."""
-    flags = {name: turn.values[name] for name in ("train", "weight") if turn.values.get(name) is not None}
-    if not flags:
-        return True
-    for name, value in flags.items():
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            turn.refuse(name, "true or false" if name == "train" else "0 or 1", value)
-        if role != "assistant" and name == "train" and value:
-            raise UserError(f"{turn.name(name)}: expected only an assistant turn to be learned, found a {role} turn")
-    if len(set(map(bool, flags.values()))) > 1:
-        turn.refuse("weight", "the same as train says", flags["weight"])
-    return role != "assistant" or all(flags.values())
+def _offered_tools(values: dict, name: Callable[[str], str]) -> list[dict] | None:
+    """The tools of a row or a turn; OpenAI's older `functions`, bare descriptions, count as such.
+
+    Args:
+        name: gives the full name of a key.
+    """
+    tools, functions = (_tools(values.get(key), name(key)) for key in ("tools", "functions"))
+    wrapped = [one if isinstance(one.get("function"), dict) else {"type": "function", "function": one}
+               for one in functions or []]
+    if tools and wrapped and tools != wrapped:
+        raise UserError(f"{name('functions')}: expected the same as {name('tools')}, found others")
+    return tools or wrapped or None
 
 
 def _tools(value: Any, name: str) -> list[dict] | None:
@@ -204,17 +218,28 @@ def _tool_calls(value: Any, name: str) -> list[dict]:
         function = call.get("function", call)
         if not isinstance(function, dict):
             refuse(f"{where}.function", "an object with name and arguments", function)
-        called, arguments = function.get("name"), function.get("arguments")
+        called, arguments = function.get("name"), _arguments({**call, **function}, f"{where}.arguments")
         if not isinstance(called, str) or not called:
             refuse(f"{where}.name", "the name of a function", called)
-        if isinstance(arguments, str):
-            arguments = parse_json(arguments, f"{where}.arguments", "a JSON object")
-        if not isinstance(arguments, dict):
-            refuse(f"{where}.arguments", "a JSON object", arguments)
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
         _check_json(arguments, f"{where}.arguments")
         calls.append({**identity, "type": "function", "function": {"name": called, "arguments": arguments}})
     return calls
+
+
+def _arguments(call: dict, name: str) -> dict:
+    """The arguments of a call, given as an object or as the JSON of one; none where they are empty or missing."""
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parse_json(arguments, name, "a JSON object") if arguments.strip() else None
+    if arguments is None:
+        others = [key for key in call if key not in CALL_FIELDS and call[key] not in (None, "")]
+        if others:  # `parameters`, `input`: it may well be the arguments
+            raise UserError(f"{name}: expected a JSON object, found nothing, but a field {describe(others[0])}")
+        return {}
+    if not isinstance(arguments, dict):
+        refuse(name, "a JSON object", arguments)
+    return arguments
 
 
 def _check_json(value: Any, name: str) -> None:

@@ -1,83 +1,73 @@
-"""The dresses that conversation data come in, recognised by their fields: a row becomes turns of one form.
-
-A turn keeps the names that its fields have in the row, so that an error about it names what the person wrote.
-"""
+"""The formats conversation data come in, recognised by their fields: every row becomes turns of one form."""
 
 import json
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.data.turn_flags import is_flagged
+from minimind_sft.data.turns import SourceTurn, is_sharegpt, read_turns, refuse
 from minimind_sft.errors import UserError
 
-ROLES = ("system", "user", "assistant", "tool")
-OTHER_ROLES = {"developer": "system", "function": "tool"}
-"""OpenAI's newer name of the system turn, and the older one of a tool's."""
-
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user", "user": "user",
-    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
-    "function_call": "assistant",
-    "observation": "tool", "tool": "tool", "function_response": "tool",
-}
-
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+QUESTIONS = ("prompt", "question", "query", "instruction")
+ANSWERS = ("completion", "response", "answer", "output")
+CONTEXTS = ("input", "context")
+"""Text that belongs to an instruction: Alpaca's name of it, and Dolly's."""
+SYSTEM_FIELDS = ("system", "system_prompt")
 
 
-class SourceTurn(NamedTuple):
-    """A turn as its row has it, under OpenAI's names, unchecked.
+class Form(NamedTuple):
+    """A form of conversation.
 
-    values: role, content and what else there is.
-    where: the turn in its row, `messages[2]`.
-    names: the row's own name of a value, where it is not `<where>.<key>`.
+    fields: those that make it.
+    turns: reads them from a row.
+    extras: fields that it reads too, where a row has them.
     """
 
-    values: dict
-    where: str
-    names: Mapping[str, str] = MappingProxyType({})
-
-    def name(self, key: str) -> str:
-        return self.names.get(key) or f"{self.where}.{key}"
-
-    def refuse(self, key: str, expected: str, found: Any) -> NoReturn:
-        refuse(self.name(key), expected, found)
+    fields: tuple[str, ...]
+    turns: Callable[[dict], list[SourceTurn]]
+    extras: tuple[str, ...] = ()
 
 
-def source_turns(row: dict) -> list[SourceTurn] | None:
-    """The turns of a row in any of the forms; None for a row of running text, `{"text": ...}`.
+def find_form(row: dict) -> Form | None:
+    """The form of a row's conversation; None for a row of running text, `{"text": ...}`.
 
     Raises:
         UserError: `field: expected ..., found ...`, if the row has none of the forms, or two of them.
     """
-    found = [form for form in FORMS if all(row.get(name) is not None for name in form)]
+    found = [form for form in FORMS if _has(row, form.fields)]
     if len(found) > 1:
-        raise UserError(f"{found[0][0]}: expected one form of conversation in a row, found "
-                        f"{' and '.join(' with '.join(form) for form in found)}")
+        raise UserError(f"{found[0].fields[0]}: expected one form of conversation in a row, found "
+                        f"{' and '.join(' with '.join(form.fields) for form in found)}")
     if found:
-        turns = FORMS[found[0]](row)
-    elif row.get("text") is not None:
+        return found[0]
+    if row.get("text") is not None:
         return None
-    else:
-        _refuse_row(row)
-    system = row.get("system")
-    if system not in (None, ""):
-        turns.insert(0, SourceTurn({"role": "system", "content": system}, "system", {"content": "system"}))
-    return turns
+    return _question_form(row)
+
+
+def source_turns(row: dict, form: Form) -> list[SourceTurn]:
+    """The turns of a row, with that of its system field at the beginning.
+
+    Raises:
+        UserError: `field: expected ..., found ...`
+    """
+    return [*_system_turn(row), *form.turns(row)]
 
 
 def form_name(row: dict) -> str:
-    """The form of a row that `source_turns` understands: `conversations (from, value)`, `instruction, output`."""
-    form = next((form for form in FORMS if all(row.get(name) is not None for name in form)), ("text",))
-    turns = row[form[0]]
-    if not isinstance(turns, list):
-        return ", ".join(form)
-    return f"{', '.join(form)} ({'from, value' if 'from' in turns[0] and 'role' not in turns[0] else 'role, content'})"
-
-
-def refuse(name: str, expected: str, found: Any) -> NoReturn:
-    raise UserError(f"{name}: expected {expected}, found {'nothing' if found is None else describe(found)}")
+    """The form of a row that could be read: `conversations (from, value)`, `instruction, output`, `text`."""
+    form = find_form(row)
+    if form is None:
+        return "text"
+    turns = row[form.fields[0]]
+    if isinstance(turns, list):
+        keys = "from, value" if is_sharegpt(turns[0]) else "role, content"
+    elif form.turns in LISTED:
+        keys = "JSON in a string"
+    else:
+        return ", ".join(form.fields)
+    return f"{', '.join(form.fields)} ({keys})"
 
 
 def field_names(row: dict) -> str:
@@ -86,122 +76,118 @@ def field_names(row: dict) -> str:
     return ", ".join(names) + (", ..." if len(row) > 10 else "") or "no fields"
 
 
-def _refuse_row(row: dict) -> NoReturn:
-    """A row in none of the forms: what its form lacks, if it has a part of one."""
+def _has(row: dict, names: tuple[str, ...]) -> bool:
+    return all(row.get(name) is not None for name in names)
+
+
+def _question_form(row: dict) -> Form:
+    """The form of a row with one question and one answer, each under one of its usual names."""
+    questions, answers = ([name for name in names if row.get(name) is not None] for names in (QUESTIONS, ANSWERS))
+    if not questions and row.get("input") is not None:
+        questions = ["input"]
+    if not questions or not answers:
+        _refuse_row(row, questions + answers)
+    for names, kind in ((questions, "question"), (answers, "answer")):
+        if len(names) > 1:
+            raise UserError(f"{names[1]}: expected one {kind} in a row, found {names[0]} too")
+    question, answer = questions[0], answers[0]
+    if question == "prompt" and not isinstance(row["prompt"], str):
+        return Form((question, answer), partial(_prompt_turns, answer=answer))
+    contexts = CONTEXTS if question == "instruction" else ()
+    for name in CONTEXTS:
+        if name not in (question, *contexts) and row.get(name):
+            raise UserError(f"{name}: expected it only beside instruction, found it beside {question}: put both into "
+                            f"{question}, in the order in which they are to be read")
+    return Form((question, answer), partial(_question_turns, question=question, answer=answer, contexts=contexts),
+                (*contexts, "history"))
+
+
+def _refuse_row(row: dict, given: list[str]) -> NoReturn:
+    """Says what the row's form lacks, if it has a part of one."""
     for form in FORMS:
-        missing = [name for name in form if row.get(name) is None]
-        if len(missing) < len(form):
-            refuse(missing[0], f"a value, as the row has {' and '.join(set(form) - set(missing))}", None)
-    keys = field_names(row)
-    raise UserError("conversations: expected conversations, messages, prompt with completion, instruction with "
-                    f"output, or text, found a row with {keys}")
+        missing = [name for name in form.fields if row.get(name) is None]
+        if len(missing) < len(form.fields):
+            refuse(missing[0], f"a value, as the row has {' and '.join(set(form.fields) - set(missing))}", None)
+    if given:
+        is_question = given[0] not in ANSWERS
+        refuse("answer" if is_question else "question", f"a value, as the row has {given[0]}", None)
+    raise UserError(f"conversations: expected conversations, messages, a question ({', '.join(QUESTIONS)}) with an "
+                    f"answer ({', '.join(ANSWERS)}), or text, found a row with {field_names(row)}")
 
 
-def _listed_turns(name: str) -> Callable[[dict], list[SourceTurn]]:
-    return lambda row: _turns(row[name], name)
+def _system_turn(row: dict) -> list[SourceTurn]:
+    given = [name for name in SYSTEM_FIELDS if row.get(name) not in (None, "")]
+    if len(given) > 1 and row[given[0]] != row[given[1]]:
+        raise UserError(f"{given[1]}: expected the same text as {given[0]}, found another")
+    return [_turn("system", row[name], name) for name in given[:1]]
 
 
-def _turns(value: Any, where: str) -> list[SourceTurn]:
-    """A list of turns, each with role and content, or with ShareGPT's from and value."""
-    if not isinstance(value, list) or not value:
-        refuse(where, "a list of turns", value)
-    turns = []
-    for index, turn in enumerate(value):
-        here = f"{where}[{index}]"
-        if not isinstance(turn, dict):
-            refuse(here, "an object with role and content", turn)
-        is_sharegpt = "from" in turn and "role" not in turn
-        turns.append(_sharegpt_turn(turn, here) if is_sharegpt else _openai_turn(turn, here))
-    return turns
+def _turn(role: str, content: Any, where: str) -> SourceTurn:
+    """A turn that is one field of its row."""
+    return SourceTurn({"role": role, "content": content}, where, {"content": where})
 
 
-def _openai_turn(turn: dict, where: str) -> SourceTurn:
-    values, names = dict(turn), {}
-    role = turn.get("role")
-    if isinstance(role, str):
-        values["role"] = OTHER_ROLES.get(role, role)
-    _take_reasoning(turn, where, values, names)
-    if turn.get("function_call") and not turn.get("tool_calls"):  # OpenAI's form before there were several
-        values["tool_calls"], names["tool_calls"] = [turn["function_call"]], f"{where}.function_call"
-    return SourceTurn(values, where, names)
+def _conversations(row: dict) -> list[SourceTurn]:
+    return read_turns(row["conversations"], "conversations")
 
 
-def _take_reasoning(turn: dict, where: str, values: dict, names: dict[str, str]) -> None:
-    """Puts the reasoning under its name, whatever the turn calls it."""
-    given = [name for name in REASONING_FIELDS if turn.get(name)]
-    if len(given) > 1:
-        raise UserError(f"{where}.{given[1]}: expected the reasoning once, found it in {given[0]} too")
-    if given and given[0] != "reasoning_content":
-        values["reasoning_content"], names["reasoning_content"] = turn[given[0]], f"{where}.{given[0]}"
+def _messages(row: dict) -> list[SourceTurn]:
+    return read_turns(row["messages"], "messages")
 
 
-def _sharegpt_turn(turn: dict, where: str) -> SourceTurn:
-    names = {"role": f"{where}.from", "content": f"{where}.value"}
-    said = turn["from"]
-    role = SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
-    if role is None:
-        refuse(names["role"], f"one of {', '.join(SHAREGPT_ROLES)}", said)
-    values = {**turn, "role": role, "content": turn.get("value")}
-    _take_reasoning(turn, where, values, names)
-    if said == "function_call":
-        names["tool_calls"] = names["content"]
-        calls = turn.get("value")
-        if isinstance(calls, str):
-            calls = parse_json(calls, names["content"], "a call {\"name\", \"arguments\"} or a list of them, in JSON")
-        values |= {"content": "", "tool_calls": [calls] if isinstance(calls, dict) else calls}
-        if not values["tool_calls"]:
-            refuse(names["content"], "a call {\"name\", \"arguments\"} or a list of them, in JSON", calls)
-    return SourceTurn(values, where, names)
-
-
-def _prompt_turns(row: dict) -> list[SourceTurn]:
+def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
     """Text, or messages. Assistant's turns inside the prompt are given, not learned, unless they say otherwise."""
-    prompt, completion = row["prompt"], row["completion"]
+    prompt, completion = row["prompt"], row[answer]
+    if row.get("history"):
+        raise UserError(f"history: expected the earlier turns in the prompt, as messages, beside {answer}")
     if isinstance(prompt, str):
-        before = [SourceTurn({"role": "user", "content": prompt}, "prompt", {"content": "prompt"})]
+        before = [_turn("user", prompt, "prompt")]
     else:
         before = [turn._replace(values={**turn.values, "train": False})
-                  if turn.values.get("role") == "assistant" and not _is_flagged(turn) else turn
-                  for turn in _turns(prompt, "prompt")]
+                  if turn.values["role"] == "assistant" and not is_flagged(turn.values) else turn
+                  for turn in read_turns(prompt, "prompt")]
     if isinstance(completion, str):
-        after = [SourceTurn({"role": "assistant", "content": completion}, "completion", {"content": "completion"})]
+        after = [_turn("assistant", completion, answer)]
     else:
-        after = _turns([completion] if isinstance(completion, dict) else completion, "completion")
+        after = read_turns([completion] if isinstance(completion, dict) else completion, answer)
     return before + after
 
 
-def _is_flagged(turn: SourceTurn) -> bool:
-    return any(turn.values.get(name) is not None for name in ("train", "weight"))
-
-
-def _alpaca_turns(row: dict) -> list[SourceTurn]:
-    """Alpaca: the question is the instruction, with the input on the line below it; `history` has what came before."""
-    turns = []
-    history = row.get("history")
-    if not isinstance(history, list | None):
-        refuse("history", "a list of [question, answer] pairs", history)
-    for index, pair in enumerate(history or []):
-        if not isinstance(pair, list) or len(pair) != 2:
-            refuse(f"history[{index}]", "a pair [question, answer]", pair)
-        for role, said, name in zip(("user", "assistant"), pair, ("[0]", "[1]"), strict=True):
-            turns.append(SourceTurn({"role": role, "content": said}, f"history[{index}]",
-                                    {"content": f"history[{index}]{name}"}))
-    for name in ("instruction", "input"):
+def _question_turns(row: dict, question: str, answer: str, contexts: tuple[str, ...]) -> list[SourceTurn]:
+    """The question, with its context on the line below it; before it the pairs of `history`."""
+    given = [name for name in contexts if row.get(name) not in (None, "")]
+    if len(given) > 1:
+        raise UserError(f"{given[1]}: expected one text beside {question}, found {given[0]} too")
+    for name in (question, *given):
         if not isinstance(row.get(name), str | None):
             refuse(name, "a string", row[name])
-    question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-    if not question.strip():
-        refuse("instruction", "a question", question)
-    turns.append(SourceTurn({"role": "user", "content": question}, "instruction", {"content": "instruction"}))
-    turns.append(SourceTurn({"role": "assistant", "content": row["output"]}, "output", {"content": "output"}))
+    asked = "\n".join(filter(None, (row[question], *(row[name] for name in given))))
+    if not asked.strip():
+        refuse(question, "a question", asked)
+    return [*_history_turns(row.get("history")), _turn("user", asked, question),
+            _turn("assistant", row[answer], answer)]
+
+
+def _history_turns(history: Any) -> list[SourceTurn]:
+    if not isinstance(history, list | None):
+        refuse("history", "a list of [question, answer] pairs", history)
+    turns = []
+    for index, pair in enumerate(history or []):
+        where = f"history[{index}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            refuse(where, "a pair [question, answer]", pair)
+        turns += [SourceTurn({"role": role, "content": said}, where, {"content": f"{where}[{number}]"})
+                  for number, (role, said) in enumerate(zip(("user", "assistant"), pair, strict=True))]
     return turns
 
 
-FORMS: dict[tuple[str, ...], Callable[[dict], list[SourceTurn]]] = {
-    ("conversations",): _listed_turns("conversations"),
-    ("messages",): _listed_turns("messages"),
-    ("prompt", "completion"): _prompt_turns,
-    ("instruction", "output"): _alpaca_turns,
-}
-"""By the fields that make the form. Running text counts only where none of them is there: Alpaca's rows often carry a
-rendering of themselves as `text`."""
+LISTED = (_conversations, _messages)
+FORMS = (
+    Form(("conversations",), _conversations),
+    Form(("messages",), _messages),
+    Form(("prompt", "completion"), _prompt_turns),
+    Form(("instruction", "output"), partial(_question_turns, question="instruction", answer="output",
+                                            contexts=("input",)), ("input", "history")),
+)
+"""The forms that count before any other question with an answer. Running text counts only where none of these is there:
+Alpaca's rows often carry a rendering of themselves as `text`."""

@@ -30,7 +30,7 @@ from minimind_sft.files import FolderLock, sha256_of_file, sync
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 """Counted up whenever the same rows and settings give other samples, or other files."""
 ARRAYS = ("input_ids", "labels", "lengths", "examples")
 NAMED_AT_ONCE = 10

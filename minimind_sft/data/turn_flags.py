@@ -1,0 +1,59 @@
+"""Flags that say whether a turn is learned. A flag is honoured or refused, never ignored."""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from minimind_sft.data.turns import SourceTurn
+from minimind_sft.errors import UserError
+
+EXPECTED = {
+    "train": "true or false",
+    "trainable": "true or false",
+    "weight": "0 or 1, as an answer is learned or not",
+    "loss_weight": "0 or 1, as an answer is learned or not",
+    "loss_scale": "0 or 1, as an answer is learned or not",
+    "loss": "true, false, 1 or 0, as an answer is learned or not",
+}
+"""The flags that are honoured, each with its values: false or 0 for an answer that is shown but not learned."""
+MULTIPLIERS = ("weight", "loss_weight", "loss_scale")
+"""Of these a 1 asks for nothing: tables often have it in every turn."""
+
+_FLAG_WORDS = frozenset([
+    "backprop", "learn", "learnable", "learned", "loss", "losses", "mask", "masked", "masks", "supervise", "supervised",
+    "train", "trainable", "trained", "training", "weight", "weights"])
+
+
+@lru_cache(1024)
+def looks_like_flag(name: str) -> bool:
+    """Tells whether one of the words in a key (`loss_mask`, `trainOnTurn`) speaks of learning."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    return not _FLAG_WORDS.isdisjoint(word.lower() for word in words)
+
+
+def is_flagged(values: dict[str, Any]) -> bool:
+    return any(values.get(name) is not None for name in EXPECTED)
+
+
+def is_learned(turn: SourceTurn) -> bool:
+    """Whether the assistant learns this turn, by its flags; other turns have no say.
+
+    Raises:
+        UserError: for a value that a flag cannot have, flags that contradict each other, a flag that asks to learn
+            another turn than the assistant's, and a key that looks like a flag but has no clear meaning.
+    """
+    for name, value in turn.values.items():
+        if value is not None and name not in EXPECTED and looks_like_flag(name):
+            turn.refuse(name, 'a flag whose meaning is clear ("train": false for an answer that is not to be learned)',
+                        value)
+    flags = {name: turn.values[name] for name in EXPECTED if turn.values.get(name) is not None}
+    role = turn.values["role"]
+    for name, value in flags.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            turn.refuse(name, EXPECTED[name], value)
+        if role != "assistant" and value and name not in MULTIPLIERS:
+            raise UserError(f"{turn.name(name)}: expected only an assistant turn to be learned, found a {role} turn")
+        first = next(iter(flags))
+        if bool(value) != bool(flags[first]):
+            turn.refuse(name, f"the same as {turn.name(first)}", value)
+    return role != "assistant" or all(flags.values())
