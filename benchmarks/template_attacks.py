@@ -235,6 +235,8 @@ def reason(error: UserError) -> str:
     text = str(error).split(": ", 1)[1]
     if "prompts for this answer" in text:
         return "prompts for an answer otherwise than it renders it"
+    if "does not render" in text:
+        return "does not render " + text.split("does not render ", 1)[1].split(", so ", 1)[0]
     return text.split(": ", 1)[1] if "refuses the conversation" in text else text
 
 
