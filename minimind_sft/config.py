@@ -6,11 +6,13 @@ working directory.
 """
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
+from minimind_sft.foreign_flags import load_from_problems, lora_problems
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,7 +28,7 @@ IGNORE_INDEX = -100
 
 def setting(default: Any, help: str, choices: tuple | None = None, many: bool = False, positional: bool = False) -> Any:
     """A dataclass field that is also a flag: `help` is its help line, `many` lets it take several values, `positional`
-    too, and those stand without a flag."""
+    too, and those stand without a flag. The choices (0, 1) make it a switch: without a value it is 1."""
     return field(default=default, metadata={"help": help, "choices": choices, "many": many, "positional": positional})
 
 
@@ -208,6 +210,8 @@ class TrainConfig:
     parallel: str = setting("ddp", "under torchrun: ddp keeps the model on every rank, fsdp a shard of it (needs a "
                                    "--save_dir that all ranks share)", ("ddp", "fsdp"))
     rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up")
+    local_rank: int = setting(-1, "what torch.distributed.launch passes; it has to agree with the environment's "
+                                  "LOCAL_RANK, which is what counts")
     num_workers: int = setting(0, "worker processes that assemble batches; 0: the training process itself")
     seed: int = setting(42, "seed of the data order, the held-out share, new weights and dropout")
 
@@ -250,6 +254,10 @@ class TrainConfig:
                             f"{self.max_seq_len}: a document is never split over micro-batches")
         if not self.data_path:
             problems.append("--data_path: expected one or more files")
+        in_environment = os.environ.get("LOCAL_RANK", "0")
+        if self.local_rank != -1 and str(self.local_rank) != in_environment:
+            problems.append(f"--local_rank is {self.local_rank}, but the environment's LOCAL_RANK is {in_environment}: "
+                            "torchrun starts several ranks and sets it")
         if "/" in self.save_weight or not self.save_weight:
             problems.append(f"--save_weight is {self.save_weight!r}, expected a name; --save_dir is the folder")
         return problems
@@ -306,6 +314,9 @@ class ChatConfig:
                                       "a path")
     save_dir: str = setting(in_repository("out"), "folder of the weights")
     tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    load_from: str | None = setting(None, "MiniMind's flag for the tokenizer's folder, as --tokenizer_path; a folder "
+                                          "in transformers' format cannot be loaded yet")
+    lora_weight: str = setting("None", "MiniMind's flag for LoRA adapters, which are not here yet: None")
     chat_template: str | None = setting(None, "the template that the weights were trained with, if it is not the "
                                               "tokenizer's: a Jinja file, chatml or alpaca")
     end_of_turn: str | None = setting(None, "the --end_of_turn that the weights were trained with")
@@ -332,3 +343,11 @@ class ChatConfig:
     show_speed: int = setting(1, "1: show tokens/s after each answer", (0, 1))
     device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
     dtype: str = setting("float32", "precision of the weights while answering", DTYPES)
+
+    def __post_init__(self):
+        if self.load_from and self.tokenizer_path == ChatConfig.tokenizer_path:
+            object.__setattr__(self, "tokenizer_path", self.load_from)
+
+    def problems(self) -> list[str]:
+        """As `TrainConfig.problems`."""
+        return load_from_problems(self.load_from, self.tokenizer_path) + lora_problems(self.lora_weight)

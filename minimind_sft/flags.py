@@ -1,40 +1,106 @@
 """A frozen dataclass of settings becomes a command line."""
 
 import argparse
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
+from difflib import get_close_matches
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 from minimind_sft.config import REPOSITORY
 from minimind_sft.data.sources import split_share
 from minimind_sft.errors import UserError
+from minimind_sft.foreign_flags import explanation
 
 Config = TypeVar("Config")
 
-PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "save_dir", "prepared_dir", "score")
+PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "load_from", "chat_template", "from_weight", "weight",
+              "save_dir", "prepared_dir", "score")
+
+SWITCH = (0, 1)
+"""The choices of a flag that may stand alone: `--use_wandb` is `--use_wandb 1`."""
+
+FLAG_NAME = re.compile(r"--?[A-Za-z][\w-]*")
+
+NOUNS = {int: "a whole number", float: "a number"}
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Reports a bad flag as a `UserError`: one line, without the page of usage that argparse prints."""
+    """Reports bad flags as a `UserError`: a line each, without the page of usage that argparse prints.
+
+    `--learning-rate` is read as `--learning_rate`, and a switch without a value as 1. An unknown flag is answered with
+    the one that may be meant.
+    """
+
+    def __init__(self, description: str):
+        self.flags: list[str] = []
+        self.switches: list[str] = []
+        super().__init__(description=textwrap.dedent(description).strip(), allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Adds a flag as argparse does; the choices `SWITCH` make it a switch."""
+        kind, choices = options.get("type", str), options.get("choices")
+        self.flags += names if names[0].startswith("-") else ["FILE"]
+        if choices == SWITCH:
+            self.switches += names
+            options |= {"nargs": "?", "const": 1}
+        if choices or kind in NOUNS:
+            options["type"] = partial(_read_value, kind, choices)
+        return super().add_argument(*names, **options)
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """
+        Raises:
+            UserError: for unknown flags, all of them at once, or the first value that cannot be used.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        end = words.index("--") if "--" in words else len(words)
+        problems: list[str] = []
+        read = [self._read_flag(word, problems) for word in words[:end]]
+        if problems:
+            self.error("\n       ".join(problems))
+        return super().parse_args(self._bare_switches(read) + words[end:])
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists all flags)")
+        raise UserError(f"{message.removeprefix('argument ')} (--help lists all flags)")
+
+    def _read_flag(self, word: str, problems: list[str]) -> str:
+        """`word`, with the underscores of our flags if it is one; adds what is wrong with it to `problems`."""
+        name, equals, value = word.partition("=")
+        if name in self.flags or not FLAG_NAME.fullmatch(name):
+            return word
+        own = name.lstrip("-").replace("-", "_")
+        if name.startswith("--") and f"--{own}" in self.flags:
+            return f"--{own}{equals}{value}"
+        if " " not in word:  # with a space it is a text that begins with a dash
+            why = explanation(own, self.flags)
+            problems.append(f"unknown flag {name}{': ' if why else ''}{why}")
+        return word
+
+    def _bare_switches(self, words: list[str]) -> list[str]:
+        """Keeps a switch from taking the file behind it for its value, in programs whose files stand without a flag."""
+        if "FILE" not in self.flags:
+            return words
+        return [f"{word}=1" if word in self.switches and not following.isdigit() else word
+                for word, following in pairwise([*words, ""])]
 
 
 def parse_flags(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
     """Reads `argv` (the program's own arguments if None) into a `config_class`.
 
     Every field of the dataclass is a flag `--<name>`, or what stands without one; its metadata (see `config.setting`)
-    is the help line. A field of type bool is a flag without a value.
+    is the help line.
 
     Raises:
         UserError: for an unknown flag, a value of the wrong type, or what the configuration's own `problems()` lists.
     """
-    parser = FlagParser(description=textwrap.dedent(description).strip(), allow_abbrev=False,
-                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(description)
     for flag in fields(config_class):
         _add_flag(parser, flag)
     values = vars(parser.parse_args(argv))
@@ -58,15 +124,32 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Field) -> None:
     if flag.metadata["positional"]:
         parser.add_argument(flag.name, nargs="+", metavar="FILE", help=help_line)
         return
-    if flag.type is bool:
-        parser.add_argument(f"--{flag.name}", action="store_true", help=help_line)
-        return
     options: dict[str, Any] = {"nargs": "*", "type": str} if many else {"type": _scalar_type(flag.type)}
     if choices:
         options["choices"] = choices
     else:
         options["metavar"] = flag.name.rsplit("_", 1)[-1].upper()
     parser.add_argument(f"--{flag.name}", default=flag.default, help=help_line, **options)
+
+
+def _read_value(kind: Callable[[str], Any], choices: Sequence[Any] | None, text: str) -> Any:
+    """A value of a flag.
+
+    Raises:
+        ArgumentTypeError: if it is not of its kind, or not one of the choices.
+    """
+    try:
+        value = kind(text)
+        if not choices or value in choices:
+            return value
+    except ValueError:
+        pass
+    if not choices:
+        raise argparse.ArgumentTypeError(f"expected {NOUNS[kind]}, found {text!r}")
+    *others, last = map(str, choices)
+    nearest = get_close_matches(text.lower(), [*others, last], n=1, cutoff=0.5)
+    raise argparse.ArgumentTypeError(f"expected {', '.join(others)} or {last}, found {text!r}"
+                                     + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 
 def _scalar_type(annotation: Any) -> type:
@@ -84,12 +167,15 @@ def _shown_default(value: Any) -> str:
 
 
 def _existing_path(name: str, typed: Any) -> Any:
-    """A typed path, relative to the working directory; MiniMind's `../x` is also tried from trainer/, and said."""
+    """A typed path, relative to the working directory. In the repository's root MiniMind's `../x` is also tried from
+    trainer/, and said; elsewhere it is what it says, so that nothing is written where nobody looks for it."""
     if isinstance(typed, tuple | list):
         return tuple(_existing_path(name, one) for one in typed)
     path, share = split_share(typed)
+    if Path.cwd() != REPOSITORY or Path(path).parts[:1] != ("..",):
+        return typed
     from_trainer = REPOSITORY / "trainer" / path
-    if path.startswith("../") and not Path(path).exists() and from_trainer.exists():
+    if not Path(path).exists() and from_trainer.exists():
         print(f"--{name} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}",
               file=sys.stderr)
         return f"{from_trainer.resolve()}{share and ':'}{share}"

@@ -38,7 +38,7 @@ class InspectConfig:
     show: int = setting(3, "how many rows to show of each file")
     most: int = setting(100, "how many bad rows to print, 0: all; --json has up to 100,000")
     html: str | None = setting(None, "write the report as a page for the browser to this file too")
-    json: bool = setting(False, "print the report as one JSON object instead")
+    json: int = setting(0, "1: print the report as one JSON object instead", (0, 1))
 
     def trainer(self) -> TrainConfig:
         """The settings of the trainer that would be given the same flags."""
@@ -87,7 +87,7 @@ class EstimateConfig:
 
     memory: float = setting(0.0, "GiB that each rank may take: says the largest --micro_batch_tokens that fits; 0: "
                                  "does not")
-    json: bool = setting(False, "print the estimate as one JSON object, in bytes")
+    json: int = setting(0, "1: print the estimate as one JSON object, in bytes", (0, 1))
 
     def problems(self) -> list[str]:
         """As `TrainConfig.problems`."""

@@ -38,7 +38,7 @@ from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_atomically
-from minimind_sft.flags import FlagParser
+from minimind_sft.flags import SWITCH, FlagParser
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -62,14 +62,15 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = FlagParser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("files", nargs="+", help="files and globs: .jsonl, .json, .parquet, .txt, the first also .gz")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
     parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
     parser.add_argument("--eval_rows", type=int, default=0, help="rows, drawn at random, to keep apart in --eval_out")
     parser.add_argument("--eval_out", type=Path, help="JSONL for the rows kept apart")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default: 42)")
-    parser.add_argument("--drop_duplicates", action="store_true", help="keep the first of rows that are the same")
+    parser.add_argument("--drop_duplicates", type=int, choices=SWITCH, default=0,
+                        help="1: keep the first of rows that are the same")
     parser.add_argument("--min_answer", type=int, default=0, metavar="N",
                         help="drop rows with an answer of fewer characters")
     parser.add_argument("--max_tokens", type=int, default=0, metavar="N",

@@ -5,19 +5,19 @@
 Needs matplotlib (pip install -e '.[dev]').
 """
 
-import argparse
 import math
 from pathlib import Path
 
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.flags import FlagParser
 
 SMOOTHING = 0.95
 """Weight of the past in the running mean that is drawn over the steps' own losses."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("metrics", nargs="+", type=Path, help="<save_dir>/<name>_metrics.jsonl")
     parser.add_argument("--out", type=Path, default=Path("loss.png"), help="picture to write (default: loss.png)")
     parser.add_argument("--title", default="", help="title of the picture")

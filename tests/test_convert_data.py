@@ -111,3 +111,13 @@ def test_measures_of_a_row():
 ])
 def test_the_share_of_a_language(text, language, share):
     assert language_share(text, language) == pytest.approx(share)
+
+
+def test_flags_are_read_as_by_the_other_programs(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", [*questions(2), *questions(2)])
+    succeed(CONVERT, "--drop-duplicates", rows, f"--out={tmp_path / 'out.jsonl'}")
+    assert len(written(tmp_path / "out.jsonl")) == 2
+    assert "unknown flag --drop_duplicate: did you mean --drop_duplicates?" in refuse(CONVERT, rows, "--drop_duplicate")
+    assert "unknown flag --data_path: here it is FILE (without a flag)" in refuse(CONVERT, "--data_path", rows)
+    assert "--to: expected conversations or text, found 'txt'; did you mean text?" in refuse(CONVERT, "--to", "txt")
+    assert "unknown flag --ou: did you mean --out?" in refuse("scripts/plot_metrics.py", "m.jsonl", "--ou", "x")

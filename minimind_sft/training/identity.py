@@ -18,7 +18,7 @@ CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "s
 """What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
 
 OWN_OF_A_RANK = ("data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir",
-                 "from_weight", "device", "num_workers")
+                 "from_weight", "device", "local_rank", "num_workers")
 """Settings that may be others on another machine; what the paths lead to is compared by its content."""
 
 
