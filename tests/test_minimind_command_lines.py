@@ -1,0 +1,177 @@
+"""MiniMind's command lines, as its README has them at commit d65ef2c, run here; docs/minimind.md lists them."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from programs import PRETRAIN, REPOSITORY, SFT, final_weights, program, questions, refuse, write_rows
+
+from minimind_sft.config import ChatConfig, PretrainConfig, SFTConfig
+from minimind_sft.errors import UserError
+from minimind_sft.flags import parse_flags
+
+CONFIGS = {"train_pretrain.py": PretrainConfig, "train_full_sft.py": SFTConfig, "eval_llm.py": ChatConfig}
+
+RUN = [
+    "python train_pretrain.py",
+    "python train_full_sft.py",
+    "python train_pretrain.py --from_resume 1",
+    "python train_full_sft.py --from_resume 1",
+    "torchrun --nproc_per_node 1 train_pretrain.py",
+    "torchrun --nproc_per_node 1 train_full_sft.py",
+    "python train_pretrain.py --use_wandb",
+    "python train_full_sft.py --use_wandb",
+    "python eval_llm.py --weight full_sft",
+    "python eval_llm.py --weight pretrain",
+    "python eval_llm.py --load_from ./model --weight full_sft",
+    "python eval_llm.py --weight full_sft --inference_rope_scaling",
+]
+
+REFUSED = {
+    "python eval_llm.py --load_from ./minimind-3": "--load_from ./minimind-3 is a folder in transformers' format",
+    "python eval_llm.py --load_from ./minimind-3 --open_thinking 1":
+        "--load_from ./minimind-3 is a folder in transformers' format",
+    "python eval_llm.py --weight full_sft --lora_weight lora_medical":
+        "--lora_weight lora_medical: LoRA adapters cannot be loaded yet",
+    "python eval_llm.py --weight full_sft --lora_weight lora_identity":
+        "--lora_weight lora_identity: LoRA adapters cannot be loaded yet",
+}
+
+TRAINER_DEFAULTS = {
+    "save_dir": "../out", "epochs": 2, "device": "cuda:0", "dtype": "bfloat16", "num_workers": 8, "grad_clip": 1.0,
+    "log_interval": 100, "save_interval": 1000, "hidden_size": 768, "num_hidden_layers": 8, "use_moe": 0,
+    "from_resume": 0, "use_wandb": 0, "use_compile": 0,
+}
+DEFAULTS = {
+    "train_pretrain.py": {
+        **TRAINER_DEFAULTS, "save_weight": "pretrain", "batch_size": 32, "learning_rate": 5e-4, "accumulation_steps": 8,
+        "max_seq_len": 340, "data_path": "../dataset/pretrain_t2t_mini.jsonl", "from_weight": "none",
+        "wandb_project": "MiniMind-Pretrain",
+    },
+    "train_full_sft.py": {
+        **TRAINER_DEFAULTS, "save_weight": "full_sft", "batch_size": 16, "learning_rate": 1e-5, "accumulation_steps": 1,
+        "max_seq_len": 768, "data_path": "../dataset/sft_t2t_mini.jsonl", "from_weight": "pretrain",
+        "wandb_project": "MiniMind-Full-SFT",
+    },
+    "eval_llm.py": {
+        "load_from": "model", "save_dir": "out", "weight": "full_sft", "lora_weight": "None", "hidden_size": 768,
+        "num_hidden_layers": 8, "use_moe": 0, "inference_rope_scaling": 0, "max_new_tokens": 8192, "temperature": 0.85,
+        "top_p": 0.95, "open_thinking": 0, "historys": 0, "show_speed": 1, "device": "cuda",
+    },
+}
+"""All flags of the three programs with MiniMind's defaults."""
+
+
+def parse(line: str):
+    """The settings that a command line gives the program it names."""
+    words = shlex.split(line)
+    at = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    return parse_flags(CONFIGS[words[at]], "", words[at + 1:])
+
+
+@pytest.mark.parametrize("folder", [".", "trainer"])
+@pytest.mark.parametrize("line", RUN)
+def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
+    monkeypatch.chdir(REPOSITORY / folder)
+    if "--load_from" in line and folder == "trainer":
+        line = line.replace("./model", "../model")  # eval_llm.py stands in the root, there as here
+    config = parse(line)
+    assert getattr(config, "use_wandb", 0) == ("--use_wandb" in line)
+    assert getattr(config, "inference_rope_scaling", 0) == ("--inference_rope_scaling" in line)
+    assert getattr(config, "from_resume", 0) == ("--from_resume 1" in line)
+    if "--load_from" in line:
+        assert Path(config.tokenizer_path).resolve() == REPOSITORY / "model"
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_is_not_here_yet_is_refused_in_one_line(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minimind-3").mkdir()
+    (tmp_path / "minimind-3/model.safetensors").touch()
+    with pytest.raises(UserError) as error:
+        parse(line)
+    assert REFUSED[line] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder", [".", "trainer"])
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_flag_of_minimind_takes_minimind_s_default(name, folder, monkeypatch):
+    monkeypatch.chdir(REPOSITORY / folder)
+    flags = {flag: value for flag, value in DEFAULTS[name].items() if (flag, folder) != ("load_from", "trainer")}
+    config = parse(shlex.join([name, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]))
+    paths = {"save_dir", "data_path", "load_from"}
+    assert {flag: getattr(config, flag) for flag in flags if flag not in paths} == \
+        {flag: value for flag, value in flags.items() if flag not in paths}
+    assert Path(config.save_dir).resolve() == (REPOSITORY / "trainer" if name == "eval_llm.py" and folder == "trainer"
+                                               else REPOSITORY) / "out"
+
+
+def test_the_page_lists_these_command_lines_and_flags():
+    page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
+    for line in (*RUN, *REFUSED):
+        assert line in page
+    for name in {flag for flags in DEFAULTS.values() for flag in flags}:
+        assert f"`--{name}`" in page
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ("--load_from nowhere", "--load_from nowhere: no such folder"),
+    ("--load_from one --tokenizer_path two",
+     "--load_from one and --tokenizer_path two both name the tokenizer's folder: give one of them"),
+    ("--load_from hf", "cannot be loaded yet; for a MiniMind-3 give --weight hf/model.safetensors --tokenizer_path hf"),
+    ("--load_from bin", "cannot be loaded yet; for a MiniMind-3 give --weight FILE.pth --tokenizer_path bin"),
+])
+def test_a_folder_that_load_from_cannot_use(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hf/model.safetensors", "bin/pytorch_model.bin"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="load_from") as error:
+        parse(f"eval_llm.py {argv}")
+    assert message in str(error.value)
+
+
+def test_local_rank_has_to_agree_with_the_environment(monkeypatch):
+    assert parse("train_full_sft.py --local_rank 0").local_rank == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert parse("train_full_sft.py --local-rank=1").local_rank == 1
+    with pytest.raises(UserError, match="--local_rank is 0, but the environment's LOCAL_RANK is 1"):
+        parse("train_full_sft.py --local-rank=0")
+
+
+@pytest.fixture
+def pasted(tmp_path):
+    """Runs a trainer with a pasted command line from a folder beside dataset/ and out/, as MiniMind's users do."""
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "trainer").mkdir()
+    write_rows(tmp_path / "dataset/pretrain.jsonl", [{"text": f"{i} comes after {i - 1}."} for i in range(24)])
+    write_rows(tmp_path / "dataset/sft.jsonl", questions(24))
+
+    def run(script: str, line: str) -> str:
+        command, options = program(script, *shlex.split(line), WANDB_MODE="disabled")
+        done = subprocess.run(command, capture_output=True, timeout=600, **{**options, "cwd": tmp_path / "trainer"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_pasted_command_lines_pretrain_and_fine_tune(pasted, tmp_path):
+    pasted(PRETRAIN, "--data_path ../dataset/pretrain.jsonl --save_dir ../out --from_weight none --hidden_size 32 "
+                     "--num_hidden_layers 2 --use_moe 0 --epochs 1 --batch_size 4 --accumulation_steps 2 "
+                     "--max_seq_len 340 --learning_rate 5e-4 --dtype bfloat16 --device cpu --grad_clip 1.0 "
+                     "--num_workers 1 --log_interval 1 --save_interval 100 --from_resume 0 --use_compile 0 "
+                     "--save_weight pretrain --use_wandb --wandb_project MiniMind-Pretrain --local_rank 0")
+    pasted(SFT, "--data_path ../dataset/sft.jsonl --save_dir ../out --from_weight pretrain --hidden_size 32 "
+                "--num_hidden_layers 2 --epochs 1 --batch_size 4 --max_seq_len 340 --learning_rate 1e-5 "
+                "--dtype float32 --log_interval 1 --save_interval 100 --from_resume 1")
+    weights = final_weights(tmp_path / "out")
+    assert weights["model.embed_tokens.weight"].shape == (6400, 32)
+    assert "model.layers.1.mlp.down_proj.weight" in weights
+
+
+def test_a_gpu_that_is_not_here_is_refused_in_one_line(monkeypatch):
+    assert "--device cuda:0: PyTorch finds no CUDA device here" in refuse(
+        SFT, *shlex.split("--device cuda:0 --hidden_size 768"), CUDA_VISIBLE_DEVICES="")
