@@ -1,11 +1,23 @@
 """What a user can do wrong, told in one line; and what ends a training from outside."""
 
+import errno
+import json
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
+
+from minimind_sft.output import prepare_output
+from minimind_sft.terminal import fitted
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a disk says on which nothing can be written any more."""
+CONSEQUENCE_SECONDS = 60
 
 
 class UserError(ValueError):
@@ -21,28 +33,30 @@ class ProcessLost(RuntimeError):
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Runs a command-line program; what a person should read is one line on stderr, without a traceback.
+    """Runs a command-line program; a person reads one line on stderr instead of a traceback.
 
-    Exit status: 2 for a `UserError`, 1 for a `ProcessLost`, 130 for Ctrl-C, 143 for SIGTERM.
+    Exit status: 2 for a `UserError` and a full disk, 1 for a `ProcessLost`, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    prepare_output()
     signal.signal(signal.SIGTERM, _leave)  # tidily, as after Ctrl-C
-    rank = int(os.environ.get("RANK", 0))
-    prefix = f"[rank {rank}] " if rank else ""
     try:
         status = main()
     except UserError as error:
-        print(f"{prefix}error: {harmless(str(error))}", file=sys.stderr)
-        status = 2
+        status = _report(2, f"error: {error}")
     except ProcessLost as error:
-        print(f"{prefix}error: {error}; --from_resume 1 goes on from the last resume state", file=sys.stderr)
-        status = 1
+        status = _report(1, f"error: {error}; --from_resume 1 goes on from the last resume state")
     except KeyboardInterrupt:
-        print(f"{prefix}interrupted", file=sys.stderr)
-        status = 130
+        status = _report(130, "interrupted")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        status = _report(2, f"error: {_cannot_write(error)}")
     try:
         sys.stdout.flush()
-    except OSError:  # nobody reads any more; Python would complain on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno in NO_ROOM and not status:
+            status = _report(2, f"error: {_cannot_write(error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain on its way out
     sys.exit(status or 0)
 
 
@@ -50,6 +64,34 @@ def harmless(message: str) -> str:
     """A message without what would move a terminal's cursor or turn its writing round: data can put that there."""
     return re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]",
                   lambda found: f"\\u{ord(found[0]):04x}", message)
+
+
+def _report(status: int, message: str) -> int:
+    """Prints the line that a person should read, gives it to torchrun as well, and returns `status`."""
+    message = harmless(message)
+    rank = int(os.environ.get("RANK", 0))
+    print(fitted(f"[rank {rank}] {message}" if rank else message, sys.stderr), file=sys.stderr)
+    if message.startswith("error: "):
+        _tell_torchrun(message, time.time() + CONSEQUENCE_SECONDS * (status == 1))
+    return status
+
+
+def _tell_torchrun(message: str, at: float) -> None:
+    """Has torchrun show `message` in its own report, which comes after all that the ranks have printed.
+
+    The file and its form are those of torch.distributed.elastic.multiprocessing.errors. Torchrun calls the earliest
+    failure the cause: a rank that only lost another one dates its own later.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    record = {"message": {"message": message, "extraInfo": {"timestamp": str(int(at))}}}
+    with suppress(OSError):  # on a full disk the printed line is what there is
+        Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _cannot_write(error: OSError) -> str:
+    return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
 
 
 def _leave(signum: int, _: object) -> NoReturn:

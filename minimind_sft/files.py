@@ -54,6 +54,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     The temporary name is always the same, because torch.save writes the name into the file: equal weights are then
     equal files.
+
+    Raises:
+        UserError: naming `path`, if it cannot be written, as on a full disk.
     """
     temporary = temporary_name(path)
     try:
@@ -61,6 +64,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -48,15 +48,16 @@ def main() -> None:
     arguments = parse_arguments()
     files, filters = find_files(arguments.files), make_filters(arguments)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as kept:
-        rows = tqdm(read_good_rows(files), desc="reading", unit=" rows", delay=2, leave=False)
+        rows = tqdm(read_good_rows(files), desc="reading", unit=" rows", delay=2, leave=False, disable=None)
         dropped, written = Counter(), 0
         for row in rows:
             reason = why_not(row, filters)
             if reason:
                 dropped[reason] += 1
                 continue
-            kept.write(json.dumps(as_json(row, arguments.to), ensure_ascii=False) + "\n")
+            keep(kept, json.dumps(as_json(row, arguments.to), ensure_ascii=False) + "\n")
             written += 1
+        keep(kept, "", flush=True)
         report(dropped)
         write_parts(kept, written, arguments)
 
@@ -154,6 +155,20 @@ def as_json(row: Row, form: str) -> dict:
     return {"text": row_text(row)} if isinstance(row, str) or form == "text" else canonical_row(row)
 
 
+def keep(kept: IO[str], line: str, flush: bool = False) -> None:
+    """
+    Raises:
+        UserError: if the temporary folder is full.
+    """
+    try:
+        kept.write(line)
+        if flush:
+            kept.flush()
+    except OSError as error:
+        raise UserError(f"{tempfile.gettempdir()}: the rows cannot be kept there ({error.strerror}); the variable "
+                        "TMPDIR names another folder") from error
+
+
 def report(dropped: Counter) -> None:
     width = max((len(f"{count:,}") for count in dropped.values()), default=0)
     for reason, count in dropped.items():
@@ -175,10 +190,7 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
             with temporary.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
 
-        try:
-            write_atomically(path, write)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        write_atomically(path, write)
         print(f"{path}: {len(apart) if is_apart else count - len(apart):,} rows")
 
 

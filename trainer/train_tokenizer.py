@@ -60,7 +60,7 @@ def texts_of(paths: Iterable[str]) -> Iterator[str]:
     for role in ROLES:
         yield from [role] * ROLE_FREQUENCY
     for path in paths:
-        yield from tqdm(read_texts(path), desc=Path(path).name, unit=" texts")
+        yield from tqdm(read_texts(path), desc=Path(path).name, unit=" texts", disable=None)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -248,7 +248,7 @@ def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], titl
     plain = all(file_kind(path) in ("jsonl", "json", "txt") for path in files)
     with tqdm(total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
               unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
-              leave=False, disable=not show_progress) as bar:
+              leave=False, disable=None if show_progress else True) as bar:
         raw_rows = chain.from_iterable(map(read_raw_rows if may_be_empty else _some_rows, files))
         for raw, result in map_chunks(work, raw_rows):
             bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))

@@ -88,7 +88,7 @@ def score(model: LanguageModel, tokenizer: Tokenizer, template: ChatTemplate,
     settings = replace(settings, temperature=0.0)
     stop_ids = {template.end_of_turn_id, tokenizer.end_of_document_id}
     results = []
-    with tqdm(total=len(questions), desc="answering", unit=" questions", leave=False) as bar:
+    with tqdm(total=len(questions), desc="answering", unit=" questions", leave=False, disable=None) as bar:
         for start in range(0, len(questions), batch_size):
             asked = questions[start:start + batch_size]
             prompts = [template.generation_prompt_ids(list(conversation.messages[:-1]), tools=conversation.tools)

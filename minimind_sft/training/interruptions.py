@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,11 +14,11 @@ from types import FrameType
 from torch.utils.data import DataLoader
 
 from minimind_sft.errors import ProcessLost
+from minimind_sft.terminal import fitted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a training to stop: Ctrl-C, a scheduler, a terminal that was closed."""
 ONE_SIGNAL_SECONDS = 0.25
-STDERR = 2
 
 
 @dataclass
@@ -82,9 +83,9 @@ def _acknowledge(signum: int) -> None:
     line = f"{signal.Signals(signum).name}: stopping after this step"
     if signum == signal.SIGINT:
         line = "stopping after this step; press Ctrl-C again to quit now"
-    with suppress(OSError):
-        below_the_bar = "\n" if os.isatty(STDERR) else ""
-        os.write(STDERR, f"{below_the_bar}{line}\n".encode())
+    with suppress(OSError, ValueError):  # closed
+        below_the_bar = "\n" if sys.stderr.isatty() else ""
+        os.write(sys.stderr.fileno(), f"{below_the_bar}{fitted(line, sys.stderr)}\n".encode())
 
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:

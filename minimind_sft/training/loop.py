@@ -23,7 +23,7 @@ from minimind_sft.training.interruptions import (
 )
 from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import gradient_sync, reshard, whole
-from minimind_sft.training.progress import Progress
+from minimind_sft.training.progress import Progress, step_label
 from minimind_sft.training.resume_state import TrainState
 
 NOTHING_SUPERVISED = "no supervised token in it"
@@ -170,7 +170,7 @@ class Fit:
             state.eval_loss = None
             state.updates += 1
         state.supervised_tokens += batch.supervised_tokens
-        self.progress.advance(result.loss, batch.supervised_tokens)
+        self.progress.advance(state.step, result.loss, rate, batch.supervised_tokens)
         if state.step % config.log_interval == 0 or state.step == self.total_steps or result.skipped:
             aux = {"aux_loss": result.aux_loss} if self.model.config.use_moe else {}
             skipped = {"skipped": result.skipped} if result.skipped else {}
@@ -211,7 +211,7 @@ class Fit:
         state.eval_loss = result.loss if math.isfinite(result.loss) else None
         best = state.eval_loss is not None and (
             state.best_eval_loss is None or state.eval_loss < state.best_eval_loss)
-        self.progress.say(f"step {state.step:>6}/{self.total_steps}: validation loss {result.loss:.4f}, "
+        self.progress.say(f"{step_label(state.step, self.total_steps)} validation loss {result.loss:.4f}, "
                           f"perplexity {result.perplexity:.2f}")
         self.progress.log(state.step, eval_loss=result.loss, perplexity=result.perplexity)
         if state.step > 0 and best:

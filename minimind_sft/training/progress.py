@@ -1,8 +1,9 @@
-"""What a person sees of a training: the bar, the metrics file, Weights & Biases."""
+"""What a person sees of a run: the bar or plain lines, the metrics file, Weights & Biases."""
 
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,21 +14,32 @@ from tqdm import tqdm
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import write_atomically
+from minimind_sft.terminal import fitted, width_of
+
+MAX_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """The bar in the terminal (loss, supervised tokens/s, time left), the metrics file and, if asked, wandb.
+    """The bar in a terminal, or plain lines in a log; the metrics file and, if asked, wandb.
 
     Ranks other than the main one show and write nothing.
+
+    Args:
+        log_interval: steps between two plain lines; where a step is slow they come every half minute.
     """
 
-    def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, wandb_run: Any = None):
+    def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
+                 wandb_run: Any = None):
         self.metrics_path, self.is_main, self.wandb_run = metrics_path, is_main, wandb_run
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not is_main, dynamic_ncols=True,
-                         bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} "
-                                    "[{elapsed}<{remaining}]")
-        self._tokens, self._seconds, self._rate = 0, 0.0, 0.0
-        self._going_since = time.perf_counter()
+        self.total_steps, self.log_interval, self.first_step = total_steps, log_interval, step
+        self.tokens, self.seconds = 0, 0.0
+        """Supervised tokens and seconds of training since the start of this process, without evaluations and saves."""
+        in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        self._writes_lines = is_main and not in_terminal
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
+                         dynamic_ncols=True, bar_format=bar_format(width_of(sys.stderr)))
+        self._recent_tokens, self._recent_seconds, self._rate = 0, 0.0, 0.0
+        self._going_since = self._line_at = time.perf_counter()
         if is_main:
             with self._disk():
                 cut_metrics(metrics_path, step)
@@ -43,18 +55,33 @@ class Progress:
             with suppress(OSError):  # what could not be written has been told
                 self._file.close()
 
-    def advance(self, loss: float, supervised_tokens: int) -> None:
-        """One step more on the bar."""
+    def advance(self, step: int, loss: float, learning_rate: float, supervised_tokens: int) -> None:
+        """Shows that `step` is done."""
         now = time.perf_counter()
-        self._tokens, self._seconds = self._tokens + supervised_tokens, self._seconds + now - self._going_since
+        self._count(supervised_tokens, now - self._going_since)
         self._going_since = now
-        if self._seconds > 1.0 or not self._rate:
-            self._rate = self._tokens / max(self._seconds, 1e-9)
-        if self._seconds > 1.0:
-            self._tokens, self._seconds = 0, 0.0
-        with suppress(OSError):  # nobody reads any more: no reason to end a training
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s", refresh=False)
+        if self._writes_lines and (step in (self.first_step + 1, self.total_steps) or step % self.log_interval == 0
+                                   or now - self._line_at >= MAX_SECONDS_BETWEEN_LINES):
+            self._line_at = now
+            self.say(self._line(step, loss, learning_rate))
+        with suppress(OSError):  # a closed terminal must not stop the run
+            self._bar.bar_format = bar_format(width_of(sys.stderr))
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s"
+                                      if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}", refresh=False)
             self._bar.update()
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        self._recent_tokens, self._recent_seconds = self._recent_tokens + tokens, self._recent_seconds + seconds
+        if self._recent_seconds > 1.0 or not self._rate:
+            self._rate = self._recent_tokens / max(self._recent_seconds, 1e-9)
+        if self._recent_seconds > 1.0:
+            self._recent_tokens, self._recent_seconds = 0, 0.0
+
+    def _line(self, step: int, loss: float, learning_rate: float) -> str:
+        left = self.seconds / (step - self.first_step) * (self.total_steps - step)
+        return (f"{step_label(step, self.total_steps)} loss {loss:.4f}, learning rate {learning_rate:.3g}, "
+                f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
 
     def log(self, step: int, **values: float | str) -> None:
         """One line of the metrics file; the same to wandb."""
@@ -83,14 +110,34 @@ class Progress:
             raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Prints a line, above the bar if there is one."""
         if self.is_main:
             with suppress(OSError):
-                self._bar.write(line)
+                self._bar.write(fitted(line, sys.stdout))
+                sys.stdout.flush()
 
     def pause(self) -> None:
         """The time since the last `advance` was not spent on training."""
         self._going_since = time.perf_counter()
+
+
+def bar_format(width: int | None) -> str:
+    """Tqdm's format for a terminal of `width` columns: the fewer there are, the less is shown."""
+    width = width or 80
+    if width < 60:
+        return "{percentage:3.0f}% {n_fmt}/{total_fmt}{postfix} [{remaining}]"
+    if width < 100:
+        return "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{remaining}]"
+    return "{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
+
+
+def step_label(step: int, total_steps: int) -> str:
+    return f"step {step:>6}/{total_steps}:"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, 2:05; with hours if there are some, 1:02:05."""
+    return tqdm.format_interval(seconds).removeprefix("0")
 
 
 def cut_metrics(path: Path, step: int) -> None:

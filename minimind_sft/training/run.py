@@ -1,5 +1,6 @@
 """One training, as every part of it knows it."""
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from minimind_sft.data.rows import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless
+from minimind_sft.terminal import fitted
 from minimind_sft.training.distributed import Ranks
 
 
@@ -40,8 +42,8 @@ class Run:
 
     def say(self, line: str) -> None:
         if self.ranks.is_main:
-            with suppress(OSError):  # nobody reads any more: no reason to end a training
-                print(harmless(line), flush=True)
+            with suppress(OSError):  # a closed terminal or a full disk under the log must not stop the run
+                print(fitted(harmless(line), sys.stdout), flush=True)
 
 
 def shown(path: str | Path) -> str:

@@ -236,7 +236,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
     checkpoints.begin()
     with Progress(metrics_path(out), total_steps=total, step=state.step,
-                  is_main=ranks.is_main, wandb_run=wandb_run) as progress:
+                  is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
         fit = Fit(config, model, wrapped, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler,
                   state=state, progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
         status = fit.run()

@@ -1,0 +1,58 @@
+"""Lines that fit the terminal: how many columns a text takes, and where it is broken."""
+
+import os
+import re
+import unicodedata
+from typing import TextIO
+
+ANSI = re.compile("\x1b\\[[0-9;]*m")
+LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |\S+ {2,})?")
+"""What stands before the text of a line: `model       `, `error: `, or an indent."""
+WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+        "\U0001f300-\U0003fffd")
+CLOSING = "、。，．：；？！）】》」』〉”’"
+PIECE = re.compile(rf"\s+|[{WIDE}][{CLOSING}]*|[^\s{WIDE}]+[{CLOSING}]*")
+"""A line may be broken between two of these: at blanks, and on either side of a Chinese character, except before
+closing punctuation."""
+SHELL_CONTINUES = " \\"
+
+
+def columns(text: str) -> int:
+    """The columns that `text` takes in a terminal: two for a Chinese character, none for an accent or a colour."""
+    return sum(0 if unicodedata.category(character) in ("Mn", "Me", "Cf")
+               else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+               for character in ANSI.sub("", text))
+
+
+def wrap(line: str, width: int) -> str:
+    """Breaks a line that is longer than `width` columns; further lines are indented under the text, not the label.
+
+    A word longer than a line (a path) stays whole, so that it can be copied; a command is broken as a shell reads it.
+    """
+    if columns(line) <= width:
+        return line
+    label = LABEL.match(line)[0]
+    indent = " " * (columns(label) if 2 * columns(label) <= width else 2)
+    text = line[len(label):]
+    broken = SHELL_CONTINUES if text.startswith("python ") else ""
+    lines, current = [], label
+    for piece in PIECE.findall(text):
+        if current not in (label, indent) and columns(current + piece.rstrip()) > width - len(broken):
+            lines.append(current.rstrip() + broken)
+            current, piece = indent, piece.lstrip()
+        current += piece
+    return "\n".join([*lines, current.rstrip()])
+
+
+def width_of(stream: TextIO) -> int | None:
+    """The columns of the terminal that `stream` writes to; None where it is none, or its size is not known."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """`text`, its long lines wrapped if `stream` is a terminal; a file or pipe gets them as they are."""
+    width = width_of(stream)
+    return "\n".join(wrap(line, width) for line in text.split("\n")) if width else text

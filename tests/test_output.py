@@ -1,0 +1,130 @@
+"""Terminals without our characters, readers that leave, disks without room, torchrun's report: in every program."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from programs import CHAT, NEW, REPOSITORY, SFT, program, questions, run, write_rows
+
+CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
+    "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py", "scripts/plot_metrics.py",
+    "trainer/train_tokenizer.py")
+
+
+def python(code: str, *flags: str, **options) -> subprocess.CompletedProcess:
+    """`code`, with `main` to be defined in it, as one of our programs."""
+    code = f"import os, sys\nfrom minimind_sft.errors import *\n{code}\nrun_program(main)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("environment", {})}
+    return subprocess.run([sys.executable, *flags, "-c", code], env=environment, timeout=300,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [
+    ("ascii", rb"#|-[\u4f60\u597d] \xe9 -> <x> \udcff"),
+    ("cp1252", rb"#|-[\u4f60\u597d] " + b"\xe9" + rb" -> " + b"\x8bx\x9b" + rb" \udcff"),
+    ("gbk", "█▏─[你好] é → <x> ".encode("gbk") + rb"\udcff"),
+    ("utf-8", "█▏─⟦你好⟧ é → ‹x› ".encode() + rb"\udcff"),
+])
+def test_what_an_encoding_lacks_is_replaced(encoding, expected):
+    code = r"def main(): [print('█▏─⟦你好⟧ é → ‹x› \udcff', file=f, flush=True) for f in (sys.stdout, sys.stderr)]"
+    done = python(code, environment={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, expected, expected)
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "python -u"])
+def test_a_program_goes_on_when_nobody_reads_it_any_more(tmp_path, flags):
+    receive, send = os.pipe()
+    os.close(receive)
+    done = python(f"def main():\n for i in range(9999): print(i, flush=i % 2)\n print(1, file=sys.stderr)\n"
+                  f" open({str(tmp_path / 'written')!r}, 'w').close()", *flags, stdout=send, stderr=send)
+    os.close(send)
+    assert done.returncode == 0 and (tmp_path / "written").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")  # noqa: PTH110
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "python -u"])
+def test_output_that_has_no_room_is_an_error(flags):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = python("def main(): print('the report')", *flags, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == b"error: standard output: cannot be written (No space left on device)\n"
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met():
+    done = python("import errno\ndef main(): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/data/x.bin')")
+    assert (done.returncode, done.stderr) == (
+        2, b"error: /data/x.bin: cannot be written (No space left on device)\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    done = python("def main(): raise FileNotFoundError(2, 'No such file', 'x')")
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "seconds", "message"), [
+    ("UserError('a.jsonl:3: broken')", 0, "error: a.jsonl:3: broken"),
+    ("ProcessLost('rank 1 is gone')", 60,
+     "error: rank 1 is gone; --from_resume 1 goes on from the last resume state"),
+])
+def test_torchrun_is_told_the_message_and_that_a_lost_rank_is_a_consequence(tmp_path, error, seconds, message):
+    file = tmp_path / "error.json"
+    done = python(f"import time\nnow = time.time()\ntime.time = lambda: 1000.0\ndef main(): raise {error}",
+                  environment={"TORCHELASTIC_ERROR_FILE": str(file), "RANK": "2"})
+    assert done.stderr.decode() == f"[rank 2] {message}\n"
+    assert json.loads(file.read_text()) == {
+        "message": {"message": message, "extraInfo": {"timestamp": str(1000 + seconds)}}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with Chinese conversations, and weights and metrics of a run on them."""
+    folder = tmp_path_factory.mktemp("output")
+    answer = {"role": "assistant", "content": "好的。"}
+    write_rows(folder / "中文.jsonl", [{"conversations": [{"role": "user", "content": f"第{number}个问题？"}, answer]}
+                                     for number in range(20)])
+    run(SFT, *NEW, "--data_path", folder / "中文.jsonl", "--save_dir", folder, "--max_steps", 2, "--log_interval", 1)
+    return folder
+
+
+PROGRAMS = {
+    "trainer": lambda place, out: [SFT, *NEW, "--data_path", place / "中文.jsonl", "--save_dir", out, "--max_steps", 1],
+    "chat": lambda place, out: [CHAT, "--save_dir", place, "--prompt", "你好", "--max_new_tokens", 3],
+    "score": lambda place, out: [CHAT, "--save_dir", place, "--score", place / "中文.jsonl", "--max_new_tokens", 2],
+    "inspector": lambda place, out: [INSPECT, place / "中文.jsonl"],
+    "convert": lambda place, out: [CONVERT, place / "中文.jsonl", "--out", out / "rows.jsonl", "--eval_rows", 5,
+                                   "--eval_out", out / "eval.jsonl"],
+    "estimate": lambda place, out: [ESTIMATE, "--preset", "demo"],
+    "tokenizer": lambda place, out: [TOKENIZER, "--data_path", place / "中文.jsonl", "--vocab_size", 300, "--save_dir",
+                                     out],
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_runs_on_an_ascii_terminal(place, tmp_path, name):
+    done = run(*PROGRAMS[name](place, tmp_path), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.isascii() and done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
+    receive, send = os.pipe()
+    os.close(receive)
+    command, options = program(*PROGRAMS[name](place, tmp_path))
+    done = subprocess.run(command, stdout=send, stderr=subprocess.PIPE, timeout=300, **options)
+    os.close(send)
+    assert (done.returncode, done.stderr) == (0, "")
+    if name == "convert":
+        assert (tmp_path / "eval.jsonl").read_text(encoding="utf-8").count("\n") == 5
+
+
+def test_a_temporary_folder_without_room_is_named(place, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", questions(2000))
+    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY));"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    command, options = program(CONVERT, rows, "--out", tmp_path / "out.jsonl")
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=300, **options)
+    assert (done.returncode, done.stderr) == (2, f"error: {os.environ.get('TMPDIR', '/tmp')}: the rows cannot be kept "
+                                                 "there (File too large); the variable TMPDIR names another folder\n")
