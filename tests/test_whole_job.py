@@ -157,7 +157,7 @@ BAD_FLAGS = {
     "missing data": (["--data_path", "nowhere.jsonl"], r"nowhere\.jsonl"),
     "missing weights": (["--from_weight", "nobody"],
                         r"--from_weight nobody: no nobody_32\[_moe\]\.pth or \.safetensors in .*; there is "),
-    "unknown dtype": (["--dtype", "int4"], r"--dtype: invalid choice: 'int4'"),
+    "unknown dtype": (["--dtype", "int4"], r"--dtype: expected .*, found 'int4'"),
     "unknown device": (["--device", "abacus"], r"--device abacus: expected auto, cpu, cuda"),
     "unwritable folder": (["--save_dir", "/proc/out"], r"--save_dir /proc/out.*: cannot write there"),
 }
