@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from minimind_sft.data.fields import refuse_media, refuse_unsupported
 from minimind_sft.data.formats import SYSTEM_FIELDS, field_names, find_form, source_turns
+from minimind_sft.data.preferences import refuse_preference
 from minimind_sft.data.reading import describe, parse_json
 from minimind_sft.data.turn_flags import is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
@@ -49,11 +51,13 @@ def parse_row(row: dict, place: str) -> Conversation | str:
         UserError: `file:line: messages[2].role: expected ..., found ...`
     """
     try:
+        refuse_preference(row)
         form = find_form(row)
         if form is None:
             if not isinstance(row["text"], str):
                 refuse("text", "a string", row["text"])
             return row["text"]
+        refuse_unsupported(row, form)
         return _conversation(row, source_turns(row, form), place)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
@@ -103,14 +107,14 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
                 key = "tools" if turn.values.get("tools") else "functions"
                 raise UserError(f"{turn.name(key)}: expected tools once, in the row or in its system turn")
             tools = offered
-    field = turns[-1].where.partition("[")[0]
+    name = turns[-1].where.partition("[")[0]
     if "assistant" not in roles:
-        raise UserError(f"{field}: expected at least one assistant turn, found none")
+        raise UserError(f"{name}: expected at least one assistant turn, found none")
     answers, characters = roles.count("assistant"), sum(len(message["content"]) for message in messages)
     if characters > MAX_CHARACTERS:
-        raise UserError(f"{field}: expected at most {MAX_CHARACTERS:,} characters, found {characters:,}")
+        raise UserError(f"{name}: expected at most {MAX_CHARACTERS:,} characters, found {characters:,}")
     if answers * characters > MAX_RENDERED:
-        raise UserError(f"{field}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
+        raise UserError(f"{name}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
                         f"found {answers:,} x {characters:,}")
     return Conversation(tuple(messages), tools, place, tuple(turn.where for turn in turns))
 
@@ -139,6 +143,7 @@ def _check_role(turn: SourceTurn, before: list[str]) -> None:
 def _message(turn: SourceTurn) -> dict:
     values = turn.values
     role = values["role"]
+    refuse_media(values, turn.name)
     given = values.get("tool_calls")
     calls = [] if given is None else _tool_calls(given, turn.name("tool_calls"))
     reasoning = values.get("reasoning_content")

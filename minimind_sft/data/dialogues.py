@@ -1,0 +1,42 @@
+"""Dialogues written as one text, `Human: ... Assistant: ...`, as in Anthropic's hh-rlhf, become conversations."""
+
+import re
+
+from minimind_sft.data.formats import SYSTEM_FIELDS
+from minimind_sft.data.turns import refuse
+from minimind_sft.errors import UserError
+
+ROLES = {"Human": "user", "Assistant": "assistant"}
+_MARKER = re.compile(r"^(Human|Assistant):", re.MULTILINE)
+
+
+def is_dialogue(text: str) -> bool:
+    return re.match(r"\s*^Human:", text, re.MULTILINE) is not None
+
+
+def dialogue_row(row: dict, field: str) -> dict:
+    """A row whose `field` holds a dialogue as a row of conversations; its system turn and tools stay.
+
+    A turn begins with a marker at the beginning of a line. The white space around the turns is not theirs.
+
+    Raises:
+        UserError: `field: expected ..., found ...`, if the text is no dialogue of questions, each with its answer.
+    """
+    text = row.get(field)
+    if not isinstance(text, str) or not _MARKER.search(text):
+        refuse(field, "a dialogue with Human: and Assistant: at the beginnings of lines", text)
+    if not is_dialogue(text):
+        refuse(field, "Human: at the beginning", text.lstrip().partition("\n")[0])
+    _, *parts = _MARKER.split(text)
+    turns = []
+    for number, (marker, said) in enumerate(zip(parts[0::2], parts[1::2], strict=True), 1):
+        expected = "Assistant" if number % 2 == 0 else "Human"
+        if marker != expected:
+            raise UserError(f"{field}: turn {number}: expected {expected}: after {marker}:, found {marker}: again")
+        if not said.strip():
+            raise UserError(f"{field}: turn {number}: expected words after {marker}:, found none")
+        turns.append({"role": ROLES[marker], "content": said.strip()})
+    if len(turns) % 2:
+        raise UserError(f"{field}: turn {len(turns)}: expected an answer at the end, found Human:")
+    kept = {name: row[name] for name in (*SYSTEM_FIELDS, "tools") if row.get(name) is not None}
+    return {**kept, "conversations": turns}

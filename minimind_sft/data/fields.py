@@ -1,0 +1,81 @@
+"""Fields beside a conversation: those that would change what is learned are refused, others are ignored and listed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from minimind_sft.data.formats import SYSTEM_FIELDS, Form, find_form, source_turns
+from minimind_sft.data.reading import describe
+from minimind_sft.data.turn_flags import EXPECTED
+from minimind_sft.data.turns import REASONING_FIELDS, SourceTurn
+from minimind_sft.errors import UserError
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+LABELS = ("label", "kto_tag")
+"""Where true, the answer is wanted; where false, a model is to be led away from it."""
+ROW_FLAGS = (*EXPECTED, "mask", "loss_mask", "sample_weight")
+
+ROW_FIELDS = frozenset([*SYSTEM_FIELDS, "tools", "functions", "kind", *EXPECTED])
+"""Fields that are read beside any conversation; `kind` groups the scores of eval_llm.py."""
+TURN_FIELDS = frozenset([*REASONING_FIELDS, "role", "content", "tools", "functions", "tool_calls", "function_call",
+                         *EXPECTED])
+
+
+def refuse_unsupported(row: dict, form: Form) -> None:
+    """
+    Raises:
+        UserError: naming a field of a conversation's row that would change what is learned, but cannot be honoured.
+    """
+    drop = " (scripts/convert_data.py --drop_fields {name} leaves the field out)"
+    refuse_media(row, lambda name: name, drop)
+    for name in ROW_FLAGS:
+        value = row.get(name)
+        if value is not None and not (name in EXPECTED and value in (True, 1)):
+            raise UserError(f"{name}: expected such a flag only in a turn, found {describe(value)} for the whole row"
+                            f"{drop.format(name=name)}")
+    for name in LABELS:
+        if _says_no(row.get(name), form):
+            raise UserError(f"{name}: expected an answer that is wanted, found {describe(row[name])}; --bad_rows skip "
+                            "leaves such rows out")
+
+
+def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = "") -> None:
+    """
+    Raises:
+        UserError: naming a field of a row or of a turn that brings an image, a sound or a film.
+    """
+    for name in MEDIA:
+        if values.get(name):
+            raise UserError(f"{full_name(name)}: expected nothing, as models here read text only, found "
+                            f"{describe(values[name])}{advice.format(name=name)}")
+
+
+def ignored_fields(row: dict, as_text: bool) -> set[str]:
+    """The fields of a row that could be read which nothing reads, as `id` or `messages[].id`.
+
+    Args:
+        as_text: whether the row counts as running text.
+    """
+    form = None if as_text else find_form(row)
+    if form is None:
+        return set(_others(row, frozenset(["text", "kind"])))
+    names = set(_others(row, ROW_FIELDS.union(form.fields, form.extras)))
+    for turn in source_turns(row, form):
+        names.update(f"{turn.where.partition('[')[0]}[].{name}" for name in _others(turn.values, _turn_fields(turn)))
+    return names
+
+
+def _turn_fields(turn: SourceTurn) -> frozenset[str]:
+    fields = TURN_FIELDS | {"from", "value"} if "role" in turn.names else TURN_FIELDS
+    return fields | {"name", "tool_call_id"} if turn.values["role"] == "tool" else fields
+
+
+def _others(values: dict, read: frozenset[str]) -> Iterator[str]:
+    """The names of values that say something and are not among those that are read."""
+    return (name[:40] for name, value in values.items() if name not in read and value not in (None, "", [], {}))
+
+
+def _says_no(label: Any, form: Form) -> bool:
+    """Whether a label marks an answer as not wanted; a 0 does beside prompt and answer, elsewhere it may be a class."""
+    if isinstance(label, str):
+        return label.lower() == "false"
+    return label is False or (label == 0 and form.fields[0] == "prompt")

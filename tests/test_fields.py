@@ -1,0 +1,83 @@
+"""Fields that would change what is learned are refused; others that nothing reads are listed."""
+
+import pytest
+
+from minimind_sft.data.conversation import parse_row
+from minimind_sft.data.fields import ignored_fields
+from minimind_sft.errors import UserError
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+DROP = "(scripts/convert_data.py --drop_fields {name} leaves the field out)"
+
+
+def refusal(row: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_row(row, "a.jsonl:7")
+    return str(error.value).removeprefix("a.jsonl:7: ")
+
+
+@pytest.mark.parametrize("row", [{"messages": TURNS}, {"prompt": "q", "completion": "a"},
+                                 {"question": "q", "answer": "a"}])
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("images", ["a.png"], "images: expected nothing, as models here read text only, found a list"),
+    ("image", "a.png", 'image: expected nothing, as models here read text only, found "a.png"'),
+    ("audios", [{}], "audios: expected nothing, as models here read text only, found a list"),
+    ("weight", 0.5, "weight: expected such a flag only in a turn, found 0.5 for the whole row"),
+    ("train", False, "train: expected such a flag only in a turn, found false for the whole row"),
+    ("loss", 0, "loss: expected such a flag only in a turn, found 0 for the whole row"),
+    ("mask", "User", 'mask: expected such a flag only in a turn, found "User" for the whole row'),
+    ("loss_mask", [0, 1], "loss_mask: expected such a flag only in a turn, found a list for the whole row"),
+])
+def test_fields_of_a_row_that_cannot_be_honoured(row, name, value, message):
+    assert refusal({**row, name: value}) == f"{message} {DROP.format(name=name)}"
+
+
+def test_media_of_a_turn():
+    row = {"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]]}
+    assert refusal(row) == "messages[0].images: expected nothing, as models here read text only, found a list"
+
+
+@pytest.mark.parametrize(("row", "name", "value"), [
+    ({"prompt": "q", "completion": "a"}, "label", False), ({"prompt": "q", "completion": "a"}, "label", 0),
+    ({"prompt": "q", "completion": "a"}, "label", "False"), ({"prompt": "q", "response": "a"}, "label", 0),
+    ({"messages": TURNS}, "label", False), ({"messages": TURNS}, "kto_tag", False),
+])
+def test_an_answer_labelled_as_not_wanted_is_not_learned(row, name, value):
+    message = refusal({**row, name: value})
+    assert message.startswith(f"{name}: expected an answer that is wanted, found ")
+    assert message.endswith("; --bad_rows skip leaves such rows out")
+    assert parse_row({**row, name: True}, "p") == parse_row(row, "p")
+
+
+def test_what_asks_for_nothing_is_no_reason_to_refuse():
+    plain = parse_row({"messages": TURNS}, "p")
+    for fields in ({"images": [], "audio": None, "video": ""}, {"weight": 1, "train": True, "loss": 1.0},
+                   {"mask": None}, {"label": "sports"}, {"label": 0}, {"train_id": 7}):
+        assert parse_row({"messages": TURNS, **fields}, "p") == plain
+    # of running text every token is learned, whatever else is known about it
+    assert parse_row({"text": "t", "images": ["a.png"], "loss": 2.3, "label": False}, "p") == "t"
+
+
+@pytest.mark.parametrize(("row", "fields"), [
+    ({"messages": TURNS}, []),
+    ({"messages": TURNS, "id": 1, "source": "web", "kind": "k", "system": "s", "tools": [{"name": "f"}]},
+     ["id", "source"]),
+    ({"messages": TURNS, "note": None, "tags": [], "meta": {}, "title": "", "score": 0}, ["score"]),
+    ({"messages": [{**TURNS[0], "name": "Ann", "id": 3}, {**TURNS[1], "id": 4, "refusal": None, "train": True,
+                                                         "thinking": "hm"}]}, ["messages[].id", "messages[].name"]),
+    ({"messages": [*TURNS, {"role": "tool", "content": "r", "name": "f", "tool_call_id": "c"}, TURNS[1]]}, []),
+    ({"conversations": [{"from": "human", "value": "q", "lang": "en"}, {"from": "gpt", "value": "a"}], "text": "qa"},
+     ["conversations[].lang", "text"]),
+    ({"messages": '[{"role": "user", "content": "q", "id": 1}, {"role": "assistant", "content": "a"}]'},
+     ["messages[].id"]),
+    ({"instruction": "q", "input": "i", "output": "a", "context": "c", "history": [["x", "y"]]}, ["context"]),
+    ({"instruction": "q", "context": "i", "response": "a", "category": "c"}, ["category"]),
+    ({"messages": TURNS, "question": "q", "label": True}, ["label", "question"]),
+    ({"text": "t", "kind": "k", "url": "u"}, ["url"]),
+])
+def test_fields_that_nothing_reads(row, fields):
+    assert sorted(ignored_fields(row, as_text="text" in row and "conversations" not in row)) == fields
+
+
+def test_running_text_is_all_that_pretraining_reads():
+    assert ignored_fields({"text": "t", "messages": TURNS}, as_text=True) == {"messages"}
