@@ -146,9 +146,10 @@ def _read_value(kind: Callable[[str], Any], choices: Sequence[Any] | None, text:
         pass
     if not choices:
         raise argparse.ArgumentTypeError(f"expected {NOUNS[kind]}, found {text!r}")
-    *others, last = map(str, choices)
-    nearest = get_close_matches(text.lower(), [*others, last], n=1, cutoff=0.5)
-    raise argparse.ArgumentTypeError(f"expected {', '.join(others)} or {last}, found {text!r}"
+    *others, last = names = list(map(str, choices))
+    nearest = get_close_matches(text.lower(), names, n=1, cutoff=0.5)
+    expected = f"{', '.join(others)} or {last}" if others else last
+    raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}"
                                      + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 

@@ -3,10 +3,13 @@
     python scripts/convert_data.py alpaca.json sharegpt.jsonl.gz --out sft.jsonl --eval_rows 200 --eval_out eval.jsonl
     python scripts/convert_data.py "raw/*.parquet" --out sft.jsonl --drop_duplicates --language zh:0.5 --min_answer 2
     python scripts/convert_data.py book.txt alpaca.json --to text --out text.jsonl
+    python scripts/convert_data.py dpo.jsonl --preference chosen --out sft.jsonl
+    python scripts/convert_data.py hh-rlhf.jsonl.gz --dialogue_field chosen --out sft.jsonl
 
 Reads all that training reads (docs/data.md). `--to conversations` writes {"conversations": [...]}, and running text as
 {"text": ...}; `--to text` makes running text of what is said in conversations too (not of reasoning, calls and tools).
-Rows that cannot be used are named and left out.
+`--preference chosen` keeps the better of two answers; `--dialogue_field` reads a text with `Human:` and `Assistant:` at
+the beginnings of lines. Rows that cannot be used are named and left out.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from tqdm import tqdm
 from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_row
+from minimind_sft.data.dialogues import dialogue_row
 from minimind_sft.data.filters import (
     LETTERS,
     Row,
@@ -33,7 +37,8 @@ from minimind_sft.data.filters import (
     row_text,
     shortest_answer,
 )
-from minimind_sft.data.reading import find_files, parse_raw_row, read_raw_rows
+from minimind_sft.data.preferences import chosen_row
+from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
@@ -48,7 +53,8 @@ def main() -> None:
     arguments = parse_arguments()
     files, filters = find_files(arguments.files), make_filters(arguments)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as kept:
-        rows = tqdm(read_good_rows(files), desc="reading", unit=" rows", delay=2, leave=False, disable=None)
+        reading = read_good_rows(files, arguments)
+        rows = tqdm(reading, desc="reading", unit=" rows", delay=2, leave=False, disable=None)
         dropped, written = Counter(), 0
         for row in rows:
             reason = why_not(row, filters)
@@ -67,6 +73,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("files", nargs="+", help="files and globs: .jsonl, .json, .parquet, .txt, the first also .gz")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
     parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
+    parser.add_argument("--preference", choices=("chosen",), help="keep the chosen one of a row's two "
+                        "answers, chosen and rejected")
+    parser.add_argument("--dialogue_field", metavar="FIELD", help="the field that holds a dialogue as one text, with "
+                        "Human: and Assistant: at the beginnings of lines")
+    parser.add_argument("--drop_fields", nargs="+", default=[], metavar="FIELD", help="fields of a row to read as if "
+                        "they were not there")
     parser.add_argument("--eval_rows", type=int, default=0, help="rows, drawn at random, to keep apart in --eval_out")
     parser.add_argument("--eval_out", type=Path, help="JSONL for the rows kept apart")
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default: 42)")
@@ -83,6 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("eval_rows", "seed", "min_answer", "max_tokens"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name} is {getattr(arguments, name)}, expected at least 0")
+    if arguments.preference and arguments.dialogue_field:
+        raise UserError("--preference and --dialogue_field do not go together; --dialogue_field chosen is enough")
     if bool(arguments.eval_rows) != bool(arguments.eval_out):
         raise UserError("--eval_rows and --eval_out go together")
     for name in ("out", "eval_out"):
@@ -135,12 +149,12 @@ def parse_language(text: str) -> tuple[str, float]:
     return language, number
 
 
-def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
+def read_good_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Row]:
     """The rows that can be used; the others are named."""
     bad = 0
     for raw in chain.from_iterable(map(read_raw_rows, files)):
         try:
-            row = parse_row(parse_raw_row(raw), raw.place)
+            row = read_row(raw, arguments)
         except UserError as error:
             bad += 1
             if bad <= NAMED:
@@ -149,6 +163,18 @@ def read_good_rows(files: Sequence[Path]) -> Iterator[Row]:
         yield row
     if bad > NAMED:
         print(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
+
+
+def read_row(raw: RawRow, arguments: argparse.Namespace) -> Row:
+    row = {name: value for name, value in parse_raw_row(raw).items() if name not in arguments.drop_fields}
+    try:
+        if arguments.dialogue_field:
+            row = dialogue_row(row, arguments.dialogue_field)
+        if arguments.preference:
+            row = chosen_row(row)
+    except UserError as error:
+        raise UserError(f"{raw.place}: {error}") from error
+    return parse_row(row, raw.place)
 
 
 def as_json(row: Row, form: str) -> dict:

@@ -60,6 +60,45 @@ def test_each_filter_reports_what_it_dropped(tmp_path):
         "dropped     1 rows: no text"]
 
 
+HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}
+
+
+def test_dialogues_in_text_become_conversations(tmp_path):
+    rows = write_rows(tmp_path / "hh.jsonl", [
+        {"chosen": "\n\nHuman: 晴?\n\nAssistant: 是\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: x"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "rejected": "y"},
+        {"rejected": "y"},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a: Human: b", "rejected": "y"}])
+    printed = succeed(CONVERT, rows, "--dialogue_field", "chosen", "--out", tmp_path / "out.jsonl")
+    assert written(tmp_path / "out.jsonl") == [
+        {"conversations": [*said("晴?", "是")["conversations"], *said("b", "c")["conversations"]]},
+        said("q", "a: Human: b")]
+    assert "hh.jsonl:2: chosen: turn 3: expected Human: after Assistant:, found Assistant: again" in printed
+    assert "hh.jsonl:3: chosen: expected a dialogue with Human: and Assistant:" in printed
+
+
+def test_the_chosen_answers_of_preference_rows(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT},
+        {"chosen": "good", "rejected": "bad"}, said("plain", "row"), {"text": "t"},
+        {"prompt": "q", "completion": "bad", "label": False}])
+    printed = succeed(CONVERT, rows, "--preference", "chosen", "--out", tmp_path / "out.jsonl")
+    assert written(tmp_path / "out.jsonl") == [said("q", "good"), said("q", "good"), said("plain", "row"),
+                                               {"text": "t"}]
+    assert "a.jsonl:3: prompt: expected a question beside chosen, found nothing" in printed
+    assert "a.jsonl:6: label: expected an answer that is wanted, found false" in printed
+
+
+def test_fields_can_be_left_out(tmp_path):
+    pictured = {"image": "a.png", "weight": 0.5, **said("q", "a")}
+    rows = write_rows(tmp_path / "a.jsonl", [pictured, said("b", "c")])
+    printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image", "weight")
+    assert written(tmp_path / "out.jsonl") == [said("q", "a"), said("b", "c")] and "left out" not in printed
+    printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image")
+    assert "a.jsonl:1: weight: expected such a flag only in a turn, found 0.5 for the whole row" in printed
+
+
 def test_rows_are_kept_apart_by_the_seed(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", questions(20))
     parts = []
@@ -74,6 +113,8 @@ def test_rows_are_kept_apart_by_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--preference", "rejected"], "--preference: expected chosen, found 'rejected' (--help lists all flags)"),
+    (["--preference", "chosen", "--dialogue_field", "x"], "--preference and --dialogue_field do not go together"),
     (["--language", "zh"], "--language zh: expected one of en, zh, ja, ko, ru with a share from 0 to 1, zh:0.5"),
     (["--language", "zh:2"], "--language zh:2: expected one of"),
     (["--eval_rows", 5], "--eval_rows and --eval_out go together"),
