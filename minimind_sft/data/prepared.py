@@ -245,7 +245,7 @@ def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], titl
         UserError: for a file that cannot be read, or has no rows though it may not be empty.
         ProcessLost: as `map_chunks`.
     """
-    plain = all(file_kind(path) in ("jsonl", "json", "txt") for path in files)
+    plain = all(file_kind(path) in ("jsonl", "ndjson", "json", "txt") for path in files)
     with tqdm(total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
               unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
               leave=False, disable=None if show_progress else True) as bar:

@@ -5,36 +5,28 @@ ends the reading or is counted. What concerns the file as a whole (it is not the
 """
 
 import glob
-import gzip
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from minimind_sft.data.parquet import parquet_rows
+from minimind_sft.data.arrow import arrow_rows, saved_dataset_files
+from minimind_sft.data.compression import NAMES, opened
+from minimind_sft.data.json_rows import json_rows
+from minimind_sft.data.lines import RawRow, lines
+from minimind_sft.data.recognition import looks_like_gb18030, refuse_foreign
+from minimind_sft.data.tables import table_rows
 from minimind_sft.errors import UserError
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 100
 """Of lists and objects in one another: far beyond what data needs, and far below what recursion bears."""
-MAX_ROW_BYTES = 32 * 2**20
-"""Of one row: no conversation is as long, and a file without line ends is not to fill the memory."""
-BLOCK_BYTES = 2**20
-NEWLINE = b"\n"
 TORN = " (the row has no end: was the file cut off?)"
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
-
-
-class RawRow(NamedTuple):
-    """A row as it stands in its file: JSON text, or a value that is parsed already, or why it cannot be read."""
-
-    place: str
-    content: bytes | dict | UserError
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+"""Of files that may also be compressed."""
+OTHER_SUFFIXES = (".parquet", ".arrow")
 
 
 def find_files(patterns: Sequence[str | Path]) -> list[Path]:
@@ -44,25 +36,40 @@ def find_files(patterns: Sequence[str | Path]) -> list[Path]:
         UserError: naming what does not exist, is no regular file, or has a suffix that is not known.
     """
     files: dict[Path, Path] = {}
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        found = [path] if exists(path) else _matching(pattern)
-        if not found:
-            kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
-            raise UserError(f"{pattern}: {kind}")
-        for path in found:
-            files.setdefault(path.resolve(), path)
-    for path in files.values():
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
-        if path.is_dir():
-            raise UserError(f"{path}: expected a file, found a folder ({path}/*.jsonl names the files in it)")
-        if not path.is_file():
-            raise UserError(f"{path}: expected a regular file; it is read more than once")
-        file_kind(path)
-    return list(files.values())
+    for path in (path for pattern in patterns for path in _found(str(pattern))):
+        files.setdefault(path.resolve(), path)
+    return [_checked(path) for path in files.values()]
+
+
+def _found(pattern: str) -> list[Path]:
+    """The files that a name or glob stands for; a folder written by `datasets.save_to_disk` stands for its own."""
+    path = Path(pattern)
+    paths = [path] if exists(path) else _matching(pattern)
+    if not paths:
+        kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
+        raise UserError(f"{pattern}: {kind}")
+    return [file for path in paths for file in saved_dataset_files(path) or [path]]
+
+
+def _checked(path: Path) -> Path:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, found a folder ({path}/*{_suffix_in(path)} names the files in it)")
+    if not path.is_file():
+        raise UserError(f"{path}: expected a regular file; it is read more than once")
+    file_kind(path)
+    return path
+
+
+def _suffix_in(folder: Path) -> str:
+    """The suffix of the first file of data in a folder; .jsonl where there is none."""
+    try:
+        return next((f".{kind}" for path in sorted(folder.iterdir()) if (kind := _kind(path))), ".jsonl")
+    except OSError:
+        return ".jsonl"
 
 
 def exists(path: Path) -> bool:
@@ -97,23 +104,23 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict]]:
 def read_raw_rows(path: Path) -> Iterator[RawRow]:
     """The rows of one file, unparsed. Blank lines are no rows.
 
-    By suffix: `.jsonl` has one JSON object a line, `.json` an array of objects (or lines, as many files of that name
-    do), `.txt` a text a line, `.parquet` a row a row (needs pyarrow); the first three also compressed, `.gz`.
+    The suffix says whether it is JSON (in any layout, `json_rows`), a table (`.csv`, `.tsv`, `.parquet`, `.arrow`; a
+    record a row) or text (`.txt`; a line a row), and whether it is compressed.
 
     Raises:
-        UserError: if the file cannot be read.
+        UserError: if the file cannot be read, or is something else than its name says.
     """
-    kind = file_kind(path).removesuffix(".gz")
-    if kind == "parquet":
-        yield from map(RawRow._make, parquet_rows(path))
-        return
-    with _opened(path) as file:
-        if kind == "json" and _starts_array(file):
-            yield from _array_rows(file, path)
-        elif kind == "txt":
-            yield from map(_text_row, _line_rows(file, path))
-        else:
-            yield from _line_rows(file, path)
+    kind = file_kind(path).partition(".")[0]
+    refuse_foreign(path)
+    if kind in ("parquet", "arrow"):
+        yield from arrow_rows(path, kind)
+    elif kind in ("csv", "tsv"):
+        yield from table_rows(path, kind)
+    elif kind == "txt":
+        with opened(path) as file:
+            yield from (_text_row(raw) for raw in lines(file, path) if not _is_blank(raw))
+    else:
+        yield from json_rows(path)
 
 
 def parse_raw_row(raw: RawRow) -> dict:
@@ -147,8 +154,9 @@ def read_texts(path: str | Path) -> Iterator[str]:
     """
     path = Path(path)
     if file_kind(path).startswith("txt"):
-        with _opened(path) as file:
-            yield from map(_text, _lines(file, path))
+        refuse_foreign(path)
+        with opened(path) as file:
+            yield from map(_text, lines(file, path))
         return
     for raw in read_raw_rows(path):
         yield from _strings(parse_raw_row(raw))
@@ -161,7 +169,7 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        line = f"line {_first_line(place) + error.lineno - 1}, " if error.lineno > 1 else ""
         raise UserError(f"{place}: expected {expected}, found broken JSON at {line}column {error.colno}: "
                         f"{error.msg}") from error
     except UnicodeEncodeError as error:
@@ -174,6 +182,12 @@ def parse_json(text: str, place: str, expected: str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise UserError(f"{place}: the JSON is nested too deeply")
     return value
+
+
+def _first_line(place: str) -> int:
+    """The line that a row begins at, by its place; 1 for a place that is no row."""
+    row = re.search(r":(\d+)(?: \(row \d+\))?$", place)
+    return int(row[1]) if row else 1
 
 
 def describe(value: Any) -> str:
@@ -192,49 +206,24 @@ def file_kind(path: Path) -> str:
     Raises:
         UserError: for a name that says nothing.
     """
+    kind = _kind(path)
+    if kind is None:
+        raise UserError(f"{path}: expected a file named *{', *'.join(TEXT_SUFFIXES)} (also with "
+                        f"{', '.join(NAMES)} after it), *{' or *'.join(OTHER_SUFFIXES)}")
+    return kind
+
+
+def _kind(path: Path) -> str | None:
     name = path.name.lower()
-    found = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
-    if found is None:
-        raise UserError(f"{path}: expected a file named *{', *'.join(SUFFIXES)}")
-    return found[1:]
+    plain = next((name.removesuffix(suffix) for suffix in NAMES if name.endswith(suffix)), name)
+    found = next((suffix for suffix in TEXT_SUFFIXES if plain.endswith(suffix)), None)
+    if found:
+        return found[1:] + name.removeprefix(plain)
+    return next((suffix[1:] for suffix in OTHER_SUFFIXES if name.endswith(suffix)), None)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed; what goes wrong while they are read is a `UserError`."""
-    try:
-        with (gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")) as file:
-            yield file
-    except EOFError as error:
-        raise UserError(f"{path}: the compressed file ends in the middle") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a gzip file, or a damaged one ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """Every line with its line end."""
-    number = 0
-    while line := file.readline(MAX_ROW_BYTES + 1):
-        number += 1
-        place = f"{path}:{number}"
-        too_long = len(line) > MAX_ROW_BYTES
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-        if too_long:
-            length = len(line)
-            while not line.endswith(NEWLINE) and (line := file.readline(BLOCK_BYTES)):
-                length += len(line)
-            yield RawRow(place, UserError(f"{place}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row, found "
-                                          f"{length / 2**20:.0f} MiB"))
-        else:
-            yield RawRow(place, line)
-
-
-def _line_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """The lines that are not blank."""
-    return (raw for raw in _lines(file, path) if isinstance(raw.content, UserError) or raw.content.strip())
+def _is_blank(raw: RawRow) -> bool:
+    return isinstance(raw.content, bytes) and not raw.content.strip()
 
 
 def _text_row(raw: RawRow) -> RawRow:
@@ -250,92 +239,11 @@ def _text(raw: RawRow) -> str:
     return _decode(raw.content, raw.place)
 
 
-def _starts_array(file: IO[bytes]) -> bool:
-    start = file.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
-    file.seek(0)
-    return start.startswith(b"[")
-
-
-# A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
-CLOSER = {b"[": b"]", b"{": b"}"}
-
-
-def _array_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """The elements of a JSON array, cut out without being parsed, so that each can be wrong for itself."""
-    line, rows, line_before = 1, 0, 0
-    closers: list[bytes] = []  # of what is open
-    is_over = False
-    pieces: list[bytes] = []
-    size = 0
-    for before, mark in _structure(file, path):
-        pieces.append(before)
-        size += len(before) + len(mark)
-        if mark in CLOSER:
-            closers.append(CLOSER[mark])
-        elif closers and mark == closers[-1]:
-            closers.pop()
-        elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row its JSON tells
-            raise UserError(f"{path}:{line}: expected , or ] after a row of the array, found {mark.decode()}")
-        depth = len(closers)
-        if size > MAX_ROW_BYTES:
-            raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
-        if not ((depth == 1 and mark in (b"[", b",")) or depth <= 0 or mark == b""):
-            pieces.append(mark)
-            continue
-        content = b"".join(pieces)
-        stripped = content.strip()
-        begins = line + _lead(content).count(NEWLINE)
-        place = f"{path}:{begins}" + (f" (row {rows + 1})" if begins == line_before else "")
-        line += content.count(NEWLINE)
-        pieces.clear()
-        size = 0
-        if mark == b"[" and rows == 0 and not stripped.removeprefix(BYTE_ORDER_MARK):
-            continue
-        if mark == b"":
-            problem = "expected nothing after the array" if is_over else "the file ends in the middle of this row"
-            if stripped or not is_over:
-                yield RawRow(place, UserError(f"{place}: {problem}"))
-        elif is_over:
-            yield RawRow(place, UserError(f"{place}: expected nothing after the array"))
-            return
-        elif stripped or rows or mark == b",":
-            yield RawRow(place, stripped)
-            rows, line_before = rows + 1, begins
-        is_over = is_over or depth == 0
-
-
-def _structure(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """JSON cut at each `[ ] { } ,` outside of strings: (what stands before it, itself), at last (the rest, b"")."""
-    buffer, start, position = b"", 0, 0
-    while True:
-        token = _TOKEN.search(buffer, position)
-        if token is None or token[1] in (b"", b"\\"):
-            block = file.read(max(BLOCK_BYTES, len(buffer) - start))
-            if not block:
-                yield buffer[start:], b""
-                return
-            if len(buffer) - start > MAX_ROW_BYTES:  # no caller would keep a row with such a string
-                yield buffer[start:], b""
-                return
-            position = (len(buffer) if token is None else token.start()) - start
-            buffer, start = buffer[start:] + block, 0
-        elif token[0].startswith(b'"'):
-            position = token.end()
-        else:
-            yield buffer[start:token.start()], token[0]
-            start = position = token.end()
-
-
-def _lead(content: bytes) -> bytes:
-    return content[:len(content) - len(content.lstrip())]
-
-
 def _decode(raw: bytes, place: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        hint = " (UTF-16, by its look)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        hint = " (GB18030, by the look of it)" if looks_like_gb18030(raw) else ""
         raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the row is "
                         f"0x{raw[error.start]:02x}{hint}") from error
 

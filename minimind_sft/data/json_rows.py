@@ -1,0 +1,219 @@
+"""Cuts a file of JSON into its rows without parsing them, whatever its layout and its suffix.
+
+The layouts: an object a line; objects over several lines or several on one; an array of objects; an array under one
+key of an object, `{"data": [...]}`. The beginning of the file decides.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from minimind_sft.data.compression import opened
+from minimind_sft.data.json_objects import is_json, object_rows
+from minimind_sft.data.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_ROW_BYTES, NEWLINE, RawRow, lines
+from minimind_sft.errors import UserError
+
+START_BYTES = 2**20
+"""Of the file, looked at to find its layout."""
+ROW_FIELDS = {"conversations", "messages", "prompt", "completion", "instruction", "output", "question", "answer",
+              "chosen", "rejected", "text"}
+"""An object with one of these is a row itself, not a wrapper of rows."""
+WRAPPERS = {"data", "train", "rows", "examples", "items", "samples", "records", "instances"}
+"""Keys whose list of objects can only be rows. Under another key it counts if its first object has the fields of a
+conversation: {"dialog": [{"speaker": ..., "text": ...}]} is one conversation in an unknown form, not running text."""
+
+
+def json_rows(path: Path) -> Iterator[RawRow]:
+    """Yields the rows of a file of JSON; blank lines are no rows.
+
+    Raises:
+        UserError: if the file cannot be read, or has several lists of rows under different keys.
+    """
+    with opened(path) as file:
+        start = file.read(START_BYTES)
+    before, key = _find_array(start)
+    with opened(path) as file:
+        if before is None:
+            yield from object_rows(lines(file, path))
+            return
+        file.read(before + 1)
+        yield from _array_rows(file, path, 1 + start[:before].count(NEWLINE), key)
+
+
+def _find_array(start: bytes) -> tuple[int | None, str]:
+    """(where the array of rows opens, or None for a file of objects; the key that it stands under, or "")."""
+    skipped = len(start) - len(start.removeprefix(BYTE_ORDER_MARK).lstrip())
+    first_line, _, others = start[skipped:].partition(NEWLINE)
+    if start[skipped:skipped + 1] == b"[":
+        is_array, key = True, ""
+    elif start[skipped:skipped + 1] == b"{":
+        key, offset = _find_wrapped(start[skipped:])
+        is_array, skipped = bool(key), skipped + offset
+    else:
+        return None, ""
+    if is_array and not (others.strip() and is_json(first_line)):  # else each line is a value of its own
+        return skipped, key
+    return None, ""
+
+
+# What stands between the values of an object, in text whose every character is a byte.
+_KEY = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*')
+_COMMA = re.compile(r"\s*,")
+_OPENS_OBJECTS = re.compile(r"\[\s*(?=\{)")
+_DECODER = json.JSONDecoder()
+
+
+def _find_wrapped(start: bytes) -> tuple[str, int]:
+    """(the first key of an object that holds a list of rows, where this list opens), or ("", 0)."""
+    text = start.decode("latin-1")  # a character a byte: offsets stay what they are
+    try:
+        for name, at in _members(text, 1):
+            if name in ROW_FIELDS:
+                break
+            objects = _OPENS_OBJECTS.match(text, at)
+            if objects:
+                is_wrapper = name in WRAPPERS or _begins_with_conversation(text, objects.end())
+                return (name, at) if is_wrapper else ("", 0)
+    except (ValueError, RecursionError):  # broken, or longer than what was read: then it is no wrapper
+        pass
+    return "", 0
+
+
+def _members(text: str, position: int) -> Iterator[tuple[str, int]]:
+    """Yields (key, where its value begins) for the members of an object, from where a key may begin.
+
+    Raises:
+        ValueError: where the text is broken or ends.
+    """
+    while key := _KEY.match(text, position):
+        yield json.loads(key[1].encode("latin-1")), key.end()
+        _, position = _DECODER.raw_decode(text, key.end())
+        comma = _COMMA.match(text, position)
+        if not comma:
+            return
+        position = comma.end()
+
+
+def _begins_with_conversation(text: str, position: int) -> bool:
+    row, _ = _DECODER.raw_decode(text, position)
+    return not ROW_FIELDS.isdisjoint(row.keys() - {"text"})
+
+
+# A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
+CLOSER = {b"[": b"]", b"{": b"}"}
+
+
+def _array_rows(file: IO[bytes], path: Path, line: int, key: str) -> Iterator[RawRow]:
+    """Yields the elements of an array, so that each can be wrong for itself, then what is wrong behind it.
+
+    Args:
+        file: read up to the bracket that opens the array.
+        line: of this bracket.
+        key: where the array stands in the object that wraps it; "" for an array that is the whole file.
+    """
+    rows = line_before = size = 0
+    closers = [b"]"]  # of what is open
+    pieces: list[bytes] = []
+    structure = _structure(file)
+    for before, mark in structure:
+        pieces.append(before)
+        size += len(before) + len(mark)
+        if mark in CLOSER:
+            closers.append(CLOSER[mark])
+        elif mark == closers[-1]:
+            closers.pop()
+        elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row its JSON tells
+            raise UserError(f"{path}:{line}: expected , or ] after a row of the array, found {mark.decode()}")
+        if size > MAX_ROW_BYTES:
+            raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
+        if mark and closers and not (mark == b"," and len(closers) == 1):
+            pieces.append(mark)
+            continue
+        content = b"".join(pieces)
+        begins = line + _lead(content).count(NEWLINE)
+        place = _place(path, begins, line_before, rows)
+        line += content.count(NEWLINE)
+        if not mark:
+            yield RawRow(place, UserError(f"{place}: the file ends in the middle of this row"))
+            return
+        if content.strip() or rows or mark == b",":
+            yield RawRow(place, content.strip())
+            rows, line_before = rows + 1, begins
+        if not closers:
+            break
+        pieces.clear()
+        size = 0
+    rest = _rest(structure)
+    begins = line + _lead(rest).count(NEWLINE)
+    place = _place(path, begins, line_before, rows)
+    problem = _problem_after(rest, place, key)
+    if problem:
+        yield RawRow(place, UserError(f"{place}: {problem}"))
+
+
+def _place(path: Path, line: int, line_before: int, rows: int) -> str:
+    return f"{path}:{line}" + (f" (row {rows + 1})" if line == line_before else "")
+
+
+def _rest(structure: Iterator[tuple[bytes, bytes]]) -> bytes:
+    """What stands behind an array: all of it, or at least `START_BYTES`."""
+    rest, size = [], 0
+    for before, mark in structure:
+        rest += [before, mark]
+        size += len(before) + len(mark)
+        if size > START_BYTES:
+            break
+    return b"".join(rest)
+
+
+def _problem_after(rest: bytes, place: str, key: str) -> str:
+    """Says what is wrong with the text behind an array; "" if nothing is.
+
+    Raises:
+        UserError: if the object around the array holds other rows too: half of the data must not count as all.
+    """
+    if not key:
+        return "expected nothing after the array" if rest.strip() else ""
+    text = rest.decode("latin-1")
+    comma = _COMMA.match(text)
+    try:
+        for name, at in _members(text, comma.end()) if comma else ():
+            if name in ROW_FIELDS or _OPENS_OBJECTS.match(text, at):
+                raise UserError(f"{place}: expected one list of rows in the object, found {key} and {name}; write each "
+                                "to a file of its own")
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        pass  # is said below
+    if is_json(b'{"":0' + rest):
+        return ""
+    if len(rest) > START_BYTES:
+        return f"expected little after the rows under {key}, found more than {START_BYTES // 2**20} MiB"
+    return f"the object around {key} has no end, or goes on after it (was the file cut off?)"
+
+
+def _structure(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """JSON cut at each `[ ] { } ,` outside of strings: (what stands before it, itself), at last (the rest, b"")."""
+    buffer, start, position = b"", 0, 0
+    while True:
+        token = _TOKEN.search(buffer, position)
+        if token is None or token[1] in (b"", b"\\"):
+            block = file.read(max(BLOCK_BYTES, len(buffer) - start))
+            if not block:
+                yield buffer[start:], b""
+                return
+            if len(buffer) - start > MAX_ROW_BYTES:  # no caller would keep a row with such a string
+                yield buffer[start:], b""
+                return
+            position = (len(buffer) if token is None else token.start()) - start
+            buffer, start = buffer[start:] + block, 0
+        elif token[0].startswith(b'"'):
+            position = token.end()
+        else:
+            yield buffer[start:token.start()], token[0]
+            start = position = token.end()
+
+
+def _lead(content: bytes) -> bytes:
+    return content[:len(content) - len(content.lstrip())]

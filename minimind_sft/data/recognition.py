@@ -1,0 +1,120 @@
+"""Recognises files that are not what their names say, and says in one line what they are and what helps."""
+
+import os
+import re
+import shlex
+from codecs import getincrementaldecoder
+from pathlib import Path
+
+from minimind_sft.data.compression import NAMES, start_of
+from minimind_sft.errors import UserError
+from minimind_sft.files import refuse_lfs_pointer
+
+IS_WINDOWS = os.name == "nt"
+START_BYTES = 2**20
+"""Of a file, looked at to recognise it."""
+
+SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind, remedy) for pattern, kind, remedy in (
+        (rb"\x1f\x8b\x08", ".gz", "gzip data; rename the file so that it ends in .gz"),
+        (rb"BZh[1-9]1AY&SY", ".bz2", "bzip2 data; rename the file so that it ends in .bz2"),
+        (rb"\xfd7zXZ\0", ".xz", "xz data; rename the file so that it ends in .xz"),
+        (rb"\x28\xb5\x2f\xfd", ".zst", "zstd data; rename the file so that it ends in .zst"),
+        (rb"PAR1[\x10-\x1f]", ".parquet", "a Parquet file; rename it so that it ends in .parquet"),
+        (rb"ARROW1\0\0", ".arrow", "an Arrow file; rename it so that it ends in .arrow"),
+        (rb"PK\x03\x04", "", "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8"),
+        (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", "", "an archive; unpack it and name the files in it"),
+        (rb".{257}ustar", "", "a tar archive; unpack it and name the files in it"),
+        (rb"%PDF-", "", "a PDF document; save its text"),
+        (rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html)", "",
+         "a web page; download the file itself (a page that shows a file is not the file)"),
+    ))
+"""How a file begins that is no data, the suffix with which it would be, and what is said about it."""
+
+COMMON_CHARACTERS = set("的一是不了在人有我他这个们中来上大为和国到说要就会可你您好请问什么吗")
+"""Chinese text has several of them in every ten characters; text of other languages read as Chinese has hardly any."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuses a file that is something else than its name says, or text in another encoding than UTF-8.
+
+    Raises:
+        UserError: naming what it is, or if it cannot be read.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        with path.open("rb") as file:
+            _refuse_signature(path, file.read(1024))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix.lower() in (".parquet", ".arrow"):
+        return
+    start = start_of(path, START_BYTES)
+    if path.suffix.lower() in NAMES:
+        _refuse_signature(path, start[:1024])
+    encoding = _encoding(start)
+    if encoding:
+        raise UserError(f"{path}: expected UTF-8, found {encoding} by the look of it; this converts the file: "
+                        f"{conversion(path, encoding)}")
+
+
+def _refuse_signature(path: Path, start: bytes) -> None:
+    for pattern, suffix, what in SIGNATURES:
+        if pattern.match(start) and path.suffix.lower() != (suffix or None):
+            raise UserError(f"{path}: the content is {what}")
+
+
+def _encoding(start: bytes) -> str:
+    """Guesses the encoding of text that is not UTF-8: "" for UTF-8, and where a guess would not be safe."""
+    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    even, odd = (start[side:2000:2].count(0) for side in (0, 1))
+    if max(even, odd) > max(len(start[:2000]) // 10, 3, 4 * min(even, odd)):
+        return "UTF-16LE" if odd else "UTF-16BE"
+    if _is_utf8(start):
+        return ""
+    lines = [line for line in start.splitlines() if not line.isascii()]
+    valid = sum(map(_is_utf8, lines))
+    return "GB18030" if valid <= len(lines) // 10 and looks_like_gb18030(start) else ""
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        getincrementaldecoder("utf-8")().decode(text)  # the text may be cut inside a character
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def looks_like_gb18030(text: bytes) -> bool:
+    """Whether bytes are Chinese text in GB2312's successors: nearly all of it common characters and punctuation."""
+    try:
+        decoded = getincrementaldecoder("gb18030")().decode(text)
+    except UnicodeDecodeError:
+        return False
+    characters = [character for character in decoded if not character.isascii()]
+    common = sum(map(_is_in_gb2312, characters))
+    return (common >= 0.95 * len(characters)
+            and sum(character in COMMON_CHARACTERS for character in characters) > 0.05 * len(characters))
+
+
+def _is_in_gb2312(character: str) -> bool:
+    """Whether it is punctuation, a full-width letter or one of the 3,755 most frequent Chinese characters."""
+    code = character.encode("gb18030")
+    return len(code) == 2 and (0xB0 <= code[0] <= 0xD7 or code[0] in (0xA1, 0xA3)) and code[1] >= 0xA1
+
+
+def conversion(path: Path, encoding: str) -> str:
+    """The command line that writes a file as UTF-8 beside it."""
+    suffix = path.suffix.lower()
+    unpack = NAMES.get(suffix)
+    plain = path.with_suffix("") if unpack else path
+    out = plain.with_name(f"{plain.stem}.utf8{plain.suffix}")
+    if IS_WINDOWS and not unpack:
+        return (f"python -c \"from pathlib import Path; Path({out.as_posix()!r}).write_bytes("
+                f"Path({path.as_posix()!r}).read_bytes().decode({encoding!r}).encode())\"")
+    source, target = shlex.quote(str(path)), shlex.quote(str(out))
+    convert = f"iconv -f {encoding} -t UTF-8"
+    return f"{unpack} -dc {source} | {convert} > {target}" if unpack else f"{convert} {source} > {target}"

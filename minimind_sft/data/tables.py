@@ -1,0 +1,94 @@
+"""Reads tables of text, comma- or tab-separated: the header names the fields, each record is a row."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from minimind_sft.data.compression import opened
+from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow, lines
+from minimind_sft.errors import UserError
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+ENDLESS = ("unexpected end of data", "field larger than field limit")
+"""How the csv module's messages about a quote that is not closed begin."""
+
+
+def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
+    """Yields the records of a `csv` or `tsv` file, each at the line that it begins at.
+
+    An empty cell is a field that the row does not have: a table gives every row all columns. A record without any
+    field is no row, as a blank line is none.
+
+    Raises:
+        UserError: if the file cannot be read, its header cannot be used, or a quote is not closed.
+    """
+    # The limit holds for the whole process; there is no other way to raise it.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+    with opened(path) as file:
+        records = csv.reader(_texts(lines(file, path)), delimiter=DELIMITERS[kind], strict=True)
+        header: list[str] | None = None
+        while True:
+            place = f"{path}:{records.line_num + 1}"
+            try:
+                cells = next(records, None)
+            except csv.Error as error:
+                if str(error).startswith(ENDLESS):
+                    raise UserError(f"{place}: a quoted cell of this row has no end; it would swallow all rows after "
+                                    "it") from error
+                problem = UserError(f"{place}: broken {kind.upper()}: {error}")
+                if header is None:
+                    raise problem from error
+                yield RawRow(place, problem)
+                continue
+            if cells is None:
+                return
+            if not any(cells):
+                continue
+            if header is None:
+                header = _checked_header(cells, place, kind)
+            else:
+                yield RawRow(place, _row(header, cells, place))
+
+
+def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
+    """Yields the lines decoded; bytes that are not UTF-8 become half characters, which `_row` finds again."""
+    for raw in raw_lines:
+        if isinstance(raw.content, UserError):
+            raise raw.content
+        yield raw.content.decode(errors="surrogateescape")
+
+
+def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
+    _check_text(cells, place)
+    used = DELIMITERS[kind]
+    if len(cells) == 1:
+        for other in DELIMITER_NAMES.keys() - {used}:
+            if other in cells[0]:
+                raise UserError(f"{place}: expected a header with {DELIMITER_NAMES[used]} between its names, found "
+                                f"{DELIMITER_NAMES[other]}: {cells[0][:80]}")
+    twice = sorted({name for name in cells if cells.count(name) > 1})
+    if twice:
+        raise UserError(f"{place}: expected columns of different names, found {', '.join(map(repr, twice))} more than "
+                        "once")
+    return cells
+
+
+def _row(header: list[str], cells: list[str], place: str) -> dict | UserError:
+    if len(cells) != len(header):
+        return UserError(f"{place}: expected {len(header)} columns as in the header, found {len(cells)}")
+    try:
+        _check_text(cells, place)
+    except UserError as error:
+        return error
+    return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+
+def _check_text(cells: list[str], place: str) -> None:
+    for number, cell in enumerate(cells, 1):
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(error.object[error.start]) - 0xDC00
+            raise UserError(f"{place}: not valid UTF-8: column {number} has the byte 0x{byte:02x}") from error
+

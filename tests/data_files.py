@@ -1,0 +1,32 @@
+"""Files of data for tests, and what is read from them."""
+
+import json
+from pathlib import Path
+
+from minimind_sft.data.reading import parse_raw_row, read_raw_rows
+from minimind_sft.errors import UserError
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def rows_or_errors(file: Path) -> list[dict | str]:
+    """Each row, or what is said about it after the file's name."""
+    found = []
+    for raw in read_raw_rows(file):
+        try:
+            found.append(parse_raw_row(raw))
+        except UserError as error:
+            found.append(str(error).removeprefix(f"{file}:"))
+    return found
+
+
+def places(file: Path) -> list[str]:
+    """Where each row stands, after the file's name."""
+    return [raw.place.removeprefix(f"{file}:") for raw in read_raw_rows(file)]
+
+
+def jsonl(rows: list) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

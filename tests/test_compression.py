@@ -1,0 +1,54 @@
+"""Compressed files are read as what they hold."""
+
+import bz2
+import gzip
+import lzma
+import sys
+
+import pytest
+from data_files import rows_or_errors, write
+
+from minimind_sft.data.reading import find_files
+from minimind_sft.errors import UserError
+
+
+def zstd(data: bytes) -> bytes:
+    return pytest.importorskip("pyarrow").compress(data, codec="zstd", asbytes=True)
+
+
+PACKERS = {"gz": (gzip.compress, "gzip"), "bz2": (bz2.compress, "bzip2"), "xz": (lzma.compress, "xz"),
+           "zst": (zstd, "zstd")}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_every_kind_of_text_can_be_compressed(tmp_path, suffix):
+    pack, _ = PACKERS[suffix]
+    for name, data, rows in (
+        ("a.jsonl", b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        ("a.ndjson", b'{"a": 1}\n', [{"a": 1}]),
+        ("a.JSON", b'[{"a": 1}]', [{"a": 1}]),
+        ("a.json", b'{"data": [\n {"a": 1}]}', [{"a": 1}]),
+        ("a.txt", "一\n\n二".encode(), [{"text": "一"}, {"text": "二"}]),
+        ("a.csv", b"a,b\n1,2\n", [{"a": "1", "b": "2"}]),
+        ("a.tsv", b"a\tb\n1\t2\n", [{"a": "1", "b": "2"}]),
+    ):
+        file = write(tmp_path / f"{name}.{suffix}", pack(data))
+        assert find_files([file]) == [file]
+        assert rows_or_errors(file) == rows, name
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_damaged_files_are_named(tmp_path, suffix):
+    pack, name = PACKERS[suffix]
+    packed = pack(b"".join(b'{"a": %d}\n' % number for number in range(1000)))
+    with pytest.raises(UserError, match=rf"b\.jsonl\.{suffix}: the compressed file ends in the middle"):
+        rows_or_errors(write(tmp_path / f"b.jsonl.{suffix}", packed[:-9]))
+    with pytest.raises(UserError, match=rf"c\.jsonl\.{suffix}: not a {name} file, or a damaged one"):
+        rows_or_errors(write(tmp_path / f"c.jsonl.{suffix}", b'{"a": 1}\n'))
+
+
+def test_zstd_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.jsonl.zst", zstd(b"{}\n"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: reading \.zst needs pyarrow: pip install 'minimind-sft\[parq"):
+        rows_or_errors(file)

@@ -1,0 +1,196 @@
+"""A file of JSON becomes its rows, whatever its layout and its suffix."""
+
+import json
+
+import pytest
+from data_files import jsonl, places, rows_or_errors, write
+
+from minimind_sft.data import json_objects, json_rows
+from minimind_sft.errors import UserError
+
+ARRAY = [{"a": "[,]{}\\\"", "b": [1, {"c": "\\"}]}, {"text": "中"}, {}]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 2**20])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_has_the_rows_that_json_reads_from_it(tmp_path, monkeypatch, block, indent):
+    monkeypatch.setattr(json_rows, "BLOCK_BYTES", block)
+    text = json.dumps(ARRAY, ensure_ascii=False, indent=indent)
+    file = write(tmp_path / "a.json", b"\xef\xbb\xbf \n" * (block > 2) + text.encode())
+    assert rows_or_errors(file) == ARRAY
+
+
+def test_rows_of_an_array_are_wrong_one_by_one_and_have_their_line(tmp_path):
+    file = write(tmp_path / "a.json", b'[\n {"a": 1},\n {"a": },\n\n {"a":\n 2}, 3,\n {"a": "\n"},\n]\nx')
+    expected = "expected one JSON object per row, found"
+    assert places(file) == ["2", "3", "5", "6", "7", "9", "10"]
+    assert rows_or_errors(file) == [
+        {"a": 1}, f"3: {expected} broken JSON at column 7: Expecting value", {"a": 2}, f"6: {expected} 3",
+        f"7: {expected} broken JSON at column 8: Invalid control character at",
+        f"9: {expected} broken JSON at column 1: Expecting value", "10: expected nothing after the array"]
+
+
+@pytest.mark.parametrize("text, said", [
+    (b'[{"a": 1}, {"a": 2', [{"a": 1}, "1 (row 2): the file ends in the middle of this row"]),
+    (b'[{"a": 1},\n', [{"a": 1}, "2: the file ends in the middle of this row"]),
+    (b'[{"a": 1}', ["1: the file ends in the middle of this row"]),
+    (b"[]", []),
+    (b"[ \n]", []),
+    (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+])
+def test_arrays_that_end_early_or_are_none(tmp_path, text, said):
+    assert rows_or_errors(write(tmp_path / "a.json", text)) == said
+
+
+def test_rows_on_one_line_are_told_apart_by_their_number(tmp_path):
+    file = write(tmp_path / "a.json", b'[{"a": 1}, 2, {"a": 3},\n4, 5]')
+    assert places(file) == [
+        "1", "1 (row 2)", "1 (row 3)", "2", "2 (row 5)"]
+
+
+@pytest.mark.parametrize("text", [b'[{"a": "%s"}]', b'[[%s]]'])
+def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 2**16)
+    file = write(tmp_path / "a.json", text % (b"[1], " * 300_000))
+    with pytest.raises(UserError, match=r"a\.json:1: expected at most 1 MiB in a row of the array"):
+        rows_or_errors(file)
+
+
+def test_what_closes_and_follows_an_array_is_checked(tmp_path):
+    assert rows_or_errors(write(tmp_path / "a.json", b'[{"a": 1}]{"b": 2}')) == [
+        {"a": 1}, "1 (row 2): expected nothing after the array"]
+    assert rows_or_errors(write(tmp_path / "a.json", b"[]]")) == ["1: expected nothing after the array"]
+    with pytest.raises(UserError, match=r"a\.json:1: expected , or \] after a row of the array, found \}"):
+        rows_or_errors(write(tmp_path / "a.json", b'[{"a": 1}}'))
+
+
+ROWS = [{"messages": [{"role": "user", "content": "你好 } ] \\ \""}, {"role": "assistant", "content": "{["}]},
+        {"text": "二"}, {"messages": []}]
+SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("indent", [None, 0, 2, "\t"])
+def test_arrays_and_objects_of_any_layout_are_read_whatever_the_suffix(tmp_path, suffix, indent):
+    texts = [json.dumps(row, ensure_ascii=False, indent=indent) for row in ROWS]
+    for content in (json.dumps(ROWS, ensure_ascii=False, indent=indent), "\n".join(texts), "\r\n".join(texts) + "\r\n",
+                    "\n\n".join(texts), "".join(texts), ",\n".join(texts), "\ufeff \n" + " ".join(texts)):
+        file = write(tmp_path / f"a{suffix}", content.encode())
+        assert rows_or_errors(file) == ROWS, content
+        assert len(set(places(file))) == 3
+
+
+def test_objects_over_several_lines_stand_where_they_begin(tmp_path):
+    file = write(tmp_path / "a.jsonl", b'{"a": 1}\n\n{\n "a": 2\n}{"a": 3}\n{\n "a":\n {}\n}\n{"a": 4} {"a": 5}')
+    assert rows_or_errors(file) == [{"a": 1}, {"a": 2}, {"a": 3}, {"a": {}}, {"a": 4}, {"a": 5}]
+    assert places(file) == ["1", "3", "5", "6", "10", "10 (row 6)"]
+
+
+def test_a_single_object_over_several_lines(tmp_path):
+    assert rows_or_errors(write(tmp_path / "a.json", json.dumps(ROWS[0], indent=2).encode())) == [ROWS[0]]
+    assert rows_or_errors(write(tmp_path / "a.jsonl", b"{\n}")) == [{}]
+
+
+def test_an_object_that_is_broken_is_one_error_and_the_others_are_read(tmp_path):
+    text = b'{\n "a": 1\n}\n{\n "a": 2,\n}\n{\n "a": NaN\n}\n{\n "a": "x\n}\n{\n "a": 3\n}\n'
+    assert rows_or_errors(write(tmp_path / "a.jsonl", text)) == [
+        {"a": 1},
+        "4: expected one JSON object per row, found broken JSON at line 6, column 1: Expecting property name enclosed "
+        "in double quotes",
+        "7: NaN is no number in JSON",
+        "10: expected one JSON object per row, found broken JSON at line 11, column 9: Invalid control character at",
+        {"a": 3}]
+
+
+def without_end(line: int) -> str:
+    return f"{line}: expected one JSON object per row, found one without an end (was the file cut off?)"
+
+
+@pytest.mark.parametrize("indent", [0, 2])
+def test_a_torn_object_is_told_once(tmp_path, indent):
+    whole, torn = json.dumps(ROWS[1], indent=indent), json.dumps(ROWS[0], indent=indent)[:-12]
+    assert rows_or_errors(write(tmp_path / "a.jsonl", f"{whole}\n{torn}".encode())) == [ROWS[1], without_end(4)]
+    assert rows_or_errors(write(tmp_path / "b.jsonl", torn.encode())) == [without_end(1)]
+
+
+def test_a_part_of_an_object_is_told_once_and_is_no_row(tmp_path):
+    """Without the lines before it, {"text": "no row"} could be taken for running text."""
+    text = b' "content": [\n  {\n   "text": "no row"\n  },\n  {"text": "no row"}\n ]\n}\n{"text": "a row"}\n]\n'
+    inside = "expected one JSON object per row, found the middle or the end of one (is the part before it missing?)"
+    assert rows_or_errors(write(tmp_path / "a.jsonl", text)) == [f"1: {inside}", {"text": "a row"}, f"9: {inside}"]
+
+
+@pytest.mark.parametrize("torn", [b'{"a": "tor', b'{"a": 1,', b'{"a": [{"b": 1},', b'{"a": [1, 2', b'{"a":', b"{"])
+def test_a_torn_line_takes_no_other_along(tmp_path, torn):
+    good = jsonl(ROWS)
+    found = rows_or_errors(write(tmp_path / "a.jsonl", torn + b"\n" + good + torn + b"\n" + good))
+    assert [row for row in found if isinstance(row, dict)] == [*ROWS, *ROWS]
+    assert [row.split(":")[0] for row in found if isinstance(row, str)] == ["1", "5"]
+
+
+def test_lines_with_a_list_each_are_no_array(tmp_path):
+    refused = "expected one JSON object per row, found a list"
+    assert rows_or_errors(write(tmp_path / "a.jsonl", b'[{"a": 1}]\n[{"a": 2}]\n{"a": 3}\n')) == [
+        f"1: {refused}", f"2: {refused}", {"a": 3}]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("before, after", [
+    ('{"data": ', "}"), ('{\n  "train": ', "\n}\n"), ('{"conversations_list": ', "}"),
+    ('{"version": "1.0", "n": [1, 2], "info": {"a": {}}, "rows": ', ', "license": {"x": []}, "tags": []}'),
+])
+def test_rows_under_one_key_are_read(tmp_path, suffix, before, after):
+    for indent in (None, 1):
+        text = before + json.dumps(ROWS, ensure_ascii=False, indent=indent) + after
+        assert rows_or_errors(write(tmp_path / f"a{suffix}", text.encode())) == ROWS, text
+    assert places(tmp_path / f"a{suffix}")[0] == str(2 + before.count("\n"))
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": [{"role": "user", "content": "a"}], "id": 1},
+    {"id": 1, "data": [{"role": "user"}], "messages": []},
+    {"dialog": [{"speaker": "A", "text": "one conversation, not two texts"}]},
+    {"data": {"a": [{"text": "b"}]}},
+    {"data": ["a"]},
+    {"data": []},
+])
+def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
+    for indent in (None, 2):
+        try:
+            assert rows_or_errors(write(tmp_path / "a.json", json.dumps(row, indent=indent).encode())) == [row]
+        except UserError as error:
+            assert "expected one list of rows in the object, found data and messages" in str(error)
+
+
+def test_lines_of_wrapped_rows_are_rows(tmp_path):
+    rows = [{"data": [{"text": "a"}]}, {"data": [{"text": "b"}]}]
+    assert rows_or_errors(write(tmp_path / "a.jsonl", jsonl(rows))) == rows
+
+
+def test_half_of_the_rows_are_not_taken_for_all(tmp_path):
+    file = write(tmp_path / "a.json", b'{"train": [{"text": "a"}],\n "test": [{"text": "b"}]}')
+    with pytest.raises(UserError, match=r"1 .row 2.: expected one list of rows in the object, found train and test; "
+                                        "write each to a file of its own"):
+        rows_or_errors(file)
+
+
+@pytest.mark.parametrize("rest, said", [
+    ("", "1 (row 2): the object around data has no end, or goes on after it (was the file cut off?)"),
+    ("}{}", "1 (row 2): the object around data has no end, or goes on after it (was the file cut off?)"),
+    (", \n", "1 (row 2): the object around data has no end, or goes on after it (was the file cut off?)"),
+    (', "x": [' + "1," * 2**20 + "1]}", "1 (row 2): expected little after the rows under data, found more than 1 MiB"),
+])
+def test_what_follows_wrapped_rows_is_checked(tmp_path, rest, said):
+    file = write(tmp_path / "a.json", b'{"data": [{"text": "a"}]' + rest.encode())
+    assert rows_or_errors(file) == [{"text": "a"}, said]
+
+
+def test_an_object_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_objects, "MAX_ROW_BYTES", 2**16)
+    text = b'{\n "a": [\n' + b"  1,\n" * 100_000
+    with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most 0 MiB in a row, found no end of it"):
+        rows_or_errors(write(tmp_path / "a.jsonl", b'{"a": 1}\n\n' + text))
+    torn = b'{"a": [{"b": 1},\n' + b'{"a": [{"b": 1}]}\n' * 5000
+    found = rows_or_errors(write(tmp_path / "a.jsonl", torn))
+    assert len(found) == 5001 and found[1:] == [{"a": [{"b": 1}]}] * 5000

@@ -1,0 +1,70 @@
+"""Comma- and tab-separated tables become rows, each at the line that it begins at."""
+
+import csv
+
+import pytest
+from data_files import places, rows_or_errors, write
+
+from minimind_sft.data import tables
+from minimind_sft.data.conversation import parse_conversation
+from minimind_sft.data.reading import read_rows, read_texts
+from minimind_sft.errors import UserError
+
+CSV = '\ufeffinstruction,input,output\r\n问,,"答,\r\n""二"""\r\n\r\n,,\r\nq,i,a\r\n'
+
+
+def test_the_header_names_the_fields_and_empty_cells_are_none(tmp_path):
+    file = write(tmp_path / "a.csv", CSV.encode())
+    assert rows_or_errors(file) == [{"instruction": "问", "output": '答,\r\n"二"'},
+                                    {"instruction": "q", "input": "i", "output": "a"}]
+    assert places(file) == ["2", "6"]
+    assert [parse_conversation(row, place).messages[0]["content"] for place, row in read_rows(file)] == ["问", "q\ni"]
+    assert list(read_texts(file)) == ["问", '答,\r\n"二"', "q", "i", "a"]
+
+
+def test_tabs_separate_in_a_tsv(tmp_path):
+    file = write(tmp_path / "a.tsv", b'prompt\tcompletion\nsay "hi", please\thi\n"two\nlines"\tyes\n')
+    assert rows_or_errors(file) == [{"prompt": 'say "hi", please', "completion": "hi"},
+                                    {"prompt": "two\nlines", "completion": "yes"}]
+
+
+def test_rows_of_a_table_are_wrong_one_by_one(tmp_path):
+    file = write(tmp_path / "a.csv", b'a,b\n1\n1,2,3\n"x"y,2\n\xff,2\n1,2\n')
+    assert rows_or_errors(file) == [
+        "2: expected 2 columns as in the header, found 1",
+        "3: expected 2 columns as in the header, found 3",
+        "4: broken CSV: ',' expected after '\"'",
+        "5: not valid UTF-8: column 1 has the byte 0xff",
+        {"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"a;b\n1;2\n", "1: expected a header with commas between its names, found semicolons: a;b"),
+    (b"a\tb\n1\t2\n", "1: expected a header with commas between its names, found tabs: a\tb"),
+    (b"\na,b,a\n", "2: expected columns of different names, found 'a' more than once"),
+    (b'"a,b\n', "1: a quoted cell of this row has no end; it would swallow all rows after it"),
+    (b'a,b\n1,2\n3,"4\n5,6\n', "3: a quoted cell of this row has no end; it would swallow all rows after it"),
+    (b"a,b\xff\n", "1: not valid UTF-8: column 2 has the byte 0xff"),
+    (b"a,b\n\n", "the file has no rows"),
+    (b"", "the file has no rows"),
+])
+def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, data, message):
+    file = write(tmp_path / "a.csv", data)
+    with pytest.raises(UserError) as error:
+        list(read_rows(file))
+    assert str(error.value).split(":", 1)[1].lstrip() == message
+
+
+def test_a_long_cell_is_read(tmp_path):
+    long = "x" * 2**20
+    assert rows_or_errors(write(tmp_path / "a.csv", f"text\n{long}\n".encode())) == [{"text": long}]
+
+
+def test_a_quote_that_is_not_closed_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_ROW_BYTES", 1000)
+    limit = csv.field_size_limit(1000)
+    try:
+        with pytest.raises(UserError, match=r"a\.csv:3: a quoted cell of this row has no end; it would swallow all"):
+            rows_or_errors(write(tmp_path / "a.csv", b'a,b\n1,2\n3,"' + b"4,5\n" * 1000))
+    finally:
+        csv.field_size_limit(limit)
