@@ -33,6 +33,7 @@ from minimind_sft.data.filters import (
     Row,
     language_share,
     longest_sequence,
+    not_among,
     not_seen_before,
     row_text,
     shortest_answer,
@@ -84,6 +85,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default: 42)")
     parser.add_argument("--drop_duplicates", type=int, choices=SWITCH, default=0,
                         help="1: keep the first of rows that are the same")
+    parser.add_argument("--drop_in", nargs="+", default=[], metavar="FILE",
+                        help="drop rows that are in these files, too: the evaluation data")
     parser.add_argument("--min_answer", type=int, default=0, metavar="N",
                         help="drop rows with an answer of fewer characters")
     parser.add_argument("--max_tokens", type=int, default=0, metavar="N",
@@ -125,6 +128,8 @@ def make_filters(arguments: argparse.Namespace) -> Filters:
         rows = SFTRows(make_template(Tokenizer.from_folder(arguments.tokenizer_path)), arguments.max_tokens)
         chosen.append((f"more than {arguments.max_tokens:,} tokens",
                        lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
+    if arguments.drop_in:
+        chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(arguments.drop_in)))))
     if arguments.drop_duplicates:
         chosen.append(("the same as an earlier row", not_seen_before()))
     return chosen

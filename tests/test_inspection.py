@@ -248,7 +248,7 @@ def test_a_prompt_that_is_not_a_chat_s_is_wrong(tmp_path, monkeypatch, inspect):
 def test_the_bundled_data_are_fine(inspect, repository):
     training, held_out = (repository / "dataset" / name for name in ("sft_demo.jsonl", "sft_demo_heldout.jsonl"))
     status, printed = inspect(training, "--eval_data_path", held_out, "--strict", 1)
-    assert status == 0 and printed.endswith("in all      fine\n")
+    assert status == 0 and "\nin all      fine\n" in printed
     assert "steps       1,094: 2 epochs of 547 steps; 16 samples a step, 8,738 samples an epoch\n" in printed
     assert "9,338 supervised, 100% of them with their end of turn" in printed
 

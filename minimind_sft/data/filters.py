@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.rows import SFTRows
@@ -55,10 +55,20 @@ def not_seen_before() -> Callable[[Row], bool]:
     seen: set[bytes] = set()
 
     def is_new(row: Row) -> bool:
-        content = row if isinstance(row, str) else json.dumps(canonical_row(row), ensure_ascii=False, sort_keys=True)
-        digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
+        digest = _digest(row)
         is_first = digest not in seen
         seen.add(digest)
         return is_first
 
     return is_new
+
+
+def not_among(rows: Iterable[Row]) -> Callable[[Row], bool]:
+    """A test of whether a row differs from all of `rows`; remembers 8 bytes of each."""
+    known = {_digest(row) for row in rows}
+    return lambda row: _digest(row) not in known
+
+
+def _digest(row: Row) -> bytes:
+    content = row if isinstance(row, str) else json.dumps(canonical_row(row), ensure_ascii=False, sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).digest()

@@ -12,6 +12,7 @@ from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
 from minimind_sft.data.sources import Source
+from minimind_sft.inspection.remedies import commands
 from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Position, Tally, total
 from minimind_sft.training.loop import planned_steps
 
@@ -57,7 +58,8 @@ class Plan:
 @dataclass(frozen=True)
 class Report:
     """Everything: `parts` are the files, `whole` all of each role that has several; `plan` None where there is nothing
-    to train on; `strict` says that what is odd counts as wrong; `notes` are about the chat template."""
+    to train on; `strict` says that what is odd counts as wrong; `notes` are about the chat template,
+    `commands` fix what was found and train on the result."""
 
     parts: list[Part]
     whole: list[Part]
@@ -65,6 +67,7 @@ class Report:
     max_seq_len: int
     strict: bool
     notes: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
     @property
     def is_fine(self) -> bool:
@@ -87,6 +90,7 @@ class Report:
             "verdict": self.verdict,
             "max_seq_len": self.max_seq_len,
             "template": self.notes,
+            "commands": self.commands,
             "plan": asdict(self.plan) if self.plan else None,
             "files": [_part_as_json(part) for part in self.parts],
             "whole": [_part_as_json(part) for part in self.whole],
@@ -108,7 +112,8 @@ def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sour
     whole = [_judged(f"all {len(files)} files", role, total(files.values()))
              for role, files in roles.items() if len(files) > 1]
     plan = _plan(tallies, sources, bool(eval_sources), config, ranks)
-    return Report(parts, whole, plan, config.max_seq_len, strict, list(notes))
+    next_commands = commands(total(training.values()), total(evaluation.values()), config) if plan else []
+    return Report(parts, whole, plan, config.max_seq_len, strict, list(notes), next_commands)
 
 
 class RowIndex:

@@ -42,6 +42,9 @@ def as_text(report: Report, rows: Sequence[ShownRow], most_bad: int, in_colour: 
     lines.append(f"{'steps':<12}{plan_line(report.plan)}")
     lines += [f"{'verdict':<12}{printable(part.name)} ({part.role}): {_verdict(part, paint)}" for part in report.parts]
     lines.append(f"{'in all':<12}" + paint("fine" if report.is_fine else "wrong", printable(report.verdict)))
+    *fixing, training = report.commands or [""]
+    lines += [f"{'to fix':<12}{printable(command)}" for command in fixing]
+    lines += [f"{'to train':<12}{printable(training)}"] if training else []
     return "\n".join(lines) + "\n"
 
 
