@@ -162,7 +162,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.suffix == ".lock":
+        if path.is_dir() or path.suffix == ".lock" or path.name == "run.json":
             continue
         if path.suffix == ".pth":
             tensors = torch.load(path, weights_only=True)
@@ -172,7 +172,7 @@ def outcome(folder: Path) -> dict[str, Any]:
                            for line in path.read_text().splitlines()]
         elif path.parent == folder:
             sidecar = json.loads(path.read_text())
-            del sidecar["training"]["command"]  # it names the folder
+            del sidecar["training"]["command"], sidecar["run"]  # the folder's name; an id made up for each run
             found[name] = sidecar
         else:
             found[name] = sha256_of_file(path)

@@ -178,6 +178,8 @@ class TrainConfig:
     save_weight: str = setting("", "name of the weights to write: <save_dir>/<save_weight>_<hidden_size>[_moe].pth")
     save_dtype: str = setting("float16", "precision of the written weights", DTYPES[1:])
     from_resume: int = setting(0, "1: go on from the newest resume state of --save_weight", (0, 1))
+    overwrite: int = setting(0, "1: replace files of that name that another run wrote; they move to <name>.previous, "
+                                "which keeps one generation", (0, 1))
     allow_changed_data: int = setting(0, "1: go on from a resume state though the data, --seed, --max_seq_len or what "
                                          "else decides the samples are not those it was made with", (0, 1))
     keep_checkpoints: int = setting(2, "how many resume states to keep")

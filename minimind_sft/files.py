@@ -6,7 +6,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minimind_sft.errors import UserError
@@ -49,25 +49,40 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], before_replacing: Callable[[], object] | None = None,
+                     ) -> None:
     """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part.
 
     The temporary name is always the same, because torch.save writes the name into the file: equal weights are then
     equal files.
 
+    Args:
+        before_replacing: called when the new content is on the disk and nothing has been replaced.
+
     Raises:
         UserError: naming `path`, if it cannot be written, as on a full disk.
     """
-    temporary = temporary_name(path)
+    write_together({path: write}, before_replacing)
+
+
+def write_together(files: Mapping[Path, Callable[[Path], None]],
+                   before_replacing: Callable[[], object] | None = None) -> None:
+    """`write_atomically` for files of one folder: none is replaced before all of them are on the disk."""
+    temporaries = {path: temporary_name(path) for path in files}
     try:
-        write(temporary)
-        sync(temporary)
-        temporary.replace(path)
+        for path, write in files.items():
+            write(temporaries[path])
+            sync(temporaries[path])
+        if before_replacing is not None:
+            before_replacing()
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, flag: str) -> None:

@@ -80,7 +80,7 @@ def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
 def test_another_template_is_refused_even_so(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1, "--data_path", sft_data, "--allow_changed_data", 1]
     stop_after_a_step(common, sft_data, tmp_path)
-    (path,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
+    (path,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
     record = json.loads((path / "state.json").read_text())
     record["state"]["identity"]["chat_template"] = "another"
     (path / "state.json").write_text(json.dumps(record))
@@ -93,8 +93,8 @@ def test_another_template_is_refused_even_so(sft_data, tmp_path):
 def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--max_steps", 2)
-    assert "resume      an earlier training's states are now in" in shown and "full_sft_32_resume.previous" in shown
+    shown = succeed(SFT, *common, "--max_steps", 2, "--overwrite", 1)
+    assert re.search(r"overwrite +the earlier run's resume states are now in .*full_sft_32_resume\.previous\n", shown)
     assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
 
 
@@ -119,7 +119,7 @@ def test_an_unfinished_training_is_not_ended_by_asking_for_less(sft_data, tmp_pa
 def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     stop_after_a_step([*common, "--keep_best", 0], sft_data, tmp_path)
-    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
+    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
     shown = succeed(SFT, *common, "--data_path", sft_data, "--max_steps", int(state.name[5:]))
     assert "wrote" in shown and "validation loss" not in shown.splitlines()[-1]
 
@@ -127,7 +127,7 @@ def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp
 def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     succeed(SFT, *common, "--max_steps", 2)
-    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").iterdir()
+    (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
     (state / "state.json").write_text("{}")
     weights = (tmp_path / "full_sft_32.pth").read_bytes()
     line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1)

@@ -34,13 +34,13 @@ def main() -> int:
             run.say(f"template    {note}")
 
         model = starting_model(run)
-        with claim_output(run, model) as checkpoints:
+        with claim_output(run, model) as claim:
             train_set, eval_set = load_datasets(run)
             evaluate = None
             if eval_set is not None:
                 evaluate = partial(validation_loss, model, evaluation_share(run, eval_set), ranks.device, run.dtype,
                                    ranks.sum)
-            return train(run, model, train_set, eval_set, evaluate, checkpoints)
+            return train(run, model, train_set, eval_set, evaluate, claim)
 
 
 if __name__ == "__main__":

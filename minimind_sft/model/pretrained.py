@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from minimind_sft.config import REPOSITORY, ModelConfig
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file, write_atomically
+from minimind_sft.files import sha256_of_file, temporary_name, write_together
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 SUFFIXES = (".pth", ".safetensors")
@@ -162,7 +162,9 @@ def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelCon
 
 
 def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
-    """Writes the state dict at `dtype` and its sidecar, each of them whole or not at all.
+    """Writes the state dict at `dtype` and its sidecar, both or neither.
+
+    A process that is killed between the two leaves the sidecar under its temporary name, for `finish_writing`.
 
     Raises:
         UserError: if the weights are not finite at that precision, or cannot be written; the files then stay as they
@@ -176,14 +178,32 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
                             "larger numbers)")
     save: Callable[[Path], None] = (
         (lambda to: save_file(tensors, to)) if path.suffix == ".safetensors" else (lambda to: torch.save(tensors, to)))
+
+    def save_sidecar(to: Path) -> None:
+        record = {"sha256": sha256_of_file(temporary_name(path)), "model": asdict(replace(model.config, dropout=0.0)),
+                  "dtype": dtype, "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
+        to.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
     try:
-        write_atomically(path, save)
+        write_together({path: save, sidecar_path(path): save_sidecar})
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has no class of its own for a full disk
         raise UserError(f"{path}: cannot be written ({_first_line(error)})") from error
-    record = {"sha256": sha256_of_file(path), "model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
-              "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(sidecar_path(path), lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def finish_writing(path: Path) -> None:
+    """Puts in place the sidecar of weights whose process was killed before it did; removes what else it left."""
+    temporary_name(path).unlink(missing_ok=True)
+    sidecar = temporary_name(sidecar_path(path))
+    if sidecar.is_file() and path.is_file() and _says_sha256(sidecar, sha256_of_file(path)):
+        sidecar.replace(sidecar_path(path))
+    sidecar.unlink(missing_ok=True)
+
+
+def _says_sha256(sidecar: Path, sha256: str) -> bool:
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] == sha256
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _read_sidecar(path: Path) -> dict[str, Any] | None:

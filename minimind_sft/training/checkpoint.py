@@ -73,12 +73,15 @@ class Checkpoints:
     Every method is called by all ranks (`is_writing` speaks for one). What fails on one of them is a ProcessLost on the
     others.
 
+    Args:
+        check: called on the main rank once it has the lock, before anything in the folder changes.
+
     Raises:
-        UserError: on entering, if another process holds the folder.
+        UserError: on entering, if another process holds the folder; what `check` raises.
     """
 
-    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, fresh: bool):
-        self.folder, self.keep, self.ranks, self.fresh = folder, keep, ranks, fresh
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, fresh: bool, check: Callable[[], None] | None = None):
+        self.folder, self.keep, self.ranks, self.fresh, self._check = folder, keep, ranks, fresh, check
         self.previous = folder.with_name(folder.name + ".previous")
         self.was_set_aside = False
         self.has_begun = False
@@ -254,6 +257,12 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         sync(self.folder.parent)
         self._lock.take()
+        if self._check is not None:
+            try:
+                self._check()
+            except BaseException:  # `__exit__` is not called after this
+                self._lock.release()
+                raise
         for left_over in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         for replaced in self.folder.glob(".step-*.replaced"):  # killed before the new one had its name

@@ -83,7 +83,7 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMin
         run.say(f"passed over {line}")
     if path is None and refused:
         raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the newest: "
-                        f"{refused[0]}); without --from_resume 1 the training starts anew and sets them aside")
+                        f"{refused[0]}); --overwrite without --from_resume 1 sets them aside and starts anew")
     if path is None:
         aside = f" ({shown(checkpoints.previous)} has those of the training before)" * checkpoints.previous.exists()
         run.say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,15 +18,16 @@ from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
 from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.device import described_dtype, position_multiple
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, temporary_name
+from minimind_sft.files import check_writable
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
+from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.outputs import Outputs
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, start_wandb
 from minimind_sft.training.resume_state import TrainState
@@ -113,8 +114,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         model = MiniMindForCausalLM(new_model_config(config, run.tokenizer.vocab_size))
         origin = "new"
     else:
-        path = find_weights(config.from_weight, config.save_dir, flag="--from_weight",
-                            hidden_size=config.hidden_size, use_moe=config.use_moe)
+        path = starting_weights(config)
         # A training that goes on has its weights from the resume state; these may be its own, half written.
         weights = read_weights(path, check_sum=not goes_on(config))
         check_flags(config, weights.config, path)
@@ -136,6 +136,14 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         for layer in model.model.layers:
             layer.compile(dynamic=run.ranks.device.type != "cuda")  # there batches have two shapes: `batch_multiple`
     return model
+
+
+def starting_weights(config: TrainConfig) -> Path | None:
+    """The file that `--from_weight` means; None for a new model."""
+    if config.from_weight == "none":
+        return None
+    return find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
+                        use_moe=config.use_moe)
 
 
 def new_model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -167,29 +175,40 @@ def check_flags(config: TrainConfig, model: ModelConfig, path: Path) -> None:
             raise UserError(f"--preset {config.preset} has {name} {int(getattr(preset, name))}, but {path} has {has}")
 
 
+class Claim(NamedTuple):
+    """What a run writes to while it lasts, and no other process does."""
+
+    checkpoints: Checkpoints
+    outputs: Outputs
+
+
 @contextmanager
-def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Checkpoints]:
-    """The resume states of this training, in a folder that is its own until it ends.
+def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
+    """The run's resume states and files, its own until it ends.
 
     Raises:
-        UserError: if the folder cannot be written to, or another training has it.
+        UserError: if the folder cannot be written to, another run has it, or this run would replace files that another
+            one wrote and `--overwrite` is not set.
     """
     config = run.config
     out = weights_path(config.save_dir, config.save_weight, model.config)
     folder = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
+    outputs = Outputs(out, folder)
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
-    # torchrun counts restarts on each machine by itself: one that was restarted speaks for all.
+    # torchrun counts restarts on each machine by itself: one that was restarted speaks for all. A restart after a
+    # refusal finds an earlier run's states, which it must not go on from.
     (some_go_on,) = run.ranks.largest(int(goes_on(config)))
-    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=not some_go_on) as checkpoints:
-        if run.ranks.is_main:
-            for path in (out, sidecar_path(out), metrics_path(out)):
-                temporary_name(path).unlink(missing_ok=True)
+    fresh = not some_go_on or (not config.from_resume and run.ranks.on_main(outputs.begun_elsewhere))
+
+    def check() -> None:
+        outputs.claim(fresh=fresh, overwrite=bool(config.overwrite), reads=starting_weights(config))
+
+    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=fresh, check=check) as checkpoints:
         if config.parallel == "fsdp":
             checkpoints.check_shared()
         if checkpoints.was_set_aside:
-            run.say(f"resume      an earlier training's states are now in {shown(checkpoints.previous)}; this one "
-                    "starts anew (--from_resume 1 would go on)")
-        yield checkpoints
+            run.say(f"overwrite   the earlier run's resume states are now in {shown(checkpoints.previous)}")
+        yield Claim(checkpoints, outputs)
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -197,16 +216,13 @@ def goes_on(config: TrainConfig) -> bool:
     return bool(config.from_resume) or restarted_by_torchrun()
 
 
-def metrics_path(weights: Path) -> Path:
-    return weights.with_name(f"{weights.stem}_metrics.jsonl")
-
-
 def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None,
-          evaluate: Callable[[], Evaluation] | None, checkpoints: Checkpoints) -> int:
+          evaluate: Callable[[], Evaluation] | None, claim: Claim) -> int:
     """Fits the model to the training set, from its resume state if asked; the program's exit status."""
     config, ranks = run.config, run.ranks
+    checkpoints, outputs = claim
     keep_freed_memory()
-    out = weights_path(config.save_dir, config.save_weight, model.config)
+    out = outputs.weights
     identity = run_identity(run, model, train_set, eval_set)
     check_agreement(run, model, identity)
     wrapped = parallelize(model, ranks, config.parallel, run.dtype)
@@ -229,13 +245,15 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
 
     def write(at: TrainState) -> None:
         whole = gather(model, ranks)
-        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, sidecar(run, at, total)))
+        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, sidecar(run, at, total, outputs.run)))
 
     wandb_run = None
     if config.use_wandb and ranks.is_main:
         wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
+    if replaced := ranks.on_main(outputs.begin):
+        run.say(f"overwrite   {', '.join(map(shown, replaced))} are now in {shown(outputs.previous)}")
     checkpoints.begin()
-    with Progress(metrics_path(out), total_steps=total, step=state.step,
+    with Progress(outputs.metrics, total_steps=total, step=state.step,
                   is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
         fit = Fit(config, model, wrapped, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler,
                   state=state, progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
@@ -266,11 +284,12 @@ def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
     return False
 
 
-def sidecar(run: Run, state: TrainState, total_steps: int) -> dict[str, Any]:
+def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None) -> dict[str, Any]:
     """What the weights of a training say about themselves."""
     config = run.config
     return {
         "stage": run.stage,
+        "run": run_id,
         "tokenizer": run.tokenizer.fingerprint,
         "chat_template": run.chat_template,
         "training": {

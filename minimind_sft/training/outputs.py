@@ -1,0 +1,155 @@
+"""The files that a run writes for use, and whose they are: nothing that another run wrote is overwritten unasked.
+
+Every run has an id. It stands in `run.json` beside the run's resume states and in the sidecar of its weights, so that
+a resumed run knows its own files from those that somebody put in their place meanwhile.
+"""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import sha256_of_file, temporary_name, write_atomically
+from minimind_sft.model.pretrained import finish_writing, sidecar_path
+from minimind_sft.set_aside import bring_back, is_there, set_aside
+from minimind_sft.training.run import shown
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Which run a folder of resume states belongs to."""
+
+    run: str | None
+    """Its id; None for a run that an earlier version of this project began."""
+    launcher: str
+    """The torchrun that started it last (see `this_launcher`)."""
+
+
+class Outputs:
+    """Weights, sidecar and metrics of one run, and the folder of its resume states, on the main rank's disk.
+
+    Everything here is called with the folder of resume states locked, but for `begun_elsewhere`.
+    """
+
+    def __init__(self, weights: Path, states: Path):
+        self.weights, self.states = weights, states
+        self.sidecar, self.metrics = sidecar_path(weights), metrics_path(weights)
+        self.previous = weights.with_name(f"{weights.stem}.previous")
+        self.run: str | None = None
+        """The id of this run, once `claim` has settled it."""
+
+    def begun_elsewhere(self) -> bool:
+        """Whether the resume states are known to be of a run that this torchrun did not start."""
+        record = self._record()
+        return record is not None and record.launcher != this_launcher()
+
+    def claim(self, *, fresh: bool, overwrite: bool, reads: Path | None) -> None:
+        """Settles which run this is, and refuses to write over what another one wrote.
+
+        Args:
+            fresh: whether this run is to start anew, whatever resume states there are.
+            reads: the weights that it starts from.
+
+        Raises:
+            UserError: if something stands where it is to write and `overwrite` is not set.
+        """
+        for path in (self.metrics, self.states / RECORD):
+            temporary_name(path).unlink(missing_ok=True)
+        bring_back(self.previous)
+        finish_writing(self.weights)
+        record, has_states = self._record(), any(self.states.glob("step-*"))
+        is_new = fresh or not (has_states or record)
+        self.run = uuid.uuid4().hex if is_new else record.run if record else None
+        self._in_the_way = self._all_files() if is_new else self._not_own()
+        for path in self._in_the_way:
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder, expected a file or nothing; --save_weight NAME writes beside it")
+        if is_new and reads is not None and is_there(self.weights) and reads.samefile(self.weights):
+            raise UserError(f"--from_weight reads {shown(reads)}, and this run would replace it: choose another "
+                            "--save_weight")
+        if not overwrite and (self._in_the_way or (fresh and has_states)):
+            raise UserError(self._refusal(is_new, has_states))
+
+    def begin(self) -> list[Path]:
+        """Sets aside what is in the way, and notes that from here on everything is this run's; returns what was moved.
+
+        Raises:
+            UserError: if a file cannot be moved or written.
+        """
+        if self._in_the_way:
+            set_aside(self._in_the_way, self.previous)
+        record = {"run": self.run, "launcher": this_launcher()}
+        path = self.states / RECORD
+        try:
+            write_atomically(path, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        return self._in_the_way
+
+    def _all_files(self) -> list[Path]:
+        """Everything of this run's name; also weights of the other kind, whose sidecar has the same name."""
+        return [path for path in (self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)
+                if is_there(path)]
+
+    def _not_own(self) -> list[Path]:
+        """Weights and sidecar, if they are there and not what this run wrote last."""
+        files = [path for path in (self.weights, self.sidecar) if is_there(path)]
+        if not files:
+            return []
+        sidecar = self._read_sidecar()
+        own = sidecar is not None and sidecar.get("run") == self.run
+        if own and self.run is not None and is_there(self.weights):  # earlier versions may leave half of a pair
+            own = self.weights.is_file() and sha256_of_file(self.weights) == sidecar.get("sha256")
+        return [] if own else files
+
+    def _refusal(self, is_new: bool, has_states: bool) -> str:
+        name = f"overwrite sets it aside in {shown(self.previous)}"
+        if not self._in_the_way:
+            return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 goes on with it, "
+                    "--save_weight NAME writes beside it, --overwrite sets them aside")
+        there = shown(self._in_the_way[0])
+        if not is_new:
+            return f"{there} was not written by the run that --from_resume 1 goes on with: --{name}"
+        goes_on = "--from_resume 1 goes on with that run, " if has_states else ""
+        return f"{there} exists already{self._described()}: {goes_on}--save_weight NAME writes beside it, --{name}"
+
+    def _described(self) -> str:
+        """How far the run came whose weights are there, as far as their sidecar says."""
+        training = (self._read_sidecar() or {}).get("training")
+        if not isinstance(training, dict) or not isinstance(training.get("step"), int):
+            return ""
+        loss = training.get("eval_loss")
+        measured = f", validation loss {loss:.4f}" if isinstance(loss, float) else ""
+        return f" (step {training['step']:,} of {training.get('total_steps', '?')}{measured})"
+
+    def _record(self) -> RunRecord | None:
+        values = _read_object(self.states / RECORD)
+        return RunRecord(values.get("run"), str(values.get("launcher"))) if values else None
+
+    def _read_sidecar(self) -> dict[str, Any] | None:
+        return _read_object(self.sidecar)
+
+
+def metrics_path(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}_metrics.jsonl")
+
+
+def this_launcher() -> str:
+    """The torchrun that started this process, the same through its restarts: its run id, or where it has none of its
+    own its process id."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run_id if run_id != "none" else f"process {os.getppid()}"
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such thing."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,202 @@
+"""What a run may write over: files of its own, and others only with --overwrite, which keeps them."""
+
+import json
+import random
+import re
+import shutil
+import signal
+from hashlib import sha256
+from pathlib import Path
+
+import kill_and_resume
+import pytest
+import torch
+from programs import NEW, PRETRAIN, REPOSITORY, SFT, refuse, run, succeed
+from tiny import TINY
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import temporary_name
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.pretrained import finish_writing, read_weights, write_weights
+from minimind_sft.training.outputs import Outputs
+
+NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder, but for locks and prepared data."""
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")
+            if path.is_file() and path.suffix != ".lock" and "prepared" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def trained(sft_data, tmp_path_factory) -> tuple[list, Path]:
+    """The flags of a run of three steps, and its --save_dir."""
+    out = tmp_path_factory.mktemp("trained")
+    flags = [*NEW, "--data_path", sft_data, "--batch_size", 4, "--keep_best", 0, "--max_steps", 3]
+    succeed(SFT, *flags, "--save_dir", out)
+    return flags, out
+
+
+@pytest.fixture
+def rerun(trained, tmp_path) -> list:
+    """The flags of that run once more, in a copy of its folder."""
+    flags, out = trained
+    shutil.copytree(out, tmp_path / "out")
+    return [*flags, "--save_dir", tmp_path / "out"]
+
+
+def test_a_second_run_is_refused_and_told_three_ways_on(rerun, tmp_path):
+    before = sums(tmp_path / "out")
+    line = refuse(SFT, *rerun)
+    assert re.search(r"full_sft_32\.pth exists already \(step 3 of 3, validation loss \d\.\d{4}\): --from_resume 1 "
+                     r"goes on with that run, --save_weight NAME writes beside it, --overwrite sets it aside in "
+                     r"\S*full_sft_32\.previous$", line)
+    assert sums(tmp_path / "out") == before
+    succeed(SFT, *rerun, "--save_weight", "other")
+    assert sums(tmp_path / "out").items() >= before.items()
+
+
+def test_overwrite_keeps_one_generation_of_everything(rerun, tmp_path):
+    out = tmp_path / "out"
+    before = sums(out)
+    shown = succeed(SFT, *rerun, "--overwrite", 1, "--learning_rate", "1e-3")
+    assert len(re.findall(r"^overwrite .*full_sft_32\.previous$", shown, re.MULTILINE)) == 1
+    after = sums(out)
+    for name in NAMES:
+        assert after[f"full_sft_32.previous/{name}"] == before[name] != after[name]
+    states = "checkpoints/full_sft_32_resume"
+    assert ({name: sum_ for name, sum_ in before.items() if name.startswith(states)}
+            == {name.replace(".previous", ""): sum_ for name, sum_ in after.items()
+                if name.startswith(f"{states}.previous")})
+    succeed(SFT, *rerun, "--overwrite", 1)
+    assert {name: sum_ for name, sum_ in sums(out).items() if name.startswith("full_sft_32.previous/")} == {
+        f"full_sft_32.previous/{name}": after[name] for name in NAMES}
+
+
+def test_weights_that_the_repository_brings_are_protected_alike(sft_data, tmp_path):
+    for name in ("pretrain_256.pth", "pretrain_256.json"):
+        shutil.copy(REPOSITORY / "out" / name, tmp_path)
+    before = sums(tmp_path)
+    line = refuse(PRETRAIN, "--preset", "demo", "--data_path", sft_data, "--save_dir", tmp_path)
+    assert "pretrain_256.pth exists already (step 6,024 of 6024, validation loss 0.5516): --save_weight NAME" in line
+    for flags in ([], ["--overwrite", 1]):
+        line = refuse(SFT, "--from_weight", "pretrain", "--save_weight", "pretrain", "--data_path", sft_data,
+                      "--save_dir", tmp_path, *flags)
+        assert re.search(r"--from_weight reads \S*pretrain_256\.pth, and this run would replace it: choose ", line)
+    assert sums(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["full_sft_32.json", "full_sft_32_metrics.jsonl", "full_sft_32.safetensors"])
+def test_each_file_alone_is_reason_enough(trained, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    assert f"{name} exists already: --save_weight NAME" in refuse(SFT, *trained[0], "--save_dir", tmp_path)
+    assert f"{name} exists already" in refuse(SFT, *trained[0], "--save_dir", tmp_path, "--from_resume", 1)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_resume_states_alone_are_reason_enough(rerun, tmp_path):
+    for name in NAMES:
+        (tmp_path / "out" / name).unlink()
+    assert "full_sft_32_resume has resume states of an earlier run: --from_resume 1 goes on" in refuse(SFT, *rerun)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_never_replaced(trained, tmp_path):
+    (tmp_path / "full_sft_32.pth").mkdir()
+    line = refuse(SFT, *trained[0], "--save_dir", tmp_path, "--overwrite", 1)
+    assert "full_sft_32.pth: is a folder, expected a file or nothing" in line
+
+
+@pytest.mark.parametrize("with_sidecar", [True, False])
+def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, with_sidecar):
+    """Somebody has put other weights there since, with their sidecar or under that of the run."""
+    rerun = [*rerun, "--max_steps", 5, "--from_resume", 1]
+    theirs, model = tmp_path / "out/full_sft_32.pth", read_weights(trained[1] / "full_sft_32.pth").build_model()
+    write_weights(tmp_path / "b.pth", model, "float32", {})
+    (tmp_path / "b.pth").replace(theirs)
+    if with_sidecar:
+        (tmp_path / "b.json").replace(theirs.with_suffix(".json"))
+    put_there = theirs.read_bytes()
+    line = refuse(SFT, *rerun)
+    assert re.search(r"full_sft_32\.pth was not written by the run that --from_resume 1 goes on with: --overw", line)
+    assert theirs.read_bytes() == put_there
+    shown = succeed(SFT, *rerun, "--overwrite", 1)
+    assert "step-00000003" in shown
+    assert (tmp_path / "out/full_sft_32.previous/full_sft_32.pth").read_bytes() == put_there
+    assert [json.loads(line)["step"] for line in (tmp_path / "out" / NAMES[2]).open()][-1] == 5
+    assert "nothing to do" in succeed(SFT, *rerun)
+
+
+def test_a_run_of_an_earlier_version_goes_on(rerun, tmp_path):
+    (tmp_path / "out/checkpoints/full_sft_32_resume/run.json").unlink()
+    sidecar = json.loads((tmp_path / "out/full_sft_32.json").read_text())
+    del sidecar["run"]
+    (tmp_path / "out/full_sft_32.json").write_text(json.dumps(sidecar))
+    for steps in (5, 7):
+        assert "wrote" in succeed(SFT, *rerun, "--from_resume", 1, "--max_steps", steps)
+
+
+def test_a_restart_by_torchrun_does_not_take_over_what_the_run_was_refused_for(rerun, tmp_path):
+    before = sums(tmp_path / "out")
+    done = run(SFT, *rerun, "--max_steps", 9, module=(*TORCHRUN, "--max-restarts", "1"))
+    assert done.returncode != 0
+    assert done.stderr.count("full_sft_32.pth exists already") == 2
+    assert sums(tmp_path / "out") == before
+
+
+def test_states_count_as_begun_elsewhere_only_if_they_say_so(tmp_path, monkeypatch):
+    outputs = Outputs(tmp_path / "a_16.pth", tmp_path)
+    assert not outputs.begun_elsewhere()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
+    outputs.claim(fresh=True, overwrite=False, reads=None)
+    assert outputs.begin() == [] and not outputs.begun_elsewhere()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert outputs.begun_elsewhere()
+
+
+@pytest.mark.parametrize("place", ["before a finished file or folder gets its name",
+                                   "after a finished file or folder got its name"])
+def test_a_kill_while_a_run_replaces_another_one_loses_neither(tmp_path, place):
+    """Killed at each of the first renames and resumed: the old weights are kept, the new ones are as undisturbed."""
+    data, out, log = tmp_path / "data.jsonl", tmp_path / "out", tmp_path / "log.txt"
+    kill_and_resume.write_conversations(data)
+    flags = [*kill_and_resume.COMMON, "--dtype", "float32", "--data_path", str(data), "--save_dir", str(out)]
+    train = kill_and_resume.train
+    assert kill_and_resume.run(train, [*flags, "--seed", "7"], None, 0, None, log=log) == 0, log.read_text()
+    old = {name: (out / name).read_bytes() for name in NAMES}
+    shutil.copytree(out, tmp_path / "old")
+    anew = [*flags, "--overwrite", "1", "--from_resume", "0"]
+    assert kill_and_resume.run(train, anew, None, 0, None, log=log) == 0, log.read_text()
+    expected = kill_and_resume.outcome(out)
+    for nth in random.Random(1).sample(range(2, 14), 6):
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "old", out)
+        assert kill_and_resume.run(train, anew, place, nth, None, log=log) == -signal.SIGKILL, log.read_text()
+        assert {path.read_bytes() for path in out.rglob("*") if path.name in NAMES} >= set(old.values())
+        status = kill_and_resume.run(train, [*flags, "--overwrite", "1"], None, 0, None, log=log)
+        assert status == 0, log.read_text()
+        assert kill_and_resume.outcome(out) == expected, nth
+        assert {name: (out / "full_sft_32.previous" / name).read_bytes() for name in NAMES} == old
+
+
+def test_a_sidecar_that_a_killed_process_did_not_put_in_place_is_found(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "a_16.pth"
+    write_weights(path, MiniMindForCausalLM(TINY), "float32", {"stage": "first"})
+    first = path.read_bytes()
+    write_weights(path, MiniMindForCausalLM(TINY), "float32", {"stage": "second"})
+    path.with_suffix(".json").replace(temporary_name(path.with_suffix(".json")))
+    finish_writing(path)
+    assert read_weights(path).sidecar["stage"] == "second"
+    path.with_suffix(".json").replace(temporary_name(path.with_suffix(".json")))
+    path.write_bytes(first)  # the sidecar is of weights that never got their name
+    finish_writing(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a_16.pth"]
+
+
+def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
+    outputs = Outputs(tmp_path / "a_16.pth", tmp_path / "states")
+    outputs.claim(fresh=True, overwrite=False, reads=None)
+    with pytest.raises(UserError, match=r"run\.json: cannot be written \(No such file or directory\)"):
+        outputs.begin()
