@@ -190,7 +190,7 @@ def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert "wrote" in succeed(SFT, *common, "--max_steps", 1)
+    assert "wrote" in succeed(SFT, *common, "--max_steps", 1, "--overwrite", 1)
 
 
 def test_ctrl_c_before_the_training_starts_is_one_line(tmp_path):
