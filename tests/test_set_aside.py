@@ -105,6 +105,6 @@ def test_of_two_files_neither_is_written_if_one_cannot_be(tmp_path):
         raise OSError(28, "No space left on device")
 
     write(tmp_path, "old")
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left on device\)"):
         write_together({tmp_path / "a.pth": lambda to: to.write_text("new"), tmp_path / "a.json": fails})
     assert contents(tmp_path) == dict.fromkeys(NAMES, "old")

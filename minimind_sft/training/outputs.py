@@ -84,11 +84,7 @@ class Outputs:
         if self._in_the_way:
             set_aside(self._in_the_way, self.previous)
         record = {"run": self.run, "launcher": this_launcher()}
-        path = self.states / RECORD
-        try:
-            write_atomically(path, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        write_atomically(self.states / RECORD, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
         return self._in_the_way
 
     def _all_files(self) -> list[Path]:
