@@ -17,7 +17,7 @@ from pathlib import Path
 from minimind_sft.config import ChatConfig, YarnScaling
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import parse_conversation
-from minimind_sft.data.reading import read_rows
+from minimind_sft.data.reading import find_files, read_rows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, run_program
@@ -30,6 +30,7 @@ from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 
 def main() -> int:
     config = parse_flags(ChatConfig, description=__doc__)
+    score_files = find_files([config.score], "--score") if config.score else []
     tokenizer = Tokenizer.from_folder(config.tokenizer_path)
     template = make_template(tokenizer, config.chat_template, config.end_of_turn)
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
@@ -42,7 +43,7 @@ def main() -> int:
                                 seed=config.seed)
     if config.score:
         questions = [(str(row.get("kind", "all")), parse_conversation(row, place))
-                     for place, row in read_rows(config.score)]
+                     for file in score_files for place, row in read_rows(file)]
         for line in score_table(score(model, tokenizer, template, questions, settings, config.batch_size)):
             print(line)
         return 0

@@ -2,14 +2,14 @@
 
     python benchmarks/tokenizer_ratio.py --peer minimind_tokenizer/ alpaca_zh_10k.json wiki_demo.txt
 
-Reads what trainer/train_tokenizer.py reads (JSONL, JSON, text). Prints a Markdown table.
+Reads what trainer/train_tokenizer.py reads (docs/data.md). Prints a Markdown table.
 """
 
 import argparse
 from pathlib import Path
 
 from minimind_sft.config import in_repository
-from minimind_sft.data.reading import read_texts
+from minimind_sft.data.reading import find_files, read_texts
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
 
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ours, peer = Tokenizer.from_folder(arguments.tokenizer), Tokenizer.from_folder(arguments.peer)
     print("| text | tokens | peer's tokens | ratio |\n|---|---|---|---|")
-    for file in arguments.files:
+    for file in find_files(arguments.files):
         texts = list(read_texts(file))
         if not any(texts):
             raise UserError(f"{file}: expected text, found none")

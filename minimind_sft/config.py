@@ -152,7 +152,8 @@ PRESETS = {
 """Models by name; the numbers are the class of their (active) parameters with MiniMind's vocabulary of 6,400."""
 
 
-DATA_HELP = ("training data: .jsonl, .json and .txt files (also .gz), .parquet, and globs; with a share each, as in "
+DATA_HELP = ("training data: JSON, JSONL, CSV, TSV, Parquet, Arrow and text files, also compressed, folders of "
+             "datasets.save_to_disk, and globs; with a share each, as in "
              "a.jsonl:0.7 b.jsonl:0.3, they are mixed in that proportion")
 
 
@@ -303,7 +304,7 @@ class SFTConfig(TrainConfig):
 class TokenizerConfig:
     """Defaults of trainer/train_tokenizer.py."""
 
-    data_path: tuple[str, ...] = setting((), "JSONL, JSON or text files to learn the merges from", many=True)
+    data_path: tuple[str, ...] = setting((), "files to learn the merges from; of rows, all strings", many=True)
     vocab_size: int = setting(6400, "number of tokens, the 36 control tokens included")
     save_dir: str = setting(in_repository("model"), "folder for tokenizer.json and tokenizer_config.json")
 

@@ -71,7 +71,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = FlagParser(__doc__)
-    parser.add_argument("files", nargs="+", help="files and globs: .jsonl, .json, .parquet, .txt, the first also .gz")
+    parser.add_argument("files", nargs="+", help="files and globs of any kind that docs/data.md lists")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
     parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
     parser.add_argument("--preference", choices=("chosen",), help="keep the chosen one of a row's two "

@@ -1,6 +1,8 @@
 """Data of any form, prepared once and trained on, by the programs as people run them."""
 
+import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -76,3 +78,35 @@ def test_data_cannot_write_on_the_terminal(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [{"\x1b[31mred\nline\u202e": 1}])
     line = refuse(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path)
     assert r"found a row with \u001b[31mred\nline\u202e (--bad_rows" in line
+
+
+@pytest.mark.parametrize("name, message", [
+    ("none.jsonl", "error: --score none.jsonl: no such file"),
+    ("model", "error: --score model: expected a file, found a folder (model/*.json names the files in it)"),
+    (os.devnull, f"error: --score {os.devnull}: expected a regular file; it is read more than once"),
+    ("README.md", "error: --score README.md: expected a file named *.jsonl, *.ndjson, *.json, *.csv"),
+])
+def test_questions_to_score_are_looked_for_as_data_are(name, message):
+    assert refuse(CHAT, "--score", name).startswith(message)
+
+
+def test_a_folder_of_save_to_disk_is_trained_on_and_prepared_once(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(questions(30)).save_to_disk(tmp_path / "saved", num_shards=2)
+    flags = [*NEW, *SHORT, "--data_path", tmp_path / "saved", "--save_dir", tmp_path / "out"]
+    assert "/saved: 30 of 30 rows" in succeed(SFT, *flags)
+    (first,) = (tmp_path / "out" / "prepared").glob("[0-9a-f]*")
+    made = (first / "header.json").stat().st_mtime_ns
+    succeed(SFT, *flags, "--save_weight", "again")
+    assert (first / "header.json").stat().st_mtime_ns == made
+    assert list((tmp_path / "out" / "prepared").glob("[0-9a-f]*")) == [first]
+
+
+def test_a_table_with_messages_as_json_is_trained_on(tmp_path):
+    with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "messages", "note"])
+        table.writerows([number, json.dumps(row["conversations"], ensure_ascii=False), ""]
+                        for number, row in enumerate(questions(30)))
+    shown = succeed(SFT, *NEW, *SHORT, "--data_path", tmp_path / "a.csv", "--save_dir", tmp_path)
+    assert "/a.csv: 30 of 30 rows" in shown

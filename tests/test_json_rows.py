@@ -6,6 +6,7 @@ import pytest
 from data_files import jsonl, places, rows_or_errors, write
 
 from minimind_sft.data import json_objects, json_rows
+from minimind_sft.data.formats import ANSWERS, FORMS, QUESTIONS
 from minimind_sft.errors import UserError
 
 ARRAY = [{"a": "[,]{}\\\"", "b": [1, {"c": "\\"}]}, {"text": "中"}, {}]
@@ -161,6 +162,11 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
             assert rows_or_errors(write(tmp_path / "a.json", json.dumps(row, indent=indent).encode())) == [row]
         except UserError as error:
             assert "expected one list of rows in the object, found data and messages" in str(error)
+
+
+def test_every_form_of_a_row_is_known_as_one():
+    assert json_rows.ROW_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
+                                            *(name for form in FORMS for name in form.fields)})
 
 
 def test_lines_of_wrapped_rows_are_rows(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -284,9 +285,11 @@ def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((), "error: --data_path: expected one or more .jsonl, .json or .txt files"),
-    (("--data_path", "none.txt"), "error: none.txt: cannot be read (No such file or directory)"),
-    (("--data_path", "README.md"), "error: README.md: expected a file named *.jsonl, *.jsonl.gz, *.json, *.json.gz"),
+    ((), "error: --data_path: expected one or more files (docs/data.md lists the kinds)"),
+    (("--data_path", "none.txt"), "error: --data_path none.txt: no such file"),
+    (("--data_path", "README.md"), "error: --data_path README.md: expected a file named *.jsonl, *.ndjson, *.json"),
+    (("--data_path", "model"), "error: --data_path model: expected a file, found a folder (model/*.json names the"),
+    (("--data_path", os.devnull), f"error: --data_path {os.devnull}: expected a regular file; it is read"),
     (("--vocab_size", "291"), "error: --vocab_size is 291, expected at least 292: the control tokens and"),
 ])
 def test_what_the_recipe_refuses(repository, tmp_path, arguments, message):

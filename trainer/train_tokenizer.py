@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from minimind_sft.config import TokenizerConfig
-from minimind_sft.data.reading import read_texts
+from minimind_sft.data.reading import find_files, read_texts
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import parse_flags
@@ -43,11 +43,12 @@ def main() -> None:
         raise UserError(f"--vocab_size is {config.vocab_size}, expected at least {smallest}: the control tokens and "
                         "the 256 bytes")
     if not config.data_path:
-        raise UserError("--data_path: expected one or more .jsonl, .json or .txt files")
+        raise UserError("--data_path: expected one or more files (docs/data.md lists the kinds)")
+    paths = find_files(config.data_path, "--data_path")
     folder = Path(config.save_dir)
     check_writable(folder, "--save_dir")
 
-    tokenizer = train(texts_of(config.data_path), config.vocab_size)
+    tokenizer = train(texts_of(paths), config.vocab_size)
     if tokenizer.get_vocab_size() < config.vocab_size:
         raise UserError(f"--data_path: the text gives only {tokenizer.get_vocab_size()} tokens, --vocab_size is "
                         f"{config.vocab_size}")
@@ -56,11 +57,11 @@ def main() -> None:
     print(f"{folder}: tokenizer.json, tokenizer_config.json with {tokenizer.get_vocab_size()} tokens")
 
 
-def texts_of(paths: Iterable[str]) -> Iterator[str]:
+def texts_of(paths: Iterable[Path]) -> Iterator[str]:
     for role in ROLES:
         yield from [role] * ROLE_FREQUENCY
     for path in paths:
-        yield from tqdm(read_texts(path), desc=Path(path).name, unit=" texts", disable=None)
+        yield from tqdm(read_texts(path), desc=path.name, unit=" texts", disable=None)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

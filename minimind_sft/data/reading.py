@@ -29,16 +29,20 @@ TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 OTHER_SUFFIXES = (".parquet", ".arrow")
 
 
-def find_files(patterns: Sequence[str | Path]) -> list[Path]:
+def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
     """The files that names and globs stand for, in the order given (globs sorted), each once.
 
     Raises:
-        UserError: naming what does not exist, is no regular file, or has a suffix that is not known.
+        UserError: naming the flag, if it is given, and what does not exist, is no regular file, or has a suffix that is
+            not known.
     """
     files: dict[Path, Path] = {}
-    for path in (path for pattern in patterns for path in _found(str(pattern))):
-        files.setdefault(path.resolve(), path)
-    return [_checked(path) for path in files.values()]
+    try:
+        for path in (path for pattern in patterns for path in _found(str(pattern))):
+            files.setdefault(path.resolve(), path)
+        return [_checked(path) for path in files.values()]
+    except UserError as error:
+        raise UserError(f"{flag} {error}" if flag else str(error)) from error
 
 
 def _found(pattern: str) -> list[Path]:
