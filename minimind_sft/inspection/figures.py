@@ -8,6 +8,7 @@ from minimind_sft.inspection.tally import KINDS, Finding, Tally
 
 BARS = 12
 LINES_NAMED = 10
+FIELDS_NAMED = 20
 
 
 class Bar(NamedTuple):
@@ -63,6 +64,8 @@ def figures(tally: Tally) -> list[tuple[str, str]]:
     counts = tally.counts
     forms = ", ".join(f"{form} {count:,}" for form, count in tally.forms.most_common())
     lines = [("rows", f"{tally.usable:,} of {counts.rows:,}" + (f"; by form: {forms}" if forms else ""))]
+    if tally.ignored:
+        lines.append(("ignored", f"fields that nothing reads, by rows: {_most_common(tally.ignored)}"))
     if not tally.lengths:
         return lines
     lines.append(("tokens", f"{counts.tokens:,} in {counted(tally.sequences, 'sequence')}, {counts.supervised:,} "
@@ -75,6 +78,12 @@ def figures(tally: Tally) -> list[tuple[str, str]]:
         found = f"{counted(differ, 'row')} with other ids" if differ else "the same ids before all"
         lines.append(("prompts", f"{counted(tally.compared, 'answer')} compared with a chat: {found}"))
     return lines
+
+
+def _most_common(names: Counter) -> str:
+    common = sorted(names.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} {count:,}" for name, count in common[:FIELDS_NAMED])
+    return shown + ", ..." * (len(common) > FIELDS_NAMED)
 
 
 def lengths_line(lengths: Counter, max_seq_len: int) -> str:

@@ -207,6 +207,7 @@ def _part_as_json(part: Part) -> dict[str, Any]:
         "answers": tally.turns, "answers_ended": tally.ended, "end_of_turn_share": tally.ended_share,
         "prompts_compared": tally.compared,
         "forms": dict(tally.forms),
+        "ignored_fields": dict(tally.ignored),
         "lengths": {str(length): tally.lengths[length] for length in sorted(tally.lengths)},
         "findings": {kind: {"weight": KINDS[kind].weight, "count": finding.count,
                             "rows": [{**position._asdict(), "detail": detail}

@@ -14,6 +14,7 @@ from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.chat_template import MOST_COMPARED
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.example import Example
+from minimind_sft.data.fields import ignored_fields
 from minimind_sft.data.formats import form_name
 from minimind_sft.data.prepared import work_on_files
 from minimind_sft.data.reading import RawRow, parse_raw_row
@@ -87,6 +88,7 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: Tra
     tally.samples += len(encoded.samples)
     tally.sequences += sum(map(len, encoded.samples))
     tally.forms["text" if isinstance(trace.parsed, str) else form_name(row)] += 1
+    tally.add_ignored(dict.fromkeys(sorted(ignored_fields(row, isinstance(trace.parsed, str))), 1))
     if not encoded.samples:
         tally.findings["dropped"].add(position)
     elif encoded.was_cut:

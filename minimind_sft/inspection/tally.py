@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -43,6 +43,8 @@ KINDS = {
 MOST_PLACES = 1000
 MOST_BAD = 100_000
 """The lines of bad rows are what the report is for; yet a file that is nothing else must not fill the memory."""
+
+MAX_IGNORED = 1000
 
 
 class Position(NamedTuple):
@@ -87,6 +89,7 @@ class Tally:
     lengths: sequences by their tokens; those of conversations before they are cut.
     samples, sequences: that are trained on.
     turns, ended: answers with a supervised token; those of them whose end-of-turn token is supervised.
+    ignored: fields that nothing reads, by the rows that have them; those beyond `MAX_IGNORED` as "others".
     compared: answers whose prompt was compared with that of a chat.
     positions, rows, questions: of each usable row, as arrays in pieces: where it is, [n, 2], the hash of all of it,
         [n], and that of all but the assistant's turns, [n] (0 for running text).
@@ -95,6 +98,7 @@ class Tally:
     counts: DatasetCounts = field(default_factory=DatasetCounts)
     forms: Counter = field(default_factory=Counter)
     lengths: Counter = field(default_factory=Counter)
+    ignored: Counter = field(default_factory=Counter)
     samples: int = 0
     sequences: int = 0
     turns: int = 0
@@ -119,11 +123,18 @@ class Tally:
         self.counts += other.counts
         self.forms.update(other.forms)
         self.lengths.update(other.lengths)
+        self.add_ignored(other.ignored)
         self.samples += other.samples
         self.sequences += other.sequences
         self.turns += other.turns
         self.ended += other.ended
         self.compared += other.compared
+
+    def add_ignored(self, rows_by_name: Mapping[str, int]) -> None:
+        """Counts names; a file whose rows all have other fields must not fill the memory."""
+        for name, rows in rows_by_name.items():
+            is_known = name in self.ignored or len(self.ignored) < MAX_IGNORED
+            self.ignored[name if is_known else "others"] += rows
 
     @property
     def usable(self) -> int:
