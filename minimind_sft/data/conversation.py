@@ -196,6 +196,8 @@ def _offered_tools(values: dict, name: Callable[[str], str]) -> list[dict] | Non
     Args:
         name: gives the full name of a key.
     """
+    if values.get("tools") is None and values.get("functions") is None:
+        return None
     tools, functions = (_tools(values.get(key), name(key)) for key in ("tools", "functions"))
     wrapped = [one if isinstance(one.get("function"), dict) else {"type": "function", "function": one}
                for one in functions or []]

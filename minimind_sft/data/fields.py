@@ -9,10 +9,10 @@ from minimind_sft.data.turn_flags import EXPECTED
 from minimind_sft.data.turns import REASONING_FIELDS, SourceTurn
 from minimind_sft.errors import UserError
 
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 LABELS = ("label", "kto_tag")
 """Where true, the answer is wanted; where false, a model is to be led away from it."""
-ROW_FLAGS = (*EXPECTED, "mask", "loss_mask", "sample_weight")
+ROW_FLAGS = {*EXPECTED, "mask", "loss_mask", "sample_weight"}
 
 ROW_FIELDS = frozenset([*SYSTEM_FIELDS, "tools", "functions", "kind", *EXPECTED])
 """Fields that are read beside any conversation; `kind` groups the scores of eval_llm.py."""
@@ -27,8 +27,8 @@ def refuse_unsupported(row: dict, form: Form) -> None:
     """
     drop = " (scripts/convert_data.py --drop_fields {name} leaves the field out)"
     refuse_media(row, lambda name: name, drop)
-    for name in ROW_FLAGS:
-        value = row.get(name)
+    for name in sorted(row.keys() & ROW_FLAGS):
+        value = row[name]
         if value is not None and not (name in EXPECTED and value in (True, 1)):
             raise UserError(f"{name}: expected such a flag only in a turn, found {describe(value)} for the whole row"
                             f"{drop.format(name=name)}")
@@ -43,8 +43,8 @@ def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = ""
     Raises:
         UserError: naming a field of a row or of a turn that brings an image, a sound or a film.
     """
-    for name in MEDIA:
-        if values.get(name):
+    for name in sorted(values.keys() & MEDIA):
+        if values[name]:
             raise UserError(f"{full_name(name)}: expected nothing, as models here read text only, found "
                             f"{describe(values[name])}{advice.format(name=name)}")
 

@@ -15,6 +15,8 @@ ASKED_IN = ("messages", "conversations", *QUESTIONS, "input")
 
 def is_preference(row: dict) -> bool:
     """Whether a row has two answers, of which one is preferred, under any of the usual names."""
+    if row.keys().isdisjoint(REJECTED):
+        return False
     has_both = all(row.get(name) and isinstance(row[name], str | list | dict) for name in ("chosen", "rejected"))
     return has_both or any(isinstance(row.get(name), str | list) and row[name] for name in REJECTED[1:])
 
