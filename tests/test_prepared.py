@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,14 +255,24 @@ def test_messages_name_the_file_as_it_is_called_now(tmp_path):
     assert again.counts.bad[0].startswith(f"{tmp_path / 'b.jsonl'}:4: ")
 
 
+def leftover(folder: Path, name: str, *files: str) -> Path:
+    """A folder such as a killed preparation leaves, with empty files of these names."""
+    path = folder / f".{name * 16}.tmp"
+    path.mkdir(parents=True)
+    for file in files:
+        (path / file).touch()
+    return path
+
+
 def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_path):
     folder = tmp_path / "prepared"
-    (folder / ".dead.tmp").mkdir(parents=True)
-    (folder / ".alive.tmp").mkdir()
+    alive = leftover(folder, "a0", prepared.MARKER, "input_ids.bin")
+    leftover(folder, "b0", prepared.MARKER, "input_ids.bin", "header.json")
+    leftover(folder, "c0")  # killed before the first file
     ready, done = FORK.Event(), FORK.Event()
 
     def hold():
-        lock = FolderLock(folder / ".alive.lock")
+        lock = FolderLock(alive.with_suffix(".lock"))
         lock.take()
         ready.set()
         done.wait(30)
@@ -272,7 +283,39 @@ def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_pat
     dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
     done.set()
     other.join()
-    assert sorted(folders(folder)) == sorted([folder / ".alive.tmp", dataset.folder])
+    assert sorted(folders(folder)) == sorted([alive, dataset.folder])
+
+
+def test_folders_that_no_preparation_made_stay(tmp_path):
+    """Of another name, without our marker, with files besides, or behind a symbolic link."""
+    folder = tmp_path / "prepared"
+    theirs = [leftover(folder, "a0", "input_ids.bin"), leftover(folder, "b0", prepared.MARKER, "notes.txt")]
+    cache = folder / ".cache.tmp"
+    cache.mkdir()
+    (cache / "precious").touch()
+    elsewhere = leftover(tmp_path / "elsewhere", "c0", prepared.MARKER, "input_ids.bin")
+    link = folder / elsewhere.name
+    link.symlink_to(elsewhere)
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
+    assert sorted(folders(folder)) == sorted([*theirs, cache, link, dataset.folder])
+    assert len(list(elsewhere.iterdir())) == 2
+    assert not (folder / ".cache.lock").exists()
+
+
+@pytest.mark.parametrize("place", ["", ".tmp"])
+def test_files_of_others_in_the_folder_to_be_made_are_named(tmp_path, place):
+    data = write_rows(tmp_path / "a.jsonl", questions(5))
+    made = prepare([data], ROWS, tmp_path / "prepared").folder
+    (made / "header.json").unlink()
+    if place:
+        made.rename(made.with_name(f".{made.name}{place}"))
+    folder = made.with_name(f"{'.' * bool(place)}{made.name}{place}")
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match=rf"{folder}: notes\.txt in it was not put there by this program; move it away"):
+        prepare([data], ROWS, tmp_path / "prepared")
+    assert (folder / "notes.txt").exists()
+    (folder / "notes.txt").unlink()
+    assert len(prepare([data], ROWS, tmp_path / "prepared")) == 5
 
 
 def test_an_empty_file_among_others_is_no_accident_to_pass_over(tmp_path):

@@ -2,11 +2,12 @@
 
 A folder is named by the SHA-256 of all that decides what is in it, the files' contents included: it is never wrong,
 only there or not. It appears under its name when it is whole; a process that is killed leaves a temporary folder, which
-the next one removes.
+the next one removes. Folders that others made are left alone.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,10 @@ T = TypeVar("T")
 FORMAT = 2
 """Counted up whenever the same rows and settings give other samples, or other files."""
 ARRAYS = ("input_ids", "labels", "lengths", "examples")
+MARKER = "made_by_minimind_sft"
+"""The first file of every folder that is made here."""
+OWN_FILES = frozenset([MARKER, "header.json", *(f"{name}.bin" for name in ARRAYS)])
+LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")
 NAMED_AT_ONCE = 10
 
 
@@ -194,7 +199,11 @@ def _stat(path: Path) -> tuple[int, int, int]:
 def _write(target: Path, files: Sequence[Path], rows: RowEncoder, states: Sequence[FileState], bad_rows: str,
            show_progress: bool) -> None:
     temporary = _temporary(target)
+    for folder in (target, temporary):
+        _refuse_foreign_files(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    (temporary / MARKER).touch()
     counts = DatasetCounts()
     try:
         with ExitStack() as stack:
@@ -227,13 +236,39 @@ def _temporary(target: Path) -> Path:
 
 
 def _remove_leftovers(folder: Path, own: Path) -> None:
-    """What killed preparations left: temporary folders, `own` or of which no process has the lock."""
+    """Removes what killed preparations left: folders that are certain to be of that kind, whose lock no process has.
+
+    `own` is not among them: this process has its lock, and would lose it by taking it again (POSIX locks belong to the
+    process).
+    """
     for temporary in folder.glob(".*.tmp"):
+        if temporary == own or not _is_leftover(temporary):
+            continue
         lock = FolderLock(temporary.with_suffix(".lock"))
-        # A lock that this process has would be lost by taking it again: POSIX locks belong to the process.
-        if temporary == own or lock.try_take():
+        if lock.try_take():
             shutil.rmtree(temporary, ignore_errors=True)
             lock.release()
+
+
+def _is_leftover(folder: Path) -> bool:
+    """Whether a folder is by its name, its marker and all its files one that a killed preparation left.
+
+    An empty one is too: the process was killed before it wrote the marker.
+    """
+    if not LEFTOVER.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return names <= OWN_FILES and (MARKER in names or not names)
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """
+    Raises:
+        UserError: if a folder that is to be made anew has files that no preparation wrote.
+    """
+    foreign = {path.name for path in folder.iterdir()} - OWN_FILES if folder.is_dir() else ()
+    if foreign:
+        raise UserError(f"{folder}: {min(foreign)} in it was not put there by this program; move it away")
 
 
 def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str, show_progress: bool,
