@@ -129,7 +129,7 @@ def make_filters(arguments: argparse.Namespace) -> Filters:
         chosen.append((f"more than {arguments.max_tokens:,} tokens",
                        lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
     if arguments.drop_in:
-        chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(arguments.drop_in)))))
+        chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(arguments.drop_in), arguments))))
     if arguments.drop_duplicates:
         chosen.append(("the same as an earlier row", not_seen_before()))
     return chosen
