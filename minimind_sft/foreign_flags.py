@@ -15,23 +15,25 @@ OURS = {
     "--chat_template": ("template", "chat_template_path"),
     "--save_dir": ("output_dir", "out_dir"),
     "--out": ("output", "output_file", "output_path"),
+    "--overwrite 1": ("overwrite_output_dir",),
     "--from_resume 1": ("resume_from_checkpoint", "resume"),
     "--hidden_size": ("dim", "n_embd", "d_model"),
     "--num_hidden_layers": ("n_layers", "n_layer", "num_layers"),
     "--epochs": ("num_train_epochs", "num_epochs"),
     "--max_steps": ("max_iters",),
     "--batch_size": ("per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
-    "--micro_batch_tokens": ("per_device_eval_batch_size", "eval_batch_size"),
+    "--micro_batch_tokens, in tokens": ("per_device_eval_batch_size", "eval_batch_size"),
     "--accumulation_steps": ("gradient_accumulation_steps",),
     "--max_seq_len": ("max_length", "max_seq_length", "cutoff_len", "block_size"),
     "--max_new_tokens": ("max_length", "max_tokens", "max_gen_len"),
     "--learning_rate": ("lr",),
-    "--min_lr_ratio": ("min_lr"),
-    "--warmup_steps": ("warmup_iters", "warmup_ratio"),
+    "--min_lr_ratio, a share of --learning_rate": ("min_lr",),
+    "--warmup_steps": ("warmup_iters",),
+    "--warmup_steps, in steps": ("warmup_ratio",),
     "--grad_clip": ("max_grad_norm",),
     "--dtype bfloat16": ("bf16",),
     "--dtype float16": ("fp16",),
-    "--dtype float32": ("fp32"),
+    "--dtype float32": ("fp32",),
     "--dtype": ("torch_dtype", "precision"),
     "--use_compile 1": ("torch_compile", "compile"),
     "--num_workers": ("dataloader_num_workers",),
@@ -75,7 +77,7 @@ def explanation(name: str, flags: Collection[str]) -> str:
     """Says what an unknown flag `--<name>` is called here, why there is none, or which of `flags` it resembles; ""
     where nothing is known."""
     for ours, theirs in OURS.items():
-        if name in theirs and ours.split()[0] in flags:
+        if name in theirs and ours.split()[0].rstrip(",") in flags:
             return f"here it is {ours}"
     for reason, theirs in NOT_HERE.items():
         if name in theirs:

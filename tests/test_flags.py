@@ -15,7 +15,7 @@ from minimind_sft.config import (
 )
 from minimind_sft.errors import UserError
 from minimind_sft.flags import parse_flags
-from minimind_sft.foreign_flags import OURS
+from minimind_sft.foreign_flags import NOT_HERE, OURS
 from minimind_sft.script_config import EstimateConfig, InspectConfig
 
 
@@ -83,6 +83,8 @@ def test_a_mistyped_choice_is_answered_with_the_one_that_may_be_meant(found, mea
     (["--gradient_accumulation_steps", "1"], "--gradient_accumulation_steps: here it is --accumulation_steps"),
     (["--max_length", "1"], "--max_length: here it is --max_seq_len"),
     (["--bf16", "True"], "--bf16: here it is --dtype bfloat16"),
+    (["--warmup_ratio", "0.1"], "--warmup_ratio: here it is --warmup_steps, in steps"),
+    (["--m", "0.1"], "--m: did you mean --max_seq_len?"),
     (["--bf16=True"], "--bf16: here it is --dtype bfloat16"),
     (["--out_dir", "x"], "--out_dir: here it is --save_dir"),
     (["--lora_name", "x"], "--lora_name: LoRA is not here yet; trainer/train_full_sft.py trains all weights"),
@@ -106,7 +108,8 @@ def test_what_a_program_does_not_have_is_not_suggested():
 def test_every_suggestion_is_a_flag_of_some_program():
     programs = (PretrainConfig, SFTConfig, ChatConfig, TokenizerConfig, InspectConfig, EstimateConfig)
     ours = {f"--{flag.name}" for program in programs for flag in fields(program)} | {"FILE", "--out"}
-    assert {suggestion.split()[0] for suggestion in OURS} <= ours
+    assert {suggestion.split()[0].rstrip(",") for suggestion in OURS} <= ours
+    assert all(isinstance(names, tuple) for names in (*OURS.values(), *NOT_HERE.values()))
 
 
 def test_all_unknown_flags_are_told_at_once():
