@@ -1,12 +1,18 @@
 """Fixtures for all rooms."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from programs import questions, write_rows
+from tqdm import tqdm
 
 torch.set_num_threads(1)  # the tensors are tiny, and other processes of the tests want the cores too
+# A worker's death raises in a signal handler, wherever the program is. While tqdm takes its lock, that leaves the lock
+# taken, and tqdm's own is shared with every process that is forked later: they would wait for it for ever.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # no thread that could hold it while a process is forked
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
