@@ -8,8 +8,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
 
 from minimind_sft.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text starts that Git LFS keeps in place of a large file."""
@@ -37,7 +45,10 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Makes a file's content, or a folder's list of names, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+    on_windows = not hasattr(os, "O_DIRECTORY")
+    if on_windows and path.is_dir():
+        return  # cannot be opened there
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # there only what can be written to is flushed
     try:
         os.fsync(handle)
     finally:
@@ -102,15 +113,15 @@ def check_writable(folder: Path, flag: str) -> None:
 class FolderLock:
     """Held by one process at a time, and let go by the system when that process ends, however it ends.
 
-    A POSIX record lock: other than `flock`, it is not inherited by the worker processes that a training starts, which
-    may outlive a killed training by seconds.
+    The file at `path` names the holder. Worker processes do not inherit the lock; they may outlive a killed run by
+    seconds.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.holder = ""
         """Who holds it, as the file says; each taking is another."""
-        self._file = None
+        self._let_go: Callable[[], None] | None = None
 
     def take(self) -> None:
         """
@@ -127,31 +138,51 @@ class FolderLock:
         Raises:
             UserError: if there can be no lock at that place.
         """
-        import fcntl  # not on Windows, where one can chat but not train
-
         try:
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX allows either
-            file.seek(0)
-            self.holder = file.read().strip()
-            file.close()
-            return False
+            self._let_go = _locked(file, self.path)
         except OSError as error:
             file.close()
             raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose another "
                             "folder") from error
+        if self._let_go is None:
+            file.seek(0)
+            self.holder = file.read().strip()
+            file.close()
+            return False
         self.holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         file.truncate(0)
         file.write(self.holder)
         file.flush()
-        self._file = file
         return True
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
+
+
+def _locked(file: IO[str], path: Path) -> Callable[[], None] | None:
+    """Takes the system's lock on the open file at `path`; what lets it go and closes the file, or None if it is held.
+
+    A POSIX record lock: other than that of `flock`, which filelock takes, a forked worker does not inherit it.
+    Windows forks no workers, and nobody could read there what is locked: its lock is on a file beside.
+
+    Raises:
+        OSError: if there can be no lock.
+    """
+    if fcntl is None:
+        beside = FileLock(path.with_name(path.name + ".held"), thread_local=False)
+        try:
+            beside.acquire(blocking=False)
+        except Timeout:
+            return None
+        return lambda: (beside.release(), file.close())
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        return None
+    return file.close
