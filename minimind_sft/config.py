@@ -261,7 +261,7 @@ class TrainConfig:
         if self.local_rank != -1 and str(self.local_rank) != in_environment:
             problems.append(f"--local_rank is {self.local_rank}, but the environment's LOCAL_RANK is {in_environment}: "
                             "torchrun starts several ranks and sets it")
-        if "/" in self.save_weight or not self.save_weight:
+        if Path(self.save_weight).name != self.save_weight or not self.save_weight:
             problems.append(f"--save_weight is {self.save_weight!r}, expected a name; --save_dir is the folder")
         return problems
 

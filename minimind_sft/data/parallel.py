@@ -6,17 +6,20 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain, islice
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from minimind_sft.data.reading import RawRow
 from minimind_sft.errors import ProcessLost
+from minimind_sft.processes import forks, signals_wait, take_signals, usable_cores, worker_context
 
 T = TypeVar("T")
 
 CHUNK_ROWS, CHUNK_BYTES = 1000, 2**18
-MOST_WORKERS = 32
+MOST_WORKERS, MOST_SPAWNED = 32, 8
+"""A spawned worker imports everything anew: seconds, and some hundred MiB."""
+CTRL_C = (signal.SIGINT,)
 
 
 def in_chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
@@ -39,11 +42,14 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
     A handful of chunks is worked on right here: starting processes would take longer. At any time each worker has one
     chunk, and few are done before their turn, so that a file of any size needs little memory.
 
+    Args:
+        work: picklable; where processes cannot be forked, it is sent to each worker (see `worker_context`).
+
     Raises:
         ProcessLost: if a worker dies.
     """
     chunks = in_chunks(rows)
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if hasattr(os, "sched_getaffinity") else 1
+    workers = min(usable_cores(), MOST_WORKERS if forks() else MOST_SPAWNED)
     first = list(islice(chunks, 4 * workers))
     if workers == 1 or len(first) < 4 * workers:
         yield from ((chunk, work(chunk)) for chunk in chain(first, chunks))
@@ -53,20 +59,26 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
 
 
 class _Workers:
-    """Forked processes, each at the end of a pipe. A worker ends when its pipe does, so none outlives this process,
+    """Processes, each at the end of a pipe. A worker ends when its pipe does, so none outlives this process,
     however that ends; multiprocessing's own pools wait for ever then."""
 
     def __init__(self, work: Callable, count: int):
-        context = get_context("fork")  # `work` holds a tokenizer and a compiled template: inherited, not sent
+        context = worker_context()
         self._pipes: list[Connection] = []
         self._processes = []
-        for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(work, there, [*self._pipes, here]), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
+        try:
+            with signals_wait(CTRL_C):
+                for _ in range(count):
+                    here, there = context.Pipe()
+                    self._pipes.append(here)
+                    inherited = list(self._pipes) if forks() else []
+                    process = context.Process(target=_serve, args=(work, there, inherited), daemon=True)
+                    process.start()
+                    self._processes.append(process)
+                    there.close()
+        except BaseException:
+            self.close()
+            raise
 
     def map(self, chunks: Iterator) -> Iterator:
         idle, busy = list(self._pipes), {}
@@ -106,11 +118,12 @@ class _Workers:
             process.join()
 
 
-def _serve(work: Callable, pipe: Connection, others: list[Connection]) -> None:
-    for other in others:  # inherited ends that would keep the other workers' pipes open
+def _serve(work: Callable, pipe: Connection, inherited: list[Connection]) -> None:
+    for other in inherited:  # ends that would keep the other workers' pipes open
         other.close()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    take_signals(CTRL_C)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core already
     gc.freeze()  # what was inherited stays; rows are short-lived, and looking for garbage among them costs a tenth
     gc.set_threshold(100_000)

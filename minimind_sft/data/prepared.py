@@ -33,7 +33,8 @@ T = TypeVar("T")
 
 FORMAT = 2
 """Counted up whenever the same rows and settings give other samples, or other files."""
-ARRAYS = ("input_ids", "labels", "lengths", "examples")
+MAPPED = ("input_ids", "labels")
+ARRAYS = (*MAPPED, "lengths", "examples")
 MARKER = "made_by_minimind_sft"
 """The first file of every folder that is made here."""
 OWN_FILES = frozenset([MARKER, "header.json", *(f"{name}.bin" for name in ARRAYS)])
@@ -62,8 +63,8 @@ class PreparedDataset(ExampleDataset):
 
     def __init__(self, folder: Path, files: Sequence[Path]):
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
-        dtype = np.dtype(header["dtype"])
-        input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in ("input_ids", "labels"))
+        self._dtype = dtype = np.dtype(header["dtype"])
+        input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in MAPPED)
         lengths, examples = (np.fromfile(folder / f"{name}.bin", np.int32) for name in ("lengths", "examples"))
         self._set(input_ids, labels, _ends(lengths), _ends(examples), ignore=np.iinfo(dtype).max)
         if not (self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"]
@@ -73,6 +74,14 @@ class PreparedDataset(ExampleDataset):
         self.counts.rename(header["paths"], list(map(str, files)))
         self.sums = header["files"]
         self.fingerprint = self.sums if len(self.sums) > 1 else self.sums[0]
+
+    def __getstate__(self) -> dict:
+        """Leaves out the tokens: a worker process that was spawned maps the files itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_input_ids", "_labels")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._input_ids, self._labels = (_mapped(self.folder / f"{name}.bin", self._dtype) for name in MAPPED)
 
 
 def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str = "error", show_progress: bool = True,

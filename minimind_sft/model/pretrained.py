@@ -77,7 +77,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     Raises:
         UserError: if there is no such file (with what there is, and what makes one), or more than one.
     """
-    if "/" in name or name.endswith(SUFFIXES):
+    if Path(name).name != name or name.endswith(SUFFIXES):
         if not Path(name).is_file():
             raise UserError(f"{flag} {name}: no such file")
         if not name.endswith(SUFFIXES):

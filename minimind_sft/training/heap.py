@@ -14,7 +14,10 @@ def keep_freed_memory() -> None:
     glibc would give large blocks back to the operating system, and get them again page by page, zeroed: a step with
     91M parameters then takes 60,000 page faults, an eighth of its time. Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    try:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    except TypeError:  # Windows has no handle for "the libraries of this process"
+        return
     if mallopt is not None:
         mallopt(TRIM_THRESHOLD, -1)  # the end of the heap is never given back
         mallopt(MMAP_THRESHOLD, LARGEST_IN_HEAP)  # what lies outside the heap is always given back

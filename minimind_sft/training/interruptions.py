@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,26 +15,25 @@ from types import FrameType
 from torch.utils.data import DataLoader
 
 from minimind_sft.errors import ProcessLost
+from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals
 from minimind_sft.terminal import fitted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks a training to stop: Ctrl-C, a scheduler, a terminal that was closed."""
 ONE_SIGNAL_SECONDS = 0.25
 
 
 @dataclass
 class Stop:
-    """The first of `SIGNALS` that this process got; the loop looks after each step."""
+    """The first of `STOP_SIGNALS` that this process got; the loop looks after each step."""
 
     signum: int = 0
 
 
 @contextmanager
 def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[Stop]:
-    """The first of `SIGNALS` lets the step in hand finish and be saved; a second one ends the process at once.
+    """The first of `STOP_SIGNALS` lets the step in hand finish and be saved; a second one ends the process at once.
 
     At once even where the step waits for another rank inside PyTorch, and no Python code runs on this thread: another
-    thread reads the signals from a pipe and ends the process, with 128 + the signal as its status.
+    thread reads the signals from a socket and ends the process, with 128 + the signal as its status.
 
     `passed_on` says that this process may get one signal twice, as torchrun passes on to its ranks what a scheduler
     has sent to all processes: what comes within `ONE_SIGNAL_SECONDS` of the first still is the first.
@@ -45,13 +45,15 @@ def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[St
     def handle(signum: int, _: object) -> None:
         stop.signum = stop.signum or signum
 
-    receive, send = os.pipe()
-    os.set_blocking(send, False)
-    previous_pipe = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-    # A loader's worker inherits the pipe; a signal to it must not be taken for one to this process.
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-    for signum in SIGNALS:
-        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores it, and means it
+    receive, send = socket.socketpair()  # a pipe cannot be made non-blocking on every system
+    send.setblocking(False)
+    previous_fd = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):
+        # A loader's worker inherits the socket; a signal to it must not be taken for one to this process.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    for signum in STOP_SIGNALS:
+        nohup = signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN
+        if not nohup:
             previous[signum] = signal.signal(signum, handle)
     Thread(target=_end_at_the_second, args=(receive, passed_on, notice), daemon=True).start()
     try:
@@ -59,15 +61,15 @@ def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[St
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-        signal.set_wakeup_fd(previous_pipe)
-        os.close(send)
+        signal.set_wakeup_fd(previous_fd)
+        send.close()
 
 
-def _end_at_the_second(receive: int, passed_on: bool, notice: bool) -> None:
-    """Reads one byte per signal; ends when the pipe is closed."""
+def _end_at_the_second(receive: socket.socket, passed_on: bool, notice: bool) -> None:
+    """Reads one byte per signal; ends when the other end is closed."""
     first_at = None
-    while received := os.read(receive, 1):
-        if received[0] not in SIGNALS:
+    while received := receive.recv(1):
+        if received[0] not in STOP_SIGNALS:
             continue
         if first_at is None:
             first_at = time.monotonic()
@@ -75,7 +77,7 @@ def _end_at_the_second(receive: int, passed_on: bool, notice: bool) -> None:
                 Thread(target=_acknowledge, args=(received[0],), daemon=True).start()
         elif not passed_on or time.monotonic() - first_at >= ONE_SIGNAL_SECONDS:
             os._exit(128 + received[0])
-    os.close(receive)
+    receive.close()
 
 
 def _acknowledge(signum: int) -> None:
@@ -90,9 +92,9 @@ def _acknowledge(signum: int) -> None:
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:
     """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
-    for signum in SIGNALS:
+    for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    take_signals()
 
 
 @contextmanager
@@ -102,21 +104,19 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
     Raises:
         ProcessLost: if one of them dies (for want of memory, as a rule), wherever the training is at that moment.
     """
-    # A worker that has only just been forked has no handlers yet; a signal waits until it has.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
+    with signals_wait():
         batches = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    pytorchs = signal.getsignal(signal.SIGCHLD)
-    if loader.num_workers and callable(pytorchs):
+    watch = loader.num_workers and hasattr(signal, "SIGCHLD")  # elsewhere PyTorch looks after its workers now and then
+    pytorchs = signal.getsignal(signal.SIGCHLD) if watch else None
+    if callable(pytorchs):
         signal.signal(signal.SIGCHLD, partial(_tell_of_deaths, batches, pytorchs))
     try:
         yield batches
     except ProcessLost:
         raise
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+        of_a_worker = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+        if not (loader.num_workers and of_a_worker):
             raise
         raise _lost(batches, error) from error
     finally:
@@ -124,7 +124,8 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         # which Python ends processes that are left over is one that they ignore, so that it would wait for ever.
         if loader.num_workers:
             batches._shutdown_workers()
-        signal.signal(signal.SIGCHLD, pytorchs)
+        if pytorchs is not None:
+            signal.signal(signal.SIGCHLD, pytorchs)
 
 
 def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: FrameType | None) -> None:
@@ -139,7 +140,8 @@ def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: F
 
 
 def _lost(batches: Iterator, error: Exception) -> ProcessLost:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, wherever we are then
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, wherever we are then
     for worker in batches._workers:
         worker.kill()
     told = str(error) or type(error).__name__  # an EOFError says nothing

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
+from minimind_sft.processes import worker_context
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.interruptions import (
@@ -154,6 +155,7 @@ class Fit:
         """Loads this rank's batches of the steps that are left."""
         return DataLoader(self.steps, sampler=range(self.state.step, self.total_steps), batch_size=None,
                           num_workers=self.config.num_workers, worker_init_fn=leave_signals_to_the_trainer,
+                          multiprocessing_context=worker_context() if self.config.num_workers else None,
                           pin_memory=self.ranks.device.type == "cuda")
 
     def step(self, batch: StepBatch) -> None:

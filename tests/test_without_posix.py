@@ -1,0 +1,106 @@
+"""The real programs without the names that Windows lacks (tests/without_posix/sitecustomize.py), workers spawned."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from programs import CHAT, NEW, PRETRAIN, REPOSITORY, SFT, program, questions, refuse, run, succeed, write_rows
+
+from minimind_sft.data.parallel import CHUNK_BYTES, MOST_SPAWNED
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing to take away")
+WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([
+    str(Path(__file__).parent / "without_posix"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture(scope="module")
+def many_rows(tmp_path_factory) -> Path:
+    """Long texts, more than one process works on by itself."""
+    workers = min(os.cpu_count(), MOST_SPAWNED)
+    text = "Say it again, and then say it once more. " * 500
+    return write_rows(tmp_path_factory.mktemp("many") / "many.jsonl",
+                      [{"text": f"{number}: {text}"} for number in range(4 * workers * CHUNK_BYTES // len(text) + 30)])
+
+
+def spawned(log: Path) -> int:
+    """How many worker processes were started since the last call."""
+    count = log.read_text(encoding="utf-8").count("--multiprocessing-fork")
+    log.unlink()
+    return count
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core works alone")
+def test_workers_are_spawned_for_data_and_for_batches(many_rows, tmp_path):
+    environment = {**WITHOUT_POSIX, "WITHOUT_POSIX_LOG": str(tmp_path / "log")}
+    common = [*NEW, "--data_path", many_rows, "--max_seq_len", 64, "--batch_size", 2, "--eval_share", 0,
+              "--num_workers", 1, "--save_dtype", "float32", "--save_dir"]
+    shown = succeed(PRETRAIN, *common, tmp_path / "there", "--max_steps", 4, **environment)
+    workers = min(os.cpu_count(), MOST_SPAWNED)
+    assert "wrote" in shown and spawned(tmp_path / "log") == workers + 1
+
+    succeed(PRETRAIN, *common, tmp_path / "here", "--max_steps", 4)
+    for name in ("pretrain_32.pth", "checkpoints/pretrain_32_resume/step-00000004/weights-00001-of-00001.safetensors"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+    done = run("scripts/inspect_data.py", many_rows, "--rows", "text", "--max_seq_len", 64, **environment)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    assert spawned(tmp_path / "log") == workers
+
+
+def test_the_job_from_text_to_chat(sft_data, tmp_path):
+    converted, out = tmp_path / "sft.jsonl", ["--save_dir", tmp_path / "out"]
+    succeed("scripts/convert_data.py", sft_data, "--out", converted, **WITHOUT_POSIX)
+    training = [*NEW, *out, "--data_path", converted, "--eval_share", 0]
+    assert "40 of 40 rows" in succeed(SFT, *training, "--max_steps", 2, **WITHOUT_POSIX)
+    shown = succeed(SFT, *training, "--max_steps", 3, "--from_resume", 1, **WITHOUT_POSIX)
+    assert re.search(r"resume +\S*step-00000002", shown) and "wrote" in shown
+    shown = succeed(CHAT, *out, "--weight", "full_sft", "--hidden_size", 32, "--max_new_tokens", 3, typed="Say 1.\n\n",
+                    **WITHOUT_POSIX)
+    assert "Traceback" not in shown
+    shown = succeed("scripts/inspect_data.py", converted, "--html", tmp_path / "page.html", **WITHOUT_POSIX)
+    assert "40" in shown and (tmp_path / "page.html").exists()
+    assert "peak" in succeed("scripts/estimate_memory.py", "--preset", "demo", "--device", "cpu", **WITHOUT_POSIX)
+
+
+def test_a_tokenizer(tmp_path):
+    text = write_rows(tmp_path / "text.jsonl", [{"text": " ".join(f"word{i}" for i in range(40))}] * 3)
+    shown = succeed("trainer/train_tokenizer.py", "--data_path", text, "--vocab_size", 300, "--save_dir",
+                    tmp_path / "tokenizer", **WITHOUT_POSIX)
+    assert "with 300 tokens" in shown
+
+
+def test_a_bad_row_is_still_one_line(tmp_path):
+    data = write_rows(tmp_path / "bad.jsonl", [*questions(3), {"conversations": 5}])
+    assert "bad.jsonl:4: " in refuse(SFT, *NEW, "--data_path", data, "--save_dir", tmp_path / "out", **WITHOUT_POSIX)
+
+
+def test_a_run_is_alone_in_its_folder_until_it_is_killed_or_stopped(sft_data, tmp_path):
+    common = [*NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--batch_size", 1, "--log_interval", 1]
+    metrics = tmp_path / "full_sft_32_metrics.jsonl"
+    command, options = program(SFT, *common, "--epochs", 10_000, **WITHOUT_POSIX)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    try:
+        wait_for_steps(metrics, process)
+        line = refuse(SFT, *common, **WITHOUT_POSIX)
+        assert re.search(rf"full_sft_32_resume\.lock: another training is writing there .*{process.pid}", line)
+    finally:
+        process.kill()
+        process.wait()
+
+    metrics.unlink()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    wait_for_steps(metrics, process)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate()
+    assert process.returncode == 130 and "stopped by SIGINT after step" in shown, shown
+
+
+def wait_for_steps(metrics: Path, process: subprocess.Popen) -> None:
+    while not (metrics.exists() and '"loss"' in metrics.read_text(encoding="utf-8")):
+        assert process.poll() is None
+        time.sleep(0.05)
