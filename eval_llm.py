@@ -25,19 +25,21 @@ from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text, score, score_table
 from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
+from minimind_sft.matching import check_template, check_tokenizer, load_tokenizer
 from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 
 
 def main() -> int:
     config = parse_flags(ChatConfig, description=__doc__)
     score_files = find_files([config.score], "--score") if config.score else []
-    tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+    tokenizer = load_tokenizer(config.tokenizer_path)
     template = make_template(tokenizer, config.chat_template, config.end_of_turn)
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
                         use_moe=config.use_moe)
     weights = read_weights(path)
-    check_weights(config, weights, tokenizer, template)
-    model = build_model(config, weights)
+    for notice in (*weights.notices, *check_weights(config, weights, tokenizer, template)):
+        print(notice)
+    model = build_model(config, weights.without_padding(tokenizer.vocab_size))
     settings = SamplingSettings(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                                 top_p=config.top_p, top_k=config.top_k, repetition_penalty=config.repetition_penalty,
                                 seed=config.seed)
@@ -61,8 +63,9 @@ def main() -> int:
     return 0
 
 
-def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-    """
+def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, template: ChatTemplate) -> list[str]:
+    """Compares the weights with flags, tokenizer and template; returns what the user should know.
+
     Raises:
         UserError: if the weights disagree with the flags, or were trained with another tokenizer or chat template.
     """
@@ -70,11 +73,9 @@ def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, te
         has = int(getattr(weights.config, name))
         if getattr(config, name) not in (None, has):
             raise UserError(f"--{name} is {getattr(config, name)}, but {weights.path} has {name} {has}")
-    if weights.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(f"{weights.path}: vocab_size is {weights.config.vocab_size}, the tokenizer "
-                        f"{config.tokenizer_path} has {tokenizer.vocab_size}")
-    weights.check("tokenizer", tokenizer.fingerprint)
-    weights.check("chat_template", template.fingerprint)
+    notices = check_tokenizer(weights, tokenizer, config.tokenizer_path)
+    check_template(weights, template, config.chat_template, config.end_of_turn)
+    return notices
 
 
 def build_model(config: ChatConfig, weights: Weights) -> LanguageModel:

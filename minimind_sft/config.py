@@ -122,23 +122,15 @@ class ModelConfig:
             problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE turns pairs)")
         if self.num_experts_per_tok > self.num_experts:
             problems.append(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
+        if not self.rope_theta > 1:
+            problems.append(f"rope_theta is {self.rope_theta}, expected more than 1")
+        if not self.rms_norm_eps >= 0:
+            problems.append(f"rms_norm_eps is {self.rms_norm_eps}, expected at least 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if self.aux_loss_scope not in ("document", "batch"):
             problems.append(f"aux_loss_scope is {self.aux_loss_scope!r}, expected 'document' or 'batch'")
         return problems
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str) -> "ModelConfig":
-        """The configuration that `dataclasses.asdict` wrote; `source` names the file in error messages."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise UserError(f"{source}: model configuration: unknown field {unknown[0]!r}")
-        scaling = values.get("rope_scaling")
-        try:
-            return cls(**{**values, "rope_scaling": YarnScaling(**scaling) if scaling else None})
-        except TypeError as error:
-            raise UserError(f"{source}: model configuration: {error}") from error
 
 
 PRESETS = {
@@ -157,6 +149,10 @@ DATA_HELP = ("training data: JSON, JSONL, CSV, TSV, Parquet, Arrow and text file
              "a.jsonl:0.7 b.jsonl:0.3, they are mixed in that proportion")
 
 
+TOKENIZER_HELP = ("folder with tokenizer.json and tokenizer_config.json, or bundled for the repository's model/; "
+                  "default: bundled, but weights without a sidecar, such as MiniMind's, need it named")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What every training has; `PretrainConfig` and `SFTConfig` set the defaults that differ."""
@@ -170,7 +166,7 @@ class TrainConfig:
                                      "leaves it out and counts it", ("error", "skip"))
     prepared_dir: str | None = setting(None, "folder of the prepared data, made once and used again; default: "
                                              "<save_dir>/prepared")
-    tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    tokenizer_path: str | None = setting(None, TOKENIZER_HELP)
     max_seq_len: int = setting(512, "longest document in tokens")
 
     from_weight: str = setting("none", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or .safetensors, "
@@ -316,7 +312,7 @@ class ChatConfig:
     weight: str = setting("full_sft", "weights to chat with: a NAME (reads <save_dir>/NAME_*.pth or .safetensors) or "
                                       "a path")
     save_dir: str = setting(in_repository("out"), "folder of the weights")
-    tokenizer_path: str = setting(in_repository("model"), "folder with tokenizer.json and tokenizer_config.json")
+    tokenizer_path: str | None = setting(None, TOKENIZER_HELP)
     load_from: str | None = setting(None, "MiniMind's flag for the tokenizer's folder, as --tokenizer_path; a folder "
                                           "in transformers' format cannot be loaded yet")
     lora_weight: str = setting("None", "MiniMind's flag for LoRA adapters, which are not here yet: None")

@@ -15,7 +15,7 @@ class InspectConfig:
                                               many=True)
     rows: str = setting("conversations", "what the rows are read as: conversations, as by train_full_sft.py, or text, "
                                          "as by train_pretrain.py", ("conversations", "text"))
-    tokenizer_path: str = same_setting(SFTConfig, "tokenizer_path")
+    tokenizer_path: str | None = same_setting(SFTConfig, "tokenizer_path")
     chat_template: str | None = same_setting(SFTConfig, "chat_template")
     end_of_turn: str | None = same_setting(SFTConfig, "end_of_turn")
     max_seq_len: int | None = setting(None, "longest sequence in tokens; default: the trainer's, 768 (text: 512)")

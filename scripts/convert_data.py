@@ -24,7 +24,6 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_row
 from minimind_sft.data.dialogues import dialogue_row
@@ -41,10 +40,10 @@ from minimind_sft.data.filters import (
 from minimind_sft.data.preferences import chosen_row
 from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
-from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import SWITCH, FlagParser
+from minimind_sft.matching import load_tokenizer
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -93,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="drop rows that are longer, in the chat template")
     parser.add_argument("--language", metavar="LANGUAGE:SHARE", help="drop rows of whose letters less than this share "
                         f"is the language's, zh:0.5; one of {', '.join(LETTERS)}")
-    parser.add_argument("--tokenizer_path", default=str(REPOSITORY / "model"), help="for --max_tokens")
+    parser.add_argument("--tokenizer_path", help="for --max_tokens (default: bundled)")
     arguments = parser.parse_args()
     for name in ("eval_rows", "seed", "min_answer", "max_tokens"):
         if getattr(arguments, name) < 0:
@@ -125,7 +124,7 @@ def make_filters(arguments: argparse.Namespace) -> Filters:
         chosen.append((f"less than {share:.0%} {language}",
                        lambda row: language_share(row_text(row), language) >= share))
     if arguments.max_tokens:
-        rows = SFTRows(make_template(Tokenizer.from_folder(arguments.tokenizer_path)), arguments.max_tokens)
+        rows = SFTRows(make_template(load_tokenizer(arguments.tokenizer_path)), arguments.max_tokens)
         chosen.append((f"more than {arguments.max_tokens:,} tokens",
                        lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
     if arguments.drop_in:

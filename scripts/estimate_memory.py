@@ -9,6 +9,7 @@ allocates there. It is counted from what the code keeps, see docs/memory.md; --b
 """
 
 import json
+import sys
 from dataclasses import replace
 
 import torch
@@ -55,6 +56,8 @@ def model_asked_for(config: EstimateConfig) -> ModelConfig:
     path = find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
                         use_moe=config.use_moe)
     weights = read_weights(path)
+    for notice in weights.notices:
+        print(notice, file=sys.stderr)
     check_flags(config, weights.config, path)
     return replace(weights.config, dropout=config.dropout)
 

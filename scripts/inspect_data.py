@@ -20,7 +20,6 @@ from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
-from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable
 from minimind_sft.flags import parse_flags
@@ -29,6 +28,7 @@ from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
+from minimind_sft.matching import load_tokenizer
 from minimind_sft.script_config import InspectConfig
 
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 def make_rows(trainer) -> SFTRows | PretrainRows:
     """The encoder of the trainer that these settings are for."""
-    tokenizer = Tokenizer.from_folder(trainer.tokenizer_path)
+    tokenizer = load_tokenizer(trainer.tokenizer_path)
     if not isinstance(trainer, SFTConfig):
         return PretrainRows(tokenizer, trainer.max_seq_len)
     template = make_template(tokenizer, trainer.chat_template, trainer.end_of_turn)

@@ -36,9 +36,9 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import find_files
 from minimind_sft.data.rows import SFTRows
-from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags
+from minimind_sft.matching import load_tokenizer
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
@@ -246,7 +246,7 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
     config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
                                          "--device", "cpu", "--save_dir", str(out), "--data_path", str(data),
                                          *(odd_flags if ranks.rank else ())])
-    rows = SFTRows(ChatTemplate(Tokenizer.from_folder(config.tokenizer_path)), config.max_seq_len)
+    rows = SFTRows(ChatTemplate(load_tokenizer(config.tokenizer_path)), config.max_seq_len)
     run = Run("full_sft", config, ranks, rows)
     model = starting_model(run)
     train_set = prepare(find_files(config.data_path), rows, out / "prepared")

@@ -13,10 +13,10 @@ from functools import partial
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import SFTRows
-from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.matching import load_tokenizer
 from minimind_sft.training.distributed import join_ranks
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
@@ -25,7 +25,7 @@ from minimind_sft.training.setup import claim_output, evaluation_share, load_dat
 def main() -> int:
     config = parse_flags(SFTConfig, description=__doc__)
     with join_ranks(config.device, config.rank_timeout) as ranks:
-        tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+        tokenizer = load_tokenizer(config.tokenizer_path)
         template = make_template(tokenizer, config.chat_template, config.end_of_turn)
         rows = SFTRows(template, config.max_seq_len, config.truncation,
                        Supervision(config.train_turns, bool(config.train_on_prompt)))

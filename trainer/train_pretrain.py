@@ -11,10 +11,10 @@ from functools import partial
 
 from minimind_sft.config import PretrainConfig
 from minimind_sft.data.rows import PretrainRows
-from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.matching import load_tokenizer
 from minimind_sft.training.distributed import join_ranks
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
@@ -23,7 +23,7 @@ from minimind_sft.training.setup import claim_output, evaluation_share, load_dat
 def main() -> int:
     config = parse_flags(PretrainConfig, description=__doc__)
     with join_ranks(config.device, config.rank_timeout) as ranks:
-        tokenizer = Tokenizer.from_folder(config.tokenizer_path)
+        tokenizer = load_tokenizer(config.tokenizer_path)
         run = Run("pretrain", config, ranks, PretrainRows(tokenizer, config.max_seq_len))
 
         model = starting_model(run)

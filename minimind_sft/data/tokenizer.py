@@ -107,6 +107,11 @@ class Tokenizer:
         return self._tokenizer.id_to_token(token_id)
 
     @property
+    def added_tokens(self) -> list[str]:
+        """Tokens that are found in a text before it is split into pieces, control tokens among them."""
+        return list(self._added)
+
+    @property
     def bos_id(self) -> int | None:
         return self._special_id("bos_token")
 

@@ -1,14 +1,11 @@
 """Weights in and out of files, with the sidecar that says what they are.
 
 `out/full_sft_512.pth` is a plain state dict, half precision by default; `out/full_sft_512.json` beside it is its
-sidecar: the model's configuration, how it was made, and the SHA-256 of the weights file and of the tokenizer and chat
-template that it was trained with. MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can,
-the rest is MiniMind-3's default.
-Loading runs no code: `weights_only=True`, or safetensors.
+sidecar. MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can, the rest is MiniMind-3's
+default.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,33 +14,40 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from minimind_sft.config import REPOSITORY, ModelConfig
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_together
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
+from minimind_sft.model.weights_file import first_line, read_tensors
 
 SUFFIXES = (".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file and its sidecar hold. `sidecar` is None where there is none."""
+    """A weights file and its sidecar, read.
+
+    sidecar: None where there is none.
+    notices: how the file was read, where that is worth a line.
+    """
 
     path: Path
     config: ModelConfig
     tensors: dict[str, torch.Tensor]
     sidecar: dict[str, Any] | None
+    notices: tuple[str, ...] = ()
 
-    def check(self, field: str, value: Any) -> None:
+    def without_padding(self, vocab_size: int) -> "Weights":
+        """The same weights with only the first `vocab_size` rows of embedding and head.
+
+        Rows beyond the tokenizer's vocabulary are padding: without them no sampling can ever choose one.
         """
-        Raises:
-            UserError: if the sidecar says something else than `value` about `field`.
-        """
-        said = (self.sidecar or {}).get(field)
-        if said is not None and said != value:
-            raise UserError(f"{sidecar_path(self.path)}: {field} is {said}, here it is {value}")
+        tensors = {name: tensor[:vocab_size] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
+                   for name, tensor in self.tensors.items()}
+        return replace(self, config=replace(self.config, vocab_size=vocab_size), tensors=tensors)
 
     def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
         """A float32 model with exactly these weights.
@@ -57,15 +61,13 @@ class Weights:
         except RuntimeError as error:
             details = " ".join(str(error).split("\n\t", 1)[-1].split())
             raise UserError(f"{self.path}: {details[:300]}") from error
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
         return model
 
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
     return Path(save_dir) / f"{name}_{config.hidden_size}{'_moe' if config.use_moe else ''}.pth"
-
-
-def sidecar_path(weights: Path) -> Path:
-    return weights.with_suffix(".json")
 
 
 def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,
@@ -105,60 +107,71 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
     """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 that the sidecar says.
 
     Raises:
-        UserError: if either cannot be read, or the tensors are not a MiniMind model's.
+        UserError: if either cannot be read, they contradict each other, or the tensors are not a MiniMind model's.
     """
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a weights file that can be read ({_first_line(error)})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: expected a state dict (names and tensors)")
-    sidecar = _read_sidecar(sidecar_path(path))
-    if sidecar is not None:
+    tensors, notices = read_tensors(path)
+    shapes = config_from_shapes(tensors, path)
+    described_by = sidecar_path(path)
+    sidecar = read_sidecar(described_by)
+    if sidecar is None:
+        config = shapes
+        notices.append(
+            f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
+            f"{config.num_attention_heads}/{config.num_key_value_heads} heads, vocabulary {config.vocab_size}; for "
+            f"the rest MiniMind-3's defaults are taken: rope_theta {config.rope_theta:g}"
+            + (f", {config.num_experts_per_tok} expert per token, weights normalised" if config.use_moe else ""))
+    else:
         if check_sum and sidecar.get("sha256") not in (None, sha256_of_file(path)):
-            raise UserError(f"{path} is not the file that {sidecar_path(path)} describes (sha256): a training that was "
+            raise UserError(f"{path} is not the file that {described_by} describes (sha256): a training that was "
                             "killed between writing the two writes them again with --from_resume 1; if the weights "
                             "were changed on purpose, take the sha256 line out")
-        config = ModelConfig.from_dict(sidecar["model"], str(sidecar_path(path)))
-    else:
-        config = config_from_shapes(tensors, path)
-        print(f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
-              f"{config.num_attention_heads}/{config.num_key_value_heads} heads, vocabulary {config.vocab_size}; for "
-              f"the rest MiniMind-3's defaults are taken: rope_theta {config.rope_theta:g}"
-              + (f", {config.num_experts_per_tok} expert per token, weights normalised" if config.use_moe else ""))
-    return Weights(path, config, tensors, sidecar)
+        config = model_config(sidecar, described_by)
+        for name in _fields_in_shapes(shapes):
+            if getattr(config, name) != getattr(shapes, name):
+                raise UserError(f"{described_by}: model.{name}: is {getattr(config, name)}, but the tensors in {path} "
+                                f"have {getattr(shapes, name)}")
+    return Weights(path, config, tensors, sidecar, tuple(notices))
 
 
 def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelConfig:
-    """What the shapes of a MiniMind-3 state dict say; all else is MiniMind-3's default.
+    """Reads a configuration off the shapes of a MiniMind-3 state dict; all else is MiniMind-3's default.
 
     Raises:
-        UserError: if a tensor that every MiniMind-3 model has is missing.
+        UserError: if a tensor that every MiniMind-3 model has is missing, or has no shape of one.
     """
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, dimensions: int = 2) -> torch.Size:
         if name not in tensors:
             raise UserError(f"{path}: not a MiniMind-3 state dict: it has no {name}")
+        if tensors[name].dim() != dimensions:
+            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found {list(tensors[name].shape)}")
         return tensors[name].shape
 
     first = "model.layers.0."
     vocab_size, hidden_size = shape("model.embed_tokens.weight")
-    head_dim = shape(first + "self_attn.q_norm.weight")[0]
+    head_dim = shape(first + "self_attn.q_norm.weight", 1)[0]
     layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     use_moe = first + "mlp.gate.weight" in tensors
     experts = shape(first + "mlp.gate.weight")[0] if use_moe else ModelConfig.num_experts
     width = shape(first + ("mlp.experts.0." if use_moe else "mlp.") + "gate_proj.weight")[0]
     lm_head = tensors.get("lm_head.weight")
-    return ModelConfig(
-        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=len(layers), head_dim=head_dim,
-        num_attention_heads=shape(first + "self_attn.q_proj.weight")[0] // head_dim,
-        num_key_value_heads=shape(first + "self_attn.k_proj.weight")[0] // head_dim,
-        intermediate_size=width, use_moe=use_moe, num_experts=experts, moe_intermediate_size=width,
-        tie_word_embeddings=lm_head is None or torch.equal(lm_head, tensors["model.embed_tokens.weight"]),
-        norm_topk_prob=True,
-    )
+    try:
+        return ModelConfig(
+            vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=len(layers), head_dim=head_dim,
+            num_attention_heads=shape(first + "self_attn.q_proj.weight")[0] // head_dim,
+            num_key_value_heads=shape(first + "self_attn.k_proj.weight")[0] // head_dim,
+            intermediate_size=width, use_moe=use_moe, num_experts=experts, moe_intermediate_size=width,
+            tie_word_embeddings=lm_head is None or torch.equal(lm_head, tensors["model.embed_tokens.weight"]),
+            norm_topk_prob=True,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: its shapes are no model's: {error}") from error
+
+
+def _fields_in_shapes(shapes: ModelConfig) -> tuple[str, ...]:
+    """The fields that shapes decide, so that a sidecar with another value is wrong."""
+    width = ("num_experts", "moe_intermediate_size") if shapes.use_moe else ("intermediate_size",)
+    return ("vocab_size", "hidden_size", "num_hidden_layers", "use_moe", "head_dim", "num_attention_heads",
+            "num_key_value_heads", *width)
 
 
 def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
@@ -187,7 +200,7 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
     try:
         write_together({path: save, sidecar_path(path): save_sidecar})
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has no class of its own for a full disk
-        raise UserError(f"{path}: cannot be written ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def finish_writing(path: Path) -> None:
@@ -206,18 +219,6 @@ def _says_sha256(sidecar: Path, sha256: str) -> bool:
         return False
 
 
-def _read_sidecar(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a sidecar that can be read ({_first_line(error)})") from error
-    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("model"), dict):
-        raise UserError(f"{path}: model: expected an object with the model's configuration")
-    return sidecar
-
-
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
 
@@ -230,7 +231,3 @@ def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int |
     made_by = f"; python trainer/{recipe}.py makes it" if recipe else ""
     return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{made_by}; "
             f"there is {', '.join(there) or 'nothing'}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,12 +15,15 @@ from minimind_sft.config import PRESETS, ModelConfig, TrainConfig
 from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
+from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.device import described_dtype, position_multiple
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable
+from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
+from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
 from minimind_sft.training.heap import keep_freed_memory
@@ -118,12 +121,10 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         # A training that goes on has its weights from the resume state; these may be its own, half written.
         weights = read_weights(path, check_sum=not goes_on(config))
         check_flags(config, weights.config, path)
-        if weights.config.vocab_size != run.tokenizer.vocab_size:
-            raise UserError(f"{path}: vocab_size is {weights.config.vocab_size}, the tokenizer "
-                            f"{shown(config.tokenizer_path)} has {run.tokenizer.vocab_size}")
-        weights.check("tokenizer", run.tokenizer.fingerprint)
-        if run.chat_template:
-            weights.check("chat_template", run.chat_template)
+        for notice in (*weights.notices, *check_tokenizer(weights, run.tokenizer, config.tokenizer_path)):
+            run.say(f"weights     {notice}")
+        if isinstance(run.rows, SFTRows):
+            check_template(weights, run.rows.template, config.chat_template, config.end_of_turn)
         model, origin = weights.build_model(config.dropout), shown(path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = model.config
@@ -291,7 +292,10 @@ def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None) -
         "stage": run.stage,
         "run": run_id,
         "tokenizer": run.tokenizer.fingerprint,
+        "tokenizer_facts": tokenizer_facts(run.tokenizer, config.tokenizer_path),
         "chat_template": run.chat_template,
+        "chat_template_facts": (template_facts(run.rows.template, config.chat_template)
+                                if isinstance(run.rows, SFTRows) else None),
         "training": {
             "command": command_line(),
             "from_weight": config.from_weight,

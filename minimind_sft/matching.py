@@ -1,0 +1,172 @@
+"""Do weights, tokenizer and chat template belong together? Sidecars record facts about both; here they are compared."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.config import REPOSITORY
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.template_marks import PROBE
+from minimind_sft.data.tokenizer import SPECIAL_NAMES, Tokenizer
+from minimind_sft.errors import UserError
+from minimind_sft.model.pretrained import Weights
+from minimind_sft.model.sidecar import sidecar_path
+
+BUNDLED = "bundled"
+OWN_TEMPLATE = "the tokenizer's own"
+FIRST_DIFFERENCES = 2
+MAX_ADDED = 100
+"""How many of the added tokens a sidecar lists."""
+
+
+def load_tokenizer(choice: str | None) -> Tokenizer:
+    """The tokenizer that `--tokenizer_path` asks for: a folder, or `bundled` or None for the repository's own.
+
+    Raises:
+        UserError: as `Tokenizer.from_folder`.
+    """
+    return Tokenizer.from_folder(REPOSITORY / "model" if tokenizer_name(choice) == BUNDLED else choice)
+
+
+def tokenizer_name(choice: str | None) -> str:
+    """`bundled`, however the repository's own tokenizer was named; else the folder as it was typed."""
+    if choice in (None, BUNDLED) or Path(choice).resolve() == REPOSITORY / "model":
+        return BUNDLED
+    return choice
+
+
+def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
+    """What a sidecar says about the tokenizer besides its fingerprint, so that a mismatch can be put into words."""
+    size = tokenizer.vocab_size
+    return {"name": tokenizer_name(choice), "vocab_size": size,
+            **{name: tokenizer.special.get(name) for name in SPECIAL_NAMES},
+            "added_tokens": tokenizer.added_tokens[:MAX_ADDED],
+            "tokens": {str(index): tokenizer.id_to_token(index) for index in (size // 4, size // 2, size - 1)}}
+
+
+def template_facts(template: ChatTemplate, choice: str | None) -> dict[str, Any]:
+    """The same about the chat template; `choice` is `--chat_template`."""
+    return {"name": choice or OWN_TEMPLATE, "end_of_turn": template.end_of_turn, "example": template.render(PROBE)}
+
+
+def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) -> list[str]:
+    """Compares the tokenizer with the one that the weights were trained with; returns what the user should know.
+
+    Args:
+        choice: `--tokenizer_path`, None if it was not given.
+
+    Raises:
+        UserError: if it is another, if nobody says which it was, or if the embedding has too few rows.
+    """
+    sidecar = weights.sidecar or {}
+    fingerprint, rows = sidecar.get("tokenizer"), weights.config.vocab_size
+    if fingerprint is None and choice is None:
+        raise UserError(
+            f"{weights.path}: nothing says which tokenizer these weights were trained with "
+            f"({'its sidecar has no field tokenizer' if weights.sidecar else 'it has no sidecar'}): give "
+            "--tokenizer_path FOLDER (for weights of MiniMind's, the folder model/ of MiniMind), or --tokenizer_path "
+            f"{BUNDLED} for the one of this repository")
+    name = tokenizer_name(choice)
+    if fingerprint not in (None, tokenizer.fingerprint):
+        facts = sidecar.get("tokenizer_facts") or {"vocab_size": rows}
+        was = _recorded(facts, sidecar, "--tokenizer_path", BUNDLED)
+        there = {None: "another tokenizer", BUNDLED: "the bundled tokenizer"}.get(was, f"the tokenizer {was}")
+        here = "the bundled one" if name == BUNDLED else name
+        raise UserError(f"{sidecar_path(weights.path)}: the weights were trained with {there}, not with "
+                        f"{'this version of it' if was == name else here}: "
+                        f"{_differences(facts, tokenizer_facts(tokenizer, choice))}; "
+                        f"{_tokenizer_remedy(was, name)}")
+    if rows < tokenizer.vocab_size:
+        raise UserError(f"{weights.path}: the embedding has {rows:,} rows, but the tokenizer {name} has "
+                        f"{tokenizer.vocab_size:,} tokens: --tokenizer_path must name the one they were trained with")
+    if rows > tokenizer.vocab_size:
+        return [f"{weights.path}: the embedding has {rows:,} rows, the tokenizer {name} {tokenizer.vocab_size:,} "
+                "tokens; the rows beyond are taken for padding, and no answer contains them"]
+    return []
+
+
+def check_template(weights: Weights, template: ChatTemplate, choice: str | None, end_of_turn: str | None) -> None:
+    """Compares the chat template with the one that the weights were trained with.
+
+    Args:
+        choice, end_of_turn: `--chat_template` and `--end_of_turn`, None where not given.
+
+    Raises:
+        UserError: if it is another.
+    """
+    sidecar = weights.sidecar or {}
+    if sidecar.get("chat_template") in (None, template.fingerprint):
+        return
+    facts = sidecar.get("chat_template_facts") or {}
+    was, now = _recorded(facts, sidecar, "--chat_template", OWN_TEMPLATE), choice or OWN_TEMPLATE
+    there = {None: "another chat template", OWN_TEMPLATE: "the tokenizer's own chat template"}.get(
+        was, f"--chat_template {was}")
+    raise UserError(f"{sidecar_path(weights.path)}: the weights were trained with {there}, not with "
+                    f"{'this version of it' if was == now else now}: "
+                    f"{_differences(facts, template_facts(template, choice))}; "
+                    f"{_template_remedy(was, now, _flag_in_command(sidecar, '--end_of_turn', None), end_of_turn)}")
+
+
+def _tokenizer_remedy(was: str | None, now: str) -> str:
+    if was is None or was == now:
+        return "--tokenizer_path must name the folder that they were trained with, as it was then"
+    return "leave out --tokenizer_path" if was == BUNDLED else f"give --tokenizer_path {shlex.quote(was)}"
+
+
+def _template_remedy(was: str | None, now: str, was_end: str | None, now_end: str | None) -> str:
+    leave, give = [], []
+    if was not in (None, now):
+        (leave if was == OWN_TEMPLATE else give).append(("--chat_template", was))
+    if was_end != now_end:
+        (give if was_end else leave).append(("--end_of_turn", was_end))
+    steps = ["give " + " and ".join(f"{flag} {shlex.quote(value)}" for flag, value in give)] if give else []
+    steps += ["leave out " + " and ".join(flag for flag, _ in leave)] if leave else []
+    return ", ".join(steps) or "--chat_template must name the template that they were trained with, as it was then"
+
+
+def _recorded(facts: dict[str, Any], sidecar: dict[str, Any], flag: str, default: str) -> str | None:
+    """The name of what was used: as the facts say, else as the command does that made the weights; None if neither."""
+    return facts["name"] if isinstance(facts.get("name"), str) else _flag_in_command(sidecar, flag, default)
+
+
+def _flag_in_command(sidecar: dict[str, Any], flag: str, default: str | None) -> str | None:
+    command = (sidecar.get("training") or {}).get("command")
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:
+        words = []
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return default if words else None
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first facts that differ, in words."""
+    found = []
+    for name, now in here.items():
+        was = there.get(name, now)
+        if name == "name" or was == now:
+            continue
+        if name == "tokens" and isinstance(was, dict):
+            index = next((index for index in now if was.get(index) != now[index]), None)
+            if index is not None and there.get("vocab_size") == here["vocab_size"]:
+                found.append(f"token {index} was {_short(was.get(index))}, here it is {_short(now[index])}")
+        elif name == "added_tokens" and isinstance(was, list):
+            gone, new = ([token for token in one if token not in other] for one, other in ((was, now), (now, was)))
+            found += [f"the added token {_short(tokens[0])} is only {where}"
+                      for tokens, where in ((gone, "there"), (new, "here")) if tokens]
+        elif name == "example" and isinstance(was, str):
+            at = next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
+            start = max(at - 20, 0)
+            found.append(f"a question and its answer were ...{was[start:at + 20]!r}, here they are "
+                         f"...{now[start:at + 20]!r}")
+        else:
+            found.append(f"{name} was {_short(was)}, here it is {_short(now)}")
+    return ", ".join(found[:FIRST_DIFFERENCES]) or "they differ in what the sidecar does not spell out"
+
+
+def _short(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else f"{value!r:.40}"

@@ -1,0 +1,107 @@
+"""The sidecar of a weights file: a JSON object that says what the weights are.
+
+`out/full_sft_512.json` describes `out/full_sft_512.pth`. It holds the model's configuration (`model`), the SHA-256 of
+the weights file, the fingerprints of the tokenizer and chat template that the weights were trained with, some readable
+facts about both, and how the training went.
+"""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from minimind_sft.config import ModelConfig, YarnScaling
+from minimind_sft.errors import UserError
+from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.model.weights_file import first_line
+
+OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
+                "chat_template_facts": dict, "training": dict}
+"""The type of each field that something reads, besides `model`; each may be missing or null."""
+
+MAX_SIZE = 10**9
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object",
+         YarnScaling: "an object"}
+
+
+def sidecar_path(weights: Path) -> Path:
+    return weights.with_suffix(".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """Reads the sidecar at `path`; None where there is none.
+
+    Raises:
+        UserError: naming the file, and the field if one is not what it should be.
+    """
+    if not path.exists():
+        return None
+    refuse_lfs_pointer(path)
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: not a sidecar that can be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a sidecar that can be read ({first_line(error)})") from error
+    if not isinstance(sidecar, dict):
+        raise UserError(f"{path}: expected a JSON object with the field model, found {_shown(sidecar)}")
+    if not isinstance(sidecar.get("model"), dict):
+        raise UserError(f"{path}: model: expected an object with the model's configuration, "
+                        f"found {_shown(sidecar['model']) if 'model' in sidecar else 'no such field'}")
+    for name, kind in OTHER_FIELDS.items():
+        if not isinstance(sidecar.get(name), kind | None):
+            raise UserError(f"{path}: {name}: expected {KINDS[kind]}, found {_shown(sidecar[name])}")
+    return sidecar
+
+
+def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
+    """The model's configuration, as `dataclasses.asdict` wrote it into the sidecar at `path`.
+
+    Raises:
+        UserError: naming the file and the field that is missing, unknown, or not of its type.
+    """
+    values = _checked(ModelConfig, sidecar["model"], f"{path}: model")
+    if values["rope_scaling"] is not None:
+        place = f"{path}: model.rope_scaling"
+        scaling = _checked(YarnScaling, values["rope_scaling"], place)
+        for name, value in scaling.items():
+            if value <= 0:
+                raise UserError(f"{place}.{name}: expected a number above 0, found {value}")
+        values["rope_scaling"] = YarnScaling(**scaling)
+    try:
+        return ModelConfig(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str, Any]:
+    """The values, after each field of the dataclass was found there with a value of its type."""
+    known = {field.name: field for field in fields(config_class)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"{place}.{name}: unknown field (written by a later version, or misspelled)")
+    for name, field in known.items():
+        if name not in values:
+            raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")
+        kinds = get_args(field.type) or (field.type,)
+        if not any(_is(values[name], kind) for kind in kinds):
+            raise UserError(f"{place}.{name}: expected {KINDS[kinds[0]]}, found {_shown(values[name])}")
+    return dict(values)
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is int:
+        return type(value) is int and abs(value) <= MAX_SIZE
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= MAX_SIZE and math.isfinite(value)
+    if kind is YarnScaling:
+        return isinstance(value, dict)
+    return type(value) is kind
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}..."

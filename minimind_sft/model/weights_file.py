@@ -1,0 +1,156 @@
+"""Tensors out of a weights file, whoever wrote it.
+
+A file is a plain state dict of PyTorch's or safetensors, of this project or of MiniMind. Some hold the same under other
+names (`torch.compile` and DistributedDataParallel put a prefix before each) or one level down (MiniMind's
+`*_resume.pth`); these are read too, with a notice. Loading runs no code: `weights_only=True`, or safetensors.
+"""
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import refuse_lfs_pointer
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+"""Where checkpoints that hold more than weights keep them."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# DistributedDataParallel writes `module.` first; torch.compile writes `_orig_mod.` before whatever was compiled.
+PREFIX = re.compile(r"^(?:_orig_mod\.)*(?:module\.)+|(?:^|(?<=\.))_orig_mod\.")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Reads the state dict at `path`; the second value is what the user should know about how it was read.
+
+    Raises:
+        UserError: if the file cannot be read, or is not a state dict of finite floating-point tensors.
+    """
+    content, notices = _load(path)
+    content = _unwrapped(content, path, notices)
+    content = _without_prefixes(content, path, notices)
+    for name, tensor in content.items():
+        if problem := _problem(tensor):
+            raise UserError(f"{path}: {name}: {problem}")
+    return content, notices
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _load(path: Path) -> tuple[Any, list[str]]:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, expected a weights file (.pth or .safetensors)")
+    refuse_lfs_pointer(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise UserError(f"{path}: not a weights file that can be read (the file is empty)")
+    if start.startswith(b"GGUF"):
+        raise UserError(f"{path}: a GGUF file, expected a state dict (.pth or .safetensors)")
+    named, found = path.suffix == ".safetensors", _is_safetensors(start, path)
+    notices = []
+    if named != found:
+        kinds = {True: "safetensors", False: "PyTorch's format"}
+        notices.append(f"{path} holds {kinds[found]}, not {kinds[named]} as its name says; it was read as such")
+    try:
+        return (load_file(path) if found else _load_pytorch(path)), notices
+    except pickle.UnpicklingError as error:
+        raise UserError(_pickled_objects(path, error)) from error
+    except Exception as error:  # torch.load meets damaged bytes with KeyError, struct.error, and whatever else
+        reason = first_line(error)
+        if "weights_only" in reason:  # torch's advice is to run the code in the file
+            reason = "it is not tensors alone, or written by a very old PyTorch"
+        raise UserError(f"{path}: not a weights file that can be read ({reason})") from error
+
+
+def _load_pytorch(path: Path) -> Any:
+    # A file and not its path: newer versions of torch take a path that ends in .safetensors for that format.
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # our one line says what is wrong
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_safetensors(start: bytes, path: Path) -> bool:
+    """Decides by the first bytes: a JSON header after its length, or a zip archive or pickle, else by the name."""
+    if start[8:] == b"{":
+        return True
+    return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80\x02"))
+
+
+def _pickled_objects(path: Path, error: pickle.UnpicklingError) -> str:
+    """The message for a file with Python objects in it; torch's own one advises to run the code in there."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return f"{path}: not a weights file that can be read (damaged, or not written by torch.save)"
+    return (f"{path}: holds a Python object ({named[1]}), not only tensors, and reading it would run its code: where "
+            "it was made, save model.state_dict() instead of the model")
+
+
+def _unwrapped(content: Any, path: Path, notices: list[str]) -> dict[str, Any]:
+    """The state dict itself, out of a checkpoint that holds more."""
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a state dict (names and tensors), found {_kind(content)}")
+    for key in WRAPPERS:
+        inner = content.get(key)
+        if isinstance(inner, dict) and any(isinstance(value, torch.Tensor) for value in inner.values()):
+            where = ", ".join(f"{name} {content[name]}" for name in ("epoch", "step")
+                              if type(content.get(name)) is int)
+            notices.append(f"{path} is a checkpoint{where and f' ({where})'}; its weights ({key}) are used, nothing "
+                           "else of it")
+            content = inner
+            break
+    if not content:
+        raise UserError(f"{path}: expected a state dict (names and tensors), found an empty one")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: expected a state dict (names and tensors), found {_kind(value)} at {name!r}")
+    return content
+
+
+def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: list[str]) -> dict[str, torch.Tensor]:
+    plain, found = {}, set()
+    for name, tensor in tensors.items():
+        short = PREFIX.sub("", name)
+        if short in plain:
+            raise UserError(f"{path}: holds {short} twice, once as {name}")
+        plain[short] = tensor
+        if short != name:
+            found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}
+    if found:
+        notices.append(f"{path}: the prefix {' and '.join(sorted(found))} was taken off the tensors' names")
+    return plain
+
+
+def _problem(tensor: torch.Tensor) -> str | None:
+    """Why a tensor cannot be a weight, or None."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        hint = "" if tensor.dtype.is_complex else "; quantized weights cannot be used"
+        return f"is {dtype}{'' if tensor.layout == torch.strided else ' and sparse'}, expected float16, bfloat16 or " \
+               f"float32{hint}"
+    if tensor.dim() == 0:
+        return "is a single number, expected a vector or a matrix"
+    if tensor.numel() == 0:
+        return f"is empty (shape {list(tensor.shape)})"
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote it diverged, use "
+                "weights from before that")
+    return None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "a tensor"
+    return f"{value!r:.40}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

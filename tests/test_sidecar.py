@@ -1,0 +1,129 @@
+"""Sidecars: whatever stands in one, the answer is a configuration or one line with file and field."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from tiny import TINY, TINY_MOE
+
+from minimind_sft.config import YarnScaling
+from minimind_sft.errors import UserError
+from minimind_sft.model.sidecar import model_config, read_sidecar
+
+MODEL = asdict(TINY)
+YARN = asdict(YarnScaling())
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as error:
+        model_config(read_sidecar(path), path)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith(str(path))
+    return message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4))])
+def test_a_configuration_comes_back(tmp_path, config):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": asdict(config)}))
+    assert model_config(read_sidecar(path), path) == config
+
+
+def test_no_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
+    path = tmp_path / "a.json"
+    assert read_sidecar(path) is None
+    path.write_text("\ufeff" + json.dumps({"model": MODEL}), encoding="utf-8")
+    assert model_config(read_sidecar(path), path) == TINY
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", ": not a sidecar that can be read (Expecting value: line 1 column 1 (char 0))"),
+    ("{", ": not a sidecar that can be read (Expecting property name"),
+    ("[" * 100000, ": not a sidecar that can be read ("),
+    ('{"model": ' + "9" * 5000 + "}", ": not a sidecar that can be read ("),
+    ("\udcff", ": not a sidecar that can be read ("),
+    ("[]", ": expected a JSON object with the field model, found a list"),
+    ("null", ": expected a JSON object with the field model, found null"),
+    ("{}", ": model: expected an object with the model's configuration, found no such field"),
+    ('{"model": 3}', ": model: expected an object with the model's configuration, found 3"),
+    ("version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
+])
+def test_a_file_that_is_no_sidecar(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert refused(path).startswith(message)
+
+
+def test_a_folder_in_the_place_of_a_sidecar(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    assert refused(tmp_path / "a.json").startswith(": not a sidecar that can be read (")
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("hidden_size", "16", 'expected a whole number, found "16"'),
+    ("hidden_size", 16.0, "expected a whole number, found 16.0"),
+    ("hidden_size", None, "expected a whole number, found null"),
+    ("hidden_size", True, "expected a whole number, found true"),
+    ("num_hidden_layers", [2], "expected a whole number, found a list"),
+    ("num_hidden_layers", 10**12, "expected a whole number, found 1000000000000"),
+    ("rope_theta", float("nan"), "expected a number, found NaN"),
+    ("rope_theta", float("inf"), "expected a number, found Infinity"),
+    ("rms_norm_eps", "1e-6", 'expected a number, found "1e-6"'),
+    ("use_moe", 1, "expected true or false, found 1"),
+    ("tie_word_embeddings", "yes", 'expected true or false, found "yes"'),
+    ("aux_loss_scope", 1, "expected a string, found 1"),
+    ("rope_scaling", 4.0, "expected an object, found 4.0"),
+    ("vocab", 64, "unknown field (written by a later version, or misspelled)"),
+])
+def test_a_field_of_the_model_that_is_wrong_is_named(tmp_path, field, value, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": {**MODEL, field: value}}))
+    assert refused(path) == f": model.{field}: {message}"
+
+
+@pytest.mark.parametrize("field", MODEL)
+def test_a_field_of_the_model_that_is_missing_is_named(tmp_path, field):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": {name: value for name, value in MODEL.items() if name != field}}))
+    assert refused(path) == f": model.{field}: missing; a sidecar has every field of the configuration"
+
+
+@pytest.mark.parametrize(("scaling", "message"), [
+    ({**YARN, "factor": 0}, ".factor: expected a number above 0, found 0"),
+    ({**YARN, "beta_fast": None}, ".beta_fast: expected a number, found null"),
+    ({**YARN, "type": "yarn"}, ".type: unknown field (written by a later version, or misspelled)"),
+    ({}, ".factor: missing; a sidecar has every field of the configuration"),
+])
+def test_a_field_of_rope_scaling_that_is_wrong_is_named(tmp_path, scaling, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": {**MODEL, "rope_scaling": scaling}}))
+    assert refused(path) == f": model.rope_scaling{message}"
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("num_attention_heads", 3, "model configuration: head"),
+    ("num_hidden_layers", 0, "model configuration: num_hidden_layers is 0, expected at least 1"),
+    ("rope_theta", -1, "model configuration: rope_theta is -1, expected more than 1"),
+    ("rms_norm_eps", -1e-6, "model configuration: rms_norm_eps is -1e-06, expected at least 0"),
+    ("dropout", 2.0, "model configuration: dropout is 2.0, expected 0 <= dropout < 1"),
+])
+def test_a_contradictory_model_names_the_file(tmp_path, field, value, message):
+    path = tmp_path / "a.json"
+    odd = {"head_dim": 7} if "head" in message else {}
+    path.write_text(json.dumps({"model": {**MODEL, field: value, **odd}}))
+    assert refused(path).startswith(f": {message}")
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("sha256", 3, "expected a string, found 3"),
+    ("stage", ["full_sft"], "expected a string, found a list"),
+    ("tokenizer", {"sha256": "x"}, "expected a string, found an object"),
+    ("chat_template", False, "expected a string, found false"),
+    ("tokenizer_facts", "x", 'expected an object, found "x"'),
+    ("chat_template_facts", [], "expected an object, found a list"),
+    ("training", "yesterday", 'expected an object, found "yesterday"'),
+])
+def test_other_fields_that_are_wrong_are_named(tmp_path, field, value, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": MODEL, field: value}))
+    assert refused(path) == f": {field}: {message}"
