@@ -25,7 +25,7 @@ from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text, score, score_table
 from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
-from minimind_sft.matching import check_template, check_tokenizer, load_tokenizer
+from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 
 
@@ -73,7 +73,9 @@ def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, te
         has = int(getattr(weights.config, name))
         if getattr(config, name) not in (None, has):
             raise UserError(f"--{name} is {getattr(config, name)}, but {weights.path} has {name} {has}")
-    notices = check_tokenizer(weights, tokenizer, config.tokenizer_path)
+    # MiniMind's `--load_from model` means its own tokenizer, in the folder that here has the bundled one.
+    is_ours = config.load_from is not None and tokenizer_name(config.load_from) == BUNDLED
+    notices = check_tokenizer(weights, tokenizer, None if is_ours else config.tokenizer_path)
     check_template(weights, template, config.chat_template, config.end_of_turn)
     return notices
 

@@ -79,10 +79,15 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) 
     if rows < tokenizer.vocab_size:
         raise UserError(f"{weights.path}: the embedding has {rows:,} rows, but the tokenizer {name} has "
                         f"{tokenizer.vocab_size:,} tokens: --tokenizer_path must name the one they were trained with")
+    notices = []
+    if fingerprint is None:
+        hint = "; MiniMind's own weights need MiniMind's, which is another" if name == BUNDLED else ""
+        notices.append(f"{weights.path}: the tokenizer is taken to be {name}, as --tokenizer_path says{hint}")
     if rows > tokenizer.vocab_size:
-        return [f"{weights.path}: the embedding has {rows:,} rows, the tokenizer {name} {tokenizer.vocab_size:,} "
-                "tokens; the rows beyond are taken for padding, and no answer contains them"]
-    return []
+        notices.append(f"{weights.path}: the embedding has {rows:,} rows, the tokenizer {name} "
+                       f"{tokenizer.vocab_size:,} tokens; the rows beyond are taken for padding, and no answer "
+                       "contains them")
+    return notices
 
 
 def check_template(weights: Weights, template: ChatTemplate, choice: str | None, end_of_turn: str | None) -> None:

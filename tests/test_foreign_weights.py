@@ -37,6 +37,9 @@ def test_weights_of_minimind_s_need_their_tokenizer_named(from_minimind, sft_dat
         for choice in (tokenizer, "bundled", "model", REPOSITORY / "model"):
             assert "has no sidecar; its shapes say 32 x 2 layers" in succeed(*command, "--tokenizer_path", choice)
 
+    assert "nothing says which tokenizer" in refuse(*commands[1], "--load_from", "model")
+    succeed(*commands[1], "--load_from", tokenizer)
+
     succeed(*commands[0], "--tokenizer_path", tokenizer)
     line = refuse(CHAT, "--save_dir", tmp_path, "--prompt", "x")
     assert re.search(r"full_sft_32\.json: the weights were trained with the tokenizer .*/minimind, not with the "

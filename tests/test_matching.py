@@ -62,8 +62,11 @@ def test_nothing_says_which_tokenizer(sidecar, reason):
         f"w.pth: nothing says which tokenizer these weights were trained with ({reason}): give --tokenizer_path FOLDER "
         "(for weights of MiniMind's, the folder model/ of MiniMind), or --tokenizer_path bundled for the one of this "
         "repository")
-    for named in ("bundled", "anything"):
-        assert check_tokenizer(weights(sidecar), BUNDLED, named) == []
+    assert check_tokenizer(weights(sidecar), BUNDLED, "mine") == [
+        "w.pth: the tokenizer is taken to be mine, as --tokenizer_path says"]
+    assert check_tokenizer(weights(sidecar), BUNDLED, "bundled") == [
+        "w.pth: the tokenizer is taken to be bundled, as --tokenizer_path says; MiniMind's own weights need "
+        "MiniMind's, which is another"]
 
 
 def test_the_same_tokenizer_is_fine_and_needs_no_flag():
