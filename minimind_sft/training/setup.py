@@ -23,7 +23,6 @@ from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
-from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
 from minimind_sft.training.heap import keep_freed_memory
