@@ -88,6 +88,11 @@ def test_objects_over_several_lines_stand_where_they_begin(tmp_path):
     assert places(file) == ["1", "3", "5", "6", "10", "10 (row 6)"]
 
 
+def test_files_with_marks_that_were_joined(tmp_path):
+    file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n{"a": 3}\n')
+    assert rows_or_errors(file) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
 def test_a_single_object_over_several_lines(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.json", json.dumps(ROWS[0], indent=2).encode())) == [ROWS[0]]
     assert rows_or_errors(write(tmp_path / "a.jsonl", b"{\n}")) == [{}]
@@ -192,10 +197,11 @@ def test_what_follows_wrapped_rows_is_checked(tmp_path, rest, said):
     assert rows_or_errors(file) == [{"text": "a"}, said]
 
 
-def test_an_object_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_objects, "MAX_ROW_BYTES", 2**16)
+@pytest.mark.parametrize("limit", ["MAX_ROW_BYTES", "MAX_ROW_LINES"])
+def test_an_object_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(json_objects, limit, 1000)
     text = b'{\n "a": [\n' + b"  1,\n" * 100_000
-    with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most 0 MiB in a row, found no end of it"):
+    with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most .* in a row, found no end of it"):
         rows_or_errors(write(tmp_path / "a.jsonl", b'{"a": 1}\n\n' + text))
     torn = b'{"a": [{"b": 1},\n' + b'{"a": [{"b": 1}]}\n' * 5000
     found = rows_or_errors(write(tmp_path / "a.jsonl", torn))

@@ -68,6 +68,9 @@ PAGE = "the content is a web page; download the file itself (a page that shows a
     ("a.jsonl", b"\n<!DOCTYPE html>\n<html>", PAGE),
     ("a.parquet", b"<html lang='en'>", PAGE),
     ("a.json.gz", gzip.compress(b"\xef\xbb\xbf<!doctype HTML>"), PAGE),
+    ("a.txt", b'{"id": 1, "messages": []}\n', "the content is rows in JSON; rename the file, .txt to .jsonl"),
+    ("a.csv", b'\xef\xbb\xbf[\n {"text": "a"}]', "the content is rows in JSON; rename the file, .csv to .jsonl"),
+    ("a.txt.gz", gzip.compress(b'{"text": "a"}'), "the content is rows in JSON; rename the file, .txt to .jsonl"),
     ("a.txt", b"%PDF-1.7\n", "the content is a PDF document; save its text"),
 ])
 def test_other_kinds_of_file(tmp_path, name, content, message):
@@ -140,7 +143,7 @@ def test_one_line_in_gb18030_among_others_is_a_bad_row(tmp_path):
 
 
 def test_utf_8_of_any_language_is_read(tmp_path):
-    texts = ["你好", "\ufeff中", "안녕", "é" * 2**19 + "x", "x" * (2**20 - 1) + "é", "<p>html</p>", "a\0b"]
+    texts = ["你好", "\ufeff中", "안녕", "é" * 2**19 + "x", "x" * (2**20 - 1) + "é", "<p>html</p>", "a\0b", '{"a": 1}', "[1]"]
     for text in texts:
         found = rows_or_errors(write(tmp_path / "a.txt", text.encode()))
         assert found == [{"text": text.removeprefix("\ufeff")}]

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow
+from minimind_sft.data.lines import BYTE_ORDER_MARK, MAX_ROW_BYTES, RawRow
 from minimind_sft.errors import UserError
 
+MAX_ROW_LINES = 100_000
+"""Of one row; each line costs memory of its own."""
 BETWEEN = b", \t\r\n"
 """What may stand between two objects: a list without its brackets is clear enough."""
 ENDS = (b"}\n", b"}\r\n", b"}")
@@ -106,7 +108,7 @@ class _ObjectCutter:
         place, text = raw
         while True:
             if not self._pieces:
-                text = text.lstrip(BETWEEN)
+                text = text.lstrip(BETWEEN).removeprefix(BYTE_ORDER_MARK)  # files with marks may have been joined
             if not text.strip():
                 return
             if not self._pieces and not text.startswith(b"{"):
@@ -122,7 +124,7 @@ class _ObjectCutter:
                 return
             self._keep(RawRow(place, text[:end]))
             if end is None:
-                if self._size > MAX_ROW_BYTES:
+                if self._size > MAX_ROW_BYTES or len(self._pieces) > MAX_ROW_LINES:
                     yield from self._give_up_too_long()
                 return
             yield from self._whole()
@@ -162,8 +164,8 @@ class _ObjectCutter:
 
     def _give_up_too_long(self) -> Iterator[RawRow]:
         if not any(_looks_whole(piece.content) for piece in self._pieces):
-            raise UserError(f"{self._pieces[0].place}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row, found "
-                            "no end of it")
+            raise UserError(f"{self._pieces[0].place}: expected at most {MAX_ROW_BYTES // 2**20} MiB and "
+                            f"{MAX_ROW_LINES:,} lines in a row, found no end of it")
         yield from self.give_up()
 
     def _no_object(self, place: str, text: bytes) -> Iterator[RawRow]:

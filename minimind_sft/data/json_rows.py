@@ -96,6 +96,15 @@ def _members(text: str, position: int) -> Iterator[tuple[str, int]]:
         position = comma.end()
 
 
+def holds_rows(start: bytes) -> bool:
+    """Whether the beginning of a file is JSON with a row in it, whatever the file's name says."""
+    text = start.removeprefix(BYTE_ORDER_MARK).lstrip(b"[ \t\r\n").decode("latin-1")
+    try:
+        return text.startswith("{") and any(name in ROW_FIELDS for name, _ in _members(text, 1))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _begins_with_conversation(text: str, position: int) -> bool:
     row, _ = _DECODER.raw_decode(text, position)
     return not ROW_FIELDS.isdisjoint(row.keys() - {"text"})

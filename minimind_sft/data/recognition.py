@@ -7,6 +7,7 @@ from codecs import getincrementaldecoder
 from pathlib import Path
 
 from minimind_sft.data.compression import NAMES, start_of
+from minimind_sft.data.json_rows import holds_rows
 from minimind_sft.errors import UserError
 from minimind_sft.files import refuse_lfs_pointer
 
@@ -47,11 +48,15 @@ def refuse_foreign(path: Path) -> None:
             _refuse_signature(path, file.read(1024))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if path.suffix.lower() in (".parquet", ".arrow"):
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".arrow"):
         return
     start = start_of(path, START_BYTES)
-    if path.suffix.lower() in NAMES:
+    if suffix in NAMES:
         _refuse_signature(path, start[:1024])
+        suffix = Path(path.stem).suffix.lower()
+    if suffix in (".txt", ".csv", ".tsv") and holds_rows(start):
+        raise UserError(f"{path}: the content is rows in JSON; rename the file, {suffix} to .jsonl")
     encoding = _encoding(start)
     if encoding:
         raise UserError(f"{path}: expected UTF-8, found {encoding} by the look of it; this converts the file: "
@@ -72,7 +77,7 @@ def _encoding(start: bytes) -> str:
         return "UTF-16"
     even, odd = (start[side:2000:2].count(0) for side in (0, 1))
     if max(even, odd) > max(len(start[:2000]) // 10, 3, 4 * min(even, odd)):
-        return "UTF-16LE" if odd else "UTF-16BE"
+        return "UTF-16LE" if odd > even else "UTF-16BE"
     if _is_utf8(start):
         return ""
     lines = [line for line in start.splitlines() if not line.isascii()]

@@ -91,4 +91,3 @@ def _check_text(cells: list[str], place: str) -> None:
         except UnicodeEncodeError as error:
             byte = ord(error.object[error.start]) - 0xDC00
             raise UserError(f"{place}: not valid UTF-8: column {number} has the byte 0x{byte:02x}") from error
-
