@@ -143,7 +143,8 @@ def test_one_line_in_gb18030_among_others_is_a_bad_row(tmp_path):
 
 
 def test_utf_8_of_any_language_is_read(tmp_path):
-    texts = ["你好", "\ufeff中", "안녕", "é" * 2**19 + "x", "x" * (2**20 - 1) + "é", "<p>html</p>", "a\0b", '{"a": 1}', "[1]"]
+    texts = ["你好", "\ufeff中", "안녕", "é" * 2**19 + "x", "x" * (2**20 - 1) + "é", "<p>html</p>", "a\0b",
+             '{"a": 1}', "[1]"]
     for text in texts:
         found = rows_or_errors(write(tmp_path / "a.txt", text.encode()))
         assert found == [{"text": text.removeprefix("\ufeff")}]
