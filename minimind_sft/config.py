@@ -344,9 +344,13 @@ class ChatConfig:
     dtype: str = setting("float32", "precision of the weights while answering", DTYPES)
 
     def __post_init__(self):
-        if self.load_from and self.tokenizer_path == ChatConfig.tokenizer_path:
+        # MiniMind's README says `--load_from ./model`. Here that folder holds the bundled tokenizer: whoever pastes the
+        # line does not claim that MiniMind's weights were trained with it.
+        names_another = self.load_from and Path(self.load_from).resolve() != REPOSITORY / "model"
+        if names_another and self.tokenizer_path == ChatConfig.tokenizer_path:
             object.__setattr__(self, "tokenizer_path", self.load_from)
 
     def problems(self) -> list[str]:
         """As `TrainConfig.problems`."""
-        return load_from_problems(self.load_from, self.tokenizer_path) + lora_problems(self.lora_weight)
+        other = None if self.tokenizer_path in (ChatConfig.tokenizer_path, self.load_from) else self.tokenizer_path
+        return load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)

@@ -88,13 +88,14 @@ def explanation(name: str, flags: Collection[str]) -> str:
     return f"did you mean --{likely[0]}?" if likely else ""
 
 
-def load_from_problems(load_from: str | None, tokenizer_path: str) -> list[str]:
+def load_from_problems(load_from: str | None, other: str | None) -> list[str]:
     """Lists what is wrong with `--load_from`: in MiniMind it is the tokenizer's folder beside its own .pth weights, and
-    otherwise a folder in transformers' format with weights of its own."""
+    otherwise a folder in transformers' format with weights of its own; `other`: what `--tokenizer_path` says instead.
+    """
     if not load_from:
         return []
-    if tokenizer_path != load_from:
-        return [f"--load_from {load_from} and --tokenizer_path {tokenizer_path} both name the tokenizer's folder: give "
+    if other:
+        return [f"--load_from {load_from} and --tokenizer_path {other} both name the tokenizer's folder: give "
                 "one of them"]
     folder = Path(load_from)
     if not folder.is_dir():

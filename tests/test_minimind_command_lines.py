@@ -81,7 +81,7 @@ def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
     assert getattr(config, "inference_rope_scaling", 0) == ("--inference_rope_scaling" in line)
     assert getattr(config, "from_resume", 0) == ("--from_resume 1" in line)
     if "--load_from" in line:
-        assert Path(config.tokenizer_path).resolve() == REPOSITORY / "model"
+        assert config.tokenizer_path == ChatConfig.tokenizer_path
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -131,6 +131,11 @@ def test_a_folder_that_load_from_cannot_use(argv, message, tmp_path, monkeypatch
     with pytest.raises(UserError, match="load_from") as error:
         parse(f"eval_llm.py {argv}")
     assert message in str(error.value)
+
+
+def test_load_from_names_the_tokenizer(tmp_path):
+    assert parse(f"eval_llm.py --load_from {tmp_path}").tokenizer_path == str(tmp_path)
+    assert parse(f"eval_llm.py --load_from {tmp_path} --tokenizer_path {tmp_path}").tokenizer_path == str(tmp_path)
 
 
 def test_local_rank_has_to_agree_with_the_environment(monkeypatch):
