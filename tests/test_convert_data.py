@@ -87,7 +87,7 @@ def test_the_chosen_answers_of_preference_rows(tmp_path):
     assert written(tmp_path / "out.jsonl") == [said("q", "good"), said("q", "good"), said("plain", "row"),
                                                {"text": "t"}]
     assert "a.jsonl:3: prompt: expected a question beside chosen, found nothing" in printed
-    assert "a.jsonl:6: label: expected an answer that is wanted, found false" in printed
+    assert "a.jsonl:6: label: expected an answer to learn, found false" in printed
 
 
 def test_fields_can_be_left_out(tmp_path):
@@ -138,6 +138,9 @@ def test_measures_of_a_row():
     plain, calls, text = (parse_row(row, "a:1") for row in (said("q", " ab "), CALLS, {"text": "一"}))
     assert [shortest_answer(row) for row in (plain, calls, text)] == [2, 11, None]
     assert shortest_answer(parse_row({"instruction": "q", "output": "abc", "history": [["p", "ab"]]}, "a:1")) == 2
+    shown = {"role": "assistant", "content": "", "train": False}
+    flagged = parse_row({"messages": [*said("q", "abc")["conversations"], shown]}, "a:1")
+    assert shortest_answer(flagged) == 3
     assert [row_text(row) for row in (plain, calls, text)] == ["q\n ab ", "q\nr\nlong answer", "一"]
     rows = SFTRows(BUNDLED, 100)
     assert longest_sequence(plain, rows) == len(BUNDLED.encode(plain)[0].input_ids)

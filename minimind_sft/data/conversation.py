@@ -199,11 +199,18 @@ def _offered_tools(values: dict, name: Callable[[str], str]) -> list[dict] | Non
     if values.get("tools") is None and values.get("functions") is None:
         return None
     tools, functions = (_tools(values.get(key), name(key)) for key in ("tools", "functions"))
-    wrapped = [one if isinstance(one.get("function"), dict) else {"type": "function", "function": one}
-               for one in functions or []]
+    wrapped = [_as_tool(one, f"{name('functions')}[{index}]") for index, one in enumerate(functions or [])]
     if tools and wrapped and tools != wrapped:
         raise UserError(f"{name('functions')}: expected the same as {name('tools')}, found others")
     return tools or wrapped or None
+
+
+def _as_tool(function: dict, name: str) -> dict:
+    if isinstance(function.get("function"), dict):
+        return function
+    if not isinstance(function.get("name"), str):
+        refuse(f"{name}.name", "the name of a function", function.get("name"))
+    return {"type": "function", "function": function}
 
 
 def _tools(value: Any, name: str) -> list[dict] | None:

@@ -29,13 +29,13 @@ def refuse_unsupported(row: dict, form: Form) -> None:
     refuse_media(row, lambda name: name, drop)
     for name in sorted(row.keys() & ROW_FLAGS):
         value = row[name]
-        if value is not None and not (name in EXPECTED and value in (True, 1)):
+        if value not in (None, "") and not (name in EXPECTED and value in (True, 1)):
             raise UserError(f"{name}: expected such a flag only in a turn, found {describe(value)} for the whole row"
                             f"{drop.format(name=name)}")
     for name in LABELS:
         if _says_no(row.get(name), form):
-            raise UserError(f"{name}: expected an answer that is wanted, found {describe(row[name])}; --bad_rows skip "
-                            "leaves such rows out")
+            raise UserError(f"{name}: expected an answer to learn, found {describe(row[name])}, which marks one that "
+                            "is not wanted")
 
 
 def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = "") -> None:

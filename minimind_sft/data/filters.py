@@ -36,11 +36,12 @@ def language_share(text: str, language: str) -> float:
 
 
 def shortest_answer(row: Row) -> int | None:
-    """Characters of the shortest of the assistant's turns that calls no tool; None where there is none."""
+    """Characters of the shortest answer that is learned and calls no tool; None where there is none."""
     if isinstance(row, str):
         return None
     return min((len(message["content"].strip()) for message in row.messages
-                if message["role"] == "assistant" and not message.get("tool_calls")), default=None)
+                if message["role"] == "assistant" and message.get("train", True) and not message.get("tool_calls")),
+               default=None)
 
 
 def longest_sequence(row: Row, rows: SFTRows) -> int:
