@@ -303,6 +303,8 @@ class TokenizerConfig:
     data_path: tuple[str, ...] = setting((), "files to learn the merges from; of rows, all strings", many=True)
     vocab_size: int = setting(6400, "number of tokens, the 36 control tokens included")
     save_dir: str = setting(in_repository("model"), "folder for tokenizer.json and tokenizer_config.json")
+    overwrite: int = setting(0, "1: replace a tokenizer in --save_dir; it moves to tokenizer.previous there, which "
+                                "keeps one generation", (0, 1))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], before_replacing
 
 def write_together(files: Mapping[Path, Callable[[Path], None]],
                    before_replacing: Callable[[], object] | None = None) -> None:
-    """`write_atomically` for files of one folder: none is replaced before all of them are on the disk."""
+    """`write_atomically` for several files: none is replaced before all of them are on the disk."""
     temporaries = {path: temporary_name(path) for path in files}
     try:
         for path, write in files.items():
@@ -88,7 +88,8 @@ def write_together(files: Mapping[Path, Callable[[Path], None]],
             before_replacing()
         for path, temporary in temporaries.items():
             temporary.replace(path)
-        sync(path.parent)
+        for folder in {path.parent for path in files}:
+            sync(folder)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     finally:

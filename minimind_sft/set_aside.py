@@ -18,21 +18,22 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def check_replaceable(paths: Sequence[Path], overwrite: bool, otherwise: str) -> None:
+def check_replaceable(paths: Sequence[Path], overwrite: bool, instead: str, previous: Path | None = None) -> None:
     """Refuses to replace files unless `overwrite` is set, and folders always.
 
     Args:
-        otherwise: the part of the message that says what a user can do instead of --overwrite.
+        instead: what a user can do about it besides --overwrite, as a part of the message.
+        previous: the folder that they move to together; None: each keeps a `.previous` beside it.
 
     Raises:
         UserError: for the first path where something stands.
     """
     for path in paths:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder, expected a file or nothing; {otherwise}")
+            raise UserError(f"{path}: is a folder, expected a file or nothing; {instead}")
         if is_there(path) and not overwrite:
-            raise UserError(f"{path}: exists already; {otherwise}, or --overwrite keeps the old file as "
-                            f"{previous_name(path).name}")
+            raise UserError(f"{path}: exists already; {instead}, or --overwrite moves it to "
+                            f"{previous or previous_name(path)}")
 
 
 def previous_name(path: Path) -> Path:

@@ -9,7 +9,8 @@
 Reads all that training reads (docs/data.md). `--to conversations` writes {"conversations": [...]}, and running text as
 {"text": ...}; `--to text` makes running text of what is said in conversations too (not of reasoning, calls and tools).
 `--preference chosen` keeps the better of two answers; `--dialogue_field` reads a text with `Human:` and `Assistant:` at
-the beginnings of lines. Rows that cannot be used are named and left out.
+the beginnings of lines. Rows that cannot be used are named and left out. A file that exists is replaced only with
+--overwrite, which keeps it as FILE.previous.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -41,9 +43,10 @@ from minimind_sft.data.preferences import chosen_row
 from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.errors import UserError, harmless, run_program
-from minimind_sft.files import check_writable, write_atomically
+from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import SWITCH, FlagParser
 from minimind_sft.matching import load_tokenizer
+from minimind_sft.set_aside import check_replaceable, set_aside_file
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -72,6 +75,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("files", nargs="+", help="files and globs of any kind that docs/data.md lists")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
+    parser.add_argument("--overwrite", type=int, choices=SWITCH, default=0,
+                        help="1: replace --out and --eval_out where they exist; the old ones become FILE.previous")
     parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
     parser.add_argument("--preference", choices=("chosen",), help="keep the chosen one of a row's two "
                         "answers, chosen and rejected")
@@ -107,6 +112,7 @@ def parse_arguments() -> argparse.Namespace:
             if path.suffix.lower() != ".jsonl":
                 raise UserError(f"--{name} {path}: expected a name that ends in .jsonl")
             check_writable(path.parent, f"--{name}")
+            check_replaceable([path], bool(arguments.overwrite), f"choose another --{name}")
     if arguments.eval_out and arguments.eval_out.resolve() == arguments.out.resolve():
         raise UserError(f"--eval_out {arguments.eval_out}: expected another file than --out")
     return arguments
@@ -212,16 +218,26 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
     if arguments.eval_rows >= count:
         raise UserError(f"--eval_rows is {arguments.eval_rows}, but there are only {count} rows")
     apart = set(np.random.default_rng(arguments.seed).permutation(count)[:arguments.eval_rows].tolist())
-    for path, is_apart in ((arguments.out, False), (arguments.eval_out, True)):
-        if path is None:
-            continue
-        def write(temporary: Path, is_apart: bool = is_apart) -> None:
-            kept.seek(0)
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
 
-        write_atomically(path, write)
-        print(f"{path}: {len(apart) if is_apart else count - len(apart):,} rows")
+    def write(temporary: Path, is_apart: bool) -> None:
+        kept.seek(0)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
+
+    def make_room() -> None:
+        """Looks again: reading took its time, and another program may have written there."""
+        for path in parts:
+            check_replaceable([path], bool(arguments.overwrite), "choose another name")
+        for path in parts:
+            if previous := set_aside_file(path):
+                print(f"overwrite   {path} moved to {previous}")
+
+    parts = {arguments.out: partial(write, is_apart=False)}
+    if arguments.eval_out:
+        parts[arguments.eval_out] = partial(write, is_apart=True)
+    write_together(parts, before_replacing=make_room)
+    for path, rows in zip(parts, (count - len(apart), len(apart)), strict=False):
+        print(f"{path}: {rows:,} rows")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_fields_can_be_left_out(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [pictured, said("b", "c")])
     printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image", "weight")
     assert written(tmp_path / "out.jsonl") == [said("q", "a"), said("b", "c")] and "left out" not in printed
-    printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image")
+    printed = succeed(CONVERT, rows, "--out", tmp_path / "again.jsonl", "--drop_fields", "image")
     assert "a.jsonl:1: weight: expected such a flag only in a turn, found 0.5 for the whole row" in printed
 
 
@@ -104,7 +104,7 @@ def test_rows_are_kept_apart_by_the_seed(tmp_path):
     parts = []
     for seed in (1, 1, 2):
         succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--eval_rows", 5, "--eval_out", tmp_path / "eval.jsonl",
-                "--seed", seed)
+                "--seed", seed, "--overwrite", 1)
         parts.append((written(tmp_path / "out.jsonl"), written(tmp_path / "eval.jsonl")))
     assert parts[0] == parts[1] != parts[2]
     assert [len(part) for part in parts[0]] == [15, 5]
@@ -165,3 +165,33 @@ def test_flags_are_read_as_by_the_other_programs(tmp_path):
     assert "unknown flag --data_path: here it is FILE (without a flag)" in refuse(CONVERT, "--data_path", rows)
     assert "--to: expected conversations or text, found 'txt'; did you mean text?" in refuse(CONVERT, "--to", "txt")
     assert "unknown flag --ou: did you mean --out?" in refuse("scripts/plot_metrics.py", "m.jsonl", "--ou", "x")
+
+
+def test_files_that_exist_are_replaced_only_on_request_and_kept(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", questions(5))
+    out, apart = tmp_path / "out.jsonl", tmp_path / "eval.jsonl"
+    flags = [rows, "--out", out, "--eval_rows", 2, "--eval_out", apart]
+    for path, flag in ((out, "out"), (apart, "eval_out")):
+        path.write_text("mine")
+        line = refuse(CONVERT, *flags)
+        assert f"{path}: exists already; choose another --{flag}, or --overwrite moves it to {path}.previous" in line
+        path.unlink()
+    out.write_text("mine")
+    printed = succeed(CONVERT, *flags, "--overwrite")
+    assert f"overwrite   {out} moved to {out}.previous" in printed
+    assert (tmp_path / "out.jsonl.previous").read_text() == "mine"
+    assert (len(written(out)), len(written(apart))) == (3, 2)
+
+
+def test_a_file_may_take_the_place_of_what_it_was_made_of(tmp_path):
+    rows = write_rows(tmp_path / "a.jsonl", [ALPACA])
+    before = rows.read_text()
+    succeed(CONVERT, rows, "--out", rows, "--overwrite", 1)
+    assert written(rows) == [said("add\n1 2", "3")]
+    assert (tmp_path / "a.jsonl.previous").read_text() == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / "out.jsonl").mkdir()
+    line = refuse(CONVERT, write_rows(tmp_path / "a.jsonl", [ALPACA]), "--out", tmp_path / "out.jsonl", "--overwrite")
+    assert "out.jsonl: is a folder, expected a file or nothing; choose another --out" in line

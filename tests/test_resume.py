@@ -94,7 +94,7 @@ def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_dat
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     stop_after_a_step(common, sft_data, tmp_path)
     shown = succeed(SFT, *common, "--max_steps", 2, "--overwrite", 1)
-    assert re.search(r"overwrite +the earlier run's resume states are now in .*full_sft_32_resume\.previous\n", shown)
+    assert re.search(r"overwrite +the earlier run's resume states moved to .*full_sft_32_resume\.previous\n", shown)
     assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
 
 

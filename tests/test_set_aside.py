@@ -90,14 +90,14 @@ def test_a_single_file_is_kept_beside_its_successor(tmp_path):
 
 
 def test_what_may_be_replaced(tmp_path):
-    check_replaceable([tmp_path / "new"], overwrite=False, otherwise="choose another --out")
+    check_replaceable([tmp_path / "new"], overwrite=False, instead="choose another --out")
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"link: exists already; choose another --out, or --overwrite keeps the old"):
-        check_replaceable([tmp_path / "link"], overwrite=False, otherwise="choose another --out")
-    check_replaceable([tmp_path / "link"], overwrite=True, otherwise="choose another --out")
+    with pytest.raises(UserError, match=r"link: exists already; choose another --out, or --overwrite moves it to"):
+        check_replaceable([tmp_path / "link"], overwrite=False, instead="choose another --out")
+    check_replaceable([tmp_path / "link"], overwrite=True, instead="choose another --out")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder: is a folder, expected a file or nothing; choose another --out"):
-        check_replaceable([tmp_path / "folder"], overwrite=True, otherwise="choose another --out")
+        check_replaceable([tmp_path / "folder"], overwrite=True, instead="choose another --out")
 
 
 def test_of_two_files_neither_is_written_if_one_cannot_be(tmp_path):

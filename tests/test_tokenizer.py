@@ -307,3 +307,49 @@ def test_the_recipe_refuses_a_text_with_too_few_words(repository, tmp_path):
     # 292 and the merges that make system, user and assistant one token each
     assert done.stderr.splitlines()[-1] == "error: --data_path: the text gives only 307 tokens, --vocab_size is 6400"
     assert not list((tmp_path / "out").glob("*"))
+
+
+def tiny_text(folder) -> Path:
+    path = folder / "a.txt"
+    path.write_text("the cat and the hat and the bat\n" * 20, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_tokenizer_is_replaced_only_on_request_and_kept(repository, tmp_path, name):
+    arguments = ["--data_path", tiny_text(tmp_path), "--vocab_size", 300, "--save_dir", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine", encoding="utf-8")
+    done = train(repository, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/out/{name}: exists already; choose another --save_dir, or --overwrite moves it to "
+        f"{tmp_path}/out/tokenizer.previous"]
+    done = train(repository, *arguments, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert f"overwrite   {tmp_path}/out/{name} moved to {tmp_path}/out/tokenizer.previous" in done.stdout
+    assert [path.read_text(encoding="utf-8") for path in (tmp_path / "out/tokenizer.previous").iterdir()] == ["mine"]
+    assert Tokenizer.from_folder(tmp_path / "out").vocab_size == 300
+
+
+def test_the_bundled_tokenizer_is_not_overwritten_by_default(repository, tmp_path):
+    before = (repository / "model/tokenizer.json").read_bytes()
+    done = train(repository, "--data_path", tiny_text(tmp_path), "--vocab_size", 300)
+    assert done.returncode == 2 and "model/tokenizer.json: exists already" in done.stderr
+    assert (repository / "model/tokenizer.json").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_tokenizer_whole(repository, tmp_path):
+    """The second of the two files does not fit."""
+    text, out = tiny_text(tmp_path), tmp_path / "out"
+    assert train(repository, "--data_path", text, "--vocab_size", 300, "--save_dir", out).returncode == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    smaller = min(map(len, before.values()))
+    code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({smaller + 100}, "
+            "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code, "trainer/train_tokenizer.py", "--data_path", str(text),
+                           "--vocab_size", "310", "--save_dir", str(out), "--overwrite"],
+                          cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {out}/tokenizer.json: cannot be written (File too large)"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

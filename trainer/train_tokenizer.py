@@ -1,7 +1,13 @@
-"""Trains a byte-level BPE tokenizer: text in, tokenizer.json and tokenizer_config.json out."""
+"""Trains a byte-level BPE tokenizer: text in, tokenizer.json and tokenizer_config.json out.
+
+    python trainer/train_tokenizer.py --data_path my_text.jsonl --save_dir my_tokenizer
+
+A tokenizer that is in the folder already is replaced only with --overwrite, which moves it to tokenizer.previous there.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,8 +17,9 @@ from tqdm import tqdm
 from minimind_sft.config import TokenizerConfig
 from minimind_sft.data.reading import find_files, read_texts
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable, write_atomically
+from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import parse_flags
+from minimind_sft.set_aside import check_replaceable, is_there, set_aside
 
 # MiniMind-3's control tokens, in the order of their ids. A decoder may leave out the special ones; the others are
 # part of what a model says.
@@ -35,6 +42,10 @@ MIN_FREQUENCY = 2
 ROLES = ("system", "user", "assistant")
 ROLE_FREQUENCY = 10_000
 
+# All that tells what a tokenizer is: beside the new files, what another one has of them would change their meaning.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template.jinja")
+
 
 def main() -> None:
     config = parse_flags(TokenizerConfig, description=__doc__)
@@ -47,13 +58,20 @@ def main() -> None:
     paths = find_files(config.data_path, "--data_path")
     folder = Path(config.save_dir)
     check_writable(folder, "--save_dir")
+    previous = folder / "tokenizer.previous"
+    existing = [path for name in TOKENIZER_FILES if is_there(path := folder / name)]
+    check_replaceable(existing, bool(config.overwrite), "choose another --save_dir", previous)
 
     tokenizer = train(texts_of(paths), config.vocab_size)
     if tokenizer.get_vocab_size() < config.vocab_size:
         raise UserError(f"--data_path: the text gives only {tokenizer.get_vocab_size()} tokens, --vocab_size is "
                         f"{config.vocab_size}")
-    write_json(folder / "tokenizer.json", json.loads(tokenizer.to_str()))
-    write_json(folder / "tokenizer_config.json", tokenizer_config())
+    write_together({folder / name: partial(write_json, value)
+                    for name, value in (("tokenizer_config.json", tokenizer_config()),
+                                        ("tokenizer.json", json.loads(tokenizer.to_str())))},
+                   before_replacing=lambda: set_aside(existing, previous) if existing else None)
+    if existing:
+        print(f"overwrite   {', '.join(map(str, existing))} moved to {previous}")
     print(f"{folder}: tokenizer.json, tokenizer_config.json with {tokenizer.get_vocab_size()} tokens")
 
 
@@ -100,9 +118,8 @@ def tokenizer_config() -> dict:
     }
 
 
-def write_json(path: Path, value: dict) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_json(value: dict, path: Path) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

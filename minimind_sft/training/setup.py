@@ -207,7 +207,7 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
         if config.parallel == "fsdp":
             checkpoints.check_shared()
         if checkpoints.was_set_aside:
-            run.say(f"overwrite   the earlier run's resume states are now in {shown(checkpoints.previous)}")
+            run.say(f"overwrite   the earlier run's resume states moved to {shown(checkpoints.previous)}")
         yield Claim(checkpoints, outputs)
 
 
@@ -251,7 +251,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
     if config.use_wandb and ranks.is_main:
         wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
     if replaced := ranks.on_main(outputs.begin):
-        run.say(f"overwrite   {', '.join(map(shown, replaced))} are now in {shown(outputs.previous)}")
+        run.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.previous)}")
     checkpoints.begin()
     with Progress(outputs.metrics, total_steps=total, step=state.step,
                   is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
