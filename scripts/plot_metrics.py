@@ -10,8 +10,10 @@ from pathlib import Path
 
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import FlagParser
 
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
 SMOOTHING = 0.95
 """Weight of the past in the running mean that is drawn over the steps' own losses."""
 
@@ -22,8 +24,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("loss.png"), help="picture to write (default: loss.png)")
     parser.add_argument("--title", default="", help="title of the picture")
     arguments = parser.parse_args()
+    check_picture(arguments.out)
     draw([(path, read_metrics(path)) for path in arguments.metrics], arguments.title, arguments.out)
     print(f"wrote {arguments.out}")
+
+
+def check_picture(path: Path) -> None:
+    """
+    Raises:
+        UserError: if no picture can be written to that name.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"--out {path}: expected a name that ends in {', '.join(PICTURES)}")
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder, expected a file or nothing")
+    check_writable(path.parent, "--out")
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -40,7 +55,10 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("pictures need matplotlib: pip install -e '.[dev]'") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -61,7 +79,7 @@ def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out, dpi=120)
+    write_atomically(out, lambda to: figure.savefig(to, dpi=120, format=out.suffix[1:].lower()))
 
 
 def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
