@@ -42,6 +42,7 @@ def test_media_of_a_turn():
 @pytest.mark.parametrize(("row", "name", "value"), [
     ({"prompt": "q", "completion": "a"}, "label", False), ({"prompt": "q", "completion": "a"}, "label", 0),
     ({"prompt": "q", "completion": "a"}, "label", "False"), ({"prompt": "q", "response": "a"}, "label", 0),
+    ({"prompt": "q", "response": "a"}, "label", "0"), ({"prompt": "q", "response": "a"}, "label", 0.0),
     ({"messages": TURNS}, "label", False), ({"messages": TURNS}, "kto_tag", False),
 ])
 def test_an_answer_labelled_as_not_wanted_is_not_learned(row, name, value):
@@ -54,6 +55,7 @@ def test_an_answer_labelled_as_not_wanted_is_not_learned(row, name, value):
 def test_what_asks_for_nothing_is_no_reason_to_refuse():
     plain = parse_row({"messages": TURNS}, "p")
     for fields in ({"images": [], "audio": None, "video": ""}, {"weight": 1, "train": True, "loss": 1.0},
+                   {"weight": "1", "train": "True", "loss": ""}, {"label": "0"}, {"label": "1"},
                    {"mask": None}, {"label": "sports"}, {"label": 0}, {"train_id": 7}):
         assert parse_row({"messages": TURNS, **fields}, "p") == plain
     # of running text every token is learned, whatever else is known about it

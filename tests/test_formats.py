@@ -130,7 +130,9 @@ def test_the_form_of_a_question_with_an_answer_is_named_by_its_fields():
 
 def test_the_questions_before_stand_in_history():
     row = {"query": "c", "response": "d", "history": [["a", "b"]], "system": "s"}
-    assert messages(row) == ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+    said = ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+    assert messages(row) == said
+    assert messages({**row, "history": '[["a", "b"]]'}) == said  # the cell of a table
 
 
 def test_a_prompt_of_messages_with_a_response():
@@ -207,6 +209,9 @@ def test_a_system_field_equal_to_the_system_turn_is_one_system_turn(name):
 
 CALL_NOW = {"id": "c", "type": "function", "function": {"name": "now", "arguments": {}}}
 CASES = {
+    "legacy_functions": [user("time?"), assistant("", tool_calls=[
+        {"type": "function", "function": {"name": "now", "arguments": {}}}]),
+        {"role": "tool", "content": "12", "name": "now"}, assistant("12")],
     "args_empty_string": [user("time?"), assistant("", tool_calls=[CALL_NOW]), {"role": "tool", "content": "12"},
                           assistant("12")],
     "args_missing": [user("time?"), assistant("", tool_calls=[CALL_NOW]), {"role": "tool", "content": "12"},

@@ -14,6 +14,8 @@ LABELS = ("label", "kto_tag")
 """Where true, the answer is wanted; where false, a model is to be led away from it."""
 ROW_FLAGS = {*EXPECTED, "mask", "loss_mask", "sample_weight"}
 
+ONES, ZEROS = ("true", "1", "1.0"), ("0", "0.0")
+
 ROW_FIELDS = frozenset([*SYSTEM_FIELDS, "tools", "functions", "kind", *EXPECTED])
 """Fields that are read beside any conversation; `kind` groups the scores of eval_llm.py."""
 TURN_FIELDS = frozenset([*REASONING_FIELDS, "role", "content", "tools", "functions", "tool_calls", "function_call",
@@ -29,7 +31,7 @@ def refuse_unsupported(row: dict, form: Form) -> None:
     refuse_media(row, lambda name: name, drop)
     for name in sorted(row.keys() & ROW_FLAGS):
         value = row[name]
-        if value not in (None, "") and not (name in EXPECTED and value in (True, 1)):
+        if value not in (None, "") and not (name in EXPECTED and _word(value) in ONES):
             raise UserError(f"{name}: expected such a flag only in a turn, found {describe(value)} for the whole row"
                             f"{drop.format(name=name)}")
     for name in LABELS:
@@ -76,6 +78,9 @@ def _others(values: dict, read: frozenset[str]) -> Iterator[str]:
 
 def _says_no(label: Any, form: Form) -> bool:
     """Whether a label marks an answer as not wanted; a 0 does beside prompt and answer, elsewhere it may be a class."""
-    if isinstance(label, str):
-        return label.lower() == "false"
-    return label is False or (label == 0 and form.fields[0] == "prompt")
+    return _word(label) == "false" or (_word(label) in ZEROS and form.fields[0] == "prompt")
+
+
+def _word(value: Any) -> str:
+    """A truth value or number as a table would spell it, where all cells are text."""
+    return str(value).lower() if isinstance(value, bool | int | float | str) else ""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import is_flagged
 from minimind_sft.data.turns import SourceTurn, is_sharegpt, read_turns, refuse
 from minimind_sft.errors import UserError
@@ -169,6 +170,8 @@ def _question_turns(row: dict, question: str, answer: str, contexts: tuple[str, 
 
 
 def _history_turns(history: Any) -> list[SourceTurn]:
+    if isinstance(history, str) and history.lstrip().startswith("["):
+        history = parse_json(history, "history", "a list of [question, answer] pairs or the JSON of one")
     if not isinstance(history, list | None):
         refuse("history", "a list of [question, answer] pairs", history)
     turns = []
