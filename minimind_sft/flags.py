@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
@@ -40,6 +41,7 @@ class FlagParser(argparse.ArgumentParser):
     def __init__(self, description: str):
         self.flags: list[str] = []
         self.switches: list[str] = []
+        self.lists: list[str] = []
         super().__init__(description=textwrap.dedent(description).strip(), allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -50,6 +52,8 @@ class FlagParser(argparse.ArgumentParser):
         if choices == SWITCH:
             self.switches += names
             options |= {"nargs": "?", "const": 1}
+        if options.get("nargs") in ("*", "+"):
+            self.lists += names
         if choices or kind in NOUNS:
             options["type"] = partial(_read_value, kind, choices)
         return super().add_argument(*names, **options)
@@ -63,6 +67,9 @@ class FlagParser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         problems: list[str] = []
         read = [self._read_flag(word, problems) for word in words[:end]]
+        given = Counter(word.partition("=")[0] for word in read)
+        problems += [f"{name} is given {given[name]} times, and only the last would count: put all values behind one"
+                     for name in self.lists if given[name] > 1 and name.startswith("-")]
         if problems:
             self.error("\n       ".join(problems))
         return super().parse_args(self._bare_switches(read) + words[end:])

@@ -117,6 +117,14 @@ def test_all_unknown_flags_are_told_at_once():
         parse("--lr", "1", "--epochs", "2", "--bf16")
 
 
+def test_a_list_that_is_given_twice_would_lose_its_first_part():
+    with pytest.raises(UserError) as error:
+        parse("--data_path", "a.jsonl", "b.jsonl", "--epochs", "2", "--data-path=c.jsonl", "--epochs", "3")
+    assert str(error.value) == ("--data_path is given 2 times, and only the last would count: put all values behind "
+                                "one (--help lists all flags)")
+    assert parse("--epochs", "2", "--epochs", "3").epochs == 3
+
+
 def test_dashes_and_equals_signs_in_flags():
     config = parse("--learning-rate=1e-5", "--save-dir", "a-b", "--data_path=x=y.jsonl", "--use-wandb")
     assert (config.learning_rate, config.save_dir, config.data_path) == (1e-5, "a-b", ("x=y.jsonl",))

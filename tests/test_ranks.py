@@ -243,9 +243,10 @@ def test_no_machine_goes_on_before_the_slowest_one(tmp_path):
 
 def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:
     """The recipe's beginning, where the second rank was given other flags; what it says."""
+    flags = odd_flags if ranks.rank else ()
     config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
-                                         "--device", "cpu", "--save_dir", str(out), "--data_path", str(data),
-                                         *(odd_flags if ranks.rank else ())])
+                                         "--device", "cpu", "--save_dir", str(out), *flags,
+                                         *(() if "--data_path" in flags else ("--data_path", str(data)))])
     rows = SFTRows(ChatTemplate(load_tokenizer(config.tokenizer_path)), config.max_seq_len)
     run = Run("full_sft", config, ranks, rows)
     model = starting_model(run)
