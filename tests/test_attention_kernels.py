@@ -42,24 +42,25 @@ def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
     torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "wanted"), [
-    ("cpu", torch.bfloat16, 0.0, 64, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.0, 64, Varlen),
-    ("cuda", torch.float16, 0.0, 64, Varlen),
-    ("cuda", torch.float32, 0.0, 64, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.1, 64, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.0, 36, Flex),
+@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "rows", "wanted"), [
+    ("cpu", torch.bfloat16, 0.0, 64, 200, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.0, 64, 5, Varlen),
+    ("cuda", torch.float16, 0.0, 64, 200, Varlen),
+    ("cuda", torch.float32, 0.0, 64, 200, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.1, 64, 200, PaddedGroups),
+    ("cuda", torch.bfloat16, 0.0, 36, 128, Flex),
+    ("cuda", torch.bfloat16, 0.0, 36, 127, PaddedGroups),
 ])
-def test_the_choice(monkeypatch, device, dtype, dropout, head_dim, wanted):
+def test_the_choice(monkeypatch, device, dtype, dropout, head_dim, rows, wanted):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(attention_kernels, "varlen_groups_heads", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert choose_backend(torch.empty(5, 2, head_dim, dtype=dtype, device=device), dropout) is wanted
+        assert choose_backend(torch.empty(rows, 2, head_dim, dtype=dtype, device=device), dropout) is wanted
 
 
 def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch):
     with FakeTensorMode():
-        value = torch.empty(5, 2, 64, dtype=torch.bfloat16, device="cuda")
+        value = torch.empty(200, 2, 64, dtype=torch.bfloat16, device="cuda")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         monkeypatch.setattr(attention_kernels.varlen, "varlen_attn", lambda query, window_size: query)  # as in 2.11
         assert choose_backend(value, 0.0) is Flex
@@ -85,6 +86,19 @@ def test_on_cuda_every_backend_gives_the_same_outputs_and_gradients(backend, cu_
     for one, other in zip([ours, *torch.autograd.grad(ours, qkv, grad)],
                           [plain, *torch.autograd.grad(plain, reference, grad.cpu().double())], strict=True):
         assert (one.cpu().double() - other).norm() <= 0.02 * other.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("head_dim", [64, 36])
+def test_on_cuda_rows_of_any_length_work_one_after_another(head_dim):
+    """A row shorter than FlexAttention's block ended training, after kernels for longer rows were compiled."""
+    for rows in (600, 300, 129, 128, 112, 16, 1, 400):
+        qkv = [torch.randn(rows, heads, head_dim, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+               for heads in (4, 2, 2)]
+        out = Documents((0, rows // 2, rows), torch.device("cuda")).attend(0, *qkv)
+        torch.autograd.grad(out.float().sum(), qkv)
+        plain = Documents((0, rows // 2, rows), CPU).attend(0, *(x.detach().cpu().double() for x in qkv))
+        assert (out.cpu().double() - plain).norm() <= 0.02 * plain.norm()
 
 
 @needs_cuda

@@ -14,6 +14,9 @@ from torch.nn.attention import flex_attention, varlen
 
 from minimind_sft.device import send
 
+MIN_FLEX_ROWS = 128
+"""FlexAttention works in blocks of this many rows; for fewer PyTorch takes the kernel that is made for decoding."""
+
 
 class Varlen:
     """PyTorch's flash attention over documents end to end, in bfloat16 or float16; without dropout, on CUDA only."""
