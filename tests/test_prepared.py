@@ -337,11 +337,9 @@ def test_only_bad_rows_are_said_to_be_that(tmp_path):
 
 def test_the_order_of_the_files_and_their_kinds_count(tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.jsonl", questions(count)) for name, count in (("a", 3), ("b", 4)))
-    same = tmp_path / "a.txt"
+    same = tmp_path / "a.ndjson"
     same.write_bytes(a.read_bytes())
-    rows = PretrainRows(TOKENIZER, 100)
-    made = [prepare(files, encoder, tmp_path / "prepared").folder.name
-            for files, encoder in (([a, b], ROWS), ([b, a], ROWS), ([a], ROWS), ([same], rows))]
+    made = [prepare(files, ROWS, tmp_path / "prepared").folder.name for files in ([a, b], [b, a], [a], [same])]
     assert len(set(made)) == 4
 
 

@@ -114,14 +114,18 @@ class _ObjectCutter:
             if not self._pieces and not text.startswith(b"{"):
                 yield from self._no_object(place, text)
                 return
-            if self._is_in_fragment and not raw.content.startswith(b"{"):
+            if self._is_in_fragment and raw.content[:1].isspace():
                 return
-            self._is_in_fragment = False
             end, is_torn = self._find_end(text)
             if is_torn and not self._pieces:
                 self._forget()
                 yield RawRow(place, text)
                 return
+            if not self._pieces and raw.content[:1].isspace() and (end is None or text[end:].strip()):
+                self._forget()
+                yield from self._fragment(place)
+                return
+            self._is_in_fragment = False
             self._keep(RawRow(place, text[:end]))
             if end is None:
                 if self._size > MAX_ROW_BYTES or len(self._pieces) > MAX_ROW_LINES:
@@ -169,15 +173,21 @@ class _ObjectCutter:
         yield from self.give_up()
 
     def _no_object(self, place: str, text: bytes) -> Iterator[RawRow]:
-        """Hands out a line outside of all objects; the middle of one is one error, up to a line that begins anew."""
-        if self._is_in_fragment:
-            return
-        self._is_in_fragment = bool(_INSIDE.match(text))
-        if self._is_in_fragment:
-            yield RawRow(place, UserError(f"{place}: expected one JSON object per row, found the middle or the end of "
-                                          "one (is the part before it missing?)"))
+        """Hands out what stands outside of all objects."""
+        if self._is_in_fragment or _INSIDE.match(text):
+            yield from self._fragment(place)
         else:
             yield RawRow(place, text)
+
+    def _fragment(self, place: str) -> Iterator[RawRow]:
+        """Hands out one error for the middle or the end of an object, up to an object at the left margin.
+
+        What is indented there is a part of the object that was lost, however much like a row it looks.
+        """
+        if not self._is_in_fragment:
+            yield RawRow(place, UserError(f"{place}: expected one JSON object per row, found the middle or the end of "
+                                          "one (is the part before it missing?)"))
+        self._is_in_fragment = True
 
 
 def _looks_whole(line: bytes) -> bool:

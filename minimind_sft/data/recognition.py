@@ -71,23 +71,22 @@ def _refuse_signature(path: Path, start: bytes) -> None:
 
 def _encoding(start: bytes) -> str:
     """Guesses the encoding of text that is not UTF-8: "" for UTF-8, and where a guess would not be safe."""
-    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        return "UTF-32"
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
+    for encoding, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
+        if start.startswith(marks) and _is_text(start, encoding):
+            return encoding
     even, odd = (start[side:2000:2].count(0) for side in (0, 1))
     if max(even, odd) > max(len(start[:2000]) // 10, 3, 4 * min(even, odd)):
         return "UTF-16LE" if odd > even else "UTF-16BE"
-    if _is_utf8(start):
+    if _is_text(start, "UTF-8"):
         return ""
     lines = [line for line in start.splitlines() if not line.isascii()]
-    valid = sum(map(_is_utf8, lines))
+    valid = sum(_is_text(line, "UTF-8") for line in lines)
     return "GB18030" if valid <= len(lines) // 10 and looks_like_gb18030(start) else ""
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_text(text: bytes, encoding: str) -> bool:
     try:
-        getincrementaldecoder("utf-8")().decode(text)  # the text may be cut inside a character
+        getincrementaldecoder(encoding)().decode(text)  # the text may be cut inside a character
     except UnicodeDecodeError:
         return False
     return True
