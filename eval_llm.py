@@ -9,29 +9,44 @@ Weights that have only been pretrained do not chat: they continue the text they 
 to them in the chat template all the same).
 """
 
-import time
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from minimind_sft.config import ChatConfig, YarnScaling
 from minimind_sft.data.chat_template import ChatTemplate, make_template
-from minimind_sft.data.conversation import parse_conversation
-from minimind_sft.data.reading import find_files, read_rows
+from minimind_sft.data.conversation import read_tools
+from minimind_sft.data.reading import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_device, resolve_dtype
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.flags import parse_flags
-from minimind_sft.inference.chat import Chat, continue_text, score, score_table
+from minimind_sft.inference.chat import Chat, continue_text
+from minimind_sft.inference.dialogue import converse, show
 from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
+from minimind_sft.inference.scoring import (
+    Row,
+    check_output,
+    make_question,
+    read_scored_rows,
+    report,
+    score,
+    write_output,
+)
 from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.model.pretrained import Weights, find_weights, read_weights
 
 
 def main() -> int:
     config = parse_flags(ChatConfig, description=__doc__)
-    score_files = find_files([config.score], "--score") if config.score else []
+    settings = SamplingSettings(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                                top_p=config.top_p, top_k=config.top_k, repetition_penalty=config.repetition_penalty,
+                                seed=config.seed)
+    tools = read_tools(config.tools) if config.tools else None
+    rows = scored_rows(config)
     tokenizer = load_tokenizer(config.tokenizer_path)
     template = make_template(tokenizer, config.chat_template, config.end_of_turn)
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
@@ -40,27 +55,68 @@ def main() -> int:
     for notice in (*weights.notices, *check_weights(config, weights, tokenizer, template)):
         print(notice)
     model = build_model(config, weights.without_padding(tokenizer.vocab_size))
-    settings = SamplingSettings(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                                top_p=config.top_p, top_k=config.top_k, repetition_penalty=config.repetition_penalty,
-                                seed=config.seed)
-    if config.score:
-        questions = [(str(row.get("kind", "all")), parse_conversation(row, place))
-                     for file in score_files for place, row in read_rows(file)]
-        for line in score_table(score(model, tokenizer, template, questions, settings, config.batch_size)):
-            print(line)
-        return 0
+    if rows:
+        return print_score(config, rows, model, template, settings)
 
-    chat = Chat(model, tokenizer, template, settings, config.system, config.historys, bool(config.open_thinking))
     if is_pretrained_only(weights):
-        def answer(prompt: str) -> Iterator[str]:
-            return continue_text(model, tokenizer, prompt, settings)
-    else:
-        answer = chat.reply
-    for prompt in config.prompt or typed_prompts(path):
-        if config.prompt:
-            print(f"> {prompt}")
-        show(answer(prompt), bool(config.show_speed))
+        tell_unused(config)
+        return talk(config, f"{path.name} continues the text you type.",
+                    lambda prompt: continue_text(model, tokenizer, prompt, settings), lambda: None)
+    chat = Chat(model, tokenizer, template, settings, config.system, tools, config.historys,
+                bool(config.open_thinking))
+    chat.check_opening()
+    return talk(config, f"{path.name} is listening.", chat.reply, chat.clear)
+
+
+def talk(config: ChatConfig, title: str, answer: Callable[[str], Iterator[str]], clear: Callable[[], None]) -> int:
+    """Answers the --prompt, all of them, or what is typed; returns the exit status."""
+    if not config.prompt:
+        print(f"{title}\n/help lists commands, Ctrl-D ends.")
+        converse(answer, clear, bool(config.show_speed))
+        return 0
+    status = 0
+    for prompt in config.prompt:
+        print(f"> {harmless(prompt)}", flush=True)
+        try:
+            show(answer(prompt), bool(config.show_speed))
+        except UserError as error:
+            print(f"error: --prompt: {harmless(str(error))}", file=sys.stderr)
+            status = 2
+    return status
+
+
+def scored_rows(config: ChatConfig) -> list[Row]:
+    """
+    Raises:
+        UserError: if a file of --score cannot be used, or --score_out cannot be written.
+    """
+    if not config.score:
+        return []
+    files = find_files(config.score, "--score")
+    if config.score_out:
+        check_output(Path(config.score_out), files)
+    return read_scored_rows(files)
+
+
+def print_score(config: ChatConfig, rows: list[Row], model: LanguageModel, template: ChatTemplate,
+                settings: SamplingSettings) -> int:
+    """Asks what the rows ask, writes --score_out and prints the table."""
+    context = model.config.max_position_embeddings
+    questions = [make_question(row, template, bool(config.open_thinking), context) for row in rows]
+    results = score(model, template, questions, settings, config.batch_size)
+    if config.score_out:
+        write_output(results, Path(config.score_out))
+    for line in report(results, shutil.get_terminal_size().columns):
+        print(line)
     return 0
+
+
+def tell_unused(config: ChatConfig) -> None:
+    """Names the flags that mean nothing to weights that only continue text."""
+    given = [f"--{name}" for name in ("system", "tools", "historys", "open_thinking") if getattr(config, name)]
+    if given:
+        print(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself",
+              file=sys.stderr)
 
 
 def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, template: ChatTemplate) -> list[str]:
@@ -92,33 +148,6 @@ def is_pretrained_only(weights: Weights) -> bool:
     if weights.sidecar is None:
         return "pretrain" in weights.path.name
     return weights.sidecar.get("stage") == "pretrain"
-
-
-def typed_prompts(path: Path) -> Iterator[str]:
-    """What the person at the terminal types, until an empty line, Ctrl-D or Ctrl-C."""
-    print(f"{path.name}: type a message; an empty line ends the chat.")
-    while True:
-        try:
-            prompt = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not prompt.strip():
-            return
-        yield prompt
-
-
-def show(pieces: Iterator[str], show_speed: bool) -> None:
-    """Prints an answer while it is made; Ctrl-C cuts it short."""
-    start, tokens = time.perf_counter(), 0
-    try:
-        for piece in pieces:
-            tokens += 1
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" ...", end="")
-    elapsed = time.perf_counter() - start
-    print(f"\n[{tokens} tokens, {tokens / elapsed:.0f} tokens/s]\n" if show_speed else "\n")
 
 
 if __name__ == "__main__":

@@ -328,10 +328,13 @@ class ChatConfig:
 
     prompt: tuple[str, ...] = setting((), "answer these prompts, one after the other, and leave; without it: chat",
                                       many=True)
-    score: str | None = setting(None, "JSONL of conversations: answer each last user turn, compare with the last "
-                                      "assistant turn, report exact match per kind")
+    score: tuple[str, ...] = setting((), "files of conversations, as --data_path takes: ask for the last assistant "
+                                         "turn of each, greedily, compare, and report exact match per kind", many=True)
+    score_out: str | None = setting(None, "JSONL to write the questions, expected and given answers of --score to")
     system: str | None = setting(None, "system turn that opens the conversation")
-    historys: int = setting(0, "earlier turns (question + answer) kept in view; 0: none, -1: all that fit")
+    tools: str | None = setting(None, "JSON file with a list of functions that the model may call")
+    historys: int = setting(0, "messages kept in view before the newest, as MiniMind counts: a question and its answer "
+                               "are two, an odd number counts as one less; 0: none, -1: all that fit")
     open_thinking: int = setting(0, "1: let the model think before it answers", (0, 1))
 
     max_new_tokens: int = setting(512, "longest answer in tokens")
@@ -355,4 +358,14 @@ class ChatConfig:
     def problems(self) -> list[str]:
         """As `TrainConfig.problems`."""
         other = None if self.tokenizer_path in (ChatConfig.tokenizer_path, self.load_from) else self.tokenizer_path
-        return load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)
+        problems = load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)
+        if self.historys < -1:
+            problems.append(f"--historys is {self.historys}, expected -1 (all that fit), 0 or more")
+        if self.batch_size < 1:
+            problems.append(f"--batch_size is {self.batch_size}, expected at least 1")
+        if self.score_out and not self.score:
+            problems.append("--score_out has the results of --score, which is not given")
+        if self.score:
+            problems += [f"--{name} does not go with --score, which takes the conversations as the rows have them"
+                         for name in ("prompt", "system", "tools") if getattr(self, name)]
+        return problems

@@ -21,7 +21,7 @@ from minimind_sft.foreign_flags import explanation
 Config = TypeVar("Config")
 
 PATH_FLAGS = ("data_path", "eval_data_path", "tokenizer_path", "load_from", "chat_template", "from_weight", "weight",
-              "save_dir", "prepared_dir", "score")
+              "save_dir", "prepared_dir", "score", "tools")
 
 SWITCH = (0, 1)
 """The choices of a flag that may stand alone: `--use_wandb` is `--use_wandb 1`."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.fields import refuse_media, refuse_unsupported
@@ -85,6 +86,27 @@ def parse_text(row: dict, place: str) -> str:
     if not isinstance(row["text"], str):
         refuse(f"{place}: text", "a string", row["text"])
     return row["text"]
+
+
+def read_tools(path: str | Path) -> list[dict]:
+    """Reads a JSON file with a list of function descriptions, as rows have them in `tools`.
+
+    Raises:
+        UserError: naming the file, and the function that is no description.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 (byte {error.start + 1})") from error
+    try:
+        tools = _tools(parse_json(text, "the file", "a list of functions"), "tools")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not tools:
+        raise UserError(f"{path}: expected a list of functions, found an empty one")
+    return tools
 
 
 def canonical_row(conversation: Conversation) -> dict:

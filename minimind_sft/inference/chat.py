@@ -1,52 +1,131 @@
-"""Conversations with a model: one turn at a time, streamed; or many questions at once, scored."""
+"""A conversation with a model, one turn at a time; answers are streamed."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-
-from tqdm import tqdm
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from minimind_sft.data.chat_template import ChatTemplate
-from minimind_sft.data.conversation import Conversation
+from minimind_sft.data.conversation import MAX_CHARACTERS
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
-from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_stream
+from minimind_sft.errors import UserError
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_stream
 
 THINK_END = "</think>"
 
 
 @dataclass
 class Chat:
-    """A conversation that goes on; `historys` messages before the newest question stay in view (0: none, -1: all)."""
+    """A conversation that goes on.
+
+    historys: how many messages before the newest question stay in view; a question and its answer are two. The window
+        never begins with an answer, so an odd number counts as one less. 0: none; -1: all. Where they do not fit into
+        the model's context beside an answer of `max_new_tokens` (at most half the context is kept free for it), the
+        oldest are dropped for good.
+    notify: gets a line when messages are dropped for lack of room.
+    messages: the questions and answers that were in view last, with the newest.
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer
     template: ChatTemplate
     settings: SamplingSettings
     system: str | None = None
+    tools: list[dict] | None = None
     historys: int = 0
     thinking: bool = False
+    notify: Callable[[str], None] = print
     messages: list[dict] = field(default_factory=list)
 
+    def check_opening(self) -> None:
+        """
+        Raises:
+            UserError: if the template refuses the system turn or the tools, or leaves them out.
+        """
+        asked = {"role": "user", "content": "QUESTION"}
+        opening = self._opening()
+        if opening:
+            check_text(self.system)
+            other = {**opening[0], "content": f"{self.system} x"}
+            if self._flag_prompt("--system", [*opening, asked]) == self._flag_prompt("--system", [other, asked]):
+                raise UserError("--system: the chat template does not render a system turn")
+        if self.tools:
+            messages = [*opening, asked]
+            if (self._flag_prompt("--tools", messages, self.tools) == self._flag_prompt("--tools", messages)):
+                raise UserError("--tools: the chat template has no place for tools")
+
     def reply(self, question: str) -> Iterator[str]:
-        """The answer as `stream_text` gives it. The turn joins the history when the last piece was taken."""
+        """Yields the answer as `stream_text` does. Question and answer join the history once the last piece is taken;
+        an answer that is cut short leaves the history as it was.
+
+        Raises:
+            UserError: before the first piece, if the question is no text, if the template refuses the conversation, or
+                if the question alone leaves no room in the model's context.
+        """
+        check_text(question)
         asked = {"role": "user", "content": question}
-        prompt = self.template.generation_prompt_ids([*self._in_view(), asked], thinking=self.thinking)
+        history, prompt = self._fitting(asked)
         stop_ids = {self.template.end_of_turn_id, self.tokenizer.end_of_document_id}
         pieces = []
         for piece in stream_text(self.model, self.tokenizer, prompt, self.settings, stop_ids):
             pieces.append(piece)
             yield piece
-        self.messages += [asked, assistant_message("".join(pieces), self.thinking)]
+        self.messages = [*history, asked, assistant_message("".join(pieces), self.thinking)]
 
-    def _in_view(self) -> list[dict]:
-        opening = [{"role": "system", "content": self.system}] if self.system else []
-        kept = len(self.messages) if self.historys < 0 else self.historys
-        return opening + (self.messages[-kept:] if kept else [])
+    def clear(self) -> None:
+        """Forgets all questions and answers."""
+        self.messages = []
+
+    def _fitting(self, asked: dict) -> tuple[list[dict], list[int]]:
+        """The messages in view that fit into the context, and the prompt's ids."""
+        exchanges = len(self.messages) // 2
+        in_view = exchanges if self.historys < 0 else min(self.historys // 2, exchanges)
+        history = self.messages[len(self.messages) - 2 * in_view:]
+
+        def prompt_without(dropped: int) -> list[int]:
+            messages = [*self._opening(), *history[2 * dropped:], asked]
+            return self.template.generation_prompt_ids(messages, self.tools, self.thinking)
+
+        context = self.model.config.max_position_embeddings
+        longest = context - min(self.settings.max_new_tokens, context // 2)
+        prompt = prompt_without(0)
+        if len(prompt) <= longest or not history:
+            return history, prompt
+        dropped = bisect_left(range(in_view), True, key=lambda count: len(prompt_without(count)) <= longest)
+        prompt = prompt_without(dropped)
+        if len(prompt) < context:
+            self.notify(f"[the model's context of {context:,} tokens is full: the {2 * dropped} oldest messages are "
+                        "dropped]")
+        return history[2 * dropped:], prompt
+
+    def _opening(self) -> list[dict]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _flag_prompt(self, flag: str, messages: list[dict], tools: list[dict] | None = None) -> list[int]:
+        try:
+            return self.template.generation_prompt_ids(messages, tools, self.thinking)
+        except UserError as error:
+            raise UserError(f"{flag}: {error}") from error
+
+
+def check_text(text: str) -> None:
+    """
+    Raises:
+        UserError: for bytes that are no text (they arrive as lone surrogates), and for text of absurd length.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = ord(text[error.start])
+        what = f"byte 0x{found - 0xdc00:02x}" if 0xdc80 <= found <= 0xdcff else f"\\u{found:04x}"
+        raise UserError(f"expected text, found {what} at character {error.start + 1}, which is part of a "
+                        "character") from error
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"expected at most {MAX_CHARACTERS:,} characters, found {len(text):,}")
 
 
 def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], settings: SamplingSettings,
                 stop_ids: set[int]) -> Iterator[str]:
-    """The text after `prompt`, one piece per token: empty while a character's bytes are incomplete."""
+    """Yields the text after `prompt`, one piece per token: empty while a character's bytes are incomplete."""
     text = TextStream(tokenizer)
     for token_id in generate_stream(model, prompt, settings, stop_ids):
         yield text.push(token_id)
@@ -55,7 +134,8 @@ def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], s
 
 
 def assistant_message(text: str, thinking: bool) -> dict:
-    """The message that an answer is in later prompts; while thinking is open, what precedes `</think>` is reasoning."""
+    """Makes the message that an answer is in later prompts; while thinking is open, the text before `</think>` is its
+    reasoning."""
     if not thinking or THINK_END not in text:
         return {"role": "assistant", "content": text}
     reasoning, content = text.split(THINK_END, 1)
@@ -64,51 +144,10 @@ def assistant_message(text: str, thinking: bool) -> dict:
 
 def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str,
                   settings: SamplingSettings) -> Iterator[str]:
-    """What a pretrained model puts after `prompt`, up to the end of the document; pieces as in `stream_text`."""
+    """Yields what a pretrained model puts after `prompt`, up to the end of the document; pieces as in `stream_text`.
+
+    Raises:
+        UserError: before the first piece, if the prompt is no text, is empty, or leaves no room for an answer.
+    """
+    check_text(prompt)
     return stream_text(model, tokenizer, tokenizer.encode_text(prompt), settings, {tokenizer.end_of_document_id})
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One question, what was expected and what the model said."""
-
-    kind: str
-    place: str
-    expected: str
-    answer: str
-
-    @property
-    def exact(self) -> bool:
-        return self.answer.strip() == self.expected.strip()
-
-
-def score(model: LanguageModel, tokenizer: Tokenizer, template: ChatTemplate,
-          questions: Sequence[tuple[str, Conversation]], settings: SamplingSettings, batch_size: int) -> list[Scored]:
-    """Answers the last turn of each (kind, conversation), greedily, with thinking off, and compares it."""
-    settings = replace(settings, temperature=0.0)
-    stop_ids = {template.end_of_turn_id, tokenizer.end_of_document_id}
-    results = []
-    with tqdm(total=len(questions), desc="answering", unit=" questions", leave=False, disable=None) as bar:
-        for start in range(0, len(questions), batch_size):
-            asked = questions[start:start + batch_size]
-            prompts = [template.generation_prompt_ids(list(conversation.messages[:-1]), tools=conversation.tools)
-                       for _, conversation in asked]
-            answers = generate_batch(model, prompts, settings, stop_ids)
-            results += [Scored(kind, conversation.place, conversation.messages[-1]["content"], tokenizer.decode(ids))
-                        for (kind, conversation), ids in zip(asked, answers, strict=True)]
-            bar.update(len(asked))
-    return results
-
-
-def score_table(results: Iterable[Scored]) -> Iterator[str]:
-    """Lines of an aligned table, exact match per kind, the last one the total."""
-    results = list(results)
-    asked = Counter(result.kind for result in results)
-    right = Counter(result.kind for result in results if result.exact)
-    width = max(map(len, asked))
-    yield f"{'kind':<{width}}  questions  exact match"
-    for kind in sorted(asked):
-        yield f"{kind:<{width}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
-    yield f"exact match: {sum(right.values()) / len(results):.1%} ({len(results)} questions)"
-
-

@@ -1,0 +1,223 @@
+"""Scores a model: each row's last assistant turn is asked for and compared with what the model says."""
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+from unicodedata import east_asian_width
+
+from tqdm import tqdm
+
+from minimind_sft.data.chat_template import ChatTemplate, Supervision
+from minimind_sft.data.conversation import Conversation, parse_conversation
+from minimind_sft.data.reading import read_rows
+from minimind_sft.errors import UserError, harmless
+from minimind_sft.files import check_writable, write_atomically
+from minimind_sft.inference.chat import THINK_END
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+
+PROBLEMS_NAMED = 5
+WRONG_SHOWN = 3
+OUTPUT_FIELDS = ("kind", "place", "expected", "answer", "exact")
+"""Every line of `--score_out` has them."""
+
+
+class Row(NamedTuple):
+    """A conversation to score on, and the kind of question that its row names."""
+
+    kind: str
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row's last assistant turn, ready to be asked for.
+
+    messages: those before the turn; what follows it does not matter.
+    prompt: their ids with the generation prompt.
+    expected: the turn's text as training teaches it, without reasoning.
+    has_call: whether the turn calls a tool; the expected text then holds the call as the template writes it.
+    problem: why there is nothing to ask or compare, with the row's place; else empty.
+    """
+
+    kind: str
+    place: str
+    messages: Sequence[dict]
+    tools: list[dict] | None
+    prompt: list[int]
+    expected: str
+    has_call: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A question and what the model said, without reasoning; None where the question has a problem."""
+
+    question: Question
+    answer: str | None
+
+    @property
+    def exact(self) -> bool | None:
+        return None if self.answer is None else self.answer == self.question.expected
+
+
+def read_scored_rows(files: Iterable[Path]) -> list[Row]:
+    """
+    Raises:
+        UserError: naming file and line, for a row that is no conversation or has no assistant turn.
+    """
+    return [Row(str(row.get("kind", "all")), parse_conversation(row, place))
+            for path in files for place, row in read_rows(path)]
+
+
+def make_question(row: Row, template: ChatTemplate, thinking: bool, context: int) -> Question:
+    """Args:
+        context: how many tokens the model's context has.
+    """
+    kind, conversation = row
+    messages, place = conversation.messages, conversation.place
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    before = messages[:last]
+    turn = {name: value for name, value in messages[last].items() if name != "reasoning_content"}
+    turn |= {"content": without_reasoning(turn["content"]), "train": True}
+    has_call = bool(turn.get("tool_calls"))
+    problem, prompt, expected = "", [], ""
+    if not (turn["content"] or has_call):
+        problem = f"{place}: the last assistant turn has no words to compare with"
+    else:
+        try:
+            prompt = template.generation_prompt_ids(before, conversation.tools, thinking)
+            expected = _taught_text(template, replace(conversation, messages=(*before, turn)))
+            if len(prompt) >= context:
+                problem = f"{place}: the prompt has {len(prompt):,} tokens, the model's context is {context:,}"
+        except UserError as error:
+            problem = str(error)
+    return Question(kind, place, before, conversation.tools, prompt, expected, has_call, problem)
+
+
+def without_reasoning(text: str) -> str:
+    """Strips the text before `</think>`, and the white space around what is left."""
+    before, tag, after = text.partition(THINK_END)
+    return (after if tag else before).strip()
+
+
+def _taught_text(template: ChatTemplate, conversation: Conversation) -> str:
+    """The text that training teaches for the last turn, without its end-of-turn token."""
+    sequence = template.encode(conversation, Supervision("last"))[-1]
+    ids = sequence.input_ids[sequence.supervised].tolist()
+    return without_reasoning(template.tokenizer.decode(ids[:-1] if ids[-1] == template.end_of_turn_id else ids))
+
+
+def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Question], settings: SamplingSettings,
+          batch_size: int) -> list[Scored]:
+    """Answers the questions greedily, `batch_size` at once; those with a problem get no answer."""
+    settings = replace(settings, temperature=0.0)
+    tokenizer = template.tokenizer
+    stop_ids = {template.end_of_turn_id, tokenizer.end_of_document_id}
+    asked = [question for question in questions if not question.problem]
+    said: list[str] = []
+    with tqdm(total=len(asked), desc="answering", unit=" questions", leave=False, disable=None) as bar:
+        for start in range(0, len(asked), batch_size):
+            prompts = [question.prompt for question in asked[start:start + batch_size]]
+            answers = generate_batch(model, prompts, settings, stop_ids)
+            said += [without_reasoning(tokenizer.decode(ids)) for ids in answers]
+            bar.update(len(prompts))
+    answer = iter(said)
+    return [Scored(question, None if question.problem else next(answer)) for question in questions]
+
+
+def report(results: Sequence[Scored], columns: int) -> Iterator[str]:
+    """Yields lines for a terminal of that many columns: a table per kind, rows that could not be compared, examples of
+    wrong answers, and at last the total.
+
+    Raises:
+        UserError: if no row can be compared.
+    """
+    compared = [result for result in results if result.exact is not None]
+    problems = [result.question.problem for result in results if result.question.problem]
+    if not compared:
+        raise UserError(f"--score: no row can be compared, beginning with {problems[0]}")
+    asked = Counter(result.question.kind for result in compared)
+    right = Counter(result.question.kind for result in compared if result.exact)
+    width = max(map(len, [*asked, "kind"]))
+    yield f"{'kind':<{width}}  questions  exact match"
+    for kind in sorted(asked):
+        yield f"{harmless(kind):<{width}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
+    if calls := sum(result.question.has_call for result in compared):
+        yield f"{calls} of them expect a tool call, compared as the chat template writes it"
+    if problems:
+        yield f"not compared: {len(problems)} row{'s' * (len(problems) > 1)}"
+        yield from (f"  {harmless(problem)}" for problem in problems[:PROBLEMS_NAMED])
+        if len(problems) > PROBLEMS_NAMED:
+            yield f"  ... and {len(problems) - PROBLEMS_NAMED} more (--score_out names all)"
+    wrong = [result for result in compared if not result.exact]
+    if wrong:
+        yield f"wrong answers, {min(WRONG_SHOWN, len(wrong))} of {len(wrong)}:"
+    for result in wrong[:WRONG_SHOWN]:
+        yield f"  {harmless(result.question.place)}"
+        texts = {"question": result.question.messages[-1]["content"], "expected": result.question.expected,
+                 "answer": result.answer}
+        yield from (shortened(f"    {name:<8}  {text}", columns) for name, text in texts.items())
+    yield f"exact match: {sum(right.values()) / len(compared):.1%} ({len(compared)} questions)"
+
+
+def shortened(text: str, columns: int) -> str:
+    """One line of at most that many columns of a terminal (a Chinese character takes two), cut with "..."."""
+    text = harmless(text.replace("\n", "\\n"))
+    widths = [2 if east_asian_width(character) in "WF" else 1 for character in text]
+    if sum(widths) <= columns:
+        return text
+    ends = list(accumulate(widths))
+    return text[:bisect_right(ends, columns - 3)] + "..."
+
+
+def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
+    """Yields a JSON object for each row of the data, in their order."""
+    for result in results:
+        question = result.question
+        row = {"kind": question.kind, "place": question.place, "messages": list(question.messages)}
+        if question.tools:
+            row["tools"] = question.tools
+        row |= {"expected": question.expected or None, "answer": result.answer, "exact": result.exact}
+        yield row | ({"problem": question.problem} if question.problem else {})
+
+
+def check_output(path: Path, files: Iterable[Path]) -> None:
+    """
+    Raises:
+        UserError: if results cannot be written to `path`, or would replace a file that holds something else.
+    """
+    if path.resolve() in {file.resolve() for file in files}:
+        raise UserError(f"--score_out {path}: this is the file with the questions")
+    check_writable(path.parent, "--score_out")
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+            ours = not first or set(OUTPUT_FIELDS) <= json.loads(first).keys()
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--score_out {path}: the file is there and holds something else than results of --score; "
+                        "choose another name")
+
+
+def write_output(results: Sequence[Scored], path: Path) -> None:
+    """
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(results))
+
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise UserError(f"--score_out {path}: cannot be written ({error.strerror})") from error

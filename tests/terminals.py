@@ -1,0 +1,100 @@
+"""A program in a pseudo-terminal, typed into as a person does."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+SECONDS = 300
+"""Only a hung program takes as long."""
+
+
+class Terminal:
+    """Runs `command` in a terminal of that many columns; `shown` is all that it wrote so far."""
+
+    def __init__(self, command: list[str], columns: int = 80, **environment: str):
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
+                       "PYTHONDONTWRITEBYTECODE": "1", **environment}
+        environment.pop("COLUMNS", None)
+
+        def take_terminal() -> None:  # Ctrl-C reaches the program only if the terminal is its controlling one
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment,
+                                        preexec_fn=take_terminal)
+        self.slave = slave
+        self.shown = ""
+
+    def type(self, text: str | bytes) -> None:
+        os.write(self._master, text if isinstance(text, bytes) else text.encode())
+
+    def interrupt(self) -> None:
+        """Presses Ctrl-C once the program waits for input: Python overlooks one that comes an instant earlier."""
+        until = time.monotonic() + SECONDS
+        while not self._sleeps():
+            assert time.monotonic() < until, "the program is busy"
+            time.sleep(0.05)
+        self.type("\x03")
+
+    def paste(self, text: str) -> None:
+        """As a terminal pastes that was asked to bracket it: line ends become carriage returns."""
+        self.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
+
+    def wait_for(self, text: str) -> str:
+        """Returns what was written up to the next `text`, which is then behind us."""
+        until = time.monotonic() + SECONDS
+        while text not in self.shown:
+            assert time.monotonic() < until, f"no {text!r} in {self.shown!r}"
+            if not self._read():
+                break
+        before, found, self.shown = self.shown.partition(text)
+        assert found, f"the program ended without {text!r}: {before!r}"
+        return before
+
+    def end(self) -> int:
+        """Waits for the program to end; returns its exit status, `shown` having the rest of what it wrote."""
+        while self._read():
+            pass
+        return self.process.wait(SECONDS)
+
+    def close(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self._master)
+        os.close(self.slave)
+
+    def unread(self) -> bytes:
+        """What was typed and nobody read: the shell would get it."""
+        import fcntl
+        import termios
+
+        waiting = int.from_bytes(fcntl.ioctl(self.slave, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+        return os.read(self.slave, waiting) if waiting else b""
+
+    def _sleeps(self) -> bool:
+        state = Path(f"/proc/{self.process.pid}/stat")
+        if not state.exists():  # not Linux
+            time.sleep(1)
+            return True
+        return state.read_text().rpartition(")")[2].split()[0] == "S"
+
+    def _read(self) -> bool:
+        """Waits for more to be written; False once the program has ended."""
+        while not select.select([self._master], [], [], 0.2)[0]:
+            if self.process.poll() is not None:
+                return False
+        self.shown += os.read(self._master, 65536).decode("utf-8", "replace")
+        return True

@@ -1,0 +1,261 @@
+"""The dialogue at the terminal, in a real one: what is typed, pasted and interrupted."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from programs import REPOSITORY
+from terminals import Terminal
+
+from minimind_sft.inference import dialogue
+
+PROGRAM = """
+import sys, time
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.inference.dialogue import converse
+
+def answer(message):
+    try:
+        message.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("no text") from error
+    if message == "refuse":
+        raise UserError("the chat template refuses \\x1b[31mthis")
+    if message == "slow":
+        yield "begun"
+        while True:
+            time.sleep(0.1)
+            yield ""
+    yield f"={message!r}="
+
+if "--no-readline" in sys.argv:
+    sys.modules["readline"] = None
+run_program(lambda: converse(answer, lambda: print("cleared"), show_speed=False))
+"""
+PYTHON = [sys.executable, "-c", PROGRAM]
+
+
+def has_gnu_readline() -> bool:
+    try:
+        import readline
+    except ImportError:
+        return False
+    return "libedit" not in readline.__doc__
+
+
+@pytest.fixture
+def open_terminal(monkeypatch):
+    pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    opened = []
+
+    def start(*arguments: str, **options) -> Terminal:
+        opened.append(Terminal([*PYTHON, *arguments], **options))
+        opened[-1].wait_for("> ")
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
+
+
+WITH_AND_WITHOUT_READLINE = pytest.mark.parametrize(
+    "arguments", [pytest.param((), marks=pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")),
+                  ("--no-readline",)], ids=["readline", "no readline"])
+
+
+def said(terminal: Terminal, message: str) -> None:
+    """The next answer is to exactly this message."""
+    terminal.wait_for(f"={message!r}=")
+    terminal.wait_for("> ")
+
+
+@WITH_AND_WITHOUT_READLINE
+@pytest.mark.parametrize("columns", [80, 40])
+def test_messages_are_answered_until_ctrl_d(open_terminal, arguments, columns):
+    terminal = open_terminal(*arguments, columns=columns)
+    terminal.type("hello\r")
+    said(terminal, "hello")
+    terminal.type("你好\r")
+    said(terminal, "你好")
+    terminal.type("a long message " * 10 + "end\r")
+    said(terminal, "a long message " * 10 + "end")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.shown
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_an_empty_line_gives_the_next_prompt(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    for nothing in ("\r", "  \r", "\t\r"):
+        terminal.type(nothing)
+        terminal.wait_for("> ")
+    terminal.type("still here\r")
+    said(terminal, "still here")
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_commands(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("/help\r")
+    shown = terminal.wait_for("> ")
+    for word in ("/clear", "/help", "/exit", "/quit", "Ctrl-D", "Ctrl-C", "pasted"):
+        assert word in shown
+    assert ("Alt-Enter" in shown) == (not arguments)
+    assert max(map(len, shown.splitlines())) <= 40
+    terminal.type("/clear\r")
+    terminal.wait_for("cleared")
+    terminal.type("/claer\r")
+    terminal.wait_for("/claer: no such command, expected /clear, /help, /exit, /quit; a blank in front sends it")
+    terminal.type(" /claer\r")
+    said(terminal, " /claer")
+    for path in ("/etc/passwd", "/etc is a folder", "/ "):
+        terminal.type(f"{path}\r")
+        if path == "/ ":
+            terminal.wait_for("/: no such command")
+        else:
+            said(terminal, path)
+    terminal.type("/exit \r")
+    assert terminal.end() == 0
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_quit_ends_too(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("/quit\r")
+    assert terminal.end() == 0
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_what_is_refused_costs_one_line(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("refuse\r")
+    terminal.wait_for("not sent: the chat template refuses \\u001b[31mthis\r\n")
+    terminal.wait_for("> ")
+    terminal.type(b"\x16\x01\r")  # Ctrl-V takes the next key as it is
+    terminal.wait_for("not sent: expected text, found the control character U+0001 at character 1\r\n")
+    terminal.wait_for("> ")
+    terminal.type("hello\r")
+    said(terminal, "hello")
+
+
+def test_half_a_character_costs_one_line(open_terminal):
+    # Backspace in a terminal that does not know UTF-8 takes a byte away, not a character.
+    terminal = open_terminal("--no-readline")
+    terminal.type("你".encode()[:2] + b"\r")
+    terminal.wait_for("not sent: no text\r\n")
+    terminal.wait_for("> ")
+    terminal.type("你好\r")
+    said(terminal, "你好")
+
+
+@pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
+def test_readline_edits_chinese_and_has_a_history(open_terminal):
+    terminal = open_terminal()
+    terminal.type("你好\x7f们\r")
+    said(terminal, "你们")
+    terminal.type("\x1b[A\r")
+    said(terminal, "你们")
+    terminal.type("first\x1b\rsecond\r")  # Alt-Enter
+    said(terminal, "first\nsecond")
+
+
+BLOCK = "def f(x):\n\n    return x  # 返回\n/exit\n\n"
+
+
+@pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_bracketed_paste_is_one_message(open_terminal, columns):
+    terminal = open_terminal(columns=columns)
+    terminal.paste(BLOCK)
+    terminal.type("\r")
+    said(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_lines_that_arrive_together_are_one_message(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type(BLOCK.replace("\n", "\r"))
+    said(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
+    terminal.type("one\rtwo")  # the last line waits for its Enter
+    terminal.wait_for("two")
+    terminal.type("\r")
+    said(terminal, "one\ntwo")
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_what_is_typed_ahead_does_not_reach_the_shell(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("slow\r")
+    terminal.wait_for("begun")
+    terminal.type("rm -rf precious\r")
+    terminal.wait_for("precious\r\n")
+    terminal.process.terminate()
+    assert terminal.end() == 143
+    assert terminal.unread() == b""
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_ctrl_c_drops_the_line_and_says_how_to_leave(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("half a mess")
+    terminal.wait_for("half a mess")
+    terminal.interrupt()
+    terminal.wait_for("Ctrl-C again, Ctrl-D or /exit to leave.\r\n")
+    terminal.wait_for("> ")
+    terminal.type("hello\r")
+    said(terminal, "hello")
+    terminal.interrupt()
+    terminal.wait_for("to leave.\r\n")
+    terminal.wait_for("> ")
+    terminal.interrupt()
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.shown
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_ctrl_c_cuts_an_answer(open_terminal, arguments):
+    terminal = open_terminal(*arguments)
+    terminal.type("slow\r")
+    terminal.wait_for("begun")
+    terminal.type("\x03")
+    terminal.wait_for("[cut short, not kept]")
+    terminal.wait_for("> ")
+    terminal.type("hello\r")
+    said(terminal, "hello")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "ascii"])
+def test_lines_of_a_pipe_are_messages_and_bad_bytes_cost_one_line(encoding):
+    typed = b"one\n\xff\n\n/help me\r\ntwo"
+    done = subprocess.run(PYTHON, input=typed, capture_output=True, timeout=300, cwd=REPOSITORY,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0 and done.stderr == b"", done.stderr
+    lines = [line.lstrip("> ") for line in done.stdout.decode(encoding).splitlines()]
+    assert [line for line in lines if line.startswith("=")] == ["='one'=", "='/help me'=", "='two'="]
+    assert lines.count("not sent: no text") == 1
+
+
+def test_without_standard_input_one_line_says_so():
+    done = subprocess.run(f'"{sys.executable}" -c "$PROGRAM" <&-', shell=True, capture_output=True, text=True,
+                          timeout=300, cwd=REPOSITORY,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PROGRAM": PROGRAM})
+    assert done.returncode == 2
+    assert done.stderr == ("error: there is no standard input to read messages from; --prompt takes them from the "
+                           "command line\n")
+
+
+def test_windows_looks_for_the_rest_of_a_pasted_block_in_the_console(monkeypatch):
+    waiting = ["first", "second", "third"]
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(kbhit=lambda: bool(waiting)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda prompt="": waiting.pop(0))
+    assert dialogue.read_message() == "first\nsecond\nthird"
+
+
+def test_control_characters_of_an_answer_are_made_visible():
+    assert dialogue.visible("a\x1b[2J\tb\nc\x7f\x85 你") == "a␛[2J\tb\nc\ufffd\ufffd 你"
