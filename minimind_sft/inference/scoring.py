@@ -5,10 +5,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
-from unicodedata import east_asian_width
 
 from tqdm import tqdm
 
@@ -19,6 +17,7 @@ from minimind_sft.errors import UserError, harmless
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.inference.chat import THINK_END
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+from minimind_sft.terminal import columns
 
 PROBLEMS_NAMED = 5
 WRONG_SHOWN = 3
@@ -131,8 +130,8 @@ def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Ques
     return [Scored(question, None if question.problem else next(answer)) for question in questions]
 
 
-def report(results: Sequence[Scored], columns: int) -> Iterator[str]:
-    """Yields lines for a terminal of that many columns: a table per kind, rows that could not be compared, examples of
+def report(results: Sequence[Scored], width: int) -> Iterator[str]:
+    """Yields lines for a terminal `width` columns wide: a table per kind, rows that could not be compared, examples of
     wrong answers, and at last the total.
 
     Raises:
@@ -144,10 +143,10 @@ def report(results: Sequence[Scored], columns: int) -> Iterator[str]:
         raise UserError(f"--score: no row can be compared, beginning with {problems[0]}")
     asked = Counter(result.question.kind for result in compared)
     right = Counter(result.question.kind for result in compared if result.exact)
-    width = max(map(len, [*asked, "kind"]))
-    yield f"{'kind':<{width}}  questions  exact match"
+    longest = max(map(len, [*asked, "kind"]))
+    yield f"{'kind':<{longest}}  questions  exact match"
     for kind in sorted(asked):
-        yield f"{harmless(kind):<{width}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
+        yield f"{harmless(kind):<{longest}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
     if calls := sum(result.question.has_call for result in compared):
         yield f"{calls} of them expect a tool call, compared as the chat template writes it"
     if problems:
@@ -162,18 +161,17 @@ def report(results: Sequence[Scored], columns: int) -> Iterator[str]:
         yield f"  {harmless(result.question.place)}"
         texts = {"question": result.question.messages[-1]["content"], "expected": result.question.expected,
                  "answer": result.answer}
-        yield from (shortened(f"    {name:<8}  {text}", columns) for name, text in texts.items())
+        yield from (shortened(f"    {name:<8}  {text}", width) for name, text in texts.items())
     yield f"exact match: {sum(right.values()) / len(compared):.1%} ({len(compared)} questions)"
 
 
-def shortened(text: str, columns: int) -> str:
-    """One line of at most that many columns of a terminal (a Chinese character takes two), cut with "..."."""
+def shortened(text: str, width: int) -> str:
+    """One line of at most that many columns of a terminal, cut with "..."."""
     text = harmless(text.replace("\n", "\\n"))
-    widths = [2 if east_asian_width(character) in "WF" else 1 for character in text]
-    if sum(widths) <= columns:
+    if columns(text) <= width:
         return text
-    ends = list(accumulate(widths))
-    return text[:bisect_right(ends, columns - 3)] + "..."
+    kept = bisect_right(range(len(text)), width - len("..."), key=lambda length: columns(text[:length]))
+    return text[:kept - 1] + "..."
 
 
 def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
@@ -217,7 +215,4 @@ def write_output(results: Sequence[Scored], path: Path) -> None:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(results))
 
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise UserError(f"--score_out {path}: cannot be written ({error.strerror})") from error
+    write_atomically(path, write)
