@@ -352,12 +352,12 @@ class ChatConfig:
         # MiniMind's README says `--load_from ./model`. Here that folder holds the bundled tokenizer: whoever pastes the
         # line does not claim that MiniMind's weights were trained with it.
         names_another = self.load_from and Path(self.load_from).resolve() != REPOSITORY / "model"
-        if names_another and self.tokenizer_path == ChatConfig.tokenizer_path:
+        if names_another and self.tokenizer_path is None:
             object.__setattr__(self, "tokenizer_path", self.load_from)
 
     def problems(self) -> list[str]:
         """As `TrainConfig.problems`."""
-        other = None if self.tokenizer_path in (ChatConfig.tokenizer_path, self.load_from) else self.tokenizer_path
+        other = None if self.tokenizer_path == self.load_from else self.tokenizer_path
         problems = load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)
         if self.historys < -1:
             problems.append(f"--historys is {self.historys}, expected -1 (all that fit), 0 or more")
