@@ -213,7 +213,7 @@ def _content(turn: SourceTurn, may_be_missing: bool) -> str:
 
 
 def _offered_tools(values: dict, name: Callable[[str], str]) -> list[dict] | None:
-    """The tools of a row or a turn; OpenAI's older `functions`, bare descriptions, count as such.
+    """Reads the tools of a row or a turn; OpenAI's older `functions`, bare descriptions, count as such.
 
     Args:
         name: gives the full name of a key.
@@ -264,7 +264,7 @@ def _tool_calls(value: Any, name: str) -> list[dict]:
 
 
 def _arguments(call: dict, name: str) -> dict:
-    """The arguments of a call, given as an object or as the JSON of one; none where they are empty or missing."""
+    """Reads the arguments of a call, given as an object or as the JSON of one; none where they are empty or missing."""
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         arguments = parse_json(arguments, name, "a JSON object") if arguments.strip() else None

@@ -1,4 +1,4 @@
-"""Dialogues written as one text, `Human: ... Assistant: ...`, as in Anthropic's hh-rlhf, become conversations."""
+"""Reads dialogues written as one text, `Human: ... Assistant: ...`, as in Anthropic's hh-rlhf."""
 
 import re
 
@@ -15,7 +15,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def dialogue_row(row: dict, field: str) -> dict:
-    """A row whose `field` holds a dialogue as a row of conversations; its system turn and tools stay.
+    """Makes a row whose `field` holds a dialogue one of `conversations`; keeps its system turn and tools.
 
     A turn begins with a marker at the beginning of a line. The white space around the turns is not theirs.
 

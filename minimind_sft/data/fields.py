@@ -23,9 +23,10 @@ TURN_FIELDS = frozenset([*REASONING_FIELDS, "role", "content", "tools", "functio
 
 
 def refuse_unsupported(row: dict, form: Form) -> None:
-    """
+    """Refuses a row with a field that would change what is learned, but that cannot be honoured.
+
     Raises:
-        UserError: naming a field of a conversation's row that would change what is learned, but cannot be honoured.
+        UserError: naming the field.
     """
     drop = " (scripts/convert_data.py --drop_fields {name} leaves the field out)"
     refuse_media(row, lambda name: name, drop)
@@ -41,9 +42,10 @@ def refuse_unsupported(row: dict, form: Form) -> None:
 
 
 def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = "") -> None:
-    """
+    """Refuses a row or a turn that comes with an image, a sound or a film.
+
     Raises:
-        UserError: naming a field of a row or of a turn that brings an image, a sound or a film.
+        UserError: naming the field.
     """
     for name in sorted(values.keys() & MEDIA):
         if values[name]:
@@ -52,7 +54,7 @@ def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = ""
 
 
 def ignored_fields(row: dict, as_text: bool) -> set[str]:
-    """The fields of a row that could be read which nothing reads, as `id` or `messages[].id`.
+    """Finds the fields of a usable row that nothing reads, as `id` or `messages[].id`.
 
     Args:
         as_text: whether the row counts as running text.
@@ -72,15 +74,15 @@ def _turn_fields(turn: SourceTurn) -> frozenset[str]:
 
 
 def _others(values: dict, read: frozenset[str]) -> Iterator[str]:
-    """The names of values that say something and are not among those that are read."""
+    """Yields the names of values that say something and are not read."""
     return (name[:40] for name, value in values.items() if name not in read and value not in (None, "", [], {}))
 
 
 def _says_no(label: Any, form: Form) -> bool:
-    """Whether a label marks an answer as not wanted; a 0 does beside prompt and answer, elsewhere it may be a class."""
+    """Tells whether a label marks an answer as not wanted; a 0 does beside prompt and answer, elsewhere it may be a class."""
     return _word(label) == "false" or (_word(label) in ZEROS and form.fields[0] == "prompt")
 
 
 def _word(value: Any) -> str:
-    """A truth value or number as a table would spell it, where all cells are text."""
+    """Spells a truth value or a number as a table does, where all cells are text."""
     return str(value).lower() if isinstance(value, bool | int | float | str) else ""

@@ -31,7 +31,7 @@ class Form(NamedTuple):
 
 
 def find_form(row: dict) -> Form | None:
-    """The form of a row's conversation; None for a row of running text, `{"text": ...}`.
+    """Finds the form of a row's conversation; None for a row of running text, `{"text": ...}`.
 
     Raises:
         UserError: `field: expected ..., found ...`, if the row has none of the forms, or two of them.
@@ -48,7 +48,7 @@ def find_form(row: dict) -> Form | None:
 
 
 def source_turns(row: dict, form: Form) -> list[SourceTurn]:
-    """The turns of a row, with that of its system field at the beginning.
+    """Reads the turns of a row; that of its system field comes first.
 
     Raises:
         UserError: `field: expected ..., found ...`
@@ -57,7 +57,7 @@ def source_turns(row: dict, form: Form) -> list[SourceTurn]:
 
 
 def form_name(row: dict) -> str:
-    """The form of a row that could be read: `conversations (from, value)`, `instruction, output`, `text`."""
+    """Names the form of a row that could be read: `conversations (from, value)`, `instruction, output`, `text`."""
     form = find_form(row)
     if form is None:
         return "text"
@@ -82,7 +82,7 @@ def _has(row: dict, names: tuple[str, ...]) -> bool:
 
 
 def _question_form(row: dict) -> Form:
-    """The form of a row with one question and one answer, each under one of its usual names."""
+    """Finds one question and one answer, each under one of its usual names."""
     questions, answers = ([name for name in names if row.get(name) is not None] for names in (QUESTIONS, ANSWERS))
     if not questions and row.get("input") is not None:
         questions = ["input"]
@@ -137,7 +137,7 @@ def _messages(row: dict) -> list[SourceTurn]:
 
 
 def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
-    """Text, or messages. Assistant's turns inside the prompt are given, not learned, unless they say otherwise."""
+    """Reads text, or messages. Assistant's turns inside the prompt are given, not learned, unless they say otherwise."""
     prompt, completion = row["prompt"], row[answer]
     if row.get("history"):
         raise UserError(f"history: expected the earlier turns in the prompt, as messages, beside {answer}")
@@ -155,7 +155,7 @@ def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
 
 
 def _question_turns(row: dict, question: str, answer: str, contexts: tuple[str, ...]) -> list[SourceTurn]:
-    """The question, with its context on the line below it; before it the pairs of `history`."""
+    """Reads the pairs of `history` and the question, with its context on the line below it."""
     given = [name for name in contexts if row.get(name) not in (None, "")]
     if len(given) > 1:
         raise UserError(f"{given[1]}: expected one text beside {question}, found {given[0]} too")

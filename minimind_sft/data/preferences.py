@@ -1,4 +1,4 @@
-"""Preference rows, with a chosen and a rejected answer, become rows of the chosen answer alone."""
+"""Recognises preference rows, with a chosen and a rejected answer, and keeps the chosen one."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ ASKED_IN = ("messages", "conversations", *QUESTIONS, "input")
 
 
 def is_preference(row: dict) -> bool:
-    """Whether a row has two answers, of which one is preferred, under any of the usual names."""
+    """Tells whether a row has two answers, of which one is preferred, under any of the usual names."""
     if row.keys().isdisjoint(REJECTED):
         return False
     has_both = all(row.get(name) and isinstance(row[name], str | list | dict) for name in ("chosen", "rejected"))
@@ -22,9 +22,10 @@ def is_preference(row: dict) -> bool:
 
 
 def refuse_preference(row: dict) -> None:
-    """
+    """Refuses a preference row, with advice: fine-tuning learns one answer.
+
     Raises:
-        UserError: for a preference row, with advice; fine-tuning learns one answer.
+        UserError: naming the field of the chosen or the rejected answer.
     """
     if not is_preference(row):
         return
@@ -37,7 +38,7 @@ def refuse_preference(row: dict) -> None:
 
 
 def chosen_row(row: dict) -> dict:
-    """The row that trains the chosen answer; a row that is none of preferences stays as it is.
+    """Makes a preference row one of the chosen answer alone; returns any other row as it is.
 
     Raises:
         UserError: `chosen: expected ..., found ...`, if it is not clear what the chosen answer answers.

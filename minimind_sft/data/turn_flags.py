@@ -36,7 +36,7 @@ def is_flagged(values: dict[str, Any]) -> bool:
 
 
 def is_learned(turn: SourceTurn) -> bool:
-    """Whether the assistant learns this turn, by its flags; other turns have no say.
+    """Tells by its flags whether this turn is to be learned; those of other roles than the assistant's have no say.
 
     Raises:
         UserError: for a value that a flag cannot have, flags that contradict each other, a flag that asks to learn

@@ -1,4 +1,4 @@
-"""The turns of a list of messages, under OpenAI's names whatever the row calls them.
+"""Reads the turns of a list of messages, under OpenAI's names whatever the row calls them.
 
 A turn remembers the row's own names, so that an error about it names what the person wrote.
 """
@@ -49,7 +49,7 @@ def refuse(name: str, expected: str, found: Any) -> NoReturn:
 
 
 def read_turns(value: Any, where: str) -> list[SourceTurn]:
-    """A list of turns, or the JSON of one; each turn has role and content, or ShareGPT's from and value.
+    """Reads a list of turns, or the JSON of one; each has role and content, or ShareGPT's from and value.
 
     Raises:
         UserError: `messages[2].role: expected ..., found ...`
@@ -104,7 +104,7 @@ def _take_calls(turn: SourceTurn, names: dict[str, str], in_content: bool) -> No
 
 
 def _calls(value: Any, name: str) -> list:
-    """One call or a list of them, or the JSON of either, as a list."""
+    """Returns a list of calls, given one call, a list of them, or the JSON of either."""
     if isinstance(value, str):
         value = parse_json(value, name, CALL)
     if not value:
