@@ -79,7 +79,7 @@ def _others(values: dict, read: frozenset[str]) -> Iterator[str]:
 
 
 def _says_no(label: Any, form: Form) -> bool:
-    """Tells whether a label marks an answer as not wanted; a 0 does beside prompt and answer, elsewhere it may be a class."""
+    """Tells whether a label marks an answer as not wanted; a 0 does beside a prompt, elsewhere it may be a class."""
     return _word(label) == "false" or (_word(label) in ZEROS and form.fields[0] == "prompt")
 
 

@@ -137,7 +137,7 @@ def _messages(row: dict) -> list[SourceTurn]:
 
 
 def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
-    """Reads text, or messages. Assistant's turns inside the prompt are given, not learned, unless they say otherwise."""
+    """Reads text, or messages. Assistant's turns inside a prompt are given, not learned, unless a flag asks for it."""
     prompt, completion = row["prompt"], row[answer]
     if row.get("history"):
         raise UserError(f"history: expected the earlier turns in the prompt, as messages, beside {answer}")
