@@ -349,10 +349,7 @@ class ChatConfig:
     dtype: str = setting("float32", "precision of the weights while answering", DTYPES)
 
     def __post_init__(self):
-        # MiniMind's README says `--load_from ./model`. Here that folder holds the bundled tokenizer: whoever pastes the
-        # line does not claim that MiniMind's weights were trained with it.
-        names_another = self.load_from and Path(self.load_from).resolve() != REPOSITORY / "model"
-        if names_another and self.tokenizer_path is None:
+        if self.load_from and self.tokenizer_path is None:
             object.__setattr__(self, "tokenizer_path", self.load_from)
 
     def problems(self) -> list[str]:
