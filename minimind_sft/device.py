@@ -1,5 +1,7 @@
 """Which device computes, and in which precision; how it gets a tensor."""
 
+import os
+
 import torch
 
 from minimind_sft.errors import UserError
@@ -50,8 +52,28 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cpu" and cpu_multiplies_bfloat16()
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products, and PyTorch uses them.
+
+    oneDNN has the kernels; not every build of PyTorch has oneDNN. On x86 the environment can hold both libraries back
+    from what the processor can do.
+    """
+    has = torch.cpu.get_capabilities()
+    on_x86 = (has.get("avx512_bf16") or has.get("amx_bf16")) and not _held_back()
+    return bool(on_x86 or has.get("bf16")) and torch.backends.mkldnn.is_available()  # "bf16" is ARM's name for it
+
+
+ISAS_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def _held_back() -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY ask for fewer instructions than bfloat16 products need."""
+    onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    aten = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    return onednn.upper() in ISAS_WITHOUT_BFLOAT16 or aten.lower() in ("default", "avx2")
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

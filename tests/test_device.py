@@ -8,6 +8,15 @@ from minimind_sft.device import described_dtype, resolve_dtype
 CPU = torch.device("cpu")
 
 
+def processor(monkeypatch, capabilities: dict[str, bool], **environment: str) -> None:
+    """As if this processor had these capabilities, and PyTorch these variables."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(("capabilities", "name", "dtype", "words"), [
     ({"avx512_bf16": True}, "auto", torch.bfloat16, "bfloat16 (--dtype auto: cpu computes in bfloat16)"),
     ({"amx_bf16": True}, "auto", torch.bfloat16, "bfloat16 (--dtype auto: cpu computes in bfloat16)"),
@@ -19,6 +28,31 @@ CPU = torch.device("cpu")
     ({"avx2": True}, "float32", torch.float32, "float32"),
 ])
 def test_auto_is_bfloat16_where_the_cpu_multiplies_it_and_says_so(monkeypatch, capabilities, name, dtype, words):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    processor(monkeypatch, capabilities)
     assert resolve_dtype(name, CPU) == dtype
     assert described_dtype(name, CPU) == words
+
+
+@pytest.mark.parametrize(("variable", "value", "dtype"), [
+    ("ONEDNN_MAX_CPU_ISA", "AVX2", torch.float32),
+    ("ONEDNN_MAX_CPU_ISA", "avx512_core", torch.float32),
+    ("DNNL_MAX_CPU_ISA", "AVX512_CORE_VNNI", torch.float32),
+    ("ATEN_CPU_CAPABILITY", "avx2", torch.float32),
+    ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", torch.bfloat16),
+    ("ONEDNN_MAX_CPU_ISA", "ALL", torch.bfloat16),
+    ("ATEN_CPU_CAPABILITY", "avx512", torch.bfloat16),
+])
+def test_what_the_environment_holds_back_is_not_there(monkeypatch, variable, value, dtype):
+    processor(monkeypatch, {"avx512_bf16": True, "amx_bf16": True}, **{variable: value})
+    assert resolve_dtype("auto", CPU) == dtype
+
+
+def test_x86_limits_do_not_touch_arm(monkeypatch):
+    processor(monkeypatch, {"bf16": True, "sve": False}, ATEN_CPU_CAPABILITY="default")
+    assert resolve_dtype("auto", CPU) == torch.bfloat16
+
+
+def test_without_onednn_there_are_no_kernels_for_it(monkeypatch):
+    processor(monkeypatch, {"bf16": True})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert resolve_dtype("auto", CPU) == torch.float32

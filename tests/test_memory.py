@@ -9,6 +9,7 @@ from memory_probe import Probe, measure
 from programs import refuse, succeed
 
 from minimind_sft.config import IGNORE_INDEX, PRESETS, ModelConfig
+from minimind_sft.device import cpu_multiplies_bfloat16
 from minimind_sft.model import attention
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
@@ -69,22 +70,29 @@ def test_attention_of_mixed_lengths_counts_as_the_worse_kind():
     assert on_gpu == 2 * (64 + 2 * 32 + 64) + 4 * 4 + 2 * 64  # q, k, v, out; a sum per head; what o_proj reads
 
 
+FAST = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+IMPORTS = 271 * MIB
+"""What `LIBRARIES` counts for the interpreter and PyTorch; the rest is for what their kernels set up."""
+
+
 @pytest.mark.parametrize("probe", [
-    Probe([[512, 512, 512, 512], [1500]]),
-    Probe([[2048], [300, 700, 512]], gradient_checkpointing=True),
+    Probe([[512, 512, 512, 512], [1500]], dtype=FAST),
+    Probe([[2048], [300, 700, 512]], dtype=FAST, gradient_checkpointing=True),
     Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, supervised_share=0.3),
-], ids=["bfloat16", "checkpointing", "experts"])
+], ids=["dense", "checkpointing", "experts"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
+    """Of what is predicted with the imports of this machine, whose kernels may set up less than is counted."""
     plan = Plan(max(map(sum, probe.micro_batches)), max(map(max, probe.micro_batches)), getattr(torch, probe.dtype),
                 gradient_checkpointing=probe.gradient_checkpointing, supervised_share=probe.supervised_share,
                 several_micro_batches=len(probe.micro_batches) > 1)
-    predicted = sum(peak(probe.config, plan).values())
-    assert predicted == pytest.approx(measure(probe, threads=1)["peak"], rel=0.15)
+    measured = measure(probe, threads=1)
+    without_set_up = sum(peak(probe.config, plan).values()) - memory.LIBRARIES + measured["before"]
+    assert without_set_up / 1.15 < measured["peak"] < 1.15 * (without_set_up + memory.LIBRARIES - IMPORTS)
 
 
 def test_batch_size_and_length_of_rows_do_not_count():
     """The same tokens in a micro-batch, but four times as many of them in a step, of one document instead of eight."""
-    few, many_and_long = (measure(Probe(batches, steps=1), threads=1)["peak"]
+    few, many_and_long = (measure(Probe(batches, dtype=FAST, steps=1), threads=1)["peak"]
                           for batches in ([[128] * 8] * 2, [[1024]] * 8))
     assert many_and_long < few + 32 * MIB
 

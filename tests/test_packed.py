@@ -8,6 +8,8 @@ from minimind_sft.inference import packed
 from minimind_sft.inference.packed import FEW_ROWS, MANY_ROWS, Bfloat16Product, HalfProduct, Pack, best_pack, plain
 
 ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 33]
+bfloat16_needed = pytest.mark.skipif(best_pack(torch.zeros(1, dtype=torch.bfloat16)) is not Bfloat16Product,
+                                     reason="this processor has no oneDNN product for bfloat16")
 half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
 
 
@@ -53,7 +55,7 @@ def test_weights_of_zero_give_zero():
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@half_needed
+@bfloat16_needed
 def test_bfloat16_arithmetic_is_for_many_rows_only(rows: int):
     weights = [(random(n, 96) * 0.02).bfloat16() for n in (40, 7)]
     error = worst(Bfloat16Product, weights, rows)
@@ -65,11 +67,15 @@ def test_the_plain_product_is_the_weights_outputs_in_order():
     assert torch.allclose(plain(weights)(x_SK), x_SK @ torch.cat(weights).T, atol=1e-6)
 
 
-@half_needed
-@pytest.mark.parametrize(("dtype", "pack"), [(torch.float32, HalfProduct), (torch.bfloat16, Bfloat16Product),
-                                             (torch.float16, HalfProduct), (torch.float64, None)])
-def test_the_dtype_decides_how_weights_are_packed(dtype: torch.dtype, pack: Pack | None):
-    assert best_pack(torch.zeros(1, dtype=dtype)) is pack
+@pytest.mark.parametrize(("dtype", "with_onednn", "without"), [
+    (torch.float32, HalfProduct, HalfProduct), (torch.bfloat16, Bfloat16Product, HalfProduct),
+    (torch.float16, HalfProduct, HalfProduct), (torch.float64, None, None)])
+def test_dtype_and_processor_decide_how_weights_are_packed(dtype: torch.dtype, with_onednn: Pack | None,
+                                                           without: Pack | None, monkeypatch):
+    monkeypatch.setattr(packed, "_half_works", lambda: True)
+    for works, pack in ((True, with_onednn), (False, without)):
+        monkeypatch.setattr(packed, "_onednn_works", lambda works=works: works)
+        assert best_pack(torch.zeros(1, dtype=dtype)) is pack
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no engine"), AttributeError("no such operator"), None])
