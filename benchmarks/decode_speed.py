@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peak import timed_dtypes
 from peers import qwen3_twin
 from tqdm import tqdm
 
@@ -61,7 +62,8 @@ def main() -> int:
 
     model = half_precision_weights(MODEL)
     rows, wrong = [], 0
-    for dtype in arguments.dtypes:
+    timed = timed_dtypes([getattr(torch, dtype) for dtype in arguments.dtypes], torch.device("cpu"))
+    for dtype in [name for name in arguments.dtypes if getattr(torch, name) in timed]:
         model = model.to(getattr(torch, dtype))
         contenders = make_contenders(model, arguments.new_tokens)
         for row in measure(dtype, contenders, model, arguments.batches, arguments):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from memory_probe import Probe, environment, random_step
-from peak import matmul_peak, model_shapes
+from peak import matmul_peak, model_shapes, timed_dtypes
 from tqdm import tqdm
 
 from minimind_sft.config import ModelConfig
@@ -56,6 +56,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.probe:
         run_as_rank(arguments)
+        return
+    device = resolve_device(arguments.device)
+    if not timed_dtypes([resolve_dtype(arguments.dtype, device)], device):
         return
     rows = []
     todo = [(what, *point) for what in arguments.what for point in points(what, arguments)]

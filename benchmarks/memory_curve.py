@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from memory_probe import Probe, measure
+from peak import timed_dtypes
 
 from minimind_sft.config import PRESETS
 from minimind_sft.training.memory import MIB, Plan, peak
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--plot", type=Path, help="file for the picture")
     arguments = parser.parse_args()
+    if not timed_dtypes([getattr(torch, arguments.dtype)], torch.device(arguments.device)):
+        return
     print(f"{'varied':<27}{'':>6}{'checkpointing':>15}{'measured':>11}{'predicted':>11}   MiB")
     rows = []
     for point in points():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peak import timed_dtypes
 from tqdm import tqdm
 
 from minimind_sft.config import ModelConfig
@@ -79,12 +80,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="steps of each contender (default 15)")
     parser.add_argument("--tokens", type=int, default=1300, help="tokens of a step (default 1300)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(default bfloat16)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"),
+                        help="(default auto: bfloat16 where the device computes in it)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
 
     device = resolve_device(arguments.device)
-    bench = Bench(Ranks(0, 1, device), resolve_dtype(arguments.dtype, device), documents(arguments.tokens))
+    dtype = resolve_dtype(arguments.dtype, device)
+    if not timed_dtypes([dtype], device):
+        return 0
+    bench = Bench(Ranks(0, 1, device), dtype, documents(arguments.tokens))
     seconds = {contender: [] for contender in CONTENDERS}
     for round_ in tqdm(range(-2, arguments.rounds), unit="round"):  # two to warm up
         for contender, own in seconds.items():
@@ -100,7 +105,7 @@ def main() -> int:
     print(f"\nwanted: grouped at most {MOST} x dense")
     if arguments.json:
         record = {"command": " ".join(["python", "benchmarks/moe_speed.py", *sys.argv[1:]]),
-                  "torch": torch.__version__, "device": str(device), "dtype": arguments.dtype,
+                  "torch": torch.__version__, "device": str(device), "dtype": str(dtype).removeprefix("torch."),
                   "threads": torch.get_num_threads(), "tokens": bench.steps[0].real_tokens, "rows": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(rows["grouped"]["x_dense"] > MOST)

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peak import matmul_peak, model_shapes
+from peak import matmul_peak, model_shapes, timed_dtypes
 from tqdm import tqdm
 from train_contenders import Ours, OwnProcess, Theirs, Work, common_work, short
 from train_variants import VARIANTS
@@ -146,13 +146,15 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     bf16, fp32 = torch.bfloat16, torch.float32
     work = common_work(arguments, folder)
+    dtypes = timed_dtypes((bf16, fp32), work.device)
+    compiles = bf16 in dtypes and not arguments.skip_compile
     parameters = sum(parameter.numel() for parameter in work.model.parameters())
     report = {"command": "python benchmarks/train_speed.py " + " ".join(sys.argv[1:]),
               "torch": torch.__version__, "machine": platform.machine(),
               "threads": torch.get_num_threads(), "device": str(work.device), "parameters": parameters,
               "tokens_per_step": work.tokens(arguments.steps) / arguments.steps, "repeat": arguments.repeat}
-    ours = [Ours(EAGER, bf16), Ours("ours, fp32", fp32)]
-    if not arguments.skip_compile:
+    ours = [Ours(f"ours, {short(dtype)}", dtype) for dtype in dtypes]
+    if compiles:
         ours.insert(0, Ours(COMPILED, bf16, compiled=True))
     places: list[tuple[Ours | Theirs, OwnProcess]] = [(one, OwnProcess(arguments, folder)) for one in ours]
     report["seconds_of_first_steps"] = {}
@@ -162,7 +164,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         print(f"{contender.name}: first {SEARCH_STEPS} steps {seconds:.1f} s")
     peers: list[Theirs] = []
     if not arguments.skip_peers:
-        trl, configurations = OwnProcess(arguments, folder), trl_configurations([bf16, fp32])
+        trl, configurations = OwnProcess(arguments, folder), trl_configurations(dtypes)
         peers, report["trl_search"] = search(configurations, trl, work)
         plain = next(theirs for theirs in configurations if theirs.dtype == fp32 and theirs.has_our_step
                      and not theirs.packed)
@@ -171,7 +173,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     shapes = model_shapes(work.model.config)
 
     def peak() -> dict[str, float]:
-        return {short(dtype): matmul_peak(dtype, work.device, shapes, seconds_per_shape=0.15) for dtype in (bf16, fp32)}
+        return {short(dtype): matmul_peak(dtype, work.device, shapes, seconds_per_shape=0.15) for dtype in dtypes}
 
     rates, peaks = take_turns(places, work, arguments.steps, arguments.repeat, peak)
     report["peak_flops"] = {name: statistics.median(one[name] for one in peaks) for name in peaks[0]}
@@ -180,16 +182,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     of_our_step = [theirs for theirs in peers if theirs.has_our_step]
     references = [fastest(these, rows) for these in (peers, of_our_step) if these]
     report["references"] = references
-    print(f"\nmatrix-multiply peak: {report['peak_flops']['bf16'] / 1e9:,.0f} GFLOP/s in bf16, "
-          f"{report['peak_flops']['fp32'] / 1e9:,.0f} in fp32")
+    print("\nmatrix-multiply peak: " + ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {name}"
+                                                 for name, flops in report["peak_flops"].items()))
     print_table(report["contenders"], references)
-    if not arguments.skip_compile:
+    if compiles:
         pays = compiling_pays_after(report)
         report["compiling_pays_after_steps"] = pays
         print("\ncompiling " + ("never pays for its start here" if pays is None
                                 else f"pays for its start after {pays:,.0f} such steps"))
     if arguments.switched_off:
-        report["switched_off"] = without_each(work, arguments.steps)
+        report["switched_off"] = without_each(work, arguments.steps, dtypes[0])
     return report
 
 
@@ -201,17 +203,18 @@ def compiling_pays_after(report: dict) -> float | None:
     return start / (eager - compiled) if eager > compiled else None
 
 
-def without_each(work: Work, steps: int) -> dict[str, float]:
+def without_each(work: Work, steps: int, dtype: torch.dtype) -> dict[str, float]:
     """How many times as long a step takes without each idea: the median over steps that all variants take in turn.
 
     They share one model, so that each finds the memory as the one before left it, and take turns at being first.
     """
-    ours = Ours("switched off", torch.bfloat16)
+    ours = Ours("switched off", dtype)
     ours.start(work)
-    variants = [None, *VARIANTS]
+    ideas = {name: idea for name, idea in VARIANTS.items() if dtype == torch.bfloat16 or not idea.needs_bfloat16}
+    variants = [None, *ideas]
 
     def seconds(name: str | None, step: int) -> float:
-        ours.without, ours.dtype = name, torch.float32 if name == "bfloat16" else torch.bfloat16
+        ours.without, ours.dtype = name, torch.float32 if name == "bfloat16" else dtype
         return ours.run(1, step)
 
     for name in variants:
@@ -222,7 +225,7 @@ def without_each(work: Work, steps: int) -> dict[str, float]:
         times.append({name: seconds(name, step) for name in variants[turn:] + variants[:turn]})
     print(f"\n{'without':<66}{'time':>8}")
     slower = {}
-    for name, idea in VARIANTS.items():
+    for name, idea in ideas.items():
         slower[idea.title] = statistics.median(one[name] / one[None] for one in times)
         print(f"{idea.title:<66}{slower[idea.title]:>7.2f}x")
     return slower

@@ -24,6 +24,8 @@ class Variant:
     title: str
     """The idea that is switched off."""
     patches: Callable[[], list]
+    needs_bfloat16: bool = False
+    """Whether it is an idea about bfloat16, with nothing to switch off in float32."""
 
 
 def padded_collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
@@ -79,12 +81,13 @@ def autograd_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 VARIANTS = {
     "padding": Variant("no padding: documents end to end", lambda: [patch.object(batching, "collate", padded_collate)]),
-    "bfloat16": Variant("matrices multiplied in bfloat16", list),
+    "bfloat16": Variant("matrices multiplied in bfloat16", list, needs_bfloat16=True),
     "attention": Variant("batched products over short documents (else flash attention)",
                          lambda: [patch.object(attention, "SHORT", 0)]),
     "attention32": Variant("attention in float32 (else flash attention in bfloat16)",
                            lambda: [patch.object(attention, "SHORT", 0),
-                                    patch.object(attention, "causal_attention", low_precision_attention)]),
+                                    patch.object(attention, "causal_attention", low_precision_attention)],
+                           needs_bfloat16=True),
     "groups": Variant("documents of similar length attended to together",
                       lambda: [patch.object(attention, "MAX_PADDING", 0.0)]),
     "supervised": Variant("head and last feed-forward network on supervised positions only",

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peak import timed_dtypes
 
 from minimind_sft.device import described_dtype, resolve_dtype
 
@@ -56,3 +57,11 @@ def test_without_onednn_there_are_no_kernels_for_it(monkeypatch):
     processor(monkeypatch, {"bf16": True})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert resolve_dtype("auto", CPU) == torch.float32
+
+
+def test_benchmarks_time_no_emulated_bfloat16(monkeypatch, capsys):
+    processor(monkeypatch, {"avx2": True})
+    assert timed_dtypes([torch.bfloat16, torch.float32], CPU) == [torch.float32]
+    assert capsys.readouterr().out == "bfloat16: not timed, this cpu only emulates it\n"
+    processor(monkeypatch, {"avx512_bf16": True})
+    assert timed_dtypes([torch.bfloat16], CPU) == [torch.bfloat16]
