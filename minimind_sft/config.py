@@ -199,7 +199,7 @@ class TrainConfig:
     weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only")
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
 
-    device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
+    device: str = setting("auto", "auto (CUDA if there is one, else an Apple GPU, else CPU), cpu, cuda, cuda:N, mps")
     dtype: str = setting("auto", "arithmetic of the matrix products; auto: bfloat16 where the device computes in it, "
                                  "else float32; float16 uses a GradScaler", DTYPES)
     use_compile: int = setting(0, "1: torch.compile every layer; a slow start, faster steps (on a CPU by a few "
@@ -345,7 +345,7 @@ class ChatConfig:
     seed: int = setting(42, "seed of the sampling")
     batch_size: int = setting(32, "questions answered at once by --score")
     show_speed: int = setting(1, "1: show tokens/s after each answer", (0, 1))
-    device: str = setting("auto", "auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N")
+    device: str = setting("auto", "auto (CUDA if there is one, else an Apple GPU, else CPU), cpu, cuda, cuda:N, mps")
     dtype: str = setting("float32", "precision of the weights while answering", DTYPES)
 
     def __post_init__(self):

@@ -6,6 +6,8 @@ import torch
 
 from minimind_sft.errors import UserError
 
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `--device` means; `cuda` and `auto` mean this rank's own GPU.
@@ -14,11 +16,11 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         UserError: if there is no such device here.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = best_device()
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"--device {name}: expected {DEVICES}") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: PyTorch finds no CUDA device here; --device cpu works everywhere")
@@ -26,9 +28,22 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         if index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
         return torch.device("cuda", index)
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"--device {name}: PyTorch finds no Apple GPU here; --device cpu works everywhere")
+        if device.index:
+            raise UserError(f"--device {name}: there is only one, mps")
+        return torch.device("mps")
     if device.type != "cpu":
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {name}: expected {DEVICES}")
     return device
+
+
+def best_device() -> str:
+    """What `--device auto` means here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -77,7 +92,15 @@ def _held_back() -> bool:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision that `--dtype` means on `device`; `auto` is bfloat16 where the hardware has it, else float32."""
+    """The precision that `--dtype` means on `device`; `auto` is bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        UserError: for half precision on an Apple GPU, where PyTorch's causal attention lets tokens see those after
+            them (pytorch/pytorch issue 195910).
+    """
+    if device.type == "mps" and name not in ("auto", "float32"):
+        raise UserError(f"--dtype {name}: expected auto or float32 on mps, where PyTorch's attention is wrong in half "
+                        "precision")
     if name == "auto":
         return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
     return getattr(torch, name)
@@ -88,6 +111,6 @@ def described_dtype(name: str, device: torch.device) -> str:
     dtype = str(resolve_dtype(name, device)).removeprefix("torch.")
     in_hardware = computes_in_bfloat16(device)
     if name == "auto":
-        can = "computes in" if in_hardware else "would only emulate"
+        can = "computes in" if in_hardware else "is not trusted with" if device.type == "mps" else "would only emulate"
         return f"{dtype} (--dtype auto: {device.type} {can} bfloat16)"
     return f"{dtype} ({device.type} only emulates it: slow)" if dtype == "bfloat16" and not in_hardware else dtype

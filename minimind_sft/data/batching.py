@@ -42,7 +42,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; if it lies in pinned memory, whoever calls need not wait until it is there."""
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+        # On an Apple GPU PyTorch may go on reading memory that is free again by then (pytorch/pytorch issue 189690).
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> "Batch":
         return self._with_each(torch.Tensor.pin_memory)

@@ -94,7 +94,7 @@ def expert_matmul(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor,
 
 
 def can_be_grouped(x_NI: Tensor, weight_EOI: Tensor) -> bool:
-    """Whether PyTorch's grouped multiply takes these: rows of whole 16 bytes, and no float64.
+    """Whether PyTorch's grouped multiply takes these: rows of whole 16 bytes, no float64, and not on an Apple GPU.
 
     On CUDA it is one kernel for bfloat16 from compute capability 9.0 on, else a loop inside PyTorch that waits for
     `ends_E`; a compiler knows it for bfloat16 only; without rows there is nothing to launch.
@@ -102,7 +102,9 @@ def can_be_grouped(x_NI: Tensor, weight_EOI: Tensor) -> bool:
     *_, outputs, inputs = weight_EOI.shape
     dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float16, torch.float32)
     whole = all(size * weight_EOI.itemsize % 16 == 0 for size in (outputs, inputs))
-    return weight_EOI.dtype in dtypes and x_NI.dtype == weight_EOI.dtype and whole and len(x_NI) > 0
+    if weight_EOI.device.type == "mps" or weight_EOI.dtype not in dtypes or x_NI.dtype != weight_EOI.dtype:
+        return False
+    return whole and len(x_NI) > 0
 
 
 class _Copies(torch.autograd.Function):

@@ -120,7 +120,11 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     if world_size > 1 and ":" in device_name:
         raise UserError(f"--device {device_name}: with several ranks each takes a device of its own; say --device cuda")
+    if world_size > 1 and device_name == "auto" and not torch.cuda.is_available():
+        device_name = "cpu"
     device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
+    if world_size > 1 and device.type == "mps":
+        raise UserError("--device mps: several ranks cannot share it; start one, or say --device cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
