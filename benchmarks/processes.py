@@ -39,7 +39,7 @@ def run(action: Callable[..., Any], *arguments: Any, log: Path | None = None) ->
     return process.exitcode
 
 
-def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeout_seconds: float = 60.0) -> list[Any]:
+def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeout_seconds: float = 600.0) -> list[Any]:
     """What `action(ranks, *arguments)` returns on each of `world_size` processes that are joined over Gloo.
 
     Raises:

@@ -22,9 +22,9 @@ from minimind_sft.config import REPOSITORY
 from minimind_sft.training import loop
 
 RANK_TIMEOUT = 5.0
-PATIENCE = 60.0
+PATIENCE = 600.0
 """Seconds after which a process that still runs counts as hanging."""
-FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(RANK_TIMEOUT)]
+FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(PATIENCE)]
 EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow, "slow disk": disk_is_slow}
 
 

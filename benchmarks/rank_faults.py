@@ -38,7 +38,7 @@ Fault = Callable[[Bench], None]
 def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) -> None:
     """All ranks finish the step, save, and exit with 128 + the signal."""
     out = bench.empty("out")
-    job = Job(bench, out, 2, strategy(parallel), pace=0.05)
+    job = Job(bench, out, 2, strategy(parallel), pace=0.2)
     job.at_step(bench.instants.randint(1, 5)).signal(signum, *ranks)
     bench.expect([128 + signum] * 2, job.end())
     bench.resume(out, 2, parallel, repeats=False)
@@ -70,7 +70,7 @@ def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size:
     rank = bench.instants.randrange(world_size) if rank is None else rank
     flags = strategy(parallel)
     if place == RANDOM:
-        job = Job(bench, out, world_size, flags, pace=0.05)
+        job = Job(bench, out, world_size, flags, pace=0.2)
         job.at_step(after or bench.instants.randint(1, 3))
         time.sleep(bench.instants.uniform(0, 0.1))
         job.signal(signal.SIGKILL, rank)
@@ -84,8 +84,9 @@ def frozen(bench: Bench, parallel: str) -> None:
     """A rank that stands still: the other gives up after `--rank_timeout`."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
-    job = Job(bench, out, 2, strategy(parallel), Effect("hang", bench.instants.randint(5, 30), rank))
-    job.ranks[1 - rank].join(4 * RANK_TIMEOUT)  # its start included
+    flags = [*strategy(parallel), "--rank_timeout", str(RANK_TIMEOUT)]
+    job = Job(bench, out, 2, flags, Effect("hang", bench.instants.randint(5, 30), rank))
+    job.ranks[1 - rank].join(PATIENCE)
     status = job.ranks[1 - rank].exitcode
     job.signal(signal.SIGKILL, rank).end()
     bench.expect(1, status)
@@ -124,7 +125,7 @@ def changing_ranks(bench: Bench, plan: Sequence[tuple[int, str, int]]) -> None:
     for number, (world_size, parallel, workers) in enumerate(plan):
         flags = [*settings, *strategy(parallel), "--num_workers", str(workers)]
         last = number == len(plan) - 1
-        job = Job(bench, out, world_size, flags, pace=0.0 if last else 0.1)
+        job = Job(bench, out, world_size, flags, pace=0.0 if last else 0.2)
         if not last:
             job.at_step(3 + 3 * number).signal(signal.SIGTERM, 0)
         bench.expect([0 if last else 128 + signal.SIGTERM] * world_size, job.end())

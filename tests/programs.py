@@ -10,6 +10,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
+PATIENCE = 600.0
+"""Seconds after which a process counts as hanging: none of them takes a tenth of it, and machines differ."""
 NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
 
 
@@ -23,7 +25,7 @@ def program(script: str, *arguments: object, module: tuple[str, ...] = (), **env
 
 def run(script: str, *arguments: object, typed: str = "", **keywords) -> subprocess.CompletedProcess:
     command, options = program(script, *arguments, **keywords)
-    return subprocess.run(command, capture_output=True, input=typed, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, input=typed, timeout=PATIENCE, **options)
 
 
 def succeed(script: str, *arguments: object, **keywords) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import checkpoint_faults
 import pytest
 import torch
+from programs import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import TINY, TINY_MOE, random_documents
 
@@ -91,7 +92,7 @@ def slow_disk(monkeypatch):
     disk = threading.Event()
 
     def wait_and_write(*arguments):
-        assert disk.wait(60)
+        assert disk.wait(PATIENCE)
         return write_shard(*arguments)
 
     monkeypatch.setattr("minimind_sft.training.checkpoint.write_shard", wait_and_write)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from programs import REPOSITORY
+from programs import PATIENCE, REPOSITORY
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -191,7 +191,8 @@ def test_a_copy_of_a_compiled_model_does_not_hold_on_to_it():
 def test_whoever_does_not_compile_does_not_load_the_compiler():
     """It takes a second, which everyone who only wants to chat would wait for."""
     looks = "import sys, minimind_sft.inference.chat; print('torch._dynamo' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    done = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, cwd=REPOSITORY,
+                          timeout=PATIENCE)
     assert done.stdout == "False\n", done.stderr
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER, chat
-from programs import program, questions, write_rows
+from programs import PATIENCE, program, questions, write_rows
 
 from minimind_sft.config import IGNORE_INDEX, PretrainConfig, SFTConfig
 from minimind_sft.data import parallel
@@ -348,7 +348,7 @@ def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
     command, options = program(SCRIPT, defects)
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, **options)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=PATIENCE, **options)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from programs import PATIENCE
 
 DATASET = Path(__file__).resolve().parent.parent / "dataset"
 FILES = ("pretrain_demo.jsonl", "sft_demo.jsonl", "sft_demo_heldout.jsonl")
@@ -26,7 +27,7 @@ APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a *
 def run_script(out_dir: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, str(DATASET / "make_demo.py"), "--out_dir", str(out_dir)]
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=PATIENCE)
 
 
 def read(name: str) -> list[dict]:

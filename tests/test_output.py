@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import CHAT, NEW, REPOSITORY, SFT, program, questions, run, write_rows
+from programs import CHAT, NEW, PATIENCE, REPOSITORY, SFT, program, questions, run, write_rows
 
 CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
     "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py", "scripts/plot_metrics.py",
@@ -17,7 +17,7 @@ def python(code: str, *flags: str, **options) -> subprocess.CompletedProcess:
     """`code`, with `main` to be defined in it, as one of our programs."""
     code = f"import os, sys\nfrom minimind_sft.errors import *\n{code}\nrun_program(main)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("environment", {})}
-    return subprocess.run([sys.executable, *flags, "-c", code], env=environment, timeout=300,
+    return subprocess.run([sys.executable, *flags, "-c", code], env=environment, timeout=PATIENCE,
                           **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
 
 
@@ -113,7 +113,7 @@ def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
     receive, send = os.pipe()
     os.close(receive)
     command, options = program(*PROGRAMS[name](place, tmp_path))
-    done = subprocess.run(command, stdout=send, stderr=subprocess.PIPE, timeout=300, **options)
+    done = subprocess.run(command, stdout=send, stderr=subprocess.PIPE, timeout=PATIENCE, **options)
     os.close(send)
     assert (done.returncode, done.stderr) == (0, "")
     if name == "convert":
@@ -125,6 +125,6 @@ def test_a_temporary_folder_without_room_is_named(place, tmp_path):
     code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY));"
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
     command, options = program(CONVERT, rows, "--out", tmp_path / "out.jsonl")
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=300, **options)
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
     assert (done.returncode, done.stderr) == (2, f"error: {os.environ.get('TMPDIR', '/tmp')}: the rows cannot be kept "
                                                  "there (File too large); the variable TMPDIR names another folder\n")

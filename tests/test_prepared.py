@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER
-from programs import questions, write_rows
+from programs import PATIENCE, questions, write_rows
 
 from minimind_sft.data import parallel, prepared
 from minimind_sft.data.example import make_example
@@ -140,22 +140,22 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 
 
 class SlowRows(SFTRows):
-    """Tells in a file when it begins, and takes its time."""
+    """Tells in a file when it begins, and waits for another file."""
 
     def encode(self, rows):
         self.began.open("a").write("x")
-        time.sleep(self.seconds)
+        wait_for(self.go.exists)
         return super().encode(rows)
 
 
-def slow_rows(tmp_path, seconds: float) -> SlowRows:
+def slow_rows(tmp_path) -> SlowRows:
     rows = SlowRows(BUNDLED, 100)
-    rows.began, rows.seconds = tmp_path / "began", seconds
+    rows.began, rows.go = tmp_path / "began", tmp_path / "go"
     return rows
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -163,11 +163,16 @@ def wait_for(condition) -> None:
 
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
-    rows, said = slow_rows(tmp_path, 0.5), []
+    rows, said = slow_rows(tmp_path), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        rows.go.touch()
+
     other = FORK.Process(target=prepare, args=([data], rows, tmp_path / "prepared"))
     other.start()
     wait_for(rows.began.exists)
-    dataset = prepare([data], rows, tmp_path / "prepared", say=said.append)
+    dataset = prepare([data], rows, tmp_path / "prepared", say=say)
     other.join()
     assert other.exitcode == 0 and len(dataset) == 5
     assert rows.began.read_text() == "x"
@@ -178,17 +183,15 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, small_chunks, signum):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
-    rows = slow_rows(tmp_path, 0.05)
+    rows = slow_rows(tmp_path)
     other = FORK.Process(target=prepare, args=([data], rows, tmp_path / "prepared"))
     other.start()
     wait_for(rows.began.exists)
-    time.sleep(0.2)
     os.kill(other.pid, signum)
     other.join()
-    done = len(rows.began.read_text())
-    assert done < 38, "it was to be interrupted"
-    time.sleep(0.3)
-    assert len(rows.began.read_text()) <= done + 3, "its workers go on without it"
+    rows.go.touch()
+    time.sleep(0.5)
+    assert len(rows.began.read_text()) <= 3, "its workers go on without it"
     assert all(path.name.startswith(".") for path in folders(tmp_path / "prepared"))
     dataset = prepare([data], ROWS, tmp_path / "prepared")
     assert len(dataset) == 300
@@ -275,11 +278,11 @@ def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_pat
         lock = FolderLock(alive.with_suffix(".lock"))
         lock.take()
         ready.set()
-        done.wait(30)
+        done.wait(PATIENCE)
 
     other = FORK.Process(target=hold)
     other.start()
-    assert ready.wait(30)
+    assert ready.wait(PATIENCE)
     dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
     done.set()
     other.join()

@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 from data_files import rows_or_errors, write
+from programs import PATIENCE
 
 from minimind_sft.data import recognition
 from minimind_sft.data.reading import read_texts
@@ -104,7 +105,7 @@ def test_the_command_converts_the_file(tmp_path, monkeypatch, codec):
         pytest.skip("iconv is not here")
     file = write(tmp_path / "it's.jsonl", CHINESE.encode(codec))
     command = refusal(file).partition("converts the file: ")[2]
-    subprocess.run(command, shell=True, check=True, timeout=120)
+    subprocess.run(command, shell=True, check=True, timeout=PATIENCE)
     assert (tmp_path / "it's.utf8.jsonl").read_text(encoding="utf-8") == CHINESE
 
 
@@ -116,7 +117,7 @@ def test_the_command_for_windows_converts_the_file(tmp_path, monkeypatch, codec,
     assert command.startswith('python -c "') and command.endswith('"')
     code = command.removeprefix('python -c "').removesuffix('"')
     assert '"' not in code
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=os.environ)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE, env=os.environ)
     assert (tmp_path / "a.utf8.jsonl").read_bytes() == CHINESE.encode()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from programs import (
     NEW,
+    PATIENCE,
     SFT,
     final_weights,
     program,
@@ -32,7 +33,7 @@ def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weigh
     metrics = tmp_path / "cut/full_sft_32_metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 15, process)
     process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, shown
     assert "stopped by SIGINT after step" in shown
     assert (tmp_path / "cut/full_sft_32.pth").exists()
@@ -146,7 +147,7 @@ def test_a_disk_that_is_full_when_weights_are_written_is_one_line(sft_data, tmp_
     code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
     command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=100, **options)
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert re.search(r"full_sft_32\.pth: cannot be written", done.stderr)
 
@@ -157,7 +158,7 @@ def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
     assert "model" in process.stdout.readline()
     process.stdout.close()
-    assert process.wait(100) == 0
+    assert process.wait(PATIENCE) == 0
     assert (tmp_path / "full_sft_32.pth").exists()
 
 
@@ -168,11 +169,11 @@ def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> Non
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(PATIENCE) == 143
 
 
 def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
@@ -200,6 +201,6 @@ def test_ctrl_c_before_the_training_starts_is_one_line(tmp_path):
     assert "model" in process.stdout.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors and errors.splitlines()[-1] == "interrupted"

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import PATIENCE
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
@@ -260,7 +261,7 @@ def test_a_tokenizer_travels_to_worker_processes():
 
 def train(repository, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "trainer/train_tokenizer.py", *map(str, arguments)], cwd=repository,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
