@@ -44,7 +44,9 @@ def test_damaged_files_are_named(tmp_path, suffix):
     with pytest.raises(UserError, match=rf"b\.jsonl\.{suffix}: the compressed file ends in the middle"):
         rows_or_errors(write(tmp_path / f"b.jsonl.{suffix}", packed[:-9]))
     with pytest.raises(UserError, match=rf"c\.jsonl\.{suffix}: not a {name} file, or a damaged one"):
-        rows_or_errors(write(tmp_path / f"c.jsonl.{suffix}", b'{"a": 1}\n'))
+        rows_or_errors(write(tmp_path / f"c.jsonl.{suffix}", b"\xff" * 100))
+    with pytest.raises(UserError, match=rf"d\.jsonl\.{suffix}: the content is not compressed; rename the file, "):
+        rows_or_errors(write(tmp_path / f"d.jsonl.{suffix}", b'{"a": 1}\n'))
 
 
 def test_zstd_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -115,3 +115,24 @@ def test_a_mark_before_a_first_line_of_just_the_longest_length(tmp_path, monkeyp
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 20)
     file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
     assert rows_or_errors(file)[1:] == [{"a": 1}]
+
+
+def test_a_folder_is_told_how_to_name_its_files(tmp_path):
+    folder = "expected a file, found a folder"
+    with pytest.raises(UserError) as empty:
+        find_files([tmp_path])
+    assert str(empty.value) == f"{tmp_path}: {folder} ({tmp_path}/*.jsonl names the files in it)"
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "info.json", b"{}")
+    write(tmp_path / "data" / "train.parquet", b"x" * 100)
+    with pytest.raises(UserError) as repository:
+        find_files([tmp_path])
+    assert str(repository.value) == f"{tmp_path}: {folder} ({tmp_path}/data/*.parquet names the files in it)"
+
+
+def test_rows_written_as_python_writes_them_are_told_how_to_be_json(tmp_path):
+    assert rows_or_errors(write(tmp_path / "a.jsonl", b"{'a': 1}\n{\"a\": 1, b: 2}")) == [
+        "1: expected one JSON object per row, found broken JSON at column 2: Expecting property name enclosed in "
+        "double quotes; is it Python's way of writing? json.dumps writes JSON",
+        "2: expected one JSON object per row, found broken JSON at column 10: Expecting property name enclosed in "
+        "double quotes"]

@@ -72,6 +72,8 @@ PAGE = "the content is a web page; download the file itself (a page that shows a
     ("a.txt", b'{"id": 1, "messages": []}\n', "the content is rows in JSON; rename the file, .txt to .jsonl"),
     ("a.csv", b'\xef\xbb\xbf[\n {"text": "a"}]', "the content is rows in JSON; rename the file, .csv to .jsonl"),
     ("a.txt.gz", gzip.compress(b'{"text": "a"}'), "the content is rows in JSON; rename the file, .txt to .jsonl"),
+    ("a.jsonl", b"\n Hello,\nthis is text.\n",
+     "expected JSON, found text; running text has the suffix .txt, a table .csv or .tsv"),
     ("a.txt", b"%PDF-1.7\n", "the content is a PDF document; save its text"),
 ])
 def test_other_kinds_of_file(tmp_path, name, content, message):

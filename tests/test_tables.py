@@ -55,6 +55,11 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, data, message)
     assert str(error.value).split(":", 1)[1].lstrip() == message
 
 
+def test_a_column_without_a_name_is_called_by_its_number(tmp_path):
+    file = write(tmp_path / "a.csv", b",question,answer,,\n0,q,a,,\n")
+    assert rows_or_errors(file) == [{"column 1": "0", "question": "q", "answer": "a"}]
+
+
 def test_a_long_cell_is_read(tmp_path):
     long = "x" * 2**20
     assert rows_or_errors(write(tmp_path / "a.csv", f"text\n{long}\n".encode())) == [{"text": long}]

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ TORN = " (the row has no end: was the file cut off?)"
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 """Of files that may also be compressed."""
 OTHER_SUFFIXES = (".parquet", ".arrow")
+FILES_LOOKED_AT = 1000
+"""Of a folder that is named instead of its files."""
 
 
 def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
@@ -61,19 +64,22 @@ def _checked(path: Path) -> Path:
     except UnicodeEncodeError as error:
         raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
     if path.is_dir():
-        raise UserError(f"{path}: expected a file, found a folder ({path}/*{_suffix_in(path)} names the files in it)")
+        raise UserError(f"{path}: expected a file, found a folder ({_pattern_in(path)} names the files in it)")
     if not path.is_file():
         raise UserError(f"{path}: expected a regular file; it is read more than once")
     file_kind(path)
     return path
 
 
-def _suffix_in(folder: Path) -> str:
-    """The suffix of the first file of data in a folder; .jsonl where there is none."""
+def _pattern_in(folder: Path) -> str:
+    """A glob for the files of data in a folder or right below it: those like the largest of the first few."""
     try:
-        return next((f".{kind}" for path in sorted(folder.iterdir()) if (kind := _kind(path))), ".jsonl")
+        paths = islice(chain(folder.iterdir(), folder.glob("*/*")), FILES_LOOKED_AT)
+        sizes = {path: path.stat().st_size for path in sorted(paths) if _kind(path) and path.is_file()}
     except OSError:
-        return ".jsonl"
+        sizes = {}
+    largest = max(sizes, key=lambda path: sizes[path], default=folder / ".jsonl")
+    return f"{largest.parent}/*.{_kind(largest)}"
 
 
 def exists(path: Path) -> bool:
@@ -173,9 +179,11 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
+        hint = ("; is it Python's way of writing? json.dumps writes JSON"
+                if text[error.pos:error.pos + 1] == "'" and "double quotes" in error.msg else "")
         line = f"line {_first_line(place) + error.lineno - 1}, " if error.lineno > 1 else ""
         raise UserError(f"{place}: expected {expected}, found broken JSON at {line}column {error.colno}: "
-                        f"{error.msg}") from error
+                        f"{error.msg}{hint}") from error
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise UserError(f"{place}: a string holds {half}, half of a surrogate pair, which is no character") from error

@@ -32,6 +32,8 @@ SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
     ))
 """How a file begins that is no data, the suffix with which it would be, and what is said about it."""
 
+_JSON_LINE = re.compile(rb'^(?:\xef\xbb\xbf)?[ \t]*[\[\]{}"]', re.MULTILINE)
+"""A line as at least one in a file of JSON begins, even if the file is torn."""
 COMMON_CHARACTERS = set("的一是不了在人有我他这个们中来上大为和国到说要就会可你您好请问什么吗")
 """Chinese text has several of them in every ten characters; text of other languages read as Chinese has hardly any."""
 
@@ -45,22 +47,32 @@ def refuse_foreign(path: Path) -> None:
     refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
-            _refuse_signature(path, file.read(1024))
+            start = file.read(1024)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".arrow"):
-        return
+    _refuse_signature(path, start)
+    if path.suffix.lower() in NAMES and start and b"\0" not in start and _is_text(start, "UTF-8"):
+        raise UserError(f"{path}: the content is not compressed; rename the file, without {path.suffix}")
+    if path.suffix.lower() not in (".parquet", ".arrow"):
+        _refuse_text(path)
+
+
+def _refuse_text(path: Path) -> None:
+    """Refuses a file of text, unpacked, that is in another encoding or has the wrong suffix."""
     start = start_of(path, START_BYTES)
+    suffix = path.suffix.lower()
     if suffix in NAMES:
         _refuse_signature(path, start[:1024])
         suffix = Path(path.stem).suffix.lower()
-    if suffix in (".txt", ".csv", ".tsv") and holds_rows(start):
-        raise UserError(f"{path}: the content is rows in JSON; rename the file, {suffix} to .jsonl")
     encoding = _encoding(start)
     if encoding:
         raise UserError(f"{path}: expected UTF-8, found {encoding} by the look of it; this converts the file: "
                         f"{conversion(path, encoding)}")
+    if suffix in (".txt", ".csv", ".tsv"):
+        if holds_rows(start):
+            raise UserError(f"{path}: the content is rows in JSON; rename the file, {suffix} to .jsonl")
+    elif start.strip() and _is_text(start, "UTF-8") and not _JSON_LINE.search(start):
+        raise UserError(f"{path}: expected JSON, found text; running text has the suffix .txt, a table .csv or .tsv")
 
 
 def _refuse_signature(path: Path, start: bytes) -> None:

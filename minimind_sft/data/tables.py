@@ -60,6 +60,7 @@ def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
 
 
 def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
+    """The names of the fields; a column without a name, as pandas writes its index, is called by its number."""
     _check_text(cells, place)
     used = DELIMITERS[kind]
     if len(cells) == 1:
@@ -67,6 +68,7 @@ def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
             if other in cells[0]:
                 raise UserError(f"{place}: expected a header with {DELIMITER_NAMES[used]} between its names, found "
                                 f"{DELIMITER_NAMES[other]}: {cells[0][:80]}")
+    cells = [name or f"column {number}" for number, name in enumerate(cells, 1)]
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise UserError(f"{place}: expected columns of different names, found {', '.join(map(repr, twice))} more than "
