@@ -52,7 +52,7 @@ def main() -> int:
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
                         use_moe=config.use_moe)
     weights = read_weights(path)
-    for notice in (*weights.notices, *check_weights(config, weights, tokenizer, template)):
+    for notice in (*tokenizer.notices, *weights.notices, *check_weights(config, weights, tokenizer, template)):
         print(notice)
     model = build_model(config, weights.without_padding(tokenizer.vocab_size))
     if rows:

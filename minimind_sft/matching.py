@@ -7,7 +7,8 @@ from typing import Any
 from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.template_marks import PROBE
-from minimind_sft.data.tokenizer import SPECIAL_NAMES, Tokenizer
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
 from minimind_sft.errors import UserError
 from minimind_sft.model.pretrained import Weights
 from minimind_sft.model.sidecar import sidecar_path

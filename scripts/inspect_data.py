@@ -20,7 +20,7 @@ from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable
 from minimind_sft.flags import parse_flags
 from minimind_sft.inspection.page import write_page
@@ -60,6 +60,8 @@ def main() -> int:
 def make_rows(trainer) -> SFTRows | PretrainRows:
     """The encoder of the trainer that these settings are for."""
     tokenizer = load_tokenizer(trainer.tokenizer_path)
+    for notice in tokenizer.notices:
+        print(harmless(notice), file=sys.stderr)
     if not isinstance(trainer, SFTConfig):
         return PretrainRows(tokenizer, trainer.max_seq_len)
     template = make_template(tokenizer, trainer.chat_template, trainer.end_of_turn)

@@ -27,7 +27,8 @@ def from_minimind(shared, tmp_path_factory) -> tuple[Path, Path]:
 def test_weights_of_minimind_s_need_their_tokenizer_named(from_minimind, sft_data, tmp_path):
     """Both tokenizers have 6,400 tokens: with the wrong one a model would learn garbage."""
     weights, tokenizer = from_minimind
-    commands = ((SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2),
+    commands = ((SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2,
+                 "--overwrite"),
                 (CHAT, "--weight", weights, "--prompt", "x", "--max_new_tokens", 2),
                 (CHAT, "--weight", weights, "--score", sft_data, "--max_new_tokens", 2))
     for command in commands:

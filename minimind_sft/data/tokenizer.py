@@ -10,13 +10,13 @@ from pathlib import Path
 
 import tokenizers
 
-from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.data.reading import describe
+from minimind_sft.data.tokenizer_files import read_text, read_tokenizer_files
 from minimind_sft.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Unicode's supplementary private use area A: characters that no text standard gives a meaning.
 MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
-SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,17 @@ class Tokenizer:
     chat_template: the Jinja source that came with the folder, or None.
     named_templates: all sources that came with it under a name, `default` and `tool_use` for example.
     fingerprint: SHA-256 (hex) of all that decides which ids a text gets.
+    notices: how the folder was read, where that is worth a line.
     """
+
+    notices: tuple[str, ...] = ()
 
     def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None,
                  named_templates: dict[str, str] | None = None):
-        self._state = {**state, "truncation": None, "padding": None}
+        self._state = {**state, "added_tokens": state.get("added_tokens") or [], "truncation": None, "padding": None}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
         self._marks: dict[int, Marks] = {}
-        self._added = {token["content"]: token for token in state.get("added_tokens") or []}
+        self._added = {token["content"]: token for token in self._state["added_tokens"]}
         self.special = special
         self.chat_template, self.named_templates = chat_template, named_templates or {}
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
@@ -67,22 +70,24 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+        """Reads tokenizer.json, tokenizer_config.json and what else there is of a tokenizer in the folder.
 
         Raises:
             UserError: naming the file, if one is missing or is not what its name says.
         """
         folder = Path(path)
-        state, config = (_read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
-        special = {name: _content(config[name]) for name in SPECIAL_NAMES if config.get(name)}
-        templates = _chat_templates(folder, config)
+        files = read_tokenizer_files(folder)
+        templates = _chat_templates(folder, files.config)
         try:
-            tokenizer = cls(state, special, *templates)
+            tokenizer = cls(files.state, files.special, *templates)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from error
-        for name, token in special.items():
-            if tokenizer.token_to_id(token) is None:
-                raise UserError(f"{folder / 'tokenizer_config.json'}: {name}: {token!r} is not in tokenizer.json")
+        for token, place in files.added_from.items():
+            said, has = tokenizer._added[token]["id"], tokenizer.token_to_id(token)
+            if said != has:
+                raise UserError(f"{place}: {token!r} has the id {said}, but {has} is the next one that tokenizer.json "
+                                "leaves free")
+        tokenizer.notices = tuple(files.notices)
         return tokenizer
 
     def __reduce__(self):
@@ -229,27 +234,6 @@ def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
     return {**state, "model": model, "added_tokens": added, "post_processor": None}
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 ({_one_line(error)})") from error
-
-
-def _read_object(path: Path) -> dict:
-    value = parse_json(_read_text(path), str(path), "a JSON object")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {describe(value)}")
-    return value
-
-
-def _content(token: str | dict) -> str:
-    """A token of tokenizer_config.json: a string, or an object that holds it."""
-    return token["content"] if isinstance(token, dict) else token
-
-
 def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, str]]:
     """Reads (the default template, all that have a name).
 
@@ -272,10 +256,10 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
     if not isinstance(given, str | dict | None):
         raise UserError(f"{where}: expected a string, found {describe(given)}")
     default = given if isinstance(given, str) else named.get("default")
-    named = {**named, **{file.stem: _read_text(file)
+    named = {**named, **{file.stem: read_text(file)
                          for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
     file = folder / "chat_template.jinja"
-    return _read_text(file) if file.exists() else default, named
+    return read_text(file) if file.exists() else default, named
 
 
 def _one_line(error: Exception) -> str:

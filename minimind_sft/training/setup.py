@@ -111,6 +111,8 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         UserError: if the weights disagree with the flags, the tokenizer or the chat template.
     """
     config = run.config
+    for notice in run.tokenizer.notices:
+        run.say(f"tokenizer   {notice}")
     if config.from_weight == "none":
         torch.manual_seed(config.seed)
         model = MiniMindForCausalLM(new_model_config(config, run.tokenizer.vocab_size))

@@ -1,0 +1,261 @@
+"""The files of a tokenizer folder, in the forms that tools and versions give them.
+
+tokenizer.json holds the vocabulary. Which of its entries are control tokens may stand there too (`added_tokens`), or in
+tokenizer_config.json (`added_tokens_decoder`, `eos_token` and its like), added_tokens.json or special_tokens_map.json.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.errors import UserError
+from minimind_sft.files import refuse_lfs_pointer
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+NAMED_AT_ONCE = 5
+
+OTHER_FORMATS = {("vocab.json", "merges.txt"): "GPT-2's", ("tokenizer.model",): "SentencePiece's",
+                 ("vocab.txt",): "BERT's"}
+"""Files of other tokenizer formats, and whose those are."""
+
+
+class TokenizerFiles(NamedTuple):
+    """A tokenizer folder, read.
+
+    state: tokenizer.json with all added tokens.
+    special: the strings of those of `SPECIAL_NAMES` that there are.
+    config: tokenizer_config.json as it is.
+    added_from: where each token comes from that tokenizer.json has not among its added tokens.
+    notices: what the user should know about how the files were read.
+    """
+
+    state: dict[str, Any]
+    special: dict[str, str]
+    config: dict[str, Any]
+    added_from: dict[str, str]
+    notices: list[str]
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Reads the files of a tokenizer folder, except for its chat templates.
+
+    Raises:
+        UserError: naming the file, and the field if there is one, that is missing, wrong or contradicts another.
+    """
+    _check_folder(folder)
+    state, config = (read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    optional = {name: read_object(folder / name) if (folder / name).exists() else {}
+                for name in ("special_tokens_map.json", "added_tokens.json")}
+    tokens = _Tokens(folder, state)
+    naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
+    special = tokens.named(naming)
+    # An unknown token stands for what is in no vocabulary: as text of its own it means nothing.
+    listed = tokens.listed(naming) | {token for name, token in special.items() if name != "unk_token"}
+    tokens.add_declared(config.get("added_tokens_decoder") or {})
+    tokens.add_numbered(optional["added_tokens.json"], listed)
+    tokens.add_special(listed)
+    tokens.check_named(special)
+    return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, tokens.notices())
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        UserError: naming the file, if it cannot be read.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, expected a file")
+    refuse_lfs_pointer(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 ({' '.join(str(error).split())})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: naming the file, if it holds anything else.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path}: expected a JSON object, the file is empty")
+    value = parse_json(text, str(path), "a JSON object")
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {describe(value)}")
+    return value
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses what is no tokenizer folder, with what to do where that can be told."""
+    if folder.is_file():
+        raise UserError(f"{folder}: a file, expected the folder of a tokenizer: give {folder.parent}")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected one with tokenizer.json and tokenizer_config.json")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            continue
+        found = next((files for files in OTHER_FORMATS if all((folder / file).exists() for file in files)), None)
+        if name == "tokenizer.json" and found:
+            raise UserError(
+                f"{folder}: no tokenizer.json, only {' and '.join(found)} ({OTHER_FORMATS[found]} format): convert it "
+                f"with transformers, AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)")
+        raise UserError(f"{folder}: no {name} in there; a tokenizer's folder has tokenizer.json and "
+                        "tokenizer_config.json")
+
+
+class _Tokens:
+    """The tokens of a folder with their ids, while its files are compared."""
+
+    def __init__(self, folder: Path, state: dict[str, Any]):
+        self._folder, self._main = folder, folder / "tokenizer.json"
+        self._added = {entry["content"]: entry for entry in _added_entries(state.get("added_tokens"), self._main)}
+        self._had_added = bool(self._added)
+        self._ids = {**_vocabulary(state), **{token: entry["id"] for token, entry in self._added.items()}}
+        self._tokens = {token_id: token for token, token_id in self._ids.items()}
+        self._said: list[str] = []
+        self._place_of: dict[str, str] = {}
+        self.added_from: dict[str, str] = {}
+
+    def named(self, files: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """`bos_token` and its like: those of the first of the files that has them."""
+        special: dict[str, str] = {}
+        for file, content in files.items():
+            for name in SPECIAL_NAMES:
+                if content.get(name) in (None, "") and content.get(name) is not False:
+                    continue
+                place = f"{self._folder / file}: {name}"
+                token = self._token(content[name], place)
+                self._place_of.setdefault(name, place)
+                if special.setdefault(name, token) != token:
+                    self._said.append(f"{place} is {token}, but tokenizer_config.json says {special[name]}, which "
+                                      "counts")
+        return special
+
+    def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
+        """Tokens that are special without a name."""
+        found = set()
+        for file, content in files.items():
+            for name in LISTS_OF_TOKENS:
+                place, values = f"{self._folder / file}: {name}", content.get(name) or []
+                if not isinstance(values, list | dict):
+                    raise UserError(f"{place}: expected a list of tokens, found {describe(values)}")
+                found |= {self._token(value, place)
+                          for value in (values.values() if isinstance(values, dict) else values)}
+        return found
+
+    def add_declared(self, entries: Any) -> None:
+        """Adds the tokens of `added_tokens_decoder`: {"5": {"content": "<x>", ...}}."""
+        place = f"{self._folder / 'tokenizer_config.json'}: added_tokens_decoder"
+        if not isinstance(entries, dict):
+            raise UserError(f"{place}: expected an object, found {describe(entries)}")
+        for key, entry in entries.items():
+            if not (key.isascii() and key.isdigit()):
+                raise UserError(f"{place}: expected ids as names, found {key!r}")
+            if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+                raise UserError(f"{place}.{key}: expected an object with the token as content, found {describe(entry)}")
+            flags = {flag: bool(entry[flag]) for flag in FLAGS if flag in entry}
+            self._add(entry["content"], int(key), flags, place)
+
+    def add_numbered(self, ids: dict[str, Any], special: set[str]) -> None:
+        """Adds the tokens of added_tokens.json: {"<x>": 5}."""
+        place = str(self._folder / "added_tokens.json")
+        for token, token_id in ids.items():
+            if type(token_id) is not int or token_id < 0:
+                raise UserError(f"{place}: {token}: expected an id, found {describe(token_id)}")
+            self._add(token, token_id, {"special": token in special}, place)
+
+    def add_special(self, tokens: set[str]) -> None:
+        """Adds vocabulary entries that are named as special."""
+        known, unknown = (sorted(found) for found in (tokens & self._ids.keys(), tokens - self._ids.keys()))
+        for token in known:
+            self._add(token, self._ids[token], {"special": True}, "the special tokens of the other files")
+        if unknown:
+            self._said.append(f"{self._folder}: no file gives the special token {_some(unknown)} an id; it stays "
+                              "ordinary text")
+
+    def check_named(self, special: dict[str, str]) -> None:
+        for name, token in special.items():
+            if self._ids and token not in self._ids:
+                raise UserError(f"{self._place_of[name]}: {token!r} is not in tokenizer.json")
+
+    def completed(self, state: dict[str, Any]) -> dict[str, Any]:
+        if not self.added_from:
+            return state
+        return {**state, "added_tokens": sorted(self._added.values(), key=lambda entry: entry["id"])}
+
+    def notices(self) -> list[str]:
+        said = list(self._said)
+        if self.added_from:
+            said.append(f"{self._main}: its added_tokens lack {_some(self.added_from)}; taken from "
+                        f"{' and '.join(dict.fromkeys(self.added_from.values()))}")
+        similar = [token for token in self._ids if re.fullmatch(r"<\|?\w+\|?>", token) and token not in self._added]
+        if not self._had_added and similar:
+            said.append(f"{self._main}: it has no added_tokens, and no other file names {_some(similar)}: in a text "
+                        "they are ordinary characters")
+        return said
+
+    def _token(self, value: Any, place: str) -> str:
+        """A token that is given as a string, an object with its content, an id, or a list of one of these."""
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, dict):
+            value = value.get("content", value)
+        if type(value) is int:
+            if value not in self._tokens:
+                raise UserError(f"{place}: no token has the id {value}")
+            return self._tokens[value]
+        if isinstance(value, list) and value:
+            raise UserError(f"{place}: expected one token, found a list of {len(value)} ({_some(map(str, value))}): "
+                            "keep the one that is meant")
+        if not isinstance(value, str):
+            raise UserError(f"{place}: expected a token, found {describe(value)}")
+        return value
+
+    def _add(self, token: str, token_id: int, flags: dict[str, bool], place: str) -> None:
+        if self._ids.get(token, token_id) != token_id:
+            raise UserError(f"{place}: {token!r} has the id {token_id}, but {self._ids[token]} in tokenizer.json")
+        if self._tokens.get(token_id, token) != token:
+            raise UserError(f"{place}: {token!r} has the id {token_id}, which is {self._tokens[token_id]!r} in "
+                            "tokenizer.json")
+        if token in self._added or not token:
+            return
+        is_special = flags.get("special", False)
+        defaults = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special,
+                    "special": is_special}
+        self._added[token] = {"id": token_id, "content": token, **defaults, **flags}
+        self._ids[token], self._tokens[token_id] = token_id, token
+        self.added_from[token] = place
+
+
+def _added_entries(entries: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(entries, list | None):
+        raise UserError(f"{path}: added_tokens: expected a list, found {describe(entries)}")
+    for index, entry in enumerate(entries or []):
+        if not (isinstance(entry, dict) and isinstance(entry.get("content"), str) and type(entry.get("id")) is int):
+            raise UserError(f"{path}: added_tokens[{index}]: expected an object with id and content, found "
+                            f"{describe(entry)}")
+    return entries or []
+
+
+def _vocabulary(state: dict[str, Any]) -> dict[str, int]:
+    """Tokens and ids of the model; {} for what is no model, which `tokenizers` reports."""
+    model = state.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, list):  # pairs of a token and its score
+        return {entry[0]: index for index, entry in enumerate(vocab)
+                if isinstance(entry, list) and entry and isinstance(entry[0], str)}
+    return {token: token_id for token, token_id in (vocab if isinstance(vocab, dict) else {}).items()
+            if type(token_id) is int}
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:NAMED_AT_ONCE]) + (f" and {len(names) - NAMED_AT_ONCE} more" * (len(names) > NAMED_AT_ONCE))

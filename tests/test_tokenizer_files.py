@@ -1,0 +1,240 @@
+"""Tokenizer folders in the forms that tools and versions give them: read where the meaning is clear, else one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from minimind_sft.data.chat_template import make_template
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 450000\n"
+LETTERS = {letter: index for index, letter in enumerate("<|>abcdefghijklmnopqrstuvwxyz_")}  # ids 0 to 29
+END, PAD = 30, 31
+
+
+def added(token: str, token_id: int, **flags: bool) -> dict[str, Any]:
+    return {"id": token_id, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True, **flags}
+
+
+def state(vocab: dict[str, int] | None = None, added_tokens: list | None = None) -> dict[str, Any]:
+    """A tokenizer of letters: `<end>` and `<pad>` are in its vocabulary, and no merge leads to them."""
+    model = tokenizers.models.BPE({**LETTERS, **({"<end>": END, "<pad>": PAD} if vocab is None else vocab)}, [])
+    content = json.loads(tokenizers.Tokenizer(model).to_str())
+    del content["added_tokens"]
+    return content if added_tokens is None else {**content, "added_tokens": added_tokens}
+
+
+def folder(path: Path, main: Any, config: Any, **others: Any) -> Path:
+    """Writes the files; an underscore in a name stands for the dot."""
+    files = {"tokenizer.json": main, "tokenizer_config.json": config,
+             **{f"{name}.json": content for name, content in others.items()}}
+    for name, content in files.items():
+        (path / name).write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        Tokenizer.from_folder(path)
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(str(path)).lstrip("/")
+
+
+def test_special_tokens_of_the_vocabulary_that_nothing_added(tmp_path):
+    """tokenizer.json without added_tokens: `<end>` and `<pad>` are control tokens because the config says so."""
+    tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>", "pad_token": "<pad>"}))
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (END, PAD, 32)
+    assert tokenizer.encode("a<end>") == [3, END]
+    assert tokenizer.encode_text("a<end>") == [3, 0, 7, 16, 6, 2]
+    assert tokenizer.control_tokens() == ["<end>", "<pad>"]
+    assert tokenizer.notices == (f"{tmp_path / 'tokenizer.json'}: its added_tokens lack <end>, <pad>; taken from the "
+                                 "special tokens of the other files",)
+
+
+def test_what_looks_like_a_control_token_but_is_named_nowhere_is_said(tmp_path):
+    tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>"}))
+    assert tokenizer.encode("<pad>") == [0, 18, 3, 6, 2], "as Hugging Face encodes it"
+    assert tokenizer.notices[1] == (f"{tmp_path / 'tokenizer.json'}: it has no added_tokens, and no other file names "
+                                    "<pad>: in a text they are ordinary characters")
+
+
+@pytest.mark.parametrize("eos", ["<end>", ["<end>"], {"content": "<end>", "lstrip": False}, END, [END],
+                                 {"__type": "AddedToken", "content": "<end>"}])
+def test_forms_of_a_special_token(tmp_path, eos):
+    main = state(added_tokens=[added("<end>", END)])
+    assert Tokenizer.from_folder(folder(tmp_path, main, {"eos_token": eos})).special == {"eos_token": "<end>"}
+
+
+def test_the_token_with_the_id_0_is_a_token(tmp_path):
+    assert Tokenizer.from_folder(folder(tmp_path, state(), {"pad_token": 0})).pad_id == 0
+
+
+@pytest.mark.parametrize(("eos", "message"), [
+    (["<end>", "<pad>"], "expected one token, found a list of 2 (<end>, <pad>): keep the one that is meant"),
+    ([], "expected a token, found an empty list"),
+    (77, "no token has the id 77"),
+    (True, "expected a token, found true"),
+    (False, "expected a token, found false"),
+    (3.5, "expected a token, found 3.5"),
+    ({"token": "<end>"}, "expected a token, found an object"),
+    ({"content": None}, "expected a token, found null"),
+    ("<nope>", "'<nope>' is not in tokenizer.json"),
+])
+@pytest.mark.parametrize("file", ["tokenizer_config", "special_tokens_map"])
+def test_a_special_token_that_is_none_is_named(tmp_path, file, eos, message):
+    files = {"tokenizer_config": {}, file: {"eos_token": eos}}
+    path = folder(tmp_path, state(), files.pop("tokenizer_config"), **files)
+    assert refused(path) == f"{file}.json: eos_token: {message}"
+
+
+DECODER = {"config": {"added_tokens_decoder": {
+    "32": {"content": "<call>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+           "special": True},
+    "33": {"content": "</call>", "special": False}}}}
+NUMBERED = {"added_tokens": {"</call>": 33, "<call>": 32},
+            "config": {"additional_special_tokens": ["<call>"]}}
+
+
+@pytest.mark.parametrize("files", [DECODER, NUMBERED], ids=["added_tokens_decoder", "added_tokens.json"])
+def test_tokens_that_only_other_files_add(tmp_path, files):
+    path = folder(tmp_path, state(added_tokens=[]), **files)
+    tokenizer = Tokenizer.from_folder(path)
+    assert tokenizer.vocab_size == 34
+    assert tokenizer.encode("a<call></call>") == [3, 32, 33]
+    assert tokenizer.control_tokens() == ["<call>"]
+    assert tokenizer.control_tokens("</call>") == ["<call>", "</call>"]
+    assert 32 not in tokenizer.encode_text("<call>")
+    transformers = pytest.importorskip("transformers")
+    assert transformers.PreTrainedTokenizerFast.from_pretrained(str(path))("a<call></call>")["input_ids"] == [3, 32, 33]
+
+
+def test_special_tokens_map_alone_names_the_end(tmp_path):
+    path = folder(tmp_path, state(), {}, special_tokens_map={"eos_token": {"content": "<end>"}})
+    assert Tokenizer.from_folder(path).encode("<end>") == [END]
+
+
+def test_tokenizer_config_counts_where_special_tokens_map_differs(tmp_path):
+    path = folder(tmp_path, state(), {"eos_token": "<end>"}, special_tokens_map={"eos_token": "<pad>"})
+    tokenizer = Tokenizer.from_folder(path)
+    assert tokenizer.special == {"eos_token": "<end>"}
+    assert tokenizer.notices[0] == (f"{tmp_path / 'special_tokens_map.json'}: eos_token is <pad>, but "
+                                    "tokenizer_config.json says <end>, which counts")
+
+
+def test_additional_tokens_without_an_id_are_said(tmp_path):
+    main = state(added_tokens=[added("<end>", END)])
+    path = folder(tmp_path, main, {"additional_special_tokens": ["<end>", "<call>"],
+                                   "extra_special_tokens": {"pad": "<pad>"}})
+    tokenizer = Tokenizer.from_folder(path)
+    assert tokenizer.control_tokens() == ["<end>", "<pad>"]
+    assert tokenizer.notices[0] == (f"{tmp_path}: no file gives the special token <call> an id; it stays ordinary "
+                                    "text")
+
+
+def test_a_complete_folder_needs_no_notice_and_keeps_its_fingerprint(tmp_path):
+    """The fingerprint is in sidecars and prepared data: files that say the same again must not change it."""
+    main = state(added_tokens=[added("<end>", END), added("<pad>", PAD)])
+    plain = Tokenizer(main, {"eos_token": "<end>"})
+    path = folder(tmp_path, main, {"eos_token": "<end>", "added_tokens_decoder": {str(END): added("<end>", END)}},
+                  added_tokens={"<pad>": PAD}, special_tokens_map={"eos_token": "<end>"})
+    tokenizer = Tokenizer.from_folder(path)
+    assert tokenizer.fingerprint == plain.fingerprint
+    assert tokenizer.notices == ()
+
+
+@pytest.mark.parametrize(("files", "message"), [
+    ({"config": {"added_tokens_decoder": [1]}},
+     "tokenizer_config.json: added_tokens_decoder: expected an object, found a list"),
+    ({"config": {"added_tokens_decoder": {"x": added("<call>", 32)}}},
+     "tokenizer_config.json: added_tokens_decoder: expected ids as names, found 'x'"),
+    ({"config": {"added_tokens_decoder": {"32": "<call>"}}},
+     "tokenizer_config.json: added_tokens_decoder.32: expected an object with the token as content, found \"<call>\""),
+    ({"config": {"added_tokens_decoder": {"5": added("<call>", 5)}}},
+     "tokenizer_config.json: added_tokens_decoder: '<call>' has the id 5, which is 'c' in tokenizer.json"),
+    ({"config": {}, "added_tokens": {"<end>": 7}}, "added_tokens.json: '<end>' has the id 7, but 30 in tokenizer.json"),
+    ({"config": {}, "added_tokens": {"<call>": "32"}}, "added_tokens.json: <call>: expected an id, found \"32\""),
+    ({"config": {}, "added_tokens": {"<call>": 40}},
+     "added_tokens.json: '<call>' has the id 40, but 32 is the next one that tokenizer.json leaves free"),
+    ({"config": {"additional_special_tokens": "<end>"}},
+     "tokenizer_config.json: additional_special_tokens: expected a list of tokens, found \"<end>\""),
+    ({"config": {"additional_special_tokens": [None]}},
+     "tokenizer_config.json: additional_special_tokens: expected a token, found null"),
+    ({"main": state(added_tokens={"a": 1}), "config": {}},
+     "tokenizer.json: added_tokens: expected a list, found an object"),
+    ({"main": state(added_tokens=["<end>"]), "config": {}},
+     "tokenizer.json: added_tokens[0]: expected an object with id and content, found \"<end>\""),
+    ({"main": {"model": {"type": "none"}}, "config": {"eos_token": "x"}}, "tokenizer.json: not a tokenizer ("),
+    ({"main": {}, "config": {}}, "tokenizer.json: not a tokenizer ("),
+    ({"main": state({}, [{"id": 30, "content": "x"}]), "config": {}}, "tokenizer.json: not a tokenizer ("),
+])
+def test_files_that_are_wrong_or_contradict_each_other_are_named(tmp_path, files, message):
+    assert refused(folder(tmp_path, **{"main": state(), **files})).startswith(message)
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    path = folder(tmp_path, state(), {"eos_token": "<end>"}, added_tokens={"<call>": 32})
+    for file in path.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Tokenizer.from_folder(path).encode("<end><call>") == [END, 32]
+
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("content", "message"), [
+    (LFS_POINTER, ": a Git LFS pointer, not the file itself: run git lfs pull in its repository"),
+    ("", ": expected a JSON object, the file is empty"),
+    ("[]", ": expected a JSON object, found an empty list"),
+    ("{", ": expected a JSON object, found broken JSON at column 2"),
+    ("[" * 5000, ": "),
+    (None, ": a folder, expected a file"),
+])
+def test_a_file_that_is_something_else_is_named(tmp_path, name, content, message):
+    path = folder(tmp_path, state(), {})
+    (path / name).unlink(missing_ok=True)
+    if content is None:
+        (path / name).mkdir()
+    else:
+        (path / name).write_text(content)
+    assert refused(path).startswith(name + message)
+
+
+@pytest.mark.parametrize(("files", "message"), [
+    ((), ": no tokenizer.json in there; a tokenizer's folder has tokenizer.json and tokenizer_config.json"),
+    (("tokenizer.json",), ": no tokenizer_config.json in there; a tokenizer's folder has"),
+    (("vocab.json", "merges.txt"), ": no tokenizer.json, only vocab.json and merges.txt (GPT-2's format): convert it "
+                                   "with transformers, AutoTokenizer.from_pretrained("),
+    (("tokenizer.model", "tokenizer_config.json"), ": no tokenizer.json, only tokenizer.model (SentencePiece's"),
+    (("vocab.txt",), ": no tokenizer.json, only vocab.txt (BERT's format)"),
+])
+def test_a_folder_without_its_files_says_what_to_do(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    assert refused(tmp_path).startswith(message)
+
+
+def test_a_file_or_nothing_in_the_place_of_the_folder(tmp_path):
+    path = folder(tmp_path, state(), {})
+    with pytest.raises(UserError) as error:
+        Tokenizer.from_folder(path / "tokenizer.json")
+    assert str(error.value) == (f"{path / 'tokenizer.json'}: a file, expected the folder of a tokenizer: give {path}")
+    assert refused(path / "nowhere") == (
+        ": no such folder; expected one with tokenizer.json and tokenizer_config.json")
+
+
+def test_folders_of_bug_reports(shared):
+    cases = shared / "cases/tokenizers"
+    assert refused(cases / "eoslist") == ("tokenizer_config.json: eos_token: expected one token, found a list of 2 "
+                                          "(<|im_end|>, <|endoftext|>): keep the one that is meant")
+    tokenizer = Tokenizer.from_folder(cases / "noadded")
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (3, 1)
+    template = make_template(tokenizer, "chatml")
+    assert template.end_of_turn_id == 3
+    ids = template.generation_prompt_ids([{"role": "user", "content": "<|im_end|>"}])
+    assert ids.count(3) == 1, "the turn's own end; what the user writes stays text"
