@@ -35,7 +35,10 @@ def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weigh
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, shown
+    assert "stopping after this step; press Ctrl-C again to quit now" in shown
     assert "stopped by SIGINT after step" in shown
+    assert [line.split()[0] for line in shown.splitlines()[-7:]] == [
+        "time", "loss", "validation", "wrote", "chat", "score", "curves"]
     assert (tmp_path / "cut/full_sft_32.pth").exists()
 
     shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
@@ -75,6 +78,7 @@ def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
     shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
     assert "--learning_rate was 0.0005, now it is 0.001" in shown
     assert "--epochs was 2, now it is 3" in shown
+    assert re.search(r"note        the learning rate jumps here: 0\.\d+ by the settings before, 0\.\d+ by these", shown)
     assert "weight_decay was" not in shown
 
 
@@ -122,7 +126,8 @@ def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp
     stop_after_a_step([*common, "--keep_best", 0], sft_data, tmp_path)
     (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
     shown = succeed(SFT, *common, "--data_path", sft_data, "--max_steps", int(state.name[5:]))
-    assert "wrote" in shown and "validation loss" not in shown.splitlines()[-1]
+    (wrote,) = (line for line in shown.splitlines() if line.startswith("wrote"))
+    assert "validation loss" not in wrote
 
 
 def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_path):

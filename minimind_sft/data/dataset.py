@@ -13,6 +13,7 @@ from minimind_sft.data.rows import EncodedRow
 from minimind_sft.errors import UserError
 
 MOST_NAMED = 1000
+LABELS_AT_ONCE = 2**20
 MOST_HELD_OUT = 2000
 """More would make an evaluation longer than it makes its result better."""
 
@@ -115,6 +116,18 @@ class ExampleDataset:
         """Supervised positions of sample `index`."""
         return sum(int(np.count_nonzero(self._labels[start:end] != self._ignore)) for start, end in self._spans(index))
 
+    def label_counts(self, vocab_size: int) -> np.ndarray:
+        """[vocab_size], how often a token is a label, counted over all samples that share the arrays."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self._labels), LABELS_AT_ONCE):
+            labels = self._labels[start:start + LABELS_AT_ONCE]
+            counts += np.bincount(labels[labels != self._ignore], minlength=vocab_size)
+        return counts
+
+    def document_lengths(self) -> np.ndarray:
+        """Positions of each document of all samples that share the arrays."""
+        return np.diff(self._example_ends)
+
     def select(self, indices: Sequence[int]) -> Self:
         """The samples at `indices`, sharing the arrays."""
         chosen = object.__new__(type(self))
@@ -173,6 +186,14 @@ class Mixture:
         """Supervised positions of sample `index`."""
         source, inside = self._find(index)
         return source.supervised(inside)
+
+    def label_counts(self, vocab_size: int) -> np.ndarray:
+        """As `ExampleDataset.label_counts`, over all sources, whatever their shares."""
+        return sum(source.label_counts(vocab_size) for source in self.sources)
+
+    def document_lengths(self) -> np.ndarray:
+        """As `ExampleDataset.document_lengths`, over all sources."""
+        return np.concatenate([source.document_lengths() for source in self.sources])
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """As `ExampleDataset.epoch_order`; with shares, some samples several times and others not in this epoch."""

@@ -73,7 +73,7 @@ def run_settings(run: Run) -> dict[str, Any]:
 
 def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
             optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
-    """The state to go on from, its tensors put in place; `fresh` where there is none.
+    """The state to go on from, its tensors put in place and its settings as they were; `fresh` where there is none.
 
     Raises:
         UserError: if none of the states can be used, or the newest that can is of another training.
@@ -105,4 +105,4 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMin
                 f"(the flags say {fresh.samples_per_step})")
     checkpoints.load(path, model, optimizer, scaler)
     run.say(f"resume      {shown(path)}")
-    return replace(state, identity=fresh.identity, settings=fresh.settings)
+    return replace(state, identity=fresh.identity)

@@ -22,7 +22,7 @@ from minimind_sft.training.interruptions import (
     leave_signals_to_the_trainer,
     stop_on_signals,
 )
-from minimind_sft.training.optim import learning_rate
+from minimind_sft.training.optim import learning_rate, schedule_length
 from minimind_sft.training.parallel import gradient_sync, reshard, whole
 from minimind_sft.training.progress import Progress, step_label
 from minimind_sft.training.resume_state import TrainState
@@ -241,4 +241,4 @@ class Fit:
 
 def planned_steps(config: TrainConfig, steps: TrainingSteps) -> int:
     """All epochs, or `--max_steps` where that is less."""
-    return min(len(steps), config.max_steps or len(steps))
+    return schedule_length(config.epochs, config.max_steps, steps.steps_per_epoch)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,17 @@ from minimind_sft.files import write_atomically
 from minimind_sft.terminal import fitted, width_of
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What this process did; a run that was resumed has done more."""
+
+    steps: int
+    supervised_tokens: int
+    training_seconds: float
+    """Without evaluations and saves."""
+    all_seconds: float
 
 
 class Progress:
@@ -39,7 +51,7 @@ class Progress:
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
                          dynamic_ncols=True, bar_format=bar_format(width_of(sys.stderr)))
         self._recent_tokens, self._recent_seconds, self._rate = 0, 0.0, 0.0
-        self._going_since = self._line_at = time.perf_counter()
+        self._started = self._going_since = self._line_at = time.perf_counter()
         if is_main:
             with self._disk():
                 cut_metrics(metrics_path, step)
@@ -116,6 +128,10 @@ class Progress:
                 self._bar.write(fitted(line, sys.stdout))
                 sys.stdout.flush()
 
+    def effort(self, step: int) -> Effort:
+        """What it took to come to `step`."""
+        return Effort(step - self.first_step, self.tokens, self.seconds, time.perf_counter() - self._started)
+
     def pause(self) -> None:
         """The time since the last `advance` was not spent on training."""
         self._going_since = time.perf_counter()
@@ -138,6 +154,13 @@ def step_label(step: int, total_steps: int) -> str:
 def clock(seconds: float) -> str:
     """Minutes and seconds, 2:05; with hours if there are some, 1:02:05."""
     return tqdm.format_interval(seconds).removeprefix("0")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file; none if it cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if line["step"] >= 0]
+    return []
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -1,9 +1,10 @@
 """What every recipe sets up around the loop: data, starting weights, resume, the files that are written."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +23,21 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
+from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
+from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
+from minimind_sft.training.experience import Experience, strangeness
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
 from minimind_sft.training.loop import Evaluation, Fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs
 from minimind_sft.training.parallel import gather, parallelize
-from minimind_sft.training.progress import Progress, start_wandb
+from minimind_sft.training.progress import Progress, read_metrics, start_wandb
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.run import Run, shown
+from minimind_sft.training.summary import closing_lines, next_lines
 
 
 def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
@@ -242,12 +246,20 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
         return 0
     state.finished = False
-    run.say(f"training    {total:,} steps of {state.samples_per_step} samples, {config.epochs} epochs, learning rate "
-            f"{config.learning_rate:g}")
+    settings_before, state.settings = state.settings, run_settings(run)
+    known = base_experience(run)
+    for line in (length_of_run(config, steps.steps_per_epoch, state.samples_per_step),
+                 *warmup_advice(config, total),
+                 *evaluation_advice(config, None if eval_set is None else len(eval_set)),
+                 *rate_advice(settings_before, state.settings, state.updates, steps.steps_per_epoch),
+                 *data_advice(run, known, train_set)):
+        run.say(line)
+    experience = known.after(train_set) if known else None
 
     def write(at: TrainState) -> None:
         whole = gather(model, ranks)
-        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, sidecar(run, at, total, outputs.run)))
+        record = sidecar(run, at, total, outputs.run, experience)
+        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, record))
 
     wandb_run = None
     if config.use_wandb and ranks.is_main:
@@ -262,12 +274,38 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         status = fit.run()
     if wandb_run is not None:
         wandb_run.finish(exit_code=status)
-    if state.bad_steps:
-        run.say(f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite")
-    if status == 0:
-        best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
-        run.say(f"wrote       {shown(out)}{best} and {shown(out.with_suffix('.json'))}")
+    if ranks.is_main:
+        for line in (*closing_lines(read_metrics(outputs.metrics), progress.effort(state.step), fit.keeps_best),
+                     *result_lines(state, out), *next_lines(run.stage, config, out, outputs.metrics)):
+            run.say(line)
     return status
+
+
+def result_lines(state: TrainState, out: Path) -> list[str]:
+    """The steps that made no update, and the weights."""
+    lines = []
+    if state.bad_steps:
+        lines.append(f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite")
+    best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
+    return [*lines, f"wrote       {shown(out)}{best} and {shown(sidecar_path(out))}"]
+
+
+def base_experience(run: Run) -> Experience | None:
+    """What the weights of `--from_weight` were trained on, as their sidecar says; None where it does not."""
+    vocab_size, path = run.tokenizer.vocab_size, starting_weights(run.config)
+    if path is None:
+        return Experience.none(vocab_size)
+    with suppress(OSError, ValueError):
+        return Experience.from_sidecar(json.loads(sidecar_path(path).read_text(encoding="utf-8")), vocab_size)
+    return None
+
+
+def data_advice(run: Run, known: Experience | None, train_set: Samples) -> list[str]:
+    """About data that are strange to the weights of `--from_weight`."""
+    if known is None or run.config.from_weight == "none":
+        return []
+    control = map(run.tokenizer.token_to_id, run.tokenizer.control_tokens())
+    return strangeness(known, train_set, control, f"--from_weight {run.config.from_weight}")
 
 
 def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
@@ -286,7 +324,8 @@ def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
     return False
 
 
-def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None) -> dict[str, Any]:
+def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None,
+            experience: Experience | None) -> dict[str, Any]:
     """What the weights of a training say about themselves."""
     config = run.config
     return {
@@ -307,6 +346,7 @@ def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None) -
             "supervised_tokens": state.supervised_tokens,
             "eval_loss": state.eval_loss,
             "dtype": str(run.dtype).removeprefix("torch."),
+            **({"experience": experience.for_sidecar()} if experience else {}),
         },
         "made_with": {"minimind_sft": __version__, "torch": torch.__version__},
     }

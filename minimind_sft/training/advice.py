@@ -1,0 +1,65 @@
+"""What a person should hear before a run starts: settings and data that are allowed, but probably not meant.
+
+Each function gives finished lines, none where there is nothing to say.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minimind_sft.config import TrainConfig
+from minimind_sft.training.optim import learning_rate, schedule_length
+
+LARGE_WARMUP = 0.3
+FEW_EVALUATION_SAMPLES = 50
+LARGE_CHANGE_OF_RATE = 0.05
+
+
+def length_of_run(config: TrainConfig, steps_per_epoch: int, samples_per_step: int) -> str:
+    """Steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
+    steps, all_epochs = config.max_steps, config.epochs * steps_per_epoch
+    total = schedule_length(config.epochs, steps, steps_per_epoch)
+    length = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+    if total < all_epochs:
+        length = (f"{total / steps_per_epoch:.2g} epochs: --max_steps {steps} ends the run before --epochs "
+                  f"{config.epochs}, which would be {all_epochs:,} steps")
+    elif steps > all_epochs:
+        length += f": they end the run before --max_steps {steps}"
+    return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {config.learning_rate:g}; "
+            f"{length}")
+
+
+def warmup_advice(config: TrainConfig, total_steps: int) -> list[str]:
+    """About a warmup that takes a large part of the run."""
+    warmup = config.warmup_steps
+    if warmup <= LARGE_WARMUP * total_steps:
+        return []
+    if warmup < total_steps:
+        return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
+    highest = learning_rate(total_steps - 1, total_steps, config.learning_rate, config.min_lr_ratio, warmup)
+    return [f"note        --warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate "
+            f"rises to {highest:.3g} and never reaches --learning_rate {config.learning_rate:g}"]
+
+
+def evaluation_advice(config: TrainConfig, samples: int | None) -> list[str]:
+    """About "best" weights chosen on a handful of samples; `samples` is None where there is no evaluation set."""
+    if samples is None or samples >= FEW_EVALUATION_SAMPLES or not config.keep_best:
+        return []
+    more = "more rows in --eval_data_path make" if config.eval_data_path else (
+        "a larger --eval_share or an --eval_data_path makes")
+    return [f"note        the best weights are chosen on {samples} sample{'s' * (samples != 1)}, so chance has a large "
+            f"part in it; {more} the choice surer, --keep_best 0 keeps the last weights"]
+
+
+def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, steps_per_epoch: int) -> list[str]:
+    """About a learning rate that jumps where a run is resumed.
+
+    Args:
+        before, now: the settings of the run until now, and of the one that goes on (`identity.run_settings`).
+        update: the first one that is still to be made.
+    """
+    was, is_now = (
+        learning_rate(update, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch), one["learning_rate"],
+                      one["min_lr_ratio"], one["warmup_steps"]) for one in (before, now))
+    if abs(is_now - was) <= LARGE_CHANGE_OF_RATE * was:
+        return []
+    return [f"note        the learning rate jumps here: {was:.3g} by the settings before, {is_now:.3g} by these"]

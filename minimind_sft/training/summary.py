@@ -1,0 +1,87 @@
+"""What a person should know when a run ends: how it went, and what to look at next."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from minimind_sft.config import REPOSITORY, TrainConfig
+from minimind_sft.training.progress import Effort, clock
+
+MIN_EVALUATIONS_SINCE_LOWEST = 2
+
+
+def closing_lines(metrics: Sequence[dict], effort: Effort, keep_best: bool) -> list[str]:
+    """How the run went.
+
+    Args:
+        metrics: the lines of the metrics file, also those from before the run was resumed.
+        keep_best: whether the weights with the lowest validation loss are kept, rather than the last.
+    """
+    return [*_time(effort), *_loss(metrics), *_validation(metrics, keep_best)]
+
+
+def _time(effort: Effort) -> list[str]:
+    if not effort.steps:
+        return []
+    rate = effort.supervised_tokens / max(effort.training_seconds, 1e-9)
+    beside = effort.all_seconds - effort.training_seconds
+    more = f"; evaluating and saving took {clock(beside)} of it" if beside >= 1 else ""
+    steps = f"{effort.steps:,} step{'s' * (effort.steps > 1)}"
+    return [f"time        {steps} in {clock(effort.all_seconds)}, {rate:,.0f} supervised tokens/s{more}"]
+
+
+def _loss(metrics: Sequence[dict]) -> list[str]:
+    losses = _numbers(metrics, "loss")
+    if len(losses) < 2:
+        return []
+    (first, loss_first), (last, loss_last) = losses[0], losses[-1]
+    return [f"loss        {loss_first:.4f} at step {first}, {loss_last:.4f} at step {last}"]
+
+
+def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
+    """The first, lowest and last validation loss; a note if it has not fallen for a while."""
+    evaluated = _numbers(metrics, "eval_loss")
+    if not evaluated:
+        return []
+    lowest, lowest_loss = min(evaluated, key=lambda one: one[1])
+    last, last_loss = evaluated[-1]
+    shown = {step: f"{loss:.4f} at step {step}" for step, loss in (evaluated[0], (lowest, lowest_loss), evaluated[-1])}
+    shown[lowest] += ", the lowest" * (len(shown) > 1)
+    lines = [f"validation  {'; '.join(shown.values())}"]
+    since = [loss for step, loss in evaluated if step >= lowest]
+    if len(since) > MIN_EVALUATIONS_SINCE_LOWEST:
+        rising = all(one < other for one, other in pairwise(since))
+        remedy = "" if keep_best else "; --keep_best 1 would keep those weights"
+        lines.append(f"note        the validation loss has {'been rising' if rising else 'not fallen'} since step "
+                     f"{lowest}: {lowest_loss:.4f} then, {last_loss:.4f} at step {last}{remedy}; fewer --epochs or a "
+                     "lower --learning_rate may do better")
+    return lines
+
+
+def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
+    return [(line["step"], line[name]) for line in metrics if isinstance(line.get(name), float)]
+
+
+def next_lines(stage: str, config: TrainConfig, weights: Path, metrics: Path) -> list[str]:
+    """The commands that look at the result, as typed in the repository."""
+    same = [word for name in ("tokenizer_path", "chat_template", "end_of_turn")
+            if (value := getattr(config, name, None)) != getattr(type(config), name, None)
+            for word in (f"--{name}", place(value))]
+    chat = ["eval_llm.py", "--weight", place(weights), *same]
+    if stage == "pretrain":
+        commands = {"chat": [*chat, "--prompt", "Once upon a time"],
+                    "fine-tune": ["trainer/train_full_sft.py", "--from_weight", place(weights), *same]}
+    else:
+        file = next((place(path) for path in config.eval_data_path if Path(path).is_file()), "FILE")
+        commands = {"chat": chat, "score": [*chat, "--score", file]}
+    commands["curves"] = ["scripts/plot_metrics.py", place(metrics)]
+    return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]
+
+
+def place(value: str | Path) -> str:
+    """A file as a command in the repository names it; what is no file, such as a template's name, stays as it is."""
+    path = Path(value).absolute()
+    if not path.exists():
+        return str(value)
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
