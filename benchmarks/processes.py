@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from minimind_sft.training.distributed import join_ranks
+from minimind_sft.training.distributed import Ranks, join_ranks
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["torch", "torch._dynamo", "processes", "minimind_sft.training.setup",
@@ -89,6 +89,19 @@ def _as_rank(environment: dict[str, str], timeout_seconds: float, send: Any, act
     os.environ.update(environment)
     try:
         with join_ranks("cpu", timeout_seconds) as ranks:
-            send.send((action(ranks, *arguments), None))
+            try:
+                result = action(ranks, *arguments)
+            finally:
+                _leave_last(ranks)
+            send.send((result, None))
     except Exception:
         send.send((None, traceback.format_exc()))
+
+
+def _leave_last(ranks: Ranks) -> None:
+    """Keeps the main rank until the others have done their part: the store that they may still read ends with it."""
+    if ranks.store is None:
+        return
+    ranks.store.set(f"rank {ranks.rank} is done", "")
+    if ranks.is_main:
+        ranks.store.wait([f"rank {other} is done" for other in range(ranks.world_size)])

@@ -1,0 +1,56 @@
+"""How many workers start, and how, on other systems than this one."""
+
+import multiprocessing
+import os
+import signal
+import sys
+
+import pytest
+
+from minimind_sft.data import parallel
+from minimind_sft.data.reading import RawRow
+from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals, usable_cores, worker_context
+
+
+@pytest.mark.parametrize(("platform", "methods", "method"), [
+    ("linux", ["fork", "spawn", "forkserver"], "fork"),
+    ("linux", ["forkserver", "spawn", "fork"], "fork"),  # Python 3.14's order, whose first one is the default
+    ("darwin", ["spawn", "fork", "forkserver"], "spawn"),
+    ("win32", ["spawn"], "spawn"),
+])
+def test_workers_are_forked_on_linux_only(monkeypatch, platform, methods, method):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: methods)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert worker_context().get_start_method() == method
+
+
+def test_cores_are_those_of_this_process_or_else_all(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for count, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert usable_cores() == cores
+
+
+def test_one_core_works_alone(monkeypatch):
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 1)
+    monkeypatch.setattr(parallel, "CHUNK_ROWS", 1)
+    rows = [RawRow(f"a:{number}", b"{}") for number in range(20)]
+    results = list(parallel.map_chunks(lambda chunk: (os.getpid(), chunk[0].place), rows))
+    assert [result for _, result in results] == [(os.getpid(), row.place) for row in rows]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows cannot hold signals back")
+def test_signals_wait_until_they_are_taken():
+    came = []
+    usual = signal.signal(signal.SIGTERM, lambda *_: came.append("SIGTERM"))
+    try:
+        with signals_wait():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == []
+            take_signals()
+            assert came == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert signal.SIGINT in STOP_SIGNALS and signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
