@@ -57,6 +57,15 @@ def test_a_template_that_writes_nothing_before_an_answer_needs_no_header():
     assert template.notes == [] and supervised_texts(template, CHAT) == ["b<|im_end|>", "d<|im_end|>"]
 
 
+def test_a_blank_before_an_answer_is_its_own():
+    """As in Llama 2's and Mistral's templates: a prompt that ended in a blank would change the answer's first token."""
+    source = ("{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else "
+              "' ' + m.content + '<|im_end|>' }}{% endfor %}")
+    template, chat = ChatTemplate(TOKENIZER, source), conversation(("user", "a"), ("assistant", "b"))
+    assert template.notes == [] and supervised_texts(template, chat) == [" b<|im_end|>"]
+    assert TOKENIZER.decode(template.generation_prompt_ids(chat.messages[:1])) == "[INST] a [/INST]"
+
+
 def test_an_answer_that_begins_otherwise_is_refused_in_its_row():
     source = NO_PROMPT.replace("m.role + '\n'", "m.role + ('!' if m.content == 'loud' else '') + '\n'")
     with pytest.raises(UserError, match=r"^a\.jsonl:3: conversations\[1\]: the chat template prompts for this answer"):

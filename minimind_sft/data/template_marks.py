@@ -203,6 +203,8 @@ class MarkedTemplate:
     def _find_header(self) -> str:
         """The text between history and answer of a template that renders a generation prompt as nothing.
 
+        Blanks alone are no header: as in `[/INST] answer`, they belong to the answer's first word.
+
         Raises:
             UserError: if it is not the same before all answers.
         """
@@ -215,7 +217,7 @@ class MarkedTemplate:
             if asked != history or not full.startswith(history):
                 return ""
             header, answer, _ = full[len(history):].partition(messages[-1]["content"])
-            headers += [header] if answer else []
+            headers += [header if header.strip() else ""] if answer else []
         other = next((header for header in headers if header != headers[0]), None)
         if other is not None:
             raise UserError("chat template: it has no generation prompt, and what it writes before an answer is not "
