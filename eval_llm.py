@@ -37,7 +37,8 @@ from minimind_sft.inference.scoring import (
     write_output,
 )
 from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
-from minimind_sft.model.pretrained import Weights, find_weights, read_weights
+from minimind_sft.model.finding import find_weights
+from minimind_sft.model.pretrained import Weights, read_weights
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def main() -> int:
     tokenizer = load_tokenizer(config.tokenizer_path)
     template = make_template(tokenizer, config.chat_template, config.end_of_turn)
     path = find_weights(config.weight, config.save_dir, flag="--weight", hidden_size=config.hidden_size,
-                        use_moe=config.use_moe)
+                        use_moe=config.use_moe, tokenizer=tokenizer.fingerprint)
     weights = read_weights(path)
     for notice in (*tokenizer.notices, *weights.notices, *check_weights(config, weights, tokenizer, template)):
         print(notice)

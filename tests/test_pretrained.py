@@ -12,57 +12,12 @@ from tiny import TINY, TINY_MOE
 from minimind_sft.config import YarnScaling
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import find_weights, read_weights, weights_path, write_weights
-
-
-def touch(folder, *names):
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
+from minimind_sft.model.pretrained import read_weights, weights_path, write_weights
 
 
 def test_names_are_minimind_s():
     assert str(weights_path("out", "full_sft", TINY)) == "out/full_sft_16.pth"
     assert str(weights_path("out", "full_sft", TINY_MOE)) == "out/full_sft_16_moe.pth"
-
-
-def test_a_name_means_the_one_file_that_has_it(tmp_path):
-    touch(tmp_path, "a_512.pth", "a_512_metrics.jsonl", "a_512.json", "ab_512.pth")
-    assert find_weights("a", tmp_path, flag="--w") == tmp_path / "a_512.pth"
-
-
-@pytest.mark.parametrize(("size", "moe", "found"), [
-    (512, 0, "a_512.pth"), (512, 1, "a_512_moe.pth"), (768, None, "a_768.safetensors")])
-def test_flags_choose_among_several(tmp_path, size, moe, found):
-    touch(tmp_path, "a_512.pth", "a_512_moe.pth", "a_768.safetensors")
-    assert find_weights("a", tmp_path, flag="--w", hidden_size=size, use_moe=moe) == tmp_path / found
-
-
-def test_several_that_match_are_listed_and_none_is_guessed(tmp_path):
-    touch(tmp_path, "a_512.pth", "a_768.pth")
-    with pytest.raises(UserError, match=r"--w a means several files, .*a_512\.pth, .*a_768\.pth: say which"):
-        find_weights("a", tmp_path, flag="--w")
-
-
-def test_the_repositorys_own_weights_are_found_from_another_folder(tmp_path, repository):
-    assert find_weights("pretrain", tmp_path, flag="--w") == repository / "out/pretrain_256.pth"
-
-
-def test_a_missing_name_tells_what_makes_it_and_what_is_there(tmp_path):
-    touch(tmp_path, "other_512.pth")
-    with pytest.raises(UserError) as error:
-        find_weights("full_sft", tmp_path, flag="--weight", hidden_size=640)
-    assert "no full_sft_640[_moe].pth or .safetensors" in str(error.value)
-    assert "python trainer/train_full_sft.py makes it" in str(error.value)
-    assert "other_512.pth" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_path_is_taken_as_a_path(tmp_path):
-    touch(tmp_path, "x.pth")
-    assert find_weights(str(tmp_path / "x.pth"), "nowhere", flag="--w") == tmp_path / "x.pth"
-    with pytest.raises(UserError, match="no such file"):
-        find_weights(str(tmp_path / "y.pth"), "nowhere", flag="--w")
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4.0))],

@@ -16,14 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minimind_sft.config import REPOSITORY, ModelConfig
+from minimind_sft.config import ModelConfig
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_together
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import first_line, read_tensors
-
-SUFFIXES = (".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -68,39 +66,6 @@ class Weights:
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
     return Path(save_dir) / f"{name}_{config.hidden_size}{'_moe' if config.use_moe else ''}.pth"
-
-
-def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,
-                 use_moe: int | None = None) -> Path:
-    """The file that a name means: `<save_dir>/<name>_<hidden_size>[_moe].pth` or .safetensors, then the repository's.
-
-    A `name` with a slash or one of the two suffixes is a path and taken as one.
-
-    Raises:
-        UserError: if there is no such file (with what there is, and what makes one), or more than one.
-    """
-    if Path(name).name != name or name.endswith(SUFFIXES):
-        if not Path(name).is_file():
-            raise UserError(f"{flag} {name}: no such file")
-        if not name.endswith(SUFFIXES):
-            raise UserError(f"{flag} {name}: expected a file that ends in {' or '.join(SUFFIXES)}")
-        return Path(name)
-    folders = [Path(save_dir)]
-    if folders[0].resolve() != (REPOSITORY / "out").resolve():
-        folders.append(REPOSITORY / "out")
-    wanted = re.compile(re.escape(name) + r"_(\d+)(_moe)?")
-    for folder in folders:
-        found = []
-        for path in _weight_files(folder):
-            match = wanted.fullmatch(path.stem)
-            if match and hidden_size in (None, int(match[1])) and use_moe in (None, int(bool(match[2]))):
-                found.append(path)
-        if len(found) > 1:
-            raise UserError(f"{flag} {name} means several files, {', '.join(map(str, found))}: say which by "
-                            "--hidden_size, --use_moe or its path")
-        if found:
-            return found[0]
-    raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
 
 
 def read_weights(path: Path, check_sum: bool = True) -> Weights:
@@ -217,17 +182,3 @@ def _says_sha256(sidecar: Path, sha256: str) -> bool:
         return json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] == sha256
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
-
-
-def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:
-    size = "*" if hidden_size is None else hidden_size
-    moe = "[_moe]" if use_moe is None else "_moe" * use_moe
-    there = [str(path) for folder in folders for path in _weight_files(folder)]
-    recipe = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}.get(name)
-    made_by = f"; python trainer/{recipe}.py makes it" if recipe else ""
-    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{made_by}; "
-            f"there is {', '.join(there) or 'nothing'}")

@@ -23,7 +23,8 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import find_weights, read_weights, sidecar_path, weights_path, write_weights
+from minimind_sft.model.finding import find_weights
+from minimind_sft.model.pretrained import read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
@@ -122,7 +123,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         model = MiniMindForCausalLM(new_model_config(config, run.tokenizer.vocab_size))
         origin = "new"
     else:
-        path = starting_weights(config)
+        path = starting_weights(run)
         # A training that goes on has its weights from the resume state; these may be its own, half written.
         weights = read_weights(path, check_sum=not goes_on(config))
         check_flags(config, weights.config, path)
@@ -144,12 +145,14 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
     return model
 
 
-def starting_weights(config: TrainConfig) -> Path | None:
+def starting_weights(run: Run) -> Path | None:
     """The file that `--from_weight` means; None for a new model."""
+    config = run.config
     if config.from_weight == "none":
         return None
     return find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
-                        use_moe=config.use_moe)
+                        use_moe=config.use_moe, preset=PRESETS[config.preset] if config.preset else None,
+                        tokenizer=run.tokenizer.fingerprint)
 
 
 def new_model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -207,7 +210,7 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
     fresh = not some_go_on or (not config.from_resume and run.ranks.on_main(outputs.begun_elsewhere))
 
     def check() -> None:
-        outputs.claim(fresh=fresh, overwrite=bool(config.overwrite), reads=starting_weights(config))
+        outputs.claim(fresh=fresh, overwrite=bool(config.overwrite), reads=starting_weights(run))
 
     with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=fresh, check=check) as checkpoints:
         if config.parallel == "fsdp":

@@ -1,0 +1,133 @@
+"""Which weights file a name means."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.config import REPOSITORY, ModelConfig
+from minimind_sft.errors import UserError
+from minimind_sft.model.sidecar import sidecar_path
+
+SUFFIXES = (".pth", ".safetensors")
+RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
+SIZE = re.compile(r".*_(\d+)(_moe)?")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A weights file that a name may mean. What its name and its sidecar do not say is None."""
+
+    path: Path
+    hidden_size: int | None
+    use_moe: int | None
+    num_hidden_layers: int | None
+    parameters: int | None
+    tokenizer: str | None
+    """The fingerprint of the tokenizer that it was trained with."""
+
+    @classmethod
+    def at(cls, path: Path) -> "Candidate":
+        sidecar = _sidecar(path)
+        model = sidecar.get("model") if isinstance(sidecar.get("model"), dict) else {}
+        in_name = SIZE.fullmatch(path.stem)
+        return cls(path, int(in_name[1]) if in_name else model.get("hidden_size"),
+                   int(bool(in_name[2])) if in_name else model.get("use_moe"), model.get("num_hidden_layers"),
+                   sidecar.get("parameters"), sidecar.get("tokenizer"))
+
+    def __str__(self) -> str:
+        facts = [f"{self.hidden_size} x {self.num_hidden_layers} layers" if self.num_hidden_layers else "no sidecar",
+                 f"{self.parameters / 1e6:.1f}M parameters" if isinstance(self.parameters, int)
+                 else f"{self.path.stat().st_size / MIB:.1f} MiB"]
+        return f"{self.path} ({', '.join(facts)})"
+
+
+def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,
+                 use_moe: int | None = None, preset: ModelConfig | None = None, tokenizer: str | None = None) -> Path:
+    """Finds the file that a name means, first in `save_dir`, then in the repository's `out/`.
+
+    `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors, `full_sft_512` that file, and a name with a
+    suffix the file of that name, also in the working directory. With a slash it is a path and taken as one.
+
+    Args:
+        hidden_size, use_moe: what the file must have.
+        preset, tokenizer: the model and the fingerprint of the tokenizer that are to be used; they decide among
+            several files.
+
+    Raises:
+        UserError: if there is no such file (with what there is, and what makes one), or more than one.
+    """
+    folders = [Path(save_dir)]
+    if folders[0].resolve() != (REPOSITORY / "out").resolve():
+        folders.append(REPOSITORY / "out")
+    if Path(name).name != name or name.endswith(SUFFIXES):
+        return _file(name, folders, flag)
+    stem = re.compile(re.escape(name) + r"(_\d+(_moe)?)?")
+    for folder in folders:
+        found = [one for one in map(Candidate.at, _weight_files(folder)) if stem.fullmatch(one.path.stem)
+                 and hidden_size in (None, one.hidden_size) and use_moe in (None, one.use_moe)]
+        if len(found) > 1:
+            return _the_one(found, flag, name, preset, tokenizer)
+        if found:
+            return found[0].path
+    raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
+
+
+def _file(name: str, folders: list[Path], flag: str) -> Path:
+    """The file at a path; a bare file name is looked for in `folders` too."""
+    path = Path(name)
+    places = [path, *(folder / name for folder in folders if path.name == name)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and path.is_dir():
+        raise UserError(f"{flag} {name}: is a folder, expected a file that ends in {' or '.join(SUFFIXES)}")
+    if found is None:
+        looked = f" (looked here and in {', '.join(map(str, folders))})" if len(places) > 1 else ""
+        raise UserError(f"{flag} {name}: no such file{looked}")
+    if not name.endswith(SUFFIXES):
+        raise UserError(f"{flag} {name}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    return found
+
+
+def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig | None, tokenizer: str | None) -> Path:
+    """
+    Raises:
+        UserError: if preset and tokenizer do not leave exactly one, with all of them and how to choose.
+    """
+    listed = f"{flag} {name} means several files: {', '.join(map(str, found))}"
+    left = found
+    if preset is not None:
+        left = [one for one in left if (one.hidden_size, one.use_moe) == (preset.hidden_size, int(preset.use_moe))]
+    if tokenizer is not None and len(left) > 1:
+        left = [one for one in left if one.tokenizer in (None, tokenizer)]
+        if not left:
+            raise UserError(f"{listed}; none of them was trained with the tokenizer that is used here: give "
+                            "--tokenizer_path FOLDER")
+    if len(left) == 1:
+        return left[0].path
+    ways = [f"--{field} {' or '.join(map(str, values))}" for field in ("hidden_size", "use_moe")
+            if None not in (values := sorted({getattr(one, field) for one in found}, key=str)) and len(values) > 1]
+    raise UserError(f"{listed}; choose by {', '.join(ways)}{', or ' * bool(ways)}the path ({flag} {found[0].path})")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _sidecar(weights: Path) -> dict[str, Any]:
+    """What a sidecar says; nothing where it cannot be read, which is reported when the weights are."""
+    try:
+        sidecar = json.loads(sidecar_path(weights).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return sidecar if isinstance(sidecar, dict) else {}
+
+
+def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:
+    size = "*" if hidden_size is None else hidden_size
+    moe = "[_moe]" if use_moe is None else "_moe" * use_moe
+    there = [str(path) for folder in folders for path in _weight_files(folder)]
+    made_by = f"; python trainer/{RECIPES[name]}.py makes it" if name in RECIPES else ""
+    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{made_by}; "
+            f"there is {', '.join(there) or 'nothing'}")

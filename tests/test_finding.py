@@ -1,0 +1,122 @@
+"""Which weights file a name means."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minimind_sft.config import PRESETS
+from minimind_sft.errors import UserError
+from minimind_sft.model.finding import find_weights
+
+
+def touch(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_a_name_means_the_one_file_that_has_it(tmp_path):
+    touch(tmp_path, "a_512.pth", "a_512_metrics.jsonl", "a_512.json", "ab_512.pth")
+    assert find_weights("a", tmp_path, flag="--w") == tmp_path / "a_512.pth"
+
+
+@pytest.mark.parametrize(("size", "moe", "found"), [
+    (512, 0, "a_512.pth"), (512, 1, "a_512_moe.pth"), (768, None, "a_768.safetensors")])
+def test_flags_choose_among_several(tmp_path, size, moe, found):
+    touch(tmp_path, "a_512.pth", "a_512_moe.pth", "a_768.safetensors")
+    assert find_weights("a", tmp_path, flag="--w", hidden_size=size, use_moe=moe) == tmp_path / found
+
+
+def test_several_that_match_are_listed_and_none_is_guessed(tmp_path):
+    touch(tmp_path, "a_512.pth", "a_768.pth")
+    with pytest.raises(UserError, match=r"--w a means several files: .*a_512\.pth \(no sidecar, 0\.0 MiB\), .*"
+                       r"a_768\.pth \(no sidecar, 0\.0 MiB\); choose by --hidden_size 512 or 768, or the path "
+                       r"\(--w .*a_512\.pth\)$"):
+        find_weights("a", tmp_path, flag="--w")
+
+
+def test_the_repositorys_own_weights_are_found_from_another_folder(tmp_path, repository):
+    assert find_weights("pretrain", tmp_path, flag="--w") == repository / "out/pretrain_256.pth"
+
+
+def test_a_missing_name_tells_what_makes_it_and_what_is_there(tmp_path):
+    touch(tmp_path, "other_512.pth")
+    with pytest.raises(UserError) as error:
+        find_weights("full_sft", tmp_path, flag="--weight", hidden_size=640)
+    assert "no full_sft_640[_moe].pth or .safetensors" in str(error.value)
+    assert "python trainer/train_full_sft.py makes it" in str(error.value)
+    assert "other_512.pth" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_is_taken_as_a_path(tmp_path):
+    touch(tmp_path, "x.pth")
+    assert find_weights(str(tmp_path / "x.pth"), "nowhere", flag="--w") == tmp_path / "x.pth"
+    with pytest.raises(UserError, match="no such file"):
+        find_weights(str(tmp_path / "y.pth"), "nowhere", flag="--w")
+
+
+def describe(folder: Path, name: str, **sidecar) -> None:
+    """A file with a sidecar."""
+    touch(folder, f"{name}.pth")
+    (folder / f"{name}.json").write_text(json.dumps(sidecar))
+
+
+def test_the_preset_decides_among_several(tmp_path):
+    touch(tmp_path, "a_512.pth", "a_512_moe.pth", "a_768.pth", "a_768_moe.pth")
+    for preset, found in (("26m", "a_512.pth"), ("26m-moe", "a_512_moe.pth"), ("64m", "a_768.pth")):
+        assert find_weights("a", tmp_path, flag="--w", preset=PRESETS[preset]) == tmp_path / found
+    with pytest.raises(UserError, match=r"--hidden_size 512 or 768, --use_moe 0 or 1, or the path"):
+        find_weights("a", tmp_path, flag="--w", preset=PRESETS["demo"])
+
+
+def test_the_tokenizer_decides_among_several(tmp_path):
+    describe(tmp_path, "a_256", tokenizer="theirs", model={"hidden_size": 256, "num_hidden_layers": 4},
+             parameters=4_000_512)
+    describe(tmp_path, "a_512", tokenizer="mine")
+    for tokenizer, found in (("mine", "a_512.pth"), ("theirs", "a_256.pth")):
+        assert find_weights("a", tmp_path, flag="--w", tokenizer=tokenizer) == tmp_path / found
+    with pytest.raises(UserError, match=r"a_256\.pth \(256 x 4 layers, 4\.0M parameters\), .*; none of them was "
+                                        r"trained with the tokenizer that is used here: give --tokenizer_path FOLDER"):
+        find_weights("a", tmp_path, flag="--w", tokenizer="another")
+    touch(tmp_path, "a_768.pth")  # without a sidecar it may be of any tokenizer
+    with pytest.raises(UserError, match="means several files"):
+        find_weights("a", tmp_path, flag="--w", tokenizer="mine")
+
+
+def test_a_tokenizer_does_not_rule_out_the_only_file(tmp_path):
+    """What differs is told when the weights are read."""
+    describe(tmp_path, "a_256", tokenizer="theirs")
+    assert find_weights("a", tmp_path, flag="--w", tokenizer="mine") == tmp_path / "a_256.pth"
+
+
+@pytest.mark.parametrize(("name", "found"), [
+    ("a_512", "a_512.pth"), ("a_512.pth", "a_512.pth"), ("a_512_moe", "a_512_moe.pth"), ("own", "own.safetensors"),
+    ("own.safetensors", "own.safetensors")])
+def test_a_file_name_needs_no_path(tmp_path, name, found):
+    touch(tmp_path, "a_512.pth", "a_512_moe.pth", "own.safetensors")
+    assert find_weights(name, tmp_path, flag="--w") == tmp_path / found
+
+
+def test_a_file_name_is_looked_for_in_the_working_directory_first(tmp_path, monkeypatch, repository):
+    touch(tmp_path, "a_512.pth")
+    touch(tmp_path / "here", "a_512.pth")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_weights("a_512.pth", tmp_path, flag="--w").samefile(tmp_path / "here/a_512.pth")
+    assert find_weights("pretrain_256.pth", tmp_path, flag="--w") == repository / "out/pretrain_256.pth"
+    with pytest.raises(UserError, match=rf"--w b.pth: no such file \(looked here and in {tmp_path}, .*out\)"):
+        find_weights("b.pth", tmp_path, flag="--w")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, expected a file that ends in \.pth or \.safetensors"):
+        find_weights(f"{tmp_path}/", tmp_path, flag="--w")
+
+
+@pytest.mark.parametrize("sidecar", ["[]", "{", '{"model": 3, "parameters": "many"}'])
+def test_a_sidecar_that_says_nothing_is_passed_over(tmp_path, sidecar):
+    touch(tmp_path, "a_512.pth", "a_768.pth")
+    (tmp_path / "a_512.json").write_text(sidecar)
+    with pytest.raises(UserError, match=r"a_512\.pth \(no sidecar, 0\.0 MiB\)"):
+        find_weights("a", tmp_path, flag="--w")
