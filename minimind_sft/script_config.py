@@ -66,6 +66,8 @@ class EstimateConfig:
     preset: str | None = same_setting(SFTConfig, "preset")
     from_weight: str = same_setting(SFTConfig, "from_weight", default="none")
     save_dir: str = same_setting(SFTConfig, "save_dir", help="folder that --from_weight looks in first")
+    tokenizer_path: str | None = same_setting(SFTConfig, "tokenizer_path", help="tokenizer of the weights, where "
+                                              "--from_weight means several files")
     hidden_size: int | None = same_setting(SFTConfig, "hidden_size")
     num_hidden_layers: int | None = same_setting(SFTConfig, "num_hidden_layers")
     use_moe: int | None = same_setting(SFTConfig, "use_moe")

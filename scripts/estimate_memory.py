@@ -18,6 +18,7 @@ from minimind_sft.config import PRESETS, ModelConfig
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
+from minimind_sft.matching import load_tokenizer
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import read_weights
 from minimind_sft.script_config import EstimateConfig
@@ -55,7 +56,8 @@ def model_asked_for(config: EstimateConfig) -> ModelConfig:
     if config.from_weight == "none":
         return new_model_config(config, config.vocab_size)
     path = find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
-                        use_moe=config.use_moe, preset=PRESETS[config.preset] if config.preset else None)
+                        use_moe=config.use_moe, preset=PRESETS[config.preset] if config.preset else None,
+                        tokenizer=load_tokenizer(config.tokenizer_path).fingerprint)
     weights = read_weights(path)
     for notice in weights.notices:
         print(notice, file=sys.stderr)

@@ -51,7 +51,7 @@ def test_a_second_run_is_refused_and_told_three_ways_on(rerun, tmp_path):
     before = sums(tmp_path / "out")
     line = refuse(SFT, *rerun)
     assert re.search(r"full_sft_32\.pth exists already \(step 3 of 3, validation loss \d\.\d{4}\): --from_resume 1 "
-                     r"goes on with that run, --save_weight NAME writes beside it, --overwrite sets it aside in "
+                     r"goes on with that run, --save_weight NAME writes beside it, --overwrite moves it to "
                      r"\S*full_sft_32\.previous$", line)
     assert sums(tmp_path / "out") == before
     succeed(SFT, *rerun, "--save_weight", "other")
@@ -80,7 +80,7 @@ def test_weights_that_the_repository_brings_are_protected_alike(sft_data, tmp_pa
         shutil.copy(REPOSITORY / "out" / name, tmp_path)
     before = sums(tmp_path)
     line = refuse(PRETRAIN, "--preset", "demo", "--data_path", sft_data, "--save_dir", tmp_path)
-    assert "pretrain_256.pth exists already (step 6,024 of 6024, validation loss 0.5516): --save_weight NAME" in line
+    assert "pretrain_256.pth exists already (step 6,024 of 6,024, validation loss 0.5516): --save_weight NAME" in line
     for flags in ([], ["--overwrite", 1]):
         line = refuse(SFT, "--from_weight", "pretrain", "--save_weight", "pretrain", "--data_path", sft_data,
                       "--save_dir", tmp_path, *flags)

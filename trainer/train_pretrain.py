@@ -1,6 +1,6 @@
 """Trains a new model on plain text: every token is predicted from those before it.
 
-    python trainer/train_pretrain.py --preset demo
+    python trainer/train_pretrain.py --preset 26m --data_path my_text.jsonl
     torchrun --nproc_per_node 2 trainer/train_pretrain.py --hidden_size 768 --data_path my_text.jsonl
 
 Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hidden_size>.pth with its sidecar

@@ -104,15 +104,15 @@ class Outputs:
         return [] if own else files
 
     def _refusal(self, is_new: bool, has_states: bool) -> str:
-        name = f"overwrite sets it aside in {shown(self.previous)}"
+        moves = f"--overwrite moves it to {shown(self.previous)}"
         if not self._in_the_way:
             return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 goes on with it, "
                     "--save_weight NAME writes beside it, --overwrite sets them aside")
         there = shown(self._in_the_way[0])
         if not is_new:
-            return f"{there} was not written by the run that --from_resume 1 goes on with: --{name}"
+            return f"{there} was not written by the run that --from_resume 1 goes on with: {moves}"
         goes_on = "--from_resume 1 goes on with that run, " if has_states else ""
-        return f"{there} exists already{self._described()}: {goes_on}--save_weight NAME writes beside it, --{name}"
+        return f"{there} exists already{self._described()}: {goes_on}--save_weight NAME writes beside it, {moves}"
 
     def _described(self) -> str:
         """How far the run came whose weights are there, as far as their sidecar says."""
@@ -121,7 +121,8 @@ class Outputs:
             return ""
         loss = training.get("eval_loss")
         measured = f", validation loss {loss:.4f}" if isinstance(loss, float) else ""
-        return f" (step {training['step']:,} of {training.get('total_steps', '?')}{measured})"
+        total = training.get("total_steps")
+        return f" (step {training['step']:,} of {total:,}{measured})" if isinstance(total, int) else ""
 
     def _record(self) -> RunRecord | None:
         values = _read_object(self.states / RECORD)
