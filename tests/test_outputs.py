@@ -141,7 +141,8 @@ def test_a_restart_by_torchrun_does_not_take_over_what_the_run_was_refused_for(r
     before = sums(tmp_path / "out")
     done = run(SFT, *rerun, "--max_steps", 9, module=(*TORCHRUN, "--max-restarts", "1"))
     assert done.returncode != 0
-    assert done.stderr.count("full_sft_32.pth exists already") == 2
+    assert done.stderr.count("full_sft_32.pth exists already") >= 2  # torchrun repeats it in its report
+    assert "resume " not in done.stdout
     assert sums(tmp_path / "out") == before
 
 
