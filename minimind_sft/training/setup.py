@@ -295,7 +295,7 @@ def result_lines(state: TrainState, out: Path) -> list[str]:
 
 def base_experience(run: Run) -> Experience | None:
     """What the weights of `--from_weight` were trained on, as their sidecar says; None where it does not."""
-    vocab_size, path = run.tokenizer.vocab_size, starting_weights(run.config)
+    vocab_size, path = run.tokenizer.vocab_size, starting_weights(run)
     if path is None:
         return Experience.none(vocab_size)
     with suppress(OSError, ValueError):
