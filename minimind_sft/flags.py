@@ -28,6 +28,10 @@ SWITCH = (0, 1)
 
 FLAG_NAME = re.compile(r"--?[A-Za-z][\w-]*")
 
+TYPOGRAPHY = re.compile(r"(?P<dashes>[-\u2010-\u2015\u2212\uff0d]+)(?P<name>\w+)(?P<space>[\xa0\u2002-\u200a\u3000].*)?"
+                        r"(=.*)?", re.DOTALL)
+"""A flag with the dashes or the space of a web page, a word processor or a Chinese keyboard."""
+
 NOUNS = {int: "a whole number", float: "a number"}
 
 
@@ -78,7 +82,8 @@ class FlagParser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')} (--help lists all flags)")
 
     def _read_flag(self, word: str, problems: list[str]) -> str:
-        """`word`, with the underscores of our flags if it is one; adds what is wrong with it to `problems`."""
+        """Gives a flag the underscores of ours; adds what is wrong with it to `problems`."""
+        problems += self._pasted_typography(word)
         name, equals, value = word.partition("=")
         if name in self.flags or not FLAG_NAME.fullmatch(name):
             return word
@@ -89,6 +94,15 @@ class FlagParser(argparse.ArgumentParser):
             why = explanation(own, self.flags)
             problems.append(f"unknown flag {name}{': ' if why else ''}{why}")
         return word
+
+    def _pasted_typography(self, word: str) -> list[str]:
+        """Names dashes and spaces that look like a flag's and are not."""
+        found = TYPOGRAPHY.fullmatch(word)
+        if not found or f"--{found['name']}" not in self.flags:
+            return []
+        if not found["dashes"].isascii():
+            return [f"{word}: a flag begins with two plain dashes, --{found['name']}"]
+        return [f"{word!a}: expected a plain space after --{found['name']}"] if found["space"] else []
 
     def _bare_switches(self, words: list[str]) -> list[str]:
         """Keeps a switch from taking the file behind it for its value, in programs whose files stand without a flag."""

@@ -125,6 +125,23 @@ def test_a_list_that_is_given_twice_would_lose_its_first_part():
     assert parse("--epochs", "2", "--epochs", "3").epochs == 3
 
 
+@pytest.mark.parametrize(("argv", "message"), [
+    (["\u2013epochs", "2"], "\u2013epochs: a flag begins with two plain dashes, --epochs"),
+    (["\u2014\u2014epochs", "2"], "\u2014\u2014epochs: a flag begins with two plain dashes, --epochs"),
+    (["--epochs\u30002"], "'--epochs\\u30002': expected a plain space after --epochs"),
+    (["--epochs\xa02"], "'--epochs\\xa02': expected a plain space after --epochs"),
+])
+def test_dashes_and_spaces_of_a_web_page_are_named(argv, message):
+    with pytest.raises(UserError) as error:
+        parse(*argv)
+    assert str(error.value) == f"{message} (--help lists all flags)"
+
+
+def test_a_prompt_may_begin_with_any_dash():
+    for prompt in ("——你好", "-- 你好", "--prompt 你好", "–5"):
+        assert parse("--prompt", prompt, config=ChatConfig).prompt == [prompt]
+
+
 def test_dashes_and_equals_signs_in_flags():
     config = parse("--learning-rate=1e-5", "--save-dir", "a-b", "--data_path=x=y.jsonl", "--use-wandb")
     assert (config.learning_rate, config.save_dir, config.data_path) == (1e-5, "a-b", ("x=y.jsonl",))
