@@ -1,7 +1,7 @@
 """Do weights, tokenizer and chat template belong together? Sidecars record facts about both; here they are compared."""
 
+import os
 import shlex
-from pathlib import Path
 from typing import Any
 
 from minimind_sft.config import REPOSITORY
@@ -31,7 +31,7 @@ def load_tokenizer(choice: str | None) -> Tokenizer:
 
 def tokenizer_name(choice: str | None) -> str:
     """`bundled`, however the repository's own tokenizer was named; else the folder as it was typed."""
-    if choice in (None, BUNDLED) or Path(choice).resolve() == REPOSITORY / "model":
+    if choice in (None, BUNDLED) or os.path.realpath(choice) == str(REPOSITORY / "model"):
         return BUNDLED
     return choice
 
@@ -132,7 +132,8 @@ def _template_remedy(was: str | None, now: str, was_end: str | None, now_end: st
 
 def _recorded(facts: dict[str, Any], sidecar: dict[str, Any], flag: str, default: str) -> str | None:
     """The name of what was used: as the facts say, else as the command does that made the weights; None if neither."""
-    return facts["name"] if isinstance(facts.get("name"), str) else _flag_in_command(sidecar, flag, default)
+    name = facts.get("name") if isinstance(facts.get("name"), str) else _flag_in_command(sidecar, flag, default)
+    return name if name and name.isprintable() else None
 
 
 def _flag_in_command(sidecar: dict[str, Any], flag: str, default: str | None) -> str | None:

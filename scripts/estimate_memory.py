@@ -16,7 +16,7 @@ import torch
 
 from minimind_sft.config import PRESETS, ModelConfig
 from minimind_sft.device import resolve_dtype
-from minimind_sft.errors import run_program
+from minimind_sft.errors import harmless, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.matching import load_tokenizer
 from minimind_sft.model.finding import find_weights
@@ -60,7 +60,7 @@ def model_asked_for(config: EstimateConfig) -> ModelConfig:
                         tokenizer=load_tokenizer(config.tokenizer_path).fingerprint)
     weights = read_weights(path)
     for notice in weights.notices:
-        print(notice, file=sys.stderr)
+        print(harmless(notice), file=sys.stderr)
     check_flags(config, weights.config, path)
     return replace(weights.config, dropout=config.dropout)
 

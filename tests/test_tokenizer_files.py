@@ -126,6 +126,13 @@ def test_tokenizer_config_counts_where_special_tokens_map_differs(tmp_path):
                                     "tokenizer_config.json says <end>, which counts")
 
 
+def test_many_tokens_are_counted(tmp_path):
+    path = folder(tmp_path, state(added_tokens=[]), {}, added_tokens={f"<{i}>": 32 + i for i in range(8)})
+    assert Tokenizer.from_folder(path).notices[0] == (
+        f"{tmp_path / 'tokenizer.json'}: its added_tokens lack <0>, <1>, <2>, <3>, <4> and 3 more; taken from "
+        f"{tmp_path / 'added_tokens.json'}")
+
+
 def test_additional_tokens_without_an_id_are_said(tmp_path):
     main = state(added_tokens=[added("<end>", END)])
     path = folder(tmp_path, main, {"additional_special_tokens": ["<end>", "<call>"],
@@ -226,6 +233,16 @@ def test_a_file_or_nothing_in_the_place_of_the_folder(tmp_path):
     assert str(error.value) == (f"{path / 'tokenizer.json'}: a file, expected the folder of a tokenizer: give {path}")
     assert refused(path / "nowhere") == (
         ": no such folder; expected one with tokenizer.json and tokenizer_config.json")
+
+
+def test_a_name_too_long_for_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"x: (cannot be read|no such folder)"):
+        Tokenizer.from_folder(tmp_path / ("x" * 5000))
+
+
+def test_a_token_cannot_break_the_line(tmp_path):
+    path = folder(tmp_path, state(), {}, added_tokens={"a\nb": "1"})
+    assert refused(path) == r'added_tokens.json: a\nb: expected an id, found "1"'
 
 
 def test_folders_of_bug_reports(shared):

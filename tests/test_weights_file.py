@@ -57,6 +57,11 @@ def test_layers_that_were_compiled_one_by_one(tmp_path, state_dict):
     assert "_orig_mod." in notices[0]
 
 
+def test_a_name_cannot_break_the_line(tmp_path):
+    torch.save({"x\ny": torch.ones(2, dtype=torch.int8)}, tmp_path / "a.pth")
+    assert refused(tmp_path / "a.pth").startswith(r": x\ny: is int8")
+
+
 def test_a_name_that_a_file_has_twice_is_refused(tmp_path):
     torch.save({"module.x": torch.ones(1), "x": torch.ones(1)}, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth") == ": holds x twice, once as x"

@@ -45,7 +45,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     Raises:
         UserError: naming the file, and the field if there is one, that is missing, wrong or contradicts another.
     """
-    _check_folder(folder)
+    try:
+        _check_folder(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     state, config = (read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     optional = {name: read_object(folder / name) if (folder / name).exists() else {}
                 for name in ("special_tokens_map.json", "added_tokens.json")}
@@ -135,8 +138,8 @@ class _Tokens:
                 token = self._token(content[name], place)
                 self._place_of.setdefault(name, place)
                 if special.setdefault(name, token) != token:
-                    self._said.append(f"{place} is {token}, but tokenizer_config.json says {special[name]}, which "
-                                      "counts")
+                    self._said.append(f"{place} is {_shown(token)}, but tokenizer_config.json says "
+                                      f"{_shown(special[name])}, which counts")
         return special
 
     def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
@@ -169,7 +172,7 @@ class _Tokens:
         place = str(self._folder / "added_tokens.json")
         for token, token_id in ids.items():
             if type(token_id) is not int or token_id < 0:
-                raise UserError(f"{place}: {token}: expected an id, found {describe(token_id)}")
+                raise UserError(f"{place}: {_shown(token)}: expected an id, found {describe(token_id)}")
             self._add(token, token_id, {"special": token in special}, place)
 
     def add_special(self, tokens: set[str]) -> None:
@@ -256,6 +259,12 @@ def _vocabulary(state: dict[str, Any]) -> dict[str, int]:
             if type(token_id) is int}
 
 
+def _shown(token: str) -> str:
+    """A token out of a file, on one line."""
+    return repr(token)[1:-1]
+
+
 def _some(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:NAMED_AT_ONCE]) + (f" and {len(names) - NAMED_AT_ONCE} more" * (len(names) > NAMED_AT_ONCE))
+    first, *more = (_shown(name) for name in names)
+    rest = f" and {len(more) - NAMED_AT_ONCE + 1} more" if len(more) >= NAMED_AT_ONCE else ""
+    return ", ".join([first, *more[:NAMED_AT_ONCE - 1]]) + rest

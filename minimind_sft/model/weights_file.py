@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     content = _without_prefixes(content, path, notices)
     for name, tensor in content.items():
         if problem := _problem(tensor):
-            raise UserError(f"{path}: {name}: {problem}")
+            raise UserError(f"{path}: {_shown(name)}: {problem}")
     return content, notices
 
 
@@ -92,7 +92,7 @@ def _pickled_objects(path: Path, error: pickle.UnpicklingError) -> str:
     """The message for a file with Python objects in it; torch's own one advises to run the code in there."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
-        return f"{path}: not a weights file that can be read (damaged, or not written by torch.save)"
+        return f"{path}: not a weights file that can be read (damaged, or it holds more than tensors)"
     return (f"{path}: holds a Python object ({named[1]}), not only tensors, and reading it would run its code: where "
             "it was made, save model.state_dict() instead of the model")
 
@@ -123,7 +123,7 @@ def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: lis
     for name, tensor in tensors.items():
         short = PREFIX.sub("", name)
         if short in plain:
-            raise UserError(f"{path}: holds {short} twice, once as {name}")
+            raise UserError(f"{path}: holds {_shown(short)} twice, once as {_shown(name)}")
         plain[short] = tensor
         if short != name:
             found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}
@@ -148,6 +148,11 @@ def _problem(tensor: torch.Tensor) -> str | None:
         return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote it diverged, use "
                 "weights from before that")
     return None
+
+
+def _shown(name: str) -> str:
+    """A name out of a file, on one line."""
+    return repr(name)[1:-1]
 
 
 def _kind(value: Any) -> str:
