@@ -5,8 +5,10 @@
 Needs matplotlib (pip install -e '.[dev]').
 """
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
@@ -14,6 +16,7 @@ from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import FlagParser
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg")
+CURVES = ("loss", "eval_loss")
 SMOOTHING = 0.95
 """Weight of the past in the running mean that is drawn over the steps' own losses."""
 
@@ -45,13 +48,29 @@ def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file.
 
     Raises:
-        UserError: naming the file and line that cannot be read.
+        UserError: naming the file and line that cannot be read, or the file if it has no loss.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return [parse_json(line, f"{path}:{number}", "a line of metrics") for number, line in enumerate(lines, start=1)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected a metrics file, <save_dir>/<name>_metrics.jsonl (not UTF-8)") from error
+    parsed = [parse_json(line, f"{path}:{number}", "a line of metrics") for number, line in enumerate(lines, start=1)]
+    for number, line in enumerate(parsed, start=1):
+        if not isinstance(line, dict) or not is_number(line.get("step")):
+            raise UserError(f"{path}:{number}: expected a line of metrics with a step, as in "
+                            '{"step": 10, "loss": 2.5}')
+        for name in CURVES:
+            if line.get(name) is not None and not is_number(line[name]):
+                raise UserError(f"{path}:{number}: {name}: expected a number, found {json.dumps(line[name])[:40]}")
+    if not any(columns(parsed, name)[0] for name in CURVES):
+        raise UserError(f"{path}: has no loss to draw; a run logs one every --log_interval steps")
+    return parsed
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
@@ -73,13 +92,17 @@ def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
         if steps:
             axes.plot(steps, losses, "o--", color=f"C{index}", markersize=4, linewidth=1, markerfacecolor="white",
                       label=f"{name}: validation {losses[0]:.2f} -> {min(losses):.2f} "
-                            f"(perplexity {math.exp(losses[0]):,.1f} -> {math.exp(min(losses)):,.2f})")
+                            f"(perplexity {perplexity(losses[0]):,.1f} -> {perplexity(min(losses)):,.2f})")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per supervised token)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomically(out, lambda to: figure.savefig(to, dpi=120, format=out.suffix[1:].lower()))
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:

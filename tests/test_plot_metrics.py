@@ -1,6 +1,7 @@
 """scripts/plot_metrics.py, as people run it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,33 @@ def test_a_missing_matplotlib_is_one_line(metrics, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
     line = refuse(PLOT, metrics, "--out", tmp_path / "a.png", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
     assert line == "error: pictures need matplotlib: pip install -e '.[dev]'"
+
+
+NOT_METRICS = {
+    "missing": (None, r"cannot be read \(No such file or directory\)"),
+    "empty": ("", r"has no loss to draw; a run logs one every --log_interval steps"),
+    "no loss": ('{"step": 1, "skipped": "x", "loss": null}\n', r"has no loss to draw"),
+    "cut off": ('{"step": 1, "loss": 2.5}\n{"step": 2, "lo', r":2: .*"),
+    "a list": ('[1, 2]\n', r":1: expected .*"),
+    "no step": ('{"loss": 2.5}\n', r":1: expected a line of metrics with a step, "),
+    "a word": ('{"step": 1, "loss": "small"}\n', r':1: loss: expected a number, found "small"'),
+    "not UTF-8": ("\udcff", r"expected a metrics file, .*\(not UTF-8\)"),
+}
+
+
+@pytest.mark.parametrize("fault", NOT_METRICS)
+def test_what_is_no_metrics_file_is_one_line(tmp_path, fault):
+    content, message = NOT_METRICS[fault]
+    path = tmp_path / "x_metrics.jsonl"
+    if content is not None:
+        path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    line = refuse(PLOT, path, "--out", tmp_path / "a.png")
+    assert re.fullmatch(f"error: {path}:? ?{message}.*", line), line
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_loss_whose_perplexity_is_no_number_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "x_metrics.jsonl"
+    path.write_text('{"step": 0, "eval_loss": 5000.0}\n{"step": 1, "eval_loss": 3}\n', encoding="utf-8")
+    assert "wrote" in succeed(PLOT, path, "--out", tmp_path / "a.png")

@@ -170,7 +170,8 @@ def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp
 def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> None:
     """Leaves the resume state of a training that a signal stopped, `after` so many steps or a few more."""
     metrics = out / "full_sft_32_metrics.jsonl"
-    command, options = program(SFT, *flags, "--data_path", data, "--batch_size", 1, "--log_interval", 1)
+    given = flags if "--data_path" in flags else [*flags, "--data_path", data]
+    command, options = program(SFT, *given, "--batch_size", 1, "--log_interval", 1)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)

@@ -106,6 +106,18 @@ def test_wandb_logs_offline(sft_data, tmp_path):
     assert b"learning_rate" in next(run_folder.glob("*.wandb")).read_bytes()
 
 
+def test_wandb_that_cannot_start_is_one_line(sft_data, tmp_path):
+    common = [SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path / "out", "--max_steps", 2, "--use_wandb", 1]
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online",
+              "WANDB_DIR": str(tmp_path)}
+    line = refuse(*common, **nobody)
+    assert line.startswith("error: --use_wandb: No API key configured") and "WANDB_MODE=offline" in line
+    (tmp_path / "wandb.py").write_text("raise ImportError('no such thing')")
+    line = refuse(*common, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert line.startswith("error: --use_wandb: the package wandb cannot be imported (no such thing); pip install ")
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
 def test_torch_compile_trains_to_the_same_losses(sft_data, tmp_path):
     common = [*NEW, "--num_hidden_layers", 1, "--data_path", sft_data, "--max_steps", 2, "--log_interval", 1,
               "--dtype", "float32"]

@@ -176,7 +176,22 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def start_wandb(project: str, name: str, settings: dict) -> Any:
-    """A Weights & Biases run; WANDB_MODE=offline keeps it on this machine."""
-    import wandb  # a second to import: only for those who ask for it
+    """Starts a Weights & Biases run; WANDB_MODE=offline keeps it on this machine.
 
-    return wandb.init(project=project, name=name, config=settings)
+    Raises:
+        UserError: if wandb is not installed, has no key, or cannot reach its server.
+    """
+    try:
+        import wandb  # takes a second: only for those who ask for it
+    except Exception as error:  # a broken installation raises anything
+        raise UserError(f"--use_wandb: the package wandb cannot be imported ({first_line(error)}); pip install wandb, "
+                        "or leave --use_wandb out") from error
+    try:
+        return wandb.init(project=project, name=name, config=settings)
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        raise UserError(f"--use_wandb: {first_line(error)}; with WANDB_MODE=offline in the environment the log stays "
+                        "on this machine, and wandb sync sends it later") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -264,9 +264,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         record = sidecar(run, at, total, outputs.run, experience)
         ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, record))
 
-    wandb_run = None
-    if config.use_wandb and ranks.is_main:
-        wandb_run = start_wandb(config.wandb_project, out.stem, asdict(config))
+    wandb_run = wandb_of(run, out.stem)
     if replaced := ranks.on_main(outputs.begin):
         run.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.previous)}")
     checkpoints.begin()
@@ -282,6 +280,14 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
                      *result_lines(state, out), *next_lines(run.stage, config, out, outputs.metrics)):
             run.say(line)
     return status
+
+
+def wandb_of(run: Run, name: str) -> Any:
+    """The main rank's Weights & Biases run, if one is asked for; where it cannot start, no rank goes on."""
+    started = []
+    if run.config.use_wandb:
+        run.ranks.on_main(lambda: started.append(start_wandb(run.config.wandb_project, name, asdict(run.config))))
+    return started[0] if started else None
 
 
 def result_lines(state: TrainState, out: Path) -> list[str]:
