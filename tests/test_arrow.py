@@ -93,3 +93,21 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path, monkeypatch, kind,
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=f"a.{kind}: reading {named} file needs pyarrow: pip install 'minimind-sft"):
         rows_or_errors(write(tmp_path / f"a.{kind}", b""))
+
+
+def test_damaged_arrow_files_are_refused(tmp_path):
+    """Unchecked, a wrong length makes pyarrow read past the end of its memory."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(ROWS * 5)
+    with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    refused = 0
+    for position in range(8, len(whole) - 8, 5):
+        file = write(tmp_path / "b.arrow", whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1:])
+        try:
+            rows_or_errors(file)
+        except UserError as error:
+            assert str(error).startswith(f"{file}: ")
+            refused += 1
+    assert refused > 20
