@@ -164,11 +164,13 @@ def pasted(tmp_path):
 
 
 def test_pasted_command_lines_pretrain_and_fine_tune(pasted, tmp_path):
-    pasted(PRETRAIN, "--data_path ../dataset/pretrain.jsonl --save_dir ../out --from_weight none --hidden_size 32 "
-                     "--num_hidden_layers 2 --use_moe 0 --epochs 1 --batch_size 4 --accumulation_steps 2 "
-                     "--max_seq_len 340 --learning_rate 5e-4 --dtype bfloat16 --device cpu --grad_clip 1.0 "
-                     "--num_workers 1 --log_interval 1 --save_interval 100 --from_resume 0 --use_compile 0 "
-                     "--save_weight pretrain --use_wandb --wandb_project MiniMind-Pretrain --local_rank 0")
+    said = pasted(PRETRAIN, "--data_path ../dataset/pretrain.jsonl --save_dir ../out --from_weight none "
+                            "--hidden_size 32 --num_hidden_layers 2 --use_moe 0 --epochs 1 --batch_size 4 "
+                            "--accumulation_steps 2 --max_seq_len 340 --learning_rate 5e-4 --dtype bfloat16 "
+                            "--device cpu --grad_clip 1.0 --num_workers 1 --log_interval 1 --save_interval 100 "
+                            "--from_resume 0 --use_compile 0 --save_weight pretrain --use_wandb --wandb_project "
+                            "MiniMind-Pretrain --local_rank 0")
+    assert f"--weight {tmp_path}/out/pretrain_32.pth" in said  # not .../trainer/../out
     pasted(SFT, "--data_path ../dataset/sft.jsonl --save_dir ../out --from_weight pretrain --hidden_size 32 "
                 "--num_hidden_layers 2 --epochs 1 --batch_size 4 --max_seq_len 340 --learning_rate 1e-5 "
                 "--dtype float32 --log_interval 1 --save_interval 100 --from_resume 1")

@@ -1,5 +1,6 @@
 """One training, as every part of it knows it."""
 
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,5 +50,5 @@ class Run:
 def shown(path: str | Path) -> str:
     """A path as people want to read it: relative to the repository where it lies inside."""
     path = Path(path)
-    absolute = path.absolute()
+    absolute = Path(os.path.normpath(path.absolute()))  # without the `..` of a path typed in trainer/
     return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)

@@ -1,5 +1,6 @@
 """What a person should know when a run ends: how it went, and what to look at next."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -81,7 +82,7 @@ def next_lines(stage: str, config: TrainConfig, weights: Path, metrics: Path) ->
 
 def place(value: str | Path) -> str:
     """A file as a command in the repository names it; what is no file, such as a template's name, stays as it is."""
-    path = Path(value).absolute()
+    path = Path(os.path.normpath(Path(value).absolute()))  # without the `..` of a path typed in trainer/
     if not path.exists():
         return str(value)
     return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
