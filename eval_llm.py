@@ -24,7 +24,7 @@ from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text
-from minimind_sft.inference.dialogue import converse, show
+from minimind_sft.inference.dialogue import converse, show, tell
 from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
 from minimind_sft.inference.scoring import (
@@ -39,6 +39,7 @@ from minimind_sft.inference.scoring import (
 from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import Weights, read_weights
+from minimind_sft.terminal import fitted
 
 
 def main() -> int:
@@ -64,7 +65,7 @@ def main() -> int:
         return talk(config, f"{path.name} continues the text you type.",
                     lambda prompt: continue_text(model, tokenizer, prompt, settings), lambda: None)
     chat = Chat(model, tokenizer, template, settings, config.system, tools, config.historys,
-                bool(config.open_thinking))
+                bool(config.open_thinking), notify=tell)
     chat.check_opening()
     return talk(config, f"{path.name} is listening.", chat.reply, chat.clear)
 
@@ -72,7 +73,7 @@ def main() -> int:
 def talk(config: ChatConfig, title: str, answer: Callable[[str], Iterator[str]], clear: Callable[[], None]) -> int:
     """Answers the --prompt, all of them, or what is typed; returns the exit status."""
     if not config.prompt:
-        print(f"{title}\n/help lists commands, Ctrl-D ends.")
+        tell(f"{title}\n/help lists commands, Ctrl-D ends.")
         converse(answer, clear, bool(config.show_speed))
         return 0
     status = 0
@@ -81,7 +82,7 @@ def talk(config: ChatConfig, title: str, answer: Callable[[str], Iterator[str]],
         try:
             show(answer(prompt), bool(config.show_speed))
         except UserError as error:
-            print(f"error: --prompt: {harmless(str(error))}", file=sys.stderr)
+            print(fitted(f"error: --prompt: {harmless(str(error))}", sys.stderr), file=sys.stderr)
             status = 2
     return status
 
@@ -108,7 +109,7 @@ def print_score(config: ChatConfig, rows: list[Row], model: LanguageModel, templ
     if config.score_out:
         write_output(results, Path(config.score_out))
     for line in report(results, shutil.get_terminal_size().columns):
-        print(line)
+        tell(line)
     return 0
 
 
@@ -116,8 +117,7 @@ def tell_unused(config: ChatConfig) -> None:
     """Names the flags that mean nothing to weights that only continue text."""
     given = [f"--{name}" for name in ("system", "tools", "historys", "open_thinking") if getattr(config, name)]
     if given:
-        print(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself",
-              file=sys.stderr)
+        tell(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself")
 
 
 def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, template: ChatTemplate) -> list[str]:

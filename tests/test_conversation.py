@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from minimind_sft.data.conversation import Conversation, parse_conversation, parse_text
+from minimind_sft.data.conversation import Conversation, parse_conversation, parse_text, read_tools
 from minimind_sft.errors import UserError
 
 USER = {"role": "user", "content": "hi"}
@@ -131,3 +131,31 @@ def test_the_examples_of_the_data_page_are_read(repository):
     assert with_tools.messages[2]["reasoning_content"] == "I must look it up."
     assert with_tools.messages[2]["tool_calls"][0]["function"]["arguments"] == {"city": "Bern"}
     assert with_tools.tools[0]["function"]["name"] == "weather"
+
+
+BAD_TOOLS = {
+    "an object": ('{"a": 1}', r"tools\.json: tools: expected a list or the JSON of one, found an object"),
+    "a number": ("[1]", r"tools\.json: tools\[0\]: expected an object that describes a function, found 1"),
+    "nothing": ("[]", r"tools\.json: expected a list of functions, found an empty one"),
+    "no JSON": ("[", r"tools\.json: tools: expected a list of functions, found broken JSON"),
+    "no UTF-8": (b"\xff", r"tools\.json: not valid UTF-8 \(byte 1\)"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TOOLS)
+def test_a_file_of_tools_that_cannot_be_used_is_named(tmp_path, fault):
+    content, message = BAD_TOOLS[fault]
+    path = tmp_path / "tools.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_tools(path)
+
+
+def test_a_file_of_tools_is_read_as_a_rows_tools(tmp_path):
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    path = tmp_path / "tools.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(tools).encode())
+    row = {"tools": tools, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    assert read_tools(path) == tools == parse_conversation(row, "a:1").tools
+    with pytest.raises(UserError, match="nowhere: cannot be read"):
+        read_tools(tmp_path / "nowhere")

@@ -1,11 +1,7 @@
 """Scores: which turn is the expectation, what cannot be compared, and what is shown and written."""
 
-import json
-from pathlib import Path
-
 import pytest
-from chats import BUNDLED, CALL, MODEL, TOKENIZER, TOOLS
-from programs import CHAT, refuse, succeed, write_rows
+from chats import BUNDLED, CALL, TOKENIZER, TOOLS
 from test_chat import tiny_model
 
 from minimind_sft.data.conversation import parse_conversation
@@ -130,52 +126,3 @@ def test_results_are_written_row_by_row():
                                                   ("a\nb\x1b[m", 20, "a\\nb\\u001b[m")])
 def test_shortened_fits_the_columns(text, columns, shown):
     assert shortened(text, columns) == shown
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Weights that know nothing, in MiniMind's form."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("weights")
-    model = tiny_model()
-    torch.save(model.state_dict(), folder / "full_sft_16.pth")
-    return folder
-
-
-def test_files_are_found_as_training_data_are_and_results_are_written(weights, tmp_path):
-    for name in ("a", "b"):
-        write_rows(tmp_path / f"{name}.jsonl", [{"messages": [USER, ANSWER, USER], "kind": name}])
-    out = tmp_path / "results.jsonl"
-    shown = succeed(CHAT, "--weight", weights / "full_sft_16.pth", *ASKED, "--score", tmp_path / "?.jsonl",
-                    "--score_out", out)
-    assert shown.splitlines()[-1] == "exact match: 0.0% (2 questions)"
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [(row["kind"], row["expected"], row["exact"]) for row in rows] == [("a", "I am Mini.", False),
-                                                                             ("b", "I am Mini.", False)]
-    succeed(CHAT, "--weight", weights / "full_sft_16.pth", *ASKED, "--score", tmp_path / "?.jsonl",
-            "--score_out", out)  # its own results are replaced
-
-
-ASKED = ["--max_new_tokens", "2", "--num_hidden_layers", "1", "--tokenizer_path", MODEL]
-BAD_SCORES = {
-    "no file": (["--score", "nowhere.jsonl"], r"--score nowhere.jsonl: no such file"),
-    "no assistant": (["--score", "{folder}/asks.jsonl"], r"asks.jsonl:1: messages: expected at least one assistant"),
-    "other content": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/asks.jsonl"],
-                      r"asks.jsonl: the file is there and holds something else than results of --score"),
-    "same file": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/good.jsonl"],
-                  r"good.jsonl: this is the file with the questions"),
-    "no score": (["--score_out", "x.jsonl"], r"--score_out has the results of --score, which is not given"),
-    "with a prompt": (["--score", "{folder}/good.jsonl", "--prompt", "x"], r"--prompt does not go with --score"),
-}
-
-
-@pytest.mark.parametrize("fault", BAD_SCORES)
-def test_what_cannot_be_scored_is_named_in_one_line(tmp_path, fault):
-    write_rows(tmp_path / "good.jsonl", [{"messages": [USER, ANSWER]}])
-    write_rows(tmp_path / "asks.jsonl", [{"messages": [USER]}])
-    arguments, message = BAD_SCORES[fault]
-    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    line = refuse(CHAT, "--weight", "nobody", *[argument.format(folder=tmp_path) for argument in arguments])
-    assert message in line
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept

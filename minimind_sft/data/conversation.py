@@ -89,23 +89,23 @@ def parse_text(row: dict, place: str) -> str:
 
 
 def read_tools(path: str | Path) -> list[dict]:
-    """Reads a JSON file with a list of function descriptions, as rows have them in `tools`.
+    """Reads the file of --tools: a JSON list of function descriptions, as rows have them in `tools`.
 
     Raises:
-        UserError: naming the file, and the function that is no description.
+        UserError: naming the flag, the file, and the function that is no description.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"--tools {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 (byte {error.start + 1})") from error
+        raise UserError(f"--tools {path}: not valid UTF-8 (byte {error.start + 1})") from error
     try:
-        tools = _tools(parse_json(text, "the file", "a list of functions"), "tools")
+        tools = _tools(parse_json(text, "tools", "a list of functions"), "tools")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"--tools {path}: {error}") from error
     if not tools:
-        raise UserError(f"{path}: expected a list of functions, found an empty one")
+        raise UserError(f"--tools {path}: expected a list of functions, found an empty one")
     return tools
 
 

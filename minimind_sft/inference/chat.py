@@ -108,9 +108,9 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         found = ord(text[error.start])
-        what = f"byte 0x{found - 0xdc00:02x}" if 0xdc80 <= found <= 0xdcff else f"\\u{found:04x}"
-        raise UserError(f"expected text, found {what} at character {error.start + 1}, which is part of a "
-                        "character") from error
+        what = (f"byte 0x{found - 0xdc00:02x} at character {error.start + 1}, which is no character in the terminal's "
+                "encoding" if 0xdc80 <= found <= 0xdcff else f"\\u{found:04x}, half a character")
+        raise UserError(f"expected text, found {what}") from error
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"expected at most {MAX_CHARACTERS:,} characters, found {len(text):,}")
 

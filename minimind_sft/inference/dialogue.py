@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from minimind_sft.errors import UserError, harmless
+from minimind_sft.terminal import fitted
 
 PROMPT = "> "
 PASTE_SECONDS = 0.05
@@ -53,7 +54,7 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 if interrupted:
                     return
                 interrupted = True
-                print("Ctrl-C again, Ctrl-D or /exit to leave.")
+                tell("Ctrl-C again, Ctrl-D or /exit to leave.")
                 continue
             interrupted = False
             command = message.rstrip()
@@ -61,11 +62,11 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 return
             if command == "/clear":
                 clear()
-                print("The conversation starts anew.\n")
+                tell("The conversation starts anew.\n")
             elif command == "/help":
-                print(HELP + NEW_LINE_HELP * can_break_lines)
+                tell(HELP + NEW_LINE_HELP * can_break_lines)
             elif re.fullmatch("/[A-Za-z]*", command):
-                print(f"{command}: no such command, expected {', '.join(COMMANDS)}; a blank in front sends it\n")
+                tell(f"{command}: no such command, expected {', '.join(COMMANDS)}; a blank in front sends it\n")
             elif command:
                 _answer(answer, message, show_speed)
     finally:
@@ -101,6 +102,11 @@ def show(pieces: Iterator[str], show_speed: bool) -> None:
     print(f"\n[{tokens} tokens, {tokens / elapsed:.0f} tokens/s]\n" if show_speed else "\n")
 
 
+def tell(line: str) -> None:
+    """Prints what the program, not the model, has to say."""
+    print(fitted(line, sys.stdout), flush=True)
+
+
 def visible(text: str) -> str:
     """Text with pictures of control characters in their place: a model must not move the cursor."""
     return CONTROL_CHARACTERS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
@@ -113,7 +119,7 @@ def _answer(answer: Callable[[str], Iterator[str]], message: str, show_speed: bo
                             f"{found.start() + 1}")
         show(answer(message), show_speed)
     except UserError as error:
-        print(f"not sent: {harmless(str(error))}\n")
+        tell(f"not sent: {harmless(str(error))}\n")
 
 
 def _prepare_input() -> bool:

@@ -1,0 +1,105 @@
+"""The chat program: prompts from the command line, a dialogue in a terminal, and scores, with good and bad flags."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chats import MODEL, TOOLS
+from programs import CHAT, refuse, run, succeed, write_rows
+from terminals import Terminal
+from test_chat import tiny_model
+
+USER = {"role": "user", "content": "Who are you?"}
+ANSWER = {"role": "assistant", "content": "I am Mini."}
+ASKED = ["--max_new_tokens", "2", "--num_hidden_layers", "1", "--tokenizer_path", MODEL, "--show_speed", "0"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Weights that know nothing, in MiniMind's form."""
+    folder = tmp_path_factory.mktemp("weights")
+    model = tiny_model()
+    for name in ("full_sft", "pretrain"):
+        torch.save(model.state_dict(), folder / f"{name}_16.pth")
+    return folder
+
+
+def test_every_prompt_is_answered_and_one_that_is_refused_costs_a_line_and_the_status(weights):
+    done = run(CHAT, *ASKED, "--save_dir", weights, "--prompt", "one", "x " * 40_000, "three")
+    assert done.returncode == 2
+    assert [line[:7] for line in done.stdout.splitlines() if line.startswith("> ")] == ["> one", "> x x x", "> three"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --prompt: the prompt has ") and "leaves no room" in line
+
+
+def test_tools_are_read_and_the_template_must_have_a_place_for_them(weights, tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS), encoding="utf-8")
+    given = [*ASKED, "--save_dir", weights, "--tools", tmp_path / "tools.json", "--prompt", "x"]
+    assert "> x\n" in succeed(CHAT, *given)
+    assert "--tools: " in refuse(CHAT, *given, "--chat_template", "alpaca")
+    (tmp_path / "tools.json").write_text("[1]", encoding="utf-8")
+    assert "tools.json: tools[0]: expected an object that describes a function, found 1" in refuse(CHAT, *given)
+
+
+def test_flags_that_pretrained_weights_do_not_use_are_named(weights):
+    shown = succeed(CHAT, *ASKED, "--weight", weights / "pretrain_16.pth", "--system", "x", "--historys", 2,
+                    "--prompt", "The")
+    assert "--system, --historys: not used; weights that have only been pretrained continue" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_dialogue_in_a_terminal(weights, columns):
+    pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    program = [sys.executable, str(MODEL.parent / CHAT), *map(str, ASKED), "--save_dir", str(weights),
+               "--historys", "-1"]
+    terminal = Terminal(program, columns=columns)
+    try:
+        terminal.wait_for("/help lists commands, Ctrl-D ends.\r\n")
+        for message in ("hello", "", "你好"):
+            terminal.wait_for("> ")
+            terminal.type(f"{message}\r")
+        terminal.wait_for("> ")
+        terminal.type("/exit\r")
+        assert terminal.end() == 0
+        assert "Traceback" not in terminal.shown
+    finally:
+        terminal.close()
+
+
+def test_files_are_found_as_training_data_are_and_results_are_written(weights, tmp_path):
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"messages": [USER, ANSWER, USER], "kind": name}])
+    out = tmp_path / "results.jsonl"
+    shown = succeed(CHAT, *ASKED, "--save_dir", weights, "--score", tmp_path / "?.jsonl",
+                    "--score_out", out)
+    assert shown.splitlines()[-1] == "exact match: 0.0% (2 questions)"
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["kind"], row["expected"], row["exact"]) for row in rows] == [("a", "I am Mini.", False),
+                                                                             ("b", "I am Mini.", False)]
+    succeed(CHAT, *ASKED, "--save_dir", weights, "--score", tmp_path / "?.jsonl",
+            "--score_out", out)  # its own results are replaced
+
+
+BAD_SCORES = {
+    "no file": (["--score", "nowhere.jsonl"], r"--score nowhere.jsonl: no such file"),
+    "no assistant": (["--score", "{folder}/asks.jsonl"], r"asks.jsonl:1: messages: expected at least one assistant"),
+    "other content": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/asks.jsonl"],
+                      r"asks.jsonl: the file is there and holds something else than results of --score"),
+    "same file": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/good.jsonl"],
+                  r"good.jsonl: this is the file with the questions"),
+    "no score": (["--score_out", "x.jsonl"], r"--score_out has the results of --score, which is not given"),
+    "with a prompt": (["--score", "{folder}/good.jsonl", "--prompt", "x"], r"--prompt does not go with --score"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_SCORES)
+def test_what_cannot_be_scored_is_named_in_one_line(tmp_path, fault):
+    write_rows(tmp_path / "good.jsonl", [{"messages": [USER, ANSWER]}])
+    write_rows(tmp_path / "asks.jsonl", [{"messages": [USER]}])
+    arguments, message = BAD_SCORES[fault]
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    line = refuse(CHAT, "--weight", "nobody", *[argument.format(folder=tmp_path) for argument in arguments])
+    assert message in line
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
