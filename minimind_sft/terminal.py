@@ -6,15 +6,18 @@ import unicodedata
 from typing import TextIO
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
-LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |\S+ {2,})?")
-"""What stands before the text of a line: `model       `, `error: `, or an indent."""
+LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S+ {2,})?")
+"""What stands before the text of a line: `model       `, `step     10/60: `, `error: `, or an indent."""
 WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
         "\U0001f300-\U0003fffd")
 CLOSING = "、。，．：；？！）】》」』〉”’"
 PIECE = re.compile(rf"\s+|[{WIDE}][{CLOSING}]*|[^\s{WIDE}]+[{CLOSING}]*")
 """A line may be broken between two of these: at blanks, and on either side of a Chinese character, except before
 closing punctuation."""
+COMMAND = re.compile(r"\s+|(?:--\S+ (?!--))?(?:'[^']*'|[^\s'])+")
+"""A command may be broken between two of these: not between a flag and its value, nor inside quotes."""
 SHELL_CONTINUES = " \\"
+LEAST_INDENT = "  "
 
 
 def columns(text: str) -> int:
@@ -27,19 +30,24 @@ def columns(text: str) -> int:
 def wrap(line: str, width: int) -> str:
     """Breaks a line that is longer than `width` columns; further lines are indented under the text, not the label.
 
-    A word longer than a line (a path) stays whole, so that it can be copied; a command is broken as a shell reads it.
+    A word that is too long for that (a path) gets a line of its own with less indent, and is never cut, so that it can
+    be copied; a command is broken as a shell reads it.
     """
     if columns(line) <= width:
         return line
     label = LABEL.match(line)[0]
-    indent = " " * (columns(label) if 2 * columns(label) <= width else 2)
+    indent = " " * columns(label) if 2 * columns(label) <= width else LEAST_INDENT
     text = line[len(label):]
-    broken = SHELL_CONTINUES if text.startswith("python ") else ""
+    pieces, broken = (COMMAND, SHELL_CONTINUES) if text.startswith("python ") else (PIECE, "")
+    room = width - len(broken)
     lines, current = [], label
-    for piece in PIECE.findall(text):
-        if current not in (label, indent) and columns(current + piece.rstrip()) > width - len(broken):
-            lines.append(current.rstrip() + broken)
-            current, piece = indent, piece.lstrip()
+    for piece in pieces.findall(text):
+        word = piece.strip()
+        moves = current != label or columns(LEAST_INDENT + word) <= room
+        if current.strip() and moves and columns(current + word) > room:
+            lines.append(current.rstrip() + broken * (current != label))
+            current = indent if columns(indent + word) <= room else LEAST_INDENT
+            piece = piece.lstrip()
         current += piece
     return "\n".join([*lines, current.rstrip()])
 

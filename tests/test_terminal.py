@@ -65,6 +65,31 @@ def test_a_command_can_be_pasted_after_wrapping():
                               "            --hidden_size 32")
 
 
+def test_a_path_that_does_not_fit_under_the_text_is_moved_left():
+    assert wrap("wrote       /data/models/full_sft_256.safetensors and its sidecar", 40) == (
+        "wrote\n"
+        "  /data/models/full_sft_256.safetensors\n"
+        "            and its sidecar")
+    assert wrap("wrote       now /data/models/full_sft_256.safetensors and its sidecar", 40) == (
+        "wrote       now\n"
+        "  /data/models/full_sft_256.safetensors\n"
+        "            and its sidecar")
+
+
+def test_a_step_s_lines_are_indented_alike():
+    for step, total in ((9, 18), (12, 18)):
+        line = f"step {step:>6}/{total}: validation loss 8.7848, perplexity 6533.91"
+        assert wrap(line, 40).split("\n")[1] == " " * 16 + "perplexity 6533.91"
+
+
+def test_a_command_is_not_broken_inside_quotes_or_between_flag_and_value():
+    line = "chat        python eval_llm.py --weight 'my weights' --prompt 'Once upon a time' --show_speed 0"
+    assert wrap(line, 46) == ("chat        python eval_llm.py \\\n"
+                              "            --weight 'my weights' \\\n"
+                              "            --prompt 'Once upon a time' \\\n"
+                              "            --show_speed 0")
+
+
 def test_only_a_terminal_gets_wrapped_lines(tmp_path):
     line = "model       " + "word " * 20
     leader, follower = pty.openpty()

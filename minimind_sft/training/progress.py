@@ -18,6 +18,7 @@ from minimind_sft.files import write_atomically
 from minimind_sft.terminal import fitted, width_of
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
+DEFAULT_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Progress:
         """Supervised tokens and seconds of training since the start of this process, without evaluations and saves."""
         in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._writes_lines = is_main and not in_terminal
+        width = width_of(sys.stderr)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
-                         dynamic_ncols=True, bar_format=bar_format(width_of(sys.stderr)))
+                         ncols=bar_columns(width), bar_format=bar_format(width))
         self._recent_tokens, self._recent_seconds, self._rate = 0, 0.0, 0.0
         self._started = self._going_since = self._line_at = time.perf_counter()
         if is_main:
@@ -77,7 +79,8 @@ class Progress:
             self._line_at = now
             self.say(self._line(step, loss, learning_rate))
         with suppress(OSError):  # a closed terminal must not stop the run
-            self._bar.bar_format = bar_format(width_of(sys.stderr))
+            width = width_of(sys.stderr)
+            self._bar.ncols, self._bar.bar_format = bar_columns(width), bar_format(width)
             self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s"
                                       if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}", refresh=False)
             self._bar.update()
@@ -137,9 +140,14 @@ class Progress:
         self._going_since = time.perf_counter()
 
 
+def bar_columns(width: int | None) -> int:
+    """Leaves room for the ^C that a terminal writes behind the bar, which would break the line."""
+    return (width or DEFAULT_WIDTH) - len("^C")
+
+
 def bar_format(width: int | None) -> str:
     """Tqdm's format for a terminal of `width` columns: the fewer there are, the less is shown."""
-    width = width or 80
+    width = width or DEFAULT_WIDTH
     if width < 60:
         return "{percentage:3.0f}% {n_fmt}/{total_fmt}{postfix} [{remaining}]"
     if width < 100:
