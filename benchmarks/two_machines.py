@@ -34,9 +34,9 @@ from minimind_sft.errors import UserError, run_program
 RANK_TIMEOUT = 10
 LIMIT = 60.0
 """Seconds after the cut within which both ends must have stopped."""
-PATIENCE = 180.0
+PATIENCE = 600.0
 TCP_RETRIES = 6
-MACHINES = ("minimind-a", "minimind-b")
+MACHINES = (f"minimind-{os.getpid()}-a", f"minimind-{os.getpid()}-b")
 ADDRESSES = ("10.99.7.1", "10.99.7.2")
 DEVICE = "cable"
 
