@@ -93,7 +93,7 @@ def test_a_run_is_alone_in_its_folder_until_it_is_killed_or_stopped(sft_data, tm
         process.wait()
 
     metrics.unlink()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    process = subprocess.Popen([*command, "--overwrite"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     wait_for_steps(metrics, process)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate()
