@@ -63,7 +63,8 @@ def main() -> int:
     if is_pretrained_only(weights):
         tell_unused(config)
         return talk(config, f"{path.name} continues the text you type.",
-                    lambda prompt: continue_text(model, tokenizer, prompt, settings), lambda: None)
+                    lambda prompt: continue_text(model, tokenizer, prompt, settings, weights.sidecar is None),
+                    lambda: None)
     chat = Chat(model, tokenizer, template, settings, config.system, tools, config.historys,
                 bool(config.open_thinking), notify=tell)
     chat.check_opening()

@@ -149,6 +149,20 @@ def test_a_message_that_the_template_refuses_leaves_the_history_as_it_was(shown)
     assert roles_in(shown[-1]) == "uaua" and "forbidden" not in TOKENIZER.decode(shown[-1])
 
 
+def test_pretrained_weights_of_minimind_see_a_text_between_bos_and_eos(monkeypatch):
+    seen = []
+
+    def answer(model, prompt_ids, settings, stop_ids):
+        seen.append((list(prompt_ids), set(stop_ids)))
+        return iter(())
+
+    monkeypatch.setattr(chat_module, "generate_stream", answer)
+    ids = TOKENIZER.encode_text("Once")
+    for from_minimind in (False, True):
+        list(chat_module.continue_text(tiny_model(), TOKENIZER, "Once", SamplingSettings(4), from_minimind))
+    assert seen == [(ids, {0}), ([1, *ids], {0, 2})]  # <|im_start|> before the text, ended by <|im_end|> as well
+
+
 @pytest.mark.parametrize("text, message", [
     ("ab\udce4c", r"expected text, found byte 0xe4 at character 3, which is no character in the terminal's encoding"),
     ("\ud83d", r"expected text, found \\ud83d, half a character"),

@@ -134,12 +134,17 @@ def assistant_message(text: str, thinking: bool) -> dict:
     return {"role": "assistant", "content": content.strip("\n"), "reasoning_content": reasoning.strip("\n")}
 
 
-def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str,
-                  settings: SamplingSettings) -> Iterator[str]:
+def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings,
+                  from_minimind: bool = False) -> Iterator[str]:
     """Yields what a pretrained model puts after `prompt`, up to the end of the document; pieces as in `stream_text`.
+
+    MiniMind pretrains on texts between bos and eos, this project on texts that `<|endoftext|>` ends.
 
     Raises:
         UserError: before the first piece, if the prompt is no text, is empty, or leaves no room for an answer.
     """
     check_text(prompt)
-    return stream_text(model, tokenizer, tokenizer.encode_text(prompt), settings, {tokenizer.end_of_document_id})
+    ids, stop_ids = tokenizer.encode_text(prompt), {tokenizer.end_of_document_id}
+    if from_minimind and None not in (tokenizer.bos_id, tokenizer.eos_id):
+        ids, stop_ids = [tokenizer.bos_id, *ids], {*stop_ids, tokenizer.eos_id}
+    return stream_text(model, tokenizer, ids, settings, stop_ids)
