@@ -1,5 +1,6 @@
 """MiniMind's command lines, as its README has them at commit d65ef2c, run here; docs/minimind.md lists them."""
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_the_page_lists_these_command_lines_and_flags():
         assert line in page
     for name in {flag for flags in DEFAULTS.values() for flag in flags}:
         assert f"`--{name}`" in page
+
+
+def test_the_page_s_commands_reproduce_minimind_s_defaults():
+    page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
+    commands = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1].replace("\\\n", "").splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        config, expected = parse(command), DEFAULTS[shlex.split(command)[1]]
+        for name in ("epochs", "batch_size", "accumulation_steps", "learning_rate", "grad_clip", "hidden_size",
+                     "max_seq_len", "from_weight", "save_weight", "use_wandb", "use_compile"):
+            assert getattr(config, name) == expected[name], name
+        assert (config.min_lr_ratio, config.warmup_steps, config.dropout, config.eval_share) == (0.1, 0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("argv", "message"), [
