@@ -55,7 +55,9 @@ def main() -> int:
                         use_moe=config.use_moe, tokenizer=tokenizer.fingerprint)
     weights = read_weights(path)
     for notice in (*tokenizer.notices, *weights.notices, *check_weights(config, weights, tokenizer, template)):
-        print(harmless(notice))
+        tell(harmless(notice))
+    for note in template.notes:
+        tell(f"{'template':<12}{note}")
     model = build_model(config, weights.without_padding(tokenizer.vocab_size))
     if rows:
         return print_score(config, rows, model, template, settings)

@@ -208,6 +208,12 @@ def test_a_template_that_refuses_the_system_turn_is_refused_at_the_start():
         make_chat(ChatTemplate(TOKENIZER, ALTERNATING), system="Be brief.").check_opening()
 
 
+def test_a_template_without_a_place_for_reasoning_does_not_think():
+    with pytest.raises(UserError, match=r"--open_thinking: .*chat template"):
+        make_chat(ChatTemplate(TOKENIZER, ALTERNATING), thinking=True).check_opening()
+    make_chat(thinking=True, system="Be brief.", tools=TOOLS).check_opening()
+
+
 def test_reasoning_is_apart_from_the_answer_in_the_history(monkeypatch):
     ids = [*TOKENIZER.encode_text("\n12 is even."), TOKENIZER.token_to_id("</think>"),
            *TOKENIZER.encode_text("\n\nYes.")]

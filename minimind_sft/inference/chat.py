@@ -2,10 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from minimind_sft.data.chat_template import ChatTemplate
-from minimind_sft.data.conversation import MAX_CHARACTERS
+from minimind_sft.data.conversation import MAX_CHARACTERS, Conversation
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_stream
@@ -39,17 +40,20 @@ class Chat:
     def check_opening(self) -> None:
         """
         Raises:
-            UserError: if the template refuses the system turn or the tools, or leaves them out.
+            UserError: naming the flag, if the template refuses the system turn, tools or reasoning, or leaves them out.
         """
-        asked = {"role": "user", "content": "QUESTION"}
-        for flag, given, tools in (("--system", self.system, None), ("--tools", self.tools, self.tools)):
-            if not given:
-                continue
-            try:
-                check_text(self.system or "")
-                self.template.generation_prompt_ids([*self._opening(), asked], tools, self.thinking)
-            except UserError as error:
-                raise UserError(f"{flag}: {error}") from error
+        opening = [*self._opening(), {"role": "user", "content": "QUESTION"}]
+        if self.system:
+            with _naming("--system"):
+                check_text(self.system)
+                self.template.generation_prompt_ids(opening, None, self.thinking)
+        if self.tools:
+            with _naming("--tools"):
+                self.template.generation_prompt_ids(opening, self.tools, self.thinking)
+        if self.thinking:
+            thought = {"role": "assistant", "content": "ANSWER", "reasoning_content": "REASONING"}
+            with _naming("--open_thinking"):
+                self.template.encode(Conversation((*opening, thought), self.tools, "an answer with reasoning"))
 
     def reply(self, question: str) -> Iterator[str]:
         """Yields the answer as `stream_text` does. Question and answer join the history once the last piece is taken;
@@ -97,6 +101,14 @@ class Chat:
 
     def _opening(self) -> list[dict]:
         return [{"role": "system", "content": self.system}] if self.system else []
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def check_text(text: str) -> None:
