@@ -6,6 +6,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.terminal import fitted
@@ -133,7 +134,7 @@ def _prepare_input() -> bool:
         import readline  # not on Windows, whose console edits lines itself
     except ImportError:
         return False
-    if "libedit" in readline.__doc__:
+    if "libedit" in (readline.__doc__ or ""):  # it knows no bracketed paste
         return False
     readline.parse_and_bind("set enable-bracketed-paste on")
     readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a line's end
@@ -158,4 +159,5 @@ def _discard_input() -> None:
     except ImportError:  # Windows
         return
     if sys.stdin.isatty():
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        with suppress(termios.error):  # the terminal was closed
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
