@@ -134,7 +134,7 @@ def test_the_end_of_a_run_is_summed_up():
                {"step": 10, "eval_loss": 4.0}, {"step": 20, "loss": 2.5}, {"step": 20, "eval_loss": 4.5}]
     assert closing_lines(metrics, EFFORT, keep_best=True) == [
         "time        20 steps in 1:15, 200 supervised tokens/s; evaluating and saving took 0:15 of it",
-        "loss        5.0000 at step 5, 2.5000 at step 20",
+        "loss        5.0000 at step 5; 2.5000 at step 20",
         "validation  6.0000 at step 0; 4.0000 at step 10, the lowest; 4.5000 at step 20",
     ]
 
@@ -158,7 +158,7 @@ def test_a_validation_loss_that_has_not_fallen_for_a_while_is_noted(losses, note
 def test_a_run_of_no_step_and_no_evaluation_has_little_to_say():
     assert closing_lines([], Effort(0, 0, 0.0, 0.1), True) == []
     assert closing_lines([{"step": 1, "loss": 2.0}], Effort(1, 60, 2.0, 2.1), True) == [
-        "time        1 step in 0:02, 30 supervised tokens/s"]
+        "time        1 step in 0:02, 30 supervised tokens/s", "loss        2.0000 at step 1"]
 
 
 def test_the_commands_that_come_next_name_the_weights_and_the_flags_they_need(tmp_path):

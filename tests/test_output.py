@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
 
 import pytest
 from programs import CHAT, NEW, PATIENCE, REPOSITORY, SFT, program, questions, run, write_rows
@@ -96,19 +98,24 @@ PROGRAMS = {
     "convert": lambda place, out: [CONVERT, place / "中文.jsonl", "--out", out / "rows.jsonl", "--eval_rows", 5,
                                    "--eval_out", out / "eval.jsonl"],
     "estimate": lambda place, out: [ESTIMATE, "--preset", "demo"],
+    "plot": lambda place, out: [PLOT, place / "full_sft_32_metrics.jsonl", "--out", out / "loss.png"],
     "tokenizer": lambda place, out: [TOKENIZER, "--data_path", place / "中文.jsonl", "--vocab_size", 300, "--save_dir",
                                      out],
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+RUNNABLE = [pytest.param(name, marks=pytest.mark.skipif(name == "plot" and not find_spec("matplotlib"),
+                                                        reason="matplotlib is not installed")) for name in PROGRAMS]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_program_runs_on_an_ascii_terminal(place, tmp_path, name):
     done = run(*PROGRAMS[name](place, tmp_path), PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.isascii() and done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
     receive, send = os.pipe()
     os.close(receive)
@@ -120,11 +127,37 @@ def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
         assert (tmp_path / "eval.jsonl").read_text(encoding="utf-8").count("\n") == 5
 
 
-def test_a_temporary_folder_without_room_is_named(place, tmp_path):
+def without_room(file_bytes: int, *arguments: object) -> str:
+    """The one line of a program that cannot write a file of more than `file_bytes`."""
+    code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, "
+            "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    command, options = program(*arguments)
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=300, **options)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_a_temporary_folder_without_room_is_named(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", questions(2000))
-    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY));"
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    command, options = program(CONVERT, rows, "--out", tmp_path / "out.jsonl")
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
-    assert (done.returncode, done.stderr) == (2, f"error: {os.environ.get('TMPDIR', '/tmp')}: the rows cannot be kept "
-                                                 "there (File too large); the variable TMPDIR names another folder\n")
+    assert without_room(20_000, CONVERT, rows, "--out", tmp_path / "out.jsonl") == (
+        f"error: {tempfile.gettempdir()}: the rows cannot be kept there (File too large); the variable TMPDIR names "
+        "another folder\n")
+
+
+def test_a_page_and_a_picture_without_room_are_named(place, tmp_path):
+    page = tmp_path / "page.html"
+    assert without_room(5_000, INSPECT, place / "中文.jsonl", "--html", page) == (
+        f"error: {page}: cannot be written (File too large)\n")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "loss.png"
+    assert without_room(9_000, PLOT, place / "full_sft_32_metrics.jsonl", "--out", picture) == (
+        f"error: {picture}: cannot be written (File too large)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_under_torchrun_our_line_is_the_last(tmp_path):
+    rows = write_rows(tmp_path / "bad.jsonl", [*questions(1), {"conversations": "x"}])
+    done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out",
+               module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    *_, line, border = done.stderr.strip().splitlines()
+    assert line.startswith(f"  traceback : error: {rows}:2: conversations: ") and set(border) == {"="}

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +34,22 @@ def test_weights_come_back_with_their_configuration(tmp_path, config, suffix):
     ids = torch.arange(10)
     assert torch.equal(weights.build_model().eval().document_logits(ids, (0, 10)), model.document_logits(ids, (0, 10)))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a_16.json", f"a_16{suffix}"]
+
+
+def test_weights_for_which_there_is_no_room_say_so(tmp_path, monkeypatch):
+    """torch.save itself says "unexpected pos 5696 vs 5590"."""
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5696 vs 5590")
+
+    model, path = MiniMindForCausalLM(TINY), tmp_path / "a_16.pth"
+    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match=r"a_16\.pth: cannot be written \(No space left on device: 0\.\d MB are"):
+        write_weights(path, model, "float32", {})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**12))
+    with pytest.raises(UserError, match=r"a_16\.pth: cannot be written \(.*unexpected pos"):
+        write_weights(path, model, "float32", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_weights_are_equal_files(tmp_path):

@@ -7,6 +7,7 @@ default.
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -164,8 +165,11 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
 
     try:
         write_together({path: save, sidecar_path(path): save_sidecar})
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has no class of its own for a full disk
-        raise UserError(f"{path}: cannot be written ({first_line(error)})") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        needed, reason = sum(tensor.nbytes for tensor in tensors.values()), first_line(error)
+        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < needed:
+            reason = f"No space left on device: {needed / 1e6:.1f} MB are needed"  # torch.save has no words for it
+        raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
 def finish_writing(path: Path) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import write_atomically
+from minimind_sft.model.weights_file import first_line
 from minimind_sft.terminal import fitted, width_of
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
@@ -197,9 +198,6 @@ def start_wandb(project: str, name: str, settings: dict) -> Any:
     try:
         return wandb.init(project=project, name=name, config=settings)
     except (wandb.errors.Error, ValueError, OSError) as error:
-        raise UserError(f"--use_wandb: {first_line(error)}; with WANDB_MODE=offline in the environment the log stays "
-                        "on this machine, and wandb sync sends it later") from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).removesuffix(".")
+        raise UserError(f"--use_wandb: {reason}; with WANDB_MODE=offline in the environment the log stays on this "
+                        "machine, and wandb sync sends it later") from error

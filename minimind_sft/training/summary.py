@@ -34,10 +34,8 @@ def _time(effort: Effort) -> list[str]:
 
 def _loss(metrics: Sequence[dict]) -> list[str]:
     losses = _numbers(metrics, "loss")
-    if len(losses) < 2:
-        return []
-    (first, loss_first), (last, loss_last) = losses[0], losses[-1]
-    return [f"loss        {loss_first:.4f} at step {first}, {loss_last:.4f} at step {last}"]
+    ends = dict(losses[:1] + losses[-1:])
+    return [f"loss        {'; '.join(f'{loss:.4f} at step {step}' for step, loss in ends.items())}"] if ends else []
 
 
 def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
