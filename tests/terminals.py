@@ -1,5 +1,6 @@
 """A program in a pseudo-terminal, typed into as a person does."""
 
+import codecs
 import os
 import select
 import signal
@@ -36,9 +37,12 @@ class Terminal:
                                         preexec_fn=take_terminal)
         self.slave = slave
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
 
     def type(self, text: str | bytes) -> None:
-        os.write(self._master, text if isinstance(text, bytes) else text.encode())
+        rest = text if isinstance(text, bytes) else text.encode()
+        while rest:
+            rest = rest[os.write(self._master, rest):]
 
     def interrupt(self) -> None:
         """Presses Ctrl-C once the program waits for input: Python overlooks one that comes an instant earlier."""
@@ -96,5 +100,5 @@ class Terminal:
         while not select.select([self._master], [], [], 0.2)[0]:
             if self.process.poll() is not None:
                 return False
-        self.shown += os.read(self._master, 65536).decode("utf-8", "replace")
+        self.shown += self._decoder.decode(os.read(self._master, 65536))
         return True

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from minimind_sft.inference import dialogue
 PROGRAM = """
 import sys, time
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.inference.dialogue import converse
+from minimind_sft.inference import dialogue
 
 def answer(message):
     try:
@@ -30,9 +31,11 @@ def answer(message):
             yield ""
     yield f"={message!r}="
 
+if "--patient" in sys.argv:
+    dialogue.PASTE_SECONDS = 3
 if "--no-readline" in sys.argv:
     sys.modules["readline"] = None
-run_program(lambda: converse(answer, lambda: print("cleared"), show_speed=False))
+run_program(lambda: dialogue.converse(answer, lambda: print("cleared"), show_speed=False))
 """
 PYTHON = [sys.executable, "-c", PROGRAM]
 
@@ -184,6 +187,16 @@ def test_lines_that_arrive_together_are_one_message(open_terminal, arguments):
     terminal.wait_for("two")
     terminal.type("\r")
     said(terminal, "one\ntwo")
+
+
+@WITH_AND_WITHOUT_READLINE
+def test_a_long_block_arrives_whole(open_terminal, arguments):
+    block = "".join(f"line {number} 这是第{number}行 /exit\n" for number in range(300))
+    terminal = open_terminal(*arguments, "--patient")  # on a busy machine the thread below may be slow
+    typed = Thread(target=terminal.type, args=[block.replace("\n", "\r")])  # more than the terminal holds at once
+    typed.start()
+    said(terminal, block.rstrip("\n"))
+    typed.join()
 
 
 @WITH_AND_WITHOUT_READLINE
