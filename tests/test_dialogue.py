@@ -156,8 +156,11 @@ def test_half_a_character_costs_one_line(open_terminal):
 
 
 @pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
-def test_readline_edits_chinese_and_has_a_history(open_terminal):
-    terminal = open_terminal()
+@pytest.mark.parametrize("language", ["C.UTF-8", "", "C"])
+def test_readline_edits_chinese_and_has_a_history(open_terminal, monkeypatch, language):
+    for name in ("LANG", "LC_CTYPE"):
+        monkeypatch.delenv(name, raising=False)
+    terminal = open_terminal(LC_ALL=language)
     terminal.type("你好\x7f们\r")
     said(terminal, "你们")
     terminal.type("\x1b[A\r")

@@ -1,6 +1,8 @@
 """The dialogue at the terminal: reads messages, obeys commands, shows answers while they are made."""
 
 import io
+import locale
+import os
 import re
 import select
 import sys
@@ -24,6 +26,9 @@ A pasted block is one message.
 """
 NEW_LINE_HELP = "Alt-Enter begins a new line.\n"
 COMMANDS = ("/clear", "/help", "/exit", "/quit")
+
+UTF8_LOCALES = ("C.UTF-8", "C.utf8", "UTF-8")
+"""The names that systems have for it, where no language is meant."""
 
 # Everything below the space but the tab and the line's end, and what ISO 8859 has beside them.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -130,6 +135,7 @@ def _prepare_input() -> bool:
         sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         return False
+    _use_utf8_locale()
     try:
         import readline  # not on Windows, whose console edits lines itself
     except ImportError:
@@ -139,6 +145,19 @@ def _prepare_input() -> bool:
     readline.parse_and_bind("set enable-bracketed-paste on")
     readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a line's end
     return True
+
+
+def _use_utf8_locale() -> None:
+    """Under LC_ALL=C Python reads UTF-8 all the same, but readline would take the bytes of 你 for three commands."""
+    if sys.stdin.encoding.lower() != "utf-8" or sys.platform == "win32":
+        return
+    for name in ("", *UTF8_LOCALES):
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            if locale.nl_langinfo(locale.CODESET).upper() == "UTF-8":
+                if name:
+                    os.environ["LC_ALL"] = name  # readline looks there
+                return
 
 
 def _more_is_waiting() -> bool:
