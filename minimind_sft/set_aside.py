@@ -58,7 +58,7 @@ def set_aside(files: Sequence[Path], previous: Path) -> None:
         UserError: if they cannot be moved; they then are where they were.
     """
     bring_back(previous)
-    moving, older = temporary_name(previous), _older(previous)
+    moving, older = temporary_name(previous), older_name(previous)
     try:
         moving.mkdir()
         for path in files:
@@ -71,7 +71,7 @@ def set_aside(files: Sequence[Path], previous: Path) -> None:
     except OSError as error:
         bring_back(previous)
         raise UserError(f"{previous}: the earlier files cannot be moved there ({error.strerror})") from error
-    _remove(older)
+    remove(older)
 
 
 def bring_back(previous: Path) -> None:
@@ -80,7 +80,7 @@ def bring_back(previous: Path) -> None:
     Raises:
         UserError: if another file has taken the place of one of them.
     """
-    moving, older = temporary_name(previous), _older(previous)
+    moving, older = temporary_name(previous), older_name(previous)
     for path in sorted(moving.iterdir()) if moving.is_dir() else ():
         origin = previous.with_name(path.name)
         if is_there(origin):
@@ -90,16 +90,18 @@ def bring_back(previous: Path) -> None:
     if moving.is_dir():
         moving.rmdir()
     if is_there(older) and is_there(previous):
-        _remove(older)
+        remove(older)
     elif is_there(older):
         older.rename(previous)
 
 
-def _older(previous: Path) -> Path:
+def older_name(previous: Path) -> Path:
+    """Where an older generation is until the newer one is sure to stay."""
     return previous.with_name(f".{previous.name}.older.tmp")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all that is in it, or a symbolic link but not what it leads to."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:

@@ -292,12 +292,27 @@ def test_a_fresh_training_sets_the_states_of_an_earlier_one_aside(tmp_path, smal
 
 
 def test_a_fresh_training_that_fails_before_its_first_state_puts_them_back(tmp_path, small):
-    folder = tmp_path / "resume"
+    folder, previous = tmp_path / "resume", tmp_path / "resume.previous"
     save(folder, small, 5)
-    with pytest.raises(UserError, match="no such data"), checkpoints(folder, fresh=True):
-        raise UserError("no such data")
-    assert newest(folder)[0] == folder / "step-00000005"
-    assert not (tmp_path / "resume.previous").exists()
+    for _ in range(2):  # the second time there is a generation before
+        with pytest.raises(UserError, match="no such data"), checkpoints(folder, fresh=True):
+            raise UserError("no such data")
+        assert newest(folder)[0] == folder / "step-00000005"
+        assert [path.name for path in tmp_path.glob("*previous/*")] == ["step-00000002"] * previous.exists()
+        save(previous, small, 2)
+    with checkpoints(folder, fresh=True) as own:
+        own.begin()
+    assert [path.name for path in tmp_path.glob("*resume.previous*/step-*")] == ["step-00000005"]
+
+
+def test_a_kill_while_states_are_set_aside_loses_none(tmp_path, small):
+    """Killed when the generation before had moved out of the way, and nothing else."""
+    save(tmp_path / "resume", small, 5)
+    save(tmp_path / ".resume.previous.older.tmp", small, 2)
+    with checkpoints(tmp_path / "resume"):
+        pass
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/step-*")) == [
+        "resume.previous/step-00000002", "resume/step-00000005"]
 
 
 HOLDER = """

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.set_aside import is_there, older_name, remove
 from minimind_sft.training.distributed import Ranks, under_torchrun
 from minimind_sft.training.manifest import MANIFEST, Damaged, read_json
 from minimind_sft.training.parallel import is_sharded, place
@@ -104,6 +105,8 @@ class Checkpoints:
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.previous.rename(self.folder)
+                if is_there(older := older_name(self.previous)):
+                    older.rename(self.previous)
             self._lock.release()
 
     def check_shared(self) -> None:
@@ -125,6 +128,8 @@ class Checkpoints:
     def begin(self) -> None:
         """From here on this training writes files of its own."""
         self.has_begun = True
+        if self.ranks.is_main and is_there(older := older_name(self.previous)):
+            remove(older)
 
     def newest(self) -> Found:
         """The newest state that verifies; all ranks learn what the main one found.
@@ -271,11 +276,15 @@ class Checkpoints:
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 replaced.rename(final)
+        older = older_name(self.previous)
+        if is_there(older) and not is_there(self.previous):  # killed between the two renames below
+            older.rename(self.previous)
         if not (self.fresh and self._states()):
             return False
-        if self.previous.is_symlink():
-            self.previous.unlink()
-        shutil.rmtree(self.previous, ignore_errors=True)
+        if is_there(self.previous):
+            if is_there(older):
+                remove(older)
+            self.previous.rename(older)
         self.folder.rename(self.previous)
         self.folder.mkdir()
         return True
