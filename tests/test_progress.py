@@ -1,7 +1,16 @@
-"""The rate that the bar and the metrics file tell."""
+"""The bar, the plain lines of a log, and the rate that both and the metrics file tell."""
 
 import json
+import os
+import pty
+import re
+import subprocess
+import termios
 
+import pytest
+from programs import NEW, SFT, program, run
+
+from minimind_sft.terminal import columns
 from minimind_sft.training import progress
 from minimind_sft.training.progress import Progress
 
@@ -32,3 +41,84 @@ def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
             shown.log(step)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["supervised_tokens_per_second"] for line in lines] == [50.0, 25.0, 25.0]
+
+
+def advance(shown: Progress, steps: int, first: int = 1) -> None:
+    for step in range(first, first + steps):
+        shown.advance(step, 8.0 / step, 1e-3 * step, 50)
+
+
+def test_a_log_gets_step_loss_and_learning_rate_every_log_interval(tmp_path, monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with Progress(tmp_path / "metrics.jsonl", total_steps=5, step=0, is_main=True, log_interval=2) as shown:
+        for step in range(1, 6):
+            now += 0.5
+            shown.advance(step, 8.0 / step, 1e-3 * step, 50)
+    written = capsys.readouterr()
+    assert written.out == (
+        "step      1/5: loss 8.0000, learning rate 0.001, 100 supervised tokens/s, 0:02 left\n"
+        "step      2/5: loss 4.0000, learning rate 0.002, 100 supervised tokens/s, 0:01 left\n"
+        "step      4/5: loss 2.0000, learning rate 0.004, 100 supervised tokens/s, 0:00 left\n"
+        "step      5/5: loss 1.6000, learning rate 0.005, 100 supervised tokens/s, 0:00 left\n")
+    assert written.err == ""
+
+
+def test_where_steps_are_slow_a_log_gets_a_line_every_half_minute(tmp_path, monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with Progress(tmp_path / "metrics.jsonl", total_steps=100, step=20, is_main=True, log_interval=100) as shown:
+        for step in range(21, 29):
+            now += 11.0
+            shown.advance(step, 2.0, 1e-3, 50)
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[1].split("/")[0]) for line in lines] == [21, 24, 27]
+    assert lines[1].endswith("13:56 left")  # 76 steps of 11 seconds
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    with Progress(tmp_path / "metrics.jsonl", total_steps=5, step=0, is_main=False) as shown:
+        advance(shown, 5)
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65, "1:05"), (754, "12:34"), (3725, "1:02:05")])
+def test_a_clock_has_no_leading_zero(seconds, shown):
+    assert progress.clock(seconds) == shown
+
+
+def in_terminal(width: int, *arguments: object) -> str:
+    """What a program writes to a terminal of `width` columns."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, width))
+    command, options = program(*arguments)
+    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower,
+                               **{**options, "text": False, "encoding": None})
+    os.close(follower)
+    written = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            written += chunk
+    except OSError:  # Linux's way of saying that the other side is closed
+        pass
+    os.close(leader)
+    assert process.wait(60) == 0, written.decode()
+    return written.decode()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_in_a_terminal_neither_the_bar_nor_a_line_is_longer_than_it_is_wide(sft_data, tmp_path, width):
+    shown = in_terminal(width, SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
+    own = [line for line in re.split(r"[\r\n]+", shown) if "/pytest-" not in line]  # a path is never cut
+    assert max(map(columns, own)) <= width
+    bars = [line for line in own if re.match(r" *\d+%", line)]
+    assert bars and all("/3" in line for line in bars)
+    assert any("loss" in line for line in bars)
+    assert "learning rate 0.0005, " not in shown  # the plain lines of a log
+
+
+def test_a_redirected_log_has_no_carriage_returns(sft_data, tmp_path):
+    done = run(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3, "--log_interval", 1)
+    assert done.returncode == 0 and done.stderr == "" and "\r" not in done.stdout and "%|" not in done.stdout
+    assert re.search(r"step +3/3: loss \d+\.\d{4}, learning rate [\de.-]+, [\d,]+ supervised tokens/s, 0:00 left",
+                     done.stdout)
