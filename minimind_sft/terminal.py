@@ -2,11 +2,12 @@
 
 import os
 import re
+import sys
 import unicodedata
 from typing import TextIO
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
-LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S+ {2,})?")
+LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S.{0,18}? {2,})?")
 """What stands before the text of a line: `model       `, `step     10/60: `, `error: `, or an indent."""
 WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
         "\U0001f300-\U0003fffd")
@@ -38,7 +39,7 @@ def wrap(line: str, width: int) -> str:
     label = LABEL.match(line)[0]
     indent = " " * columns(label) if 2 * columns(label) <= width else LEAST_INDENT
     text = line[len(label):]
-    pieces, broken = (COMMAND, SHELL_CONTINUES) if text.startswith("python ") else (PIECE, "")
+    pieces, broken = (COMMAND, SHELL_CONTINUES) if ANSI.sub("", text).startswith("python ") else (PIECE, "")
     room = width - len(broken)
     lines, current = [], label
     for piece in pieces.findall(text):
@@ -64,3 +65,8 @@ def fitted(text: str, stream: TextIO) -> str:
     """`text`, its long lines wrapped if `stream` is a terminal; a file or pipe gets them as they are."""
     width = width_of(stream)
     return "\n".join(wrap(line, width) for line in text.split("\n")) if width else text
+
+
+def say(line: str) -> None:
+    """Prints a line that fits the terminal."""
+    print(fitted(line, sys.stdout), flush=True)

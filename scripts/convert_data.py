@@ -15,6 +15,7 @@ the beginnings of lines. Rows that cannot be used are named and left out. A file
 
 import argparse
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,7 @@ from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import SWITCH, FlagParser
 from minimind_sft.matching import load_tokenizer
 from minimind_sft.set_aside import check_replaceable, set_aside_file
+from minimind_sft.terminal import fitted, say
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -168,11 +170,11 @@ def read_good_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iter
         except UserError as error:
             bad += 1
             if bad <= NAMED:
-                tqdm.write(f"left out    {harmless(str(error))}")
+                tqdm.write(fitted(f"left out    {harmless(str(error))}", sys.stdout))
             continue
         yield row
     if bad > NAMED:
-        print(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
+        say(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
 
 
 def read_row(raw: RawRow, arguments: argparse.Namespace) -> Row:
@@ -208,7 +210,7 @@ def keep(kept: IO[str], line: str, flush: bool = False) -> None:
 def report(dropped: Counter) -> None:
     width = max((len(f"{count:,}") for count in dropped.values()), default=0)
     for reason, count in dropped.items():
-        print(f"dropped     {count:>{width},} rows: {reason}")
+        say(f"dropped     {count:>{width},} rows: {reason}")
 
 
 def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> None:
@@ -230,14 +232,14 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
             check_replaceable([path], bool(arguments.overwrite), "choose another name")
         for path in parts:
             if previous := set_aside_file(path):
-                print(f"overwrite   {path} moved to {previous}")
+                say(f"overwrite   {path} moved to {previous}")
 
     parts = {arguments.out: partial(write, is_apart=False)}
     if arguments.eval_out:
         parts[arguments.eval_out] = partial(write, is_apart=True)
     write_together(parts, before_replacing=make_room)
     for path, rows in zip(parts, (count - len(apart), len(apart)), strict=False):
-        print(f"{path}: {rows:,} rows")
+        say(f"{path}: {rows:,} rows")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from minimind_sft.matching import load_tokenizer
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import read_weights
 from minimind_sft.script_config import EstimateConfig
+from minimind_sft.terminal import say
 from minimind_sft.training.memory import (
     FLOAT,
     GIB,
@@ -46,9 +47,9 @@ def main() -> int:
                           "per_token_and_layer": kept_by_layer(model, plan),
                           "most_micro_batch_tokens": fits}, indent=1))
     else:
-        print("\n".join([*asked(config, model, plan), "", *table(parts), "", *notes(model, plan)]))
+        say("\n".join([*asked(config, model, plan), "", *table(parts), "", *notes(model, plan)]))
         if config.memory:
-            print(answer(config, fits))
+            say(answer(config, fits))
     return 0
 
 

@@ -30,6 +30,7 @@ from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
 from minimind_sft.matching import load_tokenizer
 from minimind_sft.script_config import InspectConfig
+from minimind_sft.terminal import fitted
 
 
 def main() -> int:
@@ -53,7 +54,8 @@ def main() -> int:
     if config.json:
         say(json.dumps(report.as_json(), indent=1) + "\n")
     else:
-        say(as_text(report, shown, config.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+        text = as_text(report, shown, config.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        say(fitted(text, sys.stdout))
     return 0 if report.is_fine else 1
 
 

@@ -14,6 +14,7 @@ from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.flags import FlagParser
+from minimind_sft.terminal import say
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg")
 CURVES = ("loss", "eval_loss")
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_picture(arguments.out)
     draw([(path, read_metrics(path)) for path in arguments.metrics], arguments.title, arguments.out)
-    print(f"wrote {arguments.out}")
+    say(f"wrote {arguments.out}")
 
 
 def check_picture(path: Path) -> None:

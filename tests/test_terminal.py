@@ -90,6 +90,12 @@ def test_a_command_is_not_broken_inside_quotes_or_between_flag_and_value():
                               "            --show_speed 0")
 
 
+def test_a_command_in_colour_after_a_label_of_two_words_is_one_too():
+    assert wrap("to train    \x1b[32mpython trainer/train_full_sft.py --data_path a.jsonl\x1b[0m", 50) == (
+        "to train    \x1b[32mpython trainer/train_full_sft.py \\\n"
+        "            --data_path a.jsonl\x1b[0m")
+
+
 def test_only_a_terminal_gets_wrapped_lines(tmp_path):
     line = "model       " + "word " * 20
     leader, follower = pty.openpty()

@@ -20,6 +20,7 @@ from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import parse_flags
 from minimind_sft.set_aside import check_replaceable, is_there, set_aside
+from minimind_sft.terminal import say
 
 # MiniMind-3's control tokens, in the order of their ids. A decoder may leave out the special ones; the others are
 # part of what a model says.
@@ -71,8 +72,8 @@ def main() -> None:
                                         ("tokenizer.json", json.loads(tokenizer.to_str())))},
                    before_replacing=lambda: set_aside(existing, previous) if existing else None)
     if existing:
-        print(f"overwrite   {', '.join(map(str, existing))} moved to {previous}")
-    print(f"{folder}: tokenizer.json, tokenizer_config.json with {tokenizer.get_vocab_size()} tokens")
+        say(f"overwrite   {', '.join(map(str, existing))} moved to {previous}")
+    say(f"{folder}: tokenizer.json, tokenizer_config.json with {tokenizer.get_vocab_size()} tokens")
 
 
 def texts_of(paths: Iterable[Path]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The report as text for a terminal, in colours where they are wanted."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -7,6 +8,7 @@ from minimind_sft.inspection.figures import LINES_NAMED, bars, figures, findings
 from minimind_sft.inspection.report import Part, Report
 from minimind_sft.inspection.shown import ShownRow, Token, printable
 from minimind_sft.inspection.tally import KINDS, Position, Tally
+from minimind_sft.terminal import width_of
 
 BAR_WIDTH = 40
 STYLES = {"wrong": "1;31", "warning": "33", "hint": "36", "fine": "32", "title": "1", "faint": "2",
@@ -112,10 +114,13 @@ def _histogram(tally: Tally, max_seq_len: int, paint: Painter) -> Iterator[str]:
     found = bars(tally.lengths, max_seq_len)
     tallest = max(bar.count for bar in found)
     width = max(len(f"{bar.last:,}") for bar in found)
+    beside = len("    ") + 2 * width + len(" - ") + len("  ") + len(f" {tallest:,}")
+    longest = max(min(BAR_WIDTH, (width_of(sys.stdout) or sys.maxsize) - beside), 1)
     for bar in found:
         if bar.is_over:
-            yield paint("warning", f"    {'─' * 2} max_seq_len {max_seq_len:,} {'─' * BAR_WIDTH}")
-        drawn = ("█" * round(BAR_WIDTH * bar.count / tallest)) or ("▏" if bar.count else "")
+            line = f"    ── max_seq_len {max_seq_len:,} "
+            yield paint("warning", line.ljust(beside + longest - len(f" {tallest:,}"), "─"))
+        drawn = ("█" * round(longest * bar.count / tallest)) or ("▏" if bar.count else "")
         line = f"    {bar.first:>{width},} - {bar.last:>{width},}  {drawn} {bar.count:,}"
         yield paint("warning", line) if bar.is_over else line
 
