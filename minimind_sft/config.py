@@ -214,7 +214,7 @@ class TrainConfig:
     num_workers: int = setting(0, "worker processes that assemble batches; 0: the training process itself")
     seed: int = setting(42, "seed of the data order, the held-out share, new weights and dropout")
 
-    log_interval: int = setting(10, "steps between two lines of the metrics file")
+    log_interval: int = setting(10, "steps between two lines of the metrics file, and of a log that is no terminal")
     eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole training")
     keep_best: int = setting(1, "1: <save_weight> holds the weights with the lowest validation loss (needs an "
                                 "evaluation set); 0: the last", (0, 1))

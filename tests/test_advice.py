@@ -143,7 +143,7 @@ def test_the_end_of_a_run_is_summed_up():
     ((5.0, 4.0, 3.0), None),
     ((5.0, 3.0, 3.5), None),
     ((5.0, 3.0, 3.5, 3.6), "been rising since step 10: 3.0000 then, 3.6000 at step 30"),
-    ((5.0, 3.0, 3.5, 3.2), "not fallen since step 10: 3.0000 then, 3.2000 at step 30"),
+    ((5.0, 3.0, 3.5, 3.2), "been higher since step 10: 3.0000 then, 3.2000 at step 30"),
     ((3.0, 3.5, 3.6), "been rising since step 0: 3.0000 then, 3.6000 at step 20"),
 ])
 def test_a_validation_loss_that_has_not_fallen_for_a_while_is_noted(losses, note):

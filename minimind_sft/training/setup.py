@@ -69,12 +69,12 @@ def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
         tell_sources(run, "evaluation", eval_sources, datasets[len(sources):])
         trained_on = {sum_ for dataset in datasets[:len(sources)] for sum_ in dataset.sums}
         if trained_on.intersection(datasets[-1].sums):
-            run.say("evaluation  it is of the training data: the validation loss will say nothing about others")
+            run.say("evaluation  these rows are trained on as well: the validation loss says nothing about new ones")
         return train_set, datasets[-1]
     if not held_out:
         return train_set, None
     eval_set = held_out[0] if len(held_out) == 1 else Mixture(held_out)
-    run.say(f"evaluation  {len(eval_set):,} of its samples held out (--eval_share {config.eval_share:g})")
+    run.say(f"evaluation  {len(eval_set):,} samples of it are held out (--eval_share {config.eval_share:g})")
     return train_set, eval_set
 
 
@@ -246,7 +246,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
                           ranks=ranks.world_size, multiple=batch_multiple(run))
     total = planned_steps(config, steps)
     if ranks.on_main(lambda: nothing_left(state, total, out)):
-        run.say(f"{shown(out)}: that training is finished ({state.step} steps); nothing to do")
+        run.say(f"{shown(out)}: that run is finished ({state.step} steps); nothing to do")
         return 0
     state.finished = False
     settings_before, state.settings = state.settings, run_settings(run)
@@ -325,7 +325,7 @@ def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
     """
     if state.finished and state.step >= total_steps:
         if not out.exists():
-            raise UserError(f"--from_resume 1: that training is finished ({state.step} steps), but {out} is gone")
+            raise UserError(f"--from_resume 1: that run is finished ({state.step} steps), but {out} is gone")
         return True
     if state.step > total_steps:
         raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total_steps} that "
@@ -335,7 +335,7 @@ def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
 
 def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None,
             experience: Experience | None) -> dict[str, Any]:
-    """What the weights of a training say about themselves."""
+    """Describes the weights: what they are, and the run that made them."""
     config = run.config
     return {
         "stage": run.stage,

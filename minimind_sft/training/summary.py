@@ -52,7 +52,7 @@ def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
     if len(since) > MIN_EVALUATIONS_SINCE_LOWEST:
         rising = all(one < other for one, other in pairwise(since))
         remedy = "" if keep_best else "; --keep_best 1 would keep those weights"
-        lines.append(f"note        the validation loss has {'been rising' if rising else 'not fallen'} since step "
+        lines.append(f"note        the validation loss has been {'rising' if rising else 'higher'} since step "
                      f"{lowest}: {lowest_loss:.4f} then, {last_loss:.4f} at step {last}{remedy}; fewer --epochs or a "
                      "lower --learning_rate may do better")
     return lines
