@@ -75,6 +75,8 @@ def checked_page(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--html {path}: expected a name that ends in .html")
+    if path.is_dir():
+        raise UserError(f"--html {path}: is a folder, expected a file or nothing")
     check_writable(path.parent, "--html")
     return path
 
