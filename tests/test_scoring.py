@@ -2,8 +2,9 @@
 
 import pytest
 from chats import BUNDLED, CALL, TOKENIZER, TOOLS
-from test_chat import tiny_model
+from test_chat import ALTERNATING, WITHOUT_SYSTEM_OR_TOOLS, tiny_model
 
+from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.errors import UserError
 from minimind_sft.inference import scoring
@@ -14,9 +15,10 @@ USER = {"role": "user", "content": "Who are you?"}
 ANSWER = {"role": "assistant", "content": "I am Mini."}
 
 
-def question(*messages: dict, kind: str = "all", thinking: bool = False, context: int = 4096, **row) -> Question:
+def question(*messages: dict, kind: str = "all", template: ChatTemplate = BUNDLED, thinking: bool = False,
+             context: int = 4096, **row) -> Question:
     conversation = parse_conversation({"messages": list(messages), **row}, "q.jsonl:7")
-    return make_question(Row(kind, conversation), BUNDLED, thinking, context)
+    return make_question(Row(kind, conversation), template, thinking, context)
 
 
 def scored(answer: str | None, *messages: dict, **more) -> Scored:
@@ -66,6 +68,12 @@ def test_a_call_is_compared_as_the_template_writes_it():
 def test_a_row_that_cannot_be_compared_says_why():
     only_reasoning = question(USER, {"role": "assistant", "content": "", "reasoning_content": "Hm."})
     assert only_reasoning.problem == "q.jsonl:7: the last assistant turn has no words to compare with"
+    no_system = question({"role": "system", "content": "Be brief."}, USER, ANSWER,
+                         template=ChatTemplate(TOKENIZER, WITHOUT_SYSTEM_OR_TOOLS))
+    assert no_system.problem.startswith("q.jsonl:7: messages[0].content: the chat template does not render a system")
+    refused = question({"role": "system", "content": "Be brief."}, USER, ANSWER,
+                       template=ChatTemplate(TOKENIZER, ALTERNATING))
+    assert refused.problem == "q.jsonl:7: the chat template refuses the conversation: roles must alternate"
     too_long = question({"role": "user", "content": "word " * 50}, ANSWER, context=40)
     assert too_long.problem.startswith("q.jsonl:7: the prompt has ")
     assert too_long.problem.endswith(" tokens, the model's context is 40")

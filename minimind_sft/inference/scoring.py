@@ -90,12 +90,12 @@ def make_question(row: Row, template: ChatTemplate, thinking: bool, context: int
         problem = f"{place}: the last assistant turn has no words to compare with"
     else:
         try:
-            prompt = template.generation_prompt_ids(before, conversation.tools, thinking)
             expected = _taught_text(template, replace(conversation, messages=(*before, turn)))
+            prompt = template.generation_prompt_ids(before, conversation.tools, thinking)
             if len(prompt) >= context:
                 problem = f"{place}: the prompt has {len(prompt):,} tokens, the model's context is {context:,}"
         except UserError as error:
-            problem = str(error)
+            problem = str(error) if str(error).startswith(place) else f"{place}: {error}"
     return Question(kind, place, before, conversation.tools, prompt, expected, has_call, problem)
 
 
