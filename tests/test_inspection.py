@@ -365,3 +365,10 @@ def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [row])
     tally = survey([data], SFTRows(ChatTemplate(TOKENIZER, source), 100))[data]
     assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
+
+
+def test_a_folder_is_no_place_for_the_page(inspect, monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(repository)
+    (tmp_path / "page.html").mkdir()
+    refusal = inspect("dataset/sft_demo.jsonl", "--html", tmp_path / "page.html")[0]
+    assert refusal == f"--html {tmp_path}/page.html: is a folder, expected a file or nothing"
