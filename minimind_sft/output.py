@@ -1,12 +1,15 @@
 """Standard output and error as every program has them: no character, and no reader that leaves, ends a program."""
 
 import codecs
+import errno
 import io
 import sys
 
 PLAIN = {"█": "#", "▏": "|", "─": "-", "⟦": "[", "⟧": "]", "‹": "<", "›": ">", "…": "...", "→": "->"}
 """What stands for our own drawing characters where the encoding has no such character."""
 ERRORS = "minimind_sft.shown"
+READER_LEFT = (errno.EPIPE, errno.EINVAL)
+"""EINVAL is what Windows says of a pipe whose other end is closed."""
 
 
 class _UntilNobodyReads(io.RawIOBase):
@@ -25,9 +28,9 @@ class _UntilNobodyReads(io.RawIOBase):
         """
         try:
             return self._raw.write(data)
-        except BrokenPipeError:
-            return len(data)
         except OSError as error:
+            if error.errno in READER_LEFT:
+                return len(data)
             raise OSError(error.errno, error.strerror, self._name) from error
 
     def writable(self) -> bool:
