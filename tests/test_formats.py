@@ -301,7 +301,7 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
     ({"messages": "hello"}, 'messages: expected a list of turns, found "hello"'),
     ({"messages": "[{'role': 'user'}]"},
      "messages: expected a list of turns or the JSON of one, found broken JSON at column 3: Expecting property name "
-     "enclosed in double quotes"),
+     "enclosed in double quotes; is it Python's way of writing? json.dumps writes JSON"),
     ({"messages": [user("q"), assistant("a")], "functions": [TOOL], "tools": [TOOL, TOOL]},
      "functions: expected the same as tools, found others"),
     ({"messages": [user("q"), assistant("a")], "functions": [{"description": "d"}]},
@@ -358,3 +358,31 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
 ])
 def test_rows_that_are_refused_name_the_field_as_the_row_has_it(row, message):
     assert refusal(row) == message
+
+
+def test_calls_in_turns_of_their_own_are_one_turn():
+    """ms-swift writes parallel calls as turns in a row, and the words that lead to them as a turn before them."""
+    call = json.dumps({"name": "weather", "arguments": {"city": "罗马"}}, ensure_ascii=False)
+    calls, results = [{"role": "tool_call", "content": call}] * 2, [{"role": "tool_response", "content": "晴"}] * 2
+    read = (assistant("", tool_calls=[CALL, CALL]), *[{"role": "tool", "content": "晴"}] * 2, assistant("fine"))
+    assert messages({"messages": [user("q"), *calls, *results, assistant("fine")]}) == (user("q"), *read)
+    worded = {"messages": [user("q"), assistant("Let me see."), *calls, *results, assistant("fine")]}
+    assert messages(worded) == (user("q"), {**read[0], "content": "Let me see."}, *read[1:])
+    assert parse_conversation(worded, "").names == tuple(f"messages[{index}]" for index in (0, 1, 4, 5, 6))
+    assert messages({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "Let me see."},
+                                       {"from": "function_call", "value": call}]})[1:] == (
+        assistant("Let me see.", tool_calls=[CALL]),)
+
+
+def test_a_call_that_is_learned_is_no_part_of_words_that_are_not():
+    call = {"role": "tool_call", "content": '{"name": "f"}'}
+    read = messages({"prompt": [user("q"), assistant("earlier")], "completion": [call]})
+    assert [message.get("train", True) for message in read] == [True, False, True]
+    read = messages({"messages": [user("q"), {**call, "loss": False}, {**call, "loss": True}]})
+    assert [message.get("train", True) for message in read] == [True, False, True]
+
+
+def test_an_error_in_one_of_several_calls_names_its_turn():
+    calls = [{"role": "tool_call", "content": '{"name": "f"}'}, {"role": "tool_call", "content": '{"name": 1}'}]
+    assert refusal({"messages": [user("q"), *calls]}) == (
+        "messages[2].content[0].name: expected the name of a function, found 1")

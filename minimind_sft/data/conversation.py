@@ -119,11 +119,17 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
     turns = _with_one_system_turn(turns)
     tools = _offered_tools(row, lambda key: key)
     messages: list[dict] = []
+    names: list[str] = []
     roles: list[str] = []
     for turn in turns:
         _check_role(turn, roles)
-        messages.append(_message(turn))
-        roles.append(messages[-1]["role"])
+        message = _message(turn)
+        if turn.is_call and _joins(messages, message):
+            messages[-1] = {**messages[-1], "tool_calls": [*messages[-1].get("tool_calls", []), *message["tool_calls"]]}
+        else:
+            messages.append(message)
+            names.append(turn.where)
+            roles.append(message["role"])
         if offered := _offered_tools(turn.values, turn.name):
             if roles[-1] != "system" or tools:
                 key = "tools" if turn.values.get("tools") else "functions"
@@ -138,7 +144,7 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
     if answers * characters > MAX_RENDERED:
         raise UserError(f"{name}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
                         f"found {answers:,} x {characters:,}")
-    return Conversation(tuple(messages), tools, place, tuple(turn.where for turn in turns))
+    return Conversation(tuple(messages), tools, place, tuple(names))
 
 
 def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
@@ -150,6 +156,12 @@ def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
         raise UserError(f"{first.where}: expected the same text as {second.name('content')}, as a conversation has one "
                         f"system turn, found {describe(first.values['content'])}")
     return turns[1:]
+
+
+def _joins(before: list[dict], call: dict) -> bool:
+    """Tells whether a turn of nothing but calls belongs to the message before it: a question has one answer."""
+    return (before[-1]["role"] == "assistant" and "reasoning_content" not in call
+            and before[-1].get("train", True) == call.get("train", True))
 
 
 def _check_role(turn: SourceTurn, before: list[str]) -> None:

@@ -31,7 +31,7 @@ from minimind_sft.files import FolderLock, sha256_of_file, sync
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 """Counted up whenever the same rows and settings give other samples, or other files."""
 MAPPED = ("input_ids", "labels")
 ARRAYS = (*MAPPED, "lengths", "examples")

@@ -11,12 +11,13 @@ from minimind_sft.data.reading import describe, parse_json
 from minimind_sft.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
-CALL_ROLE = "function_call"
-"""A turn of the assistant whose content is a call, or a list of them, in JSON."""
+CALL_ROLES = ("function_call", "tool_call")
+"""Of an assistant's turn whose content is a call, or a list of them, in JSON: LLaMA-Factory's name and ms-swift's."""
 ROLE_NAMES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", CALL_ROLE: "assistant",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+    **dict.fromkeys(CALL_ROLES, "assistant"),
     "tool": "tool", "function": "tool", "ipython": "tool", "environment": "tool", "observation": "tool",
     "function_response": "tool", "tool_response": "tool",
 }
@@ -39,6 +40,11 @@ class SourceTurn(NamedTuple):
 
     def name(self, key: str) -> str:
         return self.names.get(key) or f"{self.where}.{key}"
+
+    @property
+    def is_call(self) -> bool:
+        """Whether its content was nothing but calls."""
+        return self.names.get("tool_calls", "") == self.name("content")
 
     def refuse(self, key: str, expected: str, found: Any) -> NoReturn:
         refuse(self.name(key), expected, found)
@@ -77,7 +83,7 @@ def _turn(turn: Any, where: str) -> SourceTurn:
                       else "system, user, assistant or tool", said)
     source.values.update(role=ROLE_NAMES[role], content=content)
     _take_reasoning(source, names)
-    _take_calls(source, names, in_content=role == CALL_ROLE)
+    _take_calls(source, names, in_content=role in CALL_ROLES)
     return source
 
 
