@@ -289,7 +289,7 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
      "conversations[0].from: expected system, human, gpt, function_call or observation, found a list"),
     ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0].value: expected a string, found 3"),
     ({"conversations": [{"from": "gpt", "value": "a"}]},
-     'conversations[0].from: expected a user turn before the first assistant turn, found "assistant"'),
+     'conversations[0].from: expected a user turn before the first assistant turn, found an assistant turn'),
     ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "weather()"}]},
      'conversations[1].value: expected a call {"name", "arguments"} or a list of them, in JSON, found broken JSON at '
      "column 1: Expecting value"),
@@ -317,7 +317,7 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
     ({"messages": [{"role": "user", "content": ["a"]}, assistant("a")]},
      'messages[0].content[0]: expected a part {"type": "text", "text": ...}, found "a"'),
     ({"messages": [user("a"), assistant("b", thinking="x", reasoning="y")]},
-     "messages[1].thinking: expected the reasoning once, found it in reasoning too"),
+     "messages[1].thinking: expected the same text as messages[1].reasoning, found another"),
     ({"messages": [user("a"), assistant("b", weight=0.5)]}, "messages[1].weight: expected 0 or 1, as an answer is "
                                                                 "learned or not, found 0.5"),
     ({"messages": [user("a"), assistant("b", train="no")]}, 'messages[1].train: expected true or false, found "no"'),
@@ -386,3 +386,30 @@ def test_an_error_in_one_of_several_calls_names_its_turn():
     calls = [{"role": "tool_call", "content": '{"name": "f"}'}, {"role": "tool_call", "content": '{"name": 1}'}]
     assert refusal({"messages": [user("q"), *calls]}) == (
         "messages[2].content[0].name: expected the name of a function, found 1")
+
+
+@pytest.mark.parametrize("row", [
+    {"conversations": [{"role": "user", "value": "q"}, {"role": "assistant", "value": "a"}]},
+    {"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]},
+    {"messages": [{"from": "prompter", "value": "q"}, {"role": "assistant", "content": "a", "value": 0.5}]},
+    {"messages": [{"role": "Human", "content": "q"}, {"role": "AI", "content": "a"}]},
+    {"messages": [{"role": "User", "content": "q"}, {"role": "Chatbot", "content": "a"}]},
+    {"messages": [user("q"), {"role": "bot", "content": "a"}]},
+])
+def test_role_and_words_are_read_under_any_of_their_names(row):
+    assert messages(row) == (user("q"), assistant("a"))
+
+
+def test_an_error_names_the_turn_s_own_keys_and_role():
+    assert refusal({"messages": [{"role": "user", "value": "q"}, {"role": "assistant", "value": ["a"]}]}) == (
+        'messages[1].value[0]: expected a part {"type": "text", "text": ...}, found "a"')
+    assert refusal({"conversations": [{"from": "human"}]}) == (
+        "conversations[0].value: expected a string, found nothing")
+    assert form_name({"conversations": [{"role": "user", "value": "q"}]}) == "conversations (role, value)"
+
+
+def test_the_same_reasoning_under_two_names_is_one():
+    said = assistant("a", reasoning="hm", reasoning_content="hm")
+    assert messages({"messages": [user("q"), said]})[1] == assistant("a", reasoning_content="hm")
+    assert refusal({"messages": [user("q"), {**said, "reasoning": "oh"}]}) == (
+        "messages[1].reasoning: expected the same text as messages[1].reasoning_content, found another")

@@ -165,13 +165,15 @@ def _joins(before: list[dict], call: dict) -> bool:
 
 
 def _check_role(turn: SourceTurn, before: list[str]) -> None:
-    role = turn.values["role"]
+    role, problem = turn.values["role"], ""
     if role == "system" and before:
-        turn.refuse("role", "a system turn only as the first", role)
+        problem = "a system turn only as the first, found one elsewhere"
     if role == "assistant" and "user" not in before:
-        turn.refuse("role", "a user turn before the first assistant turn", role)
+        problem = "a user turn before the first assistant turn, found an assistant turn"
     if role == "tool" and (not before or before[-1] not in ("assistant", "tool")):
-        turn.refuse("role", "a tool turn only after an assistant or a tool turn", role)
+        problem = "a tool turn only after an assistant or a tool turn, found one elsewhere"
+    if problem:  # the role itself is not shown: the row may have another word for it
+        raise UserError(f"{turn.name('role')}: expected {problem}")
 
 
 def _message(turn: SourceTurn) -> dict:

@@ -69,7 +69,7 @@ def ignored_fields(row: dict, as_text: bool) -> set[str]:
 
 
 def _turn_fields(turn: SourceTurn) -> frozenset[str]:
-    fields = TURN_FIELDS | {"from", "value"} if "role" in turn.names else TURN_FIELDS
+    fields = TURN_FIELDS | {name.rpartition(".")[2] for name in turn.names.values()}
     return fields | {"name", "tool_call_id"} if turn.values["role"] == "tool" else fields
 
 

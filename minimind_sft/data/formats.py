@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import is_flagged
-from minimind_sft.data.turns import SourceTurn, is_sharegpt, read_turns, refuse
+from minimind_sft.data.turns import SourceTurn, read_turns, refuse, turn_keys
 from minimind_sft.errors import UserError
 
 QUESTIONS = ("prompt", "question", "query", "instruction")
@@ -63,7 +63,7 @@ def form_name(row: dict) -> str:
         return "text"
     turns = row[form.fields[0]]
     if isinstance(turns, list):
-        keys = "from, value" if is_sharegpt(turns[0]) else "role, content"
+        keys = ", ".join(turn_keys(turns[0]))
     elif form.turns in LISTED:
         keys = "JSON in a string"
     else:

@@ -15,8 +15,9 @@ CALL_ROLES = ("function_call", "tool_call")
 """Of an assistant's turn whose content is a call, or a list of them, in JSON: LLaMA-Factory's name and ms-swift's."""
 ROLE_NAMES = {
     "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "ai": "assistant",
+    "bot": "assistant", "chatbot": "assistant",
     **dict.fromkeys(CALL_ROLES, "assistant"),
     "tool": "tool", "function": "tool", "ipython": "tool", "environment": "tool", "observation": "tool",
     "function_response": "tool", "tool_response": "tool",
@@ -67,19 +68,25 @@ def read_turns(value: Any, where: str) -> list[SourceTurn]:
     return [_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
 
 
-def is_sharegpt(turn: dict) -> bool:
-    return "from" in turn and turn.get("role") is None
+def turn_keys(turn: dict) -> tuple[str, str]:
+    """Finds the keys of a turn's role and its words: OpenAI's, ShareGPT's `from` and `value`, or one of each."""
+    is_sharegpt = "from" in turn and turn.get("role") is None
+    key, other = ("value", "content") if is_sharegpt else ("content", "value")
+    if turn.get(key) is None and isinstance(turn.get(other), str | list):
+        key = other
+    return "from" if is_sharegpt else "role", key
 
 
 def _turn(turn: Any, where: str) -> SourceTurn:
     if not isinstance(turn, dict):
         refuse(where, "an object with role and content", turn)
-    names = {"role": f"{where}.from", "content": f"{where}.value"} if is_sharegpt(turn) else {}
+    keys = turn_keys(turn)
+    names = {name: f"{where}.{key}" for name, key in zip(("role", "content"), keys, strict=True) if key != name}
     source = SourceTurn(dict(turn), where, names)
-    said, content = (turn.get(name) for name in (("from", "value") if names else ("role", "content")))
+    said, content = map(turn.get, keys)
     role = said.lower() if isinstance(said, str) else None
     if role not in ROLE_NAMES:
-        source.refuse("role", "system, human, gpt, function_call or observation" if names
+        source.refuse("role", "system, human, gpt, function_call or observation" if "role" in names
                       else "system, user, assistant or tool", said)
     source.values.update(role=ROLE_NAMES[role], content=content)
     _take_reasoning(source, names)
@@ -90,8 +97,9 @@ def _turn(turn: Any, where: str) -> SourceTurn:
 def _take_reasoning(turn: SourceTurn, names: dict[str, str]) -> None:
     """Puts the reasoning under its name, whatever the turn calls it."""
     given = [name for name in REASONING_FIELDS if turn.values.get(name)]
-    if len(given) > 1:
-        raise UserError(f"{turn.where}.{given[1]}: expected the reasoning once, found it in {given[0]} too")
+    for name in given[1:]:
+        if turn.values[name] != turn.values[given[0]]:
+            raise UserError(f"{turn.where}.{name}: expected the same text as {turn.where}.{given[0]}, found another")
     if given and given[0] != "reasoning_content":
         turn.values["reasoning_content"] = turn.values[given[0]]
         names["reasoning_content"] = f"{turn.where}.{given[0]}"
