@@ -20,7 +20,7 @@ import torch
 from minimind_sft.device import resolve_device
 from minimind_sft.errors import run_program
 from minimind_sft.model.attention import PaddedGroups
-from minimind_sft.model.attention_kernels import Flex, Varlen, varlen_groups_heads
+from minimind_sft.model.attention_kernels import Varlen, varlen_groups_heads
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 4, 64
 
@@ -36,13 +36,13 @@ def main() -> int:
 
     device = resolve_device(arguments.device)
     backends = [PaddedGroups]
-    if device.type == "cuda":
-        backends += [Flex, Varlen] if varlen_groups_heads() else [Flex]
+    if device.type == "cuda" and varlen_groups_heads():
+        backends.append(Varlen)
     cu_seqlens = boundaries(arguments.tokens, arguments.longest)
     qkv = [torch.randn(arguments.tokens, heads, HEAD_DIM, dtype=torch.bfloat16, device=device, requires_grad=True)
            for heads in (HEADS, KV_HEADS, KV_HEADS)]
     milliseconds = {backend.__name__: [] for backend in backends}
-    for round_ in range(-3, arguments.rounds):  # three to warm up and compile
+    for round_ in range(-3, arguments.rounds):  # three to warm up
         for backend in backends:
             elapsed = seconds(backend, cu_seqlens, qkv, device)
             if round_ >= 0:

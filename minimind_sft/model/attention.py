@@ -71,10 +71,8 @@ def choose_backend(v_TGD: Tensor, dropout: float) -> Callable[[Sequence[int], Te
         return PaddedGroups
     from minimind_sft.model import attention_kernels  # a second to import: only where there is a GPU
 
-    if attention_kernels.varlen_groups_heads() and v_TGD.shape[-1] % 8 == 0:
-        return attention_kernels.Varlen
-    # PyTorch compiles another kernel for fewer rows, which fails where the number of rows is not known beforehand.
-    return attention_kernels.Flex if len(v_TGD) >= attention_kernels.MIN_FLEX_ROWS else PaddedGroups
+    fits = attention_kernels.varlen_groups_heads() and v_TGD.shape[-1] % 8 == 0
+    return attention_kernels.Varlen if fits else PaddedGroups
 
 
 class PaddedGroups:
