@@ -50,4 +50,4 @@ def test_every_training_begins_with_it(monkeypatch):
     monkeypatch.setattr(setup, "keep_freed_memory", tell)
     nothing = SimpleNamespace(config=None, ranks=None)
     with pytest.raises(Told):
-        setup.train(nothing, None, None, None, None, None)
+        setup.train(nothing, None, None, None, None, (None, None))
