@@ -91,6 +91,15 @@ def _held_back() -> bool:
     return onednn.upper() in ISAS_WITHOUT_BFLOAT16 or aten.lower() in ("default", "avx2")
 
 
+def compiles_rightly() -> bool:
+    """Whether torch.compile's code can be trusted: not where ATEN_CPU_CAPABILITY hides AVX-512 that the processor has.
+
+    The layers of a small model gave NaN then, or other numbers each time (PyTorch 2.13); with AVX2 alone they do not.
+    """
+    hides = os.environ.get("ATEN_CPU_CAPABILITY", "").lower() == "avx2"
+    return not (hides and torch.cpu.get_capabilities().get("avx512_f"))
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision that `--dtype` means on `device`; `auto` is bfloat16 where the hardware has it, else float32.
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from peak import timed_dtypes
+from programs import NEW, SFT, refuse
 
-from minimind_sft.device import described_dtype, resolve_dtype
+from minimind_sft.device import compiles_rightly, described_dtype, resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -65,3 +66,18 @@ def test_benchmarks_time_no_emulated_bfloat16(monkeypatch, capsys):
     assert capsys.readouterr().out == "bfloat16: not timed, this cpu only emulates it\n"
     processor(monkeypatch, {"avx512_bf16": True})
     assert timed_dtypes([torch.bfloat16], CPU) == [torch.bfloat16]
+
+
+def test_the_compiler_is_not_trusted_where_avx512_is_hidden_from_it(monkeypatch):
+    for capabilities, environment, trusted in (
+            ({"avx512_f": True}, {"ATEN_CPU_CAPABILITY": "avx2"}, False), ({"avx512_f": True}, {}, True),
+            ({"avx2": True, "avx512_f": False}, {"ATEN_CPU_CAPABILITY": "avx2"}, True)):
+        processor(monkeypatch, capabilities, **environment)
+        assert compiles_rightly() is trusted
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_f"), reason="this processor has no AVX-512 to hide")
+def test_compiling_is_refused_there(tmp_path, sft_data):
+    line = refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--use_compile", 1, "--device", "cpu",
+                  ATEN_CPU_CAPABILITY="avx2")
+    assert line.startswith("error: --use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code")

@@ -18,7 +18,7 @@ from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
 from minimind_sft.data.rows import SFTRows
 from minimind_sft.data.sources import Source, find_sources
-from minimind_sft.device import described_dtype, position_multiple
+from minimind_sft.device import compiles_rightly, described_dtype, position_multiple
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
@@ -116,6 +116,9 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         UserError: if the weights disagree with the flags, the tokenizer or the chat template.
     """
     config = run.config
+    if config.use_compile and run.ranks.device.type == "cpu" and not compiles_rightly():
+        raise UserError("--use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code for this "
+                        "processor, which has AVX-512; unset the variable or leave the flag out")
     for notice in run.tokenizer.notices:
         run.say(f"tokenizer   {notice}")
     if config.from_weight == "none":
