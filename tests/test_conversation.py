@@ -79,7 +79,7 @@ def test_refused_rows(row, message):
 @pytest.mark.parametrize("turns, message", [
     (["hi"], '[0]: expected an object with role and content, found "hi"'),
     ([USER, {"content": "x"}], "[1].role: expected system, user, assistant or tool, found nothing"),
-    ([USER, {"role": "bot", "content": "x"}], '[1].role: expected system, user, assistant or tool, found "bot"'),
+    ([USER, {"role": "robot", "content": "x"}], '[1].role: expected system, user, assistant or tool, found "robot"'),
     ([USER, {"role": ["user"], "content": "x"}], "[1].role: expected system, user, assistant or tool, found a list"),
     ([USER, {"role": "system", "content": "x"}],
      '[1].role: expected a system turn only as the first, found one elsewhere'),

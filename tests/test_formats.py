@@ -143,7 +143,6 @@ def test_a_prompt_of_messages_with_a_response():
 def test_forms_that_were_always_read_keep_their_meaning_beside_the_newer_ones():
     assert messages({"instruction": "q", "output": "a", "answer": "42"}) == (user("q"), assistant("a"))
     assert messages({"messages": [user("q"), assistant("a")], "question": "x", "answer": "y"})[0] == user("q")
-    assert parse_row({"text": "t", "question": "x", "answer": "y"}, "p") == "t"
 
 
 def test_messages_as_the_json_of_their_list():
@@ -413,3 +412,55 @@ def test_the_same_reasoning_under_two_names_is_one():
     assert messages({"messages": [user("q"), said]})[1] == assistant("a", reasoning_content="hm")
     assert refusal({"messages": [user("q"), {**said, "reasoning": "oh"}]}) == (
         "messages[1].reasoning: expected the same text as messages[1].reasoning_content, found another")
+
+
+@pytest.mark.parametrize("turns", [
+    [user("q"), assistant("a"), user("q2"), assistant("a2")],
+    [{"human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}],
+    [{"input": "q", "output": "a"}, {"input": "q2", "output": "a2"}],
+])
+def test_a_conversation_in_the_singular_has_turns_or_pairs(turns):
+    """LMSYS-Chat-1M and WildChat have turns there, ms-swift and XTuner pairs of a question and its answer."""
+    row = {"conversation": turns, "language": "English"}
+    read = (user("q"), assistant("a"), user("q2"), assistant("a2"))
+    assert messages(row) == read
+    assert messages({**row, "system": "s"}) == ({"role": "system", "content": "s"}, *read)
+
+
+def test_a_pair_says_which_of_its_fields_is_wrong():
+    assert refusal({"conversation": [{"human": "q"}]}) == "conversation[0].assistant: expected a string, found nothing"
+    assert refusal({"conversation": [{"human": "q", "assistant": 5}]}) == (
+        "conversation[0].assistant: expected a string, found 5")
+    assert refusal({"conversation": [{"human": "q", "assistant": "a"}, user("b")]}) == (
+        "conversation[1]: expected an object with human and assistant, found an object")
+    assert refusal({"conversation": [{"human": "q", "assistant": "a", "loss_mask": 1}]}) == (
+        'conversation[0].loss_mask: expected a flag whose meaning is clear ("train": false for an answer that is not '
+        'to be learned), found 1')
+    assert form_name({"conversation": [{"human": "q", "assistant": "a"}]}) == "conversation (human, assistant)"
+
+
+def test_a_system_text_in_the_first_pair_is_the_system_turn():
+    row = {"conversation": [{"system": "s", "input": "q", "output": "a"}, {"input": "q2", "output": "a2"}]}
+    assert messages(row)[:2] == ({"role": "system", "content": "s"}, user("q"))
+
+
+def test_empty_fields_make_no_form():
+    """Tables of several sources give every row all columns."""
+    read = (user("q"), assistant("a"))
+    turns = [user("q"), assistant("a")]
+    assert messages({"messages": turns, "conversations": [], "prompt": "", "completion": "", "instruction": ""}) == read
+    assert messages({"messages": [], "question": "q", "answer": "a", "response": ""}) == read
+    assert messages({"prompt": "", "instruction": "q", "response": "a", "answer": "", "text": ""}) == read
+    assert parse_row({"messages": [], "question": "", "answer": "", "text": "t"}, "p") == "t"
+    assert messages({"question": "q", "answer": "a", "text": ""}) == read
+    assert parse_row({"text": "", "question": "q"}, "p") == ""
+    assert refusal({"messages": [], "question": "", "answer": ""}) == (
+        "messages: expected a list of turns, found an empty list")
+
+
+def test_text_beside_a_question_and_its_answer_is_refused():
+    row = {"text": "t", "question": "q", "response": "a"}
+    assert refusal(row) == (
+        "text: expected running text or a question with its answer, found question and response too "
+        "(scripts/convert_data.py --drop_fields text leaves the text out)")
+    assert parse_row({**row, "response": ""}, "p") == "t"

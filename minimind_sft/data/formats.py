@@ -1,7 +1,7 @@
 """The formats conversation data come in, recognised by their fields: every row becomes turns of one form."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,6 +15,7 @@ ANSWERS = ("completion", "response", "answer", "output")
 CONTEXTS = ("input", "context")
 """Text that belongs to an instruction: Alpaca's name of it, and Dolly's."""
 SYSTEM_FIELDS = ("system", "system_prompt")
+EMPTY = (None, "", [])
 
 
 class Form(NamedTuple):
@@ -33,18 +34,25 @@ class Form(NamedTuple):
 def find_form(row: dict) -> Form | None:
     """Finds the form of a row's conversation; None for a row of running text, `{"text": ...}`.
 
+    Empty fields make no form where others do: a table of several sources gives every row the columns of all.
+
     Raises:
         UserError: `field: expected ..., found ...`, if the row has none of the forms, or two of them.
     """
-    found = [form for form in FORMS if _has(row, form.fields)]
+    whole = [form for form in FORMS if _has(row, form.fields)]
+    found = [form for form in whole if any(row[name] not in EMPTY for name in form.fields)]
     if len(found) > 1:
         raise UserError(f"{found[0].fields[0]}: expected one form of conversation in a row, found "
                         f"{' and '.join(' with '.join(form.fields) for form in found)}")
     if found:
         return found[0]
-    if row.get("text") is not None:
-        return None
-    return _question_form(row)
+    question, answer = (next(_filled(row, names), None) for names in (QUESTIONS, ANSWERS))
+    if question and answer and row.get("text"):
+        raise UserError(f"text: expected running text or a question with its answer, found {question} and {answer} too "
+                        "(scripts/convert_data.py --drop_fields text leaves the text out)")
+    if whole and not (question and answer) and not row.get("text"):
+        return whole[0]  # to say what it lacks
+    return _question_form(row) if row.get("text") is None or (question and answer) else None
 
 
 def source_turns(row: dict, form: Form) -> list[SourceTurn]:
@@ -63,7 +71,7 @@ def form_name(row: dict) -> str:
         return "text"
     turns = row[form.fields[0]]
     if isinstance(turns, list):
-        keys = ", ".join(turn_keys(turns[0]))
+        keys = ", ".join(_pair_keys(turns) or turn_keys(turns[0]))
     elif form.turns in LISTED:
         keys = "JSON in a string"
     else:
@@ -78,12 +86,21 @@ def field_names(row: dict) -> str:
 
 
 def _has(row: dict, names: tuple[str, ...]) -> bool:
+    """Tells whether a row has the fields of a form. `conversation` may also be a number or a name."""
+    if names == ("conversation",):
+        value = row.get("conversation")
+        return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
     return all(row.get(name) is not None for name in names)
+
+
+def _filled(row: dict, names: tuple[str, ...]) -> Iterator[str]:
+    return (name for name in names if row.get(name) not in EMPTY)
 
 
 def _question_form(row: dict) -> Form:
     """Finds one question and one answer, each under one of its usual names."""
-    questions, answers = ([name for name in names if row.get(name) is not None] for names in (QUESTIONS, ANSWERS))
+    questions, answers = (list(_filled(row, names)) or [name for name in names if row.get(name) is not None]
+                          for names in (QUESTIONS, ANSWERS))
     if not questions and row.get("input") is not None:
         questions = ["input"]
     if not questions or not answers:
@@ -136,6 +153,37 @@ def _messages(row: dict) -> list[SourceTurn]:
     return read_turns(row["messages"], "messages")
 
 
+def _conversation(row: dict) -> list[SourceTurn]:
+    """Reads turns, or pairs of a question and its answer."""
+    keys = _pair_keys(row["conversation"])
+    return _pair_turns(row["conversation"], *keys) if keys else read_turns(row["conversation"], "conversation")
+
+
+def _pair_keys(turns: Any) -> tuple[str, str] | None:
+    """Finds the keys of the question and the answer in a list of pairs; None for a list of turns."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if not isinstance(first, dict) or turn_keys(first)[0] in first:
+        return None
+    return next((keys for keys in PAIR_KEYS if keys[0] in first), None)
+
+
+def _pair_turns(pairs: list, question: str, answer: str) -> list[SourceTurn]:
+    """Reads pairs in objects. What else stands in one, such as a flag, is about the answer."""
+    turns = []
+    for index, pair in enumerate(pairs):
+        where = f"conversation[{index}]"
+        if not isinstance(pair, dict) or question not in pair:
+            refuse(where, f"an object with {question} and {answer}", pair)
+        others = {name: value for name, value in pair.items() if name not in ("system", question, answer)}
+        if pair.get("system"):
+            name = f"{where}.system"
+            turns.append(SourceTurn({"role": "system", "content": pair["system"]}, where,
+                                    {"role": name, "content": name}))
+        turns += [SourceTurn({**more, "role": role, "content": pair.get(key)}, where, {"content": f"{where}.{key}"})
+                  for role, key, more in (("user", question, {}), ("assistant", answer, others))]
+    return turns
+
+
 def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
     """Reads text, or messages. Assistant's turns inside a prompt are given, not learned, unless a flag asks for it."""
     prompt, completion = row["prompt"], row[answer]
@@ -184,10 +232,13 @@ def _history_turns(history: Any) -> list[SourceTurn]:
     return turns
 
 
-LISTED = (_conversations, _messages)
+PAIR_KEYS = (("human", "assistant"), ("input", "output"))
+"""Of the question and the answer in a list of pairs: ms-swift's and XTuner's."""
+LISTED = (_conversations, _messages, _conversation)
 FORMS = (
     Form(("conversations",), _conversations),
     Form(("messages",), _messages),
+    Form(("conversation",), _conversation),
     Form(("prompt", "completion"), _prompt_turns),
     Form(("instruction", "output"), partial(_question_turns, question="instruction", answer="output",
                                             contexts=("input",)), ("input", "history")),

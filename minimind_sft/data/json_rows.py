@@ -17,8 +17,8 @@ from minimind_sft.errors import UserError
 
 START_BYTES = 2**20
 """Of the file, looked at to find its layout."""
-ROW_FIELDS = {"conversations", "messages", "prompt", "question", "query", "instruction", "completion", "response",
-              "answer", "output", "chosen", "rejected", "text"}
+ROW_FIELDS = {"conversations", "messages", "conversation", "prompt", "question", "query", "instruction", "completion",
+              "response", "answer", "output", "chosen", "rejected", "text"}
 """An object with one of these is a row itself, not a wrapper of rows."""
 WRAPPERS = {"data", "train", "rows", "examples", "items", "samples", "records", "instances"}
 """Keys whose list of objects can only be rows. Under another key it counts if its first object has the fields of a
