@@ -21,7 +21,7 @@ def refusal(row: dict) -> str:
     return str(error.value).removeprefix("a.jsonl:7: ")
 
 
-@pytest.mark.parametrize("name", ["train", "trainable", "weight", "loss_weight", "loss_scale", "loss"])
+@pytest.mark.parametrize("name", ["train", "training", "trainable", "weight", "loss_weight", "loss_scale", "loss"])
 @pytest.mark.parametrize(("value", "learned"), [
     (False, ["y2<|im_end|>"]), (0, ["y2<|im_end|>"]), (0.0, ["y2<|im_end|>"]),
     (True, ["y<|im_end|>", "y2<|im_end|>"]), (1, ["y<|im_end|>", "y2<|im_end|>"]),
@@ -92,3 +92,9 @@ def test_names_that_look_like_flags():
                                      "trainOnTurn", "no_loss", "supervised", "learnable", "masks"]))
     assert not any(map(looks_like_flag, ["name", "glossary", "id", "restrained", "lossless", "constraint", "weighty",
                                          "damask", "learner_id", ""]))
+
+
+def test_axolotl_s_training_is_a_flag():
+    assert supervised_texts(BUNDLED, parse_conversation(row({"training": False}, {"training": False}), "a:1")) == [
+        "y2<|im_end|>"]
+    assert refusal(row({"train_detail": [{"begin_offset": 0}]})).startswith("messages[1].train_detail: expected a flag")

@@ -9,6 +9,7 @@ from minimind_sft.errors import UserError
 
 EXPECTED = {
     "train": "true or false",
+    "training": "true or false",
     "trainable": "true or false",
     "weight": "0 or 1, as an answer is learned or not",
     "loss_weight": "0 or 1, as an answer is learned or not",
