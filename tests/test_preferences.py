@@ -28,6 +28,7 @@ ROWS = [
     {"question": "q", "chosen": GPT, "rejected": WORSE_GPT},
     {"messages": [USER, ANSWER], "rejected_response": "bad"},
     {"messages": [USER, ANSWER], "rejected_messages": [USER, WORSE]},
+    {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [WORSE]},
 ]
 
 
@@ -39,7 +40,8 @@ def refusal(work, *arguments) -> str:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_preference_row_is_refused_with_advice(row):
-    name = next(name for name in ("chosen", "rejected_response", "rejected_messages") if name in row)
+    names = ("chosen", "preferred_output", "rejected_response", "rejected_messages")
+    name = next(name for name in names if name in row)
     assert refusal(parse_conversation, row, "a:7") == f"a:7: {name}: {ADVICE}"
 
 
@@ -92,3 +94,12 @@ def test_a_dialogue_in_text_gets_its_own_advice():
     assert refusal(parse_conversation, row, "a:7") == (
         "a:7: chosen: expected one answer to learn, found a preference row, with chosen and rejected ones; "
         "scripts/convert_data.py --dialogue_field chosen keeps the chosen dialogue")
+
+
+def test_openai_s_preference_rows_keep_their_tools():
+    tool = {"type": "function", "function": {"name": "f"}}
+    row = {"input": {"messages": [SYSTEM, USER], "tools": [tool], "parallel_tool_calls": True},
+           "preferred_output": [ANSWER], "non_preferred_output": [WORSE]}
+    parsed = parse_conversation(chosen_row(row), "p")
+    assert parsed.messages == (SYSTEM, USER, ANSWER) and parsed.tools == [tool]
+    assert refusal(chosen_row, {**row, "input": "q"}) == "input: expected an object with messages, found \"q\""

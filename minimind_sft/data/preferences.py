@@ -8,7 +8,7 @@ from minimind_sft.data.formats import QUESTIONS
 from minimind_sft.data.turns import SourceTurn, read_turns, refuse
 from minimind_sft.errors import UserError
 
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 ASKED_IN = ("messages", "conversations", *QUESTIONS, "input")
 """Where the question stands, in the order in which the fields count."""
 
@@ -29,7 +29,7 @@ def refuse_preference(row: dict) -> None:
     """
     if not is_preference(row):
         return
-    name = next(name for name in ("chosen", *REJECTED) if row.get(name))
+    name = next(name for name in ("chosen", "preferred_output", *REJECTED) if row.get(name))
     advice = "--preference chosen keeps the chosen answer"
     if isinstance(row[name], str) and is_dialogue(row[name]):
         advice = f"--dialogue_field {name} keeps the chosen dialogue"
@@ -45,6 +45,7 @@ def chosen_row(row: dict) -> dict:
     """
     if not is_preference(row):
         return row
+    row = _with_usual_names(row)
     kept = {name: value for name, value in row.items() if name not in ("chosen", *REJECTED)}
     chosen = row.get("chosen")
     if not chosen:  # the row's own turns end with the answer that is wanted
@@ -62,6 +63,18 @@ def chosen_row(row: dict) -> dict:
     if asked_in is None:
         refuse("prompt", "a question beside chosen", None)
     return {**kept, **_answered(asked_in, kept[asked_in], chosen, turns)}
+
+
+def _with_usual_names(row: dict) -> dict:
+    """Renames the fields of OpenAI's form: `input` with messages and tools, `preferred_output`."""
+    if "preferred_output" not in row:
+        return row
+    asked = row.get("input")
+    if not isinstance(asked, dict) or not asked.get("messages"):
+        refuse("input", "an object with messages", asked)
+    others = {name: value for name, value in row.items() if name not in ("input", "preferred_output")}
+    tools = {"tools": asked["tools"]} if asked.get("tools") else {}
+    return {**others, **tools, "messages": asked["messages"], "chosen": row["preferred_output"]}
 
 
 def _check_question(turns: list[SourceTurn], chosen: list, asked_in: str | None, asked: Any) -> None:
