@@ -11,7 +11,8 @@ from pathlib import Path
 import kill_and_resume
 import pytest
 import torch
-from programs import NEW, PRETRAIN, REPOSITORY, SFT, refuse, run, succeed
+from programs import NEW, PRETRAIN, REPOSITORY, SFT, final_weights, refuse, run, succeed
+from safetensors.torch import save_file
 from tiny import TINY
 
 from minimind_sft.errors import UserError
@@ -88,6 +89,17 @@ def test_weights_that_the_repository_brings_are_protected_alike(sft_data, tmp_pa
     assert sums(tmp_path) == before
 
 
+def test_a_run_does_not_set_aside_the_weights_that_it_starts_from(trained, sft_data, tmp_path):
+    """Weights in the other format would move to .previous, where a resumed run does not find them."""
+    weights = tmp_path / "full_sft_32.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in final_weights(trained[1]).items()}, weights)
+    sidecar = json.loads((trained[1] / "full_sft_32.json").read_text())
+    del sidecar["sha256"]
+    weights.with_suffix(".json").write_text(json.dumps(sidecar))
+    line = refuse(SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path, "--overwrite", 1)
+    assert re.search(r"--from_weight reads \S*full_sft_32\.safetensors, and this run would replace it", line)
+
+
 @pytest.mark.parametrize("name", ["full_sft_32.json", "full_sft_32_metrics.jsonl", "full_sft_32.safetensors"])
 def test_each_file_alone_is_reason_enough(trained, tmp_path, name):
     (tmp_path / name).write_text("mine")
@@ -128,6 +140,39 @@ def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, 
     assert "nothing to do" in succeed(SFT, *rerun)
 
 
+@pytest.mark.parametrize("gone", ["deleted", "replaced"])
+def test_a_resumed_run_does_not_count_on_better_weights_that_are_gone(rerun, tmp_path, gone):
+    """The best validation loss so far is of weights that are not there any more: the run writes its own at its end."""
+    weights, best = tmp_path / "out/full_sft_32.pth", ["--keep_best", 1, "--eval_interval", 100]
+    succeed(SFT, *rerun, *best, "--overwrite", 1)
+    if gone == "deleted":
+        weights.unlink()
+        weights.with_suffix(".json").unlink()
+    else:
+        shutil.copy(REPOSITORY / "out/pretrain_256.pth", weights)
+    worse = ["--learning_rate", 10, "--max_steps", 6]  # no validation of the steps that are left is a lower one
+    shown = succeed(SFT, *rerun, *best, *worse, "--from_resume", 1, "--overwrite", 1)
+    assert "wrote " in shown
+    assert read_weights(weights).sidecar["training"]["step"] == 6
+
+
+def test_a_run_that_left_no_weights_does_not_push_out_those_set_aside_before(rerun, tmp_path):
+    """Out of memory in the first step, say: all it left is its metrics, and the next --overwrite keeps the weights."""
+    out = tmp_path / "out"
+    before = sums(out)
+    succeed(SFT, *rerun, "--overwrite", 1)
+    for path in (out / "full_sft_32.pth", out / "full_sft_32.json"):
+        path.unlink()
+    shutil.rmtree(out / "checkpoints/full_sft_32_resume")
+    metrics = sums(out)[NAMES[2]]
+    place = r"full_sft_32_metrics\.jsonl\.previous$"
+    assert re.search(f"--overwrite moves it to .*{place}", refuse(SFT, *rerun))
+    assert re.search(f"^overwrite .* moved to .*{place}", succeed(SFT, *rerun, "--overwrite", 1), re.MULTILINE)
+    after = sums(out)
+    assert after[f"{NAMES[2]}.previous"] == metrics
+    assert {name: after[f"full_sft_32.previous/{name}"] for name in NAMES} == {name: before[name] for name in NAMES}
+
+
 def test_a_run_of_an_earlier_version_goes_on(rerun, tmp_path):
     (tmp_path / "out/checkpoints/full_sft_32_resume/run.json").unlink()
     sidecar = json.loads((tmp_path / "out/full_sft_32.json").read_text())
@@ -146,9 +191,12 @@ def test_a_restart_by_torchrun_does_not_take_over_what_the_run_was_refused_for(r
     assert sums(tmp_path / "out") == before
 
 
-def test_states_count_as_begun_elsewhere_only_if_they_say_so(tmp_path, monkeypatch):
+def test_states_count_as_begun_elsewhere_unless_this_torchrun_began_them(tmp_path, monkeypatch):
     outputs = Outputs(tmp_path / "a_16.pth", tmp_path)
     assert not outputs.begun_elsewhere()
+    (tmp_path / "step-00000001").mkdir()  # without a record: of an earlier version
+    assert outputs.begun_elsewhere()
+    (tmp_path / "step-00000001").rmdir()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
     outputs.claim(fresh=True, overwrite=False, reads=None)
     assert outputs.begin() == [] and not outputs.begun_elsewhere()

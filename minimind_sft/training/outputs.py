@@ -14,7 +14,7 @@ from typing import Any
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_atomically
 from minimind_sft.model.pretrained import finish_writing, sidecar_path
-from minimind_sft.set_aside import bring_back, is_there, set_aside
+from minimind_sft.set_aside import bring_back, is_there, previous_name, set_aside, set_aside_file
 from minimind_sft.training.run import shown
 
 RECORD = "run.json"
@@ -44,9 +44,10 @@ class Outputs:
         """The id of this run, once `claim` has settled it."""
 
     def begun_elsewhere(self) -> bool:
-        """Whether the resume states are known to be of a run that this torchrun did not start."""
+        """Whether the resume states are of a run that this torchrun did not start; without a record they are, for a
+        run writes its record before its first state."""
         record = self._record()
-        return record is not None and record.launcher != this_launcher()
+        return record.launcher != this_launcher() if record else self._has_states()
 
     def claim(self, *, fresh: bool, overwrite: bool, reads: Path | None) -> None:
         """Settles which run this is, and refuses to write over what another one wrote.
@@ -62,14 +63,14 @@ class Outputs:
             temporary_name(path).unlink(missing_ok=True)
         bring_back(self.previous)
         finish_writing(self.weights)
-        record, has_states = self._record(), any(self.states.glob("step-*"))
+        record, has_states = self._record(), self._has_states()
         is_new = fresh or not (has_states or record)
         self.run = uuid.uuid4().hex if is_new else record.run if record else None
         self._in_the_way = self._all_files() if is_new else self._not_own()
         for path in self._in_the_way:
             if path.is_dir():
                 raise UserError(f"{path}: is a folder, expected a file or nothing; --save_weight NAME writes beside it")
-        if is_new and reads is not None and is_there(self.weights) and reads.samefile(self.weights):
+        if is_new and reads is not None and any(reads.samefile(path) for path in self._in_the_way if path.exists()):
             raise UserError(f"--from_weight reads {shown(reads)}, and this run would replace it: choose another "
                             "--save_weight")
         if not overwrite and (self._in_the_way or (fresh and has_states)):
@@ -81,11 +82,26 @@ class Outputs:
         Raises:
             UserError: if a file cannot be moved or written.
         """
-        if self._in_the_way:
+        if self._only_metrics():
+            set_aside_file(self.metrics)
+        elif self._in_the_way:
             set_aside(self._in_the_way, self.previous)
         record = {"run": self.run, "launcher": this_launcher()}
         write_atomically(self.states / RECORD, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
         return self._in_the_way
+
+    @property
+    def aside(self) -> Path:
+        """Where the files in the way go."""
+        return previous_name(self.metrics) if self._only_metrics() else self.previous
+
+    def _only_metrics(self) -> bool:
+        """Whether a run that ended before it had weights was all there is: its metrics must not push out the weights
+        that were set aside for it."""
+        return self._in_the_way == [self.metrics]
+
+    def _has_states(self) -> bool:
+        return any(self.states.glob("step-*"))
 
     def _all_files(self) -> list[Path]:
         """Everything of this run's name; also weights of the other kind, whose sidecar has the same name."""
@@ -104,7 +120,7 @@ class Outputs:
         return [] if own else files
 
     def _refusal(self, is_new: bool, has_states: bool) -> str:
-        moves = f"--overwrite moves it to {shown(self.previous)}"
+        moves = f"--overwrite moves it to {shown(self.aside)}"
         if not self._in_the_way:
             return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 goes on with it, "
                     "--save_weight NAME writes beside it, --overwrite sets them aside")

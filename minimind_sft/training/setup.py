@@ -209,8 +209,8 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
     # torchrun counts restarts on each machine by itself: one that was restarted speaks for all. A restart after a
     # refusal finds an earlier run's states, which it must not go on from.
-    (some_go_on,) = run.ranks.largest(int(goes_on(config)))
-    fresh = not some_go_on or (not config.from_resume and run.ranks.on_main(outputs.begun_elsewhere))
+    some_go_on, some_resume = run.ranks.largest(int(goes_on(config)), config.from_resume)
+    fresh = not some_go_on or (not some_resume and run.ranks.on_main(outputs.begun_elsewhere))
 
     def check() -> None:
         outputs.claim(fresh=fresh, overwrite=bool(config.overwrite), reads=starting_weights(run))
@@ -269,7 +269,9 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
 
     wandb_run = wandb_of(run, out.stem)
     if replaced := ranks.on_main(outputs.begin):
-        run.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.previous)}")
+        run.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.aside)}")
+    if not ranks.on_main(out.exists):
+        state.best_eval_loss = None  # the weights that had it are gone
     checkpoints.begin()
     with Progress(outputs.metrics, total_steps=total, step=state.step,
                   is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
