@@ -6,6 +6,7 @@ import pytest
 from chats import BUNDLED, CALL, TOKENIZER, TOOLS, check_invariants, conversation, encode_one, supervised_texts
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
+from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
@@ -70,6 +71,9 @@ def test_an_answer_that_begins_otherwise_is_refused_in_its_row():
     source = NO_PROMPT.replace("m.role + '\n'", "m.role + ('!' if m.content == 'loud' else '') + '\n'")
     with pytest.raises(UserError, match=r"^a\.jsonl:3: conversations\[1\]: the chat template prompts for this answer"):
         ChatTemplate(TOKENIZER, source).encode(conversation(("user", "a"), ("assistant", "loud")))
+    row = {"instruction": "a", "output": "loud", "history": [["c", "d"]]}
+    with pytest.raises(UserError, match=r"^a\.jsonl:4: output: the chat template prompts for this answer"):
+        ChatTemplate(TOKENIZER, source).encode(parse_conversation(row, "a.jsonl:4"))
 
 
 # Several templates

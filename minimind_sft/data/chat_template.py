@@ -114,8 +114,9 @@ class ChatTemplate:
         Raises:
             UserError: as `encode`.
         """
-        turns, prompt, marks = self._turns_and_prompt(messages, tools, thinking, "the conversation")
-        self._refuse_lost_fields(Conversation(tuple(messages), tools, "the conversation"), len(messages))
+        conversation = Conversation(tuple(messages), tools, "the conversation")
+        turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
+        self._refuse_lost_fields(conversation, len(messages))
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
         (encoded,) = encode_pieces([MarkedSequence(pieces, marks)])
         return encoded.input_ids.tolist()
@@ -179,16 +180,16 @@ class ChatTemplate:
             prompt = self.generation_prompt_ids(messages[:index], tools, has_reasoning(messages[index]))
             if before != prompt:
                 trained, chatted = (self.tokenizer.decode(ids)[-40:] for ids in (before, prompt))
-                mismatches.append(f"{conversation.place}: conversations[{index}]: taught after {len(before)} ids "
-                                  f"...{trained!r}, while a chat shows {len(prompt)} ids ...{chatted!r}")
+                mismatches.append(f"{conversation.place}: {conversation.turn_name(index)}: taught after {len(before)} "
+                                  f"ids ...{trained!r}, while a chat shows {len(prompt)} ids ...{chatted!r}")
         return mismatches
 
     def _sequences(self, conversation: Conversation,
                    supervise: Supervision) -> list[MarkedSequence] | UserError:
         """All sequences of a row in pieces, or why there are none."""
-        messages, tools, place = conversation.messages, conversation.tools, conversation.place
+        messages = conversation.messages
         try:
-            turns, _, marks = self._turns_and_prompt(messages, tools, None, place)
+            turns, _, marks = self._turns_and_prompt(conversation, None)
             for index, message in enumerate(messages):
                 if message["role"] == "assistant":
                     self._refuse_lost_fields(conversation, index + 1)
@@ -271,9 +272,9 @@ class ChatTemplate:
                             "to teach there")
         return written or wanted, not written
 
-    def _turns_and_prompt(self, messages: Sequence[dict], tools: list[dict] | None, thinking: bool | None,
-                          place: str) -> tuple[list[Turn], str, Marks]:
+    def _turns_and_prompt(self, conversation: Conversation, thinking: bool | None) -> tuple[list[Turn], str, Marks]:
         """The assistant's turns and, unless `thinking` is None, the prompt for another one (else ""), marked."""
+        messages, tools, place = conversation.messages, conversation.tools, conversation.place
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         requests = []
         for index in indices:
@@ -282,7 +283,7 @@ class ChatTemplate:
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
         texts, marks = self._template_for(tools).marked_texts(_visible(messages), tools, requests, place)
-        turns = [self._turn(prompt, full, marks, f"{place}: conversations[{index}]")
+        turns = [self._turn(prompt, full, marks, f"{place}: {conversation.turn_name(index)}")
                  for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False)]
         return turns, texts[-1] if thinking is not None else "", marks
 

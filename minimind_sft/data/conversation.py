@@ -39,9 +39,13 @@ class Conversation:
     place: str
     names: tuple[str, ...] = field(default=(), compare=False)
 
+    def turn_name(self, index: int) -> str:
+        """A message as the row has it: `messages[2]`."""
+        return self.names[index] if self.names else f"conversations[{index}]"
+
     def name(self, index: int, field_name: str) -> str:
         """A field of a message as the row has it: `messages[2].tool_calls`."""
-        name = self.names[index] if self.names else f"conversations[{index}]"
+        name = self.turn_name(index)
         return name if field_name == "content" and not name.endswith("]") else f"{name}.{field_name}"
 
 
