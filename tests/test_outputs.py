@@ -191,6 +191,14 @@ def test_a_restart_by_torchrun_does_not_take_over_what_the_run_was_refused_for(r
     assert sums(tmp_path / "out") == before
 
 
+def test_ranks_replace_an_earlier_run_together(rerun, tmp_path):
+    before = sums(tmp_path / "out")
+    shown = succeed(SFT, *rerun, "--overwrite", 1, module=TORCHRUN)
+    assert len(re.findall(r"^overwrite .*full_sft_32\.previous$", shown, re.MULTILINE)) == 1
+    assert {name: sums(tmp_path / "out/full_sft_32.previous")[name] for name in NAMES} == {
+        name: before[name] for name in NAMES}
+
+
 def test_states_count_as_begun_elsewhere_unless_this_torchrun_began_them(tmp_path, monkeypatch):
     outputs = Outputs(tmp_path / "a_16.pth", tmp_path)
     assert not outputs.begun_elsewhere()

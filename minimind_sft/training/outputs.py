@@ -42,6 +42,7 @@ class Outputs:
         self.previous = weights.with_name(f"{weights.stem}.previous")
         self.run: str | None = None
         """The id of this run, once `claim` has settled it."""
+        self._in_the_way: list[Path] = []
 
     def begun_elsewhere(self) -> bool:
         """Whether the resume states are of a run that this torchrun did not start; without a record they are, for a
