@@ -43,6 +43,18 @@ def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
     assert [json.loads(line)["supervised_tokens_per_second"] for line in lines] == [50.0, 25.0, 25.0]
 
 
+def test_a_slow_first_step_does_not_count_in_what_later_lines_say(tmp_path, monkeypatch, capsys):
+    """The first step takes 9 s, in which kernels are set up, the others 0.2 s and 50 tokens."""
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with Progress(tmp_path / "metrics.jsonl", total_steps=103, step=0, is_main=True) as shown:
+        for step in range(1, 4):
+            now += 9.0 if step == 1 else 0.2
+            shown.advance(step, 1.0, 1e-3, 50)
+    assert [line.split("0.001, ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "6 supervised tokens/s, 15:18 left", "250 supervised tokens/s, 0:20 left", "250 supervised tokens/s, 0:20 left"]
+
+
 def advance(shown: Progress, steps: int, first: int = 1) -> None:
     for step in range(first, first + steps):
         shown.advance(step, 8.0 / step, 1e-3 * step, 50)

@@ -53,7 +53,7 @@ class Progress:
         width = width_of(sys.stderr)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
                          ncols=bar_columns(width), bar_format=bar_format(width))
-        self._recent_tokens, self._recent_seconds, self._rate = 0, 0.0, 0.0
+        self._recent_tokens, self._recent_seconds, self._rate, self._first_seconds = 0, 0.0, 0.0, 0.0
         self._started = self._going_since = self._line_at = time.perf_counter()
         if is_main:
             with self._disk():
@@ -73,7 +73,7 @@ class Progress:
     def advance(self, step: int, loss: float, learning_rate: float, supervised_tokens: int) -> None:
         """Shows that `step` is done."""
         now = time.perf_counter()
-        self._count(supervised_tokens, now - self._going_since)
+        self._count(step, supervised_tokens, now - self._going_since)
         self._going_since = now
         if self._writes_lines and (step in (self.first_step + 1, self.total_steps) or step % self.log_interval == 0
                                    or now - self._line_at >= MAX_SECONDS_BETWEEN_LINES):
@@ -86,16 +86,21 @@ class Progress:
                                       if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}", refresh=False)
             self._bar.update()
 
-    def _count(self, tokens: int, seconds: float) -> None:
+    def _count(self, step: int, tokens: int, seconds: float) -> None:
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         self._recent_tokens, self._recent_seconds = self._recent_tokens + tokens, self._recent_seconds + seconds
-        if self._recent_seconds > 1.0 or not self._rate:
+        done = step - self.first_step
+        if done == 1:
+            self._first_seconds = seconds
+        if self._recent_seconds > 1.0 or done <= 2:
             self._rate = self._recent_tokens / max(self._recent_seconds, 1e-9)
-        if self._recent_seconds > 1.0:
+        if self._recent_seconds > 1.0 or done == 1:  # the first step sets up kernels: no measure of the others
             self._recent_tokens, self._recent_seconds = 0, 0.0
 
     def _line(self, step: int, loss: float, learning_rate: float) -> str:
-        left = self.seconds / (step - self.first_step) * (self.total_steps - step)
+        done = step - self.first_step
+        seconds_a_step = (self.seconds - self._first_seconds) / (done - 1) if done > 1 else self.seconds
+        left = seconds_a_step * (self.total_steps - step)
         return (f"{step_label(step, self.total_steps)} loss {loss:.4f}, learning rate {learning_rate:.3g}, "
                 f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
 
