@@ -66,6 +66,11 @@ def harmless(message: str) -> str:
                   lambda found: f"\\u{ord(found[0]):04x}", message)
 
 
+def on_one_line(name: str) -> str:
+    """A name out of a file as it stands there, but for line ends and other characters that cannot be seen."""
+    return repr(name)[1:-1]
+
+
 def _report(status: int, message: str) -> int:
     """Prints the line that a person should read, gives it to torchrun as well, and returns `status`."""
     message = harmless(message)

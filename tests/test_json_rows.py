@@ -170,7 +170,7 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
 
 
 def test_every_form_of_a_row_is_known_as_one():
-    assert json_rows.ROW_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
+    assert json_rows.FORM_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
                                             *(name for form in FORMS for name in form.fields)})
 
 

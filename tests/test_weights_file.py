@@ -205,3 +205,9 @@ def test_flipped_and_cut_bytes_never_end_in_a_traceback(tmp_path, state_dict):
 def test_a_safetensors_header_is_read_whatever_else_it_holds(tmp_path, state_dict):
     save_file(state_dict, tmp_path / "a.safetensors", metadata={"format": "pt", "note": json.dumps({"x": 1})})
     assert same(read_tensors(tmp_path / "a.safetensors")[0], state_dict)
+
+
+def test_text_in_the_place_of_weights_is_called_so(tmp_path):
+    (tmp_path / "a.pth").write_text("hello world\n", encoding="utf-8")
+    assert refused(tmp_path / "a.pth") == (
+        ": not a weights file that can be read (it is something else, such as text, or damaged)")

@@ -19,7 +19,7 @@ MAX_CHARACTERS = 2_000_000
 MAX_RENDERED = 50_000_000
 """Answers times characters: a template renders the conversation up to each answer, and all of that is in memory."""
 CALL_FIELDS = ("id", "type", "index", "function", "name", "arguments")
-"""What a call may have without its arguments: any other field may be these under another name."""
+"""Fields that a call without arguments may have; any other may be its arguments under another name."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from minimind_sft.errors import UserError
 MAX_ROW_LINES = 100_000
 """Of one row; each line costs memory of its own."""
 BETWEEN = b", \t\r\n"
-"""What may stand between two objects: a list without its brackets is clear enough."""
+"""Bytes that may stand between two objects: a list without its brackets is clear enough."""
 ENDS = (b"}\n", b"}\r\n", b"}")
 """How a line ends that may hold a whole object."""
 

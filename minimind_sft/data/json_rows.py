@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError
 
 START_BYTES = 2**20
 """Of the file, looked at to find its layout."""
-ROW_FIELDS = {"conversations", "messages", "conversation", "prompt", "question", "query", "instruction", "completion",
+FORM_FIELDS = {"conversations", "messages", "conversation", "prompt", "question", "query", "instruction", "completion",
               "response", "answer", "output", "chosen", "rejected", "text"}
 """An object with one of these is a row itself, not a wrapper of rows."""
 WRAPPERS = {"data", "train", "rows", "examples", "items", "samples", "records", "instances"}
@@ -70,7 +70,7 @@ def _find_wrapped(start: bytes) -> tuple[str, int]:
     text = start.decode("latin-1")  # a character a byte: offsets stay what they are
     try:
         for name, at in _members(text, 1):
-            if name in ROW_FIELDS:
+            if name in FORM_FIELDS:
                 break
             objects = _OPENS_OBJECTS.match(text, at)
             if objects:
@@ -100,14 +100,14 @@ def holds_rows(start: bytes) -> bool:
     """Whether the beginning of a file is JSON with a row in it, whatever the file's name says."""
     text = start.removeprefix(BYTE_ORDER_MARK).lstrip(b"[ \t\r\n").decode("latin-1")
     try:
-        return text.startswith("{") and any(name in ROW_FIELDS for name, _ in _members(text, 1))
+        return text.startswith("{") and any(name in FORM_FIELDS for name, _ in _members(text, 1))
     except (ValueError, RecursionError):
         return False
 
 
 def _begins_with_conversation(text: str, position: int) -> bool:
     row, _ = _DECODER.raw_decode(text, position)
-    return not ROW_FIELDS.isdisjoint(row.keys() - {"text"})
+    return not FORM_FIELDS.isdisjoint(row.keys() - {"text"})
 
 
 # A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
@@ -168,7 +168,7 @@ def _place(path: Path, line: int, line_before: int, rows: int) -> str:
 
 
 def _rest(structure: Iterator[tuple[bytes, bytes]]) -> bytes:
-    """What stands behind an array: all of it, or at least `START_BYTES`."""
+    """Reads the text behind an array: all of it, or at least `START_BYTES`."""
     rest, size = [], 0
     for before, mark in structure:
         rest += [before, mark]
@@ -190,7 +190,7 @@ def _problem_after(rest: bytes, place: str, key: str) -> str:
     comma = _COMMA.match(text)
     try:
         for name, at in _members(text, comma.end()) if comma else ():
-            if name in ROW_FIELDS or _OPENS_OBJECTS.match(text, at):
+            if name in FORM_FIELDS or _OPENS_OBJECTS.match(text, at):
                 raise UserError(f"{place}: expected one list of rows in the object, found {key} and {name}; write each "
                                 "to a file of its own")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.data.reading import describe, parse_json
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, on_one_line
 from minimind_sft.files import refuse_lfs_pointer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -138,8 +138,8 @@ class _Tokens:
                 token = self._token(content[name], place)
                 self._place_of.setdefault(name, place)
                 if special.setdefault(name, token) != token:
-                    self._said.append(f"{place} is {_shown(token)}, but tokenizer_config.json says "
-                                      f"{_shown(special[name])}, which counts")
+                    self._said.append(f"{place} is {on_one_line(token)}, but tokenizer_config.json says "
+                                      f"{on_one_line(special[name])}, which counts")
         return special
 
     def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
@@ -172,7 +172,7 @@ class _Tokens:
         place = str(self._folder / "added_tokens.json")
         for token, token_id in ids.items():
             if type(token_id) is not int or token_id < 0:
-                raise UserError(f"{place}: {_shown(token)}: expected an id, found {describe(token_id)}")
+                raise UserError(f"{place}: {on_one_line(token)}: expected an id, found {describe(token_id)}")
             self._add(token, token_id, {"special": token in special}, place)
 
     def add_special(self, tokens: set[str]) -> None:
@@ -259,12 +259,7 @@ def _vocabulary(state: dict[str, Any]) -> dict[str, int]:
             if type(token_id) is int}
 
 
-def _shown(token: str) -> str:
-    """A token out of a file, on one line."""
-    return repr(token)[1:-1]
-
-
 def _some(names: Any) -> str:
-    first, *more = (_shown(name) for name in names)
+    first, *more = (on_one_line(name) for name in names)
     rest = f" and {len(more) - NAMED_AT_ONCE + 1} more" if len(more) >= NAMED_AT_ONCE else ""
     return ", ".join([first, *more[:NAMED_AT_ONCE - 1]]) + rest

@@ -1,4 +1,4 @@
-"""Which weights file a name means."""
+"""Finds the weights file that a name means."""
 
 import json
 import re

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from minimind_sft.config import ModelConfig, YarnScaling
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, on_one_line
 from minimind_sft.files import refuse_lfs_pointer
 from minimind_sft.model.weights_file import first_line
 
@@ -80,7 +80,7 @@ def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str
     known = {field.name: field for field in fields(config_class)}
     for name in values:
         if name not in known:
-            raise UserError(f"{place}.{repr(name)[1:-1]}: unknown field (written by a later version, or misspelled)")
+            raise UserError(f"{place}.{on_one_line(name)}: unknown field (written by a later version, or misspelled)")
     for name, field in known.items():
         if name not in values:
             raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, on_one_line
 from minimind_sft.files import refuse_lfs_pointer
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     content = _without_prefixes(content, path, notices)
     for name, tensor in content.items():
         if problem := _problem(tensor):
-            raise UserError(f"{path}: {_shown(name)}: {problem}")
+            raise UserError(f"{path}: {on_one_line(name)}: {problem}")
     return content, notices
 
 
@@ -68,9 +68,11 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     except pickle.UnpicklingError as error:
         raise UserError(_pickled_objects(path, error)) from error
     except Exception as error:  # torch.load meets damaged bytes with KeyError, struct.error, and whatever else
-        reason = first_line(error)
+        reason = first_line(error).partition(". ")[0]
         if "weights_only" in reason:  # torch's advice is to run the code in the file
             reason = "it is not tensors alone, or written by a very old PyTorch"
+        elif isinstance(error, KeyError):  # a byte that begins nothing in a pickle; torch says only its number
+            reason = "it is something else, such as text, or damaged"
         raise UserError(f"{path}: not a weights file that can be read ({reason})") from error
 
 
@@ -123,7 +125,7 @@ def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: lis
     for name, tensor in tensors.items():
         short = PREFIX.sub("", name)
         if short in plain:
-            raise UserError(f"{path}: holds {_shown(short)} twice, once as {_shown(name)}")
+            raise UserError(f"{path}: holds {on_one_line(short)} twice, once as {on_one_line(name)}")
         plain[short] = tensor
         if short != name:
             found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}
@@ -148,11 +150,6 @@ def _problem(tensor: torch.Tensor) -> str | None:
         return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote it diverged, use "
                 "weights from before that")
     return None
-
-
-def _shown(name: str) -> str:
-    """A name out of a file, on one line."""
-    return repr(name)[1:-1]
 
 
 def _kind(value: Any) -> str:
