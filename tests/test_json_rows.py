@@ -1,6 +1,7 @@
 """A file of JSON becomes its rows, whatever its layout and its suffix."""
 
 import json
+import time
 
 import pytest
 from data_files import jsonl, places, rows_or_errors, write
@@ -80,6 +81,14 @@ def test_arrays_and_objects_of_any_layout_are_read_whatever_the_suffix(tmp_path,
         file = write(tmp_path / f"a{suffix}", content.encode())
         assert rows_or_errors(file) == ROWS, content
         assert len(set(places(file))) == 3
+
+
+def test_a_line_of_many_objects_is_read_in_time(tmp_path):
+    """Copied for each of its objects, what is left of the line takes minutes, and this takes a second."""
+    file = write(tmp_path / "a.jsonl", b'{"question": "q", "answer": "a"}' * 200_000)
+    start = time.monotonic()
+    assert sum(1 for _ in json_rows.json_rows(file)) == 200_000
+    assert time.monotonic() - start < 60
 
 
 def test_objects_over_several_lines_stand_where_they_begin(tmp_path):

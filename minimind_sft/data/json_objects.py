@@ -9,18 +9,19 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from minimind_sft.data.lines import BYTE_ORDER_MARK, MAX_ROW_BYTES, RawRow
+from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow
 from minimind_sft.errors import UserError
 
 MAX_ROW_LINES = 100_000
 """Of one row; each line costs memory of its own."""
-BETWEEN = b", \t\r\n"
-"""Bytes that may stand between two objects: a list without its brackets is clear enough."""
 ENDS = (b"}\n", b"}\r\n", b"}")
 """How a line ends that may hold a whole object."""
 
 # A string (to its end, or to the end of the line), or what opens or closes.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{}]', re.DOTALL)
+_BETWEEN = re.compile(rb"[, \t\r\n]*(?:\xef\xbb\xbf)?")
+"""Stands between two objects: a list without its brackets is clear enough; files with marks may have been joined."""
+_REST_IS_BLANK = re.compile(rb"\s*\Z")
 _INSIDE = re.compile(rb'[}\],]|"[^"]*"\s*:')
 """How a line begins that can only be the middle or the end of an object."""
 
@@ -106,38 +107,43 @@ class _ObjectCutter:
 
     def _cut(self, raw: RawRow) -> Iterator[RawRow]:
         place, text = raw
+        at = 0  # a line may hold many objects: what is left of it is not copied for each
         while True:
             if not self._pieces:
-                text = text.lstrip(BETWEEN).removeprefix(BYTE_ORDER_MARK)  # files with marks may have been joined
-            if not text.strip():
+                at = _BETWEEN.match(text, at).end()
+            if _REST_IS_BLANK.match(text, at):
                 return
-            if not self._pieces and not text.startswith(b"{"):
-                yield from self._no_object(place, text)
+            if not self._pieces and not text.startswith(b"{", at):
+                yield from self._no_object(place, text[at:])
                 return
             if self._is_in_fragment and raw.content[:1].isspace():
                 return
-            end, is_torn = self._find_end(text)
+            end, is_torn = self._find_end(text, at)
             if is_torn and not self._pieces:
                 self._forget()
-                yield RawRow(place, text)
+                yield RawRow(place, text[at:])
                 return
-            if not self._pieces and raw.content[:1].isspace() and (end is None or text[end:].strip()):
+            if not self._pieces and raw.content[:1].isspace() and (end is None or not _REST_IS_BLANK.match(text, end)):
                 self._forget()
                 yield from self._fragment(place)
                 return
             self._is_in_fragment = False
-            self._keep(RawRow(place, text[:end]))
+            self._keep(RawRow(place, text[at:end]))
             if end is None:
                 if self._size > MAX_ROW_BYTES or len(self._pieces) > MAX_ROW_LINES:
                     yield from self._give_up_too_long()
                 return
             yield from self._whole()
-            text = text[end:]
-            self._has_several |= text.lstrip(BETWEEN).startswith(b"{")
+            at = end
+            self._has_several |= text.startswith(b"{", _BETWEEN.match(text, at).end())
 
-    def _find_end(self, text: bytes) -> tuple[int | None, bool]:
-        """(where the open object ends, or None; whether the line ends inside a string, as no line of JSON does)."""
-        for token in _TOKEN.finditer(text):
+    def _find_end(self, text: bytes, at: int) -> tuple[int | None, bool]:
+        """(where the open object ends, or None; whether the line ends inside a string, as no line of JSON does).
+
+        Args:
+            at: where to begin in `text`.
+        """
+        for token in _TOKEN.finditer(text, at):
             if token[0][:1] == b'"':
                 if token[1] != b'"':
                     return None, True
