@@ -24,7 +24,7 @@ from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text
-from minimind_sft.inference.dialogue import converse, show, tell
+from minimind_sft.inference.dialogue import converse, show
 from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
 from minimind_sft.inference.scoring import (
@@ -39,7 +39,7 @@ from minimind_sft.inference.scoring import (
 from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import Weights, read_weights
-from minimind_sft.terminal import fitted
+from minimind_sft.terminal import fitted, say
 
 
 def main() -> int:
@@ -55,9 +55,9 @@ def main() -> int:
                         use_moe=config.use_moe, tokenizer=tokenizer.fingerprint)
     weights = read_weights(path)
     for notice in (*tokenizer.notices, *weights.notices, *check_weights(config, weights, tokenizer, template)):
-        tell(harmless(notice))
+        say(harmless(notice))
     for note in template.notes:
-        tell(f"{'template':<12}{note}")
+        say(f"{'template':<12}{note}")
     model = build_model(config, weights.without_padding(tokenizer.vocab_size))
     if rows:
         return print_score(config, rows, model, template, settings)
@@ -68,7 +68,7 @@ def main() -> int:
                     lambda prompt: continue_text(model, tokenizer, prompt, settings, weights.sidecar is None),
                     lambda: None)
     chat = Chat(model, tokenizer, template, settings, config.system, tools, config.historys,
-                bool(config.open_thinking), notify=tell)
+                bool(config.open_thinking), notify=say)
     chat.check_opening()
     return talk(config, f"{path.name} is listening.", chat.reply, chat.clear)
 
@@ -76,7 +76,7 @@ def main() -> int:
 def talk(config: ChatConfig, title: str, answer: Callable[[str], Iterator[str]], clear: Callable[[], None]) -> int:
     """Answers the --prompt, all of them, or what is typed; returns the exit status."""
     if not config.prompt:
-        tell(f"{title}\n/help lists commands, Ctrl-D ends.")
+        say(f"{title}\n/help lists commands, Ctrl-D ends.")
         converse(answer, clear, bool(config.show_speed))
         return 0
     status = 0
@@ -109,10 +109,12 @@ def print_score(config: ChatConfig, rows: list[Row], model: LanguageModel, templ
     context = model.config.max_position_embeddings
     questions = [make_question(row, template, bool(config.open_thinking), context) for row in rows]
     results = score(model, template, questions, settings, config.batch_size)
-    if config.score_out:
-        write_output(results, Path(config.score_out))
-    for line in report(results, shutil.get_terminal_size().columns):
-        tell(line)
+    try:
+        if config.score_out:
+            write_output(results, Path(config.score_out))
+    finally:  # answering took long: the table comes even if the disk is full
+        for line in report(results, shutil.get_terminal_size().columns):
+            say(line)
     return 0
 
 
@@ -120,7 +122,7 @@ def tell_unused(config: ChatConfig) -> None:
     """Names the flags that mean nothing to weights that only continue text."""
     given = [f"--{name}" for name in ("system", "tools", "historys", "open_thinking") if getattr(config, name)]
     if given:
-        tell(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself")
+        say(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself")
 
 
 def check_weights(config: ChatConfig, weights: Weights, tokenizer: Tokenizer, template: ChatTemplate) -> list[str]:

@@ -57,6 +57,10 @@ def run_program(main: Callable[[], int | None]) -> None:
         if error.errno in NO_ROOM and not status:
             status = _report(2, f"error: {_cannot_write(error)}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain on its way out
+    if status and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Gloo's threads still run if the ranks have not parted, and may abort the process on a regular way out: its
+        # exit status would be that of SIGABRT.
+        os._exit(status)
     sys.exit(status or 0)
 
 

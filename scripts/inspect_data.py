@@ -52,10 +52,10 @@ def main() -> int:
     if page:
         write_page(page, report, shown)
     if config.json:
-        say(json.dumps(report.as_json(), indent=1) + "\n")
+        print(json.dumps(report.as_json(), indent=1), flush=True)
     else:
         text = as_text(report, shown, config.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-        say(fitted(text, sys.stdout))
+        print(fitted(text, sys.stdout), end="", flush=True)
     return 0 if report.is_fine else 1
 
 
@@ -79,17 +79,6 @@ def checked_page(name: str) -> Path:
         raise UserError(f"--html {path}: is a folder, expected a file or nothing")
     check_writable(path.parent, "--html")
     return path
-
-
-def say(text: str) -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has read enough; the exit status tells the rest
-        pass
-    except OSError as error:
-        raise UserError(f"the report cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

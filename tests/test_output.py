@@ -60,6 +60,20 @@ def test_a_full_disk_is_one_line_wherever_it_is_met():
         2, b"error: /data/x.bin: cannot be written (No space left on device)\n")
 
 
+@pytest.mark.parametrize(("ranks", "regular"), [("1", b"regular"), ("2", b"")])
+def test_a_rank_that_fails_leaves_at_once_with_its_own_status(ranks, regular):
+    """On the regular way out the threads of a process group that is still joined may abort the process."""
+    done = python("import atexit\ndef main(): atexit.register(print, 'regular'); raise UserError('a.jsonl:3: broken')",
+                  environment={"WORLD_SIZE": ranks})
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (2, regular, b"error: a.jsonl:3: broken")
+
+
+def test_the_inspector_replaces_what_an_encoding_lacks_as_all_programs_do(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", questions(3))
+    done = run(INSPECT, rows, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and "#" in done.stdout and "\\u25" not in done.stdout
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     done = python("def main(): raise FileNotFoundError(2, 'No such file', 'x')")
     assert done.returncode == 1 and b"Traceback" in done.stderr
@@ -127,14 +141,26 @@ def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
         assert (tmp_path / "eval.jsonl").read_text(encoding="utf-8").count("\n") == 5
 
 
-def without_room(file_bytes: int, *arguments: object) -> str:
-    """The one line of a program that cannot write a file of more than `file_bytes`."""
+def run_without_room(file_bytes: int, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs a program that cannot write a file of more than `file_bytes`."""
     code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, "
             "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
     command, options = program(*arguments)
     done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=300, **options)
     assert done.returncode == 2, done.stderr
-    return done.stderr
+    return done
+
+
+def without_room(file_bytes: int, *arguments: object) -> str:
+    """The one line of such a program."""
+    return run_without_room(file_bytes, *arguments).stderr
+
+
+def test_scores_without_room_for_their_file_are_shown_all_the_same(place, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    done = run_without_room(100, *PROGRAMS["score"](place, tmp_path), "--score_out", out)
+    assert done.stdout.splitlines()[-1].startswith("exact match: ")
+    assert done.stderr.splitlines()[-1] == f"error: {out}: cannot be written (File too large)"
 
 
 def test_a_temporary_folder_without_room_is_named(tmp_path):

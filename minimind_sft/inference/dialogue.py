@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from minimind_sft.errors import UserError, harmless
-from minimind_sft.terminal import fitted
+from minimind_sft.terminal import say
 
 PROMPT = "> "
 PASTE_SECONDS = 0.05
@@ -60,7 +60,7 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 if interrupted:
                     return
                 interrupted = True
-                tell("Ctrl-C again, Ctrl-D or /exit to leave.")
+                say("Ctrl-C again, Ctrl-D or /exit to leave.")
                 continue
             interrupted = False
             command = message.rstrip()
@@ -68,11 +68,11 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 return
             if command == "/clear":
                 clear()
-                tell("The conversation starts anew.\n")
+                say("The conversation starts anew.\n")
             elif command == "/help":
-                tell(HELP + NEW_LINE_HELP * can_break_lines)
+                say(HELP + NEW_LINE_HELP * can_break_lines)
             elif re.fullmatch("/[A-Za-z]*", command):
-                tell(f"{command}: no such command, expected {', '.join(COMMANDS)}; a blank in front sends it\n")
+                say(f"{command}: no such command, expected {', '.join(COMMANDS)}; a blank in front sends it\n")
             elif command:
                 _answer(answer, message, show_speed)
     finally:
@@ -108,11 +108,6 @@ def show(pieces: Iterator[str], show_speed: bool) -> None:
     print(f"\n[{tokens} tokens, {tokens / elapsed:.0f} tokens/s]\n" if show_speed else "\n")
 
 
-def tell(line: str) -> None:
-    """Prints what the program, not the model, has to say."""
-    print(fitted(line, sys.stdout), flush=True)
-
-
 def visible(text: str) -> str:
     """Text with pictures of control characters in their place: a model must not move the cursor."""
     return CONTROL_CHARACTERS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
@@ -125,7 +120,7 @@ def _answer(answer: Callable[[str], Iterator[str]], message: str, show_speed: bo
                             f"{found.start() + 1}")
         show(answer(message), show_speed)
     except UserError as error:
-        tell(f"not sent: {harmless(str(error))}\n")
+        say(f"not sent: {harmless(str(error))}\n")
 
 
 def _prepare_input() -> bool:
