@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import NEW, PRETRAIN, SFT, questions, succeed, write_rows
+from programs import NEW, PRETRAIN, REPOSITORY, SFT, questions, succeed, write_rows
 
 from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data.dataset import ExampleDataset, Mixture
@@ -29,6 +29,8 @@ def sft(**flags) -> SFTConfig:
                         "--epochs 2, which would be 200 steps"),
     ({"max_steps": 500}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs: they end the run before --max_steps "
                          "500"),
+    ({"epochs": 300, "max_steps": 12_345}, "12,345 steps of 16 samples, learning rate 0.0005; 123 epochs: --max_steps "
+                                           "12345 ends the run before --epochs 300, which would be 30,000 steps"),
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
 ])
 def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line):
@@ -178,6 +180,18 @@ def test_the_commands_that_come_next_name_the_weights_and_the_flags_they_need(tm
     chat, tune, _ = next_lines("pretrain", PretrainConfig(), weights, metrics)
     assert chat == f"chat        python eval_llm.py --weight '{weights}' --prompt 'Once upon a time'"
     assert tune == f"fine-tune   python trainer/train_full_sft.py --from_weight '{weights}'"
+
+
+def test_the_commands_that_come_next_can_be_pasted_where_the_run_was_started(tmp_path, monkeypatch):
+    weights, metrics = REPOSITORY / "out/pretrain_256.pth", tmp_path / "m.jsonl"
+    metrics.touch()
+    for folder, up, out in ((REPOSITORY, "", "out"), (REPOSITORY / "trainer", "../", "../out"),
+                            (tmp_path, f"{REPOSITORY}/", f"{REPOSITORY}/out")):
+        monkeypatch.chdir(folder)
+        chat, tune, curves = (line[12:] for line in next_lines("pretrain", PretrainConfig(), weights, metrics))
+        assert chat.startswith(f"python {up}eval_llm.py --weight {out}/pretrain_256.pth ")
+        assert curves == f"python {up}scripts/plot_metrics.py {metrics}"
+        assert all(Path(shlex.split(line)[1]).is_file() for line in (chat, tune, curves))
 
 
 def test_the_commands_of_a_run_s_end_work(tmp_path):

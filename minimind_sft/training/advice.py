@@ -20,7 +20,9 @@ def length_of_run(config: TrainConfig, steps_per_epoch: int, samples_per_step: i
     total = schedule_length(config.epochs, steps, steps_per_epoch)
     length = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
     if total < all_epochs:
-        length = (f"{total / steps_per_epoch:.2g} epochs: --max_steps {steps} ends the run before --epochs "
+        share = total / steps_per_epoch
+        share = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+        length = (f"{share} epochs: --max_steps {steps} ends the run before --epochs "
                   f"{config.epochs}, which would be {all_epochs:,} steps")
     elif steps > all_epochs:
         length += f": they end the run before --max_steps {steps}"

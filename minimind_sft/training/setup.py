@@ -74,7 +74,8 @@ def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
     if not held_out:
         return train_set, None
     eval_set = held_out[0] if len(held_out) == 1 else Mixture(held_out)
-    run.say(f"evaluation  {len(eval_set):,} samples of it are held out (--eval_share {config.eval_share:g})")
+    held = "1 sample of it is" if len(eval_set) == 1 else f"{len(eval_set):,} samples of it are"
+    run.say(f"evaluation  {held} held out (--eval_share {config.eval_share:g})")
     return train_set, eval_set
 
 

@@ -63,24 +63,28 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
 
 
 def next_lines(stage: str, config: TrainConfig, weights: Path, metrics: Path) -> list[str]:
-    """The commands that look at the result, as typed in the repository."""
+    """The commands that look at the result, to be pasted where the run was started."""
     same = [word for name in ("tokenizer_path", "chat_template", "end_of_turn")
             if (value := getattr(config, name, None)) != getattr(type(config), name, None)
             for word in (f"--{name}", place(value))]
-    chat = ["eval_llm.py", "--weight", place(weights), *same]
+    chat, tune, plot = (place(REPOSITORY / program) for program in (
+        "eval_llm.py", "trainer/train_full_sft.py", "scripts/plot_metrics.py"))
+    chat = [chat, "--weight", place(weights), *same]
     if stage == "pretrain":
         commands = {"chat": [*chat, "--prompt", "Once upon a time"],
-                    "fine-tune": ["trainer/train_full_sft.py", "--from_weight", place(weights), *same]}
+                    "fine-tune": [tune, "--from_weight", place(weights), *same]}
     else:
         file = next((place(path) for path in config.eval_data_path if Path(path).is_file()), "FILE")
         commands = {"chat": chat, "score": [*chat, "--score", file]}
-    commands["curves"] = ["scripts/plot_metrics.py", place(metrics)]
+    commands["curves"] = [plot, place(metrics)]
     return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]
 
 
 def place(value: str | Path) -> str:
-    """A file as a command in the repository names it; what is no file, such as a template's name, stays as it is."""
+    """A file as a command names it in the working directory: relative to it, where both are in the repository; what is
+    no file, such as a template's name, stays as it is."""
     path = Path(os.path.normpath(Path(value).absolute()))  # without the `..` of a path typed in trainer/
     if not path.exists():
         return str(value)
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+    inside = path.is_relative_to(REPOSITORY) and Path.cwd().is_relative_to(REPOSITORY)
+    return os.path.relpath(path) if inside else str(path)
