@@ -24,7 +24,7 @@ def test_forms_mix_and_bad_rows_are_told(tmp_path):
     done = run(SFT, *flags)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-3:] == [
-        f'error: {rows}:31: output: expected an answer ("train": false for one that is not to be learned), found ""',
+        f'error: {rows}:31: output: expected an answer, found ""',
         f"       {rows}:33: messages: expected at least one assistant turn, found none",
         "       scripts/inspect_data.py lists all, --bad_rows skip leaves them out"]
     shown = succeed(SFT, *flags, "--bad_rows", "skip")

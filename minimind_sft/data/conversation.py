@@ -205,7 +205,8 @@ def _message(turn: SourceTurn) -> dict:
     if not is_learned(turn):
         message["train"] = False
     elif role == "assistant" and not (content.strip() or calls or reasoning):
-        turn.refuse("content", 'an answer ("train": false for one that is not to be learned)', content)
+        advice = ' ("train": false for one that is not to be learned)' if turn.is_object else ""
+        turn.refuse("content", f"an answer{advice}", content)
     return message
 
 

@@ -43,6 +43,11 @@ class SourceTurn(NamedTuple):
         return self.names.get(key) or f"{self.where}.{key}"
 
     @property
+    def is_object(self) -> bool:
+        """Whether it is an object in its row, with a place for more than its words."""
+        return self.name("content").startswith(f"{self.where}.")
+
+    @property
     def is_call(self) -> bool:
         """Whether its content was nothing but calls."""
         return self.names.get("tool_calls", "") == self.name("content")
