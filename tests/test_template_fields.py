@@ -1,5 +1,6 @@
 """Which fields a chat template renders, and what becomes of rows that need others."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.template_fields import RenderedFields, Shape
 from minimind_sft.data.template_marks import MarkedTemplate
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
 SIMPLE = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -159,3 +161,15 @@ def test_templates_of_trl(name):
     if "calls" in lost:
         lost.discard("second call")
     assert lost == EXPECTED[name]
+
+
+def test_chatml_is_advised_only_to_a_tokenizer_that_has_its_tokens():
+    state, *others = TOKENIZER.__reduce__()[1]
+    renamed = json.loads(json.dumps(state).replace("<|im_", "<|turn_"))
+    others = json.loads(json.dumps(others).replace("<|im_", "<|turn_"))
+    other = Tokenizer(renamed, *others)
+    for tokenizer, source, ending in ((TOKENIZER, SIMPLE, "one that does, such as chatml"),
+                                      (other, SIMPLE.replace("<|im_", "<|turn_"), "one that does")):
+        with pytest.raises(UserError) as error:
+            ChatTemplate(tokenizer, source).encode(conversation(ASKED, CALLED))
+        assert str(error.value).endswith(f"--chat_template names {ending}")

@@ -249,9 +249,10 @@ class ChatTemplate:
         lost = self._fields[self._template_for(tools)].first_lost(conversation.messages[:end], tools)
         if lost is not None:
             name = lost.name if lost.index is None else conversation.name(lost.index, lost.name)
+            has_chatml = {"<|im_start|>", "<|im_end|>"}.issubset(self.tokenizer.added_tokens)
             raise UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the "
-                            "model would not see what the row says; --chat_template names one that does, such as "
-                            "chatml")
+                            "model would not see what the row says; --chat_template names one that does"
+                            f"{', such as chatml' if has_chatml else ''}")
 
     def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
         """The token that ends a turn, and whether it has to be appended because the template does not write it."""
