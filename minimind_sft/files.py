@@ -130,8 +130,8 @@ class FolderLock:
             UserError: naming the process that has it.
         """
         if not self.try_take():
-            raise UserError(f"{self.path}: another training is writing there ({self.holder}); wait for it to end, or "
-                            "choose another --save_weight or --save_dir")
+            raise UserError(f"{self.path}: another run is writing there ({self.described_holder()}); wait for it to "
+                            "end, or choose another --save_weight or --save_dir")
 
     def try_take(self) -> bool:
         """Whether it is ours now; if not, `holder` says whose it is.
@@ -159,6 +159,15 @@ class FolderLock:
         file.write(self.holder)
         file.flush()
         return True
+
+    def described_holder(self) -> str:
+        """Says in words who holds the lock."""
+        try:
+            holder = json.loads(self.holder)
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+            return f"process {holder['pid']} on {holder['host']}, since {since}"
+        except (ValueError, KeyError, TypeError):  # taken a moment ago, the file is not written yet
+            return "a process that has just begun"
 
     def release(self) -> None:
         if self._let_go is not None:

@@ -210,7 +210,7 @@ def keep(kept: IO[str], line: str, flush: bool = False) -> None:
 def report(dropped: Counter) -> None:
     width = max((len(f"{count:,}") for count in dropped.values()), default=0)
     for reason, count in dropped.items():
-        say(f"dropped     {count:>{width},} rows: {reason}")
+        say(f"dropped     {count:>{width},} row{'s' * (count > 1)}: {reason}")
 
 
 def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> None:
@@ -239,7 +239,7 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
         parts[arguments.eval_out] = partial(write, is_apart=True)
     write_together(parts, before_replacing=make_room)
     for path, rows in zip(parts, (count - len(apart), len(apart)), strict=False):
-        say(f"{path}: {rows:,} rows")
+        say(f"{path}: {rows:,} row{'s' * (rows != 1)}")
 
 
 if __name__ == "__main__":

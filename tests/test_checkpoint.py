@@ -330,7 +330,8 @@ def test_two_processes_cannot_have_one_folder(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "resume")], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "taken\n"
-    message = rf"resume\.lock: another training is writing there .*{holder.pid}.*choose another --save_weight"
+    message = (rf"resume\.lock: another run is writing there \(process {holder.pid} on .*, "
+               r"since \d+-\d+-\d+ \d+:\d+\).*choose another --save_weight")
     with pytest.raises(UserError, match=message):
         checkpoints(tmp_path / "resume").__enter__()
     holder.kill()

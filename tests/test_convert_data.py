@@ -54,10 +54,10 @@ def test_each_filter_reports_what_it_dropped(tmp_path):
     assert written(tmp_path / "out.jsonl") == [said("问", "好的"), said("问", "不行")]
     assert [line for line in printed.splitlines() if line.startswith("dropped")] == [
         "dropped     2 rows: an answer of fewer than 2 characters",
-        "dropped     1 rows: the same as an earlier row",
-        "dropped     1 rows: less than 50% zh",
-        "dropped     1 rows: more than 60 tokens",
-        "dropped     1 rows: no text"]
+        "dropped     1 row: the same as an earlier row",
+        "dropped     1 row: less than 50% zh",
+        "dropped     1 row: more than 60 tokens",
+        "dropped     1 row: no text"]
 
 
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}

@@ -177,7 +177,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     assert other.exitcode == 0 and len(dataset) == 5
     assert rows.began.read_text() == "x"
     assert len(said) == 1 and said[0].startswith("waiting     another process prepares the same data") \
-        and f'"pid": {other.pid}' in said[0]
+        and f"(process {other.pid} on " in said[0]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])

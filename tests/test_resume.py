@@ -192,7 +192,8 @@ def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
     try:
         wait_for((tmp_path / "full_sft_32_metrics.jsonl").exists, process)
         line = refuse(SFT, *common)
-        assert re.search(rf"full_sft_32_resume\.lock: another training is writing there .*{process.pid}", line)
+        assert re.search(rf"full_sft_32_resume\.lock: another run is writing there \(process {process.pid} on .*, "
+                         r"since \d+-\d+-\d+ \d+:\d+\)", line)
         assert process.poll() is None
     finally:
         process.kill()

@@ -306,7 +306,8 @@ def test_the_recipe_refuses_a_text_with_too_few_words(repository, tmp_path):
     done = train(repository, "--data_path", tmp_path / "a.txt", "--save_dir", tmp_path / "out")
     assert done.returncode == 2
     # 292 and the merges that make system, user and assistant one token each
-    assert done.stderr.splitlines()[-1] == "error: --data_path: the text gives only 307 tokens, --vocab_size is 6400"
+    assert done.stderr.splitlines()[-1] == (
+        "error: --data_path: the text gives only 307 tokens, --vocab_size is 6400; give more text or --vocab_size 307")
     assert not list((tmp_path / "out").glob("*"))
 
 

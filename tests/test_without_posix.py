@@ -87,7 +87,8 @@ def test_a_run_is_alone_in_its_folder_until_it_is_killed_or_stopped(sft_data, tm
     try:
         wait_for_steps(metrics, process)
         line = refuse(SFT, *common, **WITHOUT_POSIX)
-        assert re.search(rf"full_sft_32_resume\.lock: another training is writing there .*{process.pid}", line)
+        assert re.search(rf"full_sft_32_resume\.lock: another run is writing there \(process {process.pid} on .*, "
+                         r"since \d+-\d+-\d+ \d+:\d+\)", line)
     finally:
         process.kill()
         process.wait()

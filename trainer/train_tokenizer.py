@@ -65,8 +65,9 @@ def main() -> None:
 
     tokenizer = train(texts_of(paths), config.vocab_size)
     if tokenizer.get_vocab_size() < config.vocab_size:
-        raise UserError(f"--data_path: the text gives only {tokenizer.get_vocab_size()} tokens, --vocab_size is "
-                        f"{config.vocab_size}")
+        found = tokenizer.get_vocab_size()
+        raise UserError(f"--data_path: the text gives only {found} tokens, --vocab_size is {config.vocab_size}; give "
+                        f"more text or --vocab_size {found}")
     write_together({folder / name: partial(write_json, value)
                     for name, value in (("tokenizer_config.json", tokenizer_config()),
                                         ("tokenizer.json", json.loads(tokenizer.to_str())))},

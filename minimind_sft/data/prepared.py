@@ -315,7 +315,7 @@ def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None
     told = False
     while not lock.try_take():
         if not told:
-            say(f"waiting     another process prepares the same data ({lock.holder})")
+            say(f"waiting     another process prepares the same data ({lock.described_holder()})")
             told = True
         time.sleep(0.1)
     try:
