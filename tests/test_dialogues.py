@@ -47,3 +47,10 @@ def test_malformed_dialogues_are_named(value, message):
     with pytest.raises(UserError) as error:
         dialogue_row({"chosen": value}, "chosen")
     assert str(error.value) == f"chosen: {message}"
+
+
+@pytest.mark.parametrize(("name", "value"), [("images", ["a.png"]), ("label", False), ("weight", 0.5)])
+def test_a_field_that_cannot_be_honoured_is_refused_beside_a_dialogue_too(name, value):
+    row = dialogue_row({"chosen": "Human: q\nAssistant: a", name: value}, "chosen")
+    with pytest.raises(UserError, match=f"^p: {name}: expected"):
+        parse_conversation(row, "p")

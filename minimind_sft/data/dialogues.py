@@ -2,7 +2,7 @@
 
 import re
 
-from minimind_sft.data.formats import SYSTEM_FIELDS
+from minimind_sft.data.fields import DECISIVE_FIELDS
 from minimind_sft.data.turns import refuse
 from minimind_sft.errors import UserError
 
@@ -15,7 +15,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def dialogue_row(row: dict, field: str) -> dict:
-    """Makes a row whose `field` holds a dialogue one of `conversations`; keeps its system turn and tools.
+    """Makes a row whose `field` holds a dialogue one of `conversations`; keeps all that decides how it is learned.
 
     A turn begins with a marker at the beginning of a line. The white space around the turns is not theirs.
 
@@ -38,5 +38,5 @@ def dialogue_row(row: dict, field: str) -> dict:
         turns.append({"role": ROLES[marker], "content": said.strip()})
     if len(turns) % 2:
         raise UserError(f"{field}: turn {len(turns)}: expected an answer at the end, found Human:")
-    kept = {name: row[name] for name in (*SYSTEM_FIELDS, "tools") if row.get(name) is not None}
+    kept = {name: value for name, value in row.items() if name in DECISIVE_FIELDS and name != field}
     return {**kept, "conversations": turns}

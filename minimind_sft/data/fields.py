@@ -18,6 +18,8 @@ ONES, ZEROS = ("true", "1", "1.0"), ("0", "0.0")
 
 ROW_FIELDS = frozenset([*SYSTEM_FIELDS, "tools", "functions", "kind", *EXPECTED])
 """Fields that are read beside any conversation; `kind` groups the scores of eval_llm.py."""
+DECISIVE_FIELDS = ROW_FIELDS.union(MEDIA, ROW_FLAGS, LABELS)
+"""Fields beside a conversation that are read or refused: all that decide whether and how it is learned."""
 TURN_FIELDS = frozenset([*REASONING_FIELDS, "role", "content", "tools", "functions", "tool_calls", "function_call",
                          *EXPECTED])
 
