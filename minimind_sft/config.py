@@ -155,7 +155,7 @@ TOKENIZER_HELP = ("folder with tokenizer.json and tokenizer_config.json, or bund
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What every training has; `PretrainConfig` and `SFTConfig` set the defaults that differ."""
+    """Settings of every run; `PretrainConfig` and `SFTConfig` set the defaults that differ."""
 
     data_path: tuple[str, ...] = setting((), DATA_HELP, many=True)
     eval_data_path: tuple[str, ...] = setting((), "evaluation data; without it a share of the training data is held "
@@ -215,7 +215,7 @@ class TrainConfig:
     seed: int = setting(42, "seed of the data order, the held-out share, new weights and dropout")
 
     log_interval: int = setting(10, "steps between two lines of the metrics file, and of a log that is no terminal")
-    eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole training")
+    eval_interval: int = setting(0, "steps between two evaluations; 0: ten in the whole run")
     keep_best: int = setting(1, "1: <save_weight> holds the weights with the lowest validation loss (needs an "
                                 "evaluation set); 0: the last", (0, 1))
     save_interval: int = setting(0, "steps between two resume states; 0: by the clock, 10 seconds apart, or "
@@ -227,7 +227,7 @@ class TrainConfig:
     wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")
 
     def problems(self) -> list[str]:
-        """What is wrong with the values by themselves, one line each; checked before anything is loaded."""
+        """Lists what is wrong with the values by themselves, one line each; checked before anything is loaded."""
         problems = [
             f"--{name} is {getattr(self, name)}, expected at least {least}"
             for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation_steps", 1), ("max_seq_len", 2),

@@ -40,7 +40,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def best_device() -> str:
-    """What `--device auto` means here."""
+    """Picks the device that `--device auto` means here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What a user can do wrong, told in one line; and what ends a training from outside."""
+"""User mistakes, told in one line, and the loss of another process; how programs end."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from minimind_sft.output import prepare_output
 from minimind_sft.terminal import fitted
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What a disk says on which nothing can be written any more."""
+"""Errors of a disk that takes no more data."""
 CONSEQUENCE_SECONDS = 60
 
 
@@ -29,7 +29,7 @@ class UserError(ValueError):
 
 
 class ProcessLost(RuntimeError):
-    """Another process of this training failed or can no longer be reached; the resume state is where to go on."""
+    """Another process of this run failed or can no longer be reached; the resume state is where to go on."""
 
 
 def run_program(main: Callable[[], int | None]) -> None:

@@ -37,7 +37,7 @@ def tokenizer_name(choice: str | None) -> str:
 
 
 def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
-    """What a sidecar says about the tokenizer besides its fingerprint, so that a mismatch can be put into words."""
+    """Collects facts about the tokenizer for the sidecar, so that a mismatch can be put into words."""
     size = tokenizer.vocab_size
     return {"name": tokenizer_name(choice), "vocab_size": size,
             **{name: tokenizer.special.get(name) for name in SPECIAL_NAMES},
@@ -46,7 +46,7 @@ def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
 
 
 def template_facts(template: ChatTemplate, choice: str | None) -> dict[str, Any]:
-    """The same about the chat template; `choice` is `--chat_template`."""
+    """Collects the same about the chat template; `choice` is `--chat_template`."""
     return {"name": choice or OWN_TEMPLATE, "end_of_turn": template.end_of_turn, "example": template.render(PROBE)}
 
 

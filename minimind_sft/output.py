@@ -6,7 +6,7 @@ import io
 import sys
 
 PLAIN = {"█": "#", "▏": "|", "─": "-", "⟦": "[", "⟧": "]", "‹": "<", "›": ">", "…": "...", "→": "->"}
-"""What stands for our own drawing characters where the encoding has no such character."""
+"""Stand-ins for our own drawing characters where the encoding lacks them."""
 ERRORS = "minimind_sft.shown"
 READER_LEFT = (errno.EPIPE, errno.EINVAL)
 """EINVAL is what Windows says of a pipe whose other end is closed."""

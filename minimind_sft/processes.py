@@ -10,7 +10,7 @@ from multiprocessing.context import BaseContext
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                      if hasattr(signal, name))
-"""What asks a program to stop: Ctrl-C, a scheduler, a closed terminal (SIGHUP, on Windows SIGBREAK)."""
+"""Signals that ask a program to stop: Ctrl-C, a scheduler, a closed terminal (SIGHUP, on Windows SIGBREAK)."""
 
 
 def usable_cores() -> int:
@@ -30,7 +30,7 @@ def forks() -> bool:
 
 
 def worker_context() -> BaseContext:
-    """What starts workers: named here, because Python's own choice changes with its version."""
+    """Chooses how workers start; named here, because Python's own choice changes with its version."""
     return multiprocessing.get_context("fork" if forks() else "spawn")
 
 

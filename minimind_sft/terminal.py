@@ -8,7 +8,7 @@ from typing import TextIO
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
 LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S.{0,18}? {2,})?")
-"""What stands before the text of a line: `model       `, `step     10/60: `, `error: `, or an indent."""
+"""The part of a line before its text: `model       `, `step     10/60: `, `error: `, or an indent."""
 WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
         "\U0001f300-\U0003fffd")
 CLOSING = "、。，．：；？！）】》」』〉”’"

@@ -1,4 +1,4 @@
-"""Will it fit? Predicts the memory that a training takes at its highest, and where it goes, before there is one.
+"""Will it fit? Predicts the peak memory of a run, and where it goes, before it starts.
 
     python scripts/estimate_memory.py --preset 64m --micro_batch_tokens 8192
     python scripts/estimate_memory.py --from_weight pretrain --gradient_checkpointing 1 --memory 4

@@ -1,4 +1,4 @@
-"""Draws the loss curves of one or more trainings from their metrics files.
+"""Draws the loss curves of one or more runs from their metrics files.
 
     python scripts/plot_metrics.py out/full_sft_256_metrics.jsonl --out loss.png
 

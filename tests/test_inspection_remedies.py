@@ -2,9 +2,10 @@
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 
-from programs import NEW, run, succeed, write_rows
+from programs import NEW, REPOSITORY, program, run, succeed, write_rows
 
 SCRIPT = "scripts/inspect_data.py"
 LONG = {"conversations": [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1 2 3 " * 60}]}
@@ -28,6 +29,14 @@ def test_fine_data_are_trained_on_as_they_are(tmp_path):
     text = write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}])
     assert commands_for(text, "--rows", "text", "--max_seq_len", 64) == [
         ["python", "trainer/train_pretrain.py", "--data_path", str(text), "--max_seq_len", "64"]]
+
+
+def test_the_commands_can_be_pasted_in_trainer_too(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", [row(1), row(1), row(2)])
+    command, options = program(SCRIPT, data, "--json")
+    done = subprocess.run(command, capture_output=True, **{**options, "cwd": REPOSITORY / "trainer"})
+    fix, train = (shlex.split(line) for line in json.loads(done.stdout)["commands"])
+    assert (fix[1], train[1]) == ("../scripts/convert_data.py", "train_full_sft.py")
 
 
 def test_nothing_to_train_on_has_no_command(tmp_path):

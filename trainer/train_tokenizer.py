@@ -105,7 +105,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def tokenizer_config() -> dict:
-    """What Hugging Face's AutoTokenizer wants to know beside tokenizer.json."""
+    """Describes the tokenizer for Hugging Face's AutoTokenizer."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|im_start|>",

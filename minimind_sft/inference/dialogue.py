@@ -167,7 +167,7 @@ def _more_is_waiting() -> bool:
 
 
 def _discard_input() -> None:
-    """What was pasted or typed ahead is not for the shell."""
+    """Drops what was pasted or typed ahead: it is not for the shell."""
     try:
         import termios
     except ImportError:  # Windows

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from minimind_sft.config import SFTConfig, TrainConfig
 from minimind_sft.inspection.tally import Tally
+from minimind_sft.paths import program
 
 CLEANED = "clean.jsonl"
 ROUND_UP = 64
@@ -33,14 +34,15 @@ def _cleaning(training: Tally, evaluation: Tally, config: TrainConfig) -> list[s
     is_mixture = any(":" in path for path in config.data_path)
     if is_mixture or not (duplicated or leaked) or not isinstance(config, SFTConfig):
         return []
-    return ["python", "scripts/convert_data.py", *config.data_path, "--out", CLEANED,
+    return ["python", program("scripts/convert_data.py"), *config.data_path, "--out", CLEANED,
             *(["--drop_duplicates"] if duplicated else []),
             *(["--drop_in", *config.eval_data_path] if leaked else [])]
 
 
 def _training(training: Tally, config: TrainConfig, paths: Sequence[str]) -> Iterator[str]:
     is_sft = isinstance(config, SFTConfig)
-    yield from ("python", f"trainer/{'train_full_sft' if is_sft else 'train_pretrain'}.py", "--data_path", *paths)
+    trainer = program(f"trainer/{'train_full_sft' if is_sft else 'train_pretrain'}.py")
+    yield from ("python", trainer, "--data_path", *paths)
     defaults = type(config)()
     for field in fields(config):
         value = getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""What a person should hear before a run starts: settings and data that are allowed, but probably not meant.
+"""Notes on settings and data that are allowed but probably not meant, for the start of a run.
 
 Each function gives finished lines, none where there is nothing to say.
 """
@@ -15,7 +15,7 @@ LARGE_CHANGE_OF_RATE = 0.05
 
 
 def length_of_run(config: TrainConfig, steps_per_epoch: int, samples_per_step: int) -> str:
-    """Steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
+    """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
     steps, all_epochs = config.max_steps, config.epochs * steps_per_epoch
     total = schedule_length(config.epochs, steps, steps_per_epoch)
     length = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
@@ -31,7 +31,7 @@ def length_of_run(config: TrainConfig, steps_per_epoch: int, samples_per_step: i
 
 
 def warmup_advice(config: TrainConfig, total_steps: int) -> list[str]:
-    """About a warmup that takes a large part of the run."""
+    """Notes a warmup that takes a large part of the run."""
     warmup = config.warmup_steps
     if warmup <= LARGE_WARMUP * total_steps:
         return []
@@ -43,7 +43,7 @@ def warmup_advice(config: TrainConfig, total_steps: int) -> list[str]:
 
 
 def evaluation_advice(config: TrainConfig, samples: int | None) -> list[str]:
-    """About "best" weights chosen on a handful of samples; `samples` is None where there is no evaluation set."""
+    """Notes "best" weights chosen on a handful of samples; `samples` is None where there is no evaluation set."""
     if samples is None or samples >= FEW_EVALUATION_SAMPLES or not config.keep_best:
         return []
     more = "more rows in --eval_data_path make" if config.eval_data_path else (
@@ -53,7 +53,7 @@ def evaluation_advice(config: TrainConfig, samples: int | None) -> list[str]:
 
 
 def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, steps_per_epoch: int) -> list[str]:
-    """About a learning rate that jumps where a run is resumed.
+    """Notes a learning rate that jumps where a run is resumed.
 
     Args:
         before, now: the settings of the run until now, and of the one that goes on (`identity.run_settings`).

@@ -1,4 +1,4 @@
-"""The folder of a training's resume states: written, found again, pruned. resume_state.py has what is in one.
+"""The folder of a run's resume states: written, found again, pruned. resume_state.py describes one of them.
 
 A state is written beside its final name and renamed, so that it is there whole or not at all; what was damaged
 afterwards is recognised (see `manifest.py`), and the newest state that verifies is used.
@@ -59,17 +59,17 @@ class PendingState(NamedTuple):
     temporary: Path
     record: dict
     task: Future | None
-    """What this rank's thread has to do for it; None: nothing."""
+    """The work of this rank's thread for it; None: nothing."""
     last: bool
     """Whether the state is whole when the main rank's thread has done that."""
 
 
 class Checkpoints:
-    """The resume states of one training, in a folder that no other process writes to meanwhile.
+    """The resume states of one run, in a folder that no other process writes to meanwhile.
 
-    A context: entering takes the folder's lock and, for a training that does not go on from an earlier one
-    (`fresh`), sets that one's states aside in `<folder>.previous`; leaving puts them back if this training never
-    came to `begin` (not under torchrun: it may start this one again, which then must not go on from the earlier one).
+    A context: entering takes the folder's lock and, for a run that does not go on from an earlier one (`fresh`), sets
+    that one's states aside in `<folder>.previous`; leaving puts them back if this run never came to `begin` (not under
+    torchrun: it may start this one again, which then must not go on from the earlier one).
 
     Every method is called by all ranks (`is_writing` speaks for one). What fails on one of them is a ProcessLost on the
     others.
@@ -98,9 +98,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()  # a state of one shard is whole after that, whatever has ended the training
+        self._thread.shutdown()  # a state of one shard is whole after that, whatever has ended the run
         if self.ranks.is_main:
-            if self._pending is not None:  # what ended the training came before all shards were there
+            if self._pending is not None:  # the run ended before all shards were there
                 shutil.rmtree(self._pending.temporary, ignore_errors=True)
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -126,7 +126,7 @@ class Checkpoints:
         self.ranks.on_each(look)
 
     def begin(self) -> None:
-        """From here on this training writes files of its own."""
+        """Says that from here on this run writes files of its own."""
         self.has_begun = True
         if self.ranks.is_main and is_there(older := older_name(self.previous)):
             remove(older)
@@ -298,7 +298,7 @@ class Checkpoints:
                 refused.append(f"{path}: {fault}")
                 continue
             self._verified.add(path)
-            self._prune()  # the training before may have been killed before it came to that
+            self._prune()  # the run before may have been killed before it came to that
             return Found(path, state, refused)
         return Found(None, None, refused)
 

@@ -1,4 +1,4 @@
-"""What weights were trained on, as far as it says which data are strange to them: tokens and lengths."""
+"""Tokens and lengths that weights were trained on, to tell which data are strange to them."""
 
 import base64
 import binascii
@@ -39,11 +39,11 @@ class Experience:
             return None
 
     def for_sidecar(self) -> dict[str, Any]:
-        """One bit per token, in base64, and the longest document in tokens."""
+        """Encodes one bit per token, in base64, and the longest document in tokens."""
         return {"tokens": base64.b64encode(np.packbits(self.seen).tobytes()).decode("ascii"), "longest": self.longest}
 
     def after(self, samples: Samples) -> Self:
-        """The experience that training on `samples` adds up to."""
+        """Adds the tokens and lengths of `samples`."""
         return type(self)(self.seen | (samples.label_counts(len(self.seen)) > 0),
                           max(self.longest, int(samples.document_lengths().max(initial=0))))
 

@@ -1,4 +1,4 @@
-"""What a training is of: the same on all its ranks, and the same as when its resume state was made."""
+"""Identifies a run: equal on all ranks and on resume."""
 
 import hashlib
 from dataclasses import asdict, replace
@@ -9,21 +9,22 @@ import torch
 from minimind_sft.data.dataset import Samples
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.paths import shown
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.resume_state import TrainState
-from minimind_sft.training.run import Run, shown
+from minimind_sft.training.run import Run
 
 CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",
               "bad_rows", "seed")
-"""What `--allow_changed_data 1` lets a resumed run have otherwise: all that decides which samples come when."""
+"""What `--allow_changed_data 1` lets a resumed run change: everything that decides which samples come when."""
 
 OWN_OF_A_RANK = ("data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir",
                  "from_weight", "device", "local_rank", "num_workers")
-"""Settings that may be others on another machine; what the paths lead to is compared by its content."""
+"""Settings that may differ between machines; the files behind the paths are compared by content."""
 
 
 def run_identity(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None) -> dict[str, Any]:
-    """What a resumed run must have in common with the one it goes on from."""
+    """Collects what a resumed run must have in common with the one it goes on from."""
     config = run.config
     shape = asdict(replace(model.config, dropout=0.0))
     return {
@@ -65,7 +66,7 @@ def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
 
 
 def run_settings(run: Run) -> dict[str, Any]:
-    """The settings besides that decide what is learned: free to change on resuming, but not in silence."""
+    """Collects the other settings that decide what is learned; a resumed run may change them, and says so."""
     names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
              "dropout", "keep_best")
     return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
@@ -73,10 +74,10 @@ def run_settings(run: Run) -> dict[str, Any]:
 
 def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
             optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
-    """The state to go on from, its tensors put in place and its settings as they were; `fresh` where there is none.
+    """Loads the newest state and returns it, with its settings as they were; returns `fresh` where there is none.
 
     Raises:
-        UserError: if none of the states can be used, or the newest that can is of another training.
+        UserError: if none of the states can be used, or the newest usable one belongs to another run.
     """
     path, state, refused = checkpoints.newest()
     for line in refused:
@@ -85,7 +86,7 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMin
         raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the newest: "
                         f"{refused[0]}); --overwrite without --from_resume 1 sets them aside and starts anew")
     if path is None:
-        aside = f" ({shown(checkpoints.previous)} has those of the training before)" * checkpoints.previous.exists()
+        aside = f" ({shown(checkpoints.previous)} has those of the run before)" * checkpoints.previous.exists()
         run.say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
         return fresh
     for name, now in fresh.identity.items():

@@ -1,4 +1,4 @@
-"""What interrupts a training: signals, a worker process that dies, and the clock by which a resume state is due."""
+"""Handles what interrupts a run: signals, a worker process that dies, and the clock by which a resume state is due."""
 
 import os
 import signal
@@ -102,7 +102,7 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
     """The loader's batches; its worker processes, if it has some, end with the block, however that ends.
 
     Raises:
-        ProcessLost: if one of them dies (for want of memory, as a rule), wherever the training is at that moment.
+        ProcessLost: if one of them dies (for want of memory, as a rule), wherever the run is at that moment.
     """
     with signals_wait():
         batches = iter(loader)

@@ -33,13 +33,13 @@ NOT_FINITE = "loss or gradient not finite"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step was like: losses are means over its global batch (NaN where it has no supervised token)."""
+    """The outcome of a step; losses are means over its global batch (NaN where it has no supervised token)."""
 
     loss: float
     aux_loss: float
     grad_norm: float
     skipped: str | None = None
-    """Why the step changed nothing; None if it made an update."""
+    """Why the step made no update; None if it made one."""
 
 
 class Evaluation(Protocol):
@@ -96,7 +96,7 @@ def train_step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimi
 
 
 class Fit:
-    """A training from `state` to its end, or to a signal.
+    """Runs from `state` to the end, or to a signal.
 
     `wrapped` is the model as `parallelize` gave it. `evaluate` gives the validation loss, or is None where there is
     no evaluation set; `write_weights(state)` writes the weights for use. Both are handed in, because the loop need
@@ -181,7 +181,7 @@ class Fit:
         self.count_bad(result)
 
     def count_bad(self, result: StepResult) -> None:
-        """A step that changed nothing is told; too many in a row with numbers that are not finite end the training."""
+        """Reports a step that made no update; too many in a row that are not finite end the run."""
         state = self.state
         if result.skipped is None:
             state.bad_steps_in_a_row = 0
@@ -203,7 +203,7 @@ class Fit:
                             "A lower --learning_rate or --dtype float32 may help")
 
     def validate(self) -> None:
-        """Measures the validation loss; writes the weights if they are the best of this training so far."""
+        """Measures the validation loss; writes the weights if they are the best of this run so far."""
         if self.evaluate is None:
             return
         state = self.state
@@ -223,7 +223,7 @@ class Fit:
         self.progress.pause()
 
     def save(self, wait: bool = True) -> None:
-        """The weights, unless better ones stand there already, then the resume state that counts on them.
+        """Writes the weights, unless better ones are there already, then the resume state that counts on them.
 
         Without `wait` training goes on while the resume state is written.
         """
@@ -240,5 +240,5 @@ class Fit:
 
 
 def planned_steps(config: TrainConfig, steps: TrainingSteps) -> int:
-    """All epochs, or `--max_steps` where that is less."""
+    """Counts the steps of all epochs, or of `--max_steps` where that is less."""
     return schedule_length(config.epochs, config.max_steps, steps.steps_per_epoch)

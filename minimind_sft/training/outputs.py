@@ -1,4 +1,4 @@
-"""The files that a run writes for use, and whose they are: nothing that another run wrote is overwritten unasked.
+"""The files that a run writes for use; nothing that another run wrote is overwritten unasked.
 
 Every run has an id. It stands in `run.json` beside the run's resume states and in the sidecar of its weights, so that
 a resumed run knows its own files from those that somebody put in their place meanwhile.
@@ -14,8 +14,8 @@ from typing import Any
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_atomically
 from minimind_sft.model.pretrained import finish_writing, sidecar_path
+from minimind_sft.paths import shown
 from minimind_sft.set_aside import bring_back, is_there, previous_name, set_aside, set_aside_file
-from minimind_sft.training.run import shown
 
 RECORD = "run.json"
 
@@ -93,24 +93,24 @@ class Outputs:
 
     @property
     def aside(self) -> Path:
-        """Where the files in the way go."""
+        """The folder, or for metrics alone the file, that the files in the way move to."""
         return previous_name(self.metrics) if self._only_metrics() else self.previous
 
     def _only_metrics(self) -> bool:
-        """Whether a run that ended before it had weights was all there is: its metrics must not push out the weights
-        that were set aside for it."""
+        """Says whether only metrics are in the way: a run that ended before it had weights left them, and they must not
+        push out the weights that were set aside for it."""
         return self._in_the_way == [self.metrics]
 
     def _has_states(self) -> bool:
         return any(self.states.glob("step-*"))
 
     def _all_files(self) -> list[Path]:
-        """Everything of this run's name; also weights of the other kind, whose sidecar has the same name."""
+        """Lists the files of this run's name, also weights in the other format, whose sidecar has the same name."""
         return [path for path in (self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)
                 if is_there(path)]
 
     def _not_own(self) -> list[Path]:
-        """Weights and sidecar, if they are there and not what this run wrote last."""
+        """Lists weights and sidecar, if they are there and not what this run wrote last."""
         files = [path for path in (self.weights, self.sidecar) if is_there(path)]
         if not files:
             return []
@@ -132,7 +132,7 @@ class Outputs:
         return f"{there} exists already{self._described()}: {goes_on}--save_weight NAME writes beside it, {moves}"
 
     def _described(self) -> str:
-        """How far the run came whose weights are there, as far as their sidecar says."""
+        """Says how far the run came that wrote the weights there, if their sidecar tells."""
         training = (self._read_sidecar() or {}).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("step"), int):
             return ""
@@ -154,14 +154,14 @@ def metrics_path(weights: Path) -> Path:
 
 
 def this_launcher() -> str:
-    """The torchrun that started this process, the same through its restarts: its run id, or where it has none of its
-    own its process id."""
+    """Names the torchrun that started this process, the same through its restarts: by its run id, or its process id
+    where it was given none."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return run_id if run_id != "none" else f"process {os.getppid()}"
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no such thing."""
+    """Reads the JSON object in a file; None where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

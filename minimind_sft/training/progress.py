@@ -1,4 +1,4 @@
-"""What a person sees of a run: the bar or plain lines, the metrics file, Weights & Biases."""
+"""Shows a run's progress: the bar or plain lines, the metrics file, Weights & Biases."""
 
 import json
 import math
@@ -24,7 +24,7 @@ DEFAULT_WIDTH = 80
 
 @dataclass(frozen=True)
 class Effort:
-    """What this process did; a run that was resumed has done more."""
+    """Work done by this process; a resumed run has done more."""
 
     steps: int
     supervised_tokens: int
@@ -105,7 +105,7 @@ class Progress:
                 f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
 
     def log(self, step: int, **values: float | str) -> None:
-        """One line of the metrics file; the same to wandb."""
+        """Writes a line of the metrics file; the same to wandb."""
         if not self.is_main:
             return
         values = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
@@ -138,11 +138,11 @@ class Progress:
                 sys.stdout.flush()
 
     def effort(self, step: int) -> Effort:
-        """What it took to come to `step`."""
+        """Returns the work it took to come to `step`."""
         return Effort(step - self.first_step, self.tokens, self.seconds, time.perf_counter() - self._started)
 
     def pause(self) -> None:
-        """The time since the last `advance` was not spent on training."""
+        """Leaves the time since the last `advance` out of the rate: it was not spent on training."""
         self._going_since = time.perf_counter()
 
 
@@ -166,12 +166,12 @@ def step_label(step: int, total_steps: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, 2:05; with hours if there are some, 1:02:05."""
+    """Formats seconds as 2:05, or as 1:02:05 with hours."""
     return tqdm.format_interval(seconds).removeprefix("0")
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; none if it cannot be read."""
+    """Reads the lines of a metrics file; none if it cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if line["step"] >= 0]
     return []

@@ -1,14 +1,12 @@
-"""One training, as every part of it knows it."""
+"""The run: its settings, ranks and data encoding, and how it talks to the user."""
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from minimind_sft.config import REPOSITORY, TrainConfig
+from minimind_sft.config import TrainConfig
 from minimind_sft.data.rows import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
@@ -19,14 +17,14 @@ from minimind_sft.training.distributed import Ranks
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it is of, and on what."""
+    """One run of a recipe: its settings, the ranks it runs on, how it encodes rows."""
 
     stage: str
     """"pretrain" or "full_sft", as the sidecar says."""
     config: TrainConfig
     ranks: Ranks
     rows: RowEncoder
-    """What becomes of a row of data."""
+    """Turns a row into training samples."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -45,10 +43,3 @@ class Run:
         if self.ranks.is_main:
             with suppress(OSError):  # a closed terminal or a full disk under the log must not stop the run
                 print(fitted(harmless(line), sys.stdout), flush=True)
-
-
-def shown(path: str | Path) -> str:
-    """A path as people want to read it: relative to the repository where it lies inside."""
-    path = Path(path)
-    absolute = Path(os.path.normpath(path.absolute()))  # without the `..` of a path typed in trainer/
-    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)

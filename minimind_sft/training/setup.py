@@ -1,4 +1,4 @@
-"""What every recipe sets up around the loop: data, starting weights, resume, the files that are written."""
+"""Sets up what every recipe needs around the loop: data, starting weights, resuming, output files."""
 
 import json
 import shlex
@@ -25,6 +25,7 @@ from minimind_sft.matching import check_template, check_tokenizer, template_fact
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import read_weights, sidecar_path, weights_path, write_weights
+from minimind_sft.paths import shown
 from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
@@ -37,7 +38,7 @@ from minimind_sft.training.outputs import Outputs
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, read_metrics, start_wandb
 from minimind_sft.training.resume_state import TrainState
-from minimind_sft.training.run import Run, shown
+from minimind_sft.training.run import Run
 from minimind_sft.training.summary import closing_lines, next_lines
 
 
@@ -89,7 +90,7 @@ def mixed(datasets: Sequence[ExampleDataset], sources: Sequence[Source]) -> Samp
 
 def tell_sources(run: Run, title: str, sources: Sequence[Source], datasets: Sequence[PreparedDataset],
                  mixture: Samples | None = None) -> None:
-    """A line for each source: what became of its rows, and what an epoch takes of it; bad rows that were skipped."""
+    """Prints a line for each source (its rows, its part of an epoch), and the bad rows that were skipped."""
     for number, (source, dataset) in enumerate(zip(sources, datasets, strict=False)):
         drawn = (f" [{mixture.draws[number]:,} of the {len(mixture):,} samples of an epoch]"
                  if isinstance(mixture, Mixture) else "")
@@ -111,7 +112,7 @@ def batch_multiple(run: Run) -> int:
 
 
 def starting_model(run: Run) -> MiniMindForCausalLM:
-    """The model of `--from_weight`, or a new one of the size that the flags say.
+    """Builds the model of `--from_weight`, or a new one of the size that the flags say.
 
     Raises:
         UserError: if the weights disagree with the flags, the tokenizer or the chat template.
@@ -128,7 +129,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         origin = "new"
     else:
         path = starting_weights(run)
-        # A training that goes on has its weights from the resume state; these may be its own, half written.
+        # A resumed run takes its weights from the resume state; these may be its own, half written.
         weights = read_weights(path, check_sum=not goes_on(config))
         check_flags(config, weights.config, path)
         for notice in (*weights.notices, *check_tokenizer(weights, run.tokenizer, config.tokenizer_path)):
@@ -150,7 +151,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
 
 
 def starting_weights(run: Run) -> Path | None:
-    """The file that `--from_weight` means; None for a new model."""
+    """Finds the file that `--from_weight` means; None for a new model."""
     config = run.config
     if config.from_weight == "none":
         return None
@@ -189,7 +190,7 @@ def check_flags(config: TrainConfig, model: ModelConfig, path: Path) -> None:
 
 
 class Claim(NamedTuple):
-    """What a run writes to while it lasts, and no other process does."""
+    """The outputs that only this run writes to while it lasts."""
 
     checkpoints: Checkpoints
     outputs: Outputs
@@ -197,7 +198,7 @@ class Claim(NamedTuple):
 
 @contextmanager
 def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
-    """The run's resume states and files, its own until it ends.
+    """Gives the run its resume states and files, its own until it ends.
 
     Raises:
         UserError: if the folder cannot be written to, another run has it, or this run would replace files that another
@@ -231,7 +232,7 @@ def goes_on(config: TrainConfig) -> bool:
 
 def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None,
           evaluate: Callable[[], Evaluation] | None, claim: Claim) -> int:
-    """Fits the model to the training set, from its resume state if asked; the program's exit status."""
+    """Fits the model to the training set, from its resume state if asked; returns the exit status."""
     config, ranks = run.config, run.ranks
     checkpoints, outputs = claim
     keep_freed_memory()
@@ -289,7 +290,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
 
 
 def wandb_of(run: Run, name: str) -> Any:
-    """The main rank's Weights & Biases run, if one is asked for; where it cannot start, no rank goes on."""
+    """Starts the main rank's Weights & Biases run, if asked for; where it cannot start, no rank goes on."""
     started = []
     if run.config.use_wandb:
         run.ranks.on_main(lambda: started.append(start_wandb(run.config.wandb_project, name, asdict(run.config))))
@@ -297,7 +298,7 @@ def wandb_of(run: Run, name: str) -> Any:
 
 
 def result_lines(state: TrainState, out: Path) -> list[str]:
-    """The steps that made no update, and the weights."""
+    """Reports the steps that made no update, and the weights."""
     lines = []
     if state.bad_steps:
         lines.append(f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite")
@@ -306,7 +307,7 @@ def result_lines(state: TrainState, out: Path) -> list[str]:
 
 
 def base_experience(run: Run) -> Experience | None:
-    """What the weights of `--from_weight` were trained on, as their sidecar says; None where it does not."""
+    """Reads from their sidecar what the weights of `--from_weight` were trained on; None where it does not say."""
     vocab_size, path = run.tokenizer.vocab_size, starting_weights(run)
     if path is None:
         return Experience.none(vocab_size)
@@ -316,7 +317,7 @@ def base_experience(run: Run) -> Experience | None:
 
 
 def data_advice(run: Run, known: Experience | None, train_set: Samples) -> list[str]:
-    """About data that are strange to the weights of `--from_weight`."""
+    """Notes data that are strange to the weights of `--from_weight`."""
     if known is None or run.config.from_weight == "none":
         return []
     control = map(run.tokenizer.token_to_id, run.tokenizer.control_tokens())
@@ -324,7 +325,7 @@ def data_advice(run: Run, known: Experience | None, train_set: Samples) -> list[
 
 
 def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
-    """Whether a training that is to go on has been to its end already, and its weights are at `out`.
+    """Says whether the run to resume is finished already, and its weights are at `out`.
 
     Raises:
         UserError: if it took more steps than it is now to take, or its weights are gone.
@@ -368,5 +369,5 @@ def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None,
 
 
 def command_line() -> str:
-    """The command that this process was started with, as one would type it in the repository."""
+    """Returns the command that started this process, with the program named from the repository's root."""
     return shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]])

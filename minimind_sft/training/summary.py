@@ -1,19 +1,19 @@
-"""What a person should know when a run ends: how it went, and what to look at next."""
+"""Sums up a run at its end: how it went, and what to look at next."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from minimind_sft.config import REPOSITORY, TrainConfig
+from minimind_sft.config import TrainConfig
+from minimind_sft.paths import place, program
 from minimind_sft.training.progress import Effort, clock
 
 MIN_EVALUATIONS_SINCE_LOWEST = 2
 
 
 def closing_lines(metrics: Sequence[dict], effort: Effort, keep_best: bool) -> list[str]:
-    """How the run went.
+    """Says how the run went.
 
     Args:
         metrics: the lines of the metrics file, also those from before the run was resumed.
@@ -39,7 +39,7 @@ def _loss(metrics: Sequence[dict]) -> list[str]:
 
 
 def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
-    """The first, lowest and last validation loss; a note if it has not fallen for a while."""
+    """Gives the first, lowest and last validation loss, and a note if it has not fallen for a while."""
     evaluated = _numbers(metrics, "eval_loss")
     if not evaluated:
         return []
@@ -63,28 +63,16 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
 
 
 def next_lines(stage: str, config: TrainConfig, weights: Path, metrics: Path) -> list[str]:
-    """The commands that look at the result, to be pasted where the run was started."""
+    """Gives the commands that look at the result, to be pasted where the run was started."""
     same = [word for name in ("tokenizer_path", "chat_template", "end_of_turn")
             if (value := getattr(config, name, None)) != getattr(type(config), name, None)
             for word in (f"--{name}", place(value))]
-    chat, tune, plot = (place(REPOSITORY / program) for program in (
-        "eval_llm.py", "trainer/train_full_sft.py", "scripts/plot_metrics.py"))
-    chat = [chat, "--weight", place(weights), *same]
+    chat = [program("eval_llm.py"), "--weight", place(weights), *same]
     if stage == "pretrain":
         commands = {"chat": [*chat, "--prompt", "Once upon a time"],
-                    "fine-tune": [tune, "--from_weight", place(weights), *same]}
+                    "fine-tune": [program("trainer/train_full_sft.py"), "--from_weight", place(weights), *same]}
     else:
         file = next((place(path) for path in config.eval_data_path if Path(path).is_file()), "FILE")
         commands = {"chat": chat, "score": [*chat, "--score", file]}
-    commands["curves"] = [plot, place(metrics)]
+    commands["curves"] = [program("scripts/plot_metrics.py"), place(metrics)]
     return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]
-
-
-def place(value: str | Path) -> str:
-    """A file as a command names it in the working directory: relative to it, where both are in the repository; what is
-    no file, such as a template's name, stays as it is."""
-    path = Path(os.path.normpath(Path(value).absolute()))  # without the `..` of a path typed in trainer/
-    if not path.exists():
-        return str(value)
-    inside = path.is_relative_to(REPOSITORY) and Path.cwd().is_relative_to(REPOSITORY)
-    return os.path.relpath(path) if inside else str(path)

@@ -1,0 +1,33 @@
+"""How files are named for people, in messages and in commands to paste."""
+
+import os
+from pathlib import Path
+
+from minimind_sft.config import REPOSITORY
+
+
+def shown(path: str | Path) -> str:
+    """Shortens a path inside the repository: relative to its root."""
+    absolute = _absolute(path)
+    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
+
+
+def place(value: str | Path) -> str:
+    """Names a file for a command in the working directory: relative to it, where both are in the repository.
+
+    A value that is no file, such as a template's name, stays as it is.
+    """
+    path = _absolute(value)
+    if not path.exists():
+        return str(value)
+    inside = path.is_relative_to(REPOSITORY) and Path.cwd().is_relative_to(REPOSITORY)
+    return os.path.relpath(path) if inside else str(path)
+
+
+def program(name: str) -> str:
+    """Names one of the repository's programs for a command in the working directory."""
+    return place(REPOSITORY / name)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.normpath(Path(path).absolute()))  # without the `..` of a path typed in trainer/
