@@ -1,4 +1,4 @@
-"""Shows what a training would really see of its data, and finds what is wrong with them, all in one pass.
+"""Shows what a run would learn from its data, and finds what is wrong with them, in one pass.
 
     python scripts/inspect_data.py dataset/sft_demo.jsonl --eval_data_path dataset/sft_demo_heldout.jsonl
     python scripts/inspect_data.py a.jsonl:0.7 'more/*.jsonl:0.3' --max_seq_len 512 --html report.html
@@ -25,7 +25,7 @@ from minimind_sft.files import check_writable
 from minimind_sft.flags import parse_flags
 from minimind_sft.inspection.page import write_page
 from minimind_sft.inspection.report import make_report
-from minimind_sft.inspection.shown import first_rows
+from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
 from minimind_sft.matching import load_tokenizer
@@ -55,7 +55,8 @@ def main() -> int:
         print(json.dumps(report.as_json(), indent=1), flush=True)
     else:
         text = as_text(report, shown, config.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-        print(fitted(text, sys.stdout), end="", flush=True)
+        written = f"{'page':<12}{printable(str(page))}\n" if page else ""
+        print(fitted(text + written, sys.stdout), end="", flush=True)
     return 0 if report.is_fine else 1
 
 

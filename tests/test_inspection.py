@@ -367,6 +367,13 @@ def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
     assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
 
 
+def test_the_report_names_the_page_that_it_wrote_but_json_stays_json(tmp_path, inspect):
+    data, page = write_rows(tmp_path / "a.jsonl", [chat("q", "a")]), tmp_path / "page.html"
+    assert f"\npage        {page}\n" in inspect(data, "--html", page)[1]
+    assert "\npage " not in inspect(data)[1]
+    assert json.loads(inspect(data, "--html", page, "--json")[1])
+
+
 def test_a_folder_is_no_place_for_the_page(inspect, monkeypatch, repository, tmp_path):
     monkeypatch.chdir(repository)
     (tmp_path / "page.html").mkdir()

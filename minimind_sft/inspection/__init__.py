@@ -1,1 +1,1 @@
-"""What a training would really see of its data, and what is wrong with them."""
+"""Reports what a run would learn from its data, and what is wrong with them."""
