@@ -20,6 +20,7 @@ from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import read_tools
 from minimind_sft.data.reading import find_files
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import BUNDLED, load_tokenizer, tokenizer_name
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.flags import parse_flags
@@ -36,7 +37,7 @@ from minimind_sft.inference.scoring import (
     score,
     write_output,
 )
-from minimind_sft.matching import BUNDLED, check_template, check_tokenizer, load_tokenizer, tokenizer_name
+from minimind_sft.matching import check_template, check_tokenizer
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.pretrained import Weights, read_weights
 from minimind_sft.terminal import fitted, say

@@ -1,39 +1,21 @@
 """Do weights, tokenizer and chat template belong together? Sidecars record facts about both; here they are compared."""
 
-import os
 import shlex
 from typing import Any
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.template_marks import PROBE
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import BUNDLED, tokenizer_name
 from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
 from minimind_sft.errors import UserError
 from minimind_sft.model.pretrained import Weights
 from minimind_sft.model.sidecar import sidecar_path
 
-BUNDLED = "bundled"
 OWN_TEMPLATE = "the tokenizer's own"
 FIRST_DIFFERENCES = 2
 MAX_ADDED = 100
 """How many of the added tokens a sidecar lists."""
-
-
-def load_tokenizer(choice: str | None) -> Tokenizer:
-    """The tokenizer that `--tokenizer_path` asks for: a folder, or `bundled` or None for the repository's own.
-
-    Raises:
-        UserError: as `Tokenizer.from_folder`.
-    """
-    return Tokenizer.from_folder(REPOSITORY / "model" if tokenizer_name(choice) == BUNDLED else choice)
-
-
-def tokenizer_name(choice: str | None) -> str:
-    """`bundled`, however the repository's own tokenizer was named; else the folder as it was typed."""
-    if choice in (None, BUNDLED) or os.path.realpath(choice) == str(REPOSITORY / "model"):
-        return BUNDLED
-    return choice
 
 
 def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:

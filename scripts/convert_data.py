@@ -43,10 +43,10 @@ from minimind_sft.data.filters import (
 from minimind_sft.data.preferences import chosen_row
 from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
 from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import SWITCH, FlagParser
-from minimind_sft.matching import load_tokenizer
 from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.terminal import fitted, say
 

@@ -20,6 +20,7 @@ from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable
 from minimind_sft.flags import parse_flags
@@ -28,7 +29,6 @@ from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
-from minimind_sft.matching import load_tokenizer
 from minimind_sft.script_config import InspectConfig
 from minimind_sft.terminal import fitted
 

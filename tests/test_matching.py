@@ -11,14 +11,13 @@ import torch
 from minimind_sft.config import ModelConfig
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import load_tokenizer, tokenizer_name
 from minimind_sft.errors import UserError
 from minimind_sft.matching import (
     check_template,
     check_tokenizer,
-    load_tokenizer,
     template_facts,
     tokenizer_facts,
-    tokenizer_name,
 )
 from minimind_sft.model.pretrained import Weights
 

@@ -36,9 +36,9 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import find_files
 from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags
-from minimind_sft.matching import load_tokenizer
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks

@@ -13,10 +13,10 @@ from functools import partial
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
-from minimind_sft.matching import load_tokenizer
 from minimind_sft.training.distributed import join_ranks
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
