@@ -32,7 +32,7 @@ COLUMNS: dict[str, tuple[tuple[Shape, ...], bool, tuple[str, str]]] = {
     "reasoning alone": ((USER, ANSWER._replace(content=False, reasoning=True)), False,
                         ("assistant", "reasoning_content")),
 }
-"""What is looked for: the form of a conversation, whether it has tools, and the field that must be in the text."""
+"""For each column: the form of a conversation, whether it has tools, and the field that must be in the text."""
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ closing punctuation."""
 COMMAND = re.compile(r"\s+|(?:--\S+ (?!--))?(?:'[^']*'|[^\s'])+")
 """A command may be broken between two of these: not between a flag and its value, nor inside quotes."""
 SHELL_CONTINUES = " \\"
-LEAST_INDENT = "  "
+MIN_INDENT = "  "
 
 
 def columns(text: str) -> int:
@@ -37,17 +37,17 @@ def wrap(line: str, width: int) -> str:
     if columns(line) <= width:
         return line
     label = LABEL.match(line)[0]
-    indent = " " * columns(label) if 2 * columns(label) <= width else LEAST_INDENT
+    indent = " " * columns(label) if 2 * columns(label) <= width else MIN_INDENT
     text = line[len(label):]
     pieces, broken = (COMMAND, SHELL_CONTINUES) if ANSI.sub("", text).startswith("python ") else (PIECE, "")
     room = width - len(broken)
     lines, current = [], label
     for piece in pieces.findall(text):
         word = piece.strip()
-        moves = current != label or columns(LEAST_INDENT + word) <= room
+        moves = current != label or columns(MIN_INDENT + word) <= room
         if current.strip() and moves and columns(current + word) > room:
             lines.append(current.rstrip() + broken * (current != label))
-            current = indent if columns(indent + word) <= room else LEAST_INDENT
+            current = indent if columns(indent + word) <= room else MIN_INDENT
             piece = piece.lstrip()
         current += piece
     return "\n".join([*lines, current.rstrip()])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import CHAT, NEW, PRETRAIN, REPOSITORY, SFT, program, questions, refuse, run, succeed, write_rows
 
-from minimind_sft.data.parallel import CHUNK_BYTES, MOST_SPAWNED
+from minimind_sft.data.parallel import CHUNK_BYTES, MAX_SPAWNED
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing to take away")
 WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([
@@ -21,7 +21,7 @@ WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory) -> Path:
     """Long texts, more than one process works on by itself."""
-    workers = min(os.cpu_count(), MOST_SPAWNED)
+    workers = min(os.cpu_count(), MAX_SPAWNED)
     text = "Say it again, and then say it once more. " * 500
     return write_rows(tmp_path_factory.mktemp("many") / "many.jsonl",
                       [{"text": f"{number}: {text}"} for number in range(4 * workers * CHUNK_BYTES // len(text) + 30)])
@@ -40,7 +40,7 @@ def test_workers_are_spawned_for_data_and_for_batches(many_rows, tmp_path):
     common = [*NEW, "--data_path", many_rows, "--max_seq_len", 64, "--batch_size", 2, "--eval_share", 0,
               "--num_workers", 1, "--save_dtype", "float32", "--save_dir"]
     shown = succeed(PRETRAIN, *common, tmp_path / "there", "--max_steps", 4, **environment)
-    workers = min(os.cpu_count(), MOST_SPAWNED)
+    workers = min(os.cpu_count(), MAX_SPAWNED)
     assert "wrote" in shown and spawned(tmp_path / "log") == workers + 1
 
     succeed(PRETRAIN, *common, tmp_path / "here", "--max_steps", 4)

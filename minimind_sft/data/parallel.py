@@ -17,7 +17,7 @@ from minimind_sft.processes import forks, signals_wait, take_signals, usable_cor
 T = TypeVar("T")
 
 CHUNK_ROWS, CHUNK_BYTES = 1000, 2**18
-MOST_WORKERS, MOST_SPAWNED = 32, 8
+MAX_WORKERS, MAX_SPAWNED = 32, 8
 """A spawned worker imports everything anew: seconds, and some hundred MiB."""
 CTRL_C = (signal.SIGINT,)
 
@@ -49,7 +49,7 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
         ProcessLost: if a worker dies.
     """
     chunks = in_chunks(rows)
-    workers = min(usable_cores(), MOST_WORKERS if forks() else MOST_SPAWNED)
+    workers = min(usable_cores(), MAX_WORKERS if forks() else MAX_SPAWNED)
     first = list(islice(chunks, 4 * workers))
     if workers == 1 or len(first) < 4 * workers:
         yield from ((chunk, work(chunk)) for chunk in chain(first, chunks))

@@ -14,7 +14,7 @@ ASKED_IN = ("messages", "conversations", *QUESTIONS, "input")
 
 
 def is_preference(row: dict) -> bool:
-    """Tells whether a row has two answers, of which one is preferred, under any of the usual names."""
+    """Tells whether a row has two answers, one of them preferred, under any of the usual names."""
     if row.keys().isdisjoint(REJECTED):
         return False
     has_both = all(row.get(name) and isinstance(row[name], str | list | dict) for name in ("chosen", "rejected"))

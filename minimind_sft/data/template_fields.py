@@ -86,7 +86,7 @@ class RenderedFields:
         return None
 
     def probe(self, shapes: Sequence[Shape], with_tools: bool) -> frozenset[Field]:
-        """Renders a conversation of this form; returns the fields of which a word is missing from the text."""
+        """Renders a conversation of this form; returns the fields whose words are missing from the text."""
         for result in (str, _as_json):  # some templates expect a tool's result to be JSON
             twin = _Twin(shapes, with_tools, result)
             text = self._render(twin.messages, twin.tools, shapes[-1].role != "assistant", shapes[-1].reasoning)

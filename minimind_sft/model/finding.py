@@ -116,7 +116,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _sidecar(weights: Path) -> dict[str, Any]:
-    """What a sidecar says; nothing where it cannot be read, which is reported when the weights are."""
+    """Reads a sidecar; returns nothing where it cannot be read, which is reported when the weights are read."""
     try:
         sidecar = json.loads(sidecar_path(weights).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
