@@ -142,7 +142,8 @@ def starts(data: Path, folder: Path, repeat: int) -> dict[str, float]:
         for path, times in seconds.items():
             command = [sys.executable, str(REPOSITORY / "trainer/train_full_sft.py"), "--from_weight", "none",
                        "--hidden_size", "64", "--num_hidden_layers", "1", "--max_steps", "1", "--eval_share", "0",
-                       "--data_path", str(path), "--prepared_dir", str(folder / "0"), "--save_dir", str(folder / "out")]
+                       "--data_path", str(path), "--prepared_dir", str(folder / "0"), "--save_dir", str(folder / "out"),
+                       "--overwrite"]
             start = time.perf_counter()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                        start_new_session=True)
