@@ -81,7 +81,7 @@ class Terminal:
         os.close(self.slave)
 
     def unread(self) -> bytes:
-        """What was typed and nobody read: the shell would get it."""
+        """Returns what was typed and nobody has read: the shell would get it."""
         import fcntl
         import termios
 

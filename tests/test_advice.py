@@ -1,4 +1,4 @@
-"""What a run says before it starts, and when it ends."""
+"""Tests the lines that a run prints before it starts and when it ends."""
 
 import json
 import shlex

@@ -86,7 +86,7 @@ def test_the_tokenizer_decides_among_several(tmp_path):
 
 
 def test_a_tokenizer_does_not_rule_out_the_only_file(tmp_path):
-    """What differs is told when the weights are read."""
+    """Differences are reported when the weights are read."""
     describe(tmp_path, "a_256", tokenizer="theirs")
     assert find_weights("a", tmp_path, flag="--w", tokenizer="mine") == tmp_path / "a_256.pth"
 

@@ -72,7 +72,7 @@ def test_attention_of_mixed_lengths_counts_as_the_worse_kind():
 
 FAST = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
 IMPORTS = 271 * MIB
-"""What `LIBRARIES` counts for the interpreter and PyTorch; the rest is for what their kernels set up."""
+"""The part of `LIBRARIES` for the interpreter and PyTorch; the rest is for the memory that their kernels set up."""
 
 
 @pytest.mark.parametrize("probe", [

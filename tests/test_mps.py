@@ -1,4 +1,4 @@
-"""What can be shown about Apple GPUs where there is none: choices, refusals, and that nothing needs what they lack."""
+"""Apple GPUs, as far as they can be tested without one: choices, refusals, and that nothing needs what they lack."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a run may write over: files of its own, and others only with --overwrite, which keeps them."""
+"""A run writes over its own files only; over others with --overwrite, which keeps them."""
 
 import json
 import random

@@ -16,7 +16,7 @@ from minimind_sft.training.run import Run
 
 CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",
               "bad_rows", "seed")
-"""What `--allow_changed_data 1` lets a resumed run change: everything that decides which samples come when."""
+"""`--allow_changed_data 1` lets a resumed run change these: everything that decides which samples come when."""
 
 OWN_OF_A_RANK = ("data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir",
                  "from_weight", "device", "local_rank", "num_workers")
