@@ -26,8 +26,8 @@ from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.inference.chat import Chat, continue_text
 from minimind_sft.inference.dialogue import converse, show
-from minimind_sft.inference.frozen import ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings
+from minimind_sft.inference.lowering import ready_to_decode
 from minimind_sft.inference.scoring import (
     Row,
     check_output,
@@ -39,7 +39,7 @@ from minimind_sft.inference.scoring import (
 )
 from minimind_sft.matching import check_template, check_tokenizer
 from minimind_sft.model.finding import find_weights
-from minimind_sft.model.pretrained import Weights, read_weights
+from minimind_sft.model.weights import Weights, read_weights
 from minimind_sft.terminal import fitted, say
 
 

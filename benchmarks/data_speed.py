@@ -41,7 +41,7 @@ from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_conversation
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows, read_rows
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 

@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from minimind_sft.config import ModelConfig
 from minimind_sft.errors import run_program
-from minimind_sft.inference.frozen import FrozenModel, ready_to_decode
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+from minimind_sft.inference.lowering import FrozenModel, ready_to_decode
 from minimind_sft.inference.packed import plain
 from minimind_sft.model.decoder import MiniMindForCausalLM
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minimind_sft.model import pretrained
+from minimind_sft.model import weights
 from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
 from minimind_sft.training import checkpoint, loop, resume_state
 from minimind_sft.training.progress import Progress
@@ -102,7 +102,7 @@ def in_resume_state_file(passed: Passed) -> None:
 
 
 def in_weights_file(passed: Passed) -> None:
-    _half_written(pretrained.torch, "save", passed)
+    _half_written(weights.torch, "save", passed)
 
 
 def before_sync(passed: Passed) -> None:

@@ -20,7 +20,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import position_multiple, resolve_device
 from minimind_sft.model.decoder import MiniMindForCausalLM

@@ -20,7 +20,7 @@ from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless, run_program
 from minimind_sft.flags import parse_flags
 from minimind_sft.model.finding import find_weights
-from minimind_sft.model.pretrained import read_weights
+from minimind_sft.model.weights import read_weights
 from minimind_sft.script_config import EstimateConfig
 from minimind_sft.terminal import say
 from minimind_sft.training.memory import (

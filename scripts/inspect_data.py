@@ -18,7 +18,7 @@ from pathlib import Path
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
-from minimind_sft.data.rows import PretrainRows, SFTRows
+from minimind_sft.data.samples import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program

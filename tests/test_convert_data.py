@@ -9,7 +9,7 @@ from programs import questions, refuse, succeed, write_rows
 
 from minimind_sft.data.conversation import parse_row
 from minimind_sft.data.filters import language_share, longest_sequence, not_seen_before, row_text, shortest_answer
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 
 CONVERT = "scripts/convert_data.py"
 SHAREGPT = {"conversations": [{"from": "human", "value": "晴?"}, {"from": "gpt", "value": "是 "}], "id": 5}

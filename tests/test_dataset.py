@@ -7,7 +7,7 @@ import pytest
 from minimind_sft.data import dataset as module
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset, Mixture, hold_out, split_by_shares
 from minimind_sft.data.example import make_example
-from minimind_sft.data.rows import EncodedRow
+from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
 
 

@@ -14,11 +14,11 @@ from chats import BUNDLED, TOKENIZER, chat
 from programs import PATIENCE, program, questions, write_rows
 
 from minimind_sft.config import IGNORE_INDEX, PretrainConfig, SFTConfig
-from minimind_sft.data import parallel
+from minimind_sft.data import workers
 from minimind_sft.data.chat_template import ChatTemplate, Supervision
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.page import render_page
@@ -111,7 +111,7 @@ def test_every_defect_is_found_at_its_line(defects):
 def test_in_many_processes_the_same_is_found(defects, tmp_path, monkeypatch):
     again = write_rows(tmp_path / "more.jsonl", questions(40))
     report = reported(ROWS, [defects, again], check_prompts=True)
-    monkeypatch.setattr(parallel, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert reported(ROWS, [defects, again], check_prompts=True).as_json() == report.as_json()
 

@@ -7,8 +7,8 @@ from chats import BUNDLED, TOKENIZER
 from programs import run, write_rows
 
 from minimind_sft.config import PretrainConfig, SFTConfig
-from minimind_sft.data import parallel
-from minimind_sft.data.rows import PretrainRows, SFTRows
+from minimind_sft.data import workers
+from minimind_sft.data.samples import PretrainRows, SFTRows
 from minimind_sft.data.sources import find_sources
 from minimind_sft.inspection.figures import figures
 from minimind_sft.inspection.page import render_page
@@ -63,7 +63,7 @@ def test_of_running_text_only_the_text_is_read(tmp_path):
 
 
 def test_many_names_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 7)
     data = write_rows(tmp_path / "a.jsonl", [{"text": "t", f"field {number}": 1} for number in range(2 * MAX_IGNORED)])
     (part,) = report_of(data).parts
     assert len(part.tally.ignored) == MAX_IGNORED + 1 and part.tally.ignored.total() == 2 * MAX_IGNORED

@@ -5,7 +5,7 @@ from collections import Counter
 from chats import BUNDLED, TOKENIZER, chat
 
 from minimind_sft.data.example import make_example
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.inspection import figures
 from minimind_sft.inspection.shown import shown_tokens
 

@@ -19,7 +19,7 @@ from minimind_sft.matching import (
     template_facts,
     tokenizer_facts,
 )
-from minimind_sft.model.pretrained import Weights
+from minimind_sft.model.weights import Weights
 
 MODEL = Path(__file__).resolve().parent.parent / "model"
 BUNDLED = Tokenizer.from_folder(MODEL)

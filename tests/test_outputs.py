@@ -18,7 +18,7 @@ from tiny import TINY
 from minimind_sft.errors import UserError
 from minimind_sft.files import temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import finish_writing, read_weights, write_weights
+from minimind_sft.model.weights import finish_writing, read_weights, write_weights
 from minimind_sft.training.outputs import Outputs
 
 NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl")

@@ -11,11 +11,11 @@ import pytest
 from chats import BUNDLED, TOKENIZER
 from programs import PATIENCE, questions, write_rows
 
-from minimind_sft.data import parallel, prepared
+from minimind_sft.data import prepared, workers
 from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import RawRow
-from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.files import FolderLock
 
@@ -26,7 +26,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture
 def small_chunks(monkeypatch):
     """So that a few hundred rows are work for several processes."""
-    monkeypatch.setattr(parallel, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
 
 
@@ -358,7 +358,7 @@ def test_a_slow_chunk_does_not_let_the_others_run_away(small_chunks):
         if chunk[0].place == "a:1":
             time.sleep(0.5)
 
-    results = parallel.map_chunks(work, rows())
+    results = workers.map_chunks(work, rows())
     next(results)
     assert read <= 8 * (4 * 3 + 4 * 3 + 1)
     results.close()
@@ -366,6 +366,6 @@ def test_a_slow_chunk_does_not_let_the_others_run_away(small_chunks):
 
 
 def test_chunks_are_small_in_bytes_too(monkeypatch):
-    monkeypatch.setattr(parallel, "CHUNK_BYTES", 100)
-    chunks = list(parallel.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
+    monkeypatch.setattr(workers, "CHUNK_BYTES", 100)
+    chunks = list(workers.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
     assert list(map(len, chunks)) == [2, 2, 1]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from minimind_sft.data import parallel
+from minimind_sft.data import workers
 from minimind_sft.data.reading import RawRow
 from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals, usable_cores, worker_context
 
@@ -34,10 +34,10 @@ def test_cores_are_those_of_this_process_or_else_all(monkeypatch):
 
 
 def test_one_core_works_alone(monkeypatch):
-    monkeypatch.setattr(parallel, "usable_cores", lambda: 1)
-    monkeypatch.setattr(parallel, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 1)
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 1)
     rows = [RawRow(f"a:{number}", b"{}") for number in range(20)]
-    results = list(parallel.map_chunks(lambda chunk: (os.getpid(), chunk[0].place), rows))
+    results = list(workers.map_chunks(lambda chunk: (os.getpid(), chunk[0].place), rows))
     assert [result for _, result in results] == [(os.getpid(), row.place) for row in rows]
 
 

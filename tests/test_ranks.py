@@ -35,7 +35,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import find_files
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import CHAT, NEW, PRETRAIN, REPOSITORY, SFT, program, questions, refuse, run, succeed, write_rows
 
-from minimind_sft.data.parallel import CHUNK_BYTES, MAX_SPAWNED
+from minimind_sft.data.workers import CHUNK_BYTES, MAX_SPAWNED
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing to take away")
 WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([

@@ -12,7 +12,7 @@ from functools import partial
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags

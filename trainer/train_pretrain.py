@@ -10,7 +10,7 @@ Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hi
 from functools import partial
 
 from minimind_sft.config import PretrainConfig
-from minimind_sft.data.rows import PretrainRows
+from minimind_sft.data.samples import PretrainRows
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags

@@ -9,7 +9,7 @@ import numpy as np
 
 from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.example import Example
-from minimind_sft.data.rows import EncodedRow
+from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
 
 MOST_NAMED = 1000

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from minimind_sft.data.conversation import Conversation, canonical_row
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 
 Row = Conversation | str
 """A parsed row, as `conversation.parse_row` gives it."""

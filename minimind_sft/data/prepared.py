@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
-from minimind_sft.data.parallel import map_chunks
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
-from minimind_sft.data.rows import RowEncoder
+from minimind_sft.data.samples import RowEncoder
+from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
 

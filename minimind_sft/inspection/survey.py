@@ -18,7 +18,7 @@ from minimind_sft.data.fields import ignored_fields
 from minimind_sft.data.formats import form_name
 from minimind_sft.data.prepared import work_on_files
 from minimind_sft.data.reading import RawRow, parse_raw_row
-from minimind_sft.data.rows import PretrainRows, SFTRows, TracedRow
+from minimind_sft.data.samples import PretrainRows, SFTRows, TracedRow
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Position, Tally, split_place
 

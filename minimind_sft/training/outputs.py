@@ -13,7 +13,7 @@ from typing import Any
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_atomically
-from minimind_sft.model.pretrained import finish_writing, sidecar_path
+from minimind_sft.model.weights import finish_writing, sidecar_path
 from minimind_sft.paths import shown
 from minimind_sft.set_aside import bring_back, is_there, previous_name, set_aside, set_aside_file
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from minimind_sft.config import TrainConfig
-from minimind_sft.data.rows import RowEncoder
+from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless

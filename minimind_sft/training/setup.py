@@ -16,7 +16,7 @@ from minimind_sft.config import PRESETS, ModelConfig, TrainConfig
 from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
-from minimind_sft.data.rows import SFTRows
+from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.device import compiles_rightly, described_dtype, position_multiple
 from minimind_sft.errors import UserError
@@ -24,7 +24,7 @@ from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
-from minimind_sft.model.pretrained import read_weights, sidecar_path, weights_path, write_weights
+from minimind_sft.model.weights import read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.paths import shown
 from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.checkpoint import Checkpoints

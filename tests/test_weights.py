@@ -13,7 +13,7 @@ from tiny import TINY, TINY_MOE
 from minimind_sft.config import YarnScaling
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.pretrained import read_weights, weights_path, write_weights
+from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
 
 def test_names_are_minimind_s():

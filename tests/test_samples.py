@@ -7,12 +7,12 @@ import pytest
 from chats import BUNDLED, TOKENIZER
 
 from minimind_sft.config import IGNORE_INDEX
-from minimind_sft.data import rows
+from minimind_sft.data import samples
 from minimind_sft.data.chat_template import ChatTemplate, Supervision, make_template
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.example import make_example
-from minimind_sft.data.rows import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.errors import UserError
 
 
@@ -204,10 +204,10 @@ def test_whatever_decides_the_samples_is_in_the_settings():
 
 
 def test_a_long_text_becomes_tokens_in_parts_and_loses_nothing(monkeypatch):
-    monkeypatch.setattr(rows, "MOST_CHARACTERS", 40)
+    monkeypatch.setattr(samples, "MOST_CHARACTERS", 40)
     text = "The rain in Spain stays mainly in the plain.\n" * 5 + "x" * 100 + " y"
-    assert "".join(rows.text_parts(text)) == text
-    assert max(map(len, rows.text_parts(text))) == 40 and list(rows.text_parts(""))  == []
+    assert "".join(samples.text_parts(text)) == text
+    assert max(map(len, samples.text_parts(text))) == 40 and list(samples.text_parts(""))  == []
     dataset, _ = encode(PretrainRows(TOKENIZER, 1000), {"text": text})
     assert taught(dataset)[0] == text.removeprefix("The") + "<|endoftext|>"  # the first token is not predicted
 
@@ -216,7 +216,7 @@ def test_a_part_that_the_template_refuses_is_a_bad_row(monkeypatch):
     def refuse(*_):
         raise UserError("file:1: the chat template refuses the conversation: no")
 
-    monkeypatch.setattr(rows, "longest_run_of_turns", refuse)
+    monkeypatch.setattr(samples, "longest_run_of_turns", refuse)
     dataset, counts = encode(SFTRows(BUNDLED, 30, "turns"), TURNS, conversation("Hi", "Hello!"))
     assert len(dataset) == 1 and counts.bad == ["file:1: the chat template refuses the conversation: no"]
 
