@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from minimind_sft.config import ChatConfig, YarnScaling
+from minimind_sft.config import ChatConfig
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import read_tools
 from minimind_sft.data.reading import find_files
@@ -38,6 +38,7 @@ from minimind_sft.inference.scoring import (
     write_output,
 )
 from minimind_sft.matching import check_template, check_tokenizer
+from minimind_sft.model.config import YarnScaling
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import Weights, read_weights
 from minimind_sft.terminal import fitted, say

@@ -36,7 +36,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_conversation
 from minimind_sft.data.prepared import prepare
@@ -44,6 +43,7 @@ from minimind_sft.data.reading import parse_raw_row, read_raw_rows, read_rows
 from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+from minimind_sft.paths import REPOSITORY
 
 MODEL = REPOSITORY / "model"
 MAX_SEQ_LEN = 768

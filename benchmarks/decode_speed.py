@@ -33,11 +33,11 @@ from peak import timed_dtypes
 from peers import qwen3_twin
 from tqdm import tqdm
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.errors import run_program
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
 from minimind_sft.inference.lowering import FrozenModel, ready_to_decode
 from minimind_sft.inference.packed import plain
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 MODEL = ModelConfig(hidden_size=512, num_hidden_layers=8, intermediate_size=1664)

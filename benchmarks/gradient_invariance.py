@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from processes import on_ranks
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps, collate
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.errors import run_program
 from minimind_sft.model import attention
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.loop import train_step

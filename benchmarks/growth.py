@@ -26,8 +26,8 @@ from memory_probe import Probe, environment, random_step
 from peak import matmul_peak, model_shapes, timed_dtypes
 from tqdm import tqdm
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.device import resolve_device, resolve_dtype
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.heap import keep_freed_memory

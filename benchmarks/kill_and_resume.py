@@ -32,9 +32,9 @@ from places import PLACES
 from processes import run, start
 from tqdm import tqdm
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import run_program
 from minimind_sft.files import sha256_of_file
+from minimind_sft.paths import REPOSITORY
 
 COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2", "--device", "cpu",
           "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64",

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.paths import REPOSITORY
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from memory_probe import Probe, measure
 from peak import timed_dtypes
 
-from minimind_sft.config import PRESETS
+from minimind_sft.model.config import PRESETS
 from minimind_sft.training.memory import MIB, Plan, peak
 
 FIXED = 2048

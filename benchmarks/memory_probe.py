@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimind_sft.config import PRESETS, REPOSITORY, ModelConfig
 from minimind_sft.data.batching import StepBatch, collate
 from minimind_sft.data.example import make_example
+from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.paths import REPOSITORY
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step

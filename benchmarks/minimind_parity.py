@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from minimind_sft.config import IGNORE_INDEX, ModelConfig
 from minimind_sft.errors import run_program
 from minimind_sft.inference.generate import SamplingSettings, generate_stream
+from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 

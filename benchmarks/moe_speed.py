@@ -21,13 +21,13 @@ import torch
 from peak import timed_dtypes
 from tqdm import tqdm
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import run_program
 from minimind_sft.model import moe
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
-from minimind_sft.config import PRESETS, ModelConfig
 from minimind_sft.device import computes_in_bfloat16
+from minimind_sft.model.config import PRESETS, ModelConfig
 
 SQUARE = (2048, 2048, 2048)
 ROWS = 4096

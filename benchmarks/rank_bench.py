@@ -18,7 +18,7 @@ from kill_and_resume import COMMON, newest_step, outcome, steps_logged, write_co
 from places import PLACES, disk_is_slow, hangs, is_slow, loss_is_nan, wrap
 from processes import rank_environments, start
 
-from minimind_sft.config import REPOSITORY
+from minimind_sft.paths import REPOSITORY
 from minimind_sft.training import loop
 
 RANK_TIMEOUT = 5.0

@@ -29,8 +29,8 @@ from kill_and_resume import RANDOM, newest_step, outcome, steps_logged
 from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file, strategy
 from tqdm import tqdm
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import run_program
+from minimind_sft.paths import REPOSITORY
 
 Fault = Callable[[Bench], None]
 

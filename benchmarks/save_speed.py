@@ -19,10 +19,10 @@ import torch
 from moe_speed import documents
 from tqdm import tqdm
 
-from minimind_sft.config import PRESETS
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable
+from minimind_sft.model.config import PRESETS
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks

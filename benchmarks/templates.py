@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from minimind_sft.config import in_repository
 from minimind_sft.data.chat_template import BUNDLED_TEMPLATES, ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+from minimind_sft.paths import in_repository
 
 LOOKS_LIKE_A_TOKEN = re.compile(
     r"<[|｜][^<>{}' +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|\[gMASK\]|</?(?:think|tool_call|tool_response|"

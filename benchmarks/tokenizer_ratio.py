@@ -8,10 +8,10 @@ Reads what trainer/train_tokenizer.py reads (docs/data.md). Prints a Markdown ta
 import argparse
 from pathlib import Path
 
-from minimind_sft.config import in_repository
 from minimind_sft.data.reading import find_files, read_texts
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.paths import in_repository
 
 
 def main() -> None:

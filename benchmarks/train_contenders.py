@@ -15,7 +15,6 @@ import torch
 from peers import qwen3_twin
 from train_variants import switched_off
 
-from minimind_sft.config import ModelConfig, in_repository
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.dataset import ExampleDataset
@@ -23,7 +22,9 @@ from minimind_sft.data.prepared import prepare
 from minimind_sft.data.samples import SFTRows
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import position_multiple, resolve_device
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.paths import in_repository
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.loop import train_step

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from train_contenders import Ours, OwnProcess, Theirs, Work, common_work, short
 from train_variants import VARIANTS
 
-from minimind_sft.config import in_repository
+from minimind_sft.paths import in_repository
 
 EAGER, COMPILED = "ours, bf16", "ours, bf16, compiled"
 SEARCH_STEPS = 3

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data import batching
 from minimind_sft.data.batching import Batch
 from minimind_sft.data.example import Example
+from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model import attention, decoder, swiglu
 from minimind_sft.model.norm import RMSNorm
 from minimind_sft.model.precision import at_least_float32

@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 from kill_and_resume import COMMON, outcome, steps_logged, write_conversations
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.paths import REPOSITORY
 
 RANK_TIMEOUT = 10
 LIMIT = 60.0

@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.data.sources import split_share
 from minimind_sft.errors import UserError
 from minimind_sft.foreign_flags import explanation
+from minimind_sft.paths import REPOSITORY
 
 Config = TypeVar("Config")
 

@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
-from minimind_sft.config import REPOSITORY
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def in_repository(path: str) -> str:
+    """Returns the absolute path of a file of the repository, named from its root."""
+    return str(REPOSITORY / path)
 
 
 def shown(path: str | Path) -> str:

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import torch
 
-from minimind_sft.config import PRESETS, ModelConfig
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless, run_program
 from minimind_sft.flags import parse_flags
+from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import read_weights
 from minimind_sft.script_config import EstimateConfig

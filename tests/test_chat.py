@@ -6,12 +6,12 @@ import pytest
 import torch
 from chats import BUNDLED, CALL, TOKENIZER, TOOLS, conversation, encode_one
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.inference import chat as chat_module
 from minimind_sft.inference.chat import Chat
 from minimind_sft.inference.generate import SamplingSettings
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 ALTERNATING = (

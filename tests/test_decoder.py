@@ -16,8 +16,9 @@ from programs import PATIENCE, REPOSITORY
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimind_sft.config import IGNORE_INDEX, PRESETS, ModelConfig
+from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model import decoder
+from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 # documents

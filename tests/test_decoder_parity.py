@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 
-from minimind_sft.config import IGNORE_INDEX, ModelConfig, YarnScaling
+from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.model.config import ModelConfig, YarnScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 # MiniMind's own numbers

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from minimind_sft.config import PRESETS
 from minimind_sft.errors import UserError
+from minimind_sft.model.config import PRESETS
 from minimind_sft.model.finding import find_weights
 
 

@@ -4,18 +4,12 @@ from dataclasses import fields
 
 import pytest
 
-from minimind_sft.config import (
-    PRESETS,
-    REPOSITORY,
-    ChatConfig,
-    ModelConfig,
-    PretrainConfig,
-    SFTConfig,
-    TokenizerConfig,
-)
+from minimind_sft.config import ChatConfig, PretrainConfig, SFTConfig, TokenizerConfig
 from minimind_sft.errors import UserError
 from minimind_sft.flags import parse_flags
 from minimind_sft.foreign_flags import NOT_HERE, OURS
+from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.paths import REPOSITORY
 from minimind_sft.script_config import EstimateConfig, InspectConfig
 
 

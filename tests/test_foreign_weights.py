@@ -9,7 +9,7 @@ import pytest
 import torch
 from programs import CHAT, REPOSITORY, SFT, refuse, succeed
 
-from minimind_sft.config import ModelConfig
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2)

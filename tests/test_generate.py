@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind_sft.config import ModelConfig, YarnScaling
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import (
     SamplingSettings,
@@ -19,6 +18,7 @@ from minimind_sft.inference.generate import (
     generate_stream,
     penalize,
 )
+from minimind_sft.model.config import ModelConfig, YarnScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 VOCAB = 50

@@ -13,7 +13,7 @@ import pytest
 from chats import BUNDLED, TOKENIZER, chat
 from programs import PATIENCE, program, questions, write_rows
 
-from minimind_sft.config import IGNORE_INDEX, PretrainConfig, SFTConfig
+from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data import workers
 from minimind_sft.data.chat_template import ChatTemplate, Supervision
 from minimind_sft.data.example import Example, make_example
@@ -26,6 +26,7 @@ from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows
 from minimind_sft.inspection.survey import answer_ends, survey
 from minimind_sft.inspection.terminal import as_text
+from minimind_sft.labels import IGNORE_INDEX
 
 SCRIPT = "scripts/inspect_data.py"
 ROWS = SFTRows(BUNDLED, 60)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_attention
 
-from minimind_sft.config import ModelConfig
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kv_cache import KVCache
 
 

@@ -10,10 +10,10 @@ import torch
 from test_generate import CONFIGS, PROMPTS, VOCAB, build
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
 from minimind_sft.inference.lowering import FrozenModel, ready_to_decode
 from minimind_sft.inference.packed import best_pack, plain
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kv_cache import KVCache
 

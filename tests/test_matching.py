@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import load_tokenizer, tokenizer_name
@@ -19,6 +18,7 @@ from minimind_sft.matching import (
     template_facts,
     tokenizer_facts,
 )
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import Weights
 
 MODEL = Path(__file__).resolve().parent.parent / "model"

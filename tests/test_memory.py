@@ -8,9 +8,10 @@ import torch
 from memory_probe import Probe, measure
 from programs import refuse, succeed
 
-from minimind_sft.config import IGNORE_INDEX, PRESETS, ModelConfig
 from minimind_sft.device import cpu_multiplies_bfloat16
+from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model import attention
+from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, most_tokens, peak

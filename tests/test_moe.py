@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.model import moe
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, can_be_grouped, expert_matmul, looped_mm
 
 HIDDEN, WIDTH, EXPERTS = 6, 5, 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from minimind_sft.config import YarnScaling
+from minimind_sft.model.config import YarnScaling
 from minimind_sft.model.rope import apply_rope, rope_frequencies, rope_turns
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,

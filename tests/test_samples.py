@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data import samples
 from minimind_sft.data.chat_template import ChatTemplate, Supervision, make_template
 from minimind_sft.data.conversation import parse_conversation
@@ -14,6 +13,7 @@ from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
 from minimind_sft.errors import UserError
+from minimind_sft.labels import IGNORE_INDEX
 
 
 def conversation(*turns: str) -> dict:

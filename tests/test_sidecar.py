@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 from tiny import TINY, TINY_MOE
 
-from minimind_sft.config import YarnScaling
 from minimind_sft.errors import UserError
+from minimind_sft.model.config import YarnScaling
 from minimind_sft.model.sidecar import model_config, read_sidecar
 
 MODEL = asdict(TINY)

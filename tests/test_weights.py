@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tiny import TINY, TINY_MOE
 
-from minimind_sft.config import YarnScaling
 from minimind_sft.errors import UserError
+from minimind_sft.model.config import YarnScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 

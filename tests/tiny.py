@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
+from minimind_sft.model.config import ModelConfig
 
 TINY = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
                    intermediate_size=24, max_position_embeddings=128)

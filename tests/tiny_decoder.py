@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from minimind_sft.config import IGNORE_INDEX, ModelConfig
+from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 TINY = ModelConfig(vocab_size=61, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

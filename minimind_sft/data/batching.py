@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.dataset import Samples
 from minimind_sft.data.example import Example
+from minimind_sft.labels import IGNORE_INDEX
 
 FILLER = 0
 """A token id that every vocabulary has."""

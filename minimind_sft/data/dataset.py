@@ -7,10 +7,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.example import Example
 from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
+from minimind_sft.labels import IGNORE_INDEX
 
 MOST_NAMED = 1000
 LABELS_AT_ONCE = 2**20

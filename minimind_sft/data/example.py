@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimind_sft.config import IGNORE_INDEX
+from minimind_sft.labels import IGNORE_INDEX
 
 
 class Example(NamedTuple):

@@ -21,13 +21,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.labels import IGNORE_INDEX
 
 T = TypeVar("T")
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
-from minimind_sft.config import IGNORE_INDEX, TRUNCATIONS
+from minimind_sft.config import TRUNCATIONS
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Encoded, Supervision
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+from minimind_sft.labels import IGNORE_INDEX
 
 MOST_CHARACTERS = 1_000_000
 

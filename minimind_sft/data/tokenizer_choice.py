@@ -2,8 +2,8 @@
 
 import os
 
-from minimind_sft.config import REPOSITORY
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.paths import REPOSITORY
 
 BUNDLED = "bundled"
 

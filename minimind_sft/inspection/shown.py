@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.example import Example
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import PretrainRows, SFTRows
 from minimind_sft.data.tokenizer import TextStream
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Tally
+from minimind_sft.labels import IGNORE_INDEX
 
 MOST_FILES = 10
 LOOKED_AT = 1000

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from minimind_sft.config import IGNORE_INDEX
 from minimind_sft.data.chat_template import MOST_COMPARED
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.example import Example
@@ -21,6 +20,7 @@ from minimind_sft.data.reading import RawRow, parse_raw_row
 from minimind_sft.data.samples import PretrainRows, SFTRows, TracedRow
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Position, Tally, split_place
+from minimind_sft.labels import IGNORE_INDEX
 
 
 def survey(files: Sequence[Path], rows: SFTRows | PretrainRows, check_prompts: bool = False,

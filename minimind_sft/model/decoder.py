@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minimind_sft.config import IGNORE_INDEX, ModelConfig
 from minimind_sft.errors import UserError
+from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Documents
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.loss import ROWS, cross_entropy_sum
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, looped_mm
 from minimind_sft.model.norm import RMSNorm

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.config import REPOSITORY, ModelConfig
 from minimind_sft.errors import UserError
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.paths import REPOSITORY
 
 SUFFIXES = (".pth", ".safetensors")
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.model.attention import Documents
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimind_sft.config import ModelConfig
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32, for_matmul
 from minimind_sft.model.rows import rows
 from minimind_sft.model.swiglu import gated

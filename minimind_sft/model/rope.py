@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from minimind_sft.config import ModelConfig
+from minimind_sft.model.config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from minimind_sft.config import ModelConfig, YarnScaling
 from minimind_sft.errors import UserError, on_one_line
 from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.model.config import ModelConfig, YarnScaling
 from minimind_sft.model.weights_file import first_line
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file, temporary_name, write_together
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import first_line, read_tensors

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minimind_sft.config import ModelConfig
 from minimind_sft.model import loss
 from minimind_sft.model.attention import MAX_PADDING, SHORT
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.short_attention import BLOCK
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minimind_sft import __version__
-from minimind_sft.config import PRESETS, ModelConfig, TrainConfig
+from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
@@ -22,6 +22,7 @@ from minimind_sft.device import compiles_rightly, described_dtype, position_mult
 from minimind_sft.errors import UserError
 from minimind_sft.files import check_writable
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
+from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import read_weights, sidecar_path, weights_path, write_weights
