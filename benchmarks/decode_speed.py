@@ -1,7 +1,8 @@
 """How fast words are made: beside transformers' `generate` with the same weights, and beside the memory's bandwidth.
 
     python benchmarks/decode_speed.py
-    python benchmarks/decode_speed.py --rounds 7 --json docs/decode_speed.json --plot docs/decode_speed.png
+    python benchmarks/decode_speed.py --rounds 7 --json benchmarks/results/decode_speed.json \\
+        --plot benchmarks/results/decode_speed.png
 
 Each contender answers the same random prompts of one length, greedily, with the same number of tokens; the prompts are
 read within the measured time. In every round all contenders take their turn with every number of sequences, so that

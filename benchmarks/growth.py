@@ -1,6 +1,6 @@
 """How the cost of training grows: over the model's size, over the length of the documents, over ranks.
 
-    python benchmarks/growth.py --seconds 5 --json docs/growth.json --plots docs
+    python benchmarks/growth.py --seconds 5 --json benchmarks/results/growth.json --plots benchmarks/results
 
 Random tokens, all of them supervised, through the trainer's own `train_step`. Every point also has its share of what
 the machine can multiply (benchmarks/peak.py), measured just before it in the same process: 6 FLOP per parameter and

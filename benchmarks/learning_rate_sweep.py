@@ -1,6 +1,7 @@
 """Fine-tunes with several learning rates, everything else equal, and compares validation loss and exact match.
 
-    python benchmarks/learning_rate_sweep.py --rates 5e-5 1.5e-4 5e-4 1.5e-3 --json docs/learning_rate.json
+    python benchmarks/learning_rate_sweep.py --rates 5e-5 1.5e-4 5e-4 1.5e-3 \\
+        --json benchmarks/results/learning_rate.json
 
 Every training is trainer/train_full_sft.py in a process of its own; what follows `--` is passed on to each of them.
 Prints a Markdown table, one row per rate.

@@ -1,6 +1,7 @@
 """What a training's memory grows with: --micro_batch_tokens, and neither the batch size nor the longest row.
 
-    python benchmarks/memory_curve.py --json docs/memory_curve.json --plot docs/memory_curve.png
+    python benchmarks/memory_curve.py --json benchmarks/results/memory_curve.json \\
+        --plot benchmarks/results/memory_curve.png
 
 Each point is a process of its own that takes real training steps (benchmarks/memory_probe.py); its highest resident
 memory on a CPU, or what PyTorch allocated on a GPU, stands beside the prediction of scripts/estimate_memory.py.

@@ -1,6 +1,6 @@
 """What a mixture of experts costs: its training step beside that of the dense model with the same active parameters.
 
-    python benchmarks/moe_speed.py --rounds 25 --json docs/moe_speed.json
+    python benchmarks/moe_speed.py --rounds 25 --json benchmarks/results/moe_speed.json
 
 Both models multiply each token by about 30 million parameters; the mixture of 4 experts, of which each token goes to
 one, holds 91 million, which must be converted, clipped and updated as well. Whole steps of `train_step` (forward,

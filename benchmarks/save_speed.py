@@ -1,6 +1,6 @@
 """What a resume state costs: written while the training waits, and in the background (--async_save 1).
 
-    python benchmarks/save_speed.py --json docs/save_speed.json
+    python benchmarks/save_speed.py --json benchmarks/results/save_speed.json
 
 Each round trains the same number of steps three times, in changing order: saving nothing, saving first and waiting for
 it, saving first in the background. The table says for how long the training stood still, and how much later its steps

@@ -1,7 +1,7 @@
 """Training speed: ours beside TRL's SFTTrainer, on the same rows, weights and hyperparameters, in one run.
 
     python benchmarks/train_speed.py alpaca_zh_10k.json --tokenizer_path minimind --repeat 3 \\
-        --json docs/train_speed.json --plot docs/train_speed.png
+        --json benchmarks/results/train_speed.json --plot benchmarks/results/train_speed.png
     python benchmarks/train_speed.py --skip_peers --switched_off
 
 The work: 192 conversations of at most 340 tokens, 16 per optimizer step, a model of 512 x 8 (30.0M parameters). TRL is

@@ -1,4 +1,4 @@
-"""Text that spells control tokens, over all templates (the long form is benchmarks/template_fuzz.py), and the checks
+"""Text that spells control tokens, over all templates (the long form is proofs/template_fuzz.py), and the checks
 themselves: they find what they are there for."""
 
 from dataclasses import replace

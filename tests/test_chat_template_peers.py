@@ -176,7 +176,7 @@ def test_templates_of_trl_that_cannot_be_used(name):
 @pytest.mark.parametrize("name", ["bundled", "alpaca", "cohere2", "gemma4_v5", "glm4moe", "gptoss", "llama3_1",
                                   "qwen3_8", "smolvlm"])
 def test_text_and_ids_of_many_cases_are_those_of_transformers(name, monkeypatch):
-    """A sample of benchmarks/template_parity.py, which goes through all templates."""
+    """A sample of proofs/template_parity.py, which goes through all templates."""
     pytest.importorskip("transformers")
     import template_parity
     bundled = {"bundled": (BUNDLED.source, TOKENIZER), "alpaca": (make_template(TOKENIZER, "alpaca").source, TOKENIZER)}

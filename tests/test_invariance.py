@@ -1,4 +1,4 @@
-"""The gradient of a step does not depend on how its batch is cut up: every cut of benchmarks/gradient_invariance.py."""
+"""The gradient of a step does not depend on how its batch is cut up: every cut of proofs/gradient_invariance.py."""
 
 import gradient_invariance
 import pytest

@@ -1,4 +1,4 @@
-"""A training killed anywhere ends with the bits of the undisturbed one: benchmarks/kill_and_resume.py, short."""
+"""A training killed anywhere ends with the bits of the undisturbed one: proofs/kill_and_resume.py, short."""
 
 import random
 

@@ -1,6 +1,6 @@
 """Several ranks: one order of the samples, one decision for all, and no fault of one that the others do not survive.
 
-Most of it is a short version of benchmarks/rank_faults.py, with the recipe itself in real processes.
+Most of it is a short version of proofs/rank_faults.py, with the recipe itself in real processes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Two machines and a cut cable: benchmarks/two_machines.py, where its network namespaces can be made."""
+"""Two machines and a cut cable: proofs/two_machines.py, where its network namespaces can be made."""
 
 import pytest
 import two_machines

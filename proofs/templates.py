@@ -1,4 +1,4 @@
-"""The chat templates that the benchmarks and tests of templates go through, each with a tokenizer that knows it."""
+"""The chat templates that the proofs and tests of templates go through, each with a tokenizer that knows it."""
 
 import json
 import re

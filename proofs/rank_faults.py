@@ -1,6 +1,6 @@
 """What happens to a training on several ranks when one of them is signalled, killed, frozen or computes NaN.
 
-    python benchmarks/rank_faults.py --rounds 2 --json docs/rank_faults.json
+    python proofs/rank_faults.py --rounds 2 --json proofs/results/rank_faults.json
 
 The training is trainer/train_full_sft.py, its ranks joined by Gloo on this machine, with DDP and with FSDP; with FSDP
 resume states are written in the background (--async_save 1). The last rows run it under a real torchrun. Each fault
@@ -260,7 +260,7 @@ def main() -> int:
         print(f"| {name:<58} | {tried:>5} | {sum(line.startswith(name + ': ') for line in lost):>4} |")
     print("\n".join(["", *lost]) if lost else "\nlost: nothing")
     if arguments.json:
-        record = {"command": " ".join(["python", "benchmarks/rank_faults.py", *sys.argv[1:]]),
+        record = {"command": " ".join(["python", "proofs/rank_faults.py", *sys.argv[1:]]),
                   "torch": torch.__version__, "tried": rows, "lost": lost}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(bool(lost))

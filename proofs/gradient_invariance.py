@@ -1,6 +1,6 @@
 """Is the gradient of a step the same however its global batch is cut up? In float64, over every way to cut it.
 
-    python benchmarks/gradient_invariance.py --json docs/gradient_invariance.json
+    python proofs/gradient_invariance.py --json proofs/results/gradient_invariance.json
 
 One global batch of 16 documents goes through a small model, dense and as mixture of experts, whole, in parts, over
 several ranks (processes joined by Gloo), with DDP and with FSDP. For each cut the table says by how much the gradient
@@ -70,7 +70,7 @@ def main() -> int:
     for name, value in controls.items():
         print(f"| {name:<58} | {value:8.1e} |")
     if arguments.json:
-        record = {"command": " ".join(["python", "benchmarks/gradient_invariance.py", *sys.argv[1:]]),
+        record = {"command": " ".join(["python", "proofs/gradient_invariance.py", *sys.argv[1:]]),
                   "torch": torch.__version__, "limit": LIMIT, "rows": rows, "controls": controls}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(not worst <= LIMIT)

@@ -1,6 +1,6 @@
 """How far our numbers are from MiniMind's, on tiny models that MiniMind saved with what its own code computes.
 
-    python benchmarks/minimind_parity.py FOLDER [FOLDER ...]
+    python proofs/minimind_parity.py FOLDER [FOLDER ...]
 
 Each folder holds weights.pth, expected.json (configuration, losses, gradient norms) and expected.safetensors
 (input_ids, labels that are not shifted, logits, a greedy continuation). Prints a Markdown table.

@@ -1,6 +1,6 @@
 """Kills trainings (SIGKILL) at a hundred instants, resumes each, and compares what comes out with the undisturbed run.
 
-    python benchmarks/kill_and_resume.py --kills 150 --json docs/kill_and_resume.json
+    python proofs/kill_and_resume.py --kills 150 --json proofs/results/kill_and_resume.json
 
 The training is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
 loader workers, dense in float32, and as mixture of experts in float16 with its GradScaler, where training goes on while
@@ -63,7 +63,7 @@ def main() -> int:
             kill_and_resume(Path(folder), name, share, random.Random(f"{arguments.seed} {name}"), tally, bar.update)
     print(tally.table())
     if arguments.json:
-        record = {"command": " ".join(["python", "benchmarks/kill_and_resume.py", *sys.argv[1:]]),
+        record = {"command": " ".join(["python", "proofs/kill_and_resume.py", *sys.argv[1:]]),
                   "torch": torch.__version__, "runs": tally.runs, "kills": dict(tally.kills), "in_later_epochs":
                   tally.later_epochs, "most_steps_repeated": tally.most_repeated, "lost": tally.lost}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

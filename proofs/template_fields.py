@@ -1,6 +1,6 @@
 """Shows which fields of a conversation each chat template renders.
 
-    python benchmarks/template_fields.py [--minimind FOLDER] [--json docs/template_fields.json]
+    python proofs/template_fields.py [--minimind FOLDER] [--json proofs/results/template_fields.json]
 
 Goes through the bundled templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package, and
 probes each with conversations of known words, as training does (minimind_sft/data/template_fields.py). A field is

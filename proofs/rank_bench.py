@@ -1,4 +1,4 @@
-"""The bench on which benchmarks/rank_faults.py tries its faults: trainings whose ranks are processes in our hand."""
+"""The bench on which proofs/rank_faults.py tries its faults: trainings whose ranks are processes in our hand."""
 
 import os
 import random

@@ -1,6 +1,6 @@
 """A training on two machines whose cable is cut in the middle: both ends stop in time, and it goes on afterwards.
 
-    sudo python benchmarks/two_machines.py --cuts 2 --json docs/two_machines.json
+    sudo python proofs/two_machines.py --cuts 2 --json proofs/results/two_machines.json
 
 The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; needs root and
 `ip` (iproute2). On each runs torchrun, which finds the other by its c10d rendezvous. The second machine has a
@@ -50,7 +50,7 @@ def main() -> int:
         figures = cut_and_resume(Path(folder), arguments.cuts)
     print("\n".join(f"{name.replace('_', ' '):<48} {value}" for name, value in figures.items()))
     if arguments.json:
-        record = {"command": " ".join(["python", "benchmarks/two_machines.py", *sys.argv[1:]]),
+        record = {"command": " ".join(["python", "proofs/two_machines.py", *sys.argv[1:]]),
                   "torch": torch.__version__, **figures}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(figures["differs"] != [] or figures["seconds_until_both_stopped"] > LIMIT)

@@ -1,6 +1,6 @@
 """Compares what chat templates render here, and the ids, with what transformers makes of the same conversations.
 
-    python benchmarks/template_parity.py [--minimind FOLDER] [--json docs/template_parity.json]
+    python proofs/template_parity.py [--minimind FOLDER] [--json proofs/results/template_parity.json]
 
 Text: every case below, with and without the generation prompt, thinking on, off and by default, for the bundled
 templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package: equal character for character

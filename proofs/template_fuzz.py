@@ -1,8 +1,9 @@
 """Attacks chat templates with conversations that spell control tokens, whole and in parts, in every role and field.
 
-    python benchmarks/template_fuzz.py --cases 10000 [--seed 0] [--minimind FOLDER] [--json docs/template_fuzz.json]
+    python proofs/template_fuzz.py --cases 10000 [--seed 0] [--minimind FOLDER] \\
+        [--json proofs/results/template_fuzz.json]
 
-Per case (benchmarks/template_attacks.py): (i) the control tokens are those of the same conversation about nothing, and
+Per case (proofs/template_attacks.py): (i) the control tokens are those of the same conversation about nothing, and
 each supervised stretch is one answer with one end of turn; (ii) the ids decode to exactly what the template renders;
 (iii) before each supervised turn stand the ids that a chat shows the model there; (iv) a row that cannot be encoded
 so is refused as a UserError. Benign conversations are never refused for their text. Where a template refuses the
@@ -90,7 +91,7 @@ def fuzz(arguments: argparse.Namespace) -> list[Tally]:
         if arguments.only is None or arguments.only in named.name:
             try:
                 tallies.append(Tally(named.name, Subject(named.load())))
-            except UserError:  # benchmarks/template_parity.py tells which and why
+            except UserError:  # proofs/template_parity.py tells which and why
                 continue
     for case in tqdm(range(arguments.cases), unit="case", mininterval=1):
         tally, seed = tallies[case % len(tallies)], arguments.seed + case

@@ -1,6 +1,6 @@
 """Damages a resume state in every way there is, and looks whether it is recognised and the one before it used.
 
-    python benchmarks/checkpoint_faults.py --json docs/checkpoint_faults.json
+    python proofs/checkpoint_faults.py --json proofs/results/checkpoint_faults.json
 
 Two states of a tiny model lie in a folder; the newer one is damaged, one fault at a time: cut at every byte, every
 single bit flipped, files exchanged, removed, replaced by links and by pickles. Each time the older state must be found,
@@ -46,7 +46,7 @@ def main() -> int:
     missed = [place for row in rows for place in row["missed"]]
     print("\n".join(["", "not recognised:", *missed]) if missed else "\nevery one was recognised")
     if arguments.json:
-        record = {"command": " ".join(["python", "benchmarks/checkpoint_faults.py", *sys.argv[1:]]), "rows": rows}
+        record = {"command": " ".join(["python", "proofs/checkpoint_faults.py", *sys.argv[1:]]), "rows": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(bool(missed))
 
