@@ -40,7 +40,7 @@ from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_conversation
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows, read_rows
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.paths import REPOSITORY
@@ -209,7 +209,7 @@ def bare(data: Path, folder: Path) -> tuple[int, float]:
 
 
 def ours(data: Path, folder: Path) -> tuple[int, float]:
-    rows = SFTRows(make_template(Tokenizer.from_folder(MODEL)), MAX_SEQ_LEN)
+    rows = SFTEncoder(make_template(Tokenizer.from_folder(MODEL)), MAX_SEQ_LEN)
     start = time.perf_counter()
     dataset = prepare([data], rows, folder, show_progress=False)
     seconds = time.perf_counter() - start

@@ -26,7 +26,7 @@ def main() -> None:
         texts = list(read_texts(file))
         if not any(texts):
             raise UserError(f"{file}: expected text, found none")
-        needed, peers = (sum(len(tokenizer.encode_text(text)) for text in texts) for tokenizer in (ours, peer))
+        needed, peers = (sum(len(tokenizer.encode_ordinary(text)) for text in texts) for tokenizer in (ours, peer))
         print(f"| `{file.name}` | {needed:,} | {peers:,} | {needed / peers:.2f} |")
 
 

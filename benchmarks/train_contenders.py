@@ -19,7 +19,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import position_multiple, resolve_device
 from minimind_sft.model.config import ModelConfig
@@ -165,7 +165,7 @@ def short(dtype: torch.dtype) -> str:
 
 def common_work(arguments: argparse.Namespace, folder: Path) -> Work:
     tokenizer = Tokenizer.from_folder(arguments.tokenizer_path)
-    rows = SFTRows(make_template(tokenizer), MAX_SEQ_LEN)
+    rows = SFTEncoder(make_template(tokenizer), MAX_SEQ_LEN)
     prepared = prepare([arguments.file], rows, folder, "skip", True, lambda told: None)
     wanted = arguments.steps * CONVERSATIONS_PER_STEP
     if len(prepared) < wanted:

@@ -51,15 +51,15 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def position_multiple(device: torch.device, compiled: bool, most_positions: int) -> int:
-    """What batches of at most `most_positions` are filled up to a multiple of.
+def position_multiple(device: torch.device, compiled: bool, max_positions: int) -> int:
+    """What batches of at most `max_positions` are filled up to a multiple of.
 
     Matrix products like rows in sixteens. Where layers are compiled for the very shapes they see (on CUDA), there are
     to be two, the whole and the half, and not one in every step: after a few more PyTorch would not compile at all. On
     a CPU each number of rows costs some 12 MiB in bfloat16, because oneDNN keeps the code that it writes for it.
     """
     if device.type == "cuda":
-        return -(-most_positions // 32) * 16 if compiled else 16
+        return -(-max_positions // 32) * 16 if compiled else 16
     return 64
 
 

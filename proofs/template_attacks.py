@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import nodes
 
-from minimind_sft.data.chat_template import ChatTemplate, Encoded, has_reasoning
+from minimind_sft.data.chat_template import ChatTemplate, TokenSequence, has_reasoning
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.template_marks import (
     ASSISTANT_TAGS,
@@ -224,7 +224,7 @@ def check_attack(subject: Subject, attack: Conversation, twin: Conversation) -> 
     return outcome
 
 
-def supervised_runs(sequence: Encoded) -> list[Run]:
+def supervised_runs(sequence: TokenSequence) -> list[Run]:
     ids = sequence.input_ids.tolist()
     edges = np.flatnonzero(np.diff(sequence.supervised, prepend=False, append=False)).tolist()
     return [Run(ids[:start], ids[start:end]) for start, end in zip(edges[0::2], edges[1::2], strict=True)]
@@ -240,7 +240,7 @@ def reason(error: UserError) -> str:
     return text.split(": ", 1)[1] if "refuses the conversation" in text else text
 
 
-def _differences(subject: Subject, sequences: list[Encoded], harmless: list[Encoded]) -> Iterator[str]:
+def _differences(subject: Subject, sequences: list[TokenSequence], harmless: list[TokenSequence]) -> Iterator[str]:
     """Control tokens of the whole and of every supervised stretch, against those of the twin."""
     def control(ids: list[int]) -> list[str]:
         return [subject.control_of[token_id] for token_id in ids if token_id in subject.control_of]
@@ -277,13 +277,13 @@ def _check_turn(subject: Subject, attack: Conversation, index: int, run: Run, pr
     if (run.ids[-1] != template.end_of_turn_id and rest) or OWN_WORD.search(rest):
         problems.append(f"turn {index} is learned only to {answer!r}, and not {rest!r}")
     if [token_id for token_id in run.ids if token_id in subject.control_of] == [template.end_of_turn_id]:
-        as_text = template.tokenizer.encode_text(answer.removesuffix(template.end_of_turn))
+        as_text = template.tokenizer.encode_ordinary(answer.removesuffix(template.end_of_turn))
         if run.ids[:-1] != as_text:
             problems.append(f"turn {index} has {len(run.ids) - 1} tokens, its text has {len(as_text)}")
     return full
 
 
-def _too_many_tokens(subject: Subject, attack: Conversation, sequence: Encoded, decoded: str) -> Iterator[str]:
+def _too_many_tokens(subject: Subject, attack: Conversation, sequence: TokenSequence, decoded: str) -> Iterator[str]:
     """Of the tokens that the rendered text spells, those inside of texts of the data must not be there."""
     spelled = Counter({token: decoded.count(token) for token in subject.control})
     for token, count in _spelled_by_data(subject, attack, decoded).items():

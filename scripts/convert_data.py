@@ -42,7 +42,7 @@ from minimind_sft.data.filters import (
 )
 from minimind_sft.data.preferences import chosen_row
 from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_together
@@ -132,7 +132,7 @@ def make_filters(arguments: argparse.Namespace) -> Filters:
         chosen.append((f"less than {share:.0%} {language}",
                        lambda row: language_share(row_text(row), language) >= share))
     if arguments.max_tokens:
-        rows = SFTRows(make_template(load_tokenizer(arguments.tokenizer_path)), arguments.max_tokens)
+        rows = SFTEncoder(make_template(load_tokenizer(arguments.tokenizer_path)), arguments.max_tokens)
         chosen.append((f"more than {arguments.max_tokens:,} tokens",
                        lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
     if arguments.drop_in:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
-from minimind_sft.data.samples import PretrainRows, SFTRows
+from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
@@ -46,7 +46,7 @@ def main() -> int:
     files = [path for source in (*sources, *eval_sources) for path in source.files]
     tallies = survey(files, rows, bool(config.check_prompts))
     shown = first_rows(tallies, rows, config.show)
-    notes = rows.template.notes if isinstance(rows, SFTRows) else []
+    notes = rows.template.notes if isinstance(rows, SFTEncoder) else []
     report = make_report(tallies, sources, eval_sources, trainer, config.ranks, bool(config.strict), notes)
 
     if page:
@@ -60,15 +60,15 @@ def main() -> int:
     return 0 if report.is_fine else 1
 
 
-def make_rows(trainer) -> SFTRows | PretrainRows:
+def make_rows(trainer) -> SFTEncoder | PretrainEncoder:
     """The encoder of the trainer that these settings are for."""
     tokenizer = load_tokenizer(trainer.tokenizer_path)
     for notice in tokenizer.notices:
         print(harmless(notice), file=sys.stderr)
     if not isinstance(trainer, SFTConfig):
-        return PretrainRows(tokenizer, trainer.max_seq_len)
+        return PretrainEncoder(tokenizer, trainer.max_seq_len)
     template = make_template(tokenizer, trainer.chat_template, trainer.end_of_turn)
-    return SFTRows(template, trainer.max_seq_len, trainer.truncation,
+    return SFTEncoder(template, trainer.max_seq_len, trainer.truncation,
                    Supervision(trainer.train_turns, bool(trainer.train_on_prompt)))
 
 

@@ -39,7 +39,7 @@ def shown(monkeypatch) -> list[list[int]]:
 
     def answer(model, prompt_ids, settings, stop_ids):
         prompts.append(list(prompt_ids))
-        yield from TOKENIZER.encode_text(f"A{len(prompts)}")
+        yield from TOKENIZER.encode_ordinary(f"A{len(prompts)}")
 
     monkeypatch.setattr(chat_module, "generate_stream", answer)
     return prompts
@@ -157,7 +157,7 @@ def test_pretrained_weights_of_minimind_see_a_text_between_bos_and_eos(monkeypat
         return iter(())
 
     monkeypatch.setattr(chat_module, "generate_stream", answer)
-    ids = TOKENIZER.encode_text("Once")
+    ids = TOKENIZER.encode_ordinary("Once")
     for from_minimind in (False, True):
         list(chat_module.continue_text(tiny_model(), TOKENIZER, "Once", SamplingSettings(4), from_minimind))
     assert seen == [(ids, {0}), ([1, *ids], {0, 2})]  # <|im_start|> before the text, ended by <|im_end|> as well
@@ -215,8 +215,8 @@ def test_a_template_without_a_place_for_reasoning_does_not_think():
 
 
 def test_reasoning_is_apart_from_the_answer_in_the_history(monkeypatch):
-    ids = [*TOKENIZER.encode_text("\n12 is even."), TOKENIZER.token_to_id("</think>"),
-           *TOKENIZER.encode_text("\n\nYes.")]
+    ids = [*TOKENIZER.encode_ordinary("\n12 is even."), TOKENIZER.token_to_id("</think>"),
+           *TOKENIZER.encode_ordinary("\n\nYes.")]
     monkeypatch.setattr(chat_module, "generate_stream", lambda *arguments: iter(ids))
     chat = make_chat(historys=-1, thinking=True)
     ask(chat, "Is 12 even?")

@@ -133,7 +133,7 @@ def test_every_answer_is_learned_whole(answer):
     assert supervised_texts(BUNDLED, chat) == expected
     assert TOKENIZER.decode(encoded.input_ids) == BUNDLED.render(chat.messages)
     assert control_ids(BUNDLED, encoded.input_ids) == [1, 2, 1, 25, 26, 2, 1, 2, 1, 25, 26, 2]
-    assert sum(encoded.supervised) == sum(len(TOKENIZER.encode_text(text[:-10])) + 1 for text in expected)
+    assert sum(encoded.supervised) == sum(len(TOKENIZER.encode_ordinary(text[:-10])) + 1 for text in expected)
 
 
 def test_a_user_cannot_put_words_into_the_assistants_mouth():
@@ -194,7 +194,7 @@ def test_a_template_writes_the_beginning_of_a_control_token_before_data(text):
     encoded = encode_one(template, conversation(("user", text), ("assistant", text)))
     assert control_ids(template, encoded.input_ids) == [1, 2, 1, 2]
     assert TOKENIZER.decode(encoded.input_ids).startswith(f"<|im_start|>user\n<{text.strip()}><|im_end|>")
-    assert sum(encoded.supervised) == len(TOKENIZER.encode_text(f"<{text.strip()}>")) + 1
+    assert sum(encoded.supervised) == len(TOKENIZER.encode_ordinary(f"<{text.strip()}>")) + 1
 
 
 def test_a_row_that_cannot_be_encoded_safely_is_refused():

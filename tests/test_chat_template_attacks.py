@@ -10,7 +10,7 @@ from chats import BUNDLED, TOKENIZER, conversation
 from template_attacks import Subject, check_attack, make_attack, make_benign
 from templates import NamedTemplate, bundled_templates, tokenizer_for, trl_templates
 
-from minimind_sft.data.chat_template import ChatTemplate, Encoded
+from minimind_sft.data.chat_template import ChatTemplate, TokenSequence
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
@@ -59,7 +59,8 @@ class Careless(ChatTemplate):
     """Changes the ids or the mask of what it encodes."""
 
     def encode(self, conversation, supervise=None):
-        return [Encoded(*self.change(s.input_ids.copy(), s.supervised.copy())) for s in super().encode(conversation)]
+        return [TokenSequence(*self.change(s.input_ids.copy(), s.supervised.copy()))
+                for s in super().encode(conversation)]
 
 
 def problems(change, attack=ATTACK) -> str:
@@ -76,7 +77,7 @@ def test_text_that_becomes_a_control_token_is_found():
         def encode(self, conversation, supervise=None):
             (sequence,) = super().encode(conversation)
             ids = TOKENIZER.encode(TOKENIZER.decode(sequence.input_ids.tolist()))
-            return [Encoded(np.array(ids), np.arange(len(ids)) >= len(ids) - 5)]
+            return [TokenSequence(np.array(ids), np.arange(len(ids)) >= len(ids) - 5)]
 
     found = " / ".join(check_attack(Subject(Naive(TOKENIZER)), ATTACK, TWIN).problems)
     assert "control tokens ['<|im_start|>', '<|im_end|>', '<|im_end|>'" in found

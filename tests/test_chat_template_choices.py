@@ -45,7 +45,7 @@ def test_turns_that_are_not_chosen_keep_their_ids(chat, supervise, expected):
 @pytest.mark.parametrize("chat, supervise", [(untrained(TWO_TURNS, 3), LAST), (untrained(TWO_TURNS, 1, 3), ALL_TURNS)])
 def test_a_row_in_which_nothing_is_supervised_gives_nothing(chat, supervise):
     assert BUNDLED.encode(chat, supervise) == []
-    assert BUNDLED.encode_all([chat, TWO_TURNS], supervise)[0] == []
+    assert BUNDLED.encode_batch([chat, TWO_TURNS], supervise)[0] == []
 
 
 def test_sequences_in_which_nothing_is_supervised_are_left_out():
@@ -96,13 +96,13 @@ def test_many_rows_are_the_rows_one_by_one():
     refused = conversation(("system", "s"), ("user", "a"), ("assistant", "b"))
     rows = [TWO_TURNS, refused, attack, TWO_TURNS, untrained(TWO_TURNS, 1)]
     for supervise in (ALL_TURNS, LAST, EVERYTHING):
-        results = template.encode_all(rows, supervise)
+        results = template.encode_batch(rows, supervise)
         assert str(results[1]) == "a.jsonl:3: the chat template refuses the conversation: no"
         assert isinstance(results.pop(1), UserError)
         for row, sequences in zip([TWO_TURNS, attack, TWO_TURNS, untrained(TWO_TURNS, 1)], results, strict=True):
             assert [(s.input_ids.tolist(), s.supervised.tolist()) for s in sequences] == encode(
                 template, row, supervise)
-    assert template.encode_all([]) == []
+    assert template.encode_batch([]) == []
 
 
 def test_prompt_mismatches_are_told():

@@ -9,7 +9,7 @@ from programs import questions, refuse, succeed, write_rows
 
 from minimind_sft.data.conversation import parse_row
 from minimind_sft.data.filters import language_share, longest_sequence, not_seen_before, row_text, shortest_answer
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 
 CONVERT = "scripts/convert_data.py"
 SHAREGPT = {"conversations": [{"from": "human", "value": "晴?"}, {"from": "gpt", "value": "是 "}], "id": 5}
@@ -142,7 +142,7 @@ def test_measures_of_a_row():
     flagged = parse_row({"messages": [*said("q", "abc")["conversations"], shown]}, "a:1")
     assert shortest_answer(flagged) == 3
     assert [row_text(row) for row in (plain, calls, text)] == ["q\n ab ", "q\nr\nlong answer", "一"]
-    rows = SFTRows(BUNDLED, 100)
+    rows = SFTEncoder(BUNDLED, 100)
     assert longest_sequence(plain, rows) == len(BUNDLED.encode(plain)[0].input_ids)
     assert longest_sequence("", rows) == 1
     is_new = not_seen_before()

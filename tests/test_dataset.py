@@ -36,7 +36,7 @@ def test_holding_out_leaves_something_to_train_on(count, share, held):
 
 
 def test_no_more_is_held_out_than_an_evaluation_needs(monkeypatch):
-    monkeypatch.setattr(module, "MOST_HELD_OUT", 3)
+    monkeypatch.setattr(module, "MAX_HELD_OUT", 3)
     train, apart = hold_out(numbered(50), 0.5, seed=0)
     assert (len(train), len(apart)) == (47, 3)
 
@@ -95,13 +95,13 @@ def test_a_mixture_is_known_by_its_sources_and_their_shares():
 
 
 def test_counts_add_up_and_name_the_first_of_what_went_wrong(monkeypatch):
-    monkeypatch.setattr(module, "MOST_NAMED", 2)
+    monkeypatch.setattr(module, "MAX_NAMED", 2)
     sample = [make_example([1, 2, 3], [False, False, True])]
     total = DatasetCounts()
     for part in range(3):
         counts = DatasetCounts()
-        counts.add(f"a:{part}", EncodedRow([sample, sample], True))
-        counts.add(f"b:{part}", EncodedRow([], True))
+        counts.add(f"a:{part}", EncodedRow([sample, sample], True, ""))
+        counts.add(f"b:{part}", EncodedRow([], True, ""))
         counts.add(f"c:{part}", UserError(f"c:{part}: bad"))
         total += counts
     assert total == DatasetCounts(rows=9, truncated=3, tokens=12, supervised=6, dropped_rows=3, bad_rows=3,

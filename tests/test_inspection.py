@@ -18,7 +18,7 @@ from minimind_sft.data import workers
 from minimind_sft.data.chat_template import ChatTemplate, Supervision
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_sources
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.page import render_page
@@ -29,7 +29,7 @@ from minimind_sft.inspection.terminal import as_text
 from minimind_sft.labels import IGNORE_INDEX
 
 SCRIPT = "scripts/inspect_data.py"
-ROWS = SFTRows(BUNDLED, 60)
+ROWS = SFTEncoder(BUNDLED, 60)
 
 
 FINE = chat("2 + 2?", "4")
@@ -164,7 +164,7 @@ def test_the_same_calls_in_another_order_of_their_arguments_are_duplicates(tmp_p
 
     data = write_rows(tmp_path / "a.jsonl", [row({"city": "a", "day": 1}), row({"day": 1, "city": "a"}),
                                              row({"city": "a", "day": 2})])
-    (part,) = reported(SFTRows(BUNDLED, 200), [data]).parts
+    (part,) = reported(SFTEncoder(BUNDLED, 200), [data]).parts
     assert part.verdict == "fine, but 1 duplicated"
 
 
@@ -189,7 +189,7 @@ def test_the_steps_are_those_of_the_trainer(tmp_path):
 
 def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "1" * 25}, {"text": "1 2"}, {"conversations": []}])
-    (part,) = reported(PretrainRows(TOKENIZER, 10), [data],
+    (part,) = reported(PretrainEncoder(TOKENIZER, 10), [data],
                        config=PretrainConfig(max_seq_len=10, eval_share=0.0)).parts
     assert part.tally.samples == 4 and part.tally.lengths[10] == 2  # 26 tokens: 10, 10 and 8, one shared each
     assert part.tally.forms == {"text": 2} and part.tally.turns == 0
@@ -197,15 +197,15 @@ def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
 
 
 def test_an_end_of_turn_that_is_missing_though_nothing_is_cut_is_wrong(tmp_path):
-    class Unended(SFTRows):
-        def _cut(self, conversation, sequences):
+    class Unended(SFTEncoder):
+        def _fit(self, conversation, sequences):
             (sequence,) = sequences
             supervised = sequence.supervised & (sequence.input_ids != BUNDLED.end_of_turn_id)
             if len(sequence.input_ids) <= self.max_seq_len:
-                return EncodedRow([[make_example(sequence.input_ids, supervised)]], False)
+                return EncodedRow([[make_example(sequence.input_ids, supervised)]], False, conversation, sequences)
             first = make_example([7, 7, 7], [False, True, True])
             cut = make_example(range(self.max_seq_len), [True] * self.max_seq_len)
-            return EncodedRow([[first, cut]], True)
+            return EncodedRow([[first, cut]], True, conversation, sequences)
 
     data = write_rows(tmp_path / "a.jsonl", [chat("a", "b", "c", "d"), chat("a", "b"), LONG])
     (part,) = reported(Unended(BUNDLED, 60), [data]).parts
@@ -224,7 +224,7 @@ def test_ends_of_answers_are_counted_by_the_labels():
     (Supervision(prompt=True), 3), (Supervision("last"), 2), (Supervision("last", prompt=True), 2)])
 def test_answers_are_counted_whatever_else_is_learned(tmp_path, supervision, answers):
     data = write_rows(tmp_path / "a.jsonl", [chat("a", "b", "c", "d"), chat("a", "b")])
-    (part,) = reported(SFTRows(BUNDLED, 60, supervision=supervision), [data]).parts
+    (part,) = reported(SFTEncoder(BUNDLED, 60, supervision=supervision), [data]).parts
     assert (part.tally.turns, part.tally.ended) == (answers, answers) and part.verdict == "fine"
 
 
@@ -312,7 +312,7 @@ DROPS_REASONING = """{% for m in messages %}<|im_start|>{{ m.role }}
 
 
 def test_every_sequence_of_a_row_is_shown(tmp_path):
-    rows = SFTRows(ChatTemplate(TOKENIZER, DROPS_REASONING), 60)
+    rows = SFTEncoder(ChatTemplate(TOKENIZER, DROPS_REASONING), 60)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "why"}] * 2
     data = write_rows(tmp_path / "a.jsonl", [{"messages": turns}])
     report = reported(rows, [data])
@@ -364,7 +364,7 @@ def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
                         {"role": "assistant", "content": "c", "tool_calls": [{"name": "f", "arguments": {}}]},
                         {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]}
     data = write_rows(tmp_path / "a.jsonl", [row])
-    tally = survey([data], SFTRows(ChatTemplate(TOKENIZER, source), 100))[data]
+    tally = survey([data], SFTEncoder(ChatTemplate(TOKENIZER, source), 100))[data]
     assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
 
 

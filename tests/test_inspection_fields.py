@@ -8,7 +8,7 @@ from programs import run, write_rows
 
 from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data import workers
-from minimind_sft.data.samples import PretrainRows, SFTRows
+from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_sources
 from minimind_sft.inspection.figures import figures
 from minimind_sft.inspection.page import render_page
@@ -26,7 +26,7 @@ def row(number: int, **fields) -> dict:
 
 def report_of(*files, rows=None, config=None):
     sources = find_sources([str(path) for path in files], "FILE")
-    return make_report(survey(list(files), rows or SFTRows(BUNDLED, 60)), sources, [],
+    return make_report(survey(list(files), rows or SFTEncoder(BUNDLED, 60)), sources, [],
                        config or SFTConfig(max_seq_len=60), 1, True)
 
 
@@ -58,7 +58,7 @@ def test_the_program_says_so_and_exits_with_0(tmp_path):
 
 def test_of_running_text_only_the_text_is_read(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "t", "messages": [], "meta": {"url": "u"}}])
-    report = report_of(data, rows=PretrainRows(TOKENIZER, 10), config=PretrainConfig(max_seq_len=10))
+    report = report_of(data, rows=PretrainEncoder(TOKENIZER, 10), config=PretrainConfig(max_seq_len=10))
     assert report.parts[0].tally.ignored == {"meta": 1}
 
 

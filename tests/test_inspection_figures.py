@@ -5,11 +5,11 @@ from collections import Counter
 from chats import BUNDLED, TOKENIZER, chat
 
 from minimind_sft.data.example import make_example
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.inspection import figures
 from minimind_sft.inspection.shown import shown_tokens
 
-ROWS = SFTRows(BUNDLED, 60)
+ROWS = SFTEncoder(BUNDLED, 60)
 CONTROL = {TOKENIZER.token_to_id(token) for token in TOKENIZER.control_tokens(BUNDLED.source)}
 
 

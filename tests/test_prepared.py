@@ -15,11 +15,11 @@ from minimind_sft.data import prepared, workers
 from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import RawRow
-from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.files import FolderLock
 
-ROWS = SFTRows(BUNDLED, 100)
+ENCODER = SFTEncoder(BUNDLED, 100)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -41,8 +41,8 @@ def folders(folder) -> list:
 
 def test_what_is_read_back_is_what_was_made(tmp_path, small_chunks):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
-    dataset = prepare([data], ROWS, tmp_path / "prepared")
-    here = [row.samples[0] for row in ROWS.encode([("", row) for row in questions(300)])]
+    dataset = prepare([data], ENCODER, tmp_path / "prepared")
+    here = [row.samples[0] for row in ENCODER.encode([("", row) for row in questions(300)])]
     assert contents(dataset) == [[(one.input_ids.tolist(), one.labels.tolist()) for one in sample] for sample in here]
     assert dataset.counts.rows == len(dataset) == 300
     assert dataset.counts.supervised == sum(dataset.supervised(i) for i in range(300))
@@ -51,9 +51,9 @@ def test_what_is_read_back_is_what_was_made(tmp_path, small_chunks):
 
 def test_several_processes_make_the_files_that_one_makes(tmp_path, small_chunks, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
-    many = prepare([data], ROWS, tmp_path / "many").folder
+    many = prepare([data], ENCODER, tmp_path / "many").folder
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    one = prepare([data], ROWS, tmp_path / "one").folder
+    one = prepare([data], ENCODER, tmp_path / "one").folder
     assert many.name == one.name
     for path in one.iterdir():
         assert path.read_bytes() == (many / path.name).read_bytes(), path.name
@@ -61,20 +61,20 @@ def test_several_processes_make_the_files_that_one_makes(tmp_path, small_chunks,
 
 def test_the_second_time_nothing_is_made(tmp_path, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
-    first = prepare([data], ROWS, tmp_path / "prepared")
+    first = prepare([data], ENCODER, tmp_path / "prepared")
     monkeypatch.setattr(prepared, "_write", None)
-    second = prepare([data.rename(tmp_path / "b.jsonl")], ROWS, tmp_path / "prepared")
+    second = prepare([data.rename(tmp_path / "b.jsonl")], ENCODER, tmp_path / "prepared")
     assert contents(second) == contents(first) and second.counts == first.counts
     assert second.fingerprint == first.fingerprint
 
 
 def test_other_data_or_settings_are_made_anew(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
-    made = [prepare([data], ROWS, tmp_path / "prepared").folder]
-    made.append(prepare([data], SFTRows(BUNDLED, 90), tmp_path / "prepared").folder)
-    made.append(prepare([data, data], ROWS, tmp_path / "prepared").folder)
+    made = [prepare([data], ENCODER, tmp_path / "prepared").folder]
+    made.append(prepare([data], SFTEncoder(BUNDLED, 90), tmp_path / "prepared").folder)
+    made.append(prepare([data, data], ENCODER, tmp_path / "prepared").folder)
     write_rows(data, questions(6))
-    made.append(prepare([data], ROWS, tmp_path / "prepared").folder)
+    made.append(prepare([data], ENCODER, tmp_path / "prepared").folder)
     assert len(set(made)) == 4 == len(folders(tmp_path / "prepared"))
 
 
@@ -84,7 +84,7 @@ def test_the_largest_vocabularies_and_unsupervised_positions_come_back(tmp_path)
         settings = {"max_seq_len": 9}  # noqa: RUF012
 
         def encode(self, rows):
-            return [EncodedRow([[make_example([70_000, 199_999, 5], [True, False, True])]], False) for _ in rows]
+            return [EncodedRow([[make_example([70_000, 199_999, 5], [True, False, True])]], False, "") for _ in rows]
 
     dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(1))], Rows(), tmp_path / "prepared")
     assert contents(dataset) == [[([70_000, 199_999], [-100, 5])]]
@@ -98,18 +98,18 @@ def test_bad_rows_stop_or_are_skipped_and_counted(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", BAD)
     for _ in range(2):  # also where the samples that are left have been made already
         with pytest.raises(UserError) as error:
-            prepare([data], ROWS, tmp_path / "prepared")
+            prepare([data], ENCODER, tmp_path / "prepared")
         assert str(error.value).splitlines() == [
             f"{data}:4: conversations: expected a list of turns, found an empty list",
             f"       {data}:5: messages: expected a list of turns, found 5",
             "       scripts/inspect_data.py lists all, --bad_rows skip leaves them out"]
-        skipped = prepare([data], ROWS, tmp_path / "prepared", bad_rows="skip")
+        skipped = prepare([data], ENCODER, tmp_path / "prepared", bad_rows="skip")
         assert len(skipped) == 5 and skipped.counts.bad_rows == 2
 
 
 def test_one_bad_row_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
-        prepare([write_rows(tmp_path / "a.jsonl", BAD[:4])], ROWS, tmp_path / "prepared")
+        prepare([write_rows(tmp_path / "a.jsonl", BAD[:4])], ENCODER, tmp_path / "prepared")
     assert str(error.value) == f"{tmp_path / 'a.jsonl'}:4: conversations: expected a list of turns, found an empty " \
                                "list (--bad_rows skip leaves the row out)"
 
@@ -117,7 +117,7 @@ def test_one_bad_row_is_one_line(tmp_path):
 def test_of_many_bad_rows_the_first_are_named(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{}] * 25)
     with pytest.raises(UserError) as error:
-        prepare([data], ROWS, tmp_path / "prepared")
+        prepare([data], ENCODER, tmp_path / "prepared")
     lines = str(error.value).splitlines()
     assert len(lines) == 11 and lines[-1].strip().startswith("and 15 more bad rows; ")
     assert folders(tmp_path / "prepared") == []
@@ -127,19 +127,19 @@ def test_a_file_that_leaves_nothing_to_learn_is_an_error(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(UserError, match=r"a\.jsonl: no row of 3 keeps a supervised token within --max_seq_len 5; the "
                                         r"first: .*a\.jsonl:1$"):
-        prepare([data], SFTRows(BUNDLED, 5), tmp_path / "prepared")
+        prepare([data], SFTEncoder(BUNDLED, 5), tmp_path / "prepared")
     data.write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.jsonl: the file has no rows$"):
-        prepare([data], PretrainRows(TOKENIZER, 5), tmp_path / "prepared")
+        prepare([data], PretrainEncoder(TOKENIZER, 5), tmp_path / "prepared")
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(UserError, match=r"a\.jsonl: the prepared data cannot be kept there .*; --prepared_dir names"):
-        prepare([data], ROWS, data)
+        prepare([data], ENCODER, data)
 
 
-class SlowRows(SFTRows):
+class SlowEncoder(SFTEncoder):
     """Tells in a file when it begins, and waits for another file."""
 
     def encode(self, rows):
@@ -148,8 +148,8 @@ class SlowRows(SFTRows):
         return super().encode(rows)
 
 
-def slow_rows(tmp_path) -> SlowRows:
-    rows = SlowRows(BUNDLED, 100)
+def slow_rows(tmp_path) -> SlowEncoder:
+    rows = SlowEncoder(BUNDLED, 100)
     rows.began, rows.go = tmp_path / "began", tmp_path / "go"
     return rows
 
@@ -193,13 +193,13 @@ def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, smal
     time.sleep(0.5)
     assert len(rows.began.read_text()) <= 3, "its workers go on without it"
     assert all(path.name.startswith(".") for path in folders(tmp_path / "prepared"))
-    dataset = prepare([data], ROWS, tmp_path / "prepared")
+    dataset = prepare([data], ENCODER, tmp_path / "prepared")
     assert len(dataset) == 300
     assert folders(tmp_path / "prepared") == [dataset.folder]
 
 
 def test_a_worker_that_dies_is_told_and_leaves_nothing(tmp_path, small_chunks):
-    class Deadly(SFTRows):
+    class Deadly(SFTEncoder):
         def encode(self, rows):
             if any(place.endswith(":200") for place, _ in rows):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_a_worker_that_dies_is_told_and_leaves_nothing(tmp_path, small_chunks):
 
 
 def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
-    class Wrong(SFTRows):
+    class Wrong(SFTEncoder):
         def encode(self, rows):
             raise ZeroDivisionError
 
@@ -225,7 +225,7 @@ def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
     data, said = write_rows(tmp_path / "a.jsonl", questions(5)), []
-    first = prepare([data], ROWS, tmp_path / "prepared")
+    first = prepare([data], ENCODER, tmp_path / "prepared")
     before = contents(first)
     path = first.folder / part
     if damage == "gone":
@@ -233,7 +233,7 @@ def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
     else:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 4)
-    assert contents(prepare([data], ROWS, tmp_path / "prepared", say=said.append)) == before
+    assert contents(prepare([data], ENCODER, tmp_path / "prepared", say=said.append)) == before
     assert said == [f"prepared    {first.folder} lacks a part of it and is made anew"]
     assert folders(tmp_path / "prepared") == [first.folder]
 
@@ -241,7 +241,7 @@ def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
 
-    class Meanwhile(SFTRows):
+    class Meanwhile(SFTEncoder):
         def encode(self, rows):
             write_rows(data, questions(6)[1:])
             return super().encode(rows)
@@ -253,8 +253,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
 
 def test_messages_name_the_file_as_it_is_called_now(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", BAD)
-    prepare([data], ROWS, tmp_path / "prepared", bad_rows="skip")
-    again = prepare([data.rename(tmp_path / "b.jsonl")], ROWS, tmp_path / "prepared", bad_rows="skip")
+    prepare([data], ENCODER, tmp_path / "prepared", bad_rows="skip")
+    again = prepare([data.rename(tmp_path / "b.jsonl")], ENCODER, tmp_path / "prepared", bad_rows="skip")
     assert again.counts.bad[0].startswith(f"{tmp_path / 'b.jsonl'}:4: ")
 
 
@@ -283,7 +283,7 @@ def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_pat
     other = FORK.Process(target=hold)
     other.start()
     assert ready.wait(PATIENCE)
-    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ENCODER, folder)
     done.set()
     other.join()
     assert sorted(folders(folder)) == sorted([alive, dataset.folder])
@@ -299,7 +299,7 @@ def test_folders_that_no_preparation_made_stay(tmp_path):
     elsewhere = leftover(tmp_path / "elsewhere", "c0", prepared.MARKER, "input_ids.bin")
     link = folder / elsewhere.name
     link.symlink_to(elsewhere)
-    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ROWS, folder)
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ENCODER, folder)
     assert sorted(folders(folder)) == sorted([*theirs, cache, link, dataset.folder])
     assert len(list(elsewhere.iterdir())) == 2
     assert not (folder / ".cache.lock").exists()
@@ -308,41 +308,41 @@ def test_folders_that_no_preparation_made_stay(tmp_path):
 @pytest.mark.parametrize("place", ["", ".tmp"])
 def test_files_of_others_in_the_folder_to_be_made_are_named(tmp_path, place):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
-    made = prepare([data], ROWS, tmp_path / "prepared").folder
+    made = prepare([data], ENCODER, tmp_path / "prepared").folder
     (made / "header.json").unlink()
     if place:
         made.rename(made.with_name(f".{made.name}{place}"))
     folder = made.with_name(f"{'.' * bool(place)}{made.name}{place}")
     (folder / "notes.txt").touch()
     with pytest.raises(UserError, match=rf"{folder}: notes\.txt in it was not put there by this program; move it away"):
-        prepare([data], ROWS, tmp_path / "prepared")
+        prepare([data], ENCODER, tmp_path / "prepared")
     assert (folder / "notes.txt").exists()
     (folder / "notes.txt").unlink()
-    assert len(prepare([data], ROWS, tmp_path / "prepared")) == 5
+    assert len(prepare([data], ENCODER, tmp_path / "prepared")) == 5
 
 
 def test_an_empty_file_among_others_is_no_accident_to_pass_over(tmp_path):
     empty = tmp_path / "b.jsonl"
     empty.write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"b\.jsonl: the file has no rows"):
-        prepare([write_rows(tmp_path / "a.jsonl", questions(5)), empty], ROWS, tmp_path / "prepared")
+        prepare([write_rows(tmp_path / "a.jsonl", questions(5)), empty], ENCODER, tmp_path / "prepared")
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
-        prepare([tmp_path / "none.jsonl"], ROWS, tmp_path / "prepared")
+        prepare([tmp_path / "none.jsonl"], ENCODER, tmp_path / "prepared")
 
 
 def test_only_bad_rows_are_said_to_be_that(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl: none of 2 rows can be used; the first: .*a\.jsonl:1: "):
-        prepare([write_rows(tmp_path / "a.jsonl", [{}, {}])], ROWS, tmp_path / "prepared", bad_rows="skip")
+        prepare([write_rows(tmp_path / "a.jsonl", [{}, {}])], ENCODER, tmp_path / "prepared", bad_rows="skip")
 
 
 def test_the_order_of_the_files_and_their_kinds_count(tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.jsonl", questions(count)) for name, count in (("a", 3), ("b", 4)))
     same = tmp_path / "a.ndjson"
     same.write_bytes(a.read_bytes())
-    made = [prepare(files, ROWS, tmp_path / "prepared").folder.name for files in ([a, b], [b, a], [a], [same])]
+    made = [prepare(files, ENCODER, tmp_path / "prepared").folder.name for files in ([a, b], [b, a], [a], [same])]
     assert len(set(made)) == 4
 
 

@@ -35,7 +35,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.reading import find_files
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags
@@ -246,7 +246,7 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
     config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
                                          "--device", "cpu", "--save_dir", str(out), *flags,
                                          *(() if "--data_path" in flags else ("--data_path", str(data)))])
-    rows = SFTRows(ChatTemplate(load_tokenizer(config.tokenizer_path)), config.max_seq_len)
+    rows = SFTEncoder(ChatTemplate(load_tokenizer(config.tokenizer_path)), config.max_seq_len)
     run = Run("full_sft", config, ranks, rows)
     model = starting_model(run)
     train_set = prepare(find_files(config.data_path), rows, out / "prepared")

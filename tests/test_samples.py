@@ -11,7 +11,7 @@ from minimind_sft.data.chat_template import ChatTemplate, Supervision, make_temp
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
 from minimind_sft.data.example import make_example
-from minimind_sft.data.samples import EncodedRow, PretrainRows, SFTRows
+from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
 
@@ -48,7 +48,7 @@ def test_labels_are_the_next_tokens_where_those_are_supervised():
 
 
 def test_a_conversations_labels_spell_the_answer_and_its_end_of_turn():
-    dataset, _ = encode(SFTRows(BUNDLED, 100), conversation("Hi", "Hello!"))
+    dataset, _ = encode(SFTEncoder(BUNDLED, 100), conversation("Hi", "Hello!"))
     (example,) = dataset[0]
     assert TOKENIZER.decode(example.input_ids.tolist()) == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nHello!<|im_end|>")
@@ -60,7 +60,7 @@ def test_a_conversations_labels_spell_the_answer_and_its_end_of_turn():
 
 def test_a_long_conversation_loses_its_tail_and_is_taught_no_end_of_turn():
     long = conversation("Hi", "one two three four five six seven eight nine ten")
-    dataset, counts = encode(SFTRows(BUNDLED, 20), long)
+    dataset, counts = encode(SFTEncoder(BUNDLED, 20), long)
     (example,) = dataset[0]
     assert len(example.input_ids) == 19  # 20 tokens, shifted
     assert TOKENIZER.token_to_id("<|im_end|>") not in example.labels
@@ -69,7 +69,7 @@ def test_a_long_conversation_loses_its_tail_and_is_taught_no_end_of_turn():
 
 def test_rows_without_a_supervised_token_are_dropped_and_named():
     rows = (conversation("Hi", "Hello!"), conversation("a " * 50, "too late"), conversation("Hi", "Yes."))
-    dataset, counts = encode(SFTRows(BUNDLED, 30), *rows)
+    dataset, counts = encode(SFTEncoder(BUNDLED, 30), *rows)
     assert len(dataset) == 2
     assert counts.dropped == ["file:2"]
     assert counts.rows == 3
@@ -78,7 +78,7 @@ def test_rows_without_a_supervised_token_are_dropped_and_named():
 
 
 def test_text_ends_with_the_end_of_document():
-    dataset, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "Hello"})
+    dataset, _ = encode(PretrainEncoder(TOKENIZER, 100), {"text": "Hello"})
     ids = [*TOKENIZER.encode("Hello"), 0]
     assert dataset[0][0].input_ids.tolist() == ids[:-1]
     assert dataset[0][0].labels.tolist() == ids[1:]
@@ -87,21 +87,21 @@ def test_text_ends_with_the_end_of_document():
 def test_long_text_is_chunked_and_every_token_after_the_first_predicted_once():
     text = "The rain in Spain stays mainly in the plain. " * 5
     ids = [*TOKENIZER.encode(text), 0]
-    dataset, _ = encode(PretrainRows(TOKENIZER, 8), {"text": text})
+    dataset, _ = encode(PretrainEncoder(TOKENIZER, 8), {"text": text})
     assert len(dataset) == -(-(len(ids) - 1) // 7)
     assert all(len(dataset[i][0].input_ids) <= 7 for i in range(len(dataset)))
     assert [int(label) for i in range(len(dataset)) for label in dataset[i][0].labels] == ids[1:]
 
 
 def test_control_tokens_in_pretraining_text_stay_text():
-    dataset, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "a <|im_end|> b<|endoftext|>"})
+    dataset, _ = encode(PretrainEncoder(TOKENIZER, 100), {"text": "a <|im_end|> b<|endoftext|>"})
     ids = dataset[0][0].input_ids.tolist()
     assert not set(ids) & {0, 1, 2}
     assert TOKENIZER.decode(ids) == "a <|im_end|> b<|endoftext|>"
 
 
 def test_empty_texts_are_dropped():
-    dataset, counts = encode(PretrainRows(TOKENIZER, 100), {"text": ""}, {"text": "b c"})
+    dataset, counts = encode(PretrainEncoder(TOKENIZER, 100), {"text": ""}, {"text": "b c"})
     assert len(dataset) == 1 and counts.dropped == ["file:1"]
 
 
@@ -111,15 +111,15 @@ TURNS = conversation("Hi", "Hello!", "one two three four five six seven eight ni
 def test_a_long_conversation_keeps_its_longest_run_of_whole_turns(monkeypatch):
     system = {"role": "system", "content": "kind"}
     row = {"conversations": [system, *TURNS["conversations"]]}
-    whole, counts = encode(SFTRows(BUNDLED, 1000, "turns"), row)
+    whole, counts = encode(SFTEncoder(BUNDLED, 1000, "turns"), row)
     assert taught(whole) == ["Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"] and counts.truncated == 0
     length = whole.lengths(0)[0] + 1
     for max_seq_len, expected in ((length - 1, ["eleven twelve<|im_end|>Ciao<|im_end|>"]), (25, ["Hello!<|im_end|>"])):
-        kept, counts = encode(SFTRows(BUNDLED, max_seq_len, "turns"), row)
+        kept, counts = encode(SFTEncoder(BUNDLED, max_seq_len, "turns"), row)
         assert taught(kept) in (expected, ["Hello!<|im_end|>eleven twelve<|im_end|>"])
         assert seen(kept)[0].startswith("<|im_start|>system\nkind<|im_end|>\n<|im_start|>user\n")
         assert kept.lengths(0)[0] < max_seq_len and counts.truncated == 1
-    nothing, counts = encode(SFTRows(BUNDLED, 10, "turns"), row)
+    nothing, counts = encode(SFTEncoder(BUNDLED, 10, "turns"), row)
     assert len(nothing) == 0 and counts.dropped == ["file:1"] and counts.truncated == 0
 
 
@@ -134,23 +134,23 @@ def test_no_longer_run_of_turns_would_have_fitted(max_seq_len):
     for start, first in enumerate(messages):
         for end in range(start + 2, len(messages) + 1):
             if first["role"] == "user" and messages[end - 1]["role"] == "assistant":
-                (whole,), _ = encode(SFTRows(BUNDLED, 10_000), {"conversations": messages[start:end]})
+                (whole,), _ = encode(SFTEncoder(BUNDLED, 10_000), {"conversations": messages[start:end]})
                 if len(whole[0].input_ids) + 1 <= max_seq_len:
                     runs[-(end - start), start] = whole[0].input_ids.tolist()
-    kept, _ = encode(SFTRows(BUNDLED, max_seq_len, "turns"), {"conversations": messages})
+    kept, _ = encode(SFTEncoder(BUNDLED, max_seq_len, "turns"), {"conversations": messages})
     assert [example.input_ids.tolist() for sample in kept for example in sample] == (
         [runs[min(runs)]] if runs else [])
 
 
 def test_too_long_a_conversation_can_be_dropped_whole():
-    dataset, counts = encode(SFTRows(BUNDLED, 30, "drop"), conversation("Hi", "Hello!"), TURNS)
+    dataset, counts = encode(SFTEncoder(BUNDLED, 30, "drop"), conversation("Hi", "Hello!"), TURNS)
     assert len(dataset) == 1 and counts.dropped == ["file:2"] and counts.truncated == 0
 
 
 @pytest.mark.parametrize("policy", ["tail", "turns", "drop"])
 @pytest.mark.parametrize("max_seq_len", range(3, 80, 4))
 def test_no_policy_teaches_an_end_of_turn_that_the_data_do_not_have(policy, max_seq_len):
-    dataset, counts = encode(SFTRows(BUNDLED, max_seq_len, policy), TURNS)
+    dataset, counts = encode(SFTEncoder(BUNDLED, max_seq_len, policy), TURNS)
     whole = "Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"
     assert counts.dropped_rows == 1 - len(dataset)
     for sample in range(len(dataset)):
@@ -160,9 +160,9 @@ def test_no_policy_teaches_an_end_of_turn_that_the_data_do_not_have(policy, max_
 
 
 def test_only_the_last_turn_or_all_that_is_written_may_be_learned():
-    last, _ = encode(SFTRows(BUNDLED, 1000, supervision=Supervision("last")), TURNS)
+    last, _ = encode(SFTEncoder(BUNDLED, 1000, supervision=Supervision("last")), TURNS)
     assert taught(last) == ["Ciao<|im_end|>"]
-    prompt, _ = encode(SFTRows(BUNDLED, 1000, supervision=Supervision(prompt=True)), TURNS)
+    prompt, _ = encode(SFTEncoder(BUNDLED, 1000, supervision=Supervision(prompt=True)), TURNS)
     (example,) = prompt[0]
     assert (example.labels[:-1] == example.input_ids[1:]).all()
 
@@ -170,15 +170,15 @@ def test_only_the_last_turn_or_all_that_is_written_may_be_learned():
 def test_a_turn_that_is_not_to_be_learned_is_seen_all_the_same():
     row = conversation("Hi", "Hello!", "Bye", "Ciao")
     row["conversations"][1]["train"] = False
-    flagged, _ = encode(SFTRows(BUNDLED, 1000), row)
-    whole, _ = encode(SFTRows(BUNDLED, 1000), conversation("Hi", "Hello!", "Bye", "Ciao"))
+    flagged, _ = encode(SFTEncoder(BUNDLED, 1000), row)
+    whole, _ = encode(SFTEncoder(BUNDLED, 1000), conversation("Hi", "Hello!", "Bye", "Ciao"))
     assert taught(flagged) == ["Ciao<|im_end|>"]
     assert (flagged[0][0].input_ids == whole[0][0].input_ids).all()
 
 
 def test_text_among_conversations_is_learned_on_all_its_tokens():
-    dataset, counts = encode(SFTRows(BUNDLED, 100), {"text": "Hello"}, conversation("Hi", "Hello!"))
-    alone, _ = encode(PretrainRows(TOKENIZER, 100), {"text": "Hello"})
+    dataset, counts = encode(SFTEncoder(BUNDLED, 100), {"text": "Hello"}, conversation("Hi", "Hello!"))
+    alone, _ = encode(PretrainEncoder(TOKENIZER, 100), {"text": "Hello"})
     assert dataset[0][0].labels.tolist() == alone[0][0].labels.tolist()
     assert taught(dataset, 1) == ["Hello!<|im_end|>"] and counts.rows == 2
 
@@ -186,29 +186,29 @@ def test_text_among_conversations_is_learned_on_all_its_tokens():
 def test_bad_rows_are_counted_with_what_is_wrong_and_do_not_disturb_the_others():
     rows = [conversation("Hi", "Hello!"), {"conversations": [{"role": "robot", "content": "x"}]}, {"text": 5},
             conversation("Hi", "Yes.")]
-    dataset, counts = encode(SFTRows(BUNDLED, 100), *rows)
+    dataset, counts = encode(SFTEncoder(BUNDLED, 100), *rows)
     assert [taught(dataset, i) for i in range(2)] == [["Hello!<|im_end|>"], ["Yes.<|im_end|>"]]
     assert counts.rows == 4 and counts.bad == [
         'file:2: conversations[0].role: expected system, user, assistant or tool, found "robot"',
         "file:3: text: expected a string, found 5"]
-    _, counts = encode(PretrainRows(TOKENIZER, 100), {"text": "a"}, rows[0])
+    _, counts = encode(PretrainEncoder(TOKENIZER, 100), {"text": "a"}, rows[0])
     assert counts.bad == ["file:2: text: expected a string, found a row with conversations"]
 
 
 def test_whatever_decides_the_samples_is_in_the_settings():
-    encoders = [SFTRows(BUNDLED, 100), SFTRows(BUNDLED, 101), SFTRows(BUNDLED, 100, "turns"),
-                SFTRows(BUNDLED, 100, supervision=Supervision("last")), PretrainRows(TOKENIZER, 100),
-                SFTRows(BUNDLED, 100, supervision=Supervision(prompt=True)),
-                SFTRows(make_template(TOKENIZER, "alpaca"), 100)]
+    encoders = [SFTEncoder(BUNDLED, 100), SFTEncoder(BUNDLED, 101), SFTEncoder(BUNDLED, 100, "turns"),
+                SFTEncoder(BUNDLED, 100, supervision=Supervision("last")), PretrainEncoder(TOKENIZER, 100),
+                SFTEncoder(BUNDLED, 100, supervision=Supervision(prompt=True)),
+                SFTEncoder(make_template(TOKENIZER, "alpaca"), 100)]
     assert len({str(encoder.settings) for encoder in encoders}) == len(encoders)
 
 
 def test_a_long_text_becomes_tokens_in_parts_and_loses_nothing(monkeypatch):
-    monkeypatch.setattr(samples, "MOST_CHARACTERS", 40)
+    monkeypatch.setattr(samples, "MAX_CHARACTERS", 40)
     text = "The rain in Spain stays mainly in the plain.\n" * 5 + "x" * 100 + " y"
     assert "".join(samples.text_parts(text)) == text
     assert max(map(len, samples.text_parts(text))) == 40 and list(samples.text_parts(""))  == []
-    dataset, _ = encode(PretrainRows(TOKENIZER, 1000), {"text": text})
+    dataset, _ = encode(PretrainEncoder(TOKENIZER, 1000), {"text": text})
     assert taught(dataset)[0] == text.removeprefix("The") + "<|endoftext|>"  # the first token is not predicted
 
 
@@ -217,23 +217,23 @@ def test_a_part_that_the_template_refuses_is_a_bad_row(monkeypatch):
         raise UserError("file:1: the chat template refuses the conversation: no")
 
     monkeypatch.setattr(samples, "longest_run_of_turns", refuse)
-    dataset, counts = encode(SFTRows(BUNDLED, 30, "turns"), TURNS, conversation("Hi", "Hello!"))
+    dataset, counts = encode(SFTEncoder(BUNDLED, 30, "turns"), TURNS, conversation("Hi", "Hello!"))
     assert len(dataset) == 1 and counts.bad == ["file:1: the chat template refuses the conversation: no"]
 
 
 def test_text_that_leaves_no_room_for_marks_is_a_bad_row():
     text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
-    for encoder in (SFTRows(BUNDLED, 100), PretrainRows(TOKENIZER, 100)):
+    for encoder in (SFTEncoder(BUNDLED, 100), PretrainEncoder(TOKENIZER, 100)):
         _, counts = encode(encoder, {"text": text}, {"text": "a"})
         assert counts.bad_rows == 1 and counts.bad[0].startswith("file:1: text: the text uses up the private-use")
 
 
 def test_the_last_turn_is_that_of_the_conversation_also_where_turns_are_left_out():
     last = Supervision("last")
-    short, _ = encode(SFTRows(BUNDLED, 30, "turns", last), TURNS)
+    short, _ = encode(SFTEncoder(BUNDLED, 30, "turns", last), TURNS)
     assert taught(short) == ["Ciao<|im_end|>"]
     long_end = conversation("Hi", "Hello!", "Bye", "one two three four five six seven eight nine ten eleven")
-    _, counts = encode(SFTRows(BUNDLED, 20, "turns", last), long_end)
+    _, counts = encode(SFTEncoder(BUNDLED, 20, "turns", last), long_end)
     assert counts.dropped == ["file:1"]
 
 
@@ -241,7 +241,7 @@ def test_a_run_of_turns_that_are_not_learned_is_no_run():
     row = conversation("a", "b", "c", "d", "e " * 8, "f")
     for index in (1, 3):
         row["conversations"][index]["train"] = False
-    kept, _ = encode(SFTRows(BUNDLED, 40, "turns"), row)
+    kept, _ = encode(SFTEncoder(BUNDLED, 40, "turns"), row)
     assert taught(kept) == ["f<|im_end|>"]
 
 
@@ -252,12 +252,12 @@ def test_a_row_of_several_sequences_fits_only_if_all_do():
     template = ChatTemplate(TOKENIZER, source)
     row = conversation("Hi", "Hello!", "Bye", "Ciao")
     row["conversations"][1]["reasoning_content"] = "one two three four five six seven eight nine ten"
-    whole, _ = encode(SFTRows(template, 1000), row)
+    whole, _ = encode(SFTEncoder(template, 1000), row)
     first, second = whole.lengths(0)
     assert first > second > 10
-    dataset, counts = encode(SFTRows(template, first, "drop"), row)
+    dataset, counts = encode(SFTEncoder(template, first, "drop"), row)
     assert len(dataset) == 0 and counts.dropped_rows == 1
-    dataset, counts = encode(SFTRows(template, first, "tail"), row)
+    dataset, counts = encode(SFTEncoder(template, first, "tail"), row)
     assert counts.truncated == 1 and dataset.lengths(0) == [first - 1, second]
 
 
@@ -283,7 +283,7 @@ DRESSES = {
 @pytest.mark.parametrize("choice", ["chatml", "alpaca"])
 def test_one_conversation_is_the_same_in_every_dress_and_in_a_chat(choice):
     template = make_template(TOKENIZER, choice)
-    dataset, counts = encode(SFTRows(template, 1000), *DRESSES.values())
+    dataset, counts = encode(SFTEncoder(template, 1000), *DRESSES.values())
     assert counts.bad == [] and len(dataset) == len(DRESSES)
     examples = [(one.input_ids.tolist(), one.labels.tolist()) for sample in dataset for one in sample]
     assert all(example == examples[0] for example in examples)

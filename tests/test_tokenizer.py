@@ -52,7 +52,7 @@ def test_control_tokens_are_minimind_3s(shared):
 
 def test_ids_written_out():
     """Control tokens and bytes have the same ids however the merges were trained, and digits never merge."""
-    assert BUNDLED.encode("1+1") == BUNDLED.encode_text("1+1") == [52, 46, 52]
+    assert BUNDLED.encode("1+1") == BUNDLED.encode_ordinary("1+1") == [52, 46, 52]
     assert BUNDLED.encode("<|im_end|>\n") == [2, 234]
     assert BUNDLED.decode([1, 52, 2, 25]) == "<|im_start|>1<|im_end|><think>"
 
@@ -60,7 +60,7 @@ def test_ids_written_out():
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_any_unicode_string_comes_back_and_is_never_a_control_token(text):
-    ids = BUNDLED.encode_text(text)
+    ids = BUNDLED.encode_ordinary(text)
     assert BUNDLED.decode(ids) == text
     assert all(token_id >= 36 for token_id in ids)
 
@@ -69,14 +69,14 @@ def test_any_unicode_string_comes_back_and_is_never_a_control_token(text):
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<think>", "<|", "|>", "\U000f0000",
                                  "\U000f0001", "中"])).map("".join))
 def test_control_token_text_stays_text(text):
-    ids = BUNDLED.encode_text(text)
+    ids = BUNDLED.encode_ordinary(text)
     assert BUNDLED.decode(ids) == text
     assert all(token_id >= 36 for token_id in ids)
 
 
 def test_text_with_every_private_use_character_is_refused():
     with pytest.raises(UserError, match=r"uses up the private-use characters"):
-        BUNDLED.encode_text("".join(map(chr, range(0xF0000, 0xFFFFE))))
+        BUNDLED.encode_ordinary("".join(map(chr, range(0xF0000, 0xFFFFE))))
 
 
 def test_hugging_face_gives_the_same_ids():
@@ -119,19 +119,19 @@ def test_a_stream_says_what_decoding_all_at_once_does(ids):
 def test_a_stream_says_whole_characters_only():
     def pushes(*characters: str) -> list[str]:
         stream = TextStream(BUNDLED)
-        return [stream.push(i) for text in characters for i in BUNDLED.encode_text(text)] + [stream.flush()]
+        return [stream.push(i) for text in characters for i in BUNDLED.encode_ordinary(text)] + [stream.flush()]
 
     for character in "龘😀":
-        count = len(BUNDLED.encode_text(character))
+        count = len(BUNDLED.encode_ordinary(character))
         assert count > 1
         assert pushes("a", character, "b") == ["a", *[""] * (count - 1), character, "b", ""]
     # a real U+FFFD looks like an unfinished character until the next token comes
-    assert pushes("\ufffd", "a") == [*[""] * len(BUNDLED.encode_text("\ufffd")), "\ufffda", ""]
+    assert pushes("\ufffd", "a") == [*[""] * len(BUNDLED.encode_ordinary("\ufffd")), "\ufffda", ""]
 
 
 def test_a_stream_cut_inside_a_character_and_used_again():
     stream = TextStream(BUNDLED)
-    first, *rest = BUNDLED.encode_text("😀")
+    first, *rest = BUNDLED.encode_ordinary("😀")
     assert (stream.push(first), stream.flush(), stream.flush()) == ("", "\ufffd", "")
     assert [stream.push(token_id) for token_id in [first, *rest]] == [""] * len(rest) + ["😀"]
 
@@ -242,7 +242,7 @@ def test_a_vocabulary_that_holds_control_tokens_as_pieces():
     state["added_tokens"] = [added("<unk>", 0), added("<s>", 1)]
     tokenizer = Tokenizer(state, {"bos_token": "<s>"})
     assert tokenizer.encode("<s>") == [1]
-    assert tokenizer.encode_text("<s>") == [2, 3, 4]
+    assert tokenizer.encode_ordinary("<s>") == [2, 3, 4]
 
 
 def test_merges_that_build_a_control_token_are_refused():
@@ -250,12 +250,12 @@ def test_merges_that_build_a_control_token_are_refused():
     state = json.loads(tokenizers.Tokenizer(model).to_str())
     state["added_tokens"] = [added("ab", 2)]
     with pytest.raises(UserError, match=r"builds a control token out of text"):
-        Tokenizer(state, {}).encode_text("ab")
+        Tokenizer(state, {}).encode_ordinary("ab")
 
 
 def test_a_tokenizer_travels_to_worker_processes():
     copy = pickle.loads(pickle.dumps(BUNDLED))
-    assert copy.encode_text("<|im_end|>中") == BUNDLED.encode_text("<|im_end|>中")
+    assert copy.encode_ordinary("<|im_end|>中") == BUNDLED.encode_ordinary("<|im_end|>中")
     assert (copy.fingerprint, copy.chat_template) == (BUNDLED.fingerprint, BUNDLED.chat_template)
 
 
@@ -282,7 +282,7 @@ def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
     assert tokenizer.control_tokens() == BUNDLED.control_tokens()
     assert [tokenizer.decode([token_id]) for token_id in tokenizer.encode("user the 12")] == [
         "user", " the", " ", "1", "2"]
-    assert tokenizer.decode(tokenizer.encode_text("ß😀")) == "ß😀"
+    assert tokenizer.decode(tokenizer.encode_ordinary("ß😀")) == "ß😀"
 
 
 @pytest.mark.parametrize("arguments, message", [

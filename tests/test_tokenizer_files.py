@@ -50,7 +50,7 @@ def test_special_tokens_of_the_vocabulary_that_nothing_added(tmp_path):
     tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>", "pad_token": "<pad>"}))
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (END, PAD, 32)
     assert tokenizer.encode("a<end>") == [3, END]
-    assert tokenizer.encode_text("a<end>") == [3, 0, 7, 16, 6, 2]
+    assert tokenizer.encode_ordinary("a<end>") == [3, 0, 7, 16, 6, 2]
     assert tokenizer.control_tokens() == ["<end>", "<pad>"]
     assert tokenizer.notices == (f"{tmp_path / 'tokenizer.json'}: its added_tokens lack <end>, <pad>; taken from the "
                                  "special tokens of the other files",)
@@ -108,7 +108,7 @@ def test_tokens_that_only_other_files_add(tmp_path, files):
     assert tokenizer.encode("a<call></call>") == [3, 32, 33]
     assert tokenizer.control_tokens() == ["<call>"]
     assert tokenizer.control_tokens("</call>") == ["<call>", "</call>"]
-    assert 32 not in tokenizer.encode_text("<call>")
+    assert 32 not in tokenizer.encode_ordinary("<call>")
     transformers = pytest.importorskip("transformers")
     assert transformers.PreTrainedTokenizerFast.from_pretrained(str(path))("a<call></call>")["input_ids"] == [3, 32, 33]
 

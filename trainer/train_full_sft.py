@@ -12,7 +12,7 @@ from functools import partial
 
 from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
@@ -27,7 +27,7 @@ def main() -> int:
     with join_ranks(config.device, config.rank_timeout) as ranks:
         tokenizer = load_tokenizer(config.tokenizer_path)
         template = make_template(tokenizer, config.chat_template, config.end_of_turn)
-        rows = SFTRows(template, config.max_seq_len, config.truncation,
+        rows = SFTEncoder(template, config.max_seq_len, config.truncation,
                        Supervision(config.train_turns, bool(config.train_on_prompt)))
         run = Run("full_sft", config, ranks, rows)
         for note in template.notes:

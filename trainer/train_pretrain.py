@@ -10,7 +10,7 @@ Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hi
 from functools import partial
 
 from minimind_sft.config import PretrainConfig
-from minimind_sft.data.samples import PretrainRows
+from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.flags import parse_flags
@@ -24,7 +24,7 @@ def main() -> int:
     config = parse_flags(PretrainConfig, description=__doc__)
     with join_ranks(config.device, config.rank_timeout) as ranks:
         tokenizer = load_tokenizer(config.tokenizer_path)
-        run = Run("pretrain", config, ranks, PretrainRows(tokenizer, config.max_seq_len))
+        run = Run("pretrain", config, ranks, PretrainEncoder(tokenizer, config.max_seq_len))
 
         model = starting_model(run)
         with claim_output(run, model) as claim:

@@ -102,16 +102,16 @@ def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def pack_micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` for each micro-batch of at most `most_tokens` (longest first, into the first that fits)."""
+def pack_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` for each micro-batch of at most `max_tokens` (longest first, into the first that fits)."""
     micro_batches: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        assert lengths[index] <= most_tokens
+        assert lengths[index] <= max_tokens
         place = next((i for i, left in enumerate(room) if left >= lengths[index]), None)
         if place is None:
             micro_batches.append([])
-            room.append(most_tokens)
+            room.append(max_tokens)
             place = len(room) - 1
         micro_batches[place].append(index)
         room[place] -= lengths[index]
@@ -193,13 +193,13 @@ class EvaluationBatches:
                 for batch in self._batches)
 
 
-def _consecutive(documents: list[tuple[int, int, int]], most_tokens: int) -> list[list[tuple[int, int, int]]]:
-    """The documents, whose first number is their length, cut into lists of at most `most_tokens`."""
+def _consecutive(documents: list[tuple[int, int, int]], max_tokens: int) -> list[list[tuple[int, int, int]]]:
+    """The documents, whose first number is their length, cut into lists of at most `max_tokens`."""
     batches, room = [], 0
     for document in documents:
         if document[0] > room:
             batches.append([])
-            room = most_tokens
+            room = max_tokens
         batches[-1].append(document)
         room -= document[0]
     return batches

@@ -17,18 +17,18 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.template_fields import RenderedFields
 from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
 from minimind_sft.data.template_pieces import (
-    Encoded,
     MarkedSequence,
+    TokenSequence,
     Turn,
     cut_at_answers,
-    encode_pieces,
     learn_once,
+    tokenize,
 )
 from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
-MOST_COMPARED = 40
+MAX_COMPARED = 40
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class ChatTemplate:
         turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
         self._refuse_lost_fields(conversation, len(messages))
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
-        (encoded,) = encode_pieces([MarkedSequence(pieces, marks)])
+        (encoded,) = tokenize([MarkedSequence(pieces, marks)])
         return encoded.input_ids.tolist()
 
-    def encode(self, conversation: Conversation, supervise: Supervision = ALL_TURNS) -> list[Encoded]:
+    def encode(self, conversation: Conversation, supervise: Supervision = ALL_TURNS) -> list[TokenSequence]:
         """The sequences that teach the assistant's turns, each turn in exactly one of them.
 
         Several turns share a sequence as long as the template renders the earlier ones as it did when they were last.
@@ -132,18 +132,18 @@ class ChatTemplate:
                 it, does not render one of its fields, or cannot be kept from confusing the data with its own control
                 tokens.
         """
-        (result,) = self.encode_all([conversation], supervise)
+        (result,) = self.encode_batch([conversation], supervise)
         if isinstance(result, UserError):
             raise result
         return result
 
-    def encode_all(self, conversations: Iterable[Conversation],
-                   supervise: Supervision = ALL_TURNS) -> list[list[Encoded] | UserError]:
+    def encode_batch(self, conversations: Iterable[Conversation],
+                   supervise: Supervision = ALL_TURNS) -> list[list[TokenSequence] | UserError]:
         """What `encode` returns or raises for each of the conversations, in less time."""
         outcomes = [self._sequences(conversation, supervise) for conversation in conversations]
         marked = [sequence for outcome in outcomes if isinstance(outcome, list) for sequence in outcome]
-        encoded = iter(encode_pieces(marked))
-        results: list[list[Encoded] | UserError] = []
+        encoded = iter(tokenize(marked))
+        results: list[list[TokenSequence] | UserError] = []
         for outcome in outcomes:
             if isinstance(outcome, UserError):
                 results.append(outcome)
@@ -158,7 +158,7 @@ class ChatTemplate:
         """Where a turn is not taught after exactly the ids that a chat shows the model at that point; a line for each.
 
         Empty if all is well. Compares what `encode` gives with what `generation_prompt_ids` gives; of a conversation
-        of more than `MOST_COMPARED` answers those of the first half and the last ones, as each of them renders all that
+        of more than `MAX_COMPARED` answers those of the first half and the last ones, as each of them renders all that
         is before it.
 
         Raises:
@@ -172,9 +172,9 @@ class ChatTemplate:
         if len(taught) != len(indices):
             return [f"{conversation.place}: {len(indices)} assistant turns became {len(taught)} supervised stretches"]
         mismatches = []
-        half = MOST_COMPARED // 2
+        half = MAX_COMPARED // 2
         compared = list(zip(indices, taught, strict=True))
-        if len(compared) > MOST_COMPARED:
+        if len(compared) > MAX_COMPARED:
             compared = compared[:half] + compared[-half:]
         for index, before in compared:
             prompt = self.generation_prompt_ids(messages[:index], tools, has_reasoning(messages[index]))

@@ -12,9 +12,9 @@ from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
 
-MOST_NAMED = 1000
+MAX_NAMED = 1000
 LABELS_AT_ONCE = 2**20
-MOST_HELD_OUT = 2000
+MAX_HELD_OUT = 2000
 """More would make an evaluation longer than it makes its result better."""
 
 
@@ -29,9 +29,9 @@ class DatasetCounts:
     dropped_rows: int = 0
     bad_rows: int = 0
     dropped: list[str] = field(default_factory=list)
-    """Places of the rows that kept nothing to learn; the first `MOST_NAMED`."""
+    """Places of the rows that kept nothing to learn; the first `MAX_NAMED`."""
     bad: list[str] = field(default_factory=list)
-    """What is wrong with the rows that cannot be used; the first `MOST_NAMED`."""
+    """What is wrong with the rows that cannot be used; the first `MAX_NAMED`."""
 
     def add(self, place: str, row: EncodedRow | UserError) -> None:
         self.rows += 1
@@ -50,7 +50,7 @@ class DatasetCounts:
     def __iadd__(self, other: "DatasetCounts") -> Self:
         for name, value in asdict(other).items():
             mine = getattr(self, name)
-            setattr(self, name, (mine + value)[:MOST_NAMED] if isinstance(value, list) else mine + value)
+            setattr(self, name, (mine + value)[:MAX_NAMED] if isinstance(value, list) else mine + value)
         return self
 
     def rename(self, before: list[str], now: list[str]) -> None:
@@ -234,9 +234,9 @@ def hold_out(dataset: ExampleDataset, share: float, seed: int) -> tuple[ExampleD
     """(training samples, held-out samples); the choice depends on `seed`, `share` and the number of samples alone.
 
     At least one sample is held out where `share` is above 0 and there are two samples or more, and at most
-    `MOST_HELD_OUT`.
+    `MAX_HELD_OUT`.
     """
-    count = min(max(round(len(dataset) * share), 1), MOST_HELD_OUT, len(dataset) - 1) if share > 0 else 0
+    count = min(max(round(len(dataset) * share), 1), MAX_HELD_OUT, len(dataset) - 1) if share > 0 else 0
     if count < 1:
         return dataset, None
     shuffled = np.random.default_rng([seed, 0x0E7A1]).permutation(len(dataset))

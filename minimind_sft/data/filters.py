@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from minimind_sft.data.conversation import Conversation, canonical_row
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 
 Row = Conversation | str
 """A parsed row, as `conversation.parse_row` gives it."""
@@ -44,10 +44,10 @@ def shortest_answer(row: Row) -> int | None:
                default=None)
 
 
-def longest_sequence(row: Row, rows: SFTRows) -> int:
+def longest_sequence(row: Row, rows: SFTEncoder) -> int:
     """Tokens of the longest sequence that training makes of the row."""
     if isinstance(row, str):
-        return len(rows.tokenizer.encode_text(row)) + 1
+        return len(rows.tokenizer.encode_ordinary(row)) + 1
     return max((len(sequence.input_ids) for sequence in rows.template.encode(row)), default=0)
 
 

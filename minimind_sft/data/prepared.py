@@ -84,8 +84,8 @@ class PreparedDataset(ExampleDataset):
         self._input_ids, self._labels = (_mapped(self.folder / f"{name}.bin", self._dtype) for name in MAPPED)
 
 
-def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str = "error", show_progress: bool = True,
-            say: Callable[[str], None] = print) -> PreparedDataset:
+def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: str = "error",
+            show_progress: bool = True, say: Callable[[str], None] = print) -> PreparedDataset:
     """The samples of all rows of the files, from `folder` if they are there, else made and put there.
 
     Of several processes that ask for the same at the same time one works and the others wait. What lies there and
@@ -101,7 +101,7 @@ def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str
     """
     states = [_state(path) for path in files]
     content = {"format": FORMAT, "files": [[state.sha256, file_kind(path)]
-                                           for state, path in zip(states, files, strict=True)], **rows.settings}
+                                           for state, path in zip(states, files, strict=True)], **encoder.settings}
     target = folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     try:
         dataset = _whole(target, files)
@@ -112,12 +112,12 @@ def prepare(files: Sequence[Path], rows: RowEncoder, folder: Path, bad_rows: str
                     if target.exists():
                         say(f"prepared    {target} lacks a part of it and is made anew")
                     _remove_leftovers(folder, _temporary(target))
-                    _write(target, files, rows, states, bad_rows, show_progress)
+                    _write(target, files, encoder, states, bad_rows, show_progress)
                     dataset = PreparedDataset(target, files)
     except OSError as error:
         raise UserError(f"{folder}: the prepared data cannot be kept there ({error.strerror}); --prepared_dir names "
                         "another folder") from error
-    _check_counts(dataset, files, rows, bad_rows)
+    _check_counts(dataset, files, encoder, bad_rows)
     return dataset
 
 
@@ -129,7 +129,7 @@ def _whole(target: Path, files: Sequence[Path]) -> PreparedDataset | None:
         return None
 
 
-def _check_counts(dataset: PreparedDataset, files: Sequence[Path], rows: RowEncoder, bad_rows: str) -> None:
+def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowEncoder, bad_rows: str) -> None:
     counts = dataset.counts
     if counts.bad_rows and bad_rows == "error":
         refuse_bad_rows(counts)
@@ -138,10 +138,10 @@ def _check_counts(dataset: PreparedDataset, files: Sequence[Path], rows: RowEnco
         if counts.bad_rows == counts.rows:
             raise UserError(f"{names}: none of {counts.rows:,} rows can be used; the first: {counts.bad[0]}")
         raise UserError(f"{names}: no row of {counts.rows:,} keeps a supervised token within --max_seq_len "
-                        f"{rows.settings['max_seq_len']}; the first: {(counts.dropped or counts.bad)[0]}")
+                        f"{encoder.settings['max_seq_len']}; the first: {(counts.dropped or counts.bad)[0]}")
 
 
-def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
+def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
     """What becomes of some rows; those that cannot be used are in its counts."""
     counts = DatasetCounts()
     readable, errors = [], {}
@@ -150,7 +150,7 @@ def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
             readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
-    encoded = iter(rows.encode(readable))
+    encoded = iter(encoder.encode(readable))
     samples = []
     for number, raw in enumerate(raw_rows):
         row = errors[number] if number in errors else next(encoded)
@@ -158,7 +158,7 @@ def encode_chunk(raw_rows: list[RawRow], rows: RowEncoder) -> Chunk:
         if not isinstance(row, UserError):
             samples += row.samples
     examples = [example for sample in samples for example in sample]
-    dtype = _token_dtype(rows.tokenizer.vocab_size)
+    dtype = _token_dtype(encoder.tokenizer.vocab_size)
     return Chunk(_joined([example.input_ids for example in examples], dtype),
                  _joined([example.labels for example in examples], dtype),
                  np.array([len(example.labels) for example in examples], np.int32),
@@ -205,7 +205,7 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _write(target: Path, files: Sequence[Path], rows: RowEncoder, states: Sequence[FileState], bad_rows: str,
+def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Sequence[FileState], bad_rows: str,
            show_progress: bool) -> None:
     temporary = _temporary(target)
     for folder in (target, temporary):
@@ -217,7 +217,7 @@ def _write(target: Path, files: Sequence[Path], rows: RowEncoder, states: Sequen
     try:
         with ExitStack() as stack:
             out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
-            work = partial(encode_chunk, rows=rows)
+            work = partial(prepare_chunk, encoder=encoder)
             for _, chunk in work_on_files(work, files, "preparing", show_progress, may_be_empty=False):
                 counts += chunk.counts
                 if counts.bad_rows and bad_rows == "error":
@@ -227,8 +227,8 @@ def _write(target: Path, files: Sequence[Path], rows: RowEncoder, states: Sequen
         for path, state in zip(files, states, strict=True):
             if _stat(path) != state[1:]:  # its sum is not that of what was read
                 raise UserError(f"{path}: the file changed while it was read; start again")
-        header = {"dtype": _token_dtype(rows.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
-                  "paths": list(map(str, files)), "settings": rows.settings, "counts": asdict(counts)}
+        header = {"dtype": _token_dtype(encoder.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
+                  "paths": list(map(str, files)), "settings": encoder.settings, "counts": asdict(counts)}
         (temporary / "header.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             sync(path)

@@ -1,59 +1,55 @@
-"""What becomes of a row: the samples that it gives, cut to the length that a model is trained on."""
+"""Turns rows into training samples, none longer than `max_seq_len` tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 from minimind_sft.config import TRUNCATIONS
-from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Encoded, Supervision
+from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, TokenSequence
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
 
-MOST_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 1_000_000
+"""Text tokenized in one call, which takes some 200 bytes of memory per character."""
 
 
 class EncodedRow(NamedTuple):
-    """The samples of a row, none where it keeps nothing to learn; `was_cut` says that some of it was left out."""
+    """One row as training sees it, with the steps on the way.
+
+    samples: the row's samples, each one or more Examples; empty if nothing is left to learn.
+    was_cut: whether part of the row was left out.
+    parsed: the row as a Conversation, or its running text.
+    sequences: the conversation's sequences before any cut; empty for running text.
+    """
 
     samples: list[list[Example]]
     was_cut: bool
-
-
-class TracedRow(NamedTuple):
-    """What a row became on its way.
-
-    parsed: a Conversation, or running text.
-    sequences: of a conversation, before anything is cut.
-    """
-
     parsed: Conversation | str
-    sequences: list[Encoded]
-    encoded: EncodedRow
+    sequences: Sequence[TokenSequence] = ()
 
 
 class RowEncoder(Protocol):
-    """Makes samples of rows; `settings` is all that decides which."""
+    """Turns rows into samples. `settings` holds everything that decides which samples a row gives."""
 
     settings: dict[str, Any]
     tokenizer: Tokenizer
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
-        """What becomes of each row of `(place, row)` pairs."""
-
-    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
-        """As `encode`, with what the row was in between."""
+        """Encodes `(place, row)` pairs; returns an error in place of each row that cannot be used."""
 
 
-class SFTRows:
-    """Conversations, supervised on the assistant's own words and its end-of-turn token; text, on all of its tokens.
+class SFTEncoder:
+    """Encodes conversations and running text.
+
+    A conversation is supervised on the assistant's words and end-of-turn tokens, running text on every token.
 
     Args:
         max_seq_len: longest sequence in tokens.
-        truncation: what becomes of a longer conversation. "tail": its tail is cut, and no end-of-turn put in its place;
-            "turns": the longest run of whole turns that fits stays, with the system turn; "drop": nothing stays.
+        truncation: how a longer conversation is shortened. "tail" cuts its end and adds no end-of-turn token; "turns"
+            keeps the longest run of whole turns that fits, and the system turn; "drop" drops the conversation.
     """
 
     def __init__(self, template: ChatTemplate, max_seq_len: int, truncation: str = "tail",
@@ -61,55 +57,48 @@ class SFTRows:
         assert truncation in TRUNCATIONS, truncation
         self.template, self.tokenizer = template, template.tokenizer
         self.max_seq_len, self.truncation, self.supervision = max_seq_len, truncation, supervision
-        self._text = PretrainRows(template.tokenizer, max_seq_len)
+        self._text = PretrainEncoder(template.tokenizer, max_seq_len)
         self.settings = {"rows": "conversations", "tokenizer": self.tokenizer.fingerprint,
                          "chat_template": template.fingerprint, "max_seq_len": max_seq_len, "truncation": truncation,
                          **{f"supervised_{name}": value for name, value in asdict(supervision).items()}}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
-        return _encoded(self.trace(rows))
-
-    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
-        parsed: list[Conversation | str | UserError] = []
+        encoded: list[Any] = []
         for place, row in rows:
             try:
-                parsed.append(parse_row(row, place))
+                parsed = parse_row(row, place)
             except UserError as error:
-                parsed.append(error)
-        conversations = [one for one in parsed if isinstance(one, Conversation)]
-        sequences = iter(self.template.encode_all(conversations, self.supervision))
-        return [self._conversation(one, next(sequences)) if isinstance(one, Conversation)
-                else self._text.trace_text(one, place) if isinstance(one, str) else one
-                for one, (place, _) in zip(parsed, rows, strict=True)]
+                parsed = error
+            encoded.append(self._text.encode_text(parsed, place) if isinstance(parsed, str) else parsed)
+        conversations = {index: one for index, one in enumerate(encoded) if isinstance(one, Conversation)}
+        sequences = self.template.encode_batch(conversations.values(), self.supervision)
+        for (index, conversation), of_one in zip(conversations.items(), sequences, strict=True):
+            try:
+                encoded[index] = of_one if isinstance(of_one, UserError) else self._fit(conversation, of_one)
+            except UserError as error:  # the template may refuse a part of what it renders as a whole
+                encoded[index] = error
+        return encoded
 
-    def _conversation(self, conversation: Conversation,
-                      sequences: list[Encoded] | UserError) -> TracedRow | UserError:
-        if isinstance(sequences, UserError):
-            return sequences
-        try:
-            return TracedRow(conversation, sequences, self._cut(conversation, sequences))
-        except UserError as error:  # a template may refuse a part of what it renders as a whole
-            return error
-
-    def _cut(self, conversation: Conversation, sequences: list[Encoded]) -> EncodedRow:
-        fits = all(len(sequence.input_ids) <= self.max_seq_len for sequence in sequences)
+    def _fit(self, conversation: Conversation, sequences: list[TokenSequence]) -> EncodedRow:
+        """Shortens what exceeds `max_seq_len`, and drops sequences that keep no supervised token."""
+        kept, fits = sequences, all(len(sequence.input_ids) <= self.max_seq_len for sequence in sequences)
         if not fits and self.truncation == "turns":
             if self.supervision.turns == "last":
                 conversation = _with_last_turn_learned(conversation)
-            sequences = longest_run_of_turns(self.template, conversation, self.max_seq_len, self.supervision)
+            kept = longest_run_of_turns(self.template, conversation, self.max_seq_len, self.supervision)
         elif not fits and self.truncation == "drop":
-            sequences = []
+            kept = []
         examples = [make_example(sequence.input_ids[:self.max_seq_len], sequence.supervised[:self.max_seq_len])
-                    for sequence in sequences]
+                    for sequence in kept]
         examples = [example for example in examples if (example.labels != IGNORE_INDEX).any()]
-        return EncodedRow([examples] if examples else [], not fits)
+        return EncodedRow([examples] if examples else [], not fits, conversation, sequences)
 
 
-class PretrainRows:
-    """Texts, each ended by `<|endoftext|>`, supervised on every token but the first.
+class PretrainEncoder:
+    """Encodes running text: each text ends with `<|endoftext|>` and is supervised on every token but the first.
 
-    A text longer than `max_seq_len` tokens is chunked, not cut: consecutive chunks share one token, so that every
-    token after the first is predicted once. Each chunk is a sample.
+    A text longer than `max_seq_len` tokens is split into chunks, each a sample of its own. Consecutive chunks share
+    one token, so that every token after the first is predicted exactly once.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_seq_len: int):
@@ -117,45 +106,40 @@ class PretrainRows:
         self.settings = {"rows": "text", "tokenizer": tokenizer.fingerprint, "max_seq_len": max_seq_len}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
-        return _encoded(self.trace(rows))
-
-    def trace(self, rows: Sequence[tuple[str, dict]]) -> list[TracedRow | UserError]:
-        traced: list[TracedRow | UserError] = []
+        encoded: list[EncodedRow | UserError] = []
         for place, row in rows:
             try:
-                traced.append(self.trace_text(parse_text(row, place), place))
+                text = parse_text(row, place)
             except UserError as error:
-                traced.append(error)
-        return traced
+                encoded.append(error)
+                continue
+            encoded.append(self.encode_text(text, place))
+        return encoded
 
-    def trace_text(self, text: str, place: str) -> TracedRow | UserError:
+    def encode_text(self, text: str, place: str) -> EncodedRow | UserError:
+        """Encodes the text of the row at `place`; returns an error if it uses up the characters that marks need."""
         try:
-            ids = [token for part in text_parts(text) for token in self.tokenizer.encode_text(part)]
+            ids = [token for part in text_parts(text) for token in self.tokenizer.encode_ordinary(part)]
         except UserError as error:
             return UserError(f"{place}: text: {error}")
         ids.append(self.tokenizer.end_of_document_id)
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
-        return TracedRow(text, [], EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False))
+        return EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False, text)
 
 
 def text_parts(text: str) -> Iterator[str]:
-    """A long text in parts of at most `MOST_CHARACTERS`, where possible ended by a line or a word: making tokens of it
-    takes some 200 bytes a character."""
+    """Splits a long text into parts of at most `MAX_CHARACTERS`, at the end of a line or a word where possible."""
     start = 0
     while start < len(text):
-        end = min(start + MOST_CHARACTERS, len(text))
+        end = min(start + MAX_CHARACTERS, len(text))
         if end < len(text):
             end = next((at + 1 for mark in ("\n", " ") if (at := text.rfind(mark, start, end)) > start), end)
         yield text[start:end]
         start = end
 
 
-def _encoded(rows: list[TracedRow | UserError]) -> list[EncodedRow | UserError]:
-    return [row.encoded if isinstance(row, TracedRow) else row for row in rows]
-
-
 def _with_last_turn_learned(conversation: Conversation) -> Conversation:
-    """The other assistant's turns flagged: the last turn of a part of the conversation need not be its last one."""
+    """Flags all assistant turns but the last as not learned: the last turn of a run may be an earlier one."""
     messages = list(conversation.messages)
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     for index in answers[:-1]:
@@ -164,20 +148,19 @@ def _with_last_turn_learned(conversation: Conversation) -> Conversation:
 
 
 def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max_seq_len: int,
-                         supervision: Supervision = ALL_TURNS) -> list[Encoded]:
-    """The sequences of the longest run of whole turns of which none exceeds `max_seq_len`; [] where no run fits.
+                         supervision: Supervision = ALL_TURNS) -> list[TokenSequence]:
+    """Returns the sequences of the longest run of whole turns that fits `max_seq_len`; [] if none fits.
 
-    A run begins with a question and ends with an answer; the system turn is kept before it. Of two runs with as many
-    messages the earlier one.
-
-    A run that does not fit does not fit with more turns either, so both ends only ever move forward.
+    A run begins with a question and ends with an answer, and keeps the system turn before it. Of two runs with equally
+    many messages the earlier one wins. A run that is too long stays too long with more turns, so both ends only move
+    forward.
     """
     messages = conversation.messages
     opening = messages[:1] if messages[0]["role"] == "system" else ()
     roles = [message["role"] for message in messages]
     starts = [i for i, role in enumerate(roles) if role == "user" and (i == 0 or roles[i - 1] != "user")]
     ends = [i + 1 for i, role in enumerate(roles) if role == "assistant"]
-    best: list[Encoded] = []
+    best: list[TokenSequence] = []
     longest = next_end = 0
     for start in starts:
         while next_end < len(ends):
@@ -188,7 +171,7 @@ def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max
                 sequences = template.encode(run, supervision)
                 if any(len(sequence.input_ids) > max_seq_len for sequence in sequences):
                     break
-                if sequences:  # none where all of its turns are flagged as not to be learned
+                if sequences:  # empty if all of its turns are flagged as not learned
                     best, longest = sequences, end - start
             next_end += 1
     return best

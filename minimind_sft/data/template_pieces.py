@@ -14,7 +14,7 @@ from minimind_sft.data.tokenizer import Marks
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class TokenSequence:
     """One sequence. `supervised[t]` says whether `input_ids[t]` is to be learned; nothing is shifted yet.
 
     input_ids: int32, [tokens].
@@ -69,7 +69,7 @@ def cut_at_answers(text: str, turns: Sequence[Turn], chosen: Sequence[bool], fir
     return pieces
 
 
-def encode_pieces(sequences: list[MarkedSequence]) -> list[Encoded]:
+def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
     """Encodes every sequence; equal pieces, such as the end of a line, are encoded once."""
     ids_of: dict[str, dict[str, list[int]]] = {}
     for marks in {marks.shield: marks for _, marks in sequences}.values():
@@ -83,10 +83,10 @@ def encode_pieces(sequences: list[MarkedSequence]) -> list[Encoded]:
     supervised = np.repeat([piece.supervised for pieces, _ in sequences for piece in pieces], np.diff(part_ends))
     input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
     ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
-    return [Encoded(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
+    return [TokenSequence(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
 
 
-def learn_once(sequences: list[Encoded]) -> list[Encoded]:
+def learn_once(sequences: list[TokenSequence]) -> list[TokenSequence]:
     """Takes the beginning that a sequence shares with the one before it out of the mask: it is learned there.
 
     Sequences in which nothing is left to learn are dropped.
@@ -98,5 +98,5 @@ def learn_once(sequences: list[Encoded]) -> list[Encoded]:
         common = differs[0] if len(differs) else shorter
         supervised = sequence.supervised.copy()
         supervised[:common] = False
-        learned.append(Encoded(sequence.input_ids, supervised))
+        learned.append(TokenSequence(sequence.input_ids, supervised))
     return [sequence for sequence in learned if sequence.supervised.any()]

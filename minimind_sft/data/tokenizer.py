@@ -97,7 +97,7 @@ class Tokenizer:
         """Ids as Hugging Face gives them: control tokens that the text spells out become control tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text that is only text: nothing in it can become a control token."""
         return self.marks(text).tokenizer.encode(text, add_special_tokens=False).ids
 

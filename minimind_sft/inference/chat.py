@@ -156,7 +156,7 @@ def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, setti
         UserError: before the first piece, if the prompt is no text, is empty, or leaves no room for an answer.
     """
     check_text(prompt)
-    ids, stop_ids = tokenizer.encode_text(prompt), {tokenizer.end_of_document_id}
+    ids, stop_ids = tokenizer.encode_ordinary(prompt), {tokenizer.end_of_document_id}
     if from_minimind and None not in (tokenizer.bos_id, tokenizer.eos_id):
         ids, stop_ids = [tokenizer.bos_id, *ids], {*stop_ids, tokenizer.eos_id}
     return stream_text(model, tokenizer, ids, settings, stop_ids)

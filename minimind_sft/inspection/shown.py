@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minimind_sft.data.example import Example
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows
-from minimind_sft.data.samples import PretrainRows, SFTRows
+from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.tokenizer import TextStream
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Tally
@@ -44,14 +44,14 @@ class ShownRow:
     sequences: list[list[Token]]
 
 
-def first_rows(tallies: dict[Path, Tally], rows: SFTRows | PretrainRows, count: int) -> list[ShownRow]:
+def first_rows(tallies: dict[Path, Tally], rows: SFTEncoder | PretrainEncoder, count: int) -> list[ShownRow]:
     """The first `count` rows of each file that keep something to learn, of at most `MOST_FILES` files."""
     with_rows = [path for path, tally in tallies.items() if tally.usable]
     return [row for path in with_rows[:MOST_FILES] for row in islice(_shown_rows(path, rows), count)]
 
 
-def _shown_rows(path: Path, rows: SFTRows | PretrainRows) -> Iterator[ShownRow]:
-    written = "\n".join(rows.template.sources) if isinstance(rows, SFTRows) else ""
+def _shown_rows(path: Path, rows: SFTEncoder | PretrainEncoder) -> Iterator[ShownRow]:
+    written = "\n".join(rows.template.sources) if isinstance(rows, SFTEncoder) else ""
     control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(written)}
     for raw in islice(read_raw_rows(path), LOOKED_AT):
         try:
@@ -63,7 +63,7 @@ def _shown_rows(path: Path, rows: SFTRows | PretrainRows) -> Iterator[ShownRow]:
                                        for one in sample])
 
 
-def shown_tokens(rows: SFTRows | PretrainRows, example: Example, control: set[int | None]) -> list[Token]:
+def shown_tokens(rows: SFTEncoder | PretrainEncoder, example: Example, control: set[int | None]) -> list[Token]:
     """The tokens of an Example; its labels say of each but the first whether it is learned."""
     ids = example.input_ids.tolist()
     learned = [False, *(example.labels != IGNORE_INDEX).tolist()]

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from minimind_sft.data.chat_template import MOST_COMPARED
+from minimind_sft.data.chat_template import MAX_COMPARED
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.example import Example
 from minimind_sft.data.fields import ignored_fields
 from minimind_sft.data.formats import form_name
 from minimind_sft.data.prepared import work_on_files
 from minimind_sft.data.reading import RawRow, parse_raw_row
-from minimind_sft.data.samples import PretrainRows, SFTRows, TracedRow
+from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Position, Tally, split_place
 from minimind_sft.labels import IGNORE_INDEX
 
 
-def survey(files: Sequence[Path], rows: SFTRows | PretrainRows, check_prompts: bool = False,
+def survey(files: Sequence[Path], rows: SFTEncoder | PretrainEncoder, check_prompts: bool = False,
            show_progress: bool = True) -> dict[Path, Tally]:
     """What there is in each of the files.
 
@@ -39,7 +39,7 @@ def survey(files: Sequence[Path], rows: SFTRows | PretrainRows, check_prompts: b
     return tallies
 
 
-def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_prompts: bool) -> dict[str, Tally]:
+def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, check_prompts: bool) -> dict[str, Tally]:
     """By the files' names."""
     readable: list[tuple[str, dict]] = []
     errors: dict[int, UserError] = {}
@@ -49,7 +49,7 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
         except UserError as error:
             errors[number] = error
     unknown_id = unwritten_unknown_id(rows)
-    traced = zip(readable, rows.trace(readable), _answers(rows, readable), strict=True)
+    results = zip(readable, rows.encode(readable), _answers(rows, readable), strict=True)
     tallies: dict[str, Tally] = {}
     found: dict[str, list[tuple[Position, int, int]]] = {}
     for number, raw in enumerate(raw_rows):
@@ -58,17 +58,17 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTRows | PretrainRows, check_pro
         if number in errors:
             _add_bad(tally, raw.place, position, errors[number])
             continue
-        (_, row), trace, answers = next(traced)
-        if isinstance(trace, UserError):
-            _add_bad(tally, raw.place, position, trace)
+        (_, row), encoded, answers = next(results)
+        if isinstance(encoded, UserError):
+            _add_bad(tally, raw.place, position, encoded)
             continue
-        _add_row(tally, raw.place, position, row, trace)
-        _add_unknown(tally, position, trace, unknown_id)
-        if isinstance(trace.parsed, Conversation):
-            _add_answers(tally, position, trace, answers, rows)
+        _add_row(tally, raw.place, position, row, encoded)
+        _add_unknown(tally, position, encoded, unknown_id)
+        if isinstance(encoded.parsed, Conversation):
+            _add_answers(tally, position, encoded, answers, rows)
             if check_prompts:
-                _compare_prompts(tally, position, trace.parsed, rows)
-        found.setdefault(name, []).append((position, *_hashes(trace.parsed)))
+                _compare_prompts(tally, position, encoded.parsed, rows)
+        found.setdefault(name, []).append((position, *_hashes(encoded.parsed)))
     for name, of_file in found.items():
         positions, hashes, questions = zip(*of_file, strict=True)
         tallies[name].positions.append(np.array(positions, np.uint32))
@@ -82,25 +82,24 @@ def _add_bad(tally: Tally, place: str, position: Position, error: UserError) -> 
     tally.findings["bad"].add(position, str(error))
 
 
-def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: TracedRow) -> None:
-    encoded = trace.encoded
+def _add_row(tally: Tally, place: str, position: Position, row: dict, encoded: EncodedRow) -> None:
     tally.counts.add(place, encoded)
     tally.samples += len(encoded.samples)
     tally.sequences += sum(map(len, encoded.samples))
-    tally.forms["text" if isinstance(trace.parsed, str) else form_name(row)] += 1
-    tally.add_ignored(dict.fromkeys(sorted(ignored_fields(row, isinstance(trace.parsed, str))), 1))
+    tally.forms["text" if isinstance(encoded.parsed, str) else form_name(row)] += 1
+    tally.add_ignored(dict.fromkeys(sorted(ignored_fields(row, isinstance(encoded.parsed, str))), 1))
     if not encoded.samples:
         tally.findings["dropped"].add(position)
     elif encoded.was_cut:
-        longest = max(len(sequence.input_ids) for sequence in trace.sequences)
+        longest = max(len(sequence.input_ids) for sequence in encoded.sequences)
         tally.findings["truncated"].add(position, f"{longest:,} tokens")
-    if isinstance(trace.parsed, str):
+    if isinstance(encoded.parsed, str):
         tally.lengths.update(len(one.labels) + 1 for sample in encoded.samples for one in sample)
-        if not trace.parsed.strip():
+        if not encoded.parsed.strip():
             tally.findings["empty"].add(position, "no text")
         return
-    tally.lengths.update(len(sequence.input_ids) for sequence in trace.sequences)
-    messages = trace.parsed.messages
+    tally.lengths.update(len(sequence.input_ids) for sequence in encoded.sequences)
+    messages = encoded.parsed.messages
     empty = [f"turn {number} ({message['role']})" for number, message in enumerate(messages, 1)
              if message["role"] in ("user", "system") and not message["content"].strip()]
     if empty:
@@ -110,17 +109,17 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, trace: Tra
         tally.findings["not_alternating"].add(position, ", ".join(broken))
 
 
-def unwritten_unknown_id(rows: SFTRows | PretrainRows) -> int | None:
+def unwritten_unknown_id(rows: SFTEncoder | PretrainEncoder) -> int | None:
     """The tokenizer's token for what it does not know, unless the chat template writes it, too."""
     unknown_id = rows.tokenizer.unknown_id
-    sources = rows.template.sources if isinstance(rows, SFTRows) else ()
+    sources = rows.template.sources if isinstance(rows, SFTEncoder) else ()
     name = None if unknown_id is None else rows.tokenizer.id_to_token(unknown_id)
     return None if name is None or any(name in source for source in sources) else unknown_id
 
 
-def _add_unknown(tally: Tally, position: Position, trace: TracedRow, unknown_id: int | None) -> None:
-    sequences = ([sequence.input_ids for sequence in trace.sequences]
-                 or [example.input_ids for sample in trace.encoded.samples for example in sample])
+def _add_unknown(tally: Tally, position: Position, encoded: EncodedRow, unknown_id: int | None) -> None:
+    sequences = ([sequence.input_ids for sequence in encoded.sequences]
+                 or [example.input_ids for sample in encoded.samples for example in sample])
     count = 0 if unknown_id is None else sum(int(np.count_nonzero(ids == unknown_id)) for ids in sequences)
     if count:
         tally.findings["unknown"].add(position, f"{count:,} token{'s' * (count > 1)}")
@@ -134,26 +133,27 @@ def _broken_alternations(roles: list[str]) -> Iterator[str]:
         yield f"ends with a {roles[-1]} turn"
 
 
-def _answers(rows: SFTRows | PretrainRows, readable: list[tuple[str, dict]]) -> list:
-    """The rows traced with nothing supervised but answers, where what is learned is more than that; else Nones."""
-    if not (isinstance(rows, SFTRows) and rows.supervision.prompt):
+def _answers(rows: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]]) -> list:
+    """Encodes the rows with only answers supervised, if training supervises more than that; else returns Nones."""
+    if not (isinstance(rows, SFTEncoder) and rows.supervision.prompt):
         return [None] * len(readable)
-    return SFTRows(rows.template, rows.max_seq_len, rows.truncation,
-                   replace(rows.supervision, prompt=False)).trace(readable)
+    return SFTEncoder(rows.template, rows.max_seq_len, rows.truncation,
+                      replace(rows.supervision, prompt=False)).encode(readable)
 
 
-def _add_answers(tally: Tally, position: Position, trace: TracedRow, answers: TracedRow | None, rows: SFTRows) -> None:
+def _add_answers(tally: Tally, position: Position, encoded: EncodedRow, answers: EncodedRow | None,
+                 rows: SFTEncoder) -> None:
     """Counts answers and their ends by the labels that are trained on."""
-    encoded = (answers or trace).encoded
-    cuts_tails = encoded.was_cut and rows.truncation == "tail"
+    trained = answers or encoded
+    cuts_tails = trained.was_cut and rows.truncation == "tail"
     missing = 0
-    for example in (example for sample in encoded.samples for example in sample):
+    for example in (example for sample in trained.samples for example in sample):
         ended, unended, cut_here = answer_ends(example, rows.template.end_of_turn_id)
         tally.turns += ended + unended
         tally.ended += ended
         missing += unended - (cut_here and cuts_tails and len(example.labels) == rows.max_seq_len - 1)
     # Some templates end a call with another token than an answer, or with none.
-    missing -= sum("tool_calls" in message for message in trace.parsed.messages)
+    missing -= sum("tool_calls" in message for message in encoded.parsed.messages)
     if missing > 0:
         tally.findings["unended"].add(position, f"{missing} of its answers")
 
@@ -169,9 +169,9 @@ def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
     return int(np.count_nonzero(ended)), int(np.count_nonzero(open_ends)), bool(open_ends[-1])
 
 
-def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, rows: SFTRows) -> None:
+def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, rows: SFTEncoder) -> None:
     answers = sum(message["role"] == "assistant" for message in conversation.messages)
-    tally.compared += min(answers, MOST_COMPARED)
+    tally.compared += min(answers, MAX_COMPARED)
     try:
         mismatches = rows.template.prompt_mismatches(conversation)
     except UserError as error:  # a chat cannot be shown what was taught

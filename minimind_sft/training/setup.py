@@ -16,7 +16,7 @@ from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
-from minimind_sft.data.samples import SFTRows
+from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.device import compiles_rightly, described_dtype, position_multiple
 from minimind_sft.errors import UserError
@@ -135,7 +135,7 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
         check_flags(config, weights.config, path)
         for notice in (*weights.notices, *check_tokenizer(weights, run.tokenizer, config.tokenizer_path)):
             run.say(f"weights     {notice}")
-        if isinstance(run.rows, SFTRows):
+        if isinstance(run.rows, SFTEncoder):
             check_template(weights, run.rows.template, config.chat_template, config.end_of_turn)
         model, origin = weights.build_model(config.dropout), shown(path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -352,7 +352,7 @@ def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None,
         "tokenizer_facts": tokenizer_facts(run.tokenizer, config.tokenizer_path),
         "chat_template": run.chat_template,
         "chat_template_facts": (template_facts(run.rows.template, config.chat_template)
-                                if isinstance(run.rows, SFTRows) else None),
+                                if isinstance(run.rows, SFTEncoder) else None),
         "training": {
             "command": command_line(),
             "from_weight": config.from_weight,
