@@ -15,9 +15,10 @@ PATIENCE = 600.0
 NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
 
 
-def program(script: str, *arguments: object, module: tuple[str, ...] = (), **environment: str) -> list:
+def program(script: str, *arguments: object, module: tuple[str, ...] = (), cwd: Path = REPOSITORY,
+            **environment: str) -> list:
     return [[sys.executable, *module, str(REPOSITORY / script), *map(str, arguments)],
-            {"cwd": REPOSITORY, "text": True, "encoding": "utf-8",
+            {"cwd": cwd, "text": True, "encoding": "utf-8",
              "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "100",
                      "CUDA_VISIBLE_DEVICES": "",  # expected results are those of a CPU, wherever the tests run
                      **environment}}]
