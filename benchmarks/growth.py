@@ -31,6 +31,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.heap import keep_freed_memory
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize
@@ -123,12 +124,13 @@ def take_steps(probe: Probe, ranks: Ranks, arguments: argparse.Namespace) -> dic
     model = MiniMindForCausalLM(config).to(device)
     wrapped = parallelize(model, ranks, "ddp", dtype)
     optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)
+    learner = Learner(model, wrapped, optimizer, scaler, ranks, dtype)
     batch = random_step(probe, ranks.rank)
     seconds, start = [], time.perf_counter()
     going = 1
     while going:
         begin = time.perf_counter()
-        train_step(wrapped, batch, optimizer, scaler, ranks, dtype, 1.0)
+        train_step(learner, batch, 1.0)
         seconds.append(time.perf_counter() - begin)
         (going,) = ranks.largest(int(len(seconds) < 4 or time.perf_counter() - start < arguments.seconds))
     per_second = [ranks.world_size * sum(map(sum, probe.micro_batches)) / one for one in seconds[1:]]

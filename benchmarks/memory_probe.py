@@ -25,6 +25,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.heap import keep_freed_memory
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize
@@ -88,9 +89,9 @@ def take_steps(probe: Probe, ranks: Ranks) -> dict:
     model.model.gradient_checkpointing = probe.gradient_checkpointing
     wrapped = parallelize(model, ranks, probe.parallel, dtype)
     optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)
-    peaks = []
+    learner, peaks = Learner(model, wrapped, optimizer, scaler, ranks, dtype), []
     for step in range(probe.steps):
-        train_step(wrapped, random_step(probe, step), optimizer, scaler, ranks, dtype, 1.0)
+        train_step(learner, random_step(probe, step), 1.0)
         peaks.append(torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else resident("VmHWM"))
     return {"peak": peaks[-1], "before": before, "steps": peaks}
 

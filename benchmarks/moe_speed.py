@@ -31,6 +31,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 
@@ -51,21 +52,22 @@ class Bench:
 
     def __post_init__(self) -> None:
         keep_freed_memory()
-        self.models = {}
+        self.learners = {}
         for name, config in MODELS.items():
             torch.manual_seed(0)
             model = MiniMindForCausalLM(config).train().to(self.ranks.device)
-            self.models[name] = model, build_optimizer(model, 1e-4, 0.1)
-        self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False)
+            scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False)
+            optimizer = build_optimizer(model, 1e-4, 0.1)
+            self.learners[name] = Learner(model, model, optimizer, scaler, self.ranks, self.dtype)
 
     def seconds(self, contender: str, step: int) -> float:
-        model, optimizer = self.models[CONTENDERS[contender]]
+        learner = self.learners[CONTENDERS[contender]]
         usual = moe.can_be_grouped
         if contender == "loop":
             moe.can_be_grouped = lambda x, weight: False
         try:
             start = time.perf_counter()
-            result = train_step(model, self.steps[step], optimizer, self.scaler, self.ranks, self.dtype, 1.0)
+            result = train_step(learner, self.steps[step], 1.0)
             if self.ranks.device.type == "cuda":
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - start

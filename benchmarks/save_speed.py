@@ -27,6 +27,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.resume_state import TrainState
@@ -49,9 +50,9 @@ class Training:
         self.states = 0
 
     def steps(self, count: int) -> None:
+        learner = Learner(self.model, self.model, self.optimizer, self.scaler, self.checkpoints.ranks, self.dtype)
         for number in range(count):
-            train_step(self.model, self.batches[number % len(self.batches)], self.optimizer, self.scaler,
-                       self.checkpoints.ranks, self.dtype, 1.0)
+            train_step(learner, self.batches[number % len(self.batches)], 1.0)
             if not self.checkpoints.is_writing:
                 self.checkpoints.advance()
 

@@ -27,6 +27,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import in_repository
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import BETAS, build_optimizer
 
@@ -84,11 +85,11 @@ class Ours:
 
     def run(self, steps: int, first: int = 0) -> float:
         """Seconds for `steps` steps' data from the `first` on, assembling the batches included."""
+        learner = Learner(self.model, self.model, self.optimizer, self.scaler, self.ranks, self.dtype)
         with switched_off(self.without, self.optimizer):
             start = time.perf_counter()
             for step in range(first, first + steps):
-                result = train_step(self.model, self.plan[step], self.optimizer, self.scaler, self.ranks, self.dtype,
-                                    GRAD_CLIP)
+                result = train_step(learner, self.plan[step], GRAD_CLIP)
                 self.losses.append(result.loss)
             return time.perf_counter() - start
 

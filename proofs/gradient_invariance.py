@@ -26,8 +26,9 @@ from minimind_sft.model import attention
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
-from minimind_sft.training.parallel import parallelize, whole
+from minimind_sft.training.parallel import full_tensor, parallelize
 
 LIMIT = 1e-10
 DOCUMENTS = 16
@@ -152,10 +153,10 @@ def _gradients(cut: Cut, model_name: str, ranks: Ranks) -> Gradients:
     model = MiniMindForCausalLM(MODELS[model_name]).double().train()
     wrapped = parallelize(model, ranks, cut.parallel, torch.float32)
     keeper = GradientKeeper(model.parameters(), lr=0.0)
+    learner = Learner(model, wrapped, keeper, torch.amp.GradScaler("cpu", enabled=False), ranks, torch.float32)
     usual, attention.MAX_PADDING = attention.MAX_PADDING, cut.padding
     try:
-        train_step(wrapped, cut.step(documents(), ranks), keeper, torch.amp.GradScaler("cpu", enabled=False), ranks,
-                   torch.float32, grad_clip=0.0)
+        train_step(learner, cut.step(documents(), ranks), grad_clip=0.0)
     finally:
         attention.MAX_PADDING = usual
     return {name: keeper.gradients[i] for i, (name, _) in enumerate(model.named_parameters())}
@@ -165,7 +166,7 @@ class GradientKeeper(torch.optim.SGD):
     """Keeps the gradients that it is asked to step with."""
 
     def step(self, closure=None) -> None:
-        self.gradients = [whole(parameter.grad).numpy().copy() for parameter in self.param_groups[0]["params"]]
+        self.gradients = [full_tensor(parameter.grad).numpy().copy() for parameter in self.param_groups[0]["params"]]
 
 
 def difference(gradients: Gradients, reference: Gradients) -> float:

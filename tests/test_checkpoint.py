@@ -21,6 +21,7 @@ from minimind_sft.files import sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.manifest import Damaged
 from minimind_sft.training.optim import build_optimizer
@@ -41,7 +42,8 @@ def trained(request):
     model = MiniMindForCausalLM(request.param)
     optimizer = build_optimizer(model, 1e-2, 0.1)
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
-    train_step(model, batch, optimizer, torch.amp.GradScaler("cpu", enabled=False), CPU, torch.float32, 1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    train_step(Learner(model, model, optimizer, scaler, CPU, torch.float32), batch, 1.0)
     return model, optimizer
 
 

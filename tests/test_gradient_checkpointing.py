@@ -13,6 +13,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.model import decoder
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.parallel import parallelize
 
@@ -38,10 +39,10 @@ def two_steps(ranks: Ranks, checkpointing: bool, parallel: str, dtype: torch.dty
     keeper = GradientKeeper(model.parameters(), lr=0.0)
     steps = TrainingSteps(random_documents(16), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
                           rank=ranks.rank, ranks=ranks.world_size)
-    numbers = []
+    learner, numbers = Learner(model, wrapped, keeper, NO_SCALER, ranks, dtype), []
     for step in range(2):
         torch.manual_seed(5 + step)
-        result = train_step(wrapped, steps[step], keeper, NO_SCALER, ranks, dtype, grad_clip=0.0)
+        result = train_step(learner, steps[step], grad_clip=0.0)
         assert result.loss > 0 and (result.aux_loss > 0) == use_moe
         numbers += [np.array([result.loss, result.aux_loss]), *(np.array(one) for one in keeper.gradients)]
     return numbers

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from programs import PATIENCE
@@ -14,19 +15,21 @@ from torch.utils.data._utils import signal_handling
 
 from minimind_sft.errors import ProcessLost
 from minimind_sft.training import interruptions
-from minimind_sft.training.interruptions import SaveClock, batches_of, stop_on_signals
+from minimind_sft.training.interruptions import batches_of, stop_on_signals
+from minimind_sft.training.loop import train_step
+from minimind_sft.training.saving import SaveClock
 
 
 def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
     training = Training(tmp_path, num_workers=1)
 
-    class Deadly(type(training.fit.steps)):
+    class Deadly(type(training.steps)):
         def __getitem__(self, step):
             if step == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(step)
 
-    training.fit.steps.__class__ = Deadly
+    training.steps.__class__ = Deadly
     with pytest.raises(ProcessLost, match="a worker process of the loader died"):
         training.run()
     resumed = Training(tmp_path, resume=True)
@@ -53,7 +56,7 @@ def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monk
                 signal.raise_signal(signal.SIGCHLD)
             return self.batches.__exit__(*error)
 
-    def fail(batch):
+    def fail(*step):
         handler.append(signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         worker = multiprocessing.active_children()[0]
         worker.kill()
@@ -61,7 +64,7 @@ def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monk
         raise EOFError
 
     monkeypatch.setattr("minimind_sft.training.loop.batches_of", Watched)
-    training.fit.step = fail
+    training.step = fail
     with pytest.raises(ProcessLost, match="a worker process of the loader died") as kept:  # its traceback holds on
         training.run()
     for child in multiprocessing.active_children():
@@ -74,11 +77,11 @@ def test_no_worker_outlives_a_training_that_failed(tmp_path, failure):
     """One that did would ignore the signal by which Python ends it, and the program would never end."""
     training = Training(tmp_path, num_workers=2)
 
-    def fail(batch):
+    def fail(*step):
         assert len(multiprocessing.active_children()) == 2
         raise failure
 
-    training.fit.step = fail
+    training.step = fail
     with pytest.raises(type(failure)) as kept:  # and with it the traceback, as at the end of a program
         training.run()
     assert kept.value is failure
@@ -87,13 +90,12 @@ def test_no_worker_outlives_a_training_that_failed(tmp_path, failure):
 
 def test_the_other_workers_end_with_the_one_that_was_killed(tmp_path):
     training = Training(tmp_path, num_workers=2)
-    step = training.fit.step
 
-    def kill_one(batch):
+    def kill_one(*step):
         multiprocessing.active_children()[0].kill()
-        step(batch)
+        return train_step(*step)
 
-    training.fit.step = kill_one
+    training.step = kill_one
     with pytest.raises(ProcessLost) as kept:
         training.run()
     assert kept.value.__cause__ is not None
@@ -111,25 +113,25 @@ def test_signals_that_come_together_are_one_where_torchrun_passes_them_on(monkey
 
 def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
     by_steps = SaveClock(3)
-    assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
+    assert [step for step in range(1, 10) if by_steps.is_due(step)] == [3, 6, 9]
 
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     by_clock = SaveClock(0)
     now = 109.9
-    assert not by_clock.due(1)
+    assert not by_clock.is_due(1)
     now = 110.0
-    assert by_clock.due(2)
+    assert by_clock.is_due(2)
     with by_clock.saving():
         now = 111.5
     now = 125.0
-    assert not by_clock.due(2)  # it is not whole yet: a thread writes while training goes on
+    assert not by_clock.is_due(2)  # it is not whole yet: a thread writes while training goes on
     now = 112.0
     by_clock.end(in_background=0.5)
     now = 171.9  # a state took two seconds: the next comes after sixty
-    assert not by_clock.due(3)
+    assert not by_clock.is_due(3)
     now = 172.0
-    assert by_clock.due(4)
+    assert by_clock.is_due(4)
 
 
 SECOND_SIGNAL = """
@@ -212,8 +214,6 @@ def test_a_closed_terminal_stops_a_training_unless_nohup_says_otherwise():
 
 def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path, monkeypatch):
     """As Ctrl-C or a scheduler sends it to every process of a job, also to workers that were forked a moment ago."""
-    training = Training(tmp_path, num_workers=2)
-    step, validate = training.fit.step, training.fit.validate
     # PyTorch gives a worker a handler under which SIGTERM ends it, before we can give it ours.
     theirs = signal_handling._set_worker_signal_handlers
     monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", lambda: (theirs(), time.sleep(0.5)))
@@ -223,7 +223,16 @@ def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path, monkeypa
             os.kill(worker.pid, signal.SIGTERM)
             os.kill(worker.pid, signal.SIGINT)
 
-    monkeypatch.setattr(training.fit, "validate", lambda: (time.sleep(0.2), signal_workers(), validate()))
-    monkeypatch.setattr(training.fit, "step", lambda batch: (signal_workers(), step(batch)))
+    def evaluate():
+        time.sleep(0.2)
+        signal_workers()
+        return SimpleNamespace(loss=1.0, perplexity=1.0)
+
+    def step(*arguments):
+        signal_workers()
+        return train_step(*arguments)
+
+    training = Training(tmp_path, num_workers=2, evaluate=evaluate)
+    training.step = step
     assert training.run() == 0
     assert training.state.step == 16

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from gradient_invariance import GradientKeeper
 from tiny import TINY, TINY_MOE, random_documents
-from tiny_training import CPU, NO_SCALER, Training, lines
+from tiny_training import CPU, NO_SCALER, Training, lines, losses_in_turn
 
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
@@ -15,6 +15,7 @@ from minimind_sft.data.example import make_example
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import NOT_FINITE, NOTHING_SUPERVISED, train_step
 from minimind_sft.training.optim import build_optimizer
 
@@ -29,7 +30,7 @@ def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[t
         steps = TrainingSteps(dataset, epochs=1, samples_per_step=16, micro_batch_tokens=micro_batch_tokens, seed=1,
                               rank=rank, ranks=ranks)
         keeper = GradientKeeper(model.parameters(), lr=0.0)
-        train_step(model, steps[0], keeper, NO_SCALER, CPU, torch.float32, grad_clip=0.0)
+        train_step(Learner(model, model, keeper, NO_SCALER, CPU, torch.float32), steps[0], grad_clip=0.0)
         own = [torch.from_numpy(gradient) for gradient in keeper.gradients]
         total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
     return total
@@ -65,7 +66,8 @@ def test_the_reported_losses_are_the_steps_means():
     model = MiniMindForCausalLM(TINY_MOE).train()
     steps = TrainingSteps(random_documents(16), epochs=1, samples_per_step=16, micro_batch_tokens=40, seed=1)
     batch = steps[0]
-    results = train_step(model, batch, GradientKeeper(model.parameters()), NO_SCALER, CPU, torch.float32, 1.0)
+    keeper = GradientKeeper(model.parameters())
+    results = train_step(Learner(model, model, keeper, NO_SCALER, CPU, torch.float32), batch, 1.0)
     with torch.no_grad():
         losses = [model(one.input_ids, one.labels, one.cu_seqlens) for one in batch.micro_batches]
     assert len(losses) > 2
@@ -81,7 +83,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     before = [p.clone() for p in model.parameters()]
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
     optimizer = build_optimizer(model, 0.1, 0.1)
-    result = train_step(model, batch, optimizer, NO_SCALER, CPU, torch.float32, 1.0)
+    result = train_step(Learner(model, model, optimizer, NO_SCALER, CPU, torch.float32), batch, 1.0)
     assert result.skipped == NOT_FINITE
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not optimizer.state
@@ -94,10 +96,11 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50)
     batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
     optimizer = build_optimizer(model, 0.01, 0.1)
-    first = train_step(model, batch, optimizer, scaler, CPU, torch.float16, 1.0)
+    learner = Learner(model, model, optimizer, scaler, CPU, torch.float16)
+    first = train_step(learner, batch, 1.0)
     assert first.skipped == NOT_FINITE
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    second = train_step(model, batch, optimizer, scaler, CPU, torch.float16, 1.0)
+    second = train_step(learner, batch, 1.0)
     assert second.skipped is None and scaler.get_scale() == 2.0**10
     assert second.loss == pytest.approx(first.loss, rel=1e-2)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -125,8 +128,8 @@ def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(tmp_path, interrupt
 def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
     assert Training(tmp_path / "a").run() == 0
     written = Training(tmp_path / "b", async_save=1)
-    saves, save = [], written.fit.checkpoints.save
-    written.fit.checkpoints.save = lambda *arguments: (saves.append(arguments[-1]), save(*arguments))
+    saves, save = [], written.checkpoints.save
+    written.checkpoints.save = lambda *arguments: (saves.append(arguments[-1]), save(*arguments))
     assert written.run(interrupt_at=8) == 130
     assert saves == [False, False, True], "after steps 3 and 6 training goes on at once, at the end it waits"
 
@@ -140,19 +143,20 @@ def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
 def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the_steps_meanwhile(tmp_path, monkeypatch):
     """Steps of four seconds: due after ten seconds is after three steps; the next ten begin when the state is whole."""
     now = [0.0]
-    monkeypatch.setattr("minimind_sft.training.interruptions.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minimind_sft.training.saving.time.monotonic", lambda: now[0])
     monkeypatch.setattr("minimind_sft.training.checkpoint.time", SimpleNamespace(perf_counter=lambda: 0.0))  # no time
     training = Training(tmp_path, async_save=1, save_interval=0)
-    step, save, saved = training.fit.step, training.fit.checkpoints.save, []
+    save, saved = training.checkpoints.save, []
 
-    def slow_step(batch):
-        step(batch)
+    def slow_step(*arguments):
+        result = train_step(*arguments)
         now[0] += 4.0
-        while training.fit.checkpoints.is_writing:
+        while training.checkpoints.is_writing:
             pass
+        return result
 
-    training.fit.step = slow_step
-    training.fit.checkpoints.save = lambda state, *more: (saved.append(state.step), save(state, *more))
+    training.step = slow_step
+    training.checkpoints.save = lambda state, *more: (saved.append(state.step), save(state, *more))
     assert training.run() == 0
     assert saved == [3, 7, 11, 15, 16]
 
@@ -160,14 +164,14 @@ def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the
 def test_the_best_weights_are_kept_and_the_last_where_nothing_is_better(tmp_path):
     # Evaluated at steps 0, 4, 8, 12 and 16; what was there before training does not count. The resume state of step 3
     # comes before the first evaluation: the weights are written with it, so that there are some.
-    training = Training(tmp_path, evaluations=[1.0, 3.0, 2.0, 2.5, 2.2])
+    training = Training(tmp_path, evaluate=losses_in_turn(1.0, 3.0, 2.0, 2.5, 2.2))
     training.run()
     assert training.weights == {3: None, 4: 3.0, 8: 2.0}
     assert training.state.best_eval_loss == 2.0
 
 
 def test_without_keep_best_the_weights_are_the_last(tmp_path):
-    training = Training(tmp_path, evaluations=[1.0, 3.0, 2.0, 2.5, 2.2], keep_best=0)
+    training = Training(tmp_path, evaluate=losses_in_turn(1.0, 3.0, 2.0, 2.5, 2.2), keep_best=0)
     training.run()
     assert training.weights == {3: None, 6: None, 9: None, 12: 2.5, 15: None, 16: 2.2}
 
@@ -231,7 +235,8 @@ def test_a_step_without_a_supervised_token_changes_nothing():
     silent = ExampleDataset([[make_example([1, 2, 3], [False] * 3)], [make_example([4, 5], [False] * 2)]])
     before = [p.clone() for p in model.parameters()]
     batch = TrainingSteps(silent, epochs=1, samples_per_step=2, micro_batch_tokens=8, seed=1)[0]
-    assert train_step(model, batch, optimizer, NO_SCALER, CPU, torch.float32, 1.0).skipped == NOTHING_SUPERVISED
+    result = train_step(Learner(model, model, optimizer, NO_SCALER, CPU, torch.float32), batch, 1.0)
+    assert result.skipped == NOTHING_SUPERVISED
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not optimizer.state and all(p.grad is None for p in model.parameters())
 

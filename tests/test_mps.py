@@ -14,6 +14,7 @@ from minimind_sft.inference.generate import SamplingSettings, generate_batch
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.moe import can_be_grouped
 from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 
@@ -100,7 +101,7 @@ def test_nothing_needs_float64(config):
     documents = random_documents(8)
     with NoFloat64():
         steps = TrainingSteps(documents, epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1)
-        assert train_step(model, steps[0], optimizer, scaler, CPU, torch.float32, 1.0).skipped is None
+        assert train_step(Learner(model, model, optimizer, scaler, CPU, torch.float32), steps[0], 1.0).skipped is None
         batches = EvaluationBatches(documents, 40)
         assert validation_loss(model, batches, CPU.device, torch.float32, CPU.sum).tokens > 0
         settings = SamplingSettings(3, temperature=0.8, top_k=5, top_p=0.9, repetition_penalty=1.1)

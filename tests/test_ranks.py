@@ -43,9 +43,10 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.identity import check_agreement, run_identity
+from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import NOT_FINITE, train_step
 from minimind_sft.training.optim import build_optimizer
-from minimind_sft.training.parallel import parallelize, whole
+from minimind_sft.training.parallel import full_tensor, parallelize
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import starting_model
 
@@ -114,13 +115,13 @@ def step_with_nan_on_rank_1(ranks: Ranks, parallel: str, dtype: torch.dtype, use
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16, init_scale=2.0**10)
     steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1,
                           rank=ranks.rank, ranks=ranks.world_size)
-    told = []
+    learner, told = Learner(model, wrapped, optimizer, scaler, ranks, dtype), []
     for number, faulty in enumerate((True, False)):
         if ranks.rank == 1:
             loss_is_nan(lambda faulty=faulty: faulty)
-        before = [whole(parameter.detach()).clone() for parameter in model.parameters()]
-        result = train_step(wrapped, steps[number], optimizer, scaler, ranks, dtype, 1.0)
-        after = [whole(parameter.detach()) for parameter in model.parameters()]
+        before = [full_tensor(parameter.detach()).clone() for parameter in model.parameters()]
+        result = train_step(learner, steps[number], 1.0)
+        after = [full_tensor(parameter.detach()) for parameter in model.parameters()]
         told.append((result.skipped, all(torch.equal(a, b) for a, b in zip(before, after, strict=True)),
                      scaler.get_scale() if scaler.is_enabled() else 1.0))
         if ranks.rank == 1:
@@ -147,7 +148,8 @@ def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) ->
     keeper = GradientKeeper(model.parameters(), lr=0.0)
     steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
                           rank=ranks.rank, ranks=ranks.world_size)
-    train_step(wrapped, steps[0], keeper, torch.amp.GradScaler("cpu", enabled=False), ranks, dtype, grad_clip=0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    train_step(Learner(model, wrapped, keeper, scaler, ranks, dtype), steps[0], grad_clip=0.0)
     return keeper.gradients
 
 

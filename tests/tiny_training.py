@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from tiny import TINY, random_documents
@@ -15,58 +16,61 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
-from minimind_sft.training.loop import Fit
+from minimind_sft.training.learner import Learner
+from minimind_sft.training.loop import fit, planned_steps, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.saving import Saver
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 class Training:
-    """A whole Fit over tiny data in a folder; `weights` holds the
-    validation loss that write_weights was called with, by step."""
+    """A whole `fit` over tiny data in a folder.
 
-    def __init__(self, folder, resume: bool = False, evaluations=None, **changes):
+    `step` stands in for `train_step`; `weights` holds the validation loss that the weights were written with, by step.
+    """
+
+    def __init__(self, folder, resume: bool = False, evaluate=None, **changes):
         folder.mkdir(exist_ok=True)
-        config = replace(SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
-                         learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
+        self.config = config = replace(
+            SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
+            learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
         torch.manual_seed(0)
         self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
         self.optimizer = build_optimizer(self.model, config.learning_rate, config.weight_decay)
-        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.learner = Learner(self.model, self.model, self.optimizer, torch.amp.GradScaler("cpu", enabled=False),
+                               CPU, torch.float32)
         self.state = TrainState(samples_per_step=4)
-        checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
+        self.checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
         if resume:
-            path, self.state, _ = checkpoints.newest()
-            checkpoints.load(path, self.model, self.optimizer, self.scaler)
-        self.weights = {}
-        steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
-        self.progress = Progress(folder / "metrics.jsonl", total_steps=16, step=self.state.step, is_main=True)
-        evaluate = None
-        if evaluations is not None:
-            losses = iter(evaluations)
-            evaluate = lambda: SimpleNamespace(loss=next(losses), perplexity=1.0)  # noqa: E731
-        def write_weights(state: TrainState) -> None:
-            self.weights[state.step] = state.eval_loss
-
-        self.fit = Fit(config, self.model, self.model, steps, ranks=CPU, dtype=torch.float32, optimizer=self.optimizer,
-                       scaler=self.scaler, state=self.state, progress=self.progress, checkpoints=checkpoints,
-                       evaluate=evaluate, write_weights=write_weights)
+            path, self.state, _ = self.checkpoints.newest()
+            self.checkpoints.load(path, self.model, self.optimizer, self.learner.scaler)
+        self.steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
+        self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(config, self.steps),
+                                 step=self.state.step, is_main=True)
+        self.evaluate, self.step, self.weights = evaluate, train_step, {}
 
     def run(self, interrupt_at: int | None = None) -> int:
-        if interrupt_at is not None:
-            step = self.fit.step
+        def step(*arguments):
+            result = self.step(*arguments)
+            if self.state.step + 1 == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
 
-            def interrupted(batch):
-                step(batch)
-                if self.state.step == interrupt_at:
-                    os.kill(os.getpid(), signal.SIGINT)
+        saver = Saver(self.checkpoints, lambda state: self.weights.update({state.step: state.eval_loss}),
+                      interval=self.config.save_interval, keeps_best=bool(self.config.keep_best and self.evaluate))
+        with self.progress, patch("minimind_sft.training.loop.train_step", step):
+            return fit(self.learner, self.steps, self.state, self.config, progress=self.progress, saver=saver,
+                       evaluate=self.evaluate)
 
-            self.fit.step = interrupted
-        with self.progress:
-            return self.fit.run()
+
+def losses_in_turn(*losses: float):
+    """An evaluation that gives these, one after the other."""
+    turns = iter(losses)
+    return lambda: SimpleNamespace(loss=next(turns), perplexity=1.0)
 
 
 def lines(path: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Handles what interrupts a run: signals, a worker process that dies, and the clock by which a resume state is due."""
+"""Handles what interrupts a run: signals, and worker processes that die."""
 
 import os
 import signal
@@ -146,38 +146,3 @@ def _lost(batches: Iterator, error: Exception) -> ProcessLost:
         worker.kill()
     told = str(error) or type(error).__name__  # an EOFError says nothing
     return ProcessLost(f"a worker process of the loader died ({told.splitlines()[0]})")
-
-
-class SaveClock:
-    """When the next resume state is due: after `interval` steps, or by the clock if that is 0.
-
-    By the clock: when training took `OFTEN` times as long as writing a state does, so that saving costs about 1/`OFTEN`
-    of the time at most, but not before `LEAST_SECONDS`. Work that is done while training goes on counts like work that
-    it waits for: it shares the machine.
-    """
-
-    OFTEN, LEAST_SECONDS = 30, 10.0
-
-    def __init__(self, interval: int):
-        self.interval = interval
-        self._ended, self._seconds = time.monotonic(), 0.0
-        self._unfinished = False
-
-    def due(self, step: int) -> bool:
-        if self.interval:
-            return step % self.interval == 0
-        return not self._unfinished and time.monotonic() - self._ended >= max(
-            self.OFTEN * self._seconds, self.LEAST_SECONDS)
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Surrounds what training waits for when a state is written; `end` is to follow."""
-        start = time.monotonic()
-        self._unfinished = True
-        yield
-        self._seconds = time.monotonic() - start
-
-    def end(self, in_background: float = 0.0) -> None:
-        """The state is whole; `in_background` seconds were spent on it while training went on."""
-        self._ended, self._unfinished = time.monotonic(), False
-        self._seconds += in_background

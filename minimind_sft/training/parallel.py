@@ -87,8 +87,8 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All rows of a sharded tensor, which every rank must ask for; any other tensor as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Returns all rows of a sharded tensor, if every rank calls it; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -111,7 +111,7 @@ def gather(model: MiniMindForCausalLM, ranks: Ranks) -> MiniMindForCausalLM:
         return model
     copy = MiniMindForCausalLM(model.config) if ranks.is_main else None
     for name, parameter in model.named_parameters():
-        tensor = whole(parameter.detach())
+        tensor = full_tensor(parameter.detach())
         if copy is not None:
             copy.get_parameter(name).data.copy_(tensor)
     return copy

@@ -33,13 +33,15 @@ from minimind_sft.training.distributed import restarted_by_torchrun
 from minimind_sft.training.experience import Experience, strangeness
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.identity import check_agreement, resume, run_identity, run_settings
-from minimind_sft.training.loop import Evaluation, Fit, planned_steps
+from minimind_sft.training.learner import Learner
+from minimind_sft.training.loop import Evaluation, fit, planned_steps
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress, read_metrics, start_wandb
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.run import Run
+from minimind_sft.training.saving import Saver
 from minimind_sft.training.summary import closing_lines, next_lines
 
 
@@ -266,9 +268,9 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
     experience = known.after(train_set) if known else None
 
     def write(at: TrainState) -> None:
-        whole = gather(model, ranks)
+        unsharded = gather(model, ranks)
         record = sidecar(run, at, total, outputs.run, experience)
-        ranks.on_main(lambda: write_weights(out, whole, config.save_dtype, record))
+        ranks.on_main(lambda: write_weights(out, unsharded, config.save_dtype, record))
 
     wandb_run = wandb_of(run, out.stem)
     if replaced := ranks.on_main(outputs.begin):
@@ -278,13 +280,14 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
     checkpoints.begin()
     with Progress(outputs.metrics, total_steps=total, step=state.step,
                   is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
-        fit = Fit(config, model, wrapped, steps, ranks=ranks, dtype=run.dtype, optimizer=optimizer, scaler=scaler,
-                  state=state, progress=progress, checkpoints=checkpoints, evaluate=evaluate, write_weights=write)
-        status = fit.run()
+        saver = Saver(checkpoints, write, interval=config.save_interval,
+                      keeps_best=bool(config.keep_best) and evaluate is not None)
+        learner = Learner(model, wrapped, optimizer, scaler, ranks, run.dtype)
+        status = fit(learner, steps, state, config, progress=progress, saver=saver, evaluate=evaluate)
     if wandb_run is not None:
         wandb_run.finish(exit_code=status)
     if ranks.is_main:
-        for line in (*closing_lines(read_metrics(outputs.metrics), progress.effort(state.step), fit.keeps_best),
+        for line in (*closing_lines(read_metrics(outputs.metrics), progress.effort(state.step), saver.keeps_best),
                      *result_lines(state, out), *next_lines(run.stage, config, out, outputs.metrics)):
             run.say(line)
     return status
