@@ -1,0 +1,126 @@
+"""Settings of eval_llm.py: which weights answer what, and how."""
+
+from dataclasses import dataclass
+
+from minimind_sft.paths import in_repository
+from minimind_sft.settings.data import DataSettings, SFTDataSettings
+from minimind_sft.settings.foreign_flags import load_from_problems, lora_problems
+from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
+from minimind_sft.settings.spec import names_of, same_setting, setting
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """The weights to chat with, and what belongs to them."""
+
+    weight: str = setting(
+        "full_sft", "weights to chat with: a NAME (reads <save_dir>/NAME_*.pth or .safetensors) or a path",
+        kind="path")
+    save_dir: str = setting(in_repository("out"), "folder of the weights", kind="path")
+    tokenizer_path: str | None = same_setting(DataSettings, "tokenizer_path")
+    load_from: str | None = setting(
+        None, "MiniMind's name for --tokenizer_path; a folder in transformers' format cannot be loaded yet",
+        kind="path")
+    lora_weight: str = setting("None", "MiniMind's flag for LoRA adapters, which do not exist here yet: only None")
+    chat_template: str | None = same_setting(
+        SFTDataSettings, "chat_template", help="chat template that the weights were trained with, if not the "
+                                               "tokenizer's own: a Jinja file, chatml or alpaca")
+    end_of_turn: str | None = same_setting(
+        SFTDataSettings, "end_of_turn", help="the --end_of_turn that the weights were trained with")
+    hidden_size: int | None = setting(
+        None, "hidden size, to choose among several weights of that name", min=1, decides="shape")
+    num_hidden_layers: int | None = setting(
+        None, "number of layers, for weights without a sidecar", min=1, decides="shape")
+    use_moe: bool | None = setting(
+        None, "mixture of experts, to choose among several weights of that name", decides="shape")
+    inference_rope_scaling: bool = setting(
+        False, "stretch RoPE with YaRN, for contexts longer than those in training")
+
+    def __post_init__(self):
+        if self.load_from and self.tokenizer_path is None:
+            object.__setattr__(self, "tokenizer_path", self.load_from)
+
+    def problems(self) -> list[str]:
+        other = None if self.tokenizer_path == self.load_from else self.tokenizer_path
+        return load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """What comes before a question."""
+
+    system: str | None = setting(None, "system turn that opens the conversation", decides="messages")
+    tools: str | None = setting(
+        None, "JSON file with a list of functions that the model may call", kind="path", decides="messages")
+    historys: int = setting(
+        0, "earlier messages that the model sees, as MiniMind counts them: a question and its answer are two, an odd "
+           "number counts as one less; 0: none, -1: all that fit")
+    open_thinking: bool = setting(False, "let the model think before it answers")
+
+    def problems(self) -> list[str]:
+        if self.historys >= -1:
+            return []
+        return [f"--historys is {self.historys}, expected -1 (all that fit), 0 or more"]
+
+
+@dataclass(frozen=True)
+class QuestionSettings:
+    """Which questions to answer; without --prompt and --score, those you type."""
+
+    prompt: tuple[str, ...] = setting((), "answer these prompts one after the other, then exit", decides="messages")
+    score: tuple[str, ...] = setting(
+        (), "files of conversations, as for --data_path: answer the last question of each greedily, compare, and "
+            "report exact matches per kind", kind="path")
+    score_out: str | None = setting(None, "JSONL file for the questions and answers of --score, expected and given")
+    batch_size: int = setting(32, "questions that --score answers at once", min=1)
+    show_speed: bool = setting(True, "show tokens/s after each answer")
+
+    def problems(self) -> list[str]:
+        if self.score_out and not self.score:
+            return ["--score_out has the results of --score, which is not given"]
+        return []
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen.
+
+    In this order, as in CTRL and Hugging Face's `generate`: scores of tokens that have occurred are divided by
+    `repetition_penalty` where positive and multiplied where negative; all scores are divided by `temperature`; the
+    best `top_k` stay; of those, the fewest whose probabilities sum to at least `top_p` stay. The defaults take the
+    best token.
+    """
+
+    max_new_tokens: int = setting(512, "maximum tokens of an answer", min=1)
+    temperature: float = setting(0.0, "divides the scores; 0: always the most likely token", min=0)
+    top_k: int = setting(0, "sample from this many most likely tokens; 0: all", min=0)
+    top_p: float = setting(
+        1.0, "sample from the fewest tokens whose probabilities sum to this", above=0, max=1)
+    repetition_penalty: float = setting(1.0, "above 1: tokens that already occurred become less likely", above=0)
+    seed: int = setting(0, "seed of the sampling")
+
+
+@dataclass(frozen=True)
+class ChatRuntimeSettings:
+    """Where the model computes."""
+
+    device: str = setting("auto", DEVICE_HELP)
+    dtype: str = setting("float32", "precision of the weights while answering", choices=DTYPES)
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Settings of eval_llm.py."""
+
+    weights: WeightSettings = WeightSettings()
+    questions: QuestionSettings = QuestionSettings()
+    conversation: ConversationSettings = ConversationSettings()
+    sampling: SamplingSettings = SamplingSettings(temperature=0.85, top_p=0.85, seed=42)
+    runtime: ChatRuntimeSettings = ChatRuntimeSettings()
+
+    def problems(self) -> list[str]:
+        if not self.questions.score:
+            return []
+        return [f"--{name} does not go with --score, which takes the conversations as the rows have them"
+                for group in (self.questions, self.conversation)
+                for name in names_of(group, "messages") if getattr(group, name)]

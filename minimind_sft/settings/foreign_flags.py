@@ -1,0 +1,116 @@
+"""Flags that people bring from other programs: MiniMind's of all times, Hugging Face's, TRL's, LLaMA-Factory's."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from pathlib import Path
+
+OURS = {
+    "--data_path": ("dataset", "dataset_name", "train_file", "train_data", "data"),
+    "FILE (without a flag)": ("data_path", "data", "files", "input"),
+    "--eval_data_path": ("validation_file", "eval_file", "eval_dataset", "val_data"),
+    "--eval_share": ("val_size", "test_size", "validation_split_percentage"),
+    "--from_weight": ("model_name_or_path", "model_name", "model_path", "model", "init_from", "weight"),
+    "--weight": ("model_name_or_path", "model_name", "model_path", "model", "from_weight"),
+    "--tokenizer_path": ("tokenizer_name", "tokenizer_name_or_path", "tokenizer"),
+    "--chat_template": ("template", "chat_template_path"),
+    "--save_dir": ("output_dir", "out_dir"),
+    "--out": ("output", "output_file", "output_path"),
+    "--overwrite 1": ("overwrite_output_dir",),
+    "--from_resume 1": ("resume_from_checkpoint", "resume"),
+    "--hidden_size": ("dim", "n_embd", "d_model"),
+    "--num_hidden_layers": ("n_layers", "n_layer", "num_layers"),
+    "--epochs": ("num_train_epochs", "num_epochs"),
+    "--max_steps": ("max_iters",),
+    "--batch_size": ("per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
+    "--micro_batch_tokens, in tokens": ("per_device_eval_batch_size", "eval_batch_size"),
+    "--accumulation_steps": ("gradient_accumulation_steps",),
+    "--max_seq_len": ("max_length", "max_seq_length", "cutoff_len", "block_size"),
+    "--max_new_tokens": ("max_length", "max_tokens", "max_gen_len"),
+    "--learning_rate": ("lr",),
+    "--min_lr_ratio, a share of --learning_rate": ("min_lr",),
+    "--warmup_steps": ("warmup_iters",),
+    "--warmup_steps, in steps": ("warmup_ratio",),
+    "--grad_clip": ("max_grad_norm",),
+    "--dtype bfloat16": ("bf16",),
+    "--dtype float16": ("fp16",),
+    "--dtype float32": ("fp32",),
+    "--dtype": ("torch_dtype", "precision"),
+    "--use_compile 1": ("torch_compile", "compile"),
+    "--num_workers": ("dataloader_num_workers",),
+    "--log_interval": ("logging_steps",),
+    "--eval_interval": ("eval_steps",),
+    "--save_interval": ("save_steps",),
+    "--keep_checkpoints": ("save_total_limit",),
+    "--use_wandb 1": ("report_to", "use_swanlab"),
+    "--historys": ("history_cnt",),
+    "--train_on_prompt 0": ("assistant_only_loss", "completion_only_loss"),
+}
+"""Our flag for what others call it; a program that lacks the flag does not suggest it."""
+
+NOT_HERE = {
+    "LoRA is not here yet; trainer/train_full_sft.py trains all weights":
+        ("lora_name", "lora_r", "lora_rank", "lora_alpha", "lora_target", "lora_target_modules", "use_peft",
+         "finetuning_type", "load_in_4bit", "load_in_8bit"),
+    "preference optimisation and reinforcement learning are not here yet":
+        ("beta", "num_generations", "reward_model_path", "loss_type", "epsilon", "epsilon_high", "clip_epsilon",
+         "kl_coef", "vf_coef", "gamma", "lam", "cliprange_value", "critic_learning_rate", "ppo_update_iters",
+         "early_stop_kl", "mini_batch_size", "update_old_actor_freq", "max_gen_len", "max_total_len", "thinking_ratio",
+         "rollout_engine", "sglang_base_url", "sglang_model_path", "sglang_shared_path", "debug_mode",
+         "debug_interval", "debug_log_ratio"),
+    "distillation is not here yet":
+        ("alpha", "teacher_hidden_size", "teacher_num_layers", "teacher_use_moe", "from_teacher_weight",
+         "student_hidden_size", "student_num_layers", "student_use_moe", "from_student_weight"),
+    "there is no API server yet; eval_llm.py answers in the terminal":
+        ("backend", "api_base_url", "api_key", "api_model", "host", "port"),
+    "reasoning is learned from the rows that have it (reasoning_content, or <think> in an answer)": ("reasoning",),
+    "torchrun says how many ranks there are, without a flag": ("ddp",),
+    "--weight says which weights: a name, pretrain or full_sft, or a path": ("load", "model_mode"),
+    "an answer always streams": ("stream",),
+    "documents are always laid end to end without padding": ("packing", "padding_free"),
+    "the schedule is always a cosine, down to --min_lr_ratio of the peak": ("lr_scheduler_type",),
+    "the optimizer is always AdamW": ("optim",),
+}
+"""Why there is no such flag, for what others have."""
+
+
+def explanation(name: str, flags: Collection[str]) -> str:
+    """Says what an unknown flag `--<name>` is called here, why there is none, or which of `flags` it resembles; ""
+    where nothing is known."""
+    for ours, theirs in OURS.items():
+        if name in theirs and ours.split()[0].rstrip(",") in flags:
+            return f"here it is {ours}"
+    for reason, theirs in NOT_HERE.items():
+        if name in theirs:
+            return reason
+    names = [flag.removeprefix("--") for flag in flags if flag.startswith("--")]
+    likely = (get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+              or [other for other in names if other.startswith(name.lower())])
+    return f"did you mean --{likely[0]}?" if likely else ""
+
+
+def load_from_problems(load_from: str | None, other: str | None) -> list[str]:
+    """Lists what is wrong with `--load_from`: in MiniMind it is the tokenizer's folder beside its own .pth weights, and
+    otherwise a folder in transformers' format with weights of its own; `other`: what `--tokenizer_path` says instead.
+    """
+    if not load_from:
+        return []
+    if other:
+        return [f"--load_from {load_from} and --tokenizer_path {other} both name the tokenizer's folder: give "
+                "one of them"]
+    folder = Path(load_from)
+    if not folder.is_dir():
+        return [f"--load_from {load_from}: no such folder"]
+    weights = sorted(path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern))
+    if not weights:
+        return []
+    file = weights[0] if weights[0].name == "model.safetensors" else "FILE.pth"
+    return [f"--load_from {load_from} is a folder in transformers' format, which cannot be loaded yet; for a "
+            f"MiniMind-3 give --weight {file} --tokenizer_path {load_from}"]
+
+
+def lora_problems(lora_weight: str) -> list[str]:
+    """Lists what is wrong with `--lora_weight`: anything but MiniMind's `None`."""
+    if lora_weight.lower() == "none":
+        return []
+    return [f"--lora_weight {lora_weight}: LoRA adapters cannot be loaded yet; merge them into the weights with "
+            "convert_merge_base_lora in MiniMind's scripts/convert_model.py, and give the result to --weight"]

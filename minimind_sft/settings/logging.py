@@ -1,0 +1,16 @@
+"""Settings of what a run reports."""
+
+from dataclasses import dataclass
+
+from minimind_sft.settings.spec import setting
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    """What the run reports, and how often."""
+
+    log_interval: int = setting(
+        10, "steps between lines of the metrics file, and of the output if that is not a terminal", min=1)
+    eval_interval: int = setting(0, "steps between evaluations; 0: ten over the whole run", min=0)
+    use_wandb: bool = setting(False, "log to Weights & Biases")
+    wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")

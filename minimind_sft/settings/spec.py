@@ -1,0 +1,184 @@
+"""Defines what a setting is: a field of a frozen dataclass that is also a flag `--<field name>`.
+
+A *group* is a dataclass of settings that belong together (`OptimizerSettings`). The settings of a program are a
+dataclass whose fields are groups, each with the group's defaults for that program as its default value
+(`PretrainSettings`); a small program may do without groups. The first line of a group's docstring is its line in
+`--help`.
+
+Everything else that needs a list of settings derives it from what each setting says about itself.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+Settings = TypeVar("Settings")
+
+Kind = Literal["path", "share", "name"]
+"""path: a file or folder, relative to the working directory. share: a number from 0 to 1. name: no path."""
+
+Decides = Literal["samples", "tokens", "shape", "weights", "machine", "messages"]
+"""What a setting decides beyond its own program:
+
+samples: which samples come when. A resumed run must agree, unless --allow_changed_data permits a change.
+tokens: how text becomes tokens. Chatting with the weights needs the same.
+shape: the shape of the model, by the name of a field of `ModelConfig`.
+weights: what is learned from the samples. A resumed run may change it, and reports the change.
+machine: where a rank runs. Ranks may differ.
+messages: the messages that a model answers.
+"""
+
+MAX_COUNT = 10**9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting says about itself.
+
+    Attributes:
+        help: its line in `--help`.
+        choices: the only values it may have.
+        min, above, max, below: its range; `above` and `below` exclude the bound.
+        recorded_as: its key in resume states, where that is not its name.
+        endings: how the name of a file to write must end.
+        positional: stands on the command line without a flag.
+        required: has no default.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    min: float | None = None
+    above: float | None = None
+    max: float | None = None
+    below: float | None = None
+    kind: Kind | None = None
+    decides: Decides | None = None
+    recorded_as: str | None = None
+    endings: tuple[str, ...] = ()
+    positional: bool = False
+    required: bool = False
+
+    def range(self) -> str:
+        """Describes the range in words."""
+        if self.kind == "share":
+            return "0 to 1"
+        if self.min is not None and self.max is not None:
+            return f"{self.min:,} to {self.max:,}"
+        bounds = (("at least", self.min), ("more than", self.above), ("at most", self.max), ("less than", self.below))
+        return " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
+
+    def contains(self, value: float) -> bool:
+        """Says whether a finite number lies in the range."""
+        return ((self.min is None or value >= self.min) and (self.above is None or value > self.above)
+                and (self.max is None or value <= self.max) and (self.below is None or value < self.below)
+                and (self.kind != "share" or 0 <= value <= 1))
+
+    def expected(self, value: Any) -> str | None:
+        """Says what was expected instead of `value`; None if the value is fine."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+        if isinstance(value, int | float) and not self.contains(value):
+            return self.range()
+        return None
+
+
+class Flag(NamedTuple):
+    """A setting as one program has it.
+
+    Attributes:
+        group: the program's field that holds it; "" if the program has no groups.
+        type: int, float, bool, str or Path.
+        many: takes several values, in a tuple.
+        default: the program's default.
+    """
+
+    name: str
+    group: str
+    type: type
+    many: bool
+    default: Any
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"--{self.name}"
+
+
+def setting(default: Any, help: str, **about: Any) -> Any:
+    """Makes a dataclass field that is also a flag; `about` are the attributes of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(help, **about)})
+
+
+def same_setting(group: type, name: str, **changed: Any) -> Any:
+    """Makes a field like the one of another group, except for what is `changed` of its default and attributes."""
+    (other,) = (one for one in fields(group) if one.name == name)
+    default = changed.pop("default", other.default)
+    return field(default=default, metadata={"setting": replace(other.metadata["setting"], **changed)})
+
+
+def flags_of(settings: Any) -> list[Flag]:
+    """Lists the flags of a program or a group, given its class or an object (whose values are then the defaults)."""
+    flags = []
+    for one in fields(settings):
+        default = one.default if isinstance(settings, type) else getattr(settings, one.name)
+        if is_dataclass(default):
+            flags += [flag._replace(group=one.name) for flag in flags_of(default)]
+        else:
+            flags.append(_flag(one, default))
+    return flags
+
+
+def names_of(settings: Any, decides: Decides) -> list[str]:
+    """Lists the names of the settings that decide something."""
+    return [flag.name for flag in flags_of(settings) if flag.setting.decides == decides]
+
+
+def as_typed(settings: Any) -> dict[str, Any]:
+    """Returns every setting by the name of its flag, as one would type it: switches are 0 or 1."""
+    return {flag.name: int(flag.default) if isinstance(flag.default, bool) else flag.default
+            for flag in flags_of(settings)}
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    """Returns a program's settings with other values, given by the names of their flags."""
+    groups: dict[str, dict[str, Any]] = {}
+    where = {flag.name: flag.group for flag in flags_of(settings)}
+    for name, value in values.items():
+        groups.setdefault(where[name], {})[name] = value
+    own = groups.pop("", {})
+    return replace(settings, **own, **{group: replace(getattr(settings, group), **inner)
+                                       for group, inner in groups.items()})
+
+
+def problems(settings: Any) -> list[str]:
+    """Lists what is wrong with the values, one line each: ranges first, then what the `problems` methods of groups and
+    program say. Nothing is loaded for that."""
+    found = [problem for flag in flags_of(settings) for problem in _problems_of(flag)]
+    return found + [problem for one in _parts(settings) if hasattr(one, "problems") for problem in one.problems()]
+
+
+def _parts(settings: Any) -> Iterator[Any]:
+    """Yields the groups of a program, then the program itself."""
+    yield from (value for one in fields(settings) if is_dataclass(value := getattr(settings, one.name)))
+    yield settings
+
+
+def _problems_of(flag: Flag) -> Iterator[str]:
+    about, value = flag.setting, flag.default
+    if expected := about.expected(value):
+        yield f"{flag} is {value}, expected {expected}"
+    if about.kind == "name" and (not value or Path(value).name != value):
+        yield f"{flag} is {value!r}, expected a name; --save_dir is the folder"
+    if about.endings and value and Path(value).suffix.lower() not in about.endings:
+        yield f"{flag} {value}: expected a name that ends in {', '.join(about.endings)}"
+
+
+def _flag(one: Field, default: Any) -> Flag:
+    many = get_origin(one.type) is tuple
+    kind = one.type
+    if many or isinstance(kind, UnionType):  # tuple[str, ...], int | None
+        kind = next(kind for kind in get_args(one.type) if kind is not type(None))
+    assert default is not MISSING, one.name
+    return Flag(one.name, "", kind, many, default, one.metadata["setting"])
