@@ -1,4 +1,4 @@
-"""User mistakes, told in one line, and the loss of another process; how programs end."""
+"""Errors that a person reads as one line, how values look in them, and how programs end."""
 
 import errno
 import json
@@ -10,35 +10,37 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minimind_sft.output import prepare_output
 from minimind_sft.terminal import fitted
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of a disk that takes no more data."""
+"""Errors of a disk that accepts no more data."""
 CONSEQUENCE_SECONDS = 60
+"""A rank that only lost another one dates its failure this much later, so that torchrun shows the cause."""
+MAX_SHOWN = 40
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a file, a line, a field, a flag).
+    """A mistake in the user's input: a file, a line, a field or a flag.
 
-    Its message is complete by itself: it names the place and says what would be right. Programs print it as it is,
-    without a traceback, and exit with status 2 (`run_program`).
+    Its message stands alone: it names the place and says what would be right. Programs print it without a traceback
+    and exit with status 2 (`run_program`).
     """
 
 
 class ProcessLost(RuntimeError):
-    """Another process of this run failed or can no longer be reached; the resume state is where to go on."""
+    """Another process of this run failed or cannot be reached; the run can go on from its resume state."""
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Runs a command-line program; a person reads one line on stderr instead of a traceback.
+    """Runs a command-line program and prints one line on stderr instead of a traceback.
 
     Exit status: 2 for a `UserError` and a full disk, 1 for a `ProcessLost`, 130 for Ctrl-C, 143 for SIGTERM.
     """
     prepare_output()
-    signal.signal(signal.SIGTERM, _leave)  # tidily, as after Ctrl-C
+    signal.signal(signal.SIGTERM, _leave)  # unwinds the stack, as Ctrl-C does
     try:
         status = main()
     except UserError as error:
@@ -56,46 +58,66 @@ def run_program(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno in NO_ROOM and not status:
             status = _report(2, f"error: {_cannot_write(error)}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
     if status and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # Gloo's threads still run if the ranks have not parted, and may abort the process on a regular way out: its
-        # exit status would be that of SIGABRT.
+        # Gloo's threads may still run. During a regular exit they can abort the process, which would then exit with the
+        # status of SIGABRT.
         os._exit(status)
     sys.exit(status or 0)
 
 
+def describe(value: Any) -> str:
+    """Describes a JSON value in an error message: its kind, and itself where that is short."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or the error's type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's whole message on one line, or the error's type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(name: str) -> str:
+    """Returns a name from a file with line ends and other invisible characters escaped."""
+    return repr(name)[1:-1]
+
+
 def harmless(message: str) -> str:
-    """A message without what would move a terminal's cursor or turn its writing round: data can put that there."""
+    """Escapes characters that would move a terminal's cursor or reverse its text: data may contain them."""
     return re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]",
                   lambda found: f"\\u{ord(found[0]):04x}", message)
 
 
-def on_one_line(name: str) -> str:
-    """A name out of a file as it stands there, but for line ends and other characters that cannot be seen."""
-    return repr(name)[1:-1]
-
-
 def _report(status: int, message: str) -> int:
-    """Prints the line that a person should read, gives it to torchrun as well, and returns `status`."""
+    """Prints the message, passes errors on to torchrun, and returns `status`."""
     message = harmless(message)
     rank = int(os.environ.get("RANK", 0))
     print(fitted(f"[rank {rank}] {message}" if rank else message, sys.stderr), file=sys.stderr)
     if message.startswith("error: "):
-        _tell_torchrun(message, time.time() + CONSEQUENCE_SECONDS * (status == 1))
+        _report_to_torchrun(message, time.time() + CONSEQUENCE_SECONDS * (status == 1))
     return status
 
 
-def _tell_torchrun(message: str, at: float) -> None:
-    """Has torchrun show `message` in its own report, which comes after all that the ranks have printed.
+def _report_to_torchrun(message: str, at: float) -> None:
+    """Makes torchrun repeat `message` in its own report, which comes after everything that the ranks print.
 
-    The file and its form are those of torch.distributed.elastic.multiprocessing.errors. Torchrun calls the earliest
-    failure the cause: a rank that only lost another one dates its own later.
+    File and format are those of torch.distributed.elastic.multiprocessing.errors. Torchrun takes the earliest failure
+    for the cause.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
     record = {"message": {"message": message, "extraInfo": {"timestamp": str(int(at))}}}
-    with suppress(OSError):  # on a full disk the printed line is what there is
+    with suppress(OSError):  # on a full disk the printed line has to do
         Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 

@@ -8,11 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, describe
 
 try:
     import fcntl
@@ -26,6 +26,22 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads the JSON object that a file holds (UTF-8, with or without a byte order mark).
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: saying what it holds instead.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {describe(value)}")
+    return value
 
 
 def refuse_lfs_pointer(path: Path) -> None:

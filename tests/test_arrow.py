@@ -77,7 +77,8 @@ def test_a_folder_of_save_to_disk_stands_for_its_files(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("state.json", "{", r"state\.json: cannot be read \(Expecting property name"),
-    ("state.json", "[]", r"state\.json: _data_files: expected a list"),
+    ("state.json", "[]", r"state\.json: cannot be read \(expected a JSON object, found an empty list"),
+    ("state.json", "{}", r"state\.json: _data_files: expected a list"),
     ("state.json", '{"_data_files": [{}]}', r"state\.json: _data_files: expected objects with a filename"),
     ("dataset_dict.json", '{"splits": 5}', r"dataset_dict\.json: splits: expected a list"),
 ])

@@ -3,7 +3,7 @@
 import pytest
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.files import read_object, refuse_lfs_pointer
 
 
 def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(tmp_path):
@@ -18,3 +18,21 @@ def test_other_files_pass(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     for name in ("short", "empty", "absent"):
         refuse_lfs_pointer(tmp_path / name)
+
+
+def test_a_file_that_holds_one_json_object_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b"[1]", "expected a JSON object, found a list"),
+    (b"1", "expected a JSON object, found 1"),
+    (b"[" * 100_000, "the JSON is nested too deeply"),
+    (b"{", "Expecting property name"),
+    (b"\xff", "can't decode byte 0xff"),
+])
+def test_any_other_content_is_a_value_error_that_says_what_it_is(tmp_path, content, problem):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
+        read_object(tmp_path / "a.json")

@@ -42,8 +42,8 @@ def test_no_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
     ("[" * 100000, ": not a sidecar that can be read ("),
     ('{"model": ' + "9" * 5000 + "}", ": not a sidecar that can be read ("),
     ("\udcff", ": not a sidecar that can be read ("),
-    ("[]", ": expected a JSON object with the field model, found a list"),
-    ("null", ": expected a JSON object with the field model, found null"),
+    ("[]", ": not a sidecar that can be read (expected a JSON object, found an empty list)"),
+    ("null", ": not a sidecar that can be read (expected a JSON object, found null)"),
     ("{}", ": model: expected an object with the model's configuration, found no such field"),
     ('{"model": 3}', ": model: expected an object with the model's configuration, found 3"),
     ("version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
@@ -120,7 +120,7 @@ def test_a_contradictory_model_names_the_file(tmp_path, field, value, message):
     ("tokenizer", {"sha256": "x"}, "expected a string, found an object"),
     ("chat_template", False, "expected a string, found false"),
     ("tokenizer_facts", "x", 'expected an object, found "x"'),
-    ("chat_template_facts", [], "expected an object, found a list"),
+    ("chat_template_facts", [], "expected an object, found an empty list"),
     ("training", "yesterday", 'expected an object, found "yesterday"'),
 ])
 def test_other_fields_that_are_wrong_are_named(tmp_path, field, value, message):

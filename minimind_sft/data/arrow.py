@@ -1,13 +1,13 @@
 """Reads Parquet, Arrow files and the folders that `datasets.save_to_disk` writes, through pyarrow."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.lines import RawRow
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, one_line
+from minimind_sft.files import read_object
 
 ROWS_AT_ONCE = 1000
 NAMES = {"parquet": "a Parquet", "arrow": "an Arrow"}
@@ -38,12 +38,12 @@ def saved_dataset_files(folder: Path) -> list[Path] | None:
 
 def _member(path: Path, name: str) -> list:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_object(path).get(name)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(value, dict) or not isinstance(value.get(name), list) or not value[name]:
-        raise UserError(f"{path}: {name}: expected a list of what the saved dataset consists of")
-    return value[name]
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{path}: {name}: expected a list of the parts of the saved dataset")
+    return value
 
 
 def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
@@ -70,9 +70,9 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
                     place = f"{path}:{number}"
                     yield RawRow(place, _row(batch.slice(index, 1), place))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the second for the names of fields
-        raise UserError(f"{path}: not {NAMES[kind]} file, or a damaged one ({_one_line(error)})") from error
+        raise UserError(f"{path}: not {NAMES[kind]} file, or a damaged one ({one_line(error)})") from error
 
 
 @contextmanager
@@ -118,6 +118,3 @@ def _without_nothing(value: Any) -> Any:
         return [_without_nothing(part) for part in value]
     return value
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

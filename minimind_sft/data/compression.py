@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, one_line
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -63,4 +63,4 @@ def start_of(path: Path, size: int) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     kind = NAMES.get(path.suffix.lower(), "readable")
-    return UserError(f"{path}: not a {kind} file, or a damaged one ({' '.join(str(error).split())})")
+    return UserError(f"{path}: not a {kind} file, or a damaged one ({one_line(error)})")

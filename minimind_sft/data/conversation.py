@@ -9,10 +9,10 @@ from typing import Any
 from minimind_sft.data.fields import refuse_media, refuse_unsupported
 from minimind_sft.data.formats import SYSTEM_FIELDS, field_names, find_form, source_turns
 from minimind_sft.data.preferences import refuse_preference
-from minimind_sft.data.reading import describe, parse_json
+from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, describe
 
 MAX_CHARACTERS = 2_000_000
 """Of a conversation: making tokens of one takes some 200 bytes a character."""

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from minimind_sft.data.formats import SYSTEM_FIELDS, Form, find_form, source_turns
-from minimind_sft.data.reading import describe
 from minimind_sft.data.turn_flags import EXPECTED
 from minimind_sft.data.turns import REASONING_FIELDS, SourceTurn
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, describe
 
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 LABELS = ("label", "kto_tag")

@@ -26,7 +26,7 @@ from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
-from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.files import FolderLock, read_object, sha256_of_file, sync
 from minimind_sft.labels import IGNORE_INDEX
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class PreparedDataset(ExampleDataset):
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]):
-        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        header = read_object(folder / "header.json")
         self._dtype = dtype = np.dtype(header["dtype"])
         input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in MAPPED)
         lengths, examples = (np.fromfile(folder / f"{name}.bin", np.int32) for name in ("lengths", "examples"))

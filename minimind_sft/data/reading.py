@@ -19,7 +19,7 @@ from minimind_sft.data.json_rows import json_rows
 from minimind_sft.data.lines import RawRow, lines
 from minimind_sft.data.recognition import looks_like_gb18030, refuse_foreign
 from minimind_sft.data.tables import table_rows
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, describe
 
 MAX_DEPTH = 100
 """Of lists and objects in one another: far beyond what data needs, and far below what recursion bears."""
@@ -200,16 +200,6 @@ def _first_line(place: str) -> int:
     """The line that a row begins at, by its place; 1 for a place that is no row."""
     row = re.search(r":(\d+)(?: \(row \d+\))?$", place)
     return int(row[1]) if row else 1
-
-
-def describe(value: Any) -> str:
-    """A value of a row, short enough for an error message: its kind, and itself where that helps."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def file_kind(path: Path) -> str:

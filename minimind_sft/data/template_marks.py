@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, one_line
 
 THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
 """The names under which templates read whether the model is to think."""
@@ -104,7 +104,7 @@ class MarkedTemplate:
             self._ways = ((self._with_shielded_data,) if self._continuations else
                           (self._with_marked_template, self._with_shielded_data))
         except jinja2.TemplateError as error:
-            raise UserError(f"chat template: {_one_line(error)}") from error
+            raise UserError(f"chat template: {one_line(error)}") from error
         self.header = ""
         self.content_in_parts = False
         self.content_in_parts = not self._writes_content()
@@ -119,7 +119,7 @@ class MarkedTemplate:
         try:
             return self._texts(self._template, self._tokenizer.special, messages, tools, requests, self.header)
         except TEMPLATE_ERRORS as error:
-            raise UserError(f"{place}: the chat template refuses the conversation: {_one_line(error)}") from error
+            raise UserError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from error
 
     def probe_text(self, messages: Sequence[dict], tools: list[dict] | None, ask: bool,
                    thinking: bool | None) -> str | None:
@@ -264,11 +264,6 @@ def _any_of(texts: Iterable[str]) -> re.Pattern:
     """Matches the longest of `texts`, as a group for `split`; nothing where there is none."""
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
     return re.compile(f"({alternatives or '(?!)'})")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
 
 class GenerationTag(Extension):
     """`{% generation %}...{% endgeneration %}` marks an assistant's words in some templates; here it does nothing."""

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import tokenizers
 
-from minimind_sft.data.reading import describe
 from minimind_sft.data.tokenizer_files import read_text, read_tokenizer_files
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, describe, one_line
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Unicode's supplementary private use area A: characters that no text standard gives a meaning.
@@ -81,7 +80,7 @@ class Tokenizer:
         try:
             tokenizer = cls(files.state, files.special, *templates)
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from error
+            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({one_line(error)})") from error
         for token, place in files.added_from.items():
             said, has = tokenizer._added[token]["id"], tokenizer.token_to_id(token)
             if said != has:
@@ -176,7 +175,7 @@ class Tokenizer:
         try:
             renamed = tokenizers.Tokenizer.from_str(json.dumps(state))
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"the tokenizer's model builds a control token out of text ({_one_line(error)})") from error
+            raise UserError(f"the tokenizer's model builds a control token out of text ({one_line(error)})") from error
         for token, mark in of_token.items():
             assert renamed.token_to_id(mark) == self.token_to_id(token), token
         return Marks(of_token, chr(start + len(of_token)), renamed)
@@ -261,6 +260,3 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
     file = folder / "chat_template.jinja"
     return read_text(file) if file.exists() else default, named
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

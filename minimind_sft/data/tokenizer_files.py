@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minimind_sft.data.reading import describe, parse_json
-from minimind_sft.errors import UserError, on_one_line
+from minimind_sft.data.reading import parse_json
+from minimind_sft.errors import UserError, describe, one_line, printable
 from minimind_sft.files import refuse_lfs_pointer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -78,7 +78,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid UTF-8 ({one_line(error)})") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -138,8 +138,8 @@ class _Tokens:
                 token = self._token(content[name], place)
                 self._place_of.setdefault(name, place)
                 if special.setdefault(name, token) != token:
-                    self._said.append(f"{place} is {on_one_line(token)}, but tokenizer_config.json says "
-                                      f"{on_one_line(special[name])}, which counts")
+                    self._said.append(f"{place} is {printable(token)}, but tokenizer_config.json says "
+                                      f"{printable(special[name])}, which counts")
         return special
 
     def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
@@ -172,7 +172,7 @@ class _Tokens:
         place = str(self._folder / "added_tokens.json")
         for token, token_id in ids.items():
             if type(token_id) is not int or token_id < 0:
-                raise UserError(f"{place}: {on_one_line(token)}: expected an id, found {describe(token_id)}")
+                raise UserError(f"{place}: {printable(token)}: expected an id, found {describe(token_id)}")
             self._add(token, token_id, {"special": token in special}, place)
 
     def add_special(self, tokens: set[str]) -> None:
@@ -260,6 +260,6 @@ def _vocabulary(state: dict[str, Any]) -> dict[str, int]:
 
 
 def _some(names: Any) -> str:
-    first, *more = (on_one_line(name) for name in names)
+    first, *more = (printable(name) for name in names)
     rest = f" and {len(more) - NAMED_AT_ONCE + 1} more" if len(more) >= NAMED_AT_ONCE else ""
     return ", ".join([first, *more[:NAMED_AT_ONCE - 1]]) + rest

@@ -1,12 +1,12 @@
 """Finds the weights file that a name means."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
+from minimind_sft.files import read_object
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
@@ -119,10 +119,9 @@ def _weight_files(folder: Path) -> list[Path]:
 def _sidecar(weights: Path) -> dict[str, Any]:
     """Reads a sidecar; returns nothing where it cannot be read, which is reported when the weights are read."""
     try:
-        sidecar = json.loads(sidecar_path(weights).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(sidecar_path(weights))
+    except (OSError, ValueError):
         return {}
-    return sidecar if isinstance(sidecar, dict) else {}
 
 
 def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:

@@ -5,16 +5,14 @@ the weights file, the fingerprints of the tokenizer and chat template that the w
 facts about both, and how the training went.
 """
 
-import json
 import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from minimind_sft.errors import UserError, on_one_line
-from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.errors import UserError, describe, first_line, printable
+from minimind_sft.files import read_object, refuse_lfs_pointer
 from minimind_sft.model.config import ModelConfig, YarnScaling
-from minimind_sft.model.weights_file import first_line
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
                 "chat_template_facts": dict, "training": dict}
@@ -39,19 +37,17 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
         return None
     refuse_lfs_pointer(path)
     try:
-        sidecar = json.loads(path.read_text(encoding="utf-8-sig"))
+        sidecar = read_object(path)
     except OSError as error:
         raise UserError(f"{path}: not a sidecar that can be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a sidecar that can be read ({first_line(error)})") from error
-    if not isinstance(sidecar, dict):
-        raise UserError(f"{path}: expected a JSON object with the field model, found {_shown(sidecar)}")
     if not isinstance(sidecar.get("model"), dict):
         raise UserError(f"{path}: model: expected an object with the model's configuration, "
-                        f"found {_shown(sidecar['model']) if 'model' in sidecar else 'no such field'}")
+                        f"found {describe(sidecar['model']) if 'model' in sidecar else 'no such field'}")
     for name, kind in OTHER_FIELDS.items():
         if not isinstance(sidecar.get(name), kind | None):
-            raise UserError(f"{path}: {name}: expected {KINDS[kind]}, found {_shown(sidecar[name])}")
+            raise UserError(f"{path}: {name}: expected {KINDS[kind]}, found {describe(sidecar[name])}")
     return sidecar
 
 
@@ -80,13 +76,13 @@ def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str
     known = {field.name: field for field in fields(config_class)}
     for name in values:
         if name not in known:
-            raise UserError(f"{place}.{on_one_line(name)}: unknown field (written by a later version, or misspelled)")
+            raise UserError(f"{place}.{printable(name)}: unknown field (written by a later version, or misspelled)")
     for name, field in known.items():
         if name not in values:
             raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")
         kinds = get_args(field.type) or (field.type,)
         if not any(_is(values[name], kind) for kind in kinds):
-            raise UserError(f"{place}.{name}: expected {KINDS[kinds[0]]}, found {_shown(values[name])}")
+            raise UserError(f"{place}.{name}: expected {KINDS[kinds[0]]}, found {describe(values[name])}")
     return dict(values)
 
 
@@ -98,10 +94,3 @@ def _is(value: Any, kind: type) -> bool:
     if kind is YarnScaling:
         return isinstance(value, dict)
     return type(value) is kind
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:40]}..."

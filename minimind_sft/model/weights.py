@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file, temporary_name, write_together
+from minimind_sft.errors import UserError, first_line
+from minimind_sft.files import read_object, sha256_of_file, temporary_name, write_together
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
-from minimind_sft.model.weights_file import first_line, read_tensors
+from minimind_sft.model.weights_file import read_tensors
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,6 @@ def finish_writing(path: Path) -> None:
 
 def _says_sha256(sidecar: Path, sha256: str) -> bool:
     try:
-        return json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] == sha256
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_object(sidecar).get("sha256") == sha256
+    except (OSError, ValueError):
         return False

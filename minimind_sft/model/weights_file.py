@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from minimind_sft.errors import UserError, on_one_line
+from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import refuse_lfs_pointer
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -37,12 +37,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     content = _without_prefixes(content, path, notices)
     for name, tensor in content.items():
         if problem := _problem(tensor):
-            raise UserError(f"{path}: {on_one_line(name)}: {problem}")
+            raise UserError(f"{path}: {printable(name)}: {problem}")
     return content, notices
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
@@ -125,7 +121,7 @@ def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: lis
     for name, tensor in tensors.items():
         short = PREFIX.sub("", name)
         if short in plain:
-            raise UserError(f"{path}: holds {on_one_line(short)} twice, once as {on_one_line(name)}")
+            raise UserError(f"{path}: holds {printable(short)} twice, once as {printable(name)}")
         plain[short] = tensor
         if short != name:
             found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}

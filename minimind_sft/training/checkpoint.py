@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.files import FolderLock, read_object, sha256_of_file, sync
 from minimind_sft.set_aside import is_there, older_name, remove
 from minimind_sft.training.distributed import Ranks, under_torchrun
-from minimind_sft.training.manifest import MANIFEST, Damaged, read_json
+from minimind_sft.training.manifest import MANIFEST, Damaged
 from minimind_sft.training.parallel import is_sharded, place
 from minimind_sft.training.resume_state import (
     FORMAT,
@@ -247,7 +247,7 @@ class Checkpoints:
                 key.split("|", 1)[0]: self._read(path, "optimizer", key, kind, parameter)
                 for key, kind in moments.items() if key.endswith(f"|{name}")
             }
-        scaling = self.ranks.on_main(lambda: read_json(path / STATE)["scaler"])
+        scaling = self.ranks.on_main(lambda: read_object(path / STATE)["scaler"])
         if scaling:  # nothing, where the run so far was not in float16
             scaler.load_state_dict(scaling)
 

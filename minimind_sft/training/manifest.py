@@ -1,11 +1,9 @@
 """A folder whose files are known by their sums: what is missing, damaged, exchanged or smuggled in is recognised."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from minimind_sft.files import sha256_of_file
+from minimind_sft.files import read_object, sha256_of_file
 
 MANIFEST = "manifest.json"
 """Names the other files and gives the SHA-256 of each: {"state.json": "9f86d0...", ...}."""
@@ -13,10 +11,6 @@ MANIFEST = "manifest.json"
 
 class Damaged(Exception):
     """Why a folder cannot be trusted, in one line that names the file."""
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
@@ -32,11 +26,9 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
     if (folder / MANIFEST).is_symlink():
         raise Damaged(f"{MANIFEST} is a symbolic link")
     try:
-        sums = read_json(folder / MANIFEST)
-    except (OSError, ValueError, RecursionError) as error:
+        sums = read_object(folder / MANIFEST)
+    except (OSError, ValueError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error})") from error
-    if not isinstance(sums, dict):
-        raise Damaged(f"{MANIFEST} is no list of files and their sums")
     for name, expected in sums.items():
         path = folder / name
         if not belongs(name):

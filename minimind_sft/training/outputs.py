@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file, temporary_name, write_atomically
+from minimind_sft.files import read_object, sha256_of_file, temporary_name, write_atomically
 from minimind_sft.model.weights import finish_writing, sidecar_path
 from minimind_sft.paths import shown
 from minimind_sft.set_aside import bring_back, is_there, previous_name, set_aside, set_aside_file
@@ -161,9 +161,8 @@ def this_launcher() -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """Reads the JSON object in a file; None where there is none."""
+    """Reads the JSON object in a file; returns None if there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None

@@ -13,9 +13,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import write_atomically
-from minimind_sft.model.weights_file import first_line
 from minimind_sft.terminal import fitted, width_of
 
 MAX_SECONDS_BETWEEN_LINES = 30.0

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file, sync
-from minimind_sft.training.manifest import MANIFEST, Damaged, read_json, verify
+from minimind_sft.files import read_object, sha256_of_file, sync
+from minimind_sft.training.manifest import MANIFEST, Damaged, verify
 from minimind_sft.training.parallel import is_sharded, own_part
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def read_state(path: Path) -> TrainState:
         except (SafetensorError, OSError) as error:
             raise Damaged(f"{name} is no safetensors file ({error})") from error
     try:
-        record = read_json(path / STATE)
+        record = read_object(path / STATE)
         told = record["format"], set(record["state"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise Damaged(f"{STATE} cannot be read ({error})") from error

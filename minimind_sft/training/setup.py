@@ -1,6 +1,5 @@
 """Sets up what every recipe needs around the loop: data, starting weights, resuming, output files."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.device import compiles_rightly, described_dtype, position_multiple
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable
+from minimind_sft.files import check_writable, read_object
 from minimind_sft.matching import check_template, check_tokenizer, template_facts, tokenizer_facts
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -316,7 +315,7 @@ def base_experience(run: Run) -> Experience | None:
     if path is None:
         return Experience.none(vocab_size)
     with suppress(OSError, ValueError):
-        return Experience.from_sidecar(json.loads(sidecar_path(path).read_text(encoding="utf-8")), vocab_size)
+        return Experience.from_sidecar(read_object(sidecar_path(path)), vocab_size)
     return None
 
 
