@@ -1,9 +1,26 @@
 """How files are named for people, in messages and in commands to paste."""
 
 import os
+import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+
+def find_clone() -> Path | None:
+    """Finds the clone of this repository in use; None where the installed library is used on its own.
+
+    The library lies in its clone unless it was installed without `-e`. The clone is then where the running program is
+    (eval_llm.py, or one folder deeper trainer/train_full_sft.py), or the working directory.
+    """
+    program = Path(sys.argv[0]).resolve()
+    for folder in (Path(__file__).resolve().parent.parent, program.parent, program.parent.parent, Path.cwd()):
+        if (folder / "scripts/inspect_data.py").is_file():  # MiniMind's clones have trainer/ and model/, too
+            return folder
+    return None
+
+
+CLONE = find_clone()
+REPOSITORY = CLONE or Path.cwd()
+"""Where default paths lie: the clone, or without one the working directory."""
 
 
 def in_repository(path: str) -> str:

@@ -1,11 +1,14 @@
 """Loads the tokenizer that `--tokenizer_path` asks for."""
 
 import os
+from pathlib import Path
 
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.paths import REPOSITORY
+from minimind_sft.paths import CLONE
 
 BUNDLED = "bundled"
+FOLDER = CLONE / "model" if CLONE else Path(__file__).with_name("bundled_tokenizer")
+"""The bundled tokenizer: in the clone, or where `pip install .` put a copy (setup.py)."""
 
 
 def load_tokenizer(choice: str | None) -> Tokenizer:
@@ -14,11 +17,11 @@ def load_tokenizer(choice: str | None) -> Tokenizer:
     Raises:
         UserError: as `Tokenizer.from_folder`.
     """
-    return Tokenizer.from_folder(REPOSITORY / "model" if tokenizer_name(choice) == BUNDLED else choice)
+    return Tokenizer.from_folder(FOLDER if tokenizer_name(choice) == BUNDLED else choice)
 
 
 def tokenizer_name(choice: str | None) -> str:
     """`bundled`, however the repository's own tokenizer was named; else the folder as it was typed."""
-    if choice in (None, BUNDLED) or os.path.realpath(choice) == str(REPOSITORY / "model"):
+    if choice in (None, BUNDLED) or os.path.realpath(choice) == os.path.realpath(FOLDER):
         return BUNDLED
     return choice
