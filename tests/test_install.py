@@ -1,5 +1,6 @@
 """`pip install .` without -e: the library lies in site-packages, the programs in a clone or nowhere."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -25,14 +26,19 @@ def clone(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def installed(clone) -> Path:
     """A folder of packages with this one in it; the clone loses its own, so that nothing can be imported from there."""
-    pytest.importorskip("pip")
-    pytest.importorskip("setuptools", minversion="70.1")  # builds wheels by itself
+    versions = {tool.metadata["Name"]: tool.version for tool in importlib.metadata.distributions()}
+    if "pip" not in versions or version_of(versions.get("setuptools", "0")) < (70, 1):
+        pytest.skip("needs pip, and a setuptools that builds wheels by itself (70.1)")
     folder = clone.parent / f"{clone.name}_packages"
     built = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
                             "--target", folder, clone], capture_output=True, text=True, timeout=PATIENCE)
     assert built.returncode == 0, built.stderr
     shutil.rmtree(clone / "minimind_sft")
     return folder
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def python(packages: Path, *arguments: object, cwd: Path) -> str:
