@@ -1,7 +1,8 @@
-"""The counts of training/memory.py against what autograd saves, and its total against processes that train."""
+"""The memory estimate against what autograd saves and against processes that train."""
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from programs import refuse, succeed
 
 from minimind_sft.device import cpu_multiplies_bfloat16
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model import attention
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, most_tokens, peak
+from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
 
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                     head_dim=16, intermediate_size=160)
@@ -22,8 +23,8 @@ EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe
 TOKENS = 320
 
 
-def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int, supervised: int = TOKENS) -> int:
-    """What the graph of one forward pass over documents of one length keeps, without weights and their copies."""
+def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], supervised: int) -> int:
+    """What the graph of one forward pass over these documents keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
     sizes = {}
@@ -33,31 +34,41 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype, length: int, supervised
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
         return tensor
 
-    ids = torch.randint(0, config.vocab_size, (TOKENS,))
+    tokens = sum(lengths)
+    ids = torch.randint(0, config.vocab_size, (tokens,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        labels = torch.where(torch.arange(TOKENS) < supervised, ids, IGNORE_INDEX)
-        losses = model(ids, labels, range(0, TOKENS + 1, length))
+        labels = torch.where(torch.arange(tokens) < supervised, ids, IGNORE_INDEX)
+        losses = model(ids, labels, [0, *accumulate(lengths)])
     assert losses.loss_sum.requires_grad
     return sum(size for size, _ in sizes.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("short", [0, 384], ids=["flash", "weights"])
+@pytest.mark.parametrize("length", [160, 480, 800], ids=["weights", "flash", "long"])
 @pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1)], ids=["dense", "experts", "dropout"])
-def test_a_layer_keeps_what_is_counted(config, short, dtype, monkeypatch):
-    for module in (memory, attention):
-        monkeypatch.setattr(module, "SHORT", short)
-    monkeypatch.setattr(memory, "MAX_PADDING", 0.0)  # the documents are of one length
-    length = 160
-    one, three = (saved_bytes(replace(config, num_hidden_layers=layers), dtype, length) for layers in (1, 3))
-    counted = sum(kept_by_layer(config, Plan(TOKENS, length, dtype)).values())
-    assert counted * TOKENS == pytest.approx((three - one) / 2, rel=0.05)
+def test_a_layer_keeps_what_is_estimated(config, length, dtype):
+    """Of documents of `length` tokens and three fifths of it: the shortest that are padded to that length."""
+    lengths = [length * 3 // 5, length]
+    one, three = (bytes_in_graph(replace(config, num_hidden_layers=layers), dtype, lengths, sum(lengths))
+                  for layers in (1, 3))
+    outside = saved_outside_attention(config, dtype)
+    estimated = sum(outside.values()) - outside[READ] + saved_by_attention(config, dtype, length)
+    assert estimated * sum(lengths) == pytest.approx((three - one) / 2, rel=0.03)
+
+
+def test_a_dense_layer_keeps_what_its_shapes_say():
+    kept = kept_by_layer(SMALL, Plan(TOKENS, 2048, torch.float32, on_cpu=False))
+    assert kept == pytest.approx({
+        "norm and projections": 4 * (48 + 1 + 48 + 64 + 32 + 6),  # x, its norm, what q and k were, the norms' sums
+        "attention": 4 * (64 + 2 * 32 + 64 + 4 + 64),  # q, k, v, out, a sum per head; what o_proj reads
+        "feed-forward": 4 * (48 + 1 + 48 + 3 * 160),  # x, its norm; gate, up and their product
+    })
 
 
 @pytest.mark.parametrize("config", [SMALL, EXPERTS], ids=["dense", "experts"])
 def test_the_last_feed_forward_network_is_counted_where_it_is_computed(config):
-    few, all_of_them = (saved_bytes(config, torch.float32, 160, supervised) for supervised in (128, TOKENS))
+    few, all_of_them = (bytes_in_graph(config, torch.float32, [160, 160], supervised) for supervised in (128, TOKENS))
     counted_few, counted_all = (in_use(config, Plan(TOKENS, 160, torch.float32, supervised_share=share))["activations"]
                                 for share in (128 / TOKENS, 1.0))
     behind = (TOKENS - 128) * 4 * (2 * config.hidden_size + 1)  # the last norm and the head's gradient of its output

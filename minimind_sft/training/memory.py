@@ -1,12 +1,8 @@
-"""How much memory a training takes, counted from what the code keeps: will it fit?
+"""Estimates how much memory a run takes, before it starts: will it fit?
 
-Every number here is a count of bytes that follows from the shapes and from which tensors autograd saves; only what
-the libraries take is measured (`LIBRARIES`, `HEAP`, `KERNEL`). tests/test_memory.py holds the counts against the
-tensors that a forward pass really saves and the total against processes that train; docs/memory.md has the figures.
-
-Letters in the counts: D hidden size, Q and G width of all query and of all key/value heads, F width of the
-feed-forward network, V vocabulary, T tokens of a micro-batch, N of them supervised, m bytes of a number in the matrix
-products (bfloat16 2, float32 4). All else is float32: 4 bytes.
+What a layer keeps for its backward pass is measured on the layer itself (saved_bytes.py). What the libraries take is
+measured too (`LIBRARIES`, `HEAP`, `KERNEL`). Everything else is counted from the shapes. tests/test_memory.py compares
+the total with processes that train; docs/memory.md has the figures.
 """
 
 from collections.abc import Callable
@@ -15,10 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from minimind_sft.model import loss
-from minimind_sft.model.attention import MAX_PADDING, SHORT
+from minimind_sft.model.attention import SHORT
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.short_attention import BLOCK
+from minimind_sft.training.saved_bytes import (
+    ATTENTION,
+    FEED_FORWARD,
+    PROJECTIONS,
+    READ,
+    saved_by_attention,
+    saved_outside_attention,
+)
 
 MIB, GIB = 2**20, 2**30
 FLOAT = 4
@@ -75,62 +78,30 @@ class Sizes:
 
 
 def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Bytes per token that one layer's forward pass keeps for its backward pass, by what it keeps."""
-    m = plan.dtype.itemsize
-    D = config.hidden_size
-    Q, G = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-    norm_statistics = FLOAT * (1 + config.num_attention_heads + config.num_key_value_heads)
-    # On a CPU documents of similar length are padded to one and attended to in float32 (model/attention.py).
-    a, padded = (FLOAT, 1 / (1 - MAX_PADDING)) if plan.on_cpu else (m, 1.0)
-    kept = {
-        "norm and projections": FLOAT * D + m * D + FLOAT * (Q + G) + norm_statistics,  # x, its norm, q and k unnormed
-        "attention": padded * (a * (Q + 2 * G) + _attention_weights(config, plan)) + m * Q,
-        "feed-forward": FLOAT * D + FLOAT + _router(config) + _networks(config, m),
-    }
-    if config.dropout:
-        kept["dropout"] = 2 * m * D + _dropped_attention(config, plan) * padded
+    """Returns the bytes per token that one layer's forward pass keeps for its backward pass, by part."""
+    saved = saved_outside_attention(config, plan.dtype)
+    kept = {part: saved[part] for part in saved if part != READ and saved[part]}
+    if plan.on_cpu:
+        # Short and long documents are attended to in different ways. Any mix may come, so the worse one counts.
+        kept[ATTENTION] += max(saved_by_attention(config, plan.dtype, length)
+                               for length in (plan.max_seq_len, min(plan.max_seq_len, SHORT)))
+    else:
+        kept[ATTENTION] += _saved_by_flash_attention(config, plan.dtype)
     return kept
 
 
-def _wanted(plan: Plan) -> float:
-    """Tokens of a micro-batch that the last layer's feed-forward network computes (model/decoder.py)."""
+def _saved_by_flash_attention(config: ModelConfig, dtype: torch.dtype) -> float:
+    """Bytes per token on a GPU: queries, keys, values, the output, and a sum per query head.
+
+    A formula, and the only one about a layer, because a machine without a GPU cannot run a GPU's attention.
+    """
+    query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    return dtype.itemsize * 2 * (query_heads + kv_heads) * config.head_dim + FLOAT * query_heads
+
+
+def _read(plan: Plan) -> float:
+    """Tokens of a micro-batch for which the last layer computes its feed-forward network (model/decoder.py)."""
     return plan.micro_batch_tokens * (plan.supervised_share if plan.on_cpu else 1.0)
-
-
-def _router(config: ModelConfig) -> float:
-    """x in float32, the experts' probabilities and their loss."""
-    return FLOAT * config.hidden_size + 3 * FLOAT * config.num_experts if config.use_moe else 0.0
-
-
-def _networks(config: ModelConfig, m: int) -> float:
-    """The normed input, then gate, up and silu(gate) * up; with experts for each of a token's K copies, weighted."""
-    D = config.hidden_size
-    if not config.use_moe:
-        return m * (D + 3 * config.intermediate_size)
-    return config.num_experts_per_tok * (m * (2 * D + 3 * config.moe_intermediate_size) + FLOAT + 3 * INDEX)
-
-
-def _attention_weights(config: ModelConfig, plan: Plan) -> float:
-    """What attention keeps to have its weights again: flash attention its output and a sum per head.
-
-    Of documents up to SHORT a CPU keeps the weights themselves: per query the positions up to the end of its block,
-    (L + BLOCK) / 2 on average. Where documents may be longer, the worse of the two counts: any mix may come.
-    """
-    heads = config.num_attention_heads
-    flash = (FLOAT if plan.on_cpu else plan.dtype.itemsize) * heads * config.head_dim + FLOAT * heads
-    if not plan.on_cpu or config.dropout:
-        return flash
-    longest = min(plan.max_seq_len, SHORT)
-    kept = FLOAT * heads * (longest + min(longest, BLOCK)) / 2
-    return kept if longest == plan.max_seq_len else max(flash, kept)
-
-
-def _dropped_attention(config: ModelConfig, plan: Plan) -> float:
-    """With dropout on attention weights PyTorch has no flash attention on a CPU: all the weights are there, L x L.
-
-    Per token and head: the softmax, its dropped copy and the mask, which is of numbers there.
-    """
-    return 3 * FLOAT * config.num_attention_heads * plan.max_seq_len if plan.on_cpu else 0.0
 
 
 def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
@@ -138,8 +109,8 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
     sizes, tokens = Sizes.of(config), plan.micro_batch_tokens
     layer = sum(kept_by_layer(config, plan).values()) * tokens
     entry = FLOAT * config.hidden_size * tokens
-    unwanted = (tokens - _wanted(plan)) * _networks(config, plan.dtype.itemsize)  # in the last layer
-    activations = sizes.layers * entry if plan.gradient_checkpointing else sizes.layers * layer - unwanted
+    unread = (tokens - _read(plan)) * saved_outside_attention(config, plan.dtype)[READ]  # in the last layer
+    activations = sizes.layers * entry if plan.gradient_checkpointing else sizes.layers * layer - unread
     again = layer if plan.gradient_checkpointing else 0.0
     resident = _resident(sizes, plan)
     # Either the loss is the highest point, or the first layer whose backward pass runs, which is the last one.
@@ -180,7 +151,7 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     """The last norm and the head: hidden states, their gradient, one chunk of logits, the head's gradient."""
     m, head = plan.dtype.itemsize, config.vocab_size * config.hidden_size
     supervised = plan.supervised_share * plan.micro_batch_tokens
-    hidden = FLOAT * config.hidden_size * (2 * _wanted(plan) + 2 * supervised)
+    hidden = FLOAT * config.hidden_size * (2 * _read(plan) + 2 * supervised)
     chunk = min(loss.CHUNK, supervised) * config.vocab_size
     logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # float32, log-softmax
     products = m * chunk + (FLOAT + m if m < FLOAT else m) * head  # the logits' gradient, and the head's by this chunk
@@ -205,7 +176,7 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
     parts = in_use(config, plan)
     if plan.on_cpu:
         kept = kept_by_layer(config, plan)
-        held = HEAP * (kept["norm and projections"] + kept["feed-forward"]) * plan.micro_batch_tokens
+        held = HEAP * (kept[PROJECTIONS] + kept[FEED_FORWARD]) * plan.micro_batch_tokens
         kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
         if plan.async_save:

@@ -1,0 +1,125 @@
+"""Asks the model what it saves for the backward pass: `saved_tensors_hooks` sees every tensor that autograd saves.
+
+A layer of the same widths runs on a few tokens, on the CPU. What it saves is proportional to the tokens, so two runs of
+different size tell what one token costs. Only attention also depends on the length of the documents; it runs by itself,
+over documents of the length in question.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cache
+from itertools import accumulate
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.model.attention import MAX_PADDING, SHORT, Documents
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+FEW = 64
+"""Tokens of a document that the layer runs on; the head reads positions in multiples of this."""
+
+PROJECTIONS, ATTENTION, FEED_FORWARD, DROPOUT = "norm and projections", "attention", "feed-forward", "dropout"
+READ = "feed-forward of positions that the head reads"
+
+
+class SavedBytes:
+    """Counts the bytes that autograd saves inside `counting`, under the name that `part` has at that moment.
+
+    Tensors that share memory count once.
+    """
+
+    def __init__(self):
+        self.part: Hashable = None
+        self.by_part: Counter = Counter()
+        self._storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+
+    def counting(self) -> AbstractContextManager:
+        return torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._storages:
+            self._storages[storage.data_ptr()] = storage
+            self.by_part[self.part] += storage.nbytes()
+        return tensor
+
+
+@cache
+def saved_outside_attention(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
+    """Returns the bytes per token that a layer saves, by part; `ATTENTION` is what its output projection saves.
+
+    `READ` is the share of the feed-forward network that the last layer saves only for positions that the head reads.
+    """
+    # Copies of weights in `dtype` are saved as well. They cancel out: all runs have the same.
+    one, two = (_saved_by_model(config, dtype, documents) for documents in (1, 2))
+    unread = _saved_by_model(config, dtype, 1, IGNORE_INDEX)
+    saved = {part: (two["second", part] - one["second", part]) / FEW
+             for part in (PROJECTIONS, ATTENTION, FEED_FORWARD, DROPOUT)}
+    saved[PROJECTIONS] -= _saved_by_attention(config, dtype, [FEW])
+    saved[READ] = (one["last", FEED_FORWARD] - unread["last", FEED_FORWARD]) / FEW
+    return saved
+
+
+def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, label: int = 0) -> Counter:
+    """Counts what a model saves that runs the same layer three times, by pass ("first", "second", "last") and part.
+
+    The first pass also counts what all layers share, such as RoPE's angles.
+    """
+    with torch.device("meta"):  # the weights' values do not matter; drawing them would take most of the time
+        model = MiniMindForCausalLM(replace(config, vocab_size=1, num_hidden_layers=1))
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    (layer,) = model.model.layers
+    model.model.layers = nn.ModuleList([layer] * 3)
+
+    saved, passes = SavedBytes(), iter(("first", "second", "last"))
+
+    def enters(part: str) -> Callable[..., None]:
+        def set_part(*_) -> None:
+            saved.part = (next(passes) if part == PROJECTIONS else saved.part[0], part)
+        return set_part
+
+    for module, part in ((layer, PROJECTIONS), (layer.self_attn.o_proj, ATTENTION), (layer.dropout, DROPOUT),
+                         (layer.post_attention_layernorm, FEED_FORWARD), (model.model.norm, "head")):
+        module.register_forward_pre_hook(enters(part))
+    ids = torch.zeros(documents * FEW, dtype=torch.int64)
+    with saved.counting(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        losses = model(ids, torch.full_like(ids, label), range(0, len(ids) + 1, FEW))
+    assert losses.loss_sum.requires_grad
+    return saved.by_part
+
+
+@cache
+def saved_by_attention(config: ModelConfig, dtype: torch.dtype, length: int) -> float:
+    """Returns the bytes per token that attention saves in documents of up to `length` tokens with the most padding.
+
+    Beyond `SHORT` a token costs the same at any length, or, with dropout, in proportion to the length. Two lengths
+    tell the rest.
+    """
+    near, far = SHORT + FEW, SHORT + 2 * FEW
+    if length > far:
+        at_near, at_far = (saved_by_attention(config, dtype, each) for each in (near, far))
+        return at_far + (at_far - at_near) / (far - near) * (length - far)
+    shortest_beside_it = ceil((1 - 2 * MAX_PADDING) * length)
+    return _saved_by_attention(config, dtype, [shortest_beside_it, length])
+
+
+def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int]) -> float:
+    """Counts bytes per token in documents of these lengths, without the indices that all layers share."""
+    tokens = sum(lengths)
+    context = Documents((0, *accumulate(lengths)), torch.device("cpu"), config.dropout)
+    q_THK = torch.zeros(tokens, config.num_attention_heads, config.head_dim, requires_grad=True)
+    k_TGK = torch.zeros(tokens, config.num_key_value_heads, config.head_dim, requires_grad=True)
+    v_TGK = k_TGK.detach().to(dtype).requires_grad_()
+    saved = SavedBytes()
+    with saved.counting():
+        for saved.part in ("first layer", "second layer"):
+            context.attend(0, q_THK, k_TGK, v_TGK)
+    return saved.by_part["second layer"] / tokens
