@@ -4,8 +4,8 @@
     python scripts/estimate_memory.py --from_weight pretrain --gradient_checkpointing 1 --memory 4
     python scripts/estimate_memory.py --hidden_size 1024 --num_hidden_layers 24 --device cuda --ranks 8 --parallel fsdp
 
-The trainers' flags mean the same here. On a CPU the figure is what the whole process takes, on a GPU what PyTorch
-allocates there. It is counted from what the code keeps, see docs/memory.md; --batch_size plays no part in it.
+The trainers' flags mean the same here. On a CPU the figure is the memory of the whole process, on a GPU what PyTorch
+allocates there. docs/memory.md explains it; --batch_size makes no difference.
 """
 
 import json
@@ -97,21 +97,21 @@ def table(parts: dict[str, float]) -> list[str]:
 def notes(model: ModelConfig, plan: Plan) -> list[str]:
     kept = kept_by_layer(model, plan)
     parts = ", ".join(f"{name} {value:,.0f}" for name, value in kept.items())
-    lines = [f"A layer keeps {sum(kept.values()):,.0f} bytes of a token for its backward pass: {parts}."]
+    lines = [f"A layer keeps {sum(kept.values()):,.0f} bytes per token for its backward pass: {parts}."]
     if plan.on_cpu and plan.dtype != torch.float32:
-        lines.append(f"oneDNN keeps about {kernels_of_one_length(model) / MIB:.0f} MiB more for every other number of "
-                     "tokens that a micro-batch has; one is counted.")
+        lines.append("One size of micro-batch is counted. For every other number of tokens oneDNN keeps about "
+                     f"{kernels_of_one_length(model) / MIB:.0f} MiB more.")
     if not plan.on_cpu:
         if plan.async_save:
-            lines.append(f"--async_save 1 takes {3 * FLOAT} bytes per parameter of main memory besides.")
-        lines.append("The GPU's context, some hundred MiB, and what PyTorch keeps in reserve come on top.")
+            lines.append(f"--async_save 1 also takes {3 * FLOAT} bytes of main memory per parameter.")
+        lines.append("The GPU's context (a few hundred MiB) and PyTorch's reserve come on top.")
     return lines
 
 
 def answer(config: EstimateConfig, fits: int) -> str:
     if fits < config.max_seq_len:
         hint = "" if config.gradient_checkpointing else "; --gradient_checkpointing 1 takes less"
-        return f"Not even one document of --max_seq_len {config.max_seq_len} fits into {config.memory:g} GiB{hint}."
+        return f"{config.memory:g} GiB do not hold even one document of --max_seq_len {config.max_seq_len}{hint}."
     return f"The largest --micro_batch_tokens that fits into {config.memory:g} GiB: {fits}"
 
 

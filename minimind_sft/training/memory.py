@@ -7,6 +7,7 @@ the total with processes that train; docs/memory.md has the figures.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -28,20 +29,20 @@ FLOAT = 4
 INDEX = 8
 
 LIBRARIES = 375 * MIB
-"""CPU: the interpreter and PyTorch (271 MiB after the imports), and what its kernels set up when they first run."""
+"""CPU: the interpreter and PyTorch (271 MiB after the imports), and what its kernels allocate when they first run."""
 HEAP = 3
-"""CPU: what glibc's heap holds back between blocks in use, in layers' worth of what is kept outside attention.
+"""CPU: what glibc's heap holds back between blocks in use, in multiples of what a layer keeps outside attention.
 
-With gradient checkpointing it is as much: what comes and goes while one layer computes breaks the heap into pieces.
+It is as much with gradient checkpointing, because the same tensors come and go while one layer computes.
 """
 KERNEL = 0.65 * MIB
-"""CPU, bfloat16: what oneDNN keeps for every shape of a matrix product that it has met."""
+"""CPU, bfloat16: what oneDNN keeps for every new shape of a matrix product."""
 DDP_BUCKET = 25 * MIB
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The training that is asked about, besides its model."""
+    """A run, apart from its model."""
 
     micro_batch_tokens: int
     max_seq_len: int
@@ -49,7 +50,7 @@ class Plan:
     on_cpu: bool = True
     gradient_checkpointing: bool = False
     several_micro_batches: bool = True
-    """Whether a step has more than one, so that gradients of the first wait while the next is computed."""
+    """Whether a step has more than one: then gradients stay in memory while the next one is computed."""
     supervised_share: float = 1.0
     ranks: int = 1
     parallel: str = "ddp"
@@ -58,16 +59,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a model, by what becomes of them."""
+    """Counts the parameters of a model."""
 
     total: int
     layer_matrices: int
-    """Those of all layers that autocast converts: projections, feed-forward networks, experts."""
+    """In all layers, those that autocast converts: projections, feed-forward networks, experts."""
     head: int
     """The head's matrix, V * D (tied or not)."""
     layers: int
 
     @classmethod
+    @cache
     def of(cls, config: ModelConfig) -> "Sizes":
         with torch.device("meta"):
             model = MiniMindForCausalLM(config)
@@ -100,12 +102,12 @@ def _saved_by_flash_attention(config: ModelConfig, dtype: torch.dtype) -> float:
 
 
 def _read(plan: Plan) -> float:
-    """Tokens of a micro-batch for which the last layer computes its feed-forward network (model/decoder.py)."""
+    """Returns how many tokens pass through the last layer's feed-forward network (model/decoder.py)."""
     return plan.micro_batch_tokens * (plan.supervised_share if plan.on_cpu else 1.0)
 
 
 def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Bytes on one rank at the instant when most are in use, by what they are."""
+    """Returns the bytes that one rank has in use at its peak, by purpose."""
     sizes, tokens = Sizes.of(config), plan.micro_batch_tokens
     layer = sum(kept_by_layer(config, plan).values()) * tokens
     entry = FLOAT * config.hidden_size * tokens
@@ -113,21 +115,21 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
     activations = sizes.layers * entry if plan.gradient_checkpointing else sizes.layers * layer - unread
     again = layer if plan.gradient_checkpointing else 0.0
     resident = _resident(sizes, plan)
-    # Either the loss is the highest point, or the first layer whose backward pass runs, which is the last one.
+    # The peak is either in the loss or in the backward pass of the last layer, which comes first.
     peaks = ({"loss": _loss(config, plan)}, {"recomputed layer": again, "backward": _backward(config, plan)})
     return {**resident, "activations": activations + _embedded(config, plan),
             **max(peaks, key=lambda peak: sum(peak.values()))}
 
 
 def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
-    """What is there through all of a micro-batch."""
+    """Returns what stays in memory throughout a micro-batch."""
     m = plan.dtype.itemsize
     shards = _shards(plan)
     gradients = FLOAT * sizes.total * (plan.several_micro_batches or (plan.ranks > 1 and shards == 1))
     parts = {"weights": FLOAT * sizes.total / shards, "optimizer": 2 * FLOAT * sizes.total / shards,
              "gradients": gradients}
     if shards > 1:
-        # Two layers are whole at a time (one computes, the next is fetched); embedding and head all the time.
+        # Two layers are gathered at a time (one computes, the next is fetched); embedding and head stay gathered.
         parts["gathered weights"] = 2 * m * sizes.layer_matrices / sizes.layers + FLOAT * sizes.head
         return parts
     if plan.ranks > 1:
@@ -138,17 +140,20 @@ def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
 
 
 def _shards(plan: Plan) -> int:
-    """Into how many parts the weights and AdamW's moments are divided."""
+    """Returns the number of ranks that share the weights and AdamW's moments."""
     return plan.ranks if plan.parallel == "fsdp" else 1
 
 
 def _embedded(config: ModelConfig, plan: Plan) -> float:
-    """Ids, labels, positions and places of the tokens, cos and sin of their angles."""
+    """Returns the bytes of the tokens' ids, labels, positions and indices, and of RoPE's cos and sin."""
     return plan.micro_batch_tokens * (7 * INDEX + FLOAT * config.head_dim)
 
 
 def _loss(config: ModelConfig, plan: Plan) -> float:
-    """The last norm and the head: hidden states, their gradient, one chunk of logits, the head's gradient."""
+    """Returns the peak inside the last norm and the loss (model/loss.py).
+
+    There are hidden states and their gradient, one chunk of logits, and the head's gradient.
+    """
     m, head = plan.dtype.itemsize, config.vocab_size * config.hidden_size
     supervised = plan.supervised_share * plan.micro_batch_tokens
     hidden = FLOAT * config.hidden_size * (2 * _read(plan) + 2 * supervised)
@@ -160,7 +165,7 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
 
 
 def _backward(config: ModelConfig, plan: Plan) -> float:
-    """Gradients on their way through one feed-forward network: of the residual stream, of gate and up, of a matrix."""
+    """Returns the bytes of the gradients inside one feed-forward network: residual stream, gate and up, one matrix."""
     m, D = plan.dtype.itemsize, config.hidden_size
     copies = config.num_experts_per_tok if config.use_moe else 1
     width = config.moe_intermediate_size if config.use_moe else config.intermediate_size
@@ -169,9 +174,9 @@ def _backward(config: ModelConfig, plan: Plan) -> float:
 
 
 def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Bytes that one rank takes at its highest, by what they are: of the process on a CPU, allocated on a GPU.
+    """Returns the peak of one rank in bytes, by purpose: the whole process on a CPU, PyTorch's allocations on a GPU.
 
-    A GPU's context (some hundred MiB) and what its allocator keeps in reserve come on top.
+    A GPU's context (a few hundred MiB) and its allocator's reserve come on top.
     """
     parts = in_use(config, plan)
     if plan.on_cpu:
@@ -185,9 +190,9 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
 
 
 def kernels_of_one_length(config: ModelConfig) -> float:
-    """What oneDNN keeps for one number of tokens (CPU, bfloat16): three products for each shape of matrix.
+    """Returns what oneDNN keeps for one number of tokens (CPU, bfloat16): three products for each shape of matrix.
 
-    Experts each have another number of tokens, in every layer.
+    Every expert of every layer has its own number of tokens.
     """
     projections, head, feed_forward = 3, 1, 2
     if config.use_moe:
@@ -196,12 +201,12 @@ def kernels_of_one_length(config: ModelConfig) -> float:
 
 
 def most_tokens(config: ModelConfig, plan: Plan, budget: float) -> int:
-    """The largest `micro_batch_tokens`, a multiple of 64, whose `peak` is at most `budget` bytes; 0 if none is."""
+    """Returns the largest `micro_batch_tokens`, a multiple of 64, whose `peak` fits into `budget` bytes, or 0."""
     return _largest(lambda tokens: sum(peak(config, replace(plan, micro_batch_tokens=tokens)).values()) <= budget)
 
 
 def _largest(fits: Callable[[int], bool], unit: int = 64) -> int:
-    """The largest multiple of `unit` that `fits`, by bisection; 0 if none."""
+    """Returns the largest multiple of `unit` that `fits`, by bisection, or 0."""
     low, high = 0, 1
     while fits(high * unit) and high < 2**24:
         low, high = high, 2 * high
