@@ -1,10 +1,10 @@
-"""Damages a resume state in every way there is, and looks whether it is recognised and the one before it used.
+"""Proves that a damaged resume state is detected, and the previous good one used instead.
 
     python proofs/checkpoint_faults.py --json proofs/results/checkpoint_faults.json
 
-Two states of a tiny model lie in a folder; the newer one is damaged, one fault at a time: cut at every byte, every
-single bit flipped, files exchanged, removed, replaced by links and by pickles. Each time the older state must be found,
-and the reason told. Ends with status 1 if a damaged state was taken for good.
+A folder holds two states of a tiny model. The program damages the newer one, one fault at a time: it cuts each file at
+every byte, flips every single bit, swaps files, removes them, and replaces them with links and pickles. Each time the
+older state must be chosen and the reason reported. Exits with status 1 if a damaged state passed as good.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STATE = "state.json"
 MANIFEST = "manifest.json"
 PARTS = ("weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors", STATE, MANIFEST)
 SEALED = PARTS[:3]
-"""The files whose sums the manifest has."""
+"""The files whose checksums are in the manifest."""
 
 
 def main() -> int:
@@ -40,11 +40,11 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    print(f"| {'damage':<62} | {'tried':>6} | {'not recognised':>14} |\n|{'-' * 64}|{'-' * 7}:|{'-' * 15}:|")
+    print(f"| {'damage':<62} | {'tried':>6} | {'missed':>14} |\n|{'-' * 64}|{'-' * 7}:|{'-' * 15}:|")
     for row in rows:
         print(f"| {row['damage']:<62} | {row['tried']:>6,} | {len(row['missed']):>14} |")
     missed = [place for row in rows for place in row["missed"]]
-    print("\n".join(["", "not recognised:", *missed]) if missed else "\nevery one was recognised")
+    print("\n".join(["", "missed:", *missed]) if missed else "\nall were detected")
     if arguments.json:
         record = {"command": " ".join(["python", "proofs/checkpoint_faults.py", *sys.argv[1:]]), "rows": rows}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -52,14 +52,14 @@ def main() -> int:
 
 
 def measure(folder: Path) -> list[dict]:
-    """Per kind of damage: how many were tried, and which were not recognised."""
+    """Tries each kind of damage; returns how many faults were tried and which were missed."""
     pristine = folder / "pristine"
     write_states(pristine)
     return [try_damage(folder, pristine, name, damage) for name, damage in DAMAGES.items()]
 
 
 def write_states(folder: Path) -> None:
-    """States of steps 1, 2 and 3 of a model with one parameter, all their numbers different."""
+    """Writes the states of steps 1, 2 and 3 of a model with one parameter; no two numbers are equal."""
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1, bias=False)
     optimizer = build_optimizer(model, 1e-2, 0.1)
@@ -71,7 +71,7 @@ def write_states(folder: Path) -> None:
 
 
 def try_damage(folder: Path, pristine: Path, name: str, damage: Callable[[Path, Path], Iterator[str]]) -> dict:
-    """Applies one kind of damage to step 2 of a folder that has steps 1 and 2; step 3 is where others come from."""
+    """Applies one kind of damage to step 2 of a folder with steps 1 and 2; foreign files come from step 3."""
     work, other = folder / "work", pristine / "step-00000003"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(pristine, work)
@@ -131,7 +131,7 @@ def remove(bad: Path, _: Path) -> Iterator[str]:
 
 
 def mix(bad: Path, other: Path) -> Iterator[str]:
-    """One file from another step; then two of them; then all, with its manifest."""
+    """Takes one file from another step, then two, then all of them, manifest included."""
     for first in PARTS:
         for second in PARTS:
             for part in (first, second):
@@ -165,7 +165,7 @@ class RunsCode:
 
 
 def smuggle(bad: Path, _: Path) -> Iterator[str]:
-    """A pickle that ends this program when it is loaded, under a manifest that vouches for it."""
+    """Plants a pickle that ends this program when loaded, with a manifest that lists its checksum."""
     for part in SEALED:
         for write in (lambda path: torch.save({"weight": RunsCode()}, path),
                       lambda path: path.write_bytes(pickle.dumps(RunsCode()))):
@@ -175,7 +175,7 @@ def smuggle(bad: Path, _: Path) -> Iterator[str]:
 
 
 def empty_out(bad: Path, _: Path) -> Iterator[str]:
-    """Files of zeros of the same length, under a manifest that vouches for them."""
+    """Fills files with zeros, with a manifest that lists their checksums."""
     for part in SEALED:
         (bad / part).write_bytes(bytes((bad / part).stat().st_size))
         vouch(bad, part)
@@ -190,14 +190,14 @@ def vouch(state: Path, part: str) -> None:
 DAMAGES: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     "a file cut, at each of its bytes": cut,
     "one bit flipped, each bit of each file": flip,
-    "a byte more at the end of a file": add,
+    "an extra byte at the end of a file": add,
     "a file missing": remove,
-    "a file more, which the manifest does not list": add_a_file,
+    "an extra file that the manifest does not list": add_a_file,
     "files of another step among its own": mix,
     "a symbolic link in place of a file or of the folder": link,
     "a manifest that names files outside or unknown ones": lead_outside,
-    "a pickle that runs code, in a manifest that vouches for it": smuggle,
-    "files full of zeros, in a manifest that vouches for them": empty_out,
+    "a pickle that runs code, with its checksum in the manifest": smuggle,
+    "files full of zeros, with their checksums in the manifest": empty_out,
 }
 
 

@@ -1,10 +1,10 @@
-"""Is the gradient of a step the same however its global batch is cut up? In float64, over every way to cut it.
+"""Proves that the gradient of a step does not depend on how its global batch is divided, in float64.
 
     python proofs/gradient_invariance.py --json proofs/results/gradient_invariance.json
 
-One global batch of 16 documents goes through a small model, dense and as mixture of experts, whole, in parts, over
-several ranks (processes joined by Gloo), with DDP and with FSDP. For each cut the table says by how much the gradient
-of the worst parameter differs from that of the whole batch: |g - g0| / |g0|. Ends with status 1 above 1e-10.
+One global batch of 16 documents goes through a small model, dense and with experts: whole, in micro-batches, and over
+several ranks (processes joined by Gloo) with DDP and FSDP. For each cut the table shows how far the gradient of the
+worst parameter is from that of the whole batch, |g - g0| / |g0|. Exits with status 1 if a difference exceeds 1e-10.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHAPE = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
          "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
 MODELS = {
     "dense": ModelConfig(**SHAPE),
-    # More experts than a short document has tokens, so that some are not used; the auxiliary loss is made to count.
+    # More experts than a short document has tokens, so that some stay unused; a large auxiliary loss.
     "experts": ModelConfig(**SHAPE, use_moe=True, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16,
                            router_aux_loss_coef=0.1),
 }
@@ -48,7 +48,7 @@ Gradients = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to cut the global batch; `step(dataset, ranks)` is what a rank computes of it."""
+    """One way to cut the global batch; `step(dataset, ranks)` returns a rank's part of it."""
 
     name: str
     step: Callable[[ExampleDataset, Ranks], StepBatch]
@@ -65,8 +65,8 @@ def main() -> int:
     print(f"| {'how the batch is cut':<58} | {'dense':>8} | {'experts':>8} |\n|{'-' * 60}|{'-' * 9}:|{'-' * 9}:|")
     for row in rows:
         print(f"| {row['cut']:<58} | {row['dense']:8.1e} | {row['experts']:8.1e} |")
-    worst = float(np.max([[row["dense"], row["experts"]] for row in rows]))  # NaN, if there is one
-    print(f"\nworst: {worst:.1e}; wanted at most {LIMIT:.0e}\n\nand what this says of other ways, batch 8 x 2:")
+    worst = float(np.max([[row["dense"], row["experts"]] for row in rows]))  # NaN if any is NaN
+    print(f"\nworst: {worst:.1e}; limit: {LIMIT:.0e}\n\nways that do depend on the cut, for comparison (batch 8 x 2):")
     controls = measure_controls()
     for name, value in controls.items():
         print(f"| {name:<58} | {value:8.1e} |")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def measure() -> list[dict]:
-    """For each cut its name and, per model, the largest relative difference over the parameters."""
+    """Returns, for each cut, its name and each model's largest relative difference over the parameters."""
     names = ("dense", "experts")
     references = {name: gradients_alone(WHOLE, name) for name in names}
     return [{"cut": cut.name, **{name: difference(gradients(cut, name), references[name]) for name in names}}
@@ -86,7 +86,7 @@ def measure() -> list[dict]:
 
 
 def measure_controls() -> dict[str, float]:
-    """What the same measure says of ways to train whose result does depend on the cut: it is able to tell."""
+    """Measures two ways to train whose result does depend on the cut, to show that the measure can tell."""
     in_two = by_hand([consecutive(8)])
     means = []
     for half in range(2):
@@ -101,7 +101,7 @@ def measure_controls() -> dict[str, float]:
 
 
 def documents() -> ExampleDataset:
-    """16 documents of 2 to 48 tokens; the `SILENT` ones have no supervised token."""
+    """Makes 16 documents of 2 to 48 tokens; the `SILENT` ones have no supervised token."""
     random = np.random.default_rng(0)
     samples = []
     for index in range(DOCUMENTS):
@@ -112,7 +112,7 @@ def documents() -> ExampleDataset:
 
 
 def planned(micro_batch_tokens: int, multiple: int = 1) -> Callable[[ExampleDataset, Ranks], StepBatch]:
-    """As the trainer cuts it: by length over the ranks, then into micro-batches of a token budget, filled up."""
+    """Cuts as the trainer does: by length over the ranks, then into padded micro-batches of a token budget."""
     def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
         return TrainingSteps(dataset, epochs=1, samples_per_step=DOCUMENTS, micro_batch_tokens=micro_batch_tokens,
                              seed=1, rank=ranks.rank, ranks=ranks.world_size, multiple=multiple)[0]
@@ -121,7 +121,7 @@ def planned(micro_batch_tokens: int, multiple: int = 1) -> Callable[[ExampleData
 
 def by_hand(shares: Sequence[Sequence[Sequence[int]]], counted: Sequence[int] = range(DOCUMENTS)
             ) -> Callable[[ExampleDataset, Ranks], StepBatch]:
-    """`shares[rank][micro-batch]` lists the documents; the loss is divided by the tokens of those `counted`."""
+    """Cuts as `shares[rank][micro-batch]` lists; divides the loss by the tokens of the `counted` documents."""
     def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
         everything = collate([dataset[i][0] for i in counted])
         own = tuple(collate([dataset[i][0] for i in indices]) for indices in shares[ranks.rank])
@@ -163,7 +163,7 @@ def _gradients(cut: Cut, model_name: str, ranks: Ranks) -> Gradients:
 
 
 class GradientKeeper(torch.optim.SGD):
-    """Keeps the gradients that it is asked to step with."""
+    """An optimizer that keeps the gradients instead of making an update."""
 
     def step(self, closure=None) -> None:
         self.gradients = [full_tensor(parameter.grad).numpy().copy() for parameter in self.param_groups[0]["params"]]

@@ -1,13 +1,13 @@
-"""Kills trainings (SIGKILL) at a hundred instants, resumes each, and compares what comes out with the undisturbed run.
+"""Proves that a run killed at any moment resumes to the same bits: SIGKILL at 150 moments, compared with one whole run.
 
     python proofs/kill_and_resume.py --kills 150 --json proofs/results/kill_and_resume.json
 
-The training is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
-loader workers, dense in float32, and as mixture of experts in float16 with its GradScaler, where training goes on while
-resume states are written. It is killed again and again, at the places of the table below and at random times, and
-started with --from_resume 1 until it ends. Then all must be equal bit for bit: the last resume states (weights, AdamW's
-moments, the scaler, all counters), the written weights and their sidecar, and the metrics file but for its timings; and
-no other file may lie around. Ends with status 1 if anything differs.
+The run is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
+loader workers. One variant is dense in float32. The other has experts, float16 with a GradScaler, and writes resume
+states while it trains on. Each run is killed again and again, at the places in the table below and at random times, and
+restarted with --from_resume 1 until it ends. Then everything must be equal bit for bit: the last resume states
+(weights, AdamW's moments, the scaler, all counters), the written weights and their sidecar, and the metrics file except
+for its timings. No other file may be left over. Exits with status 1 if anything differs.
 """
 
 import argparse
@@ -72,14 +72,14 @@ def main() -> int:
 
 @dataclass
 class Tally:
-    """How often a run was killed where, and what was found to differ after it had been resumed to its end."""
+    """Counts the kills at each place, and lists what differed after the run had been resumed to its end."""
 
     kills: Counter = field(default_factory=Counter)
     runs: int = 0
     later_epochs: int = 0
     """Kills in the second or third epoch."""
     most_repeated: int = 0
-    """Most steps that a kill made necessary again: those since the newest resume state."""
+    """Most steps that had to be repeated after a kill: those since the newest resume state."""
     lost: list[str] = field(default_factory=list)
 
     def table(self) -> str:
@@ -88,13 +88,13 @@ class Tally:
         rows.append(f"| {'in all':<62} | {self.kills.total():>5} |")
         lost = "\n".join(self.lost) or "nothing: every run ended with the bits of the undisturbed one"
         told = (f"{self.runs} runs; {self.later_epochs} of the kills in the second or third epoch; at most "
-                f"{self.most_repeated} steps made again")
+                f"{self.most_repeated} steps repeated")
         return "\n".join([*rows, "", told, f"lost: {lost}"])
 
 
 def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Random, tally: Tally,
                     killed: Callable[[], object] = lambda: None) -> None:
-    """Kills runs of a variant `kills` times in all, at each place in turn, and notes in `tally` what came of it."""
+    """Kills runs of a variant `kills` times in all, at each place in turn, and records the outcome in `tally`."""
     data, log, calls = folder / "conversations.jsonl", folder / "log.txt", folder / "calls.json"
     write_conversations(data)
     started = time.monotonic()
@@ -115,7 +115,7 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
             elif place == RANDOM:
                 status = killed_after(instants.uniform(0, seconds), argv, log)
             else:
-                # Less than a third of all passes: a run that goes on from a state makes fewer than the whole one.
+                # Within the first third of the passes: a resumed run makes fewer of them than a whole one.
                 status = run(train, argv, place, instants.randint(1, max(totals[place] // 3, 1)), None, log=log)
             assert status in (0, -signal.SIGKILL), f"{place}: ended with {status}\n{log.read_text()[-3000:]}"
             said = log.read_bytes()[said_before:].decode(errors="replace")
@@ -136,18 +136,18 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
 
 
 def newest_step(out: Path) -> int:
-    """The step of the newest resume state; 0 if there is none."""
+    """Returns the step of the newest resume state; 0 if there is none."""
     return max((int(path.name[5:]) for path in (out / "checkpoints").glob("*_resume/step-*")), default=0)
 
 
 def resumed_from(said: str) -> int:
-    """The step of the state that the trainer said it goes on from; 0 if none."""
+    """Returns the step of the state that the trainer said it resumed from; 0 if none."""
     told = re.search(r"resume +\S*step-(\d{8})", said)
     return int(told[1]) if told else 0
 
 
 def steps_logged(*metrics: Path) -> int:
-    """The last step in those metrics files that exist, a half-written line apart."""
+    """Returns the last step in the metrics files that exist, ignoring a half-written line."""
     lines = [line for path in metrics if path.exists() for line in path.read_text().splitlines()]
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
@@ -158,7 +158,7 @@ def fresh(folder: Path) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a training left in its folder, by name, such that equal bits are equal and nothing else."""
+    """Returns everything a run left in its folder, by name; two outcomes are equal if their bits are."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -172,7 +172,7 @@ def outcome(folder: Path) -> dict[str, Any]:
                            for line in path.read_text().splitlines()]
         elif path.parent == folder:
             sidecar = json.loads(path.read_text())
-            del sidecar["training"]["command"], sidecar["run"]  # the folder's name; an id made up for each run
+            del sidecar["training"]["command"], sidecar["run"]  # the folder's name, and an id that every run makes up
             found[name] = sidecar
         else:
             found[name] = sha256_of_file(path)
@@ -193,11 +193,11 @@ def write_conversations(path: Path) -> None:
 
 
 def train(argv: list[str], place: str | None, nth: int, calls: Path | None) -> None:
-    """The recipe, which kills itself at the `nth` pass of `place`; or counts the passes of each place in `calls`."""
+    """Runs the recipe, which kills itself at the `nth` pass of `place`; writes the passes of each place to `calls`."""
     counts: Counter = Counter()
 
     def passed(name: str) -> bool:
-        """Counts a pass; whether this is where to die."""
+        """Counts a pass; returns whether to die here."""
         counts[name] += 1
         return name == place and counts[name] == nth
 

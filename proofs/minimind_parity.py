@@ -1,9 +1,9 @@
-"""How far our numbers are from MiniMind's, on tiny models that MiniMind saved with what its own code computes.
+"""Compares our numbers with MiniMind's, on tiny models that MiniMind saved together with its own results.
 
     python proofs/minimind_parity.py FOLDER [FOLDER ...]
 
 Each folder holds weights.pth, expected.json (configuration, losses, gradient norms) and expected.safetensors
-(input_ids, labels that are not shifted, logits, a greedy continuation). Prints a Markdown table.
+(input_ids, unshifted labels, logits, a greedy continuation). Prints a Markdown table.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def main() -> None:
 
 
 def compare(folder: Path) -> list[str]:
-    """The table's cells for one model."""
+    """Returns the table's cells for one model."""
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "expected.safetensors")
-    # MiniMind's auxiliary loss is over all tokens of the batch at once.
+    # MiniMind computes its auxiliary loss over all tokens of the batch at once.
     model = MiniMindForCausalLM(ModelConfig(**expected["config"], aux_loss_scope="batch"))
     model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True), strict=True)
 
@@ -60,7 +60,7 @@ def compare(folder: Path) -> list[str]:
 
 
 def largest_norm_difference(model: MiniMindForCausalLM, expected: dict[str, float]) -> float:
-    """Over all parameters by MiniMind's names; the experts' gradients pass through the state dict to get theirs."""
+    """Compares gradient norms by MiniMind's names, which the experts' gradients get from the state dict's hooks."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)

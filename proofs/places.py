@@ -1,6 +1,7 @@
-"""Places in a training where a process can be made to die: each watches a piece of the running program.
+"""Places in a run where a process can be made to die.
 
-`PLACES[name](passed)` puts the watch in place; at every pass it asks `passed()`, and kills the process if that says so.
+`PLACES[name](passed)` patches a piece of the program: each time it runs, it calls `passed()`, and kills the process if
+that returns True.
 """
 
 import os
@@ -25,7 +26,7 @@ def die() -> None:
 
 
 def wrap(owner: object, name: str, before: Callable | None = None, after: Callable | None = None) -> None:
-    """Puts something before a function, given its arguments, or after it, given its result too."""
+    """Calls `before` ahead of a function, with its arguments, and `after` behind it, with its result first."""
     original = getattr(owner, name)
 
     def wrapped(*arguments, **keywords):
@@ -61,13 +62,13 @@ def between_micro_batches(passed: Passed) -> None:
     def watch(model: torch.nn.Module, wanted: bool) -> None:
         if inside_a_step[0] and passed():
             die()
-        inside_a_step[0] = not wanted  # the ranks exchange gradients in a step's last micro-batch
+        inside_a_step[0] = not wanted  # the ranks exchange gradients in the last micro-batch of a step
 
     wrap(loop, "gradient_sync", before=watch)
 
 
 def in_optimizer_step(passed: Passed) -> None:
-    """After the first of AdamW's two parameter groups: half of the weights are new, half are old."""
+    """Dies after the first of AdamW's two parameter groups: half of the weights are new, half are old."""
     groups = [0]
 
     def watch(*_, **__) -> None:
@@ -146,7 +147,7 @@ PLACES: dict[str, Callable[[Passed], None]] = {
 
 
 def loss_is_nan(passed: Passed) -> None:
-    """Instead of dying: the loss of this rank's micro-batch is NaN, its gradient too."""
+    """Makes the loss of this rank's micro-batch NaN, and with it the gradient, instead of dying."""
     original = MiniMindForCausalLM.forward
 
     def watched(model: MiniMindForCausalLM, *batch) -> Losses:
@@ -157,15 +158,15 @@ def loss_is_nan(passed: Passed) -> None:
 
 
 def hangs(passed: Passed) -> None:
-    """Instead of dying: the process stands still, as on a machine that has frozen."""
+    """Stops the process, as on a frozen machine, instead of dying."""
     wrap(DecoderLayer, "forward", before=lambda *_: os.kill(os.getpid(), signal.SIGSTOP) if passed() else None)
 
 
 def disk_is_slow(passed: Passed) -> None:
-    """Instead of dying: this rank writes its shard for half a second longer, while the others go on."""
+    """Makes this rank's shard take half a second longer to write, while the others train on."""
     wrap(checkpoint, "write_shard", before=lambda *_: time.sleep(0.5) if passed() else None)
 
 
 def is_slow(passed: Passed) -> None:
-    """Instead of dying: the step takes longer than any test waits to interrupt it."""
+    """Makes the step take longer than any test waits before it interrupts it."""
     wrap(loop, "train_step", before=lambda *_: time.sleep(20.0) if passed() else None)

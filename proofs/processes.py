@@ -1,6 +1,6 @@
-"""Processes that start in a moment: forked from a server that has imported torch and this project already.
+"""Starts processes quickly, by forking a server that has already imported torch and this project.
 
-A hundred trainings that are killed would otherwise spend most of their time importing.
+Otherwise a hundred killed runs would spend most of their time importing.
 """
 
 import multiprocessing
@@ -23,9 +23,9 @@ _server.set_forkserver_preload(["torch", "torch._dynamo", "processes", "minimind
 
 
 def start(action: Callable[..., Any], *arguments: Any, log: Path | None = None) -> BaseProcess:
-    """A process that runs `action(*arguments)` with one thread, its output appended to `log`.
+    """Starts a process that runs `action(*arguments)` with one thread and appends its output to `log`.
 
-    `action` must be a function of a module, and its arguments such as can be pickled.
+    `action` must be a module's function, and its arguments must be picklable.
     """
     process = _server.Process(target=_run, args=(log, action, arguments))
     process.start()
@@ -33,14 +33,14 @@ def start(action: Callable[..., Any], *arguments: Any, log: Path | None = None) 
 
 
 def run(action: Callable[..., Any], *arguments: Any, log: Path | None = None) -> int:
-    """The exit status of `start(...)`; of a process that a signal ended, minus the signal."""
+    """Runs `start(...)` to its end; returns the exit status, minus the signal for a process ended by one."""
     process = start(action, *arguments, log=log)
     process.join()
     return process.exitcode
 
 
 def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeout_seconds: float = 600.0) -> list[Any]:
-    """What `action(ranks, *arguments)` returns on each of `world_size` processes that are joined over Gloo.
+    """Runs `action(ranks, *arguments)` on `world_size` processes joined by Gloo; returns each one's result.
 
     Raises:
         RuntimeError: if a rank fails, with its traceback.
@@ -65,7 +65,7 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
 
 
 def rank_environments(world_size: int) -> list[dict[str, str]]:
-    """What torchrun would put into the environment of each rank; nothing for a single one."""
+    """Returns the variables that torchrun would set for each rank; none for a single rank."""
     if world_size == 1:
         return [{}]
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -76,7 +76,7 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
 
 def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for loader workers: what a program started by hand has
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers, as in a program started by hand
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, sys.stdout.fileno())
@@ -99,7 +99,7 @@ def _as_rank(environment: dict[str, str], timeout_seconds: float, send: Any, act
 
 
 def _leave_last(ranks: Ranks) -> None:
-    """Keeps the main rank until the others have done their part: the store that they may still read ends with it."""
+    """Keeps the main rank until the others are done: they may still read its store."""
     if ranks.store is None:
         return
     ranks.store.set(f"rank {ranks.rank} is done", "")

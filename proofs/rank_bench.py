@@ -1,4 +1,4 @@
-"""The bench on which proofs/rank_faults.py tries its faults: trainings whose ranks are processes in our hand."""
+"""The test bench of rank_faults.py: runs whose ranks are processes that it can signal, freeze and kill."""
 
 import os
 import random
@@ -23,23 +23,23 @@ from minimind_sft.training import loop
 
 RANK_TIMEOUT = 5.0
 PATIENCE = 600.0
-"""Seconds after which a process that still runs counts as hanging."""
+"""Seconds after which a process that is still running counts as hanging."""
 FLAGS = [*COMMON, "--dtype", "float32", "--rank_timeout", str(PATIENCE)]
 EFFECTS = {**PLACES, "nan": loss_is_nan, "hang": hangs, "slow": is_slow, "slow disk": disk_is_slow}
 
 
 def strategy(parallel: str) -> list[str]:
-    """The flags of "ddp" or "fsdp"; with fsdp all ranks write resume states while they go on training."""
+    """Returns the flags of "ddp" or "fsdp"; with fsdp all ranks write resume states while they train on."""
     return ["--parallel", parallel, "--async_save", str(int(parallel == "fsdp"))]
 
 
 class Wrong(Exception):
-    """What differed from what it should be."""
+    """Something differed from what it should be."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What strikes one rank: the `nth` pass of a place (see places.py)."""
+    """A fault that strikes one rank, at the `nth` pass of a place (see places.py)."""
 
     place: str
     nth: int
@@ -47,7 +47,7 @@ class Effect:
 
 
 class Job:
-    """A training of which every rank is a process of ours, as torchrun would start them."""
+    """A run whose ranks are our own processes, started as torchrun would start them."""
 
     def __init__(self, bench: "Bench", out: Path, world_size: int, flags: Sequence[str] = (),
                  effect: Effect | None = None, pace: float = 0.0):
@@ -62,7 +62,7 @@ class Job:
                                     log=self.log))
 
     def at_step(self, step: int) -> "Job":
-        """Returns when the main rank has logged that step."""
+        """Waits until the main rank has logged that step."""
         deadline = time.monotonic() + PATIENCE
         while steps_logged(self.metrics) < step:
             if time.monotonic() > deadline or not any(rank.is_alive() for rank in self.ranks):
@@ -76,7 +76,7 @@ class Job:
         return self
 
     def end(self) -> list[int]:
-        """The ranks' exit statuses, minus the signal for those that one ended."""
+        """Waits for the ranks; returns their exit statuses, minus the signal for those ended by one."""
         deadline = time.monotonic() + PATIENCE
         for rank in self.ranks:
             rank.join(max(deadline - time.monotonic(), 0))
@@ -91,7 +91,7 @@ class Job:
 
 def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | None, pace: float,
                samples: Path) -> None:
-    """The recipe as one rank; the main one appends every step and its samples to a file."""
+    """Runs the recipe as one rank; the main rank appends every step and its samples to a file."""
     os.environ.update(environment)
     if effect is not None:
         passes = Counter()
@@ -118,20 +118,20 @@ def samples_file(out: Path) -> Path:
 
 
 def samples_of(out: Path) -> list[str]:
-    """The steps that were made, with their samples, in the order in which they were made."""
+    """Returns the steps that were made, with their samples, in order."""
     return samples_file(out).read_text().splitlines() if samples_file(out).exists() else []
 
 
 @dataclass
 class Bench:
-    """A folder, the data in it, and what undisturbed runs come to."""
+    """A folder with data, and the outcomes of undisturbed runs."""
 
     folder: Path
     instants: random.Random
     wholes: dict[tuple[int, str], dict] = field(default_factory=dict)
-    """What `outcome` says of undisturbed runs, by number of ranks and "ddp" or "fsdp"; their samples besides."""
+    """`outcome` and samples of undisturbed runs, by number of ranks and "ddp" or "fsdp"."""
     running: list[BaseProcess] = field(default_factory=list)
-    """The ranks of the training in hand."""
+    """The ranks of the current run."""
 
     def __post_init__(self):
         self.data = self.folder / "conversations.jsonl"
@@ -144,7 +144,7 @@ class Bench:
         return self.folder / name
 
     def undisturbed(self, world_size: int, parallel: str) -> dict[str, Any]:
-        """What such a run leaves behind."""
+        """Returns the outcome of an undisturbed run; makes that run the first time."""
         if (world_size, parallel) not in self.wholes:
             out = self.empty(f"whole-{world_size}-{parallel}")
             self.expect([0] * world_size, Job(self, out, world_size, strategy(parallel)).end())
@@ -152,10 +152,9 @@ class Bench:
         return self.wholes[world_size, parallel]
 
     def resume(self, out: Path, world_size: int, parallel: str, repeats: bool = True) -> None:
-        """Goes on to the end, and compares with the undisturbed run bit for bit.
+        """Resumes the run to its end, and compares the outcome with the undisturbed run bit for bit.
 
-        The first step must be the one after the newest resume state; without `repeats`, also the one after the last
-        that was made.
+        The first step must follow the newest resume state; without `repeats` it must also follow the last step made.
         """
         whole = self.undisturbed(world_size, parallel)
         done, state = len(samples_of(out)), newest_step(out)

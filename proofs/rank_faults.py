@@ -1,12 +1,12 @@
-"""What happens to a training on several ranks when one of them is signalled, killed, frozen or computes NaN.
+"""Proves that a run on several ranks survives when one of them is signalled, killed, frozen or computes NaN.
 
     python proofs/rank_faults.py --rounds 2 --json proofs/results/rank_faults.json
 
-The training is trainer/train_full_sft.py, its ranks joined by Gloo on this machine, with DDP and with FSDP; with FSDP
-resume states are written in the background (--async_save 1). The last rows run it under a real torchrun. Each fault
-strikes at a random moment; all ranks must end within their time limit and with the exit status they should, and the
-training, resumed, must end with the bits of the undisturbed run (with another number of ranks, or another of DDP and
-FSDP: within rounding, having seen the same samples in the same order). Ends with status 1 if anything differs.
+The run is trainer/train_full_sft.py with DDP and with FSDP, its ranks joined by Gloo on this machine. With FSDP resume
+states are written in the background (--async_save 1). The last rows use a real torchrun. Each fault strikes at a random
+moment. All ranks must end in time and with the right exit status, and the resumed run must end with the bits of the
+undisturbed one. After a change of the number of ranks, or between DDP and FSDP, it must be equal within rounding and
+have seen the same samples in the same order. Exits with status 1 if anything differs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) ->
 
 
 def signalled_twice(bench: Bench, parallel: str) -> None:
-    """The second signal ends a rank at once, in the middle of a step; the other then has nobody to go on with."""
+    """The second signal ends a rank at once, in the middle of a step; the other rank then ends too."""
     out = bench.empty("out")
     step = bench.instants.randint(4, 6)
     job = Job(bench, out, 2, strategy(parallel), Effect("slow", step + 1, rank=0))
@@ -60,11 +60,11 @@ def signalled_twice(bench: Bench, parallel: str) -> None:
 
 def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size: int = 2,
            rank: int | None = None, after: int | None = None) -> None:
-    """SIGKILL to one rank, a random one if none is said: the others end too, with status 1.
+    """SIGKILL to one rank, by default a random one: the others end too, with status 1.
 
     Args:
-        passes: how often every rank passes the place at least.
-        after: the step after which a random moment comes; from 4 on there is a state to go on from.
+        passes: every rank passes the place at least this often.
+        after: the step after which a random moment comes; from 4 on there is a state to resume from.
     """
     out = bench.empty("out")
     rank = bench.instants.randrange(world_size) if rank is None else rank
@@ -81,7 +81,7 @@ def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size:
 
 
 def frozen(bench: Bench, parallel: str) -> None:
-    """A rank that stands still: the other gives up after `--rank_timeout`."""
+    """One rank freezes: the other gives up after `--rank_timeout`."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
     flags = [*strategy(parallel), "--rank_timeout", str(RANK_TIMEOUT)]
@@ -94,7 +94,7 @@ def frozen(bench: Bench, parallel: str) -> None:
 
 
 def writes_slowly(bench: Bench) -> None:
-    """A rank whose disk is slow: the others train on meanwhile, and all come to the same end."""
+    """One rank has a slow disk: the others train on meanwhile, and the result is the same."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
     job = Job(bench, out, 2, strategy("fsdp"), Effect("slow disk", bench.instants.randint(1, 2), rank), pace=0.05)
@@ -103,7 +103,7 @@ def writes_slowly(bench: Bench) -> None:
 
 
 def computes_nan(bench: Bench, parallel: str) -> None:
-    """A loss of NaN on one rank: that step changes nothing on either, is counted, and the training goes on."""
+    """One rank computes a NaN loss: no rank makes an update, the step is counted, and the run continues."""
     out = bench.empty("out")
     effect = Effect("nan", bench.instants.randint(1, 8), bench.instants.randrange(2))
     bench.expect([0, 0], Job(bench, out, 2, strategy(parallel), effect).end())
@@ -117,7 +117,7 @@ def computes_nan(bench: Bench, parallel: str) -> None:
 
 
 def changing_ranks(bench: Bench, plan: Sequence[tuple[int, str, int]]) -> None:
-    """Stopped again and again in the midst of an epoch, and resumed with other ranks, sharding and loader workers."""
+    """Stops in the middle of an epoch, several times, and resumes with other ranks, sharding and loader workers."""
     out, whole = bench.empty("out"), bench.empty("whole")
     settings = ["--save_dtype", "float32", "--batch_size", "6", "--accumulation_steps", "1", "--dropout", "0",
                 "--keep_best", "0"]
@@ -163,7 +163,7 @@ def ranks_of(agent: subprocess.Popen) -> list[int]:
 
 
 def torchrun_restarts(bench: Bench, kills: int) -> None:
-    """torchrun --max-restarts: goes on from the resume state unasked, after each kill of a random rank."""
+    """torchrun --max-restarts resumes by itself each time a random rank is killed."""
     whole = bench.empty("whole")
     bench.expect(0, torchrun(bench, whole, "--standalone").wait(PATIENCE))
     out = bench.empty("out")
@@ -178,20 +178,20 @@ def torchrun_restarts(bench: Bench, kills: int) -> None:
 
 
 def torchrun_signalled(bench: Bench) -> None:
-    """SIGTERM to torchrun itself, as a scheduler sends it: passed on to the ranks, which finish the step and save."""
+    """SIGTERM to torchrun itself, as from a scheduler: the ranks get it too, finish the step and save."""
     whole, out = bench.empty("whole"), bench.empty("out")
     bench.expect(0, torchrun(bench, whole, "--standalone").wait(PATIENCE))
     agent = torchrun(bench, out, "--standalone")
     wait_for_step(bench, agent, out / "full_sft_32_metrics.jsonl", bench.instants.randint(5, 30))
     agent.terminate()
-    bench.expect(1, agent.wait(PATIENCE))  # torchrun's own status
+    bench.expect(1, agent.wait(PATIENCE))  # torchrun's own exit status
     bench.expect(steps_logged(out / "full_sft_32_metrics.jsonl"), newest_step(out))
     bench.expect(0, torchrun(bench, out, "--standalone", resume=True).wait(PATIENCE))
     bench.compare(out, outcome(whole))
 
 
 def torchrun_gives_up(bench: Bench) -> None:
-    """Without restarts the death of a rank ends the job, with a status that is not 0."""
+    """Without restarts the death of a rank ends the job with a nonzero status."""
     agent = torchrun(bench, bench.empty("out"), "--standalone")
     kill_a_rank(bench, agent, bench.folder / "out/full_sft_32_metrics.jsonl", after_step=5)
     bench.expect(1, agent.wait(PATIENCE))

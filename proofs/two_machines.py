@@ -1,15 +1,15 @@
-"""A training on two machines whose cable is cut in the middle: both ends stop in time, and it goes on afterwards.
+"""Proves that a run on two machines survives a cut cable: both ends stop in time, and the run can be resumed.
 
     sudo python proofs/two_machines.py --cuts 2 --json proofs/results/two_machines.json
 
-The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; needs root and
-`ip` (iproute2). On each runs torchrun, which finds the other by its c10d rendezvous. The second machine has a
-`--save_dir` of its own, as where no disk is shared: DDP keeps all files with the main rank. The training that was cut
-and resumed must end with the bits of one that was not; ends with status 1 if it does not.
+The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; this needs root and
+`ip` (iproute2). Each runs torchrun, which finds the other through its c10d rendezvous. The second machine has its own
+`--save_dir`, as if no disk were shared: with DDP all files are the main rank's. A run that was cut and resumed must end
+with the bits of an undisturbed one. Exits with status 1 if it does not.
 
-The ranks stop after --rank_timeout. The torchrun of the machine that does not host the rendezvous asks it every few
-seconds, and waits for the answer until TCP gives up, which takes Linux a quarter of an hour; with
-net.ipv4.tcp_retries2 = 6, as set here, it is half a minute.
+The ranks stop after --rank_timeout. On the machine that does not host the rendezvous, torchrun polls it every few
+seconds and waits for an answer until TCP gives up. On Linux that takes a quarter of an hour by default, and half a
+minute with net.ipv4.tcp_retries2 = 6, as set here.
 """
 
 import argparse
@@ -57,16 +57,16 @@ def main() -> int:
 
 
 def can_run() -> bool:
-    """Whether this process may make network namespaces."""
+    """Returns whether this process may create network namespaces."""
     return os.geteuid() == 0 and shutil.which("ip") is not None and (
         subprocess.run(["ip", "netns", "list"], capture_output=True).returncode == 0)
 
 
 def cut_and_resume(folder: Path, cuts: int) -> dict:
-    """Trains on two machines, undisturbed and cut `cuts` times; what came of it.
+    """Trains on two machines, once undisturbed and once cut `cuts` times; returns the figures.
 
     Raises:
-        UserError: if network namespaces cannot be made here, or a training ends as it should not.
+        UserError: if network namespaces cannot be created here, or a run ends in an unexpected way.
     """
     if not can_run():
         raise UserError("needs root and the ip command, to make two network namespaces")
@@ -94,7 +94,7 @@ def cut_and_resume(folder: Path, cuts: int) -> dict:
 
 @contextmanager
 def two_machines() -> Iterator[None]:
-    """Two namespaces, each with one end of a virtual cable."""
+    """Creates two namespaces, each with one end of a virtual cable; removes them at the end of the block."""
     remove_machines()
     try:
         for machine in MACHINES:
@@ -117,7 +117,7 @@ def connect() -> None:
 
 
 def cut_cable(agents: list[subprocess.Popen]) -> float:
-    """Cuts, waits until both ends have stopped, and joins again; the seconds it took them."""
+    """Cuts the cable, waits until both ends have stopped, and joins it again; returns the seconds they took."""
     ip("-n", MACHINES[0], "link", "set", DEVICE, "down")
     start = time.monotonic()
     for agent in agents:
@@ -140,12 +140,12 @@ def ip(*arguments: str) -> None:
 
 
 def launch(data: Path, out: Path) -> list[subprocess.Popen]:
-    """The command that docs/many_machines.md tells people to type, on each of the two machines."""
+    """Starts, on both machines, the command that docs/many_machines.md gives."""
     agents = []
     for number, (machine, address) in enumerate(zip(MACHINES, ADDRESSES, strict=True)):
         rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "minimind",
                       "--rdzv-endpoint", f"{ADDRESSES[0]}:29400",
-                      # Both namespaces have this machine's host name; each must be told which address is its own.
+                      # Both namespaces share a host name, so each has to be given its own address.
                       "--rdzv-conf", f"is_host={int(number == 0)},read_timeout=20", "--local-addr", address]
         command = ["ip", "netns", "exec", machine, sys.executable, "-m", "torch.distributed.run", *rendezvous,
                    str(REPOSITORY / "trainer/train_full_sft.py"), *COMMON, "--epochs", "20", "--rank_timeout",
