@@ -18,7 +18,7 @@ from pathlib import Path
 from minimind_sft.config import ChatConfig
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import read_tools
-from minimind_sft.data.reading import find_files
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, load_tokenizer, tokenizer_name
 from minimind_sft.device import resolve_device, resolve_dtype

@@ -8,7 +8,8 @@ Reads what trainer/train_tokenizer.py reads (docs/data.md). Prints a Markdown ta
 import argparse
 from pathlib import Path
 
-from minimind_sft.data.reading import find_files, read_texts
+from minimind_sft.data.reading import read_texts
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.paths import in_repository

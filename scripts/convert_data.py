@@ -41,8 +41,9 @@ from minimind_sft.data.filters import (
     shortest_answer,
 )
 from minimind_sft.data.preferences import chosen_row
-from minimind_sft.data.reading import RawRow, find_files, parse_raw_row, read_raw_rows
+from minimind_sft.data.reading import RawRow, parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import SFTEncoder
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_together

@@ -5,7 +5,7 @@ import sys
 import pytest
 from data_files import places, rows_or_errors, write
 
-from minimind_sft.data.reading import find_files
+from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
 
 ROWS = [{"messages": [{"role": "user", "content": "一"}, {"role": "assistant", "content": "二", "name": "x"}]},

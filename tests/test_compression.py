@@ -8,7 +8,7 @@ import sys
 import pytest
 from data_files import rows_or_errors, write
 
-from minimind_sft.data.reading import find_files
+from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
 
 

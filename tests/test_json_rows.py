@@ -6,8 +6,9 @@ import time
 import pytest
 from data_files import jsonl, places, rows_or_errors, write
 
-from minimind_sft.data import json_objects, json_rows
+from minimind_sft.data import json_arrays, json_objects
 from minimind_sft.data.formats import ANSWERS, FORMS, QUESTIONS
+from minimind_sft.data.reading import read_raw_rows
 from minimind_sft.errors import UserError
 
 ARRAY = [{"a": "[,]{}\\\"", "b": [1, {"c": "\\"}]}, {"text": "中"}, {}]
@@ -16,7 +17,7 @@ ARRAY = [{"a": "[,]{}\\\"", "b": [1, {"c": "\\"}]}, {"text": "中"}, {}]
 @pytest.mark.parametrize("block", [1, 2, 7, 2**20])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_has_the_rows_that_json_reads_from_it(tmp_path, monkeypatch, block, indent):
-    monkeypatch.setattr(json_rows, "BLOCK_BYTES", block)
+    monkeypatch.setattr(json_arrays, "BLOCK_BYTES", block)
     text = json.dumps(ARRAY, ensure_ascii=False, indent=indent)
     file = write(tmp_path / "a.json", b"\xef\xbb\xbf \n" * (block > 2) + text.encode())
     assert rows_or_errors(file) == ARRAY
@@ -52,8 +53,8 @@ def test_rows_on_one_line_are_told_apart_by_their_number(tmp_path):
 
 @pytest.mark.parametrize("text", [b'[{"a": "%s"}]', b'[[%s]]'])
 def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 2**20)
-    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(json_arrays, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(json_arrays, "BLOCK_BYTES", 2**16)
     file = write(tmp_path / "a.json", text % (b"[1], " * 300_000))
     with pytest.raises(UserError, match=r"a\.json:1: expected at most 1 MiB in a row of the array"):
         rows_or_errors(file)
@@ -87,7 +88,7 @@ def test_a_line_of_many_objects_is_read_in_time(tmp_path):
     """Copied for each of its objects, what is left of the line takes minutes, and this takes a second."""
     file = write(tmp_path / "a.jsonl", b'{"question": "q", "answer": "a"}' * 200_000)
     start = time.monotonic()
-    assert sum(1 for _ in json_rows.json_rows(file)) == 200_000
+    assert sum(1 for _ in read_raw_rows(file)) == 200_000
     assert time.monotonic() - start < 60
 
 
@@ -179,8 +180,8 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
 
 
 def test_every_form_of_a_row_is_known_as_one():
-    assert json_rows.FORM_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
-                                            *(name for form in FORMS for name in form.fields)})
+    assert json_arrays.FORM_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
+                                             *(name for form in FORMS for name in form.fields)})
 
 
 def test_lines_of_wrapped_rows_are_rows(tmp_path):

@@ -34,8 +34,8 @@ from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.reading import find_files
 from minimind_sft.data.samples import SFTEncoder
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.flags import parse_flags

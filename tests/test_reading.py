@@ -4,7 +4,8 @@ import pytest
 from data_files import rows_or_errors, write
 
 from minimind_sft.data import lines
-from minimind_sft.data.reading import find_files, read_rows, read_texts
+from minimind_sft.data.reading import read_rows, read_texts
+from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
 
 

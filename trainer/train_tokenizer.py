@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 
 from minimind_sft.config import TokenizerConfig
-from minimind_sft.data.reading import find_files, read_texts
+from minimind_sft.data.reading import read_texts
+from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_together
 from minimind_sft.flags import parse_flags

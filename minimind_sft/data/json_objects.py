@@ -1,7 +1,7 @@
-"""Cuts lines into JSON objects: one a line, or one over several lines, or several on one.
+"""Splits a file of JSON objects into rows: one object per line, one over several lines, or several on one line.
 
-A line that begins and ends like an object is taken for one, so that plain JSONL is read as fast as lines are. Only
-other lines are searched for where their objects begin and end.
+Once the first line has proved to be a whole object, every line that begins and ends like one is taken for a row, so
+JSONL is read as fast as lines are. Only the other lines are searched for the beginnings and ends of their objects.
 """
 
 import json
@@ -13,20 +13,21 @@ from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow
 from minimind_sft.errors import UserError
 
 MAX_ROW_LINES = 100_000
-"""Of one row; each line costs memory of its own."""
+"""In one row: each line takes memory of its own."""
 ENDS = (b"}\n", b"}\r\n", b"}")
-"""How a line ends that may hold a whole object."""
+"""The ends of a line that may hold a whole object."""
 
-# A string (to its end, or to the end of the line), or what opens or closes.
+# A string, up to its end or the end of the line, or a bracket.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(rb"[, \t\r\n]*(?:\xef\xbb\xbf)?")
-"""Stands between two objects: a list without its brackets is clear enough; files with marks may have been joined."""
+"""Between two objects: commas, as in a list without brackets, and the byte order mark of a file that was appended."""
 _REST_IS_BLANK = re.compile(rb"\s*\Z")
 _INSIDE = re.compile(rb'[}\],]|"[^"]*"\s*:')
-"""How a line begins that can only be the middle or the end of an object."""
+"""The beginning of a line that can only be the middle or the end of an object."""
 
 
 def is_json(text: bytes) -> bool:
+    """Tells whether text is one JSON value."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -35,39 +36,42 @@ def is_json(text: bytes) -> bool:
 
 
 def object_rows(lines: Iterator[RawRow]) -> Iterator[RawRow]:
-    """Yields the objects of a file; what is none comes as it stands, to be refused at its place.
+    """Yields the objects of a file; anything else is passed on as it is, to be refused at its place.
 
-    An object that begins on the line of another has the number of its row in its place: `file:1 (row 2)`.
+    The place of an object that begins on the same line as another names its row: `file:1 (row 2)`.
 
     Raises:
         UserError: for an object over several lines that is too long.
     """
-    cutter = _ObjectCutter()
-    rows, last, takes_plain_lines = 0, "", False
+    splitter: _ObjectSplitter | None = None
+    rows, last, is_plain = 0, "", False
     for raw in lines:
         content = raw.content
-        if takes_plain_lines and isinstance(content, bytes) and content.endswith(ENDS) and content.startswith(b"{"):
-            rows += 1
+        if (isinstance(content, bytes) and content.startswith(b"{") and content.endswith(ENDS)
+                and (is_plain or (splitter is None and is_json(content)))):
+            rows, is_plain = rows + 1, True
             yield raw
             continue
-        for row in cutter.add(raw):
+        splitter = splitter or _ObjectSplitter(is_plain)
+        for row in splitter.add(raw):
             rows += 1
             yield row if row.place != last else row._replace(place=f"{row.place} (row {rows})")
             last = row.place
-        takes_plain_lines = cutter.takes_plain_lines
-    yield from cutter.give_up()
+        is_plain = splitter.is_plain
+    if splitter is not None:
+        yield from splitter.give_up()
 
 
-class _ObjectCutter:
-    """Takes the lines that are no plain rows, and hands out what they become.
+class _ObjectSplitter:
+    """Takes lines that are not plain rows, and returns the rows they hold.
 
     Attributes:
-        takes_plain_lines: whether a line that looks like an object is one: it is not inside another object, and there
-            are no lines with several objects.
+        is_plain: whether a following line that looks like an object is one: no object is open, and no line so far held
+            several.
     """
 
-    def __init__(self) -> None:
-        self.takes_plain_lines = False  # the first line that is not blank is always searched
+    def __init__(self, is_plain: bool):
+        self.is_plain = is_plain
         self._pieces: list[RawRow] = []
         """The lines so far of an object that is still open."""
         self._depth = self._size = 0
@@ -80,13 +84,13 @@ class _ObjectCutter:
         elif raw.content.strip():
             if self._pieces and raw.content.startswith(b"{") and not self._may_hold_object():
                 yield from self.give_up()
-            yield from self._cut(raw)
-            self.takes_plain_lines = not (self._pieces or self._has_several or self._is_in_fragment)
+            yield from self._split(raw)
+            self.is_plain = not (self._pieces or self._has_several or self._is_in_fragment)
 
     def give_up(self) -> Iterator[RawRow]:
-        """Hands out an object that has no end: the lines that look like rows as rows, those between them as one error.
+        """Yields an object without an end: lines that look like rows as rows, and those between them as one error.
 
-        Which line of it is torn cannot be told, and a torn row must not take the good ones after it along.
+        Nothing tells which line is torn, and a torn row must not take the good ones after it along.
         """
         pieces = self._pieces
         self._forget()
@@ -100,14 +104,14 @@ class _ObjectCutter:
                                               "(was the file cut off?)"))
 
     def _may_hold_object(self) -> bool:
-        """Whether an object that begins at the left margin can be a part of the one that is open."""
+        """Tells whether an object that begins at the left margin can be part of the open one."""
         is_indented = len(self._pieces) > 1 and self._pieces[1].content[:1].isspace()
         last = self._pieces[-1].content.rstrip()[-1:]
         return not is_indented and (last == b":" or (self._depth > 1 and last in (b"[", b",")))
 
-    def _cut(self, raw: RawRow) -> Iterator[RawRow]:
+    def _split(self, raw: RawRow) -> Iterator[RawRow]:
         place, text = raw
-        at = 0  # a line may hold many objects: what is left of it is not copied for each
+        at = 0  # an index, as a line may hold many objects: its rest is not copied for each
         while True:
             if not self._pieces:
                 at = _BETWEEN.match(text, at).end()
@@ -133,15 +137,14 @@ class _ObjectCutter:
                 if self._size > MAX_ROW_BYTES or len(self._pieces) > MAX_ROW_LINES:
                     yield from self._give_up_too_long()
                 return
-            yield from self._whole()
+            yield from self._close()
             at = end
             self._has_several |= text.startswith(b"{", _BETWEEN.match(text, at).end())
 
     def _find_end(self, text: bytes, at: int) -> tuple[int | None, bool]:
-        """(where the open object ends, or None; whether the line ends inside a string, as no line of JSON does).
+        """Finds the end of the open object in `text`, from `at` on.
 
-        Args:
-            at: where to begin in `text`.
+        Returns (the end, or None if it is not on this line; whether the line is torn: it ends inside a string).
         """
         for token in _TOKEN.finditer(text, at):
             if token[0][:1] == b'"':
@@ -162,8 +165,8 @@ class _ObjectCutter:
     def _forget(self) -> None:
         self._pieces, self._depth, self._size = [], 0, 0
 
-    def _whole(self) -> Iterator[RawRow]:
-        """Hands out an object whose brackets are closed. Two torn rows may have closed each other's."""
+    def _close(self) -> Iterator[RawRow]:
+        """Yields an object whose brackets are closed. Two torn rows may have closed each other's."""
         content = b"".join(piece.content for piece in self._pieces)
         if any(piece.content.startswith(b"{") for piece in self._pieces[1:]) and not is_json(content):
             yield from self.give_up()
@@ -179,16 +182,16 @@ class _ObjectCutter:
         yield from self.give_up()
 
     def _no_object(self, place: str, text: bytes) -> Iterator[RawRow]:
-        """Hands out what stands outside of all objects."""
+        """Yields text that stands outside all objects."""
         if self._is_in_fragment or _INSIDE.match(text):
             yield from self._fragment(place)
         else:
             yield RawRow(place, text)
 
     def _fragment(self, place: str) -> Iterator[RawRow]:
-        """Hands out one error for the middle or the end of an object, up to an object at the left margin.
+        """Yields one error for the middle or the end of an object, up to the next object at the left margin.
 
-        What is indented there is a part of the object that was lost, however much like a row it looks.
+        Indented text belongs to the object whose beginning is missing, even if it looks like a row.
         """
         if not self._is_in_fragment:
             yield RawRow(place, UserError(f"{place}: expected one JSON object per row, found the middle or the end of "

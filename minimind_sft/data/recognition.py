@@ -1,4 +1,4 @@
-"""Recognises files that are not what their names say, and says in one line what they are and what helps."""
+"""Recognises files whose content is not what their names say; the error names the content and a remedy."""
 
 import os
 import re
@@ -6,14 +6,13 @@ import shlex
 from codecs import getincrementaldecoder
 from pathlib import Path
 
-from minimind_sft.data.compression import NAMES, start_of
-from minimind_sft.data.json_rows import holds_rows
+from minimind_sft.data.json_arrays import START_BYTES, holds_rows
+from minimind_sft.data.lines import UNPACKERS, opened
 from minimind_sft.errors import UserError
-from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.files import LFS_POINTER, refuse_lfs_pointer
 
 IS_WINDOWS = os.name == "nt"
-START_BYTES = 2**20
-"""Of a file, looked at to recognise it."""
+JSON_KINDS = ("jsonl", "ndjson", "json")
 
 SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind, remedy) for pattern, kind, remedy in (
@@ -30,59 +29,68 @@ SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html)", "",
          "a web page; download the file itself (a page that shows a file is not the file)"),
     ))
-"""How a file begins that is no data, the suffix with which it would be, and what is said about it."""
+"""(beginning of a file that is not text, the suffix under which it is data, the end of the message about it)."""
 
 _JSON_LINE = re.compile(rb'^(?:\xef\xbb\xbf)?[ \t]*[\[\]{}"]', re.MULTILINE)
-"""A line as at least one in a file of JSON begins, even if the file is torn."""
+"""The beginning of a line of JSON; even a torn file of JSON has one."""
 COMMON_CHARACTERS = set("的一是不了在人有我他这个们中来上大为和国到说要就会可你您好请问什么吗")
-"""Chinese text has several of them in every ten characters; text of other languages read as Chinese has hardly any."""
+"""Chinese text has several of these in every ten characters, other text decoded as Chinese hardly any."""
 
 
-def refuse_foreign(path: Path) -> None:
-    """Refuses a file that is something else than its name says, or text in another encoding than UTF-8.
+def read_start(path: Path, kind: str) -> bytes:
+    """Reads the first `START_BYTES` of a file, unpacked, and refuses content that is not what the file's name says.
+
+    Args:
+        kind: as `reading.file_kind`.
 
     Raises:
-        UserError: naming what it is, or if it cannot be read.
+        UserError: saying what the file is and what helps, or if it cannot be read.
     """
-    refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
-            start = file.read(1024)
+            start = file.read(START_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if kind in JSON_KINDS and start[:1] in (b"{", b"[") and b"\0" not in start and _is_text(start, "UTF-8"):
+        return start  # plain JSON, as most files: it has no foreign signature and no other encoding
+    return _checked(path, kind, start)
+
+
+def _checked(path: Path, kind: str, start: bytes) -> bytes:
+    """Returns the first bytes of a file unpacked, given those of the file itself.
+
+    Raises:
+        UserError: as `read_start`.
+    """
+    if start.startswith(LFS_POINTER):
+        refuse_lfs_pointer(path)
     _refuse_signature(path, start)
-    if path.suffix.lower() in NAMES and start and b"\0" not in start and _is_text(start, "UTF-8"):
-        raise UserError(f"{path}: the content is not compressed; rename the file, without {path.suffix}")
-    if path.suffix.lower() not in (".parquet", ".arrow"):
-        _refuse_text(path)
-
-
-def _refuse_text(path: Path) -> None:
-    """Refuses a file of text, unpacked, that is in another encoding or has the wrong suffix."""
-    start = start_of(path, START_BYTES)
-    suffix = path.suffix.lower()
-    if suffix in NAMES:
-        _refuse_signature(path, start[:1024])
-        suffix = Path(path.stem).suffix.lower()
-    encoding = _encoding(start)
+    kind, _, compression = kind.partition(".")
+    if compression:
+        if start and b"\0" not in start[:1024] and _is_text(start[:1024], "UTF-8"):
+            raise UserError(f"{path}: the content is not compressed; rename the file, without {path.suffix}")
+        with opened(path) as file:
+            start = file.read(START_BYTES)
+        _refuse_signature(path, start)
+    encoding = "" if kind in ("parquet", "arrow") else _encoding(start)
     if encoding:
         raise UserError(f"{path}: expected UTF-8, found {encoding} by the look of it; this converts the file: "
                         f"{conversion(path, encoding)}")
-    if suffix in (".txt", ".csv", ".tsv"):
-        if holds_rows(start):
-            raise UserError(f"{path}: the content is rows in JSON; rename the file, {suffix} to .jsonl")
-    elif start.strip() and _is_text(start, "UTF-8") and not _JSON_LINE.search(start):
+    if kind in ("txt", "csv", "tsv") and holds_rows(start):
+        raise UserError(f"{path}: the content is rows in JSON; rename the file, .{kind} to .jsonl")
+    if kind in JSON_KINDS and start.strip() and _is_text(start, "UTF-8") and not _JSON_LINE.search(start):
         raise UserError(f"{path}: expected JSON, found text; running text has the suffix .txt, a table .csv or .tsv")
+    return start
 
 
 def _refuse_signature(path: Path, start: bytes) -> None:
     for pattern, suffix, what in SIGNATURES:
-        if pattern.match(start) and path.suffix.lower() != (suffix or None):
+        if pattern.match(start[:1024]) and path.suffix.lower() != (suffix or None):
             raise UserError(f"{path}: the content is {what}")
 
 
 def _encoding(start: bytes) -> str:
-    """Guesses the encoding of text that is not UTF-8: "" for UTF-8, and where a guess would not be safe."""
+    """Guesses the encoding of text that is not UTF-8; returns "" for UTF-8 and if a guess would not be safe."""
     for encoding, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
         if start.startswith(marks) and _is_text(start, encoding):
             return encoding
@@ -98,14 +106,14 @@ def _encoding(start: bytes) -> str:
 
 def _is_text(text: bytes, encoding: str) -> bool:
     try:
-        getincrementaldecoder(encoding)().decode(text)  # the text may be cut inside a character
+        getincrementaldecoder(encoding)().decode(text)  # incremental, as the text may end inside a character
     except UnicodeDecodeError:
         return False
     return True
 
 
 def looks_like_gb18030(text: bytes) -> bool:
-    """Whether bytes are Chinese text in GB2312's successors: nearly all of it common characters and punctuation."""
+    """Tells whether bytes are Chinese text in GB18030: nearly all of it common characters and punctuation."""
     try:
         decoded = getincrementaldecoder("gb18030")().decode(text)
     except UnicodeDecodeError:
@@ -117,15 +125,15 @@ def looks_like_gb18030(text: bytes) -> bool:
 
 
 def _is_in_gb2312(character: str) -> bool:
-    """Whether it is punctuation, a full-width letter or one of the 3,755 most frequent Chinese characters."""
+    """Tells whether it is punctuation, a full-width letter or one of the 3,755 most frequent Chinese characters."""
     code = character.encode("gb18030")
     return len(code) == 2 and (0xB0 <= code[0] <= 0xD7 or code[0] in (0xA1, 0xA3)) and code[1] >= 0xA1
 
 
 def conversion(path: Path, encoding: str) -> str:
-    """The command line that writes a file as UTF-8 beside it."""
+    """Returns the command that writes a UTF-8 copy beside the file."""
     suffix = path.suffix.lower()
-    unpack = NAMES.get(suffix)
+    unpack = UNPACKERS.get(suffix)
     plain = path.with_suffix("") if unpack else path
     out = plain.with_name(f"{plain.stem}.utf8{plain.suffix}")
     if IS_WINDOWS and not unpack:

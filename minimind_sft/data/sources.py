@@ -1,33 +1,33 @@
-"""What --data_path names: files, globs, and in which proportion they are mixed."""
+"""Resolves `--data_path`: files, folders of `datasets`, globs, and the shares in which they are mixed."""
 
+import glob
 import re
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from minimind_sft.data.reading import exists, find_files
+from minimind_sft.data.arrow import saved_dataset_files
+from minimind_sft.data.reading import file_kind
 from minimind_sft.errors import UserError
+
+FILES_LOOKED_AT = 1000
+"""In a folder given instead of its files, to suggest a glob."""
 
 
 class Source(NamedTuple):
-    """Files that are sampled alike; `share` of the samples of an epoch, None where every sample comes once."""
+    """Files that are sampled alike; `share` of the samples of an epoch, or None if every sample comes once."""
 
     name: str
     files: list[Path]
     share: float | None
 
 
-def split_share(text: str) -> tuple[str, str]:
-    """`a.jsonl:0.7` is ("a.jsonl", "0.7"); without a share, or where a file has that whole name, (text, "")."""
-    match = re.fullmatch(r"(.+):([0-9]{0,9}\.?[0-9]{1,9})", text, re.DOTALL)
-    return (match[1], match[2]) if match and not exists(Path(text)) else (text, "")
-
-
 def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
-    """One source of all files, or with shares one for each of `texts`.
+    """Returns one source with all files, or with shares one source for each of `texts`.
 
     Raises:
-        UserError: naming the flag, for files that are not there, and where only some have a share.
+        UserError: naming the flag, for missing files, and if only some have a share.
     """
     try:
         parts = [(*split_share(text), find_files([split_share(text)[0]])) for text in texts]
@@ -51,3 +51,81 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
                 raise UserError(f"{flag} {name}: {path} is in {seen[path.resolve()]} already")
             seen[path.resolve()] = name
     return [Source(name, found, float(share)) for name, share, found in parts]
+
+
+def split_share(text: str) -> tuple[str, str]:
+    """Splits `a.jsonl:0.7` into ("a.jsonl", "0.7"); without a share, or if a file has the whole name: (text, "")."""
+    match = re.fullmatch(r"(.+):([0-9]{0,9}\.?[0-9]{1,9})", text, re.DOTALL)
+    return (match[1], match[2]) if match and not _exists(Path(text)) else (text, "")
+
+
+def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
+    """Finds the files of names and globs in the order given (a glob's sorted), each file once.
+
+    Raises:
+        UserError: naming the flag, if given, for a name that does not exist, is not a regular file, or has an unknown
+            suffix.
+    """
+    files: dict[Path, Path] = {}
+    try:
+        for path in (path for pattern in patterns for path in _found(str(pattern))):
+            files.setdefault(path.resolve(), path)
+        return [_checked(path) for path in files.values()]
+    except UserError as error:
+        raise UserError(f"{flag} {error}" if flag else str(error)) from error
+
+
+def _found(pattern: str) -> list[Path]:
+    """Finds the files of a name or a glob; a folder written by `datasets.save_to_disk` stands for its files."""
+    path = Path(pattern)
+    # glob.glob, as a pattern for Path.glob must not begin with /
+    paths = [path] if _exists(path) else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
+    if not paths:
+        kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
+        raise UserError(f"{pattern}: {kind}")
+    return [file for path in paths for file in saved_dataset_files(path) or [path]]
+
+
+def _checked(path: Path) -> Path:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, found a folder ({_pattern_in(path)} names the files in it)")
+    if not path.is_file():
+        raise UserError(f"{path}: expected a regular file; it is read more than once")
+    file_kind(path)
+    return path
+
+
+def _pattern_in(folder: Path) -> str:
+    """Suggests a glob for the data files in a folder or right below it: the folder and kind of the largest."""
+    sizes: dict[Path, int] = {}
+    try:
+        for path in sorted(islice(chain(folder.iterdir(), folder.glob("*/*")), FILES_LOOKED_AT)):
+            if _is_data(path):
+                sizes[path] = path.stat().st_size
+    except OSError:
+        sizes = {}
+    largest = max(sizes, key=lambda path: sizes[path], default=folder / ".jsonl")
+    return f"{largest.parent}/*.{file_kind(largest)}"
+
+
+def _is_data(path: Path) -> bool:
+    try:
+        return bool(file_kind(path)) and path.is_file()
+    except UserError:
+        return False
+
+
+def _exists(path: Path) -> bool:
+    """Tells whether a path exists.
+
+    Raises:
+        UserError: if a folder on the way cannot be searched.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from error

@@ -4,8 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from minimind_sft.data.compression import opened
-from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow, lines
+from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow, lines, opened
 from minimind_sft.errors import UserError
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

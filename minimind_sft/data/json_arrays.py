@@ -1,8 +1,4 @@
-"""Cuts a file of JSON into its rows without parsing them, whatever its layout and its suffix.
-
-The layouts: an object a line; objects over several lines or several on one; an array of objects; an array under one
-key of an object, `{"data": [...]}`. The beginning of the file decides.
-"""
+"""Splits an array of rows, the whole file or one value of an object (`{"data": [...]}`), without parsing it."""
 
 import json
 import re
@@ -10,40 +6,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from minimind_sft.data.compression import opened
-from minimind_sft.data.json_objects import is_json, object_rows
-from minimind_sft.data.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_ROW_BYTES, NEWLINE, RawRow, lines
+from minimind_sft.data.json_objects import is_json
+from minimind_sft.data.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_ROW_BYTES, NEWLINE, RawRow
 from minimind_sft.errors import UserError
 
 START_BYTES = 2**20
-"""Of the file, looked at to find its layout."""
+"""Read from the beginning of a file to recognise it and find its layout."""
 FORM_FIELDS = {"conversations", "messages", "conversation", "prompt", "question", "query", "instruction", "completion",
-              "response", "answer", "output", "chosen", "rejected", "text"}
+               "response", "answer", "output", "chosen", "rejected", "text"}
 """An object with one of these is a row itself, not a wrapper of rows."""
 WRAPPERS = {"data", "train", "rows", "examples", "items", "samples", "records", "instances"}
-"""Keys whose list of objects can only be rows. Under another key it counts if its first object has the fields of a
+"""Keys whose list of objects can only be rows. Under another key a list counts if its first object has the fields of a
 conversation: {"dialog": [{"speaker": ..., "text": ...}]} is one conversation in an unknown form, not running text."""
 
+BEGINS_WITH_ROW = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:' + "|".join(sorted(FORM_FIELDS)).encode() + rb')"')
+"""The beginning of a file whose first object cannot be a wrapper."""
+# Between the values of an object, in text with one character per byte.
+_KEY = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*')
+_COMMA = re.compile(r"\s*,")
+_OPENS_OBJECTS = re.compile(r"\[\s*(?=\{)")
+_DECODER = json.JSONDecoder()
+# A string, up to its end or the end of the text read so far, or an opening, closing or separating character.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
+_CLOSER = {b"[": b"]", b"{": b"}"}
 
-def json_rows(path: Path) -> Iterator[RawRow]:
-    """Yields the rows of a file of JSON; blank lines are no rows.
 
-    Raises:
-        UserError: if the file cannot be read, or has several lists of rows under different keys.
+def find_array(start: bytes) -> tuple[int | None, str]:
+    """Finds the array of rows by the beginning of a file.
+
+    Returns (the offset of its opening bracket, or None if the file has objects instead; the key of the array, or "").
     """
-    with opened(path) as file:
-        start = file.read(START_BYTES)
-    before, key = _find_array(start)
-    with opened(path) as file:
-        if before is None:
-            yield from object_rows(lines(file, path))
-            return
-        file.read(before + 1)
-        yield from _array_rows(file, path, 1 + start[:before].count(NEWLINE), key)
-
-
-def _find_array(start: bytes) -> tuple[int | None, str]:
-    """(where the array of rows opens, or None for a file of objects; the key that it stands under, or "")."""
     skipped = len(start) - len(start.removeprefix(BYTE_ORDER_MARK).lstrip())
     first_line, _, others = start[skipped:].partition(NEWLINE)
     if start[skipped:skipped + 1] == b"[":
@@ -53,21 +45,14 @@ def _find_array(start: bytes) -> tuple[int | None, str]:
         is_array, skipped = bool(key), skipped + offset
     else:
         return None, ""
-    if is_array and not (others.strip() and is_json(first_line)):  # else each line is a value of its own
+    if is_array and not (others.strip() and is_json(first_line)):  # otherwise each line is a value of its own
         return skipped, key
     return None, ""
 
 
-# What stands between the values of an object, in text whose every character is a byte.
-_KEY = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*')
-_COMMA = re.compile(r"\s*,")
-_OPENS_OBJECTS = re.compile(r"\[\s*(?=\{)")
-_DECODER = json.JSONDecoder()
-
-
 def _find_wrapped(start: bytes) -> tuple[str, int]:
-    """(the first key of an object that holds a list of rows, where this list opens), or ("", 0)."""
-    text = start.decode("latin-1")  # a character a byte: offsets stay what they are
+    """Returns (the first key of an object that holds a list of rows, the offset of this list), or ("", 0)."""
+    text = start.decode("latin-1")  # one character per byte, so that offsets stay the same
     try:
         for name, at in _members(text, 1):
             if name in FORM_FIELDS:
@@ -76,16 +61,16 @@ def _find_wrapped(start: bytes) -> tuple[str, int]:
             if objects:
                 is_wrapper = name in WRAPPERS or _begins_with_conversation(text, objects.end())
                 return (name, at) if is_wrapper else ("", 0)
-    except (ValueError, RecursionError):  # broken, or longer than what was read: then it is no wrapper
+    except (ValueError, RecursionError):  # broken, or longer than `start`: not a wrapper
         pass
     return "", 0
 
 
 def _members(text: str, position: int) -> Iterator[tuple[str, int]]:
-    """Yields (key, where its value begins) for the members of an object, from where a key may begin.
+    """Yields (key, offset of its value) for the members of an object, from a position before a key.
 
     Raises:
-        ValueError: where the text is broken or ends.
+        ValueError: if the text is broken or ends.
     """
     while key := _KEY.match(text, position):
         yield json.loads(key[1].encode("latin-1")), key.end()
@@ -97,7 +82,7 @@ def _members(text: str, position: int) -> Iterator[tuple[str, int]]:
 
 
 def holds_rows(start: bytes) -> bool:
-    """Whether the beginning of a file is JSON with a row in it, whatever the file's name says."""
+    """Tells whether a file begins with JSON that holds a row, whatever the file is called."""
     text = start.removeprefix(BYTE_ORDER_MARK).lstrip(b"[ \t\r\n").decode("latin-1")
     try:
         return text.startswith("{") and any(name in FORM_FIELDS for name, _ in _members(text, 1))
@@ -110,31 +95,26 @@ def _begins_with_conversation(text: str, position: int) -> bool:
     return not FORM_FIELDS.isdisjoint(row.keys() - {"text"})
 
 
-# A string (to its end, or to the end of what was read so far), or what opens, closes or separates.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
-CLOSER = {b"[": b"]", b"{": b"}"}
-
-
-def _array_rows(file: IO[bytes], path: Path, line: int, key: str) -> Iterator[RawRow]:
-    """Yields the elements of an array, so that each can be wrong for itself, then what is wrong behind it.
+def array_rows(file: IO[bytes], path: Path, line: int, key: str) -> Iterator[RawRow]:
+    """Yields the elements of an array unparsed, then an error if something is wrong after the array.
 
     Args:
-        file: read up to the bracket that opens the array.
-        line: of this bracket.
-        key: where the array stands in the object that wraps it; "" for an array that is the whole file.
+        file: read up to and including the opening bracket.
+        line: the line of this bracket.
+        key: the array's key in the object around it; "" if the array is the whole file.
     """
     rows = line_before = size = 0
-    closers = [b"]"]  # of what is open
+    closers = [b"]"]  # one for each open bracket
     pieces: list[bytes] = []
     structure = _structure(file)
     for before, mark in structure:
         pieces.append(before)
         size += len(before) + len(mark)
-        if mark in CLOSER:
-            closers.append(CLOSER[mark])
+        if mark in _CLOSER:
+            closers.append(_CLOSER[mark])
         elif mark == closers[-1]:
             closers.pop()
-        elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row its JSON tells
+        elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row the parser reports it
             raise UserError(f"{path}:{line}: expected , or ] after a row of the array, found {mark.decode()}")
         if size > MAX_ROW_BYTES:
             raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
@@ -168,7 +148,7 @@ def _place(path: Path, line: int, line_before: int, rows: int) -> str:
 
 
 def _rest(structure: Iterator[tuple[bytes, bytes]]) -> bytes:
-    """Reads the text behind an array: all of it, or at least `START_BYTES`."""
+    """Reads the text after an array: all of it, or at least `START_BYTES`."""
     rest, size = [], 0
     for before, mark in structure:
         rest += [before, mark]
@@ -179,10 +159,10 @@ def _rest(structure: Iterator[tuple[bytes, bytes]]) -> bytes:
 
 
 def _problem_after(rest: bytes, place: str, key: str) -> str:
-    """Says what is wrong with the text behind an array; "" if nothing is.
+    """Says what is wrong with the text after an array; returns "" if nothing is.
 
     Raises:
-        UserError: if the object around the array holds other rows too: half of the data must not count as all.
+        UserError: if the object around the array holds other rows too: half of the data must not count as all of it.
     """
     if not key:
         return "expected nothing after the array" if rest.strip() else ""
@@ -194,7 +174,7 @@ def _problem_after(rest: bytes, place: str, key: str) -> str:
                 raise UserError(f"{place}: expected one list of rows in the object, found {key} and {name}; write each "
                                 "to a file of its own")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        pass  # is said below
+        pass  # reported below
     if is_json(b'{"":0' + rest):
         return ""
     if len(rest) > START_BYTES:
@@ -203,7 +183,7 @@ def _problem_after(rest: bytes, place: str, key: str) -> str:
 
 
 def _structure(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """JSON cut at each `[ ] { } ,` outside of strings: (what stands before it, itself), at last (the rest, b"")."""
+    """Splits JSON at each `[ ] { } ,` outside strings; yields (the text before it, it), at last (the rest, b"")."""
     buffer, start, position = b"", 0, 0
     while True:
         token = _TOKEN.search(buffer, position)
@@ -212,7 +192,7 @@ def _structure(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
             if not block:
                 yield buffer[start:], b""
                 return
-            if len(buffer) - start > MAX_ROW_BYTES:  # no caller would keep a row with such a string
+            if len(buffer) - start > MAX_ROW_BYTES:  # longer than any row may be
                 yield buffer[start:], b""
                 return
             position = (len(buffer) if token is None else token.start()) - start
