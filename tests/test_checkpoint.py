@@ -25,7 +25,7 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.manifest import Damaged
 from minimind_sft.training.optim import build_optimizer
-from minimind_sft.training.resume_state import TrainState, read_state, write_shard
+from minimind_sft.training.resume_state import TrainState, load_tensors, read_state, write_shard
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
@@ -78,7 +78,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
     assert path.name == "step-00000007"
     model = MiniMindForCausalLM(trained[0].config)
     optimizer, other_scaler = build_optimizer(model, 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=True)
-    checkpoints(tmp_path).load(path, model, optimizer, other_scaler)
+    load_tensors(path, model, optimizer, other_scaler, CPU)
     for one, other in zip(trained[0].parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
         assert set(optimizer.state[other]) == {"step", "exp_avg", "exp_avg_sq"}
@@ -120,7 +120,7 @@ def test_what_is_written_in_the_background_is_the_state_it_began_with(tmp_path, 
 
     other, other_scale = MiniMindForCausalLM(model.config), torch.amp.GradScaler("cpu", enabled=True)
     other_optimizer = build_optimizer(other, 1e-2, 0.1)
-    own.load(newest(tmp_path)[0], other, other_optimizer, other_scale)
+    load_tensors(newest(tmp_path)[0], other, other_optimizer, other_scale, CPU)
     assert read_state(tmp_path / "step-00000007").step == 7 and other_scale.get_scale() == 8.0
     for one, (wanted, moments) in zip(other.parameters(), before, strict=True):
         assert torch.equal(one, wanted)
@@ -249,7 +249,7 @@ def test_another_models_state_is_refused_by_the_parameters_name(tmp_path):
     path = save(tmp_path, (model, build_optimizer(model, 1e-2, 0.1)), 1)
     moe = MiniMindForCausalLM(TINY_MOE)
     with pytest.raises(UserError, match=r"not the parameters of this model: model\.layers\.0\.mlp"):
-        checkpoints(tmp_path).load(path, moe, build_optimizer(moe, 1e-2, 0.1), scaler())
+        load_tensors(path, moe, build_optimizer(moe, 1e-2, 0.1), scaler(), CPU)
 
 
 def test_nothing_in_a_state_is_a_pickle(tmp_path, trained):
@@ -273,7 +273,7 @@ def test_shards_are_read_as_one(tmp_path, trained):
     model = MiniMindForCausalLM(trained[0].config)
     optimizer = build_optimizer(model, 1e-2, 0.1)
     assert read_state(path).step == 1
-    checkpoints(tmp_path).load(path, model, optimizer, scaler())
+    load_tensors(path, model, optimizer, scaler(), CPU)
     for one, other in zip(trained[0].parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)
         assert all(torch.equal(value, optimizer.state[other][kind]) for kind, value in trained[1].state[one].items())

@@ -20,7 +20,7 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import fit, planned_steps, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
-from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.resume_state import TrainState, load_tensors
 from minimind_sft.training.saving import Saver
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -47,7 +47,7 @@ class Training:
         self.checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
         if resume:
             path, self.state, _ = self.checkpoints.newest()
-            self.checkpoints.load(path, self.model, self.optimizer, self.learner.scaler)
+            load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
         self.steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
         self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(config, self.steps),
                                  step=self.state.step, is_main=True)

@@ -11,7 +11,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import shown
 from minimind_sft.training.checkpoint import Checkpoints
-from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.resume_state import TrainState, load_tensors
 from minimind_sft.training.run import Run
 
 CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",
@@ -104,6 +104,6 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMin
     if state.samples_per_step != fresh.samples_per_step:
         run.say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
                 f"(the flags say {fresh.samples_per_step})")
-    checkpoints.load(path, model, optimizer, scaler)
+    load_tensors(path, model, optimizer, scaler, run.ranks)
     run.say(f"resume      {shown(path)}")
     return replace(state, identity=fresh.identity)

@@ -1,12 +1,12 @@
-"""The files of a resume state: everything that going on from a step needs, in full precision.
+"""Reads and writes one resume state: everything a run needs to continue from a step, in full precision.
 
-A state is a folder `step-00000123/`: `state.json`, and the model's parameters and AdamW's moments as safetensors,
-`weights-00001-of-00001.safetensors` and `optimizer-00001-of-00001.safetensors`, or one pair per rank where the model
-is sharded. The shards of a tensor follow each other along its first dimension, so that a state made by any number of
-ranks is read by any other. The manifest says the SHA-256 of each (manifest.py).
+A state is a folder `step-00000123/`: counters in `state.json`; the model's parameters and AdamW's moments as
+safetensors, `weights-00001-of-00001.safetensors` and `optimizer-00001-of-00001.safetensors`, or a pair per rank if the
+model is sharded. The shards of a tensor follow one another along its first dimension, so a state written by any number
+of ranks can be read by any other number. A manifest lists the SHA-256 of each file (manifest.py).
 
-Random state: dropout's is a pure function of (seed, step, rank), set anew at every step (`loop.seed_step`), and the
-data order is one of (seed, epoch). The seed and the step are therefore all the random state there is.
+Random state is not among it: dropout's is a pure function of (seed, step, rank), set anew at every step
+(`loop.seed_step`), and the data order is one of (seed, epoch).
 """
 
 import re
@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_object, sha256_of_file, sync
+from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.manifest import MANIFEST, Damaged, verify
-from minimind_sft.training.parallel import is_sharded, own_part
+from minimind_sft.training.parallel import is_sharded, own_part, place
 
 FORMAT = 1
 STATE = "state.json"
@@ -32,33 +33,33 @@ DTYPES = {"F32": torch.float32, "F64": torch.float64}
 
 @dataclass
 class TrainState:
-    """Where a training stands, between two steps."""
+    """How far a run is, between two steps."""
 
     step: int = 0
     """Steps taken: the position in the data."""
     updates: int = 0
-    """Optimizer updates made: the position in the schedule; a step that changes nothing makes none."""
+    """Updates made: the position in the schedule. A skipped step makes none."""
     bad_steps: int = 0
     """Steps skipped because their loss or gradient was not finite."""
     bad_steps_in_a_row: int = 0
     samples_per_step: int = 0
-    """Conversations per step, over all ranks; another number of ranks divides the same batch anew."""
+    """Conversations per step over all ranks; another number of ranks divides the same batch differently."""
     supervised_tokens: int = 0
     eval_loss: float | None = None
-    """The validation loss of the weights as they stand; None where they were not evaluated."""
+    """The validation loss of the weights as they are; None if it has not been measured."""
     best_eval_loss: float | None = None
     finished: bool = False
     identity: dict = field(default_factory=dict)
-    """What the run is of (model, tokenizer, data, ...); a resumed run must agree (see `identity.run_identity`)."""
+    """What identifies the run: model, tokenizer, data, ... A resumed run must agree (`identity.run_identity`)."""
     settings: dict = field(default_factory=dict)
-    """The settings that decide what is learned; a resumed run tells where its own differ."""
+    """Settings that decide what is learned. A resumed run may change them, and says so."""
 
 
 def read_state(path: Path) -> TrainState:
-    """The counters of the state at `path`, after all of its files were verified.
+    """Reads the counters of a state after verifying all of its files.
 
     Raises:
-        Damaged: naming the file and what is wrong with it.
+        Damaged: naming the file and its fault.
     """
     names = verify(path, lambda name: name == STATE or PART.fullmatch(name) is not None)
     if set(names) != {STATE, *_shard_names(sum(name.startswith("weights") for name in names))}:
@@ -71,13 +72,13 @@ def read_state(path: Path) -> TrainState:
             with safe_open(path / name, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise Damaged(f"{name} is no safetensors file ({error})") from error
+            raise Damaged(f"{name} is not a safetensors file ({error})") from error
     try:
         record = read_object(path / STATE)
-        told = record["format"], set(record["state"])
+        version = record["format"], set(record["state"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise Damaged(f"{STATE} cannot be read ({error})") from error
-    if told != (FORMAT, {one.name for one in fields(TrainState)}):
+    if version != (FORMAT, {one.name for one in fields(TrainState)}):
         raise Damaged(f"{STATE} was written by another version of this project")
     state = TrainState(**record["state"])
     if path.name != f"step-{state.step:08d}":
@@ -85,19 +86,53 @@ def read_state(path: Path) -> TrainState:
     return state
 
 
+def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                 ranks: Ranks) -> None:
+    """Loads the tensors of a state into the model, the optimizer and the scaler of every rank.
+
+    The main rank reads the files and sends the others their parts.
+
+    Raises:
+        UserError: if they are not the tensors of this model.
+    """
+    weights, moments = ranks.on_main(lambda: (_kinds_in(path, "weights"), _kinds_in(path, "optimizer")))
+
+    def read(part: str, key: str, kind: tuple[torch.Size, torch.dtype], like: nn.Parameter) -> Tensor:
+        shape, dtype = kind
+        tensor = _read_tensor(path, part, key) if ranks.is_main else torch.empty(shape, dtype=dtype)
+        return place(tensor, like, ranks)
+
+    parameters = dict(model.named_parameters())
+    if set(weights) != set(parameters):
+        odd = sorted(set(weights) ^ set(parameters))[0]
+        raise UserError(f"{path}: not the parameters of this model: {odd} is on one side only")
+    for name, parameter in parameters.items():
+        shape, _ = weights[name]
+        if shape != parameter.shape:
+            raise UserError(f"{path}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}")
+        with torch.no_grad():
+            parameter.copy_(read("weights", name, weights[name], parameter))
+        optimizer.state[parameter] = {key.split("|", 1)[0]: read("optimizer", key, kind, parameter)
+                                      for key, kind in moments.items() if key.endswith(f"|{name}")}
+    scaling = ranks.on_main(lambda: read_object(path / STATE)["scaler"])
+    if scaling:  # empty unless the run so far was in float16
+        scaler.load_state_dict(scaling)
+
+
 def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int, *,
               copied: bool) -> dict[str, dict[str, Tensor]]:
-    """What this rank has to write, {file: {name: tensor}}; of a model that is not sharded only the main rank has some.
+    """Collects what this rank has to write, {file: {name: tensor}}; unless the model is sharded, only the main rank
+    has anything.
 
     Args:
-        copied: as copies, which further training does not change, instead of the tensors themselves.
+        copied: copies the tensors, so that further training does not change them.
     """
     shards = world_size if is_sharded(model) else 1
     if rank >= shards:
         return {}
     weights = dict(model.named_parameters())
     assert is_sharded(model) == all(isinstance(weight, DTensor) for weight in weights.values()), "see parallel.reshard"
-    # By "<kind>|<parameter name>", so that each finds its parameter again however the optimizer groups them.
+    # Keyed by "<kind>|<parameter name>", which does not depend on how the optimizer groups parameters.
     moments = {f"{kind}|{name}": tensor for name, parameter in weights.items()
                for kind, tensor in optimizer.state.get(parameter, {}).items()}
     return {
@@ -108,20 +143,20 @@ def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, wor
 
 
 def write_shard(folder: Path, files: dict[str, dict[str, Tensor]]) -> dict[str, str]:
-    """Writes what `own_shard` gave; the SHA-256 of each file by its name.
+    """Writes what `own_shard` collected; returns the SHA-256 of each file by its name.
 
     Raises:
         UserError: for a tensor that is not finite.
     """
-    sums = {}
+    checksums = {}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(f"{name} is not finite")
         save_file(tensors, folder / file)
         sync(folder / file)
-        sums[file] = sha256_of_file(folder / file)
-    return sums
+        checksums[file] = sha256_of_file(folder / file)
+    return checksums
 
 
 def _shard_name(part: str, shard: int, shards: int) -> str:
@@ -136,8 +171,8 @@ def _shards_of(path: Path, part: str) -> list[Path]:
     return sorted(path.glob(f"{part}-*.safetensors"))
 
 
-def tensors_in(path: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and dtype of each whole tensor of a state's weights or optimizer, by name."""
+def _kinds_in(path: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Returns shape and dtype of each unsharded tensor of a state's weights or optimizer, by name."""
     kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
     for shard in _shards_of(path, part):
         with safe_open(shard, "pt") as file:
@@ -150,8 +185,8 @@ def tensors_in(path: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype
     return kinds
 
 
-def read_whole(path: Path, part: str, name: str) -> Tensor:
-    """A tensor of a state's weights or optimizer, put together from its shards."""
+def _read_tensor(path: Path, part: str, name: str) -> Tensor:
+    """Reads a tensor of a state's weights or optimizer, joined from its shards."""
     shards = []
     for shard in _shards_of(path, part):
         with safe_open(shard, "pt") as file:
