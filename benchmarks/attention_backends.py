@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import torch
 
 from minimind_sft.device import resolve_device
 from minimind_sft.errors import run_program
-from minimind_sft.model.attention import PaddedGroups
-from minimind_sft.model.attention_kernels import Varlen, varlen_groups_heads
+from minimind_sft.model.kernels.padded_attention import PaddedAttention, flash_attention
+from minimind_sft.model.kernels.selection import Attend
+from minimind_sft.model.kernels.varlen_attention import VarlenAttention, groups_heads
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 4, 64
 
@@ -35,18 +37,18 @@ def main() -> int:
     arguments = parser.parse_args()
 
     device = resolve_device(arguments.device)
-    backends = [PaddedGroups]
-    if device.type == "cuda" and varlen_groups_heads():
-        backends.append(Varlen)
+    backends = {"PaddedAttention": lambda: PaddedAttention(cu_seqlens, qkv[2], flash_attention)}
+    if device.type == "cuda" and groups_heads():
+        backends["VarlenAttention"] = lambda: VarlenAttention(cu_seqlens, device)
     cu_seqlens = boundaries(arguments.tokens, arguments.longest)
     qkv = [torch.randn(arguments.tokens, heads, HEAD_DIM, dtype=torch.bfloat16, device=device, requires_grad=True)
            for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    milliseconds = {backend.__name__: [] for backend in backends}
+    milliseconds = {name: [] for name in backends}
     for round_ in range(-3, arguments.rounds):  # three to warm up
-        for backend in backends:
-            elapsed = seconds(backend, cu_seqlens, qkv, device)
+        for name, make in backends.items():
+            elapsed = seconds(make, qkv, device)
             if round_ >= 0:
-                milliseconds[backend.__name__].append(1000 * elapsed)
+                milliseconds[name].append(1000 * elapsed)
     rows = {name: statistics.median(own) for name, own in milliseconds.items()}
     print(f"| {'backend':<12} | {'ms':>8} |\n|{'-' * 14}|{'-' * 9}:|")
     for name, median in rows.items():
@@ -69,9 +71,9 @@ def boundaries(tokens: int, longest: int) -> tuple[int, ...]:
     return tuple(accumulate(lengths, initial=0))
 
 
-def seconds(backend: type, cu_seqlens: tuple[int, ...], qkv: list[torch.Tensor], device: torch.device) -> float:
+def seconds(make: Callable[[], Attend], qkv: list[torch.Tensor], device: torch.device) -> float:
     start = time.perf_counter()
-    torch.autograd.grad(backend(cu_seqlens, qkv[2])(*qkv).sum(), qkv)
+    torch.autograd.grad(make()(*qkv).sum(), qkv)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -26,9 +26,9 @@ from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import run_program
-from minimind_sft.model import moe
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kernels import selection
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.learner import Learner
@@ -62,9 +62,9 @@ class Bench:
 
     def seconds(self, contender: str, step: int) -> float:
         learner = self.learners[CONTENDERS[contender]]
-        usual = moe.can_be_grouped
+        usual = selection.can_be_grouped
         if contender == "loop":
-            moe.can_be_grouped = lambda x, weight: False
+            selection.can_be_grouped = lambda *tensors: False
         try:
             start = time.perf_counter()
             result = train_step(learner, self.steps[step], 1.0)
@@ -72,7 +72,7 @@ class Bench:
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - start
         finally:
-            moe.can_be_grouped = usual
+            selection.can_be_grouped = usual
         assert result.skipped is None
         return elapsed
 

@@ -14,8 +14,9 @@ from minimind_sft.data import batching
 from minimind_sft.data.batching import Batch
 from minimind_sft.data.example import Example
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model import attention, decoder, swiglu
-from minimind_sft.model.norm import RMSNorm
+from minimind_sft.model import decoder
+from minimind_sft.model.kernels import norm, padded_attention, selection
+from minimind_sft.model.kernels.selection import plain_formulas
 from minimind_sft.model.precision import at_least_float32
 
 
@@ -42,18 +43,12 @@ def padded_collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
 real_collate = batching.collate
 
 
-def low_precision_attention(q_BLQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, dropout: float = 0.0) -> Tensor:
+def low_precision_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropout: float = 0.0) -> Tensor:
     """In the dtype of `v`, which is bfloat16 under autocast."""
-    out_BQLD = F.scaled_dot_product_attention(
-        *(x.to(v_BLD.dtype) for x in (q_BLQD.transpose(1, 2), k_BLD[:, None], v_BLD[:, None])),
+    out_BQLK = F.scaled_dot_product_attention(
+        *(x.to(v_BLK.dtype) for x in (q_BLQK.transpose(1, 2), k_BLK[:, None], v_BLK[:, None])),
         dropout_p=dropout, is_causal=True, enable_gqa=True)
-    return out_BQLD.transpose(1, 2)
-
-
-def plain_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, labels_S: Tensor) -> Tensor:
-    """The logits of the supervised positions, all at once, and autograd's gradient."""
-    logits_SV = at_least_float32(F.linear(hidden_ND[:len(labels_S)], head_VD))
-    return F.cross_entropy(logits_SV, labels_S, reduction="sum")
+    return out_BQLK.transpose(1, 2)
 
 
 def collate_all_wanted(examples: Sequence[Example], multiple: int = 1) -> Batch:
@@ -68,39 +63,27 @@ def full_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, labels_T: Tensor) -> 
     return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def pytorch_norm(module: RMSNorm, x: Tensor) -> Tensor:
-    normed = F.rms_norm(at_least_float32(x), module.weight.shape, at_least_float32(module.weight), module.eps)
-    return normed.to(module.weight.dtype)
-
-
-def autograd_rope(x_THD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rope
-    first, second = x_THD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
 VARIANTS = {
     "padding": Variant("no padding: documents end to end", lambda: [patch.object(batching, "collate", padded_collate)]),
     "bfloat16": Variant("matrices multiplied in bfloat16", list, needs_bfloat16=True),
     "attention": Variant("batched products over short documents (else flash attention)",
-                         lambda: [patch.object(attention, "SHORT", 0)]),
+                         lambda: [patch.object(selection, "SHORT", 0)]),
     "attention32": Variant("attention in float32 (else flash attention in bfloat16)",
-                           lambda: [patch.object(attention, "SHORT", 0),
-                                    patch.object(attention, "causal_attention", low_precision_attention)],
+                           lambda: [patch.object(selection, "SHORT", 0),
+                                    patch.object(padded_attention, "flash_attention", low_precision_attention)],
                            needs_bfloat16=True),
     "groups": Variant("documents of similar length attended to together",
-                      lambda: [patch.object(attention, "MAX_PADDING", 0.0)]),
+                      lambda: [patch.object(padded_attention, "MAX_PADDING", 0.0)]),
     "supervised": Variant("head and last feed-forward network on supervised positions only",
                           lambda: [patch.object(batching, "collate", collate_all_wanted),
                                    patch.object(decoder, "cross_entropy_sum", full_cross_entropy)]),
     "last": Variant("the last feed-forward network on supervised positions only",
-                    lambda: [patch.object(decoder, "selects_early", lambda device: False)]),
+                    lambda: [patch.object(selection, "skips_unread_positions", lambda device: False)]),
     "loss": Variant("the loss's gradient taken while its logits exist",
-                    lambda: [patch.object(decoder, "cross_entropy_sum", plain_cross_entropy)]),
+                    lambda: [plain_formulas("cross_entropy_sum")]),
     "gradients": Variant("gradients of RMSNorm, RoPE and SwiGLU written out",
-                         lambda: [patch.object(RMSNorm, "forward", pytorch_norm),
-                                  patch.object(decoder, "apply_rope", autograd_rope),
-                                  patch.object(swiglu, "gated", lambda gate, up: F.silu(gate) * up)]),
+                         lambda: [plain_formulas("apply_rope", "gated"),
+                                  patch.object(norm, "rms_norm", norm.pytorch_rms_norm)]),
     "adamw": Variant("fused AdamW", list),
 }
 

@@ -22,9 +22,9 @@ from minimind_sft.data.batching import StepBatch, TrainingSteps, collate
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.errors import run_program
-from minimind_sft.model import attention
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kernels import padded_attention
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
@@ -54,7 +54,7 @@ class Cut:
     step: Callable[[ExampleDataset, Ranks], StepBatch]
     world_size: int = 1
     parallel: str = "ddp"
-    padding: float = attention.MAX_PADDING
+    padding: float = padded_attention.MAX_PADDING
 
 
 def main() -> int:
@@ -154,11 +154,11 @@ def _gradients(cut: Cut, model_name: str, ranks: Ranks) -> Gradients:
     wrapped = parallelize(model, ranks, cut.parallel, torch.float32)
     keeper = GradientKeeper(model.parameters(), lr=0.0)
     learner = Learner(model, wrapped, keeper, torch.amp.GradScaler("cpu", enabled=False), ranks, torch.float32)
-    usual, attention.MAX_PADDING = attention.MAX_PADDING, cut.padding
+    usual, padded_attention.MAX_PADDING = padded_attention.MAX_PADDING, cut.padding
     try:
         train_step(learner, cut.step(documents(), ranks), grad_clip=0.0)
     finally:
-        attention.MAX_PADDING = usual
+        padded_attention.MAX_PADDING = usual
     return {name: keeper.gradients[i] for i, (name, _) in enumerate(model.named_parameters())}
 
 

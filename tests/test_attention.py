@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_attention
 
-from minimind_sft.model import attention, short_attention
-from minimind_sft.model.attention import MAX_PADDING, Documents, similar_lengths
+from minimind_sft.model.attention import Documents
+from minimind_sft.model.kernels import padded_attention, selection, short_attention
+from minimind_sft.model.kernels.padded_attention import MAX_PADDING, similar_lengths
 
 
 @pytest.mark.parametrize(("short", "block"), [(0, 64), (5, 64), (99, 64), (99, 4)])
@@ -17,7 +18,7 @@ from minimind_sft.model.attention import MAX_PADDING, Documents, similar_lengths
     (0, 1), (0, 7), (0, 3, 6, 9), (0, 9, 10, 15, 20, 22), (0, 0, 4, 4, 11, 11), (0, 5, 6, 7, 8, 14, 20),
 ])
 def test_documents_see_their_own_past_only(cu_seqlens, short, block, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(selection, "SHORT", short)
     monkeypatch.setattr(short_attention, "BLOCK", block)
     qkv = flat_qkv(cu_seqlens[-1])
     ours = Documents(cu_seqlens, CPU).attend(0, *qkv)
@@ -30,7 +31,7 @@ def test_documents_see_their_own_past_only(cu_seqlens, short, block, monkeypatch
 
 def test_documents_of_one_block_of_several_and_too_long_for_blocks(monkeypatch):
     """Of 64, 65, 384 and 385 tokens, against PyTorch's attention."""
-    monkeypatch.setattr(attention, "MAX_PADDING", 0.0)
+    monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
     cu_seqlens = (0, 64, 129, 513, 898)
     qkv = flat_qkv(cu_seqlens[-1])
     ours = Documents(cu_seqlens, CPU).attend(0, *qkv)
@@ -46,14 +47,14 @@ def test_documents_of_one_block_of_several_and_too_long_for_blocks(monkeypatch):
 
 
 def test_documents_of_up_to_384_tokens_are_short(monkeypatch):
-    seen = []
+    seen, original = [], short_attention.short_attention
 
-    def spy(q_BLQD, k_BLD, v_BLD):
-        seen.append(q_BLQD.shape[1])
-        return short_attention.short_attention(q_BLQD, k_BLD, v_BLD)
+    def spy(q_BLQK, k_BLK, v_BLK):
+        seen.append(q_BLQK.shape[1])
+        return original(q_BLQK, k_BLK, v_BLK)
 
-    monkeypatch.setattr(attention, "MAX_PADDING", 0.0)
-    monkeypatch.setattr(attention, "short_attention", spy)
+    monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
+    monkeypatch.setattr(selection, "short_attention", spy)
     Documents((0, 384, 769), CPU).attend(0, *flat_qkv(769))
     assert seen == [384]
 
@@ -64,11 +65,11 @@ def test_the_weights_of_a_block_stay_only_where_a_gradient_is_wanted(wanted, kep
     made, alive = [], []
     softmax = torch.Tensor.softmax
 
-    def spy(scores_BRP, dim):
+    def spy(scores_BWP, dim):
         alive.append(sum(one() is not None for one in made))
-        weights_BRP = softmax(scores_BRP, dim)
-        made.append(weakref.ref(weights_BRP))
-        return weights_BRP
+        weights_BWP = softmax(scores_BWP, dim)
+        made.append(weakref.ref(weights_BWP))
+        return weights_BWP
 
     monkeypatch.setattr(torch.Tensor, "softmax", spy)
     Documents((0, 256), CPU).attend(0, *(x.detach().requires_grad_(wanted) for x in flat_qkv(256)))
@@ -110,7 +111,7 @@ def test_padding_stays_small_and_every_document_is_in_one_group():
 @pytest.mark.parametrize("short", [0, 384])
 def test_scores_are_float32_under_autocast_on_the_cpu(short, monkeypatch):
     """Scores of some hundred, whose softmax bfloat16 would get wrong: its neighbours of 256 are 255 and 258."""
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(selection, "SHORT", short)
     q, k, v = (x.detach() for x in flat_qkv(60, torch.float32))
     q, v = 100 * q, v.bfloat16()
     exact = [x.double().requires_grad_() for x in (q, k, v)]

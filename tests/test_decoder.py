@@ -17,9 +17,11 @@ from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model import decoder
+from minimind_sft.model import attention
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kernels import selection
+from minimind_sft.model.layers import RMSNorm
 
 # documents
 
@@ -101,15 +103,15 @@ def test_a_float64_model_has_float64_losses():
 
 def test_under_bfloat16_autocast_norms_rope_and_losses_stay_float32(monkeypatch):
     model, batch, seen = build(TINY_MOE, std=0.1), random_batch([30, 12]), {}
-    original = decoder.apply_rope
+    original = attention.apply_rope
 
     def spy(x, rope):
         seen["rope"] = original(x, rope)
         return seen["rope"]
 
-    monkeypatch.setattr(decoder, "apply_rope", spy)
+    monkeypatch.setattr(attention, "apply_rope", spy)
     for name, module in model.named_modules():
-        if isinstance(module, decoder.RMSNorm) or name.endswith("up_proj"):
+        if isinstance(module, RMSNorm) or name.endswith("up_proj"):
             module.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
     exact = model(*batch)
     seen.clear()
@@ -246,7 +248,7 @@ def test_the_last_feed_forward_network_at_supervised_positions_only_gives_the_sa
         return [*losses, *torch.autograd.grad(sum(losses), list(model.parameters()))]
 
     early, found = gradients(supervised), gradients()
-    monkeypatch.setattr(decoder, "selects_early", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(selection, "skips_unread_positions", lambda device: False)  # as on a GPU
     late = gradients(supervised)
     torch.testing.assert_close(early, found, rtol=0, atol=0)
     torch.testing.assert_close(early, late, rtol=1e-12, atol=1e-13)
@@ -266,7 +268,7 @@ def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_
         return counter.get_total_flops()
 
     early = flops()
-    monkeypatch.setattr(decoder, "selects_early", lambda device: False)
+    monkeypatch.setattr(selection, "skips_unread_positions", lambda device: False)
     assert flops() - early == 128 * 6 * 3 * TINY.hidden_size * TINY.intermediate_size
 
 
@@ -274,7 +276,7 @@ def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_
 def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config, monkeypatch):
     torch.compiler.reset()
     graphs, backend = counted_graphs()
-    monkeypatch.setattr(decoder, "selects_early", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(selection, "skips_unread_positions", lambda device: False)  # as on a GPU
     model = MiniMindForCausalLM(replace(config, num_hidden_layers=6)).train()
     for layer in model.model.layers:
         layer.compile(dynamic=False, backend=backend)

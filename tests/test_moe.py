@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimind_sft.model import moe
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, can_be_grouped, expert_matmul, looped_mm
+from minimind_sft.model.kernels import grouped_experts
+from minimind_sft.model.kernels.grouped_experts import grouped_mm, looped_mm
+from minimind_sft.model.kernels.selection import can_be_grouped
+from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 
 HIDDEN, WIDTH, EXPERTS = 6, 5, 4
 
@@ -52,8 +54,7 @@ def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
     x = torch.randn(ends[-1], 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(EXPERTS, 24, 16, dtype=dtype, requires_grad=True)
     ends = torch.tensor(ends, dtype=torch.int32)
-    assert can_be_grouped(x, weight) == (len(x) > 0)
-    ours, plain = expert_matmul(x, weight, ends), looped_mm(x, weight.transpose(1, 2), offs=ends)
+    ours, plain = grouped_mm(x, weight, ends), looped_mm(x, weight, ends)
     torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
     grad = torch.randn_like(plain)
     for one, other in zip(torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad),
@@ -61,19 +62,21 @@ def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "dtype"), [
-    (16, 24, torch.float64), (6, 8, torch.bfloat16), (8, 4, torch.bfloat16), (6, 4, torch.float32),
+@pytest.mark.parametrize(("inputs", "width", "dtype", "grouped"), [
+    (16, 24, torch.float32, True), (16, 24, torch.bfloat16, True), (16, 24, torch.float64, False),
+    (6, 8, torch.bfloat16, False), (8, 4, torch.bfloat16, False), (6, 4, torch.float32, False),
 ])
-def test_the_loop_takes_what_cannot_be_grouped(inputs, outputs, dtype):
-    x, weight = torch.randn(3, inputs, dtype=dtype), torch.randn(2, outputs, inputs, dtype=dtype)
-    y = expert_matmul(x, weight, torch.tensor([1, 3], dtype=torch.int32))
-    torch.testing.assert_close(y, torch.cat([x[:1] @ weight[0].T, x[1:] @ weight[1].T]))
+def test_experts_are_grouped_where_rows_are_whole_16_bytes(inputs, width, dtype, grouped):
+    x, weight = torch.randn(3, inputs, dtype=dtype), torch.randn(2, width, inputs, dtype=dtype)
+    routing = torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64)
+    assert can_be_grouped(x, *routing, weight) is grouped
+    assert not can_be_grouped(x[:0], *routing, weight)
 
 
 def test_under_autocast_experts_are_grouped_in_its_dtype_and_their_gradients_are_float32(monkeypatch):
     seen = []
-    original = moe.F.grouped_mm
-    monkeypatch.setattr(moe.F, "grouped_mm", lambda x, w, offs: seen.append((x.dtype, w.dtype)) or original(
+    original = grouped_experts.F.grouped_mm
+    monkeypatch.setattr(grouped_experts.F, "grouped_mm", lambda x, w, offs: seen.append((x.dtype, w.dtype)) or original(
         x, w, offs=offs))
     module = MixtureOfExperts(ModelConfig(hidden_size=16, num_attention_heads=1, num_key_value_heads=1, use_moe=True,
                                           moe_intermediate_size=24))
@@ -107,9 +110,9 @@ def test_the_router_is_computed_in_float32_under_autocast():
     module = mixture(2).float()
     x = torch.randn(50, HIDDEN)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        probs = module.route(x)
-    assert probs.dtype == torch.float32
-    torch.testing.assert_close(probs, module.route(x), rtol=0, atol=0)
+        routed = module.route(x)
+    assert routed[0].dtype == torch.float32
+    torch.testing.assert_close(routed, module.route(x), rtol=0, atol=0)
 
 
 def test_balance_loss_literally():

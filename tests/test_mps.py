@@ -12,7 +12,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.evaluate import validation_loss
 from minimind_sft.inference.generate import SamplingSettings, generate_batch
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.moe import can_be_grouped
+from minimind_sft.model.kernels.selection import can_be_grouped
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
@@ -68,9 +68,9 @@ def test_several_ranks_are_refused_or_take_the_cpu(apple, monkeypatch):
 
 
 def test_experts_are_not_grouped_there():
-    for device, grouped in (("meta", True), ("mps", False)):
-        x_NI, weight_EOI = (Named(shape, device) for shape in ((5, 16), (2, 8, 16)))
-        assert can_be_grouped(x_NI, weight_EOI) is grouped
+    for device, grouped in (("cpu", True), ("mps", False)):
+        x_TD, weight_TC, chosen_TC, gate_EFD = (Named(shape, device) for shape in ((5, 16), (5, 1), (5, 1), (2, 8, 16)))
+        assert can_be_grouped(x_TD, weight_TC, chosen_TC, gate_EFD) is grouped
 
 
 class Named:

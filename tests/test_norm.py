@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from minimind_sft.model.norm import RMSNorm
+from minimind_sft.model.layers import RMSNorm
 
 
 def norm(size: int, dtype: torch.dtype) -> RMSNorm:

@@ -8,7 +8,7 @@ import torch
 from tiny import TINY
 
 from minimind_sft.model.config import YarnScaling
-from minimind_sft.model.rope import apply_rope, rope_frequencies, rope_turns
+from minimind_sft.model.layers import apply_rope, rope_cos_sin, rope_frequencies
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
                    attention_factor=1.5)
@@ -39,8 +39,8 @@ def test_yarn_leaves_a_model_alone_that_stays_within_its_original_context():
     assert frequencies.tolist() == pytest.approx([10 ** (-i / 2) for i in range(8)], rel=1e-12)
 
 
-def test_rope_turns_are_cos_and_sin_times_the_attention_factor():
-    cos, sin = rope_turns(YARN_CONFIG, torch.tensor([0, 3]), torch.float64)
+def test_rope_cos_sin_are_cos_and_sin_times_the_attention_factor():
+    cos, sin = rope_cos_sin(YARN_CONFIG, torch.tensor([0, 3]), torch.float64)
     assert cos.shape == sin.shape == (2, 1, 8)
     assert cos[:, 0, 0].tolist() == pytest.approx([1.5, 1.5 * math.cos(3.0)])
     assert sin[:, 0, 2].tolist() == pytest.approx([0.0, 1.5 * math.sin(0.1 * 0.8125 * 3)])
@@ -52,7 +52,7 @@ def test_rope_makes_scores_depend_on_distance_only():
     q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
     scores = []
     for start in (0, 1000):
-        rope_q, rope_k = (rope_turns(config, torch.tensor([start + offset]), torch.float64) for offset in (7, 2))
+        rope_q, rope_k = (rope_cos_sin(config, torch.tensor([start + offset]), torch.float64) for offset in (7, 2))
         scores.append((apply_rope(q, rope_q) * apply_rope(k, rope_k)).sum().item())
     assert scores[0] == pytest.approx(scores[1], rel=1e-10)
 
@@ -61,7 +61,7 @@ def test_the_gradient_of_a_turn_is_that_of_the_formula_written_out():
     torch.manual_seed(0)
     x, direction = torch.randn(2, 5, 3, 16, dtype=torch.float64)
     x.requires_grad_()
-    cos, sin = rope_turns(YARN_CONFIG, torch.tensor([0, 1, 2, 0, 7]), torch.float64)
+    cos, sin = rope_cos_sin(YARN_CONFIG, torch.tensor([0, 1, 2, 0, 7]), torch.float64)
     first, second = x[..., :8], x[..., 8:]
     plain = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
     torch.testing.assert_close(apply_rope(x, (cos, sin)), plain, rtol=1e-14, atol=1e-14)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from minimind_sft.model.swiglu import gated
+from minimind_sft.model.layers import gated
 
 
 def gate_and_up(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

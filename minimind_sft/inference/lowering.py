@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.inference.packed import Pack, best_pack
-from minimind_sft.model.decoder import Attention, Context, DecoderLayer, MiniMindForCausalLM, RMSNorm, rope_turns
+from minimind_sft.model.attention import Attention, Context
+from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
+from minimind_sft.model.kernels.dispatch import dispatch
+from minimind_sft.model.layers import RMSNorm, rope_cos_sin
 from minimind_sft.model.moe import Experts, MixtureOfExperts
 from minimind_sft.model.precision import at_least_float32
-from minimind_sft.model.rows import rows
 
 
 def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | FrozenModel":
@@ -51,14 +53,14 @@ class FrozenModel:
         self._cos_PW = self._sin_PW = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
-                      wanted_N: Tensor | None = None) -> Tensor:
-        """What the head reads, (T, D), or (N, D) of the positions `wanted_N`, as the model's method of that name."""
+                      read_N: Tensor | None = None) -> Tensor:
+        """What the head reads, (T, D), or (N, D) of the positions `read_N`, as the model's method of that name."""
         x_TD = at_least_float32(self._embed_tokens(input_ids_T))
         rope = self._rope(positions_T)
         *layers, last = self._layers
         for layer in layers:
             x_TD = layer(x_TD, rope, context)
-        return self._norm(last(x_TD, rope, context, wanted_N))
+        return self._norm(last(x_TD, rope, context, read_N))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores of the next token (N, V)."""
@@ -69,7 +71,7 @@ class FrozenModel:
         needed = int(positions_T.max()) + 1
         if len(self._cos_PW) < needed:
             positions_P = torch.arange(2 * needed, device=positions_T.device)
-            cos_PR, sin_PR = (x_P1R.flatten(1) for x_P1R in rope_turns(self.config, positions_P, self._cos_PW.dtype))
+            cos_PR, sin_PR = (x_P1R.flatten(1) for x_P1R in rope_cos_sin(self.config, positions_P, self._cos_PW.dtype))
             self._cos_PW, self._sin_PW = torch.cat((cos_PR, cos_PR), -1), torch.cat((-sin_PR, sin_PR), -1)
         return self._cos_PW[positions_T, None], self._sin_PW[positions_T, None]
 
@@ -103,8 +105,10 @@ class _Layer:
             self._mlp = _SwiGLU(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, pack)
 
     def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
-                 wanted_N: Tensor | None = None) -> Tensor:
-        x_ND = rows(x_TD + self._attention(self._attention_norm(x_TD), rope, context), wanted_N)
+                 read_N: Tensor | None = None) -> Tensor:
+        x_ND = x_TD + self._attention(self._attention_norm(x_TD), rope, context)
+        if read_N is not None:
+            x_ND = x_ND.index_select(0, read_N)
         return x_ND.add_(self._mlp(self._mlp_norm(x_ND)))
 
 
@@ -157,7 +161,10 @@ class _Experts(nn.Module):
         weights = zip(experts.gate_proj.unbind(), experts.up_proj.unbind(), experts.down_proj.unbind(), strict=True)
         self._networks = [_SwiGLU(*matrices, pack) for matrices in weights]
 
-    def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor) -> Tensor:
+        return dispatch(x_TD, weight_TC, chosen_TC, len(self._networks), self._run)
+
+    def _run(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         rows = x_ND.tensor_split(ends_E[:-1].tolist())
         return torch.cat([network(x_nD) for x_nD, network in zip(rows, self._networks, strict=True) if len(x_nD)])
 

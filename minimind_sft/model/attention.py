@@ -1,30 +1,63 @@
-"""Attention among the tokens of each document.
+"""Attention: grouped-query heads, and which tokens they may read.
 
-`Documents` and `KVCache` (kv_cache.py) are the two contexts a decoder layer can run in. Both offer
-
-    attend(layer_index, q_THD, k_TGD, v_TGD) -> out_THD
-
-and keep from the layer where one sequence ends and the next begins.
-
-Shapes: T tokens of all documents in one row, H query heads, G key/value heads, Q = H / G query heads that share one, D
-head dim, S documents, R documents of one group, L positions of each, B = R * G, P rows of all padded groups.
+A decoder layer attends within a `Context` and does not know which: the documents of a flat batch (`Documents`), or
+sequences whose earlier tokens are in a KV cache (kv_cache.py).
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind_sft.device import send
-from minimind_sft.model.short_attention import short_attention
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.kernels import selection
+from minimind_sft.model.layers import RMSNorm, apply_rope
+from minimind_sft.model.precision import shared_input
 
-MAX_PADDING = 0.2
-"""Largest share of padding among the positions of one group of documents."""
 
-SHORT = 384
-"""Longest (padded) documents whose attention weights a CPU keeps for the backward pass, see short_attention.py."""
+class Context(Protocol):
+    """What the tokens of a forward pass attend to."""
+
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor: ...
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) with QK-norm and RoPE."""
+
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        self.layer_index = layer_index
+        self.head_dim = config.head_dim
+        query_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        q_THK, k_TGK, v_TGK = self.project(x_TD)
+        q_THK, k_TGK = apply_rope(self.q_norm(q_THK), rope), apply_rope(self.k_norm(k_TGK), rope)
+        return self.o_proj(self.attend(context, q_THK, k_TGK, v_TGK).flatten(1))
+
+    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries (T, H, K), keys and values (T, G, K), before QK-norm and RoPE.
+
+        Whatever changes the projections (a fused product, a bias, an adapter, quantised weights) changes them here.
+        """
+        x_TD = shared_input(x_TD)
+        q_TI, k_TI, v_TI = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
+        return tuple(heads.unflatten(-1, (-1, self.head_dim)) for heads in (q_TI, k_TI, v_TI))
+
+    def attend(self, context: Context, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        """Returns what each token reads (T, H, K). A compiled layer leaves this method out of its graph."""
+        return context.attend(self.layer_index, q_THK, k_TGK, v_TGK)
 
 
 class Documents:
@@ -50,110 +83,32 @@ class Documents:
         self.document_T = send(torch.arange(len(all_lengths)).repeat_interleave(lengths_S), device)
         self.positions_T = send(torch.arange(cu_seqlens[-1]) - starts_T, device)
         self._cu_seqlens = cu_seqlens
-        self._backend: Backend | None = None
+        self._kernel: selection.Attend | None = None
 
-    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        if self._backend is None:
-            choice = choose_backend(v_TGD, self.dropout)
-            self._backend = choice(self._cu_seqlens, v_TGD, self.dropout)
-        return self._backend(q_THD, k_TGD, v_TGD)
-
-
-Backend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""attend(q_THD, k_TGD, v_TGD) -> out_THD, over the documents and for values like those that it was made for."""
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        """Returns what each token reads from its document (T, H, K)."""
+        self._kernel = self._kernel or selection.attention_kernel(self._cu_seqlens, v_TGK, self.dropout)
+        if self._kernel is None:
+            return document_attention(q_THK, k_TGK, v_TGK, self._cu_seqlens, self.dropout)
+        return self._kernel(q_THK, k_TGK, v_TGK)
 
 
-def choose_backend(v_TGD: Tensor, dropout: float) -> Callable[[Sequence[int], Tensor, float], Backend]:
-    """The class of the backend for values like `v_TGD`: the most specialised that can take them."""
-    if v_TGD.device.type != "cuda" or v_TGD.dtype not in (torch.bfloat16, torch.float16) or dropout or not len(v_TGD):
-        return PaddedGroups
-    if torch.cuda.get_device_capability(v_TGD.device) < (8, 0):
-        return PaddedGroups
-    from minimind_sft.model import attention_kernels  # a second to import: only where there is a GPU
-
-    fits = attention_kernels.varlen_groups_heads() and v_TGD.shape[-1] % 8 == 0
-    return attention_kernels.Varlen if fits else PaddedGroups
+def document_attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, cu_seqlens: Sequence[int],
+                       dropout: float = 0.0) -> Tensor:
+    """Returns softmax(q k^T / sqrt(K)) v, where each token reads itself and earlier tokens of its own document."""
+    documents = [slice(start, end) for start, end in pairwise(cu_seqlens)]
+    return torch.cat([causal_attention(q_THK[d], k_TGK[d], v_TGK[d], dropout) for d in documents] or [q_THK])
 
 
-class PaddedGroups:
-    """Documents of similar length in one product, padded on the right to the longest of their group.
+def causal_attention(q_LHK: Tensor, k_LGK: Tensor, v_LGK: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attends within one sequence (Vaswani et al. 2017, arXiv:1706.03762); query head h reads key/value head h // Q.
 
-    Under a causal mask no position sees what follows it, so this padding needs no mask. This backend runs everywhere.
-    A key/value head of a document is one of the sequences of a product, and the query heads that read it are there
-    as so many queries per position: no key or value is repeated for them, and the products take rows as they lie.
+    Local letter: P the positions that are read, as many as L.
     """
-
-    def __init__(self, cu_seqlens: Sequence[int], v_TGD: Tensor, dropout: float = 0.0):
-        lengths = [end - start for start, end in pairwise(cu_seqlens)]
-        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
-        self._shapes, pad_P, unpad_TG = _padded_groups(starts_S, lengths, v_TGD.shape[1])
-        self._pad_P, self._unpad_TG = send(pad_P, v_TGD.device), send(unpad_TG, v_TGD.device)
-        self._short = SHORT if v_TGD.device.type == "cpu" and not dropout else 0
-        self._dropout = dropout
-
-    def __call__(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        q_TGQD = q_THD.unflatten(1, (k_TGD.shape[1], -1))
-        q_groups, k_groups, v_groups = (
-            rows.index_select(0, self._pad_P).split([sequences * length for sequences, length in self._shapes])
-            for rows in (q_TGQD.flatten(0, 1), k_TGD.flatten(0, 1), v_TGD.flatten(0, 1))
-        )
-        out_groups = []
-        for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True):
-            q_BLQD, k_BLD, v_BLD = (rows.unflatten(0, shape) for rows in qkv)
-            out_BLQD = (short_attention(q_BLQD, k_BLD, v_BLD).to(v_TGD.dtype) if shape[1] <= self._short
-                        else causal_attention(q_BLQD, k_BLD, v_BLD, self._dropout))
-            out_groups.append(out_BLQD.flatten(0, 1))
-        return torch.cat(out_groups).index_select(0, self._unpad_TG).view_as(q_THD)
-
-
-def _padded_groups(starts_S: Tensor, lengths: list[int],
-                   kv_heads: int) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """The groups' shapes (B, L); for each of the P padded rows the row it copies; for each row its padded one.
-
-    Rows are those of a tensor (T, G, ...) taken as (T * G, ...).
-    """
-    shapes, pad, unpad_TG = [], [], torch.empty(sum(lengths) * kv_heads, dtype=torch.int64)
-    offset = 0
-    for group in similar_lengths(lengths):
-        longest, starts_R = lengths[group[-1]], starts_S[group]
-        lengths_R = torch.tensor([lengths[i] for i in group])
-        column_L = torch.arange(longest)
-        token_RL = starts_R[:, None] + torch.minimum(column_L, lengths_R[:, None] - 1)  # padding repeats the last one
-        row_RGL = token_RL[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
-        real_RGL = (column_L < lengths_R[:, None, None]).expand_as(row_RGL)
-        unpad_TG[row_RGL[real_RGL]] = offset + real_RGL.flatten().nonzero().squeeze(1)
-        shapes.append((len(group) * kv_heads, longest))
-        pad.append(row_RGL.flatten())
-        offset += row_RGL.numel()
-    if not shapes:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
-        return [(0, 1)], unpad_TG, unpad_TG
-    return shapes, torch.cat(pad), unpad_TG
-
-
-def similar_lengths(lengths: list[int]) -> list[list[int]]:
-    """Indices in ascending order of length, cut into groups with at most MAX_PADDING padding; empty ones left out."""
-    groups, real = [], 0
-    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i]):
-        if groups and (real + lengths[i]) >= (1 - MAX_PADDING) * lengths[i] * (len(groups[-1]) + 1):
-            groups[-1].append(i)
-            real += lengths[i]
-        else:
-            groups.append([i])
-            real = lengths[i]
-    return groups
-
-
-def causal_attention(q_BLQD: Tensor, k_BLD: Tensor, v_BLD: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over each sequence's own past, for each of the Q queries of a position.
-
-    On a CPU the product is computed in at least float32 under any autocast, which is faster there than bfloat16; on
-    other devices in the dtype of `v`, whose dtype the result (B, L, Q, D) has.
-    """
-    on_cpu = q_BLQD.device.type == "cpu"
-    dtype = torch.promote_types(v_BLD.dtype, torch.float32) if on_cpu else v_BLD.dtype
-    with torch.autocast(q_BLQD.device.type, enabled=False):
-        out_BQLD = F.scaled_dot_product_attention(
-            *(x.to(dtype) for x in (q_BLQD.transpose(1, 2), k_BLD[:, None], v_BLD[:, None])),
-            dropout_p=dropout, is_causal=True, enable_gqa=True,
-        )
-    return out_BQLD.transpose(1, 2).to(v_BLD.dtype)
+    queries = q_LHK.shape[1] // k_LGK.shape[1]
+    q_HLK, k_HPK, v_HPK = (x.transpose(0, 1) for x in (
+        q_LHK, k_LGK.repeat_interleave(queries, 1), v_LGK.repeat_interleave(queries, 1)))
+    scores_HLP = q_HLK @ k_HPK.mT / math.sqrt(q_LHK.shape[-1])
+    future_LP = torch.ones(scores_HLP.shape[1:], dtype=torch.bool, device=q_LHK.device).triu(1)
+    weights_HLP = F.dropout(scores_HLP.masked_fill(future_LP, -torch.inf).softmax(-1), dropout)
+    return (weights_HLP.to(v_HPK.dtype) @ v_HPK).transpose(0, 1)

@@ -1,16 +1,15 @@
-"""The decoder: attention with QK-norm, SwiGLU or experts, and the language model around them.
+"""The decoder and the language model around it.
 
 The architecture and the names of its weights are those of Qwen3 / Qwen3-MoE and MiniMind-3.
 
-Shapes: T tokens of all documents in one row, D hidden size, H query heads, G key/value heads, N some of the T
-positions, S supervised ones, V vocabulary.
+Local letter: P supervised positions.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model.attention import Documents
+from minimind_sft.model.attention import Attention, Context, Documents
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.loss import ROWS, cross_entropy_sum
-from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum, looped_mm
-from minimind_sft.model.norm import RMSNorm
-from minimind_sft.model.precision import at_least_float32, for_matmul
-from minimind_sft.model.rope import apply_rope, rope_turns
-from minimind_sft.model.rows import rows
-from minimind_sft.model.swiglu import SwiGLU
-
-
-class Context(Protocol):
-    """What the tokens of a forward pass attend to: `Documents` (attention.py) or `KVCache` (kv_cache.py)."""
-
-    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor: ...
+from minimind_sft.model.kernels import grouped_experts, selection
+from minimind_sft.model.kernels.cross_entropy import ROWS
+from minimind_sft.model.layers import RMSNorm, SwiGLU, cross_entropy_sum, rope_cos_sin
+from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.precision import at_least_float32
 
 
 class Losses(NamedTuple):
@@ -48,37 +39,6 @@ class Losses(NamedTuple):
     aux_loss_sum: Tensor
 
 
-class Attention(nn.Module):
-    """Grouped-query attention: G key/value heads, each read by H/G query heads."""
-
-    def __init__(self, config: ModelConfig, layer_index: int):
-        super().__init__()
-        self.layer_index = layer_index
-        self.head_dim = config.head_dim
-        query_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.attend = attend_in  # DecoderLayer.compile puts one in its place that stays outside the graph
-
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
-        x_TD = for_matmul(x_TD, self.q_proj.weight)
-        q_THD, k_TGD, v_TGD = (
-            proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q_THD = apply_rope(self.q_norm(q_THD), rope)
-        k_TGD = apply_rope(self.k_norm(k_TGD), rope)
-        return self.o_proj(self.attend(self, context, q_THD, k_TGD, v_TGD).flatten(1))
-
-
-def attend_in(attention: Attention, context: Context, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-    """What the tokens of one layer read from their context (T, H, D). A method would tie a copy to the original."""
-    return context.attend(attention.layer_index, q_THD, k_TGD, v_TGD)
-
-
 class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
@@ -89,20 +49,34 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
-                wanted_N: Tensor | None = None) -> Tensor:
-        """The next layer's input, (N, D) where only the positions `wanted_N` have a reader, else (T, D)."""
+                read_N: Tensor | None = None) -> Tensor:
+        """Returns the next layer's input (T, D), or only its rows `read_N` (N, D), see `_feed_forward_at`."""
         x_TD = x_TD + self.dropout(self.self_attn(self.input_layernorm(x_TD), rope, context))
-        y_ND = self.mlp(self.post_attention_layernorm(x_TD), wanted_N)
-        return rows(x_TD, wanted_N) + self.dropout(y_ND)
+        if read_N is not None:
+            return self._feed_forward_at(x_TD, read_N)
+        return x_TD + self.dropout(self.mlp(self.post_attention_layernorm(x_TD)))
+
+    def _feed_forward_at(self, x_TD: Tensor, read_N: Tensor) -> Tensor:
+        """Computes the second residual line at the positions `read_N` only.
+
+        On a CPU the last layer skips the positions that the head does not read: 2% of a training step
+        (docs/train_variants.json).
+        """
+        normed_TD = self.post_attention_layernorm(x_TD)
+        y_ND = self.mlp(normed_TD.index_select(0, read_N))
+        if self.training and isinstance(self.mlp, MixtureOfExperts):
+            self.mlp.route(normed_TD)  # the auxiliary loss is about all tokens
+        return x_TD.index_select(0, read_N) + self.dropout(y_ND)
 
     def compile(self, *args: object, **options: object) -> None:
-        """As nn.Module's, but attention and the loop over experts stay eager: their shapes are others in every batch.
+        """Compiles the layer, except attention and the loop over experts: their shapes differ in every batch.
 
         They are marked here, because a decorator would load the compiler (a second) in programs that never compile.
         """
-        self.self_attn.attend = torch.compiler.disable(attend_in)
-        if isinstance(self.mlp, MixtureOfExperts):
-            self.mlp.experts.loop = torch.compiler.disable(looped_mm)
+        for owner, name in ((Attention, "attend"), (grouped_experts, "looped_mm")):
+            function = getattr(owner, name)
+            if not hasattr(function, "_torchdynamo_disable"):
+                setattr(owner, name, torch.compiler.disable(function))
         super().compile(*args, **options)
 
     def matrices(self) -> list[nn.Module]:
@@ -151,25 +125,21 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
-                wanted_N: Tensor | None = None) -> Tensor:
-        """(T, D), or (N, D) of the positions `wanted_N`."""
+                read_N: Tensor | None = None) -> Tensor:
+        """Returns hidden states (T, D), or those of the positions `read_N` (N, D)."""
         x_TD = self.embed_tokens(input_ids_T)
-        rope = rope_turns(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
+        rope = rope_cos_sin(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         *layers, last = [partial(recomputed, layer) if recompute else layer for layer in self.layers]
         for layer in layers:
             x_TD = layer(x_TD, rope, context)
-        # Nothing reads the last layer's feed-forward network at other positions.
-        early_N, late_N = (wanted_N, None) if selects_early(x_TD.device) else (None, wanted_N)
-        return self.norm(rows(last(x_TD, rope, context, early_N), late_N))
-
-
-def selects_early(device: torch.device) -> bool:
-    """Whether the last layer computes its feed-forward network where it is wanted only.
-
-    On a GPU it computes all positions: their number must not be another in every batch, or it is compiled each time.
-    """
-    return device.type == "cpu"
+        if read_N is None:
+            x_ND = last(x_TD, rope, context)
+        elif selection.skips_unread_positions(x_TD.device):
+            x_ND = last(x_TD, rope, context, read_N)
+        else:
+            x_ND = last(x_TD, rope, context).index_select(0, read_N)
+        return self.norm(x_ND)
 
 
 class MiniMindForCausalLM(nn.Module):
@@ -186,33 +156,33 @@ class MiniMindForCausalLM(nn.Module):
         self._initialize()
 
     def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
-                supervised_S: Tensor | None = None) -> Losses:
+                supervised_P: Tensor | None = None) -> Losses:
         """The losses of a flat batch, T may be 0. What follows the last document has no influence on them.
 
         Args:
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
             cu_seqlens: document boundaries [0, ...], the last at most T.
-            supervised_S: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
+            supervised_P: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
                 where they are not given.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
-        if supervised_S is None:
-            supervised_S = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
-        wanted_N = F.pad(supervised_S, (0, -len(supervised_S) % ROWS))  # filled up with position 0
-        hidden_ND = self.hidden_states(input_ids_T, documents.positions_T, documents, wanted_N)
+        if supervised_P is None:
+            supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+        read_N = F.pad(supervised_P, (0, -len(supervised_P) % ROWS))  # filled up with position 0
+        hidden_ND = self.hidden_states(input_ids_T, documents.positions_T, documents, read_N)
         return Losses(
-            cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_S)),
+            cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_P)),
             self._aux_loss_sum(documents, at_least_float32(hidden_ND.new_zeros(()))),
         )
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
-                      wanted_N: Tensor | None = None) -> Tensor:
-        """What the head reads, (T, D), or (N, D) of the positions `wanted_N`.
+                      read_N: Tensor | None = None) -> Tensor:
+        """What the head reads, (T, D), or (N, D) of the positions `read_N`.
 
         `positions_T` counts from the start of each token's own document.
         """
-        return self.model(input_ids_T, positions_T, context, wanted_N)
+        return self.model(input_ids_T, positions_T, context, read_N)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores of the next token (N, V)."""
@@ -235,8 +205,8 @@ class MiniMindForCausalLM(nn.Module):
         if self.config.aux_loss_scope == "batch":
             document_T, count = torch.zeros_like(document_T), 1
         for layer in self.model.layers:
-            probs_TE, chosen_TK = layer.mlp.routing
-            total = total + balance_loss_sum(probs_TE[real], chosen_TK[real], document_T, count)
+            probs_TE, chosen_TC = layer.mlp.routing
+            total = total + balance_loss_sum(probs_TE[real], chosen_TC[real], document_T, count)
         return total * self.config.router_aux_loss_coef
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """The KV cache: what attention reads while words are made.
 
-Shapes: T tokens of all prompts in one row, H query heads, G key/value heads, D head dim, S sequences, L positions of a
-sequence, N layers, Q query heads that share a key/value head.
+Local letter: Y layers.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,8 @@ class KVCache:
     def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
         # Zeros, because masked positions still enter the product: with weight 0, which a stray NaN would survive.
-        self._keys_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
-        self._values_NSGLD = torch.zeros(shape, dtype=dtype, device=device)
+        self._keys_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
+        self._values_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
         self._device = device
         self._set_lengths([0] * sequences)
 
@@ -40,10 +39,10 @@ class KVCache:
         self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
-    def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> None:
+    def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
         """Writes the keys and values of T tokens, each at its position of its sequence."""
-        for kept_NSGLD, new_TGD in ((self._keys_NSGLD, k_TGD), (self._values_NSGLD, v_TGD)):
-            kept_NSGLD[layer_index][sequences_T, :, positions_T] = new_TGD.to(kept_NSGLD.dtype)
+        for kept_YSGLK, new_TGK in ((self._keys_YSGLK, k_TGK), (self._values_YSGLK, v_TGK)):
+            kept_YSGLK[layer_index][sequences_T, :, positions_T] = new_TGK.to(kept_YSGLK.dtype)
 
     def advance(self) -> Tensor:
         """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
@@ -56,25 +55,25 @@ class KVCache:
             column_L = torch.arange(longest, device=self._device)
             self._past_S11L = column_L <= self._new_S[:, None, None, None]
         # What every layer reads and where it writes, cut out once for all of them.
-        keys_NSGLD, values_NSGLD = (x[:, :sequences, :, :longest] for x in (self._keys_NSGLD, self._values_NSGLD))
-        self._read = list(zip(keys_NSGLD.unbind(), values_NSGLD.unbind(), strict=True))
-        self._write = list(zip(keys_NSGLD[:, :, :, -1].unbind(), values_NSGLD[:, :, :, -1].unbind(), strict=True))
+        keys_YSGLK, values_YSGLK = (x[:, :sequences, :, :longest] for x in (self._keys_YSGLK, self._values_YSGLK))
+        self._read = list(zip(keys_YSGLK.unbind(), values_YSGLK.unbind(), strict=True))
+        self._write = list(zip(keys_YSGLK[:, :, :, -1].unbind(), values_YSGLK[:, :, :, -1].unbind(), strict=True))
         return self._new_S
 
-    def attend(self, layer_index: int, q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> Tensor:
+    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
         """One token per sequence: appends its key and value, then reads all of the sequence's."""
-        keys_SGLD, values_SGLD = self._read[layer_index]
+        keys_SGLK, values_SGLK = self._read[layer_index]
         if self._rows_S is None:
-            last_key_SGD, last_value_SGD = self._write[layer_index]
-            last_key_SGD.copy_(k_SGD)
-            last_value_SGD.copy_(v_SGD)
+            last_key_SGK, last_value_SGK = self._write[layer_index]
+            last_key_SGK.copy_(k_SGK)
+            last_value_SGK.copy_(v_SGK)
         else:
-            self.store(layer_index, self._rows_S, self._new_S, k_SGD, v_SGD)
+            self.store(layer_index, self._rows_S, self._new_S, k_SGK, v_SGK)
         # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
-        q_SGQD = q_SHD.to(keys_SGLD.dtype).unflatten(1, (k_SGD.shape[1], -1))
-        with torch.autocast(q_SHD.device.type, enabled=False):
-            out_SGQD = F.scaled_dot_product_attention(q_SGQD, keys_SGLD, values_SGLD, attn_mask=self._past_S11L)
-        return out_SGQD.flatten(1, 2).to(v_SGD.dtype)
+        q_SGQK = q_SHK.to(keys_SGLK.dtype).unflatten(1, (k_SGK.shape[1], -1))
+        with torch.autocast(q_SHK.device.type, enabled=False):
+            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=self._past_S11L)
+        return out_SGQK.flatten(1, 2).to(v_SGK.dtype)
 
     def keep(self, slots: list[int]) -> None:
         """Goes on with these sequences only: the one in `slots[i]` becomes number i, never a lower one."""
@@ -82,8 +81,8 @@ class KVCache:
             if source != target:
                 assert source >= len(slots), "only sequences behind the kept ones move"
                 length = self.lengths[source]
-                self._keys_NSGLD[:, target, :, :length] = self._keys_NSGLD[:, source, :, :length]
-                self._values_NSGLD[:, target, :, :length] = self._values_NSGLD[:, source, :, :length]
+                self._keys_YSGLK[:, target, :, :length] = self._keys_YSGLK[:, source, :, :length]
+                self._values_YSGLK[:, target, :, :length] = self._values_YSGLK[:, source, :, :length]
         self._set_lengths([self.lengths[source] for source in slots])
 
     def _set_lengths(self, lengths: Sequence[int]) -> None:
@@ -103,6 +102,6 @@ class Prefill:
         self.positions_T = documents.positions_T
         self._documents, self._cache = documents, cache
 
-    def attend(self, layer_index: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:
-        self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGD, v_TGD)
-        return self._documents.attend(layer_index, q_THD, k_TGD, v_TGD)
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGK, v_TGK)
+        return self._documents.attend(layer_index, q_THK, k_TGK, v_TGK)

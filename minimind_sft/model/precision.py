@@ -5,18 +5,18 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or in its own dtype if that is wider."""
+    """Returns `x` in float32, or in its own dtype if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def matmul_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype a matrix product with `weight` is computed in: autocast's, else the weight's own."""
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype in which a matrix product with `x` is computed: autocast's, else its own."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
-    return weight.dtype
+    return x.dtype
 
 
-def for_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` as matrix products with `weight` read it: where several share it, autocast would convert it for each."""
-    return x.to(matmul_dtype(weight))
+def shared_input(x: Tensor) -> Tensor:
+    """Converts `x` once for several matrix products; autocast by itself would convert it for each of them."""
+    return x.to(matmul_dtype(x))

@@ -11,10 +11,10 @@ from functools import cache
 
 import torch
 
-from minimind_sft.model import loss
-from minimind_sft.model.attention import SHORT
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kernels import cross_entropy
+from minimind_sft.model.kernels.selection import SHORT
 from minimind_sft.training.saved_bytes import (
     ATTENTION,
     FEED_FORWARD,
@@ -150,15 +150,16 @@ def _embedded(config: ModelConfig, plan: Plan) -> float:
 
 
 def _loss(config: ModelConfig, plan: Plan) -> float:
-    """Returns the peak inside the last norm and the loss (model/loss.py).
+    """Returns the peak inside the last norm and the loss (kernels/cross_entropy.py).
 
     There are hidden states and their gradient, one chunk of logits, and the head's gradient.
     """
     m, head = plan.dtype.itemsize, config.vocab_size * config.hidden_size
     supervised = plan.supervised_share * plan.micro_batch_tokens
     hidden = FLOAT * config.hidden_size * (2 * _read(plan) + 2 * supervised)
-    chunk = min(loss.CHUNK, supervised) * config.vocab_size
-    logits = m * chunk + 2 * FLOAT * (loss.ROWS * config.vocab_size if plan.on_cpu else chunk)  # float32, log-softmax
+    chunk = min(cross_entropy.CHUNK, supervised) * config.vocab_size
+    float32_logits = cross_entropy.ROWS * config.vocab_size if plan.on_cpu else chunk
+    logits = m * chunk + 2 * FLOAT * float32_logits  # and their log-softmax
     products = m * chunk + (FLOAT + m if m < FLOAT else m) * head  # the logits' gradient, and the head's by this chunk
     head_in_use = (FLOAT + (m if m < FLOAT else 0)) * head  # its gradient, its copy for the product
     return hidden + head_in_use + max(logits, products)

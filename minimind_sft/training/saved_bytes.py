@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model.attention import MAX_PADDING, SHORT, Documents
+from minimind_sft.model.attention import Documents
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kernels.padded_attention import MAX_PADDING
+from minimind_sft.model.kernels.selection import SHORT
 
 FEW = 64
 """Tokens of a document that the layer runs on; the head reads positions in multiples of this."""

@@ -8,15 +8,17 @@ import torch
 from plain_attention import CPU, flat_qkv, plain_attention
 from torch._subclasses import FakeTensorMode
 
-from minimind_sft.model import attention, attention_kernels
-from minimind_sft.model.attention import Documents, PaddedGroups, choose_backend
-from minimind_sft.model.attention_kernels import Varlen, varlen_groups_heads
+from minimind_sft.model.attention import Documents
+from minimind_sft.model.kernels import varlen_attention
+from minimind_sft.model.kernels.padded_attention import PaddedAttention, flash_attention
+from minimind_sft.model.kernels.selection import varlen_fits
+from minimind_sft.model.kernels.varlen_attention import VarlenAttention, groups_heads
 
 BOUNDARIES = [(0, 7), (0, 9, 10, 15, 22), (0, 0, 4, 4, 11)]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
-needs_varlen = pytest.mark.skipif(not varlen_groups_heads(), reason="PyTorch before 2.12 groups no heads")
+needs_varlen = pytest.mark.skipif(not groups_heads(), reason="PyTorch before 2.12 groups no heads")
 
 
 @needs_varlen
@@ -29,57 +31,59 @@ def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16
         return plain_attention(q.double(), k.double(), v.double(), tuple(cu_q.tolist()))
 
-    monkeypatch.setattr(attention_kernels.varlen, "varlen_attn", mock.create_autospec(
-        attention_kernels.varlen.varlen_attn, side_effect=stand_in))
+    monkeypatch.setattr(varlen_attention.varlen, "varlen_attn", mock.create_autospec(
+        varlen_attention.varlen.varlen_attn, side_effect=stand_in))
     q, k, v = flat_qkv(cu_seqlens[-1])
     rounded = [x.bfloat16().double() for x in (q, k, v)]
     with torch.no_grad():
-        out = Varlen(cu_seqlens, v)(q.float(), k.float(), v.bfloat16())
+        out = VarlenAttention(cu_seqlens, CPU)(q.float(), k.float(), v.bfloat16())
     torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "rows", "wanted"), [
-    ("cpu", torch.bfloat16, 0.0, 64, 200, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.0, 64, 5, Varlen),
-    ("cuda", torch.float16, 0.0, 64, 200, Varlen),
-    ("cuda", torch.float32, 0.0, 64, 200, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.1, 64, 200, PaddedGroups),
-    ("cuda", torch.bfloat16, 0.0, 36, 200, PaddedGroups),
+@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "rows", "fits"), [
+    ("cpu", torch.bfloat16, 0.0, 64, 200, False),
+    ("cuda", torch.bfloat16, 0.0, 64, 5, True),
+    ("cuda", torch.float16, 0.0, 64, 200, True),
+    ("cuda", torch.float32, 0.0, 64, 200, False),
+    ("cuda", torch.bfloat16, 0.1, 64, 200, False),
+    ("cuda", torch.bfloat16, 0.0, 36, 200, False),
 ])
-def test_the_choice(monkeypatch, device, dtype, dropout, head_dim, rows, wanted):
+def test_varlen_attention_is_for_half_precision_on_cuda(monkeypatch, device, dtype, dropout, head_dim, rows, fits):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(attention_kernels, "varlen_groups_heads", lambda: True)
+    monkeypatch.setattr(varlen_attention, "groups_heads", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert choose_backend(torch.empty(rows, 2, head_dim, dtype=dtype, device=device), dropout) is wanted
+        assert varlen_fits(torch.empty(rows, 2, head_dim, dtype=dtype, device=device), dropout) is fits
 
 
 def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch):
     with FakeTensorMode():
         value = torch.empty(200, 2, 64, dtype=torch.bfloat16, device="cuda")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-        monkeypatch.setattr(attention_kernels.varlen, "varlen_attn", lambda query, window_size: query)  # as in 2.11
-        assert choose_backend(value, 0.0) is PaddedGroups
-        monkeypatch.setattr(attention_kernels, "varlen_groups_heads", lambda: True)
-        assert choose_backend(value, 0.0) is Varlen
+        monkeypatch.setattr(varlen_attention.varlen, "varlen_attn", lambda query, window_size: query)  # as in 2.11
+        assert not varlen_fits(value, 0.0)
+        monkeypatch.setattr(varlen_attention, "groups_heads", lambda: True)
+        assert varlen_fits(value, 0.0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert choose_backend(value, 0.0) is PaddedGroups
+        assert not varlen_fits(value, 0.0)
 
 
 def test_the_installed_varlen_attention_is_recognised():
-    has = "enable_gqa" in inspect.signature(attention_kernels.varlen.varlen_attn).parameters
-    assert attention_kernels.varlen_groups_heads() == has
+    has = "enable_gqa" in inspect.signature(varlen_attention.varlen.varlen_attn).parameters
+    assert varlen_attention.groups_heads() == has
 
 
 @needs_cuda
-@pytest.mark.parametrize("backend", [pytest.param(Varlen, marks=needs_varlen), PaddedGroups])
-@pytest.mark.parametrize("cu_seqlens", [(0, 70, 71, 300, 600)])
-def test_on_cuda_every_backend_gives_the_same_outputs_and_gradients(backend, cu_seqlens):
+@pytest.mark.parametrize("kernel", [pytest.param("varlen", marks=needs_varlen), "padded"])
+def test_on_cuda_every_kernel_gives_the_same_outputs_and_gradients(kernel):
+    cu_seqlens = (0, 70, 71, 300, 600)
     torch.manual_seed(0)
     qkv = [torch.randn(600, heads, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for heads in (4, 2, 2)]
     grad = torch.randn_like(qkv[0])
     reference = [x.detach().cpu().double().requires_grad_() for x in qkv]
     plain = Documents(cu_seqlens, CPU).attend(0, *reference)
-    ours = backend(cu_seqlens, qkv[2])(*qkv)
+    attend = (VarlenAttention(cu_seqlens, qkv[2].device) if kernel == "varlen"
+              else PaddedAttention(cu_seqlens, qkv[2], flash_attention))
+    ours = attend(*qkv)
     for one, other in zip([ours, *torch.autograd.grad(ours, qkv, grad)],
                           [plain, *torch.autograd.grad(plain, reference, grad.cpu().double())], strict=True):
         assert (one.cpu().double() - other).norm() <= 0.02 * other.norm()
@@ -101,9 +105,9 @@ def test_on_cuda_rows_of_any_length_work_one_after_another(head_dim):
 @needs_cuda
 def test_on_cuda_the_documents_are_made_without_waiting_for_the_device():
     qkv = [torch.randn(60, heads, 64, dtype=torch.bfloat16, device="cuda") for heads in (4, 2, 2)]
-    attention.Documents((0, 9, 60), torch.device("cuda")).attend(0, *qkv)
+    Documents((0, 9, 60), torch.device("cuda")).attend(0, *qkv)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attention.Documents((0, 20, 60), torch.device("cuda")).attend(0, *qkv)
+        Documents((0, 20, 60), torch.device("cuda")).attend(0, *qkv)
     finally:
         torch.cuda.set_sync_debug_mode("default")

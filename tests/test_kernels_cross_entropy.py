@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimind_sft.model import loss
-from minimind_sft.model.loss import cross_entropy_sum
+from minimind_sft.model.kernels import cross_entropy
+from minimind_sft.model.kernels.cross_entropy import cross_entropy_sum
 
 POSITIONS, HIDDEN, VOCAB = 9, 6, 9
 
@@ -23,8 +23,8 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
 @pytest.mark.parametrize("rows", [1, 2, 4, 64])
 def test_loss_and_gradients_are_those_of_torch_in_float64(problem, monkeypatch, chunk, rows):
-    monkeypatch.setattr(loss, "CHUNK", chunk)
-    monkeypatch.setattr(loss, "ROWS", rows)
+    monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+    monkeypatch.setattr(cross_entropy, "ROWS", rows)
     hidden, head, labels = problem
     ours = cross_entropy_sum(hidden, head, labels)
     ours_grads = torch.autograd.grad(2.5 * ours, (hidden, head))
@@ -48,12 +48,12 @@ def test_the_head_multiplies_supervised_positions_only_and_at_most_a_chunk_at_on
         rows.append(len(x))
         return x @ weight.T
 
-    monkeypatch.setattr(loss, "CHUNK", 3)
-    monkeypatch.setattr(loss, "ROWS", 1)
-    monkeypatch.setattr(loss.F, "linear", counting_linear)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 3)
+    monkeypatch.setattr(cross_entropy, "ROWS", 1)
+    monkeypatch.setattr(cross_entropy.F, "linear", counting_linear)
     cross_entropy_sum(*problem)
     assert rows == [3, 3, 1]
-    monkeypatch.setattr(loss, "ROWS", 4)
+    monkeypatch.setattr(cross_entropy, "ROWS", 4)
     cross_entropy_sum(*problem)
     assert rows[3:] == [4, 4, 4]  # filled up, so that sizes repeat
 

@@ -1,33 +1,21 @@
-"""RMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
-
-Shapes: D the normalised dimension; any others before it.
-"""
+"""RMSNorm with its gradient written out. Plain twin: layers.rms_norm."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from minimind_sft.model.precision import at_least_float32
+from torch import Tensor
 
 
-class RMSNorm(nn.Module):
-    """Computed in at least float32, whatever the dtype of `x`; the result has the weight's."""
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    return _RMSNorm.apply(x, weight_D, eps)
 
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight_D = at_least_float32(x), at_least_float32(self.weight)
-        # PyTorch has one kernel for all of it on a GPU; on a CPU it is put together from ten, half of them backward.
-        normed = _RMSNorm.apply(x, weight_D, self.eps) if x.device.type == "cpu" else F.rms_norm(
-            x, weight_D.shape, weight_D, self.eps)
-        return normed.to(self.weight.dtype)
+def pytorch_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """One kernel on a GPU."""
+    return F.rms_norm(x, weight_D.shape, weight_D, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`F.rms_norm` with its gradient written out.
+    """Writes the gradient out.
 
     With n = x / rms(x) and g the gradient of the output: dweight = sum g n, and dx = (g w - n mean(g w n)) / rms(x),
     the second part because rms(x) moves with x.

@@ -1,0 +1,80 @@
+"""Summed cross-entropy of the next token, a chunk of positions at a time. Plain twin: layers.cross_entropy_sum.
+
+Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from minimind_sft.model.precision import at_least_float32, matmul_dtype
+
+CHUNK = 1024
+"""Positions whose logits exist at the same time."""
+
+ROWS = 64
+"""The last chunk is filled up to a multiple of this: on a CPU every new size of a product in bfloat16 costs memory.
+
+Also the rows of logits that a CPU turns into their gradient at a time: few, so that they stay in its cache.
+"""
+
+
+def cross_entropy_sum(hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        head_VD = head_VD.detach()  # or autograd would still ask for a gradient, and the kernel would compute it
+    return _ChunkedCrossEntropy.apply(hidden_ND, head_VD, labels_P)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Takes each chunk's gradient while its logits exist, so that the full logits never do, nor are made twice."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
+        dtype = matmul_dtype(head_VD)
+        wants_hidden, wants_head, _ = ctx.needs_input_grad
+        loss_sum = at_least_float32(hidden_ND.new_zeros(()))
+        grad_hidden_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        grad_head_VD = torch.zeros_like(head_VD) if wants_head else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            weight_VD = head_VD.to(dtype)
+            for start in range(0, len(labels_P), CHUNK):
+                chunk = slice(start, min(start + CHUNK, len(labels_P)))
+                real = chunk.stop - start
+                # Rows of zeros fill the chunk up; they add nothing to the head's gradient.
+                hidden_WD = F.pad(hidden_ND[chunk], (0, 0, 0, -real % ROWS)).to(dtype)
+                logits_WV = F.linear(hidden_WD, weight_VD)
+                loss_sum += _replace_by_gradient(logits_WV, labels_P[chunk])
+                if wants_hidden:
+                    grad_hidden_ND[chunk] = (logits_WV @ weight_VD)[:real]
+                if wants_head:
+                    grad_head_VD += logits_WV.T @ hidden_WD
+                del logits_WV  # or it would live until the next chunk's exists
+        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
+        return loss_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        return (
+            None if grad_hidden_ND is None else grad_hidden_ND * grad_loss,
+            None if grad_head_VD is None else grad_head_VD * grad_loss,
+            None,
+        )
+
+
+def _replace_by_gradient(logits_WV: Tensor, labels: Tensor) -> Tensor:
+    """Returns the summed cross-entropy of as many rows as there are labels; overwrites them with its gradient.
+
+    The gradient of the logits is softmax minus one-hot. Rows without a label end up finite and meaningless.
+    """
+    loss_sum = at_least_float32(logits_WV.new_zeros(()))
+    rows = ROWS if logits_WV.device.type == "cpu" else len(logits_WV)
+    for logits_JV, labels_J in zip(logits_WV.split(rows), labels.split(rows), strict=True):
+        logprobs_JV = at_least_float32(logits_JV).log_softmax(-1)
+        labelled = logprobs_JV[: len(labels_J)]
+        loss_sum += F.nll_loss(labelled, labels_J, reduction="sum")
+        labelled.exp_().scatter_add_(1, labels_J[:, None], labelled.new_full((len(labels_J), 1), -1.0))
+        logits_JV.copy_(logprobs_JV)
+    return loss_sum

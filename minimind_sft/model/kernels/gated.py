@@ -1,0 +1,27 @@
+"""silu(gate) * up, keeping less for the backward pass. Plain twin: layers.gated."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    assert gate_TF.dtype == up_TF.dtype
+    return _Gated.apply(gate_TF, up_TF)
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps gate and up only; the backward pass computes silu(gate) again. Autograd would keep it, as large as each.
+
+    With s = sigmoid(gate): silu(gate) = gate s, and its derivative is s (1 + gate (1 - s)).
+    """
+
+    @staticmethod
+    def forward(ctx, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_TF, up_TF)
+        return F.silu(gate_TF).mul_(up_TF)
+
+    @staticmethod
+    def backward(ctx, grad_TF: Tensor) -> tuple[Tensor, Tensor]:
+        gate_TF, up_TF = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF), F.silu(gate_TF).mul_(grad_TF)

@@ -1,0 +1,103 @@
+"""Attention within documents on every device: documents of similar length in one padded product.
+
+Plain twin: attention.document_attention.
+
+Local letters: P rows of all padded groups, J documents of one group (B = J * G).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimind_sft.device import send
+
+MAX_PADDING = 0.2
+"""Largest share of padding among the positions of one group of documents."""
+
+
+class PaddedAttention:
+    """Pads documents on the right to the longest of their group.
+
+    Under a causal mask no position sees what follows it, so this padding needs no mask. Each key/value head of a
+    document is one sequence of a product, and the query heads that read it are Q queries per position: no key or value
+    is repeated for them, and the products take rows as they lie.
+
+    Args:
+        product: attends within sequences of one length, as `flash_attention` does.
+    """
+
+    def __init__(self, cu_seqlens: Sequence[int], v_TGK: Tensor, product: Callable[[Tensor, Tensor, Tensor], Tensor]):
+        lengths = [end - start for start, end in pairwise(cu_seqlens)]
+        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
+        self._shapes, pad_P, unpad_TG = _padded_groups(starts_S, lengths, v_TGK.shape[1])
+        self._pad_P, self._unpad_TG = send(pad_P, v_TGK.device), send(unpad_TG, v_TGK.device)
+        self._product = product
+
+    def __call__(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        q_TGQK = q_THK.unflatten(1, (k_TGK.shape[1], -1))
+        q_groups, k_groups, v_groups = (
+            rows.index_select(0, self._pad_P).split([sequences * length for sequences, length in self._shapes])
+            for rows in (q_TGQK.flatten(0, 1), k_TGK.flatten(0, 1), v_TGK.flatten(0, 1))
+        )
+        out_groups = []
+        for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True):
+            q_BLQK, k_BLK, v_BLK = (rows.unflatten(0, shape) for rows in qkv)
+            out_BLQK = self._product(q_BLQK, k_BLK, v_BLK)
+            out_groups.append(out_BLQK.flatten(0, 1))
+        return torch.cat(out_groups).index_select(0, self._unpad_TG).view_as(q_THK)
+
+
+def _padded_groups(starts_S: Tensor, lengths: list[int],
+                   kv_heads: int) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """Returns the groups' shapes (B, L); for each of the P padded rows the row it copies; for each row its padded one.
+
+    Rows are those of a tensor (T, G, ...) taken as (T * G, ...).
+    """
+    shapes, pad, unpad_TG = [], [], torch.empty(sum(lengths) * kv_heads, dtype=torch.int64)
+    offset = 0
+    for group in similar_lengths(lengths):
+        longest, starts_J = lengths[group[-1]], starts_S[group]
+        lengths_J = torch.tensor([lengths[i] for i in group])
+        column_L = torch.arange(longest)
+        token_JL = starts_J[:, None] + torch.minimum(column_L, lengths_J[:, None] - 1)  # padding repeats the last one
+        row_JGL = token_JL[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
+        real_JGL = (column_L < lengths_J[:, None, None]).expand_as(row_JGL)
+        unpad_TG[row_JGL[real_JGL]] = offset + real_JGL.flatten().nonzero().squeeze(1)
+        shapes.append((len(group) * kv_heads, longest))
+        pad.append(row_JGL.flatten())
+        offset += row_JGL.numel()
+    if not shapes:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
+        return [(0, 1)], unpad_TG, unpad_TG
+    return shapes, torch.cat(pad), unpad_TG
+
+
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
+    """Groups indices in ascending order of length, with at most MAX_PADDING padding in a group; skips empty ones."""
+    groups, real = [], 0
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i]):
+        if groups and (real + lengths[i]) >= (1 - MAX_PADDING) * lengths[i] * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+            real += lengths[i]
+        else:
+            groups.append([i])
+            real = lengths[i]
+    return groups
+
+
+def flash_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropout: float = 0.0) -> Tensor:
+    """Returns softmax(q k^T / sqrt(K)) v over each sequence's own past, for each of the Q queries of a position.
+
+    Calls PyTorch's attention. On a CPU it computes in at least float32 under any autocast, which is faster there than
+    bfloat16; on other devices in the dtype of `v`, which the result (B, L, Q, K) has everywhere.
+    """
+    on_cpu = q_BLQK.device.type == "cpu"
+    dtype = torch.promote_types(v_BLK.dtype, torch.float32) if on_cpu else v_BLK.dtype
+    with torch.autocast(q_BLQK.device.type, enabled=False):
+        out_BQLK = F.scaled_dot_product_attention(
+            *(x.to(dtype) for x in (q_BLQK.transpose(1, 2), k_BLK[:, None], v_BLK[:, None])),
+            dropout_p=dropout, is_causal=True, enable_gqa=True,
+        )
+    return out_BQLK.transpose(1, 2).to(v_BLK.dtype)
