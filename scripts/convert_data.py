@@ -13,7 +13,6 @@ the beginnings of lines. Rows that cannot be used are named and left out. A file
 --overwrite, which keeps it as FILE.previous.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -47,8 +46,9 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_together
-from minimind_sft.flags import SWITCH, FlagParser
 from minimind_sft.set_aside import check_replaceable, set_aside_file
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings
 from minimind_sft.terminal import fitted, say
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
@@ -56,89 +56,54 @@ NAMED = 10
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    files, filters = find_files(arguments.files), make_filters(arguments)
+    settings = parse_flags(ConvertSettings, description=__doc__)
+    reading, writing = settings.reading, settings.writing
+    check_outputs(writing)
+    files, filters = find_files(reading.files), make_filters(settings.filters, reading)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as kept:
-        reading = read_good_rows(files, arguments)
-        rows = tqdm(reading, desc="reading", unit=" rows", delay=2, leave=False, disable=None)
+        rows = tqdm(read_good_rows(files, reading), desc="reading", unit=" rows", delay=2, leave=False, disable=None)
         dropped, written = Counter(), 0
         for row in rows:
             reason = why_not(row, filters)
             if reason:
                 dropped[reason] += 1
                 continue
-            keep(kept, json.dumps(as_json(row, arguments.to), ensure_ascii=False) + "\n")
+            keep(kept, json.dumps(as_json(row, writing.to), ensure_ascii=False) + "\n")
             written += 1
         keep(kept, "", flush=True)
         report(dropped)
-        write_parts(kept, written, arguments)
+        write_parts(kept, written, writing)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = FlagParser(__doc__)
-    parser.add_argument("files", nargs="+", help="files and globs of any kind that docs/data.md lists")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
-    parser.add_argument("--overwrite", type=int, choices=SWITCH, default=0,
-                        help="1: replace --out and --eval_out where they exist; the old ones become FILE.previous")
-    parser.add_argument("--to", choices=("conversations", "text"), default="conversations", help="what to write")
-    parser.add_argument("--preference", choices=("chosen",), help="keep the chosen one of a row's two "
-                        "answers, chosen and rejected")
-    parser.add_argument("--dialogue_field", metavar="FIELD", help="the field that holds a dialogue as one text, with "
-                        "Human: and Assistant: at the beginnings of lines")
-    parser.add_argument("--drop_fields", nargs="+", default=[], metavar="FIELD", help="fields of a row to read as if "
-                        "they were not there")
-    parser.add_argument("--eval_rows", type=int, default=0, help="rows, drawn at random, to keep apart in --eval_out")
-    parser.add_argument("--eval_out", type=Path, help="JSONL for the rows kept apart")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default: 42)")
-    parser.add_argument("--drop_duplicates", type=int, choices=SWITCH, default=0,
-                        help="1: keep the first of rows that are the same")
-    parser.add_argument("--drop_in", nargs="+", default=[], metavar="FILE",
-                        help="drop rows that are in these files, too: the evaluation data")
-    parser.add_argument("--min_answer", type=int, default=0, metavar="N",
-                        help="drop rows with an answer of fewer characters")
-    parser.add_argument("--max_tokens", type=int, default=0, metavar="N",
-                        help="drop rows that are longer, in the chat template")
-    parser.add_argument("--language", metavar="LANGUAGE:SHARE", help="drop rows of whose letters less than this share "
-                        f"is the language's, zh:0.5; one of {', '.join(LETTERS)}")
-    parser.add_argument("--tokenizer_path", help="for --max_tokens (default: bundled)")
-    arguments = parser.parse_args()
-    for name in ("eval_rows", "seed", "min_answer", "max_tokens"):
-        if getattr(arguments, name) < 0:
-            raise UserError(f"--{name} is {getattr(arguments, name)}, expected at least 0")
-    if arguments.preference and arguments.dialogue_field:
-        raise UserError("--preference and --dialogue_field do not go together; --dialogue_field chosen is enough")
-    if bool(arguments.eval_rows) != bool(arguments.eval_out):
-        raise UserError("--eval_rows and --eval_out go together")
-    for name in ("out", "eval_out"):
-        path = getattr(arguments, name)
-        if path is not None:
-            if path.suffix.lower() != ".jsonl":
-                raise UserError(f"--{name} {path}: expected a name that ends in .jsonl")
-            check_writable(path.parent, f"--{name}")
-            check_replaceable([path], bool(arguments.overwrite), f"choose another --{name}")
-    if arguments.eval_out and arguments.eval_out.resolve() == arguments.out.resolve():
-        raise UserError(f"--eval_out {arguments.eval_out}: expected another file than --out")
-    return arguments
+def check_outputs(settings: WritingSettings) -> None:
+    """
+    Raises:
+        UserError: if a file cannot be written, or exists and `--overwrite` is not set.
+    """
+    for name, path in (("out", settings.out), ("eval_out", settings.eval_out)):
+        if path:
+            check_writable(Path(path).parent, f"--{name}")
+            check_replaceable([Path(path)], settings.overwrite, f"choose another --{name}")
 
 
-def make_filters(arguments: argparse.Namespace) -> Filters:
+def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
     """What a row must be to stay, each with what the report says of those that are not; duplicates last, so that a
     row that is dropped anyhow makes no other one a duplicate."""
     chosen: Filters = [("no text", lambda row: not isinstance(row, str) or bool(row.strip()))]
-    if arguments.min_answer:
-        chosen.append((f"an answer of fewer than {arguments.min_answer} characters",
-                       lambda row: (length := shortest_answer(row)) is None or length >= arguments.min_answer))
-    if arguments.language:
-        language, share = parse_language(arguments.language)
+    if settings.min_answer:
+        chosen.append((f"an answer of fewer than {settings.min_answer} characters",
+                       lambda row: (length := shortest_answer(row)) is None or length >= settings.min_answer))
+    if settings.language:
+        language, share = parse_language(settings.language)
         chosen.append((f"less than {share:.0%} {language}",
                        lambda row: language_share(row_text(row), language) >= share))
-    if arguments.max_tokens:
-        rows = SFTEncoder(make_template(load_tokenizer(arguments.tokenizer_path)), arguments.max_tokens)
-        chosen.append((f"more than {arguments.max_tokens:,} tokens",
-                       lambda row: longest_sequence(row, rows) <= arguments.max_tokens))
-    if arguments.drop_in:
-        chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(arguments.drop_in), arguments))))
-    if arguments.drop_duplicates:
+    if settings.max_tokens:
+        rows = SFTEncoder(make_template(load_tokenizer(settings.tokenizer_path)), settings.max_tokens)
+        chosen.append((f"more than {settings.max_tokens:,} tokens",
+                       lambda row: longest_sequence(row, rows) <= settings.max_tokens))
+    if settings.drop_in:
+        chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(settings.drop_in), reading))))
+    if settings.drop_duplicates:
         chosen.append(("the same as an earlier row", not_seen_before()))
     return chosen
 
@@ -162,12 +127,12 @@ def parse_language(text: str) -> tuple[str, float]:
     return language, number
 
 
-def read_good_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Row]:
+def read_good_rows(files: Sequence[Path], settings: ReadingSettings) -> Iterator[Row]:
     """The rows that can be used; the others are named."""
     bad = 0
     for raw in chain.from_iterable(map(read_raw_rows, files)):
         try:
-            row = read_row(raw, arguments)
+            row = read_row(raw, settings)
         except UserError as error:
             bad += 1
             if bad <= NAMED:
@@ -178,12 +143,12 @@ def read_good_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iter
         say(f"left out    ... {bad:,} rows in all (scripts/inspect_data.py lists them)")
 
 
-def read_row(raw: RawRow, arguments: argparse.Namespace) -> Row:
-    row = {name: value for name, value in parse_raw_row(raw).items() if name not in arguments.drop_fields}
+def read_row(raw: RawRow, settings: ReadingSettings) -> Row:
+    row = {name: value for name, value in parse_raw_row(raw).items() if name not in settings.drop_fields}
     try:
-        if arguments.dialogue_field:
-            row = dialogue_row(row, arguments.dialogue_field)
-        if arguments.preference:
+        if settings.dialogue_field:
+            row = dialogue_row(row, settings.dialogue_field)
+        if settings.preference:
             row = chosen_row(row)
     except UserError as error:
         raise UserError(f"{raw.place}: {error}") from error
@@ -214,13 +179,13 @@ def report(dropped: Counter) -> None:
         say(f"dropped     {count:>{width},} row{'s' * (count > 1)}: {reason}")
 
 
-def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> None:
+def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
     """The rows to --out, those that are drawn to --eval_out."""
     if count == 0:
         raise UserError("no row is left to write")
-    if arguments.eval_rows >= count:
-        raise UserError(f"--eval_rows is {arguments.eval_rows}, but there are only {count} rows")
-    apart = set(np.random.default_rng(arguments.seed).permutation(count)[:arguments.eval_rows].tolist())
+    if settings.eval_rows >= count:
+        raise UserError(f"--eval_rows is {settings.eval_rows}, but there are only {count} rows")
+    apart = set(np.random.default_rng(settings.seed).permutation(count)[:settings.eval_rows].tolist())
 
     def write(temporary: Path, is_apart: bool) -> None:
         kept.seek(0)
@@ -230,14 +195,14 @@ def write_parts(kept: IO[str], count: int, arguments: argparse.Namespace) -> Non
     def make_room() -> None:
         """Looks again: reading took its time, and another program may have written there."""
         for path in parts:
-            check_replaceable([path], bool(arguments.overwrite), "choose another name")
+            check_replaceable([path], settings.overwrite, "choose another name")
         for path in parts:
             if previous := set_aside_file(path):
                 say(f"overwrite   {path} moved to {previous}")
 
-    parts = {arguments.out: partial(write, is_apart=False)}
-    if arguments.eval_out:
-        parts[arguments.eval_out] = partial(write, is_apart=True)
+    parts = {Path(settings.out): partial(write, is_apart=False)}
+    if settings.eval_out:
+        parts[Path(settings.eval_out)] = partial(write, is_apart=True)
     write_together(parts, before_replacing=make_room)
     for path, rows in zip(parts, (count - len(apart), len(apart)), strict=False):
         say(f"{path}: {rows:,} row{'s' * (rows != 1)}")

@@ -17,11 +17,11 @@ import torch
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless, run_program
-from minimind_sft.flags import parse_flags
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import read_weights
-from minimind_sft.script_config import EstimateConfig
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.scripts import EstimatedModel, EstimatedRun, EstimateSettings
 from minimind_sft.terminal import say
 from minimind_sft.training.memory import (
     FLOAT,
@@ -38,47 +38,47 @@ from minimind_sft.training.setup import check_flags, new_model_config
 
 
 def main() -> int:
-    config = parse_flags(EstimateConfig, description=__doc__)
-    model, plan = model_asked_for(config), plan_asked_for(config)
-    parts = peak(model, plan)
-    fits = most_tokens(model, plan, config.memory * GIB) if config.memory else None
-    if config.json:
+    settings = parse_flags(EstimateSettings, description=__doc__)
+    model, plan = model_asked_for(settings.model), plan_asked_for(settings.run)
+    parts, memory = peak(model, plan), settings.answer.memory
+    fits = most_tokens(model, plan, memory * GIB) if memory else None
+    if settings.answer.json:
         print(json.dumps({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
                           "per_token_and_layer": kept_by_layer(model, plan),
                           "most_micro_batch_tokens": fits}, indent=1))
     else:
-        say("\n".join([*asked(config, model, plan), "", *table(parts), "", *notes(model, plan)]))
-        if config.memory:
-            say(answer(config, fits))
+        say("\n".join([*asked(model, plan), "", *table(parts), "", *notes(model, plan)]))
+        if memory:
+            say(answer(settings.run, memory, fits))
     return 0
 
 
-def model_asked_for(config: EstimateConfig) -> ModelConfig:
-    if config.from_weight == "none":
-        return new_model_config(config, config.vocab_size)
-    path = find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
-                        use_moe=config.use_moe, preset=PRESETS[config.preset] if config.preset else None,
-                        tokenizer=load_tokenizer(config.tokenizer_path).fingerprint)
+def model_asked_for(settings: EstimatedModel) -> ModelConfig:
+    if settings.from_weight == "none":
+        return new_model_config(settings, settings.vocab_size)
+    path = find_weights(settings.from_weight, settings.save_dir, flag="--from_weight", hidden_size=settings.hidden_size,
+                        use_moe=settings.use_moe, preset=PRESETS[settings.preset] if settings.preset else None,
+                        tokenizer=load_tokenizer(settings.tokenizer_path).fingerprint)
     weights = read_weights(path)
     for notice in weights.notices:
         print(harmless(notice), file=sys.stderr)
-    check_flags(config, weights.config, path)
-    return replace(weights.config, dropout=config.dropout)
+    check_flags(settings, weights.config, path)
+    return replace(weights.config, dropout=settings.dropout)
 
 
-def plan_asked_for(config: EstimateConfig) -> Plan:
-    name = config.device
+def plan_asked_for(settings: EstimatedRun) -> Plan:
+    name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     here = name == "cpu" or torch.cuda.is_available()
-    dtype = resolve_dtype(config.dtype, torch.device(name)) if here or config.dtype != "auto" else torch.bfloat16
-    return Plan(config.micro_batch_tokens, config.max_seq_len, dtype, on_cpu=name == "cpu",
-                gradient_checkpointing=bool(config.gradient_checkpointing),
-                several_micro_batches=config.micro_batches > 1, ranks=config.ranks, parallel=config.parallel,
-                async_save=bool(config.async_save))
+    dtype = resolve_dtype(settings.dtype, torch.device(name)) if here or settings.dtype != "auto" else torch.bfloat16
+    return Plan(settings.micro_batch_tokens, settings.max_seq_len, dtype, on_cpu=name == "cpu",
+                gradient_checkpointing=settings.gradient_checkpointing,
+                several_micro_batches=settings.micro_batches > 1, ranks=settings.ranks, parallel=settings.parallel,
+                async_save=settings.async_save)
 
 
-def asked(config: EstimateConfig, model: ModelConfig, plan: Plan) -> list[str]:
+def asked(model: ModelConfig, plan: Plan) -> list[str]:
     experts = ", mixture of experts" if model.use_moe else ""
     ranks = f"; each of {plan.ranks} ranks ({plan.parallel})" if plan.ranks > 1 else ""
     again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
@@ -108,11 +108,11 @@ def notes(model: ModelConfig, plan: Plan) -> list[str]:
     return lines
 
 
-def answer(config: EstimateConfig, fits: int) -> str:
-    if fits < config.max_seq_len:
-        hint = "" if config.gradient_checkpointing else "; --gradient_checkpointing 1 takes less"
-        return f"{config.memory:g} GiB do not hold even one document of --max_seq_len {config.max_seq_len}{hint}."
-    return f"The largest --micro_batch_tokens that fits into {config.memory:g} GiB: {fits}"
+def answer(settings: EstimatedRun, memory: float, fits: int) -> str:
+    if fits < settings.max_seq_len:
+        hint = "" if settings.gradient_checkpointing else "; --gradient_checkpointing 1 takes less"
+        return f"{memory:g} GiB do not hold even one document of --max_seq_len {settings.max_seq_len}{hint}."
+    return f"The largest --micro_batch_tokens that fits into {memory:g} GiB: {fits}"
 
 
 if __name__ == "__main__":

@@ -16,66 +16,66 @@ import os
 import sys
 from pathlib import Path
 
-from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable
-from minimind_sft.flags import parse_flags
 from minimind_sft.inspection.page import write_page
 from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
-from minimind_sft.script_config import InspectConfig
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.scripts import InspectSettings
+from minimind_sft.settings.training import SFTSettings, TrainSettings
 from minimind_sft.terminal import fitted
 
 
 def main() -> int:
-    config = parse_flags(InspectConfig, description=__doc__)
-    trainer = config.trainer()
-    sources = find_sources(config.data_path, "FILE")
-    eval_sources = find_sources(config.eval_data_path, "--eval_data_path") if config.eval_data_path else []
+    settings = parse_flags(InspectSettings, description=__doc__)
+    data, wanted = settings.data, settings.report
+    trainer = settings.trainer()
+    sources = find_sources(data.data_path, "FILE")
+    eval_sources = find_sources(data.eval_data_path, "--eval_data_path") if data.eval_data_path else []
     if any(source.share for source in eval_sources):
         raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
-    page = checked_page(config.html) if config.html else None
+    page = checked_page(wanted.html) if wanted.html else None
     rows = make_rows(trainer)
 
     files = [path for source in (*sources, *eval_sources) for path in source.files]
-    tallies = survey(files, rows, bool(config.check_prompts))
-    shown = first_rows(tallies, rows, config.show)
+    tallies = survey(files, rows, wanted.check_prompts)
+    shown = first_rows(tallies, rows, wanted.show)
     notes = rows.template.notes if isinstance(rows, SFTEncoder) else []
-    report = make_report(tallies, sources, eval_sources, trainer, config.ranks, bool(config.strict), notes)
+    report = make_report(tallies, sources, eval_sources, trainer, settings.run.ranks, wanted.strict, notes)
 
     if page:
         write_page(page, report, shown)
-    if config.json:
+    if wanted.json:
         print(json.dumps(report.as_json(), indent=1), flush=True)
     else:
-        text = as_text(report, shown, config.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        text = as_text(report, shown, wanted.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
         written = f"{'page':<12}{printable(str(page))}\n" if page else ""
         print(fitted(text + written, sys.stdout), end="", flush=True)
     return 0 if report.is_fine else 1
 
 
-def make_rows(trainer) -> SFTEncoder | PretrainEncoder:
+def make_rows(trainer: TrainSettings) -> SFTEncoder | PretrainEncoder:
     """The encoder of the trainer that these settings are for."""
-    tokenizer = load_tokenizer(trainer.tokenizer_path)
+    data = trainer.data
+    tokenizer = load_tokenizer(data.tokenizer_path)
     for notice in tokenizer.notices:
         print(harmless(notice), file=sys.stderr)
-    if not isinstance(trainer, SFTConfig):
-        return PretrainEncoder(tokenizer, trainer.max_seq_len)
-    template = make_template(tokenizer, trainer.chat_template, trainer.end_of_turn)
-    return SFTEncoder(template, trainer.max_seq_len, trainer.truncation,
-                   Supervision(trainer.train_turns, bool(trainer.train_on_prompt)))
+    if not isinstance(trainer, SFTSettings):
+        return PretrainEncoder(tokenizer, data.max_seq_len)
+    template = make_template(tokenizer, data.chat_template, data.end_of_turn)
+    return SFTEncoder(template, data.max_seq_len, data.truncation,
+                   Supervision(data.train_turns, data.train_on_prompt))
 
 
 def checked_page(name: str) -> Path:
     path = Path(name)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html {path}: expected a name that ends in .html")
     if path.is_dir():
         raise UserError(f"--html {path}: is a folder, expected a file or nothing")
     check_writable(path.parent, "--html")

@@ -13,24 +13,21 @@ from typing import Any
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_atomically
-from minimind_sft.flags import FlagParser
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.scripts import PlotSettings
 from minimind_sft.terminal import say
 
-PICTURES = (".png", ".svg", ".pdf", ".jpg")
 CURVES = ("loss", "eval_loss")
 SMOOTHING = 0.95
 """Weight of the past in the running mean that is drawn over the steps' own losses."""
 
 
 def main() -> None:
-    parser = FlagParser(__doc__)
-    parser.add_argument("metrics", nargs="+", type=Path, help="<save_dir>/<name>_metrics.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="picture to write (default: loss.png)")
-    parser.add_argument("--title", default="", help="title of the picture")
-    arguments = parser.parse_args()
-    check_picture(arguments.out)
-    draw([(path, read_metrics(path)) for path in arguments.metrics], arguments.title, arguments.out)
-    say(f"wrote {arguments.out}")
+    settings = parse_flags(PlotSettings, description=__doc__)
+    out = Path(settings.out)
+    check_picture(out)
+    draw([(path, read_metrics(path)) for path in map(Path, settings.metrics)], settings.title, out)
+    say(f"wrote {out}")
 
 
 def check_picture(path: Path) -> None:
@@ -38,8 +35,6 @@ def check_picture(path: Path) -> None:
     Raises:
         UserError: if no picture can be written to that name.
     """
-    if path.suffix.lower() not in PICTURES:
-        raise UserError(f"--out {path}: expected a name that ends in {', '.join(PICTURES)}")
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder, expected a file or nothing")
     check_writable(path.parent, "--out")

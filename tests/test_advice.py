@@ -2,24 +2,24 @@
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from programs import NEW, PRETRAIN, REPOSITORY, SFT, questions, succeed, write_rows
 
-from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data.dataset import ExampleDataset, Mixture
 from minimind_sft.data.example import make_example
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.experience import Experience, strangeness
 from minimind_sft.training.progress import Effort
 from minimind_sft.training.summary import closing_lines, next_lines
 
 
-def sft(**flags) -> SFTConfig:
-    return replace(SFTConfig(), **flags)
+def sft(**flags) -> SFTSettings:
+    return changed(SFTSettings(), **flags)
 
 
 @pytest.mark.parametrize(("flags", "line"), [
@@ -34,7 +34,7 @@ def sft(**flags) -> SFTConfig:
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
 ])
 def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line):
-    assert length_of_run(sft(**flags), 100, 16) == f"training    {line}"
+    assert length_of_run(sft(**flags).optimizer, 100, 16) == f"training    {line}"
 
 
 @pytest.mark.parametrize(("warmup", "line"), [
@@ -47,7 +47,7 @@ def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line)
           "and never reaches --learning_rate 0.0005"),
 ])
 def test_a_warmup_that_takes_much_of_the_run_is_noted(warmup, line):
-    assert warmup_advice(sft(warmup_steps=warmup), 100) == ([line] if line else [])
+    assert warmup_advice(sft(warmup_steps=warmup).optimizer, 100) == ([line] if line else [])
 
 
 def test_best_weights_chosen_on_a_handful_of_samples_are_noted():
@@ -57,7 +57,7 @@ def test_best_weights_chosen_on_a_handful_of_samples_are_noted():
     (line,) = evaluation_advice(sft(eval_data_path=("eval.jsonl",)), 1)
     assert "on 1 sample, " in line and "more rows in --eval_data_path" in line
     assert evaluation_advice(sft(), 50) == evaluation_advice(sft(), None) == []
-    assert evaluation_advice(sft(keep_best=0), 3) == []
+    assert evaluation_advice(sft(keep_best=False), 3) == []
 
 
 SETTINGS = {"epochs": 1, "max_steps": 0, "learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_steps": 0}
@@ -177,7 +177,7 @@ def test_the_commands_that_come_next_name_the_weights_and_the_flags_they_need(tm
     plain = next_lines("full_sft", sft(), Path("out/x.pth"), metrics)
     assert plain[:2] == ["chat        python eval_llm.py --weight out/x.pth",
                          "score       python eval_llm.py --weight out/x.pth --score FILE"]
-    chat, tune, _ = next_lines("pretrain", PretrainConfig(), weights, metrics)
+    chat, tune, _ = next_lines("pretrain", PretrainSettings(), weights, metrics)
     assert chat == f"chat        python eval_llm.py --weight '{weights}' --prompt 'Once upon a time'"
     assert tune == f"fine-tune   python trainer/train_full_sft.py --from_weight '{weights}'"
 
@@ -188,7 +188,7 @@ def test_the_commands_that_come_next_can_be_pasted_where_the_run_was_started(tmp
     for folder, up, out in ((REPOSITORY, "", "out"), (REPOSITORY / "trainer", "../", "../out"),
                             (tmp_path, f"{REPOSITORY}/", f"{REPOSITORY}/out")):
         monkeypatch.chdir(folder)
-        chat, tune, curves = (line[12:] for line in next_lines("pretrain", PretrainConfig(), weights, metrics))
+        chat, tune, curves = (line[12:] for line in next_lines("pretrain", PretrainSettings(), weights, metrics))
         assert chat.startswith(f"python {up}eval_llm.py --weight {out}/pretrain_256.pth ")
         assert curves == f"python {up}scripts/plot_metrics.py {metrics}"
         assert all(Path(shlex.split(line)[1]).is_file() for line in (chat, tune, curves))

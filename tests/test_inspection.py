@@ -13,7 +13,6 @@ import pytest
 from chats import BUNDLED, TOKENIZER, chat
 from programs import PATIENCE, program, questions, write_rows
 
-from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data import workers
 from minimind_sft.data.chat_template import ChatTemplate, Supervision
 from minimind_sft.data.example import Example, make_example
@@ -27,6 +26,8 @@ from minimind_sft.inspection.shown import first_rows
 from minimind_sft.inspection.survey import answer_ends, survey
 from minimind_sft.inspection.terminal import as_text
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
 SCRIPT = "scripts/inspect_data.py"
 ROWS = SFTEncoder(BUNDLED, 60)
@@ -87,7 +88,7 @@ def reported(rows, train: list[Path], evaluation: tuple[Path, ...] = (), config=
     sources = find_sources([str(path) for path in train], "FILE")
     eval_sources = find_sources([str(path) for path in evaluation], "E") if evaluation else []
     tallies = survey([*(path for source in sources for path in source.files), *evaluation], rows, **options)
-    return make_report(tallies, sources, eval_sources, config or SFTConfig(max_seq_len=60), 1, False)
+    return make_report(tallies, sources, eval_sources, config or changed(SFTSettings(), max_seq_len=60), 1, False)
 
 
 def test_every_defect_is_found_at_its_line(defects):
@@ -177,20 +178,20 @@ def test_a_file_that_is_evaluated_on_itself_is_leaked_once(tmp_path):
 
 def test_the_steps_are_those_of_the_trainer(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(40))
-    config = SFTConfig(max_seq_len=60, epochs=3, batch_size=8, accumulation_steps=2, eval_share=0.1)
+    config = changed(SFTSettings(), max_seq_len=60, epochs=3, batch_size=8, accumulation_steps=2, eval_share=0.1)
     sources, tallies = find_sources([str(data)], "FILE"), survey([data], ROWS)
     plan = make_report(tallies, sources, [], config, 2, False).plan
     # 4 held out, 36 in steps of 8 * 2 * 2
     assert (plan.held_out, plan.samples, plan.samples_per_step, plan.steps_per_epoch, plan.steps) == (4, 36, 32, 2, 6)
     assert make_report(tallies, sources, sources, config, 2, False).plan.samples == 40
-    limited = SFTConfig(max_seq_len=60, epochs=3, max_steps=4)
+    limited = changed(SFTSettings(), max_seq_len=60, epochs=3, max_steps=4)
     assert make_report(tallies, sources, [], limited, 1, False).plan.steps == 4
 
 
 def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "1" * 25}, {"text": "1 2"}, {"conversations": []}])
     (part,) = reported(PretrainEncoder(TOKENIZER, 10), [data],
-                       config=PretrainConfig(max_seq_len=10, eval_share=0.0)).parts
+                       config=changed(PretrainSettings(), max_seq_len=10, eval_share=0.0)).parts
     assert part.tally.samples == 4 and part.tally.lengths[10] == 2  # 26 tokens: 10, 10 and 8, one shared each
     assert part.tally.forms == {"text": 2} and part.tally.turns == 0
     assert part.tally.supervised_share == 1 and part.tally.ended_share is None

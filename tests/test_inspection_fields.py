@@ -6,7 +6,6 @@ import pytest
 from chats import BUNDLED, TOKENIZER
 from programs import run, write_rows
 
-from minimind_sft.config import PretrainConfig, SFTConfig
 from minimind_sft.data import workers
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_sources
@@ -15,6 +14,8 @@ from minimind_sft.inspection.page import render_page
 from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.tally import MAX_IGNORED, Tally
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
 INSPECT = "scripts/inspect_data.py"
 
@@ -27,7 +28,7 @@ def row(number: int, **fields) -> dict:
 def report_of(*files, rows=None, config=None):
     sources = find_sources([str(path) for path in files], "FILE")
     return make_report(survey(list(files), rows or SFTEncoder(BUNDLED, 60)), sources, [],
-                       config or SFTConfig(max_seq_len=60), 1, True)
+                       config or changed(SFTSettings(), max_seq_len=60), 1, True)
 
 
 def test_ignored_fields_are_counted_and_never_fail(tmp_path):
@@ -58,7 +59,7 @@ def test_the_program_says_so_and_exits_with_0(tmp_path):
 
 def test_of_running_text_only_the_text_is_read(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "t", "messages": [], "meta": {"url": "u"}}])
-    report = report_of(data, rows=PretrainEncoder(TOKENIZER, 10), config=PretrainConfig(max_seq_len=10))
+    report = report_of(data, rows=PretrainEncoder(TOKENIZER, 10), config=changed(PretrainSettings(), max_seq_len=10))
     assert report.parts[0].tally.ignored == {"meta": 1}
 
 

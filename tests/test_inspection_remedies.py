@@ -76,4 +76,4 @@ def test_mixtures_are_not_merged_into_one_file(tmp_path):
 def test_flags_of_the_inspection_are_kept(tmp_path):
     data: Path = write_rows(tmp_path / "a.jsonl", [row(1), row(2)])
     (train,) = commands_for(data, "--chat_template", "alpaca", "--batch_size", 4, "--train_on_prompt", 1)
-    assert train[4:] == ["--batch_size", "4", "--train_on_prompt", "1", "--chat_template", "alpaca"]
+    assert train[4:] == ["--train_on_prompt", "1", "--chat_template", "alpaca", "--batch_size", "4"]

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from programs import PRETRAIN, REPOSITORY, SFT, final_weights, program, questions, refuse, write_rows
 
-from minimind_sft.config import ChatConfig, PretrainConfig, SFTConfig
 from minimind_sft.errors import UserError
-from minimind_sft.flags import parse_flags
+from minimind_sft.settings.chat import ChatSettings
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.spec import as_typed
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
-CONFIGS = {"train_pretrain.py": PretrainConfig, "train_full_sft.py": SFTConfig, "eval_llm.py": ChatConfig}
+PROGRAMS = {"train_pretrain.py": PretrainSettings, "train_full_sft.py": SFTSettings, "eval_llm.py": ChatSettings}
 
 RUN = [
     "python train_pretrain.py",
@@ -64,11 +66,11 @@ DEFAULTS = {
 """All flags of the three programs with MiniMind's defaults."""
 
 
-def parse(line: str):
-    """The settings that a command line gives the program it names."""
+def parse(line: str) -> dict:
+    """Returns the settings that a command line gives the program it names, by their flags."""
     words = shlex.split(line)
     at = next(index for index, word in enumerate(words) if word.endswith(".py"))
-    return parse_flags(CONFIGS[words[at]], "", words[at + 1:])
+    return as_typed(parse_flags(PROGRAMS[words[at]], "", words[at + 1:]))
 
 
 @pytest.mark.parametrize("folder", [".", "trainer"])
@@ -77,12 +79,12 @@ def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
     monkeypatch.chdir(REPOSITORY / folder)
     if "--load_from" in line and folder == "trainer":
         line = line.replace("./model", "../model")  # eval_llm.py stands in the root, there as here
-    config = parse(line)
-    assert getattr(config, "use_wandb", 0) == ("--use_wandb" in line)
-    assert getattr(config, "inference_rope_scaling", 0) == ("--inference_rope_scaling" in line)
-    assert getattr(config, "from_resume", 0) == ("--from_resume 1" in line)
+    settings = parse(line)
+    assert settings.get("use_wandb", 0) == ("--use_wandb" in line)
+    assert settings.get("inference_rope_scaling", 0) == ("--inference_rope_scaling" in line)
+    assert settings.get("from_resume", 0) == ("--from_resume 1" in line)
     if "--load_from" in line:
-        assert Path(config.tokenizer_path).resolve() == REPOSITORY / "model"
+        assert Path(settings["tokenizer_path"]).resolve() == REPOSITORY / "model"
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -101,12 +103,12 @@ def test_what_is_not_here_yet_is_refused_in_one_line(line, tmp_path, monkeypatch
 def test_every_flag_of_minimind_takes_minimind_s_default(name, folder, monkeypatch):
     monkeypatch.chdir(REPOSITORY / folder)
     flags = {flag: value for flag, value in DEFAULTS[name].items() if (flag, folder) != ("load_from", "trainer")}
-    config = parse(shlex.join([name, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]))
+    settings = parse(shlex.join([name, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]))
     paths = {"save_dir", "data_path", "load_from"}
-    assert {flag: getattr(config, flag) for flag in flags if flag not in paths} == \
+    assert {flag: settings[flag] for flag in flags if flag not in paths} == \
         {flag: value for flag, value in flags.items() if flag not in paths}
-    assert Path(config.save_dir).resolve() == (REPOSITORY / "trainer" if name == "eval_llm.py" and folder == "trainer"
-                                               else REPOSITORY) / "out"
+    is_beside_trainer = name == "eval_llm.py" and folder == "trainer"
+    assert Path(settings["save_dir"]).resolve() == REPOSITORY / ("trainer" if is_beside_trainer else "") / "out"
 
 
 def test_the_page_lists_these_command_lines_and_flags():
@@ -122,11 +124,12 @@ def test_the_page_s_commands_reproduce_minimind_s_defaults():
     commands = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1].replace("\\\n", "").splitlines()
     assert len(commands) == 2
     for command in commands:
-        config, expected = parse(command), DEFAULTS[shlex.split(command)[1]]
+        settings, expected = parse(command), DEFAULTS[shlex.split(command)[1]]
         for name in ("epochs", "batch_size", "accumulation_steps", "learning_rate", "grad_clip", "hidden_size",
                      "max_seq_len", "from_weight", "save_weight", "use_wandb", "use_compile"):
-            assert getattr(config, name) == expected[name], name
-        assert (config.min_lr_ratio, config.warmup_steps, config.dropout, config.eval_share) == (0.1, 0, 0.0, 0.0)
+            assert settings[name] == expected[name], name
+        shared = ("min_lr_ratio", "warmup_steps", "dropout", "eval_share")
+        assert [settings[name] for name in shared] == [0.1, 0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -147,14 +150,14 @@ def test_a_folder_that_load_from_cannot_use(argv, message, tmp_path, monkeypatch
 
 
 def test_load_from_names_the_tokenizer(tmp_path):
-    assert parse(f"eval_llm.py --load_from {tmp_path}").tokenizer_path == str(tmp_path)
-    assert parse(f"eval_llm.py --load_from {tmp_path} --tokenizer_path {tmp_path}").tokenizer_path == str(tmp_path)
+    assert parse(f"eval_llm.py --load_from {tmp_path}")["tokenizer_path"] == str(tmp_path)
+    assert parse(f"eval_llm.py --load_from {tmp_path} --tokenizer_path {tmp_path}")["tokenizer_path"] == str(tmp_path)
 
 
 def test_local_rank_has_to_agree_with_the_environment(monkeypatch):
-    assert parse("train_full_sft.py --local_rank 0").local_rank == 0
+    assert parse("train_full_sft.py --local_rank 0")["local_rank"] == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert parse("train_full_sft.py --local-rank=1").local_rank == 1
+    assert parse("train_full_sft.py --local-rank=1")["local_rank"] == 1
     with pytest.raises(UserError, match="--local_rank is 0, but the environment's LOCAL_RANK is 1"):
         parse("train_full_sft.py --local-rank=0")
 

@@ -30,7 +30,6 @@ from rank_faults import (
 from tiny import TINY, TINY_MOE, random_documents
 from torch.utils.data import DataLoader
 
-from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
@@ -38,8 +37,9 @@ from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import ProcessLost, UserError
-from minimind_sft.flags import parse_flags
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.identity import check_agreement, run_identity
@@ -245,13 +245,13 @@ def test_no_machine_goes_on_before_the_slowest_one(tmp_path):
 def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:
     """The recipe's beginning, where the second rank was given other flags; what it says."""
     flags = odd_flags if ranks.rank else ()
-    config = parse_flags(SFTConfig, "", ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1",
-                                         "--device", "cpu", "--save_dir", str(out), *flags,
-                                         *(() if "--data_path" in flags else ("--data_path", str(data)))])
-    rows = SFTEncoder(ChatTemplate(load_tokenizer(config.tokenizer_path)), config.max_seq_len)
-    run = Run("full_sft", config, ranks, rows)
+    settings = parse_flags(SFTSettings, "", [
+        "--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1", "--device", "cpu",
+        "--save_dir", str(out), *flags, *(() if "--data_path" in flags else ("--data_path", str(data)))])
+    rows = SFTEncoder(ChatTemplate(load_tokenizer(settings.data.tokenizer_path)), settings.data.max_seq_len)
+    run = Run("full_sft", settings, ranks, rows)
     model = starting_model(run)
-    train_set = prepare(find_files(config.data_path), rows, out / "prepared")
+    train_set = prepare(find_files(settings.data.data_path), rows, out / "prepared")
     try:
         check_agreement(run, model, run_identity(run, model, train_set, None))
         return "fine"

@@ -11,9 +11,10 @@ from unittest.mock import patch
 import torch
 from tiny import TINY, random_documents
 
-from minimind_sft.config import SFTConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
@@ -35,12 +36,12 @@ class Training:
 
     def __init__(self, folder, resume: bool = False, evaluate=None, **changes):
         folder.mkdir(exist_ok=True)
-        self.config = config = replace(
-            SFTConfig(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
+        self.settings = settings = changed(
+            SFTSettings(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
             learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
         torch.manual_seed(0)
         self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
-        self.optimizer = build_optimizer(self.model, config.learning_rate, config.weight_decay)
+        self.optimizer = build_optimizer(self.model, settings.optimizer.learning_rate, settings.optimizer.weight_decay)
         self.learner = Learner(self.model, self.model, self.optimizer, torch.amp.GradScaler("cpu", enabled=False),
                                CPU, torch.float32)
         self.state = TrainState(samples_per_step=4)
@@ -49,7 +50,7 @@ class Training:
             path, self.state, _ = self.checkpoints.newest()
             load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
         self.steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
-        self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(config, self.steps),
+        self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(settings.optimizer, self.steps),
                                  step=self.state.step, is_main=True)
         self.evaluate, self.step, self.weights = evaluate, train_step, {}
 
@@ -61,9 +62,10 @@ class Training:
             return result
 
         saver = Saver(self.checkpoints, lambda state: self.weights.update({state.step: state.eval_loss}),
-                      interval=self.config.save_interval, keeps_best=bool(self.config.keep_best and self.evaluate))
+                      interval=self.settings.saving.save_interval,
+                      keeps_best=self.settings.saving.keep_best and self.evaluate is not None)
         with self.progress, patch("minimind_sft.training.loop.train_step", step):
-            return fit(self.learner, self.steps, self.state, self.config, progress=self.progress, saver=saver,
+            return fit(self.learner, self.steps, self.state, self.settings, progress=self.progress, saver=saver,
                        evaluate=self.evaluate)
 
 

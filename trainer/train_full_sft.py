@@ -10,26 +10,27 @@ metrics file, and resume states for --from_resume 1. scripts/inspect_data.py sho
 
 from functools import partial
 
-from minimind_sft.config import SFTConfig
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
-from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.distributed import join_ranks
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
 
 
 def main() -> int:
-    config = parse_flags(SFTConfig, description=__doc__)
-    with join_ranks(config.device, config.rank_timeout) as ranks:
-        tokenizer = load_tokenizer(config.tokenizer_path)
-        template = make_template(tokenizer, config.chat_template, config.end_of_turn)
-        rows = SFTEncoder(template, config.max_seq_len, config.truncation,
-                       Supervision(config.train_turns, bool(config.train_on_prompt)))
-        run = Run("full_sft", config, ranks, rows)
+    settings = parse_flags(SFTSettings, description=__doc__)
+    with join_ranks(settings.runtime.device, settings.runtime.rank_timeout) as ranks:
+        data = settings.data
+        tokenizer = load_tokenizer(data.tokenizer_path)
+        template = make_template(tokenizer, data.chat_template, data.end_of_turn)
+        rows = SFTEncoder(template, data.max_seq_len, data.truncation,
+                       Supervision(data.train_turns, data.train_on_prompt))
+        run = Run("full_sft", settings, ranks, rows)
         for note in template.notes:
             run.say(f"template    {note}")
 

@@ -9,22 +9,22 @@ Reads rows {"text": ...}, chunked at --max_seq_len; writes out/<save_weight>_<hi
 
 from functools import partial
 
-from minimind_sft.config import PretrainConfig
 from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import run_program
-from minimind_sft.flags import parse_flags
 from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.training import PretrainSettings
 from minimind_sft.training.distributed import join_ranks
 from minimind_sft.training.run import Run
 from minimind_sft.training.setup import claim_output, evaluation_share, load_datasets, starting_model, train
 
 
 def main() -> int:
-    config = parse_flags(PretrainConfig, description=__doc__)
-    with join_ranks(config.device, config.rank_timeout) as ranks:
-        tokenizer = load_tokenizer(config.tokenizer_path)
-        run = Run("pretrain", config, ranks, PretrainEncoder(tokenizer, config.max_seq_len))
+    settings = parse_flags(PretrainSettings, description=__doc__)
+    with join_ranks(settings.runtime.device, settings.runtime.rank_timeout) as ranks:
+        tokenizer = load_tokenizer(settings.data.tokenizer_path)
+        run = Run("pretrain", settings, ranks, PretrainEncoder(tokenizer, settings.data.max_seq_len))
 
         model = starting_model(run)
         with claim_output(run, model) as claim:

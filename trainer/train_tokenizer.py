@@ -14,13 +14,13 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from minimind_sft.config import TokenizerConfig
 from minimind_sft.data.reading import read_texts
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_together
-from minimind_sft.flags import parse_flags
 from minimind_sft.set_aside import check_replaceable, is_there, set_aside
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.scripts import TokenizerSettings
 from minimind_sft.terminal import say
 
 # MiniMind-3's control tokens, in the order of their ids. A decoder may leave out the special ones; the others are
@@ -50,24 +50,24 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def main() -> None:
-    config = parse_flags(TokenizerConfig, description=__doc__)
+    settings = parse_flags(TokenizerSettings, description=__doc__)
     smallest = len(SPECIAL_TOKENS) + len(SPOKEN_TOKENS) + BYTES
-    if config.vocab_size < smallest:
-        raise UserError(f"--vocab_size is {config.vocab_size}, expected at least {smallest}: the control tokens and "
+    if settings.vocab_size < smallest:
+        raise UserError(f"--vocab_size is {settings.vocab_size}, expected at least {smallest}: the control tokens and "
                         "the 256 bytes")
-    if not config.data_path:
+    if not settings.data_path:
         raise UserError("--data_path: expected one or more files (docs/data.md lists the kinds)")
-    paths = find_files(config.data_path, "--data_path")
-    folder = Path(config.save_dir)
+    paths = find_files(settings.data_path, "--data_path")
+    folder = Path(settings.save_dir)
     check_writable(folder, "--save_dir")
     previous = folder / "tokenizer.previous"
     existing = [path for name in TOKENIZER_FILES if is_there(path := folder / name)]
-    check_replaceable(existing, bool(config.overwrite), "choose another --save_dir", previous)
+    check_replaceable(existing, settings.overwrite, "choose another --save_dir", previous)
 
-    tokenizer = train(texts_of(paths), config.vocab_size)
-    if tokenizer.get_vocab_size() < config.vocab_size:
+    tokenizer = train(texts_of(paths), settings.vocab_size)
+    if tokenizer.get_vocab_size() < settings.vocab_size:
         found = tokenizer.get_vocab_size()
-        raise UserError(f"--data_path: the text gives only {found} tokens, --vocab_size is {config.vocab_size}; give "
+        raise UserError(f"--data_path: the text gives only {found} tokens, --vocab_size is {settings.vocab_size}; give "
                         f"more text or --vocab_size {found}")
     write_together({folder / name: partial(write_json, value)
                     for name, value in (("tokenizer_config.json", tokenizer_config()),

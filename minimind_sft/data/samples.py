@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
-from minimind_sft.config import TRUNCATIONS
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, TokenSequence
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.settings.data import TRUNCATIONS
 
 MAX_CHARACTERS = 1_000_000
 """Text tokenized in one call, which takes some 200 bytes of memory per character."""

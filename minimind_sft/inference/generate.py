@@ -4,7 +4,6 @@ Shapes: T tokens of all prompts in one row, S running sequences, V vocabulary, C
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -15,42 +14,9 @@ from minimind_sft.inference.lowering import FrozenModel
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kv_cache import KVCache, cache_dtype
 from minimind_sft.model.precision import at_least_float32
+from minimind_sft.settings.chat import SamplingSettings
 
 LanguageModel = MiniMindForCausalLM | FrozenModel
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How the next token is chosen. In this order, as in CTRL and Hugging Face's `generate`:
-
-    repetition_penalty: scores of tokens that occurred are divided by it where positive, multiplied where negative.
-    temperature: scores are divided by it; 0 takes the best token and leaves the rest of the list unused.
-    top_k: only this many of the best tokens; 0: all.
-    top_p: only the fewest of the best tokens whose probabilities sum to at least this.
-    seed: of the draw.
-
-    Raises:
-        UserError: for a value outside its range.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self):
-        allowed = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-        }
-        for name, (fits, expected) in allowed.items():
-            if not fits:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected {expected}")
 
 
 def generate_stream(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
 from minimind_sft.data.sources import Source
 from minimind_sft.inspection.remedies import commands
 from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Position, Tally, total
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.loop import planned_steps
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -98,7 +98,7 @@ class Report:
 
 
 def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sources: Sequence[Source],
-                config: TrainConfig, ranks: int, strict: bool, notes: Sequence[str] = ()) -> Report:
+                settings: TrainSettings, ranks: int, strict: bool, notes: Sequence[str] = ()) -> Report:
     """Compares the rows of the files, which adds findings to `tallies`, and judges."""
     training = {path: tallies[path] for source in sources for path in source.files}
     evaluation = {path: deepcopy(tallies[path]) if path in training else tallies[path]
@@ -111,9 +111,9 @@ def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sour
     parts = [_judged(str(path), role, tally) for role, files in roles.items() for path, tally in files.items()]
     whole = [_judged(f"all {len(files)} files", role, total(files.values()))
              for role, files in roles.items() if len(files) > 1]
-    plan = _plan(tallies, sources, bool(eval_sources), config, ranks)
-    next_commands = commands(total(training.values()), total(evaluation.values()), config) if plan else []
-    return Report(parts, whole, plan, config.max_seq_len, strict, list(notes), next_commands)
+    plan = _plan(tallies, sources, bool(eval_sources), settings, ranks)
+    next_commands = commands(total(training.values()), total(evaluation.values()), settings) if plan else []
+    return Report(parts, whole, plan, settings.data.max_seq_len, strict, list(notes), next_commands)
 
 
 class RowIndex:
@@ -179,20 +179,21 @@ def _judged(name: str, role: str, tally: Tally) -> Part:
     return Part(name, role, tally, found["wrong"], found["warning"])
 
 
-def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation: bool, config: TrainConfig,
+def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation: bool, settings: TrainSettings,
           ranks: int) -> Plan | None:
     """By the trainer's own functions, on datasets of which only the number of samples is known."""
     counts = [sum(tallies[path].samples for path in source.files) for source in sources]
     if not all(counts):
         return None
     datasets = [ExampleDataset([[]] * count) for count in counts]
-    share = 0.0 if has_evaluation else config.eval_share
-    parts = [hold_out(dataset, share, config.seed) for dataset in datasets]
+    share = 0.0 if has_evaluation else settings.data.eval_share
+    parts = [hold_out(dataset, share, settings.data.seed) for dataset in datasets]
     mixture = Mixture([train for train, _ in parts])  # shares say which samples an epoch takes, not how many
-    steps = TrainingSteps(mixture, epochs=config.epochs, seed=config.seed, ranks=ranks,
-                          samples_per_step=config.batch_size * config.accumulation_steps * ranks,
-                          micro_batch_tokens=config.micro_batch_tokens)
-    return Plan(planned_steps(config, steps), config.epochs, steps.steps_per_epoch, steps.samples_per_step,
+    optimizer = settings.optimizer
+    steps = TrainingSteps(mixture, epochs=optimizer.epochs, seed=settings.data.seed, ranks=ranks,
+                          samples_per_step=optimizer.batch_size * optimizer.accumulation_steps * ranks,
+                          micro_batch_tokens=settings.runtime.micro_batch_tokens)
+    return Plan(planned_steps(optimizer, steps), optimizer.epochs, steps.steps_per_epoch, steps.samples_per_step,
                 len(mixture), sum(len(held) for _, held in parts if held is not None))
 
 

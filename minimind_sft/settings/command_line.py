@@ -153,7 +153,7 @@ def _add_flag(group: Any, flag: Flag) -> None:
     elif flag.type in NOUNS:
         options["type"] = partial(_read_number, flag.type)
     if flag.many:
-        options["nargs"] = "*"
+        options["nargs"] = "+"
     group.add_argument(str(flag), default=flag.default, help=help_line, **options)
 
 

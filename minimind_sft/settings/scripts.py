@@ -1,7 +1,9 @@
 """Settings of the programs in scripts/, and of trainer/train_tokenizer.py."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from minimind_sft.data.filters import LETTERS
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DATA_HELP, DataSettings, SFTDataSettings
 from minimind_sft.settings.model import ModelSettings
@@ -23,6 +25,77 @@ class TokenizerSettings:
         in_repository("model"), "folder for tokenizer.json and tokenizer_config.json", kind="path")
     overwrite: bool = setting(
         False, "replace a tokenizer in --save_dir; it moves to tokenizer.previous there, which keeps one generation")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """Which rows to read, and how."""
+
+    files: tuple[str, ...] = setting(
+        (), "files and globs of any kind that docs/data.md lists", kind="path", positional=True)
+    drop_fields: tuple[str, ...] = setting((), "fields to ignore, as if the rows did not have them")
+    preference: str | None = setting(
+        None, "keep the chosen one of a row's two answers, chosen and rejected", choices=("chosen",))
+    dialogue_field: str | None = setting(
+        None, "field that holds a dialogue as one text, with Human: and Assistant: at the beginnings of lines")
+
+    def problems(self) -> list[str]:
+        if not (self.preference and self.dialogue_field):
+            return []
+        return ["--preference and --dialogue_field do not go together; --dialogue_field chosen is enough"]
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Which rows to drop."""
+
+    min_answer: int = setting(0, "drop rows with an answer of fewer characters", min=0)
+    max_tokens: int = setting(0, "drop rows with more tokens in the chat template; 0: none", min=0)
+    tokenizer_path: str | None = setting(None, "tokenizer that counts for --max_tokens (default: bundled)", kind="path")
+    language: str | None = setting(
+        None, "drop rows with a smaller share of letters of this language, as in zh:0.5; languages: "
+              f"{', '.join(LETTERS)}")
+    drop_duplicates: bool = setting(False, "keep only the first of equal rows")
+    drop_in: tuple[str, ...] = setting((), "drop rows that are in these files too: the evaluation data", kind="path")
+
+
+@dataclass(frozen=True)
+class WritingSettings:
+    """What to write, and where."""
+
+    out: str = setting("", "JSONL file to write", endings=(".jsonl",), required=True)
+    to: str = setting("conversations", "format of the rows to write", choices=("conversations", "text"))
+    overwrite: bool = setting(
+        False, "replace --out and --eval_out if they exist; the old files become FILE.previous")
+    eval_rows: int = setting(0, "rows to draw at random and write to --eval_out instead", min=0)
+    eval_out: str | None = setting(None, "JSONL file for the rows of --eval_rows", endings=(".jsonl",))
+    seed: int = setting(42, "seed of the draw", min=0)
+
+    def problems(self) -> list[str]:
+        if bool(self.eval_rows) != bool(self.eval_out):
+            return ["--eval_rows and --eval_out go together"]
+        if self.eval_out and Path(self.eval_out).resolve() == Path(self.out).resolve():
+            return [f"--eval_out {self.eval_out}: expected another file than --out"]
+        return []
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Settings of scripts/convert_data.py."""
+
+    reading: ReadingSettings = ReadingSettings()
+    filters: FilterSettings = FilterSettings()
+    writing: WritingSettings = WritingSettings()
+
+
+@dataclass(frozen=True)
+class PlotSettings:
+    """Settings of scripts/plot_metrics.py."""
+
+    metrics: tuple[str, ...] = setting(
+        (), "metrics files, <save_dir>/<name>_metrics.jsonl", kind="path", positional=True)
+    out: str = setting("loss.png", "picture to write", endings=(".png", ".svg", ".pdf", ".jpg"))
+    title: str = setting("", "title of the picture")
 
 
 @dataclass(frozen=True)

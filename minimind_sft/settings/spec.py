@@ -135,6 +135,13 @@ def names_of(settings: Any, decides: Decides) -> list[str]:
     return [flag.name for flag in flags_of(settings) if flag.setting.decides == decides]
 
 
+def recorded(settings: Any, decides: Decides) -> dict[str, Any]:
+    """Returns the settings that decide something, by their keys in resume states, as `as_typed` has them."""
+    typed = as_typed(settings)
+    return {flag.setting.recorded_as or flag.name: typed[flag.name] for flag in flags_of(settings)
+            if flag.setting.decides == decides}
+
+
 def as_typed(settings: Any) -> dict[str, Any]:
     """Returns every setting by the name of its flag, as one would type it: switches are 0 or 1."""
     return {flag.name: int(flag.default) if isinstance(flag.default, bool) else flag.default

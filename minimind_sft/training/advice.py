@@ -6,7 +6,8 @@ Each function gives finished lines, none where there is nothing to say.
 from collections.abc import Mapping
 from typing import Any
 
-from minimind_sft.config import TrainConfig
+from minimind_sft.settings.optimizer import OptimizerSettings
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.optim import learning_rate, schedule_length
 
 LARGE_WARMUP = 0.3
@@ -14,39 +15,39 @@ FEW_EVALUATION_SAMPLES = 50
 LARGE_CHANGE_OF_RATE = 0.05
 
 
-def length_of_run(config: TrainConfig, steps_per_epoch: int, samples_per_step: int) -> str:
+def length_of_run(optimizer: OptimizerSettings, steps_per_epoch: int, samples_per_step: int) -> str:
     """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
-    steps, all_epochs = config.max_steps, config.epochs * steps_per_epoch
-    total = schedule_length(config.epochs, steps, steps_per_epoch)
-    length = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+    steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps_per_epoch
+    total = schedule_length(optimizer.epochs, steps, steps_per_epoch)
+    length = f"{optimizer.epochs} epoch{'s' * (optimizer.epochs > 1)}"
     if total < all_epochs:
         share = total / steps_per_epoch
         share = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
         length = (f"{share} epochs: --max_steps {steps} ends the run before --epochs "
-                  f"{config.epochs}, which would be {all_epochs:,} steps")
+                  f"{optimizer.epochs}, which would be {all_epochs:,} steps")
     elif steps > all_epochs:
         length += f": they end the run before --max_steps {steps}"
-    return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {config.learning_rate:g}; "
+    return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {optimizer.learning_rate:g}; "
             f"{length}")
 
 
-def warmup_advice(config: TrainConfig, total_steps: int) -> list[str]:
+def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
     """Notes a warmup that takes a large part of the run."""
-    warmup = config.warmup_steps
+    warmup = optimizer.warmup_steps
     if warmup <= LARGE_WARMUP * total_steps:
         return []
     if warmup < total_steps:
         return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
-    highest = learning_rate(total_steps - 1, total_steps, config.learning_rate, config.min_lr_ratio, warmup)
+    highest = learning_rate(total_steps - 1, total_steps, optimizer.learning_rate, optimizer.min_lr_ratio, warmup)
     return [f"note        --warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate "
-            f"rises to {highest:.3g} and never reaches --learning_rate {config.learning_rate:g}"]
+            f"rises to {highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"]
 
 
-def evaluation_advice(config: TrainConfig, samples: int | None) -> list[str]:
+def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:
     """Notes "best" weights chosen on a handful of samples; `samples` is None where there is no evaluation set."""
-    if samples is None or samples >= FEW_EVALUATION_SAMPLES or not config.keep_best:
+    if samples is None or samples >= FEW_EVALUATION_SAMPLES or not settings.saving.keep_best:
         return []
-    more = "more rows in --eval_data_path make" if config.eval_data_path else (
+    more = "more rows in --eval_data_path make" if settings.data.eval_data_path else (
         "a larger --eval_share or an --eval_data_path makes")
     return [f"note        the best weights are chosen on {samples} sample{'s' * (samples != 1)}, so chance has a large "
             f"part in it; {more} the choice surer, --keep_best 0 keeps the last weights"]

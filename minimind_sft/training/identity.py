@@ -10,31 +10,28 @@ from minimind_sft.data.dataset import Samples
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import shown
+from minimind_sft.settings.spec import as_typed, flags_of, recorded
+from minimind_sft.settings.training import SFTSettings, TrainSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.resume_state import TrainState, load_tensors
 from minimind_sft.training.run import Run
 
-CHANGEABLE = ("data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns", "supervised_prompt",
-              "bad_rows", "seed")
-"""`--allow_changed_data 1` lets a resumed run change these: everything that decides which samples come when."""
-
-OWN_OF_A_RANK = ("data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir",
-                 "from_weight", "device", "local_rank", "num_workers")
-"""Settings that may differ between machines; the files behind the paths are compared by content."""
+CHANGEABLE = tuple(recorded(SFTSettings, "samples"))
+"""Keys of `run_identity` that `--allow_changed_data 1` lets a resumed run change: all that decides the samples."""
 
 
 def run_identity(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None) -> dict[str, Any]:
     """Collects what a resumed run must have in common with the one it goes on from."""
-    config = run.config
+    settings = run.settings
     shape = asdict(replace(model.config, dropout=0.0))
-    return {
+    identity = {
         **{f"model.{name}": value for name, value in shape.items()},
         "chat_template": None,
         **{name: value for name, value in run.rows.settings.items() if name != "rows"},
         "data": train_set.fingerprint,
-        "eval_data": eval_set.fingerprint if config.eval_data_path else None,
-        **{name: getattr(config, name) for name in ("bad_rows", "eval_share", "seed")},
+        "eval_data": eval_set.fingerprint if settings.data.eval_data_path else None,
     }
+    return identity | {name: value for name, value in recorded(settings, "samples").items() if name not in identity}
 
 
 def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, Any]) -> None:
@@ -45,8 +42,7 @@ def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, An
     """
     if run.ranks.world_size == 1:
         return
-    mine = {**identity, **{name: value for name, value in asdict(run.config).items() if name not in OWN_OF_A_RANK},
-            "from_weight": sha256_of_parameters(model)}
+    mine = {**identity, **common_settings(run.settings), "from_weight": sha256_of_parameters(model)}
     main = run.ranks.on_main(lambda: mine)
 
     def compare() -> None:
@@ -58,6 +54,13 @@ def check_agreement(run: Run, model: MiniMindForCausalLM, identity: dict[str, An
     run.ranks.on_each(compare)
 
 
+def common_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Returns the settings that all ranks must share: all but paths, whose files are compared by content, and what
+    depends on a rank's machine."""
+    return {flag.name: value for flag, value in zip(flags_of(settings), as_typed(settings).values(), strict=True)
+            if flag.setting.kind != "path" and flag.setting.decides != "machine"}
+
+
 def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
@@ -67,9 +70,7 @@ def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
 
 def run_settings(run: Run) -> dict[str, Any]:
     """Collects the other settings that decide what is learned; a resumed run may change them, and says so."""
-    names = ("epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
-             "dropout", "keep_best")
-    return {**{name: getattr(run.config, name) for name in names}, "dtype": str(run.dtype).removeprefix("torch.")}
+    return {**recorded(run.settings, "weights"), "dtype": str(run.dtype).removeprefix("torch.")}
 
 
 def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMindForCausalLM,
@@ -93,7 +94,7 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, model: MiniMin
         was = state.identity.get(name)
         if was == now:
             continue
-        if not (run.config.allow_changed_data and name in CHANGEABLE):
+        if not (run.settings.saving.allow_changed_data and name in CHANGEABLE):
             hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
             raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
         run.say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.processes import worker_context
+from minimind_sft.settings.optimizer import OptimizerSettings
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.optim import learning_rate, schedule_length
@@ -80,7 +81,7 @@ def train_step(learner: Learner, batch: StepBatch, grad_clip: float) -> StepResu
                       None if is_finite else NOT_FINITE)
 
 
-def fit(learner: Learner, steps: TrainingSteps, state: TrainState, config: TrainConfig, *, progress: Progress,
+def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: TrainSettings, *, progress: Progress,
         saver: Saver, evaluate: Callable[[], Evaluation] | None) -> int:
     """Trains from `state` to the last step, or until a signal asks it to stop.
 
@@ -94,7 +95,8 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, config: Train
         UserError: after `--max_bad_steps` steps in a row whose loss or gradient is not finite.
     """
     ranks, total_steps = learner.ranks, progress.total_steps
-    eval_interval = config.eval_interval or max(total_steps // 10, 1)
+    optimizer = settings.optimizer
+    eval_interval = settings.logging.eval_interval or max(total_steps // 10, 1)
 
     def save(wait: bool = True) -> None:
         progress.sync()
@@ -103,24 +105,24 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, config: Train
 
     learner.model.train()
     signals = stop_on_signals(passed_on=ranks.world_size > 1, notice=ranks.is_main)
-    loader = load_steps(steps, range(state.step, total_steps), config.num_workers, ranks.device)
+    loader = load_steps(steps, range(state.step, total_steps), settings.runtime.num_workers, ranks.device)
     with signals as stop, batches_of(loader) as batches:
         if state.step == 0 and evaluate:
             validate(learner, state, evaluate, progress, saver)
         for batch in batches:
-            rate = learning_rate(state.updates, total_steps, config.learning_rate, config.min_lr_ratio,
-                                 config.warmup_steps)
+            rate = learning_rate(state.updates, total_steps, optimizer.learning_rate, optimizer.min_lr_ratio,
+                                 optimizer.warmup_steps)
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
-            seed_step(config.seed, batch.step, ranks.rank)
-            result = train_step(learner, batch, config.grad_clip)
+            seed_step(settings.data.seed, batch.step, ranks.rank)
+            result = train_step(learner, batch, optimizer.grad_clip)
             count_step(state, batch, result)
             report_step(learner, state, batch, result, rate, progress)
-            if state.bad_steps_in_a_row >= config.max_bad_steps:
+            if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, gets as many again
                 save()
-                raise UserError(f"{config.max_bad_steps} steps in a row without a finite loss and gradient "
-                                f"(--max_bad_steps {config.max_bad_steps}); the weights are those before them. "
+                raise UserError(f"{optimizer.max_bad_steps} steps in a row without a finite loss and gradient "
+                                f"(--max_bad_steps {optimizer.max_bad_steps}); the weights are those before them. "
                                 "A lower --learning_rate or --dtype float32 may help")
 
             # All ranks act at the same step: the main rank's clock decides, and a signal to any of them stops all.
@@ -139,15 +141,15 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, config: Train
                              "--from_resume 1 goes on from here")
                 return 128 + signum  # as a shell reports a program that a signal ended
             if is_due:
-                save(wait=not config.async_save)
+                save(wait=not settings.saving.async_save)
         state.finished = True
         save()
     return 0
 
 
-def planned_steps(config: TrainConfig, steps: TrainingSteps) -> int:
+def planned_steps(optimizer: OptimizerSettings, steps: TrainingSteps) -> int:
     """Counts the steps of all epochs, or of `--max_steps` if that is less."""
-    return schedule_length(config.epochs, config.max_steps, steps.steps_per_epoch)
+    return schedule_length(optimizer.epochs, optimizer.max_steps, steps.steps_per_epoch)
 
 
 def load_steps(steps: TrainingSteps, numbers: range, num_workers: int, device: torch.device) -> DataLoader:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from minimind_sft.config import TrainConfig
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.terminal import fitted
 from minimind_sft.training.distributed import Ranks
 
@@ -21,7 +21,7 @@ class Run:
 
     stage: str
     """"pretrain" or "full_sft", as the sidecar says."""
-    config: TrainConfig
+    settings: TrainSettings
     ranks: Ranks
     rows: RowEncoder
     """Turns a row into training samples."""
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        return resolve_dtype(self.config.dtype, self.ranks.device)
+        return resolve_dtype(self.settings.runtime.dtype, self.ranks.device)
 
     def say(self, line: str) -> None:
         if self.ranks.is_main:

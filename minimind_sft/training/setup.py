@@ -4,14 +4,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from minimind_sft import __version__
-from minimind_sft.config import TrainConfig
 from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
@@ -26,6 +25,9 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import read_weights, sidecar_path, weights_path, write_weights
 from minimind_sft.paths import shown
+from minimind_sft.settings.model import ModelSettings, check_shape, given_shape
+from minimind_sft.settings.saving import SavingSettings
+from minimind_sft.settings.spec import as_typed, names_of
 from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import restarted_by_torchrun
@@ -50,21 +52,21 @@ def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
     Raises:
         UserError: for files, rows and shares that cannot be used.
     """
-    config = run.config
-    sources = find_sources(config.data_path, "--data_path")
-    eval_sources = find_sources(config.eval_data_path, "--eval_data_path") if config.eval_data_path else []
+    data = run.settings.data
+    sources = find_sources(data.data_path, "--data_path")
+    eval_sources = find_sources(data.eval_data_path, "--eval_data_path") if data.eval_data_path else []
     if any(source.share for source in eval_sources):
         raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
-    folder = Path(config.prepared_dir or Path(config.save_dir) / "prepared")
+    folder = Path(data.prepared_dir or Path(run.settings.saving.save_dir) / "prepared")
 
     def prepare_all() -> list[PreparedDataset]:
-        return [prepare(source.files, run.rows, folder, config.bad_rows, run.ranks.is_main, run.say)
+        return [prepare(source.files, run.rows, folder, data.bad_rows, run.ranks.is_main, run.say)
                 for source in (*sources, *eval_sources)]
 
     datasets = run.ranks.first_on_each_machine(prepare_all)
     train_sets, held_out = datasets[:len(sources)], []
     if not eval_sources:
-        parts = [hold_out(dataset, config.eval_share, config.seed) for dataset in train_sets]
+        parts = [hold_out(dataset, data.eval_share, data.seed) for dataset in train_sets]
         train_sets, held_out = [train for train, _ in parts], [held for _, held in parts if held is not None]
     train_set = mixed(train_sets, sources)
     tell_sources(run, "data", sources, datasets, train_set)
@@ -78,7 +80,7 @@ def load_datasets(run: Run) -> tuple[Samples, Samples | None]:
         return train_set, None
     eval_set = held_out[0] if len(held_out) == 1 else Mixture(held_out)
     held = "1 sample of it is" if len(eval_set) == 1 else f"{len(eval_set):,} samples of it are"
-    run.say(f"evaluation  {held} held out (--eval_share {config.eval_share:g})")
+    run.say(f"evaluation  {held} held out (--eval_share {data.eval_share:g})")
     return train_set, eval_set
 
 
@@ -105,12 +107,13 @@ def tell_sources(run: Run, title: str, sources: Sequence[Source], datasets: Sequ
 
 def evaluation_share(run: Run, eval_set: Samples) -> EvaluationBatches:
     """This rank's batches of the evaluation set."""
-    return EvaluationBatches(eval_set, run.config.micro_batch_tokens, run.ranks.rank, run.ranks.world_size,
+    return EvaluationBatches(eval_set, run.settings.runtime.micro_batch_tokens, run.ranks.rank, run.ranks.world_size,
                              batch_multiple(run))
 
 
 def batch_multiple(run: Run) -> int:
-    return position_multiple(run.ranks.device, bool(run.config.use_compile), run.config.micro_batch_tokens)
+    runtime = run.settings.runtime
+    return position_multiple(run.ranks.device, runtime.use_compile, runtime.micro_batch_tokens)
 
 
 def starting_model(run: Run) -> MiniMindForCausalLM:
@@ -119,34 +122,34 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
     Raises:
         UserError: if the weights disagree with the flags, the tokenizer or the chat template.
     """
-    config = run.config
-    if config.use_compile and run.ranks.device.type == "cpu" and not compiles_rightly():
+    settings = run.settings
+    if settings.runtime.use_compile and run.ranks.device.type == "cpu" and not compiles_rightly():
         raise UserError("--use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code for this "
                         "processor, which has AVX-512; unset the variable or leave the flag out")
     for notice in run.tokenizer.notices:
         run.say(f"tokenizer   {notice}")
-    if config.from_weight == "none":
-        torch.manual_seed(config.seed)
-        model = MiniMindForCausalLM(new_model_config(config, run.tokenizer.vocab_size))
+    if settings.model.from_weight == "none":
+        torch.manual_seed(settings.data.seed)
+        model = MiniMindForCausalLM(new_model_config(settings.model, run.tokenizer.vocab_size))
         origin = "new"
     else:
         path = starting_weights(run)
         # A resumed run takes its weights from the resume state; these may be its own, half written.
-        weights = read_weights(path, check_sum=not goes_on(config))
-        check_flags(config, weights.config, path)
-        for notice in (*weights.notices, *check_tokenizer(weights, run.tokenizer, config.tokenizer_path)):
+        weights = read_weights(path, check_sum=not goes_on(settings.saving))
+        check_flags(settings.model, weights.config, path)
+        for notice in (*weights.notices, *check_tokenizer(weights, run.tokenizer, settings.data.tokenizer_path)):
             run.say(f"weights     {notice}")
         if isinstance(run.rows, SFTEncoder):
-            check_template(weights, run.rows.template, config.chat_template, config.end_of_turn)
-        model, origin = weights.build_model(config.dropout), shown(path)
+            check_template(weights, run.rows.template, settings.data.chat_template, settings.data.end_of_turn)
+        model, origin = weights.build_model(settings.model.dropout), shown(path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = model.config
     run.say(f"model       {origin}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
             f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
-            f"{described_dtype(config.dtype, run.ranks.device)} on {run.ranks.device}")
+            f"{described_dtype(settings.runtime.dtype, run.ranks.device)} on {run.ranks.device}")
     model.to(run.ranks.device)
-    model.model.gradient_checkpointing = bool(config.gradient_checkpointing)
-    if config.use_compile:
+    model.model.gradient_checkpointing = settings.runtime.gradient_checkpointing
+    if settings.runtime.use_compile:
         for layer in model.model.layers:
             layer.compile(dynamic=run.ranks.device.type != "cuda")  # there batches have two shapes: `batch_multiple`
     return model
@@ -154,41 +157,39 @@ def starting_model(run: Run) -> MiniMindForCausalLM:
 
 def starting_weights(run: Run) -> Path | None:
     """Finds the file that `--from_weight` means; None for a new model."""
-    config = run.config
-    if config.from_weight == "none":
+    settings = run.settings.model
+    if settings.from_weight == "none":
         return None
-    return find_weights(config.from_weight, config.save_dir, flag="--from_weight", hidden_size=config.hidden_size,
-                        use_moe=config.use_moe, preset=PRESETS[config.preset] if config.preset else None,
+    return find_weights(settings.from_weight, run.settings.saving.save_dir, flag="--from_weight",
+                        hidden_size=settings.hidden_size, use_moe=settings.use_moe,
+                        preset=PRESETS[settings.preset] if settings.preset else None,
                         tokenizer=run.tokenizer.fingerprint)
 
 
-def new_model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
+def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
     """`--preset`, or `--hidden_size`, `--num_hidden_layers` and `--use_moe` with MiniMind's proportions."""
-    chosen = {name: value for name in ("hidden_size", "num_hidden_layers", "use_moe")
-              if (value := getattr(config, name)) is not None}
-    if config.preset and "hidden_size" in chosen and chosen["hidden_size"] != PRESETS[config.preset].hidden_size:
-        raise UserError(f"--preset {config.preset} has hidden_size {PRESETS[config.preset].hidden_size}, "
-                        f"--hidden_size says {config.hidden_size}")
-    if "use_moe" in chosen:
-        chosen["use_moe"] = bool(chosen["use_moe"])
-    base = PRESETS[config.preset] if config.preset else None
+    chosen = given_shape(settings)
+    base = PRESETS[settings.preset] if settings.preset else None
     if base is None:
-        return ModelConfig(**chosen, vocab_size=vocab_size, dropout=config.dropout)
-    return replace(base, **chosen, vocab_size=vocab_size, dropout=config.dropout)
+        return ModelConfig(**chosen, vocab_size=vocab_size, dropout=settings.dropout)
+    if chosen.get("hidden_size", base.hidden_size) != base.hidden_size:
+        raise UserError(f"--preset {settings.preset} has hidden_size {base.hidden_size}, "
+                        f"--hidden_size says {settings.hidden_size}")
+    return replace(base, **chosen, vocab_size=vocab_size, dropout=settings.dropout)
 
 
-def check_flags(config: TrainConfig, model: ModelConfig, path: Path) -> None:
+def check_flags(settings: ModelSettings, model: ModelConfig, path: Path) -> None:
     """
     Raises:
         UserError: if a flag says another size than the weights at `path` have.
     """
-    preset = PRESETS[config.preset] if config.preset else None
-    for name in ("hidden_size", "num_hidden_layers", "use_moe"):
-        has = int(getattr(model, name))
-        if getattr(config, name) not in (None, has):
-            raise UserError(f"--{name} is {getattr(config, name)}, but {path} has {name} {has}")
-        if preset and int(getattr(preset, name)) != has:
-            raise UserError(f"--preset {config.preset} has {name} {int(getattr(preset, name))}, but {path} has {has}")
+    check_shape(settings, model, path)
+    if settings.preset:
+        preset = PRESETS[settings.preset]
+        for name in names_of(settings, "shape"):
+            has, expected = int(getattr(model, name)), int(getattr(preset, name))
+            if expected != has:
+                raise UserError(f"--preset {settings.preset} has {name} {expected}, but {path} has {has}")
 
 
 class Claim(NamedTuple):
@@ -206,61 +207,63 @@ def claim_output(run: Run, model: MiniMindForCausalLM) -> Iterator[Claim]:
         UserError: if the folder cannot be written to, another run has it, or this run would replace files that another
             one wrote and `--overwrite` is not set.
     """
-    config = run.config
-    out = weights_path(config.save_dir, config.save_weight, model.config)
-    folder = Path(config.save_dir) / "checkpoints" / f"{out.stem}_resume"
+    settings = run.settings
+    out = weights_path(settings.saving.save_dir, settings.saving.save_weight, model.config)
+    folder = Path(settings.saving.save_dir) / "checkpoints" / f"{out.stem}_resume"
     outputs = Outputs(out, folder)
     run.ranks.on_main(lambda: check_writable(folder, "--save_dir"))
     # torchrun counts restarts on each machine by itself: one that was restarted speaks for all. A restart after a
     # refusal finds an earlier run's states, which it must not go on from.
-    some_go_on, some_resume = run.ranks.largest(int(goes_on(config)), config.from_resume)
+    some_go_on, some_resume = run.ranks.largest(int(goes_on(settings.saving)), int(settings.saving.from_resume))
     fresh = not some_go_on or (not some_resume and run.ranks.on_main(outputs.begun_elsewhere))
 
     def check() -> None:
-        outputs.claim(fresh=fresh, overwrite=bool(config.overwrite), reads=starting_weights(run))
+        outputs.claim(fresh=fresh, overwrite=settings.saving.overwrite, reads=starting_weights(run))
 
-    with Checkpoints(folder, keep=config.keep_checkpoints, ranks=run.ranks, fresh=fresh, check=check) as checkpoints:
-        if config.parallel == "fsdp":
+    keep = settings.saving.keep_checkpoints
+    with Checkpoints(folder, keep=keep, ranks=run.ranks, fresh=fresh, check=check) as checkpoints:
+        if settings.runtime.parallel == "fsdp":
             checkpoints.check_shared()
         if checkpoints.was_set_aside:
             run.say(f"overwrite   the earlier run's resume states moved to {shown(checkpoints.previous)}")
         yield Claim(checkpoints, outputs)
 
 
-def goes_on(config: TrainConfig) -> bool:
+def goes_on(saving: SavingSettings) -> bool:
     """Whether this process is to go on from a resume state: asked to, or started again by torchrun."""
-    return bool(config.from_resume) or restarted_by_torchrun()
+    return saving.from_resume or restarted_by_torchrun()
 
 
 def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Samples | None,
           evaluate: Callable[[], Evaluation] | None, claim: Claim) -> int:
     """Fits the model to the training set, from its resume state if asked; returns the exit status."""
-    config, ranks = run.config, run.ranks
+    settings, ranks = run.settings, run.ranks
     checkpoints, outputs = claim
     keep_freed_memory()
     out = outputs.weights
     identity = run_identity(run, model, train_set, eval_set)
     check_agreement(run, model, identity)
-    wrapped = parallelize(model, ranks, config.parallel, run.dtype)
-    optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
+    wrapped = parallelize(model, ranks, settings.runtime.parallel, run.dtype)
+    asked = settings.optimizer
+    optimizer = build_optimizer(model, asked.learning_rate, asked.weight_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.dtype == torch.float16)
-    state = TrainState(samples_per_step=config.batch_size * config.accumulation_steps * ranks.world_size,
+    state = TrainState(samples_per_step=asked.batch_size * asked.accumulation_steps * ranks.world_size,
                        identity=identity, settings=run_settings(run))
     if not checkpoints.fresh:
         state = resume(run, checkpoints, state, model, optimizer, scaler)
-    steps = TrainingSteps(train_set, epochs=config.epochs, samples_per_step=state.samples_per_step,
-                          micro_batch_tokens=config.micro_batch_tokens, seed=config.seed, rank=ranks.rank,
-                          ranks=ranks.world_size, multiple=batch_multiple(run))
-    total = planned_steps(config, steps)
+    steps = TrainingSteps(train_set, epochs=asked.epochs, samples_per_step=state.samples_per_step,
+                          micro_batch_tokens=settings.runtime.micro_batch_tokens, seed=settings.data.seed,
+                          rank=ranks.rank, ranks=ranks.world_size, multiple=batch_multiple(run))
+    total = planned_steps(asked, steps)
     if ranks.on_main(lambda: nothing_left(state, total, out)):
         run.say(f"{shown(out)}: that run is finished ({state.step} steps); nothing to do")
         return 0
     state.finished = False
     settings_before, state.settings = state.settings, run_settings(run)
     known = base_experience(run)
-    for line in (length_of_run(config, steps.steps_per_epoch, state.samples_per_step),
-                 *warmup_advice(config, total),
-                 *evaluation_advice(config, None if eval_set is None else len(eval_set)),
+    for line in (length_of_run(asked, steps.steps_per_epoch, state.samples_per_step),
+                 *warmup_advice(asked, total),
+                 *evaluation_advice(settings, None if eval_set is None else len(eval_set)),
                  *rate_advice(settings_before, state.settings, state.updates, steps.steps_per_epoch),
                  *data_advice(run, known, train_set)):
         run.say(line)
@@ -269,7 +272,7 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
     def write(at: TrainState) -> None:
         unsharded = gather(model, ranks)
         record = sidecar(run, at, total, outputs.run, experience)
-        ranks.on_main(lambda: write_weights(out, unsharded, config.save_dtype, record))
+        ranks.on_main(lambda: write_weights(out, unsharded, settings.saving.save_dtype, record))
 
     wandb_run = wandb_of(run, out.stem)
     if replaced := ranks.on_main(outputs.begin):
@@ -278,16 +281,16 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
         state.best_eval_loss = None  # the weights that had it are gone
     checkpoints.begin()
     with Progress(outputs.metrics, total_steps=total, step=state.step,
-                  is_main=ranks.is_main, log_interval=config.log_interval, wandb_run=wandb_run) as progress:
-        saver = Saver(checkpoints, write, interval=config.save_interval,
-                      keeps_best=bool(config.keep_best) and evaluate is not None)
+                  is_main=ranks.is_main, log_interval=settings.logging.log_interval, wandb_run=wandb_run) as progress:
+        saver = Saver(checkpoints, write, interval=settings.saving.save_interval,
+                      keeps_best=settings.saving.keep_best and evaluate is not None)
         learner = Learner(model, wrapped, optimizer, scaler, ranks, run.dtype)
-        status = fit(learner, steps, state, config, progress=progress, saver=saver, evaluate=evaluate)
+        status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
     if wandb_run is not None:
         wandb_run.finish(exit_code=status)
     if ranks.is_main:
         for line in (*closing_lines(read_metrics(outputs.metrics), progress.effort(state.step), saver.keeps_best),
-                     *result_lines(state, out), *next_lines(run.stage, config, out, outputs.metrics)):
+                     *result_lines(state, out), *next_lines(run.stage, settings, out, outputs.metrics)):
             run.say(line)
     return status
 
@@ -295,8 +298,9 @@ def train(run: Run, model: MiniMindForCausalLM, train_set: Samples, eval_set: Sa
 def wandb_of(run: Run, name: str) -> Any:
     """Starts the main rank's Weights & Biases run, if asked for; where it cannot start, no rank goes on."""
     started = []
-    if run.config.use_wandb:
-        run.ranks.on_main(lambda: started.append(start_wandb(run.config.wandb_project, name, asdict(run.config))))
+    logging = run.settings.logging
+    if logging.use_wandb:
+        run.ranks.on_main(lambda: started.append(start_wandb(logging.wandb_project, name, as_typed(run.settings))))
     return started[0] if started else None
 
 
@@ -321,10 +325,10 @@ def base_experience(run: Run) -> Experience | None:
 
 def data_advice(run: Run, known: Experience | None, train_set: Samples) -> list[str]:
     """Notes data that are strange to the weights of `--from_weight`."""
-    if known is None or run.config.from_weight == "none":
+    if known is None or run.settings.model.from_weight == "none":
         return []
     control = map(run.tokenizer.token_to_id, run.tokenizer.control_tokens())
-    return strangeness(known, train_set, control, f"--from_weight {run.config.from_weight}")
+    return strangeness(known, train_set, control, f"--from_weight {run.settings.model.from_weight}")
 
 
 def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
@@ -346,19 +350,19 @@ def nothing_left(state: TrainState, total_steps: int, out: Path) -> bool:
 def sidecar(run: Run, state: TrainState, total_steps: int, run_id: str | None,
             experience: Experience | None) -> dict[str, Any]:
     """Describes the weights: what they are, and the run that made them."""
-    config = run.config
+    settings = run.settings
     return {
         "stage": run.stage,
         "run": run_id,
         "tokenizer": run.tokenizer.fingerprint,
-        "tokenizer_facts": tokenizer_facts(run.tokenizer, config.tokenizer_path),
+        "tokenizer_facts": tokenizer_facts(run.tokenizer, settings.data.tokenizer_path),
         "chat_template": run.chat_template,
-        "chat_template_facts": (template_facts(run.rows.template, config.chat_template)
+        "chat_template_facts": (template_facts(run.rows.template, settings.data.chat_template)
                                 if isinstance(run.rows, SFTEncoder) else None),
         "training": {
             "command": command_line(),
-            "from_weight": config.from_weight,
-            "data": {" ".join(map(shown, config.data_path)): state.identity["data"]},
+            "from_weight": settings.model.from_weight,
+            "data": {" ".join(map(shown, settings.data.data_path)): state.identity["data"]},
             "step": state.step,
             "total_steps": total_steps,
             "samples_per_step": state.samples_per_step,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from minimind_sft.config import TrainConfig
 from minimind_sft.paths import place, program
+from minimind_sft.settings.spec import names_of
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.progress import Effort, clock
 
 MIN_EVALUATIONS_SINCE_LOWEST = 2
@@ -62,17 +63,16 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in metrics if isinstance(line.get(name), float)]
 
 
-def next_lines(stage: str, config: TrainConfig, weights: Path, metrics: Path) -> list[str]:
+def next_lines(stage: str, settings: TrainSettings, weights: Path, metrics: Path) -> list[str]:
     """Gives the commands that look at the result, to be pasted where the run was started."""
-    same = [word for name in ("tokenizer_path", "chat_template", "end_of_turn")
-            if (value := getattr(config, name, None)) != getattr(type(config), name, None)
+    same = [word for name in names_of(settings, "tokens") if (value := getattr(settings.data, name))
             for word in (f"--{name}", place(value))]
     chat = [program("eval_llm.py"), "--weight", place(weights), *same]
     if stage == "pretrain":
         commands = {"chat": [*chat, "--prompt", "Once upon a time"],
                     "fine-tune": [program("trainer/train_full_sft.py"), "--from_weight", place(weights), *same]}
     else:
-        file = next((place(path) for path in config.eval_data_path if Path(path).is_file()), "FILE")
+        file = next((place(path) for path in settings.data.eval_data_path if Path(path).is_file()), "FILE")
         commands = {"chat": chat, "score": [*chat, "--score", file]}
     commands["curves"] = [program("scripts/plot_metrics.py"), place(metrics)]
     return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]

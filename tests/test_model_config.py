@@ -1,0 +1,23 @@
+"""Tests the shape of a model: presets, and contradictions that are refused."""
+
+import pytest
+
+from minimind_sft.errors import UserError
+from minimind_sft.model.config import PRESETS, ModelConfig
+
+
+def test_presets_have_the_sizes_of_their_names():
+    assert (PRESETS["26m"].hidden_size, PRESETS["26m"].num_hidden_layers) == (512, 8)
+    assert PRESETS["26m"].intermediate_size == 1664
+    assert (PRESETS["64m-moe"].hidden_size, PRESETS["64m-moe"].use_moe) == (768, True)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"num_attention_heads": 6, "num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple"),
+    ({"head_dim": 7}, "head_dim is 7, expected an even number"),
+    ({"num_experts_per_tok": 9}, "num_experts_per_tok 9 exceeds num_experts 4"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected at least 1"),
+])
+def test_a_contradictory_model_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**fields)

@@ -1,0 +1,204 @@
+"""Tests what settings say about themselves, and the lists that are derived from that."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.settings.chat import ChatSettings, SamplingSettings
+from minimind_sft.settings.command_line import FlagParser
+from minimind_sft.settings.model import ModelSettings, check_shape, given_shape
+from minimind_sft.settings.scripts import (
+    ConvertSettings,
+    EstimateSettings,
+    InspectSettings,
+    PlotSettings,
+    TokenizerSettings,
+)
+from minimind_sft.settings.spec import as_typed, changed, flags_of, names_of, problems, recorded, setting
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
+from minimind_sft.training.identity import CHANGEABLE, common_settings
+
+PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
+            ConvertSettings, PlotSettings)
+
+
+@dataclass(frozen=True)
+class Garden:
+    """Where things grow."""
+
+    plants: int = setting(3, "number of plants", min=1, max=1000)
+    water: float = setting(0.5, "litres per day", above=0, below=2)
+    shade: float = setting(0.2, "share of the ground in the shade", kind="share")
+    fence: bool = setting(False, "keep the deer out", decides="samples", recorded_as="has_fence")
+
+    def problems(self) -> list[str]:
+        return ["--plants 13 brings bad luck"] if self.plants == 13 else []
+
+
+@dataclass(frozen=True)
+class Farm:
+    """A program with one group and one setting of its own."""
+
+    garden: Garden = Garden(plants=5)
+    name: str = setting("farm", "its name", kind="name")
+
+
+def test_a_program_has_the_flags_of_its_groups_with_its_own_defaults():
+    flags = flags_of(Farm)
+    assert [(flag.name, flag.group, flag.type, flag.default) for flag in flags] == [
+        ("plants", "garden", int, 5), ("water", "garden", float, 0.5), ("shade", "garden", float, 0.2),
+        ("fence", "garden", bool, False), ("name", "", str, "farm")]
+    assert [flag.default for flag in flags_of(changed(Farm(), plants=7, name="x"))] == [7, 0.5, 0.2, False, "x"]
+
+
+def test_values_as_typed_and_as_recorded():
+    farm = changed(Farm(), fence=True)
+    assert as_typed(farm) == {"plants": 5, "water": 0.5, "shade": 0.2, "fence": 1, "name": "farm"}
+    assert type(as_typed(farm)["fence"]) is int
+    assert recorded(farm, "samples") == {"has_fence": 1}
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({}, []),
+    ({"plants": 0}, ["--plants is 0, expected 1 to 1,000"]),
+    ({"plants": 1001}, ["--plants is 1001, expected 1 to 1,000"]),
+    ({"plants": 13}, ["--plants 13 brings bad luck"]),
+    ({"water": 0.0}, ["--water is 0.0, expected more than 0 and less than 2"]),
+    ({"water": 2.0}, ["--water is 2.0, expected more than 0 and less than 2"]),
+    ({"water": float("nan")}, ["--water is nan, expected a finite number"]),
+    ({"shade": 1.5}, ["--shade is 1.5, expected 0 to 1"]),
+    ({"shade": float("inf")}, ["--shade is inf, expected a finite number"]),
+    ({"name": "a/b"}, ["--name is 'a/b', expected a name; --save_dir is the folder"]),
+    ({"name": "", "shade": -1.0}, ["--shade is -1.0, expected 0 to 1",
+                                   "--name is '', expected a name; --save_dir is the folder"]),
+])
+def test_all_problems_are_listed(values, expected):
+    assert problems(changed(Farm(), **values)) == expected
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_defaults_are_fine_and_names_are_used_once(program):
+    names = [flag.name for flag in flags_of(program)]
+    assert len(names) == len(set(names))
+    assert problems(program()) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_fits_80_columns(program, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = FlagParser(program, "Does something.").format_help()
+    long = [line for line in page.splitlines() if len(line) > 80]
+    assert [line for line in long if "{" not in line] == []  # a list of choices is never broken
+    for flag in flags_of(program):
+        assert flag.setting.help[0].islower() or re.match(r"[A-Z]", flag.setting.help)
+        assert not flag.setting.help.endswith(".")
+
+
+def test_help_has_a_heading_and_a_line_for_each_group(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = FlagParser(Farm, "Grows things.").format_help()
+    assert "garden:\n  Where things grow.\n\n  --plants PLANTS\n      number of plants (default: 5)\n" in page
+    assert "  --fence [{0,1}]\n      keep the deer out (default: 0)\n" in page
+
+
+PATHS = {
+    SFTSettings: ["data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "from_weight",
+                  "save_dir"],
+    ChatSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "score", "tools"],
+    InspectSettings: ["data_path", "eval_data_path", "tokenizer_path", "chat_template"],
+    EstimateSettings: ["from_weight", "save_dir", "tokenizer_path"],
+    TokenizerSettings: ["data_path", "save_dir"],
+    ConvertSettings: ["files", "tokenizer_path", "drop_in"],
+    PlotSettings: ["metrics"],
+}
+
+
+@pytest.mark.parametrize("program", PATHS)
+def test_these_settings_are_paths(program):
+    assert [flag.name for flag in flags_of(program) if flag.setting.kind == "path"] == PATHS[program]
+
+
+def test_what_decides_the_samples_may_change_on_resume_only_if_permitted():
+    assert set(CHANGEABLE) == {"data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns",
+                               "supervised_prompt", "bad_rows", "seed"}
+
+
+def test_what_decides_the_weights_is_recorded_with_the_resume_state():
+    assert list(recorded(SFTSettings, "weights")) == [
+        "dropout", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
+        "keep_best"]
+
+
+def test_ranks_may_differ_in_paths_and_machines_only():
+    assert set(as_typed(SFTSettings())) - set(common_settings(SFTSettings())) == {
+        "data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "save_dir", "from_weight",
+        "device", "local_rank", "num_workers"}
+
+
+def test_what_decides_the_tokens_goes_into_the_next_command():
+    assert names_of(SFTSettings, "tokens") == ["tokenizer_path", "chat_template", "end_of_turn"]
+
+
+@pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings])
+def test_the_shape_is_named_by_fields_of_the_model(program):
+    assert names_of(program, "shape") == ["hidden_size", "num_hidden_layers", "use_moe"]
+    assert all(hasattr(ModelConfig(), name) for name in names_of(program, "shape"))
+
+
+def test_a_shape_that_the_weights_do_not_have_is_refused():
+    model = ModelSettings(hidden_size=256, use_moe=True)
+    assert given_shape(model) == {"hidden_size": 256, "use_moe": True}
+    with pytest.raises(ValueError, match=r"^--use_moe is 1, but w\.pth has use_moe 0$"):
+        check_shape(model, PRESETS["demo"], Path("w.pth"))
+
+
+def test_switches_are_recorded_as_before_they_were_bools():
+    """0 and 1 in resume states of version 0.1.0, and true and false, mean the same."""
+    now = recorded(SFTSettings(), "weights")["keep_best"]
+    assert (type(now), now) == (int, 1)
+    assert all(json.loads(text) == now for text in ("1", "true"))
+    assert all(json.loads(text) != now for text in ("0", "false"))
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("max_new_tokens", 0, "at least 1"), ("temperature", -0.1, "at least 0"), ("top_k", -1, "at least 0"),
+    ("top_p", 0.0, "more than 0 and at most 1"), ("top_p", 1.1, "more than 0 and at most 1"),
+    ("temperature", float("nan"), "a finite number"), ("repetition_penalty", 0.0, "more than 0"),
+])
+def test_a_sampling_setting_out_of_range_is_refused(name, value, expected):
+    assert problems(SamplingSettings(**{name: value})) == [f"--{name} is {value}, expected {expected}"]
+
+
+def test_the_inspector_plans_the_run_of_the_trainer_with_the_same_flags():
+    inspector = changed(InspectSettings(), data_path=("a.jsonl",), batch_size=4, max_seq_len=9000)
+    trainer = inspector.trainer()
+    assert isinstance(trainer, SFTSettings) and problems(trainer) == []
+    assert (trainer.data.data_path, trainer.optimizer.batch_size, trainer.optimizer.epochs) == (("a.jsonl",), 4, 2)
+    text = changed(inspector, rows="text").trainer()
+    assert isinstance(text, PretrainSettings) and text.optimizer.accumulation_steps == 8
+
+
+@pytest.mark.parametrize("name", ["truncation", "train_turns", "train_on_prompt", "chat_template", "end_of_turn",
+                                  "check_prompts"])
+def test_the_inspector_takes_flags_of_conversations_only_with_conversations(name):
+    value = {"truncation": "drop", "train_turns": "last"}.get(name, True)
+    assert problems(changed(InspectSettings(), **{name: value})) == []
+    assert problems(changed(InspectSettings(), rows="text", **{name: value})) == [
+        f"--{name}: expected only with --rows conversations"]
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({"score": ("q.jsonl",), "prompt": ("x",)}, ["--prompt does not go with --score"]),
+    ({"score": ("q.jsonl",), "system": "x", "tools": "y"}, ["--system does not go with", "--tools does not go with"]),
+    ({"score": ("q.jsonl",), "open_thinking": True}, []),
+    ({"score_out": "o.jsonl"}, ["--score_out has the results of --score, which is not given"]),
+    ({"historys": -2}, ["--historys is -2, expected -1 (all that fit), 0 or more"]),
+])
+def test_flags_of_a_chat_that_do_not_go_together(values, expected):
+    found = problems(changed(ChatSettings(), **values))
+    assert len(found) == len(expected)
+    assert all(one.startswith(start) for one, start in zip(found, expected, strict=True))
