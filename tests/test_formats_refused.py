@@ -10,6 +10,7 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
 @pytest.mark.parametrize("row, message", [
     ({}, f"{NO_FORM} no fields"),
     ({"inputs": 1, "targets": 2}, f"{NO_FORM} inputs, targets"),
+    ({"conversation": 5}, f"{NO_FORM} conversation"),
     ({"question": 1, "answer": "a"}, "question: expected a string, found 1"),
     ({"question": "q", "answer": 2}, "answer: expected a string, found 2"),
     ({"question": " ", "answer": "a"}, 'question: expected a question, found " "'),

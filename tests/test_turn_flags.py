@@ -4,7 +4,7 @@ import pytest
 from chats import BUNDLED, supervised_texts
 
 from minimind_sft.data.conversation import parse_conversation
-from minimind_sft.data.turn_flags import looks_like_flag
+from minimind_sft.data.turn_flags import EXPECTED, PLAIN_FIELDS, looks_like_flag
 from minimind_sft.errors import UserError
 
 
@@ -92,6 +92,10 @@ def test_names_that_look_like_flags():
                                      "trainOnTurn", "no_loss", "supervised", "learnable", "masks"]))
     assert not any(map(looks_like_flag, ["name", "glossary", "id", "restrained", "lossless", "constraint", "weighty",
                                          "damask", "learner_id", ""]))
+
+
+def test_fields_that_pass_unlooked_at_are_no_flags():
+    assert not any(map(looks_like_flag, PLAIN_FIELDS)) and PLAIN_FIELDS.isdisjoint(EXPECTED)
 
 
 def test_axolotl_s_training_is_a_flag():

@@ -1,4 +1,4 @@
-"""Any supported row becomes a Conversation; every error names file, line and field."""
+"""Turns any supported row into a Conversation; every error names file, line and field."""
 
 import json
 from collections.abc import Callable
@@ -6,32 +6,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.data.fields import refuse_media, refuse_unsupported
+from minimind_sft.data.fields import MEDIA, SUSPECT_FIELDS, refuse_media, refuse_unsupported
 from minimind_sft.data.formats import SYSTEM_FIELDS, field_names, find_form, source_turns
-from minimind_sft.data.preferences import refuse_preference
+from minimind_sft.data.preferences import REJECTED, refuse_preference
 from minimind_sft.data.reading import parse_json
-from minimind_sft.data.turn_flags import is_learned
+from minimind_sft.data.turn_flags import PLAIN_FIELDS, is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
 from minimind_sft.errors import UserError, describe
 
 MAX_CHARACTERS = 2_000_000
-"""Of a conversation: making tokens of one takes some 200 bytes a character."""
+"""In a conversation: tokenizing takes some 200 bytes of memory per character."""
 MAX_RENDERED = 50_000_000
-"""Answers times characters: a template renders the conversation up to each answer, and all of that is in memory."""
+"""Answers times characters: a template renders the conversation up to each answer, all of it in memory."""
 CALL_FIELDS = ("id", "type", "index", "function", "name", "arguments")
-"""Fields that a call without arguments may have; any other may be its arguments under another name."""
+"""Fields of a call besides its arguments; any other may be the arguments under another name."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation, in the form chat templates expect.
+    """One conversation as chat templates expect it.
 
-    messages: each a dict with `role` and `content` (a string); an assistant's may have `reasoning_content`,
-        `tool_calls`, a list of `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` where
-        the data has it), and `train`: False where it is not to be learned; a tool's may have `name` and `tool_call_id`.
-    tools: the functions on offer, as JSON descriptions, or None.
+    messages: dicts with `role` and `content` (a string). An assistant's may have `reasoning_content`, `tool_calls` (a
+        list of `{"type": "function", "function": {"name": str, "arguments": dict}}`, with `id` if the data has one) and
+        `train`: False if it is not learned. A tool's may have `name` and `tool_call_id`.
+    tools: JSON descriptions of the functions on offer, or None.
     place: "file:line" of the row, for messages about it.
-    names: what the row calls each message, `messages[2]`; empty where there is no row.
+    names: the row's name of each message, such as `messages[2]`; empty for a conversation without a row.
     """
 
     messages: tuple[dict, ...]
@@ -40,36 +40,39 @@ class Conversation:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def turn_name(self, index: int) -> str:
-        """A message as the row has it: `messages[2]`."""
+        """Returns the row's name of a message: `messages[2]`."""
         return self.names[index] if self.names else f"conversations[{index}]"
 
     def name(self, index: int, field_name: str) -> str:
-        """A field of a message as the row has it: `messages[2].tool_calls`."""
+        """Returns the row's name of a field of a message: `messages[2].tool_calls`."""
         name = self.turn_name(index)
         return name if field_name == "content" and not name.endswith("]") else f"{name}.{field_name}"
 
 
 def parse_row(row: dict, place: str) -> Conversation | str:
-    """A row in any of the forms (`formats.FORMS`): a Conversation, or the running text of `{"text": ...}`.
+    """Parses a row of any form (`formats.FORMS`): returns a Conversation, or the running text of `{"text": ...}`.
 
     Raises:
         UserError: `file:line: messages[2].role: expected ..., found ...`
     """
     try:
-        refuse_preference(row)
+        if not row.keys().isdisjoint(REJECTED):
+            refuse_preference(row)
         form = find_form(row)
         if form is None:
             if not isinstance(row["text"], str):
                 refuse("text", "a string", row["text"])
             return row["text"]
-        refuse_unsupported(row, form)
+        if not row.keys().isdisjoint(SUSPECT_FIELDS):
+            refuse_unsupported(row, form)
         return _conversation(row, source_turns(row, form), place)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 
 
 def parse_conversation(row: dict, place: str) -> Conversation:
-    """
+    """Parses a row that must be a conversation.
+
     Raises:
         UserError: as `parse_row`, and for a row of running text.
     """
@@ -80,10 +83,10 @@ def parse_conversation(row: dict, place: str) -> Conversation:
 
 
 def parse_text(row: dict, place: str) -> str:
-    """The text of a pretraining row, `{"text": ...}`.
+    """Returns the text of a pretraining row, `{"text": ...}`.
 
     Raises:
-        UserError: if `text` is missing or no string.
+        UserError: if `text` is missing or not a string.
     """
     if row.get("text") is None:
         raise UserError(f"{place}: text: expected a string, found a row with {field_names(row)}")
@@ -93,10 +96,10 @@ def parse_text(row: dict, place: str) -> str:
 
 
 def read_tools(path: str | Path) -> list[dict]:
-    """Reads the file of --tools: a JSON list of function descriptions, as rows have them in `tools`.
+    """Reads the file of --tools: a JSON list of function descriptions, as in a row's `tools`.
 
     Raises:
-        UserError: naming the flag, the file, and the function that is no description.
+        UserError: naming the flag, the file and the faulty description.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -114,27 +117,28 @@ def read_tools(path: str | Path) -> list[dict]:
 
 
 def canonical_row(conversation: Conversation) -> dict:
-    """The row that `parse_row` reads back as the same conversation."""
+    """Returns a row that `parse_row` reads back as the same conversation."""
     tools = {"tools": conversation.tools} if conversation.tools else {}
     return {"conversations": list(conversation.messages), **tools}
 
 
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
-    turns = _with_one_system_turn(turns)
-    tools = _offered_tools(row, lambda key: key)
+    if turns[0].where in SYSTEM_FIELDS:
+        turns = _with_one_system_turn(turns)
+    tools = _offered_tools(row, lambda key: key) if "tools" in row or "functions" in row else None
     messages: list[dict] = []
     names: list[str] = []
     roles: list[str] = []
     for turn in turns:
-        _check_role(turn, roles)
-        message = _message(turn)
-        if turn.is_call and _joins(messages, message):
+        message = _message(turn, roles)
+        if "tool_calls" in message and turn.is_call and _joins(messages[-1], message):
             messages[-1] = {**messages[-1], "tool_calls": [*messages[-1].get("tool_calls", []), *message["tool_calls"]]}
         else:
             messages.append(message)
             names.append(turn.where)
             roles.append(message["role"])
-        if offered := _offered_tools(turn.values, turn.name):
+        if ("tools" in turn.values or "functions" in turn.values) and (
+                offered := _offered_tools(turn.values, turn.name)):
             if roles[-1] != "system" or tools:
                 key = "tools" if turn.values.get("tools") else "functions"
                 raise UserError(f"{turn.name(key)}: expected tools once, in the row or in its system turn")
@@ -152,9 +156,9 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
 
 
 def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
-    """Leaves out the row's system field where the first of its turns says the same."""
-    first, second = turns[0], turns[min(1, len(turns) - 1)]
-    if first.where not in SYSTEM_FIELDS or second.values["role"] != "system":
+    """Drops the turn of the row's system field if the first of the other turns is a system turn with the same text."""
+    first, second = turns[:2]
+    if second.values["role"] != "system":
         return turns
     if _content(first, False) != _content(second, False):
         raise UserError(f"{first.where}: expected the same text as {second.name('content')}, as a conversation has one "
@@ -162,10 +166,10 @@ def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
     return turns[1:]
 
 
-def _joins(before: list[dict], call: dict) -> bool:
-    """Tells whether a turn of nothing but calls belongs to the message before it: a question has one answer."""
-    return (before[-1]["role"] == "assistant" and "reasoning_content" not in call
-            and before[-1].get("train", True) == call.get("train", True))
+def _joins(before: dict, call: dict) -> bool:
+    """Tells whether a message of calls alone belongs to the message before it: a question has one answer."""
+    return (before["role"] == "assistant" and "reasoning_content" not in call
+            and before.get("train", True) == call.get("train", True))
 
 
 def _check_role(turn: SourceTurn, before: list[str]) -> None:
@@ -176,18 +180,24 @@ def _check_role(turn: SourceTurn, before: list[str]) -> None:
         problem = "a user turn before the first assistant turn, found an assistant turn"
     if role == "tool" and (not before or before[-1] not in ("assistant", "tool")):
         problem = "a tool turn only after an assistant or a tool turn, found one elsewhere"
-    if problem:  # the role itself is not shown: the row may have another word for it
+    if problem:  # without the role itself, as the row may have another word for it
         raise UserError(f"{turn.name('role')}: expected {problem}")
 
 
-def _message(turn: SourceTurn) -> dict:
+def _message(turn: SourceTurn, roles: list[str]) -> dict:
+    """Checks a turn and returns it as a message; `roles` are those of the messages before it."""
     values = turn.values
     role = values["role"]
-    refuse_media(values, turn.name)
+    if role not in ("user", "assistant") or (role == "assistant" and roles[-1:] != ["user"]):
+        _check_role(turn, roles)
+    if not MEDIA.isdisjoint(values):
+        refuse_media(values, turn.name)
     given = values.get("tool_calls")
     calls = [] if given is None else _tool_calls(given, turn.name("tool_calls"))
     reasoning = values.get("reasoning_content")
-    content = _content(turn, may_be_missing=bool(calls or (reasoning and role == "assistant")))
+    content = values["content"]
+    if not isinstance(content, str):
+        content = _content(turn, may_be_missing=bool(calls or (reasoning and role == "assistant")))
     if reasoning is not None and not isinstance(reasoning, str):
         turn.refuse("reasoning_content", "a string", reasoning)
     if role != "assistant" and (calls or reasoning):
@@ -202,7 +212,7 @@ def _message(turn: SourceTurn) -> dict:
     if role == "tool":
         message |= {name: values[name] for name in ("name", "tool_call_id")
                     if isinstance(values.get(name), str) and values[name]}
-    if not is_learned(turn):
+    if not (values.keys() <= PLAIN_FIELDS or is_learned(turn)):
         message["train"] = False
     elif role == "assistant" and not (content.strip() or calls or reasoning):
         advice = ' ("train": false for one that is not to be learned)' if turn.is_object else ""
@@ -211,7 +221,7 @@ def _message(turn: SourceTurn) -> dict:
 
 
 def _content(turn: SourceTurn, may_be_missing: bool) -> str:
-    """A string, or OpenAI's list of parts, `[{"type": "text", "text": ...}]`, joined."""
+    """Returns content that is a string, or the joined text of OpenAI's parts, `[{"type": "text", "text": ...}]`."""
     content = turn.values.get("content")
     if content is None and may_be_missing:
         return ""
@@ -232,10 +242,10 @@ def _content(turn: SourceTurn, may_be_missing: bool) -> str:
 
 
 def _offered_tools(values: dict, name: Callable[[str], str]) -> list[dict] | None:
-    """Reads the tools of a row or a turn; OpenAI's older `functions`, bare descriptions, count as such.
+    """Reads the tools of a row or a turn, or OpenAI's older `functions`, which are bare descriptions.
 
     Args:
-        name: gives the full name of a key.
+        name: returns the full name of a key.
     """
     if values.get("tools") is None and values.get("functions") is None:
         return None
@@ -264,7 +274,7 @@ def _tools(value: Any, name: str) -> list[dict] | None:
 
 
 def _tool_calls(value: Any, name: str) -> list[dict]:
-    """Calls as `{"function": {"name", "arguments"}}` or bare `{"name", "arguments"}`, in the first form."""
+    """Reads calls, `{"function": {"name", "arguments"}}` or bare `{"name", "arguments"}`; returns the first form."""
     calls = []
     for index, call in enumerate(_list_or_json(value, name)):
         where = f"{name}[{index}]"
@@ -283,13 +293,13 @@ def _tool_calls(value: Any, name: str) -> list[dict]:
 
 
 def _arguments(call: dict, name: str) -> dict:
-    """Reads the arguments of a call, given as an object or as the JSON of one; none where they are empty or missing."""
+    """Reads the arguments of a call, an object or the JSON of one; {} if they are empty or missing."""
     arguments = call.get("arguments")
     if isinstance(arguments, str):
         arguments = parse_json(arguments, name, "a JSON object") if arguments.strip() else None
     if arguments is None:
         others = [key for key in call if key not in CALL_FIELDS and call[key] not in (None, "")]
-        if others:  # `parameters`, `input`: it may well be the arguments
+        if others:  # `parameters`, `input`: probably the arguments
             raise UserError(f"{name}: expected a JSON object, found nothing, but a field {describe(others[0])}")
         return {}
     if not isinstance(arguments, dict):
@@ -298,7 +308,7 @@ def _arguments(call: dict, name: str) -> dict:
 
 
 def _check_json(value: Any, name: str) -> None:
-    """Parquet has values that JSON has not; templates write these objects as JSON."""
+    """Refuses values that Parquet has and JSON has not: templates write them as JSON."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -306,7 +316,7 @@ def _check_json(value: Any, name: str) -> None:
 
 
 def _list_or_json(value: Any, name: str) -> list:
-    """None and an empty string count as an empty list."""
+    """Returns a list, given a list or the JSON of one; None and "" count as empty."""
     if isinstance(value, str) and value:
         value = parse_json(value, name, "a list or the JSON of one")
     if value is None or value == "":

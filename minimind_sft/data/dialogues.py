@@ -1,4 +1,4 @@
-"""Reads dialogues written as one text, `Human: ... Assistant: ...`, as in Anthropic's hh-rlhf."""
+"""Reads a dialogue written as one text, `Human: ... Assistant: ...`, as in Anthropic's hh-rlhf."""
 
 import re
 
@@ -11,16 +11,17 @@ _MARKER = re.compile(r"^(Human|Assistant):", re.MULTILINE)
 
 
 def is_dialogue(text: str) -> bool:
+    """Tells whether a text begins like a dialogue."""
     return re.match(r"\s*^Human:", text, re.MULTILINE) is not None
 
 
 def dialogue_row(row: dict, field: str) -> dict:
-    """Makes a row whose `field` holds a dialogue one of `conversations`; keeps all that decides how it is learned.
+    """Returns a row of `conversations`, given one whose `field` holds a dialogue; keeps `DECISIVE_FIELDS`.
 
-    A turn begins with a marker at the beginning of a line. The white space around the turns is not theirs.
+    A turn begins with a marker at the beginning of a line. White space around a turn is dropped.
 
     Raises:
-        UserError: `field: expected ..., found ...`, if the text is no dialogue of questions, each with its answer.
+        UserError: `field: expected ..., found ...`, if the text does not alternate questions and answers.
     """
     text = row.get(field)
     if not isinstance(text, str) or not _MARKER.search(text):

@@ -1,4 +1,4 @@
-"""Fields beside a conversation: those that would change what is learned are refused, others are ignored and listed."""
+"""Checks fields beside a conversation: some would change what is learned and are refused, others are ignored."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,21 +10,23 @@ from minimind_sft.errors import UserError, describe
 
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 LABELS = ("label", "kto_tag")
-"""Where true, the answer is wanted; where false, a model is to be led away from it."""
+"""True marks an answer to learn, false one to avoid."""
 ROW_FLAGS = {*EXPECTED, "mask", "loss_mask", "sample_weight"}
+SUSPECT_FIELDS = frozenset([*MEDIA, *LABELS, *ROW_FLAGS])
+"""Fields of a row that `refuse_unsupported` looks at."""
 
 ONES, ZEROS = ("true", "1", "1.0"), ("0", "0.0")
 
 ROW_FIELDS = frozenset([*SYSTEM_FIELDS, "tools", "functions", "kind", *EXPECTED])
-"""Fields that are read beside any conversation; `kind` groups the scores of eval_llm.py."""
-DECISIVE_FIELDS = ROW_FIELDS.union(MEDIA, ROW_FLAGS, LABELS)
-"""Fields beside a conversation that are read or refused: all that decide whether and how it is learned."""
+"""Fields read beside any conversation; `kind` groups the scores of eval_llm.py."""
+DECISIVE_FIELDS = ROW_FIELDS | SUSPECT_FIELDS
+"""Fields beside a conversation that decide whether and how it is learned: each is read or refused."""
 TURN_FIELDS = frozenset([*REASONING_FIELDS, "role", "content", "tools", "functions", "tool_calls", "function_call",
                          *EXPECTED])
 
 
 def refuse_unsupported(row: dict, form: Form) -> None:
-    """Refuses a row with a field that would change what is learned, but that cannot be honoured.
+    """Refuses a row with a field that should change what is learned but cannot be honoured.
 
     Raises:
         UserError: naming the field.
@@ -43,7 +45,7 @@ def refuse_unsupported(row: dict, form: Form) -> None:
 
 
 def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = "") -> None:
-    """Refuses a row or a turn that comes with an image, a sound or a film.
+    """Refuses a row or a turn with an image, audio or video.
 
     Raises:
         UserError: naming the field.
@@ -55,10 +57,10 @@ def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = ""
 
 
 def ignored_fields(row: dict, as_text: bool) -> set[str]:
-    """Finds the fields of a usable row that nothing reads, as `id` or `messages[].id`.
+    """Returns the fields of a usable row that nothing reads, such as `id` or `messages[].id`.
 
     Args:
-        as_text: whether the row counts as running text.
+        as_text: whether the row is read as running text.
     """
     form = None if as_text else find_form(row)
     if form is None:
@@ -75,15 +77,15 @@ def _turn_fields(turn: SourceTurn) -> frozenset[str]:
 
 
 def _others(values: dict, read: frozenset[str]) -> Iterator[str]:
-    """Yields the names of values that say something and are not read."""
+    """Yields the names of non-empty values that are not read."""
     return (name[:40] for name, value in values.items() if name not in read and value not in (None, "", [], {}))
 
 
 def _says_no(label: Any, form: Form) -> bool:
-    """Tells whether a label marks an answer as not wanted; a 0 does beside a prompt, elsewhere it may be a class."""
+    """Tells whether a label marks an answer to avoid. A 0 does so beside a prompt; elsewhere it may be a class."""
     return _word(label) == "false" or (_word(label) in ZEROS and form.fields[0] == "prompt")
 
 
 def _word(value: Any) -> str:
-    """Spells a truth value or a number as a table does, where all cells are text."""
+    """Spells a truth value or a number as in a table, whose cells are all text."""
     return str(value).lower() if isinstance(value, bool | int | float | str) else ""

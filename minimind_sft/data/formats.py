@@ -1,4 +1,4 @@
-"""The formats conversation data come in, recognised by their fields: every row becomes turns of one form."""
+"""The formats conversation data come in: recognises a row's form by its fields and reads its turns."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from minimind_sft.errors import UserError
 QUESTIONS = ("prompt", "question", "query", "instruction")
 ANSWERS = ("completion", "response", "answer", "output")
 CONTEXTS = ("input", "context")
-"""Text that belongs to an instruction: Alpaca's name of it, and Dolly's."""
+"""Fields of text that belongs to an instruction: Alpaca's and Dolly's."""
 SYSTEM_FIELDS = ("system", "system_prompt")
 EMPTY = (None, "", [])
 
@@ -21,26 +21,28 @@ EMPTY = (None, "", [])
 class Form(NamedTuple):
     """A form of conversation.
 
-    fields: those that make it.
-    turns: reads them from a row.
-    extras: fields that it reads too, where a row has them.
+    fields: the fields a row must have.
+    turns: reads the turns from a row; None for a single field with a list of turns.
+    extras: optional fields.
     """
 
     fields: tuple[str, ...]
-    turns: Callable[[dict], list[SourceTurn]]
+    turns: Callable[[dict], list[SourceTurn]] | None = None
     extras: tuple[str, ...] = ()
 
 
 def find_form(row: dict) -> Form | None:
-    """Finds the form of a row's conversation; None for a row of running text, `{"text": ...}`.
+    """Returns the form of a row's conversation; None for a row of running text, `{"text": ...}`.
 
-    Empty fields make no form where others do: a table of several sources gives every row the columns of all.
+    A form with empty fields counts only if no other form is there: a table made of several sources gives every row the
+    columns of all.
 
     Raises:
         UserError: `field: expected ..., found ...`, if the row has none of the forms, or two of them.
     """
-    whole = [form for form in FORMS if _has(row, form.fields)]
-    found = [form for form in whole if any(row[name] not in EMPTY for name in form.fields)]
+    complete = [form for form in FORMS if all(row.get(name) is not None for name in form.fields)
+                and (form.turns is not _conversation_turns or _is_list(row["conversation"]))]
+    found = [form for form in complete if any(row[name] not in EMPTY for name in form.fields)]
     if len(found) > 1:
         raise UserError(f"{found[0].fields[0]}: expected one form of conversation in a row, found "
                         f"{' and '.join(' with '.join(form.fields) for form in found)}")
@@ -50,29 +52,31 @@ def find_form(row: dict) -> Form | None:
     if question and answer and row.get("text"):
         raise UserError(f"text: expected running text or a question with its answer, found {question} and {answer} too "
                         "(scripts/convert_data.py --drop_fields text leaves the text out)")
-    if whole and not (question and answer) and not row.get("text"):
-        return whole[0]  # to say what it lacks
+    if complete and not (question and answer) and not row.get("text"):
+        return complete[0]  # reading its turns tells what is missing
     return _question_form(row) if row.get("text") is None or (question and answer) else None
 
 
 def source_turns(row: dict, form: Form) -> list[SourceTurn]:
-    """Reads the turns of a row; that of its system field comes first.
+    """Reads the turns of a row, first the one of its system field.
 
     Raises:
         UserError: `field: expected ..., found ...`
     """
-    return [*_system_turn(row), *form.turns(row)]
+    system = [] if row.keys().isdisjoint(SYSTEM_FIELDS) else _system_turn(row)
+    name = form.fields[0]
+    return [*system, *(read_turns(row[name], name) if form.turns is None else form.turns(row))]
 
 
 def form_name(row: dict) -> str:
-    """Names the form of a row that could be read: `conversations (from, value)`, `instruction, output`, `text`."""
+    """Names the form of a usable row: `conversations (from, value)`, `instruction, output`, `text`."""
     form = find_form(row)
     if form is None:
         return "text"
     turns = row[form.fields[0]]
     if isinstance(turns, list):
         keys = ", ".join(_pair_keys(turns) or turn_keys(turns[0]))
-    elif form.turns in LISTED:
+    elif form.turns in (None, _conversation_turns):
         keys = "JSON in a string"
     else:
         return ", ".join(form.fields)
@@ -80,17 +84,14 @@ def form_name(row: dict) -> str:
 
 
 def field_names(row: dict) -> str:
-    """The first names, for an error message."""
+    """Lists the first field names of a row for an error message."""
     names = [json.dumps(name, ensure_ascii=False)[1:-1][:40] for name in sorted(row)[:10]]
     return ", ".join(names) + (", ..." if len(row) > 10 else "") or "no fields"
 
 
-def _has(row: dict, names: tuple[str, ...]) -> bool:
-    """Tells whether a row has the fields of a form. `conversation` may also be a number or a name."""
-    if names == ("conversation",):
-        value = row.get("conversation")
-        return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
-    return all(row.get(name) is not None for name in names)
+def _is_list(value: Any) -> bool:
+    """Tells whether `conversation` holds turns; in some data it is a number or a name."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
 def _filled(row: dict, names: tuple[str, ...]) -> Iterator[str]:
@@ -98,7 +99,7 @@ def _filled(row: dict, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _question_form(row: dict) -> Form:
-    """Finds one question and one answer, each under one of its usual names."""
+    """Returns the form of one question and one answer, each under one of its usual names."""
     questions, answers = (list(_filled(row, names)) or [name for name in names if row.get(name) is not None]
                           for names in (QUESTIONS, ANSWERS))
     if not questions and row.get("input") is not None:
@@ -121,10 +122,10 @@ def _question_form(row: dict) -> Form:
 
 
 def _refuse_row(row: dict, given: list[str]) -> NoReturn:
-    """Says what the row's form lacks, if it has a part of one."""
+    """Raises an error that says what is missing from the row's form, if it has a part of one."""
     for form in FORMS:
         missing = [name for name in form.fields if row.get(name) is None]
-        if len(missing) < len(form.fields):
+        if 0 < len(missing) < len(form.fields):
             refuse(missing[0], f"a value, as the row has {' and '.join(set(form.fields) - set(missing))}", None)
     if given:
         is_question = given[0] not in ANSWERS
@@ -141,26 +142,18 @@ def _system_turn(row: dict) -> list[SourceTurn]:
 
 
 def _turn(role: str, content: Any, where: str) -> SourceTurn:
-    """A turn that is one field of its row."""
+    """Makes a turn of one field of a row."""
     return SourceTurn({"role": role, "content": content}, where, {"content": where})
 
 
-def _conversations(row: dict) -> list[SourceTurn]:
-    return read_turns(row["conversations"], "conversations")
-
-
-def _messages(row: dict) -> list[SourceTurn]:
-    return read_turns(row["messages"], "messages")
-
-
-def _conversation(row: dict) -> list[SourceTurn]:
+def _conversation_turns(row: dict) -> list[SourceTurn]:
     """Reads turns, or pairs of a question and its answer."""
     keys = _pair_keys(row["conversation"])
     return _pair_turns(row["conversation"], *keys) if keys else read_turns(row["conversation"], "conversation")
 
 
 def _pair_keys(turns: Any) -> tuple[str, str] | None:
-    """Finds the keys of the question and the answer in a list of pairs; None for a list of turns."""
+    """Returns the keys of question and answer in a list of pairs; None for a list of turns."""
     first = turns[0] if isinstance(turns, list) and turns else None
     if not isinstance(first, dict) or turn_keys(first)[0] in first:
         return None
@@ -168,7 +161,7 @@ def _pair_keys(turns: Any) -> tuple[str, str] | None:
 
 
 def _pair_turns(pairs: list, question: str, answer: str) -> list[SourceTurn]:
-    """Reads pairs in objects. What else stands in one, such as a flag, is about the answer."""
+    """Reads objects that hold a pair. Further fields, such as a flag, belong to the answer."""
     turns = []
     for index, pair in enumerate(pairs):
         where = f"conversation[{index}]"
@@ -185,7 +178,7 @@ def _pair_turns(pairs: list, question: str, answer: str) -> list[SourceTurn]:
 
 
 def _prompt_turns(row: dict, answer: str = "completion") -> list[SourceTurn]:
-    """Reads text, or messages. Assistant's turns inside a prompt are given, not learned, unless a flag asks for it."""
+    """Reads text or messages. Assistant turns inside a prompt are not learned unless a flag says so."""
     prompt, completion = row["prompt"], row[answer]
     if row.get("history"):
         raise UserError(f"history: expected the earlier turns in the prompt, as messages, beside {answer}")
@@ -233,15 +226,14 @@ def _history_turns(history: Any) -> list[SourceTurn]:
 
 
 PAIR_KEYS = (("human", "assistant"), ("input", "output"))
-"""Of the question and the answer in a list of pairs: ms-swift's and XTuner's."""
-LISTED = (_conversations, _messages, _conversation)
+"""Keys of question and answer in a list of pairs: ms-swift's and XTuner's."""
 FORMS = (
-    Form(("conversations",), _conversations),
-    Form(("messages",), _messages),
-    Form(("conversation",), _conversation),
+    Form(("conversations",)),
+    Form(("messages",)),
+    Form(("conversation",), _conversation_turns),
     Form(("prompt", "completion"), _prompt_turns),
     Form(("instruction", "output"), partial(_question_turns, question="instruction", answer="output",
                                             contexts=("input",)), ("input", "history")),
 )
-"""The forms that count before any other question with an answer. Running text counts only where none of these is there:
-Alpaca's rows often carry a rendering of themselves as `text`."""
+"""Forms that take precedence over any other question with an answer. Running text counts only without any of these:
+Alpaca rows often carry a rendering of themselves as `text`."""

@@ -1,4 +1,4 @@
-"""Recognises preference rows, with a chosen and a rejected answer, and keeps the chosen one."""
+"""Recognises preference rows, which have a chosen and a rejected answer, and keeps the chosen one."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from minimind_sft.errors import UserError
 
 REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 ASKED_IN = ("messages", "conversations", *QUESTIONS, "input")
-"""Where the question stands, in the order in which the fields count."""
+"""Fields of the question, in order of precedence."""
 
 
 def is_preference(row: dict) -> bool:
@@ -38,7 +38,7 @@ def refuse_preference(row: dict) -> None:
 
 
 def chosen_row(row: dict) -> dict:
-    """Makes a preference row one of the chosen answer alone; returns any other row as it is.
+    """Turns a preference row into a row with the chosen answer alone; returns any other row unchanged.
 
     Raises:
         UserError: `chosen: expected ..., found ...`, if it is not clear what the chosen answer answers.
@@ -48,7 +48,7 @@ def chosen_row(row: dict) -> dict:
     row = _with_usual_names(row)
     kept = {name: value for name, value in row.items() if name not in ("chosen", *REJECTED)}
     chosen = row.get("chosen")
-    if not chosen:  # the row's own turns end with the answer that is wanted
+    if not chosen:  # the row's own turns end with the preferred answer
         return kept
     asked_in = next((name for name in ASKED_IN if kept.get(name) is not None), None)
     if isinstance(chosen, str):
@@ -78,7 +78,7 @@ def _with_usual_names(row: dict) -> dict:
 
 
 def _check_question(turns: list[SourceTurn], chosen: list, asked_in: str | None, asked: Any) -> None:
-    """Refuses a whole conversation in `chosen` that is another one than the row's."""
+    """Refuses a whole conversation in `chosen` that does not contain the row's question."""
     if isinstance(asked, list) and asked != chosen[:len(asked)]:
         raise UserError(f"chosen: expected it to begin with the turns of {asked_in}, found others")
     if isinstance(asked, str) and asked not in [turn.values["content"] for turn in turns]:
@@ -86,7 +86,7 @@ def _check_question(turns: list[SourceTurn], chosen: list, asked_in: str | None,
 
 
 def _answered(asked_in: str, asked: Any, chosen: list, turns: list[SourceTurn]) -> dict:
-    """The fields that make a form of a question and the chosen answer."""
+    """Returns the fields that complete the form of a question with the chosen answer."""
     if asked_in in ("messages", "conversations"):
         if read_turns(asked, asked_in)[-1].values["role"] == "assistant":
             raise UserError(f"{asked_in}: expected it to end with the question that chosen answers, found an answer")

@@ -1,4 +1,4 @@
-"""Flags that say whether a turn is learned. A flag is honoured or refused, never ignored."""
+"""Reads flags that say whether a turn is learned. A flag is honoured or refused, never ignored."""
 
 import re
 from functools import lru_cache
@@ -16,9 +16,12 @@ EXPECTED = {
     "loss_scale": "0 or 1, as an answer is learned or not",
     "loss": "true, false, 1 or 0, as an answer is learned or not",
 }
-"""The flags that are honoured, each with its values: false or 0 for an answer that is shown but not learned."""
+"""The flags that are honoured, with the values they may have: false or 0 shows an answer without learning it."""
 MULTIPLIERS = ("weight", "loss_weight", "loss_scale")
-"""Of these a 1 asks for nothing: tables often have it in every turn."""
+"""Flags whose 1 asks for nothing: tables often have it in every turn."""
+PLAIN_FIELDS = frozenset(["role", "content", "from", "value", "reasoning_content", "tool_calls", "name",
+                          "tool_call_id"])
+"""Common fields of a turn, none of which is a flag or looks like one."""
 
 _FLAG_WORDS = frozenset([
     "backprop", "learn", "learnable", "learned", "loss", "losses", "mask", "masked", "masks", "supervise", "supervised",
@@ -27,21 +30,22 @@ _FLAG_WORDS = frozenset([
 
 @lru_cache(1024)
 def looks_like_flag(name: str) -> bool:
-    """Tells whether one of the words in a key (`loss_mask`, `trainOnTurn`) speaks of learning."""
+    """Tells whether a word in a key (`loss_mask`, `trainOnTurn`) is about learning."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
     return not _FLAG_WORDS.isdisjoint(word.lower() for word in words)
 
 
 def is_flagged(values: dict[str, Any]) -> bool:
+    """Tells whether a turn has a flag."""
     return any(values.get(name) is not None for name in EXPECTED)
 
 
 def is_learned(turn: SourceTurn) -> bool:
-    """Tells by its flags whether this turn is to be learned; those of other roles than the assistant's have no say.
+    """Tells by its flags whether an assistant turn is learned; True for the turns of other roles.
 
     Raises:
-        UserError: for a value that a flag cannot have, flags that contradict each other, a flag that asks to learn
-            another turn than the assistant's, and a key that looks like a flag but has no clear meaning.
+        UserError: for a value that a flag cannot have, for flags that contradict each other, for a flag that asks to
+            learn a turn of another role, and for a key that looks like a flag but has no clear meaning.
     """
     for name, value in turn.values.items():
         if value is not None and name not in EXPECTED and looks_like_flag(name):
