@@ -1,9 +1,9 @@
-"""Which backend attends fastest to the documents of a batch, on this device and this PyTorch?
+"""Times the attention backends on the documents of a batch, on this device and this PyTorch.
 
     python benchmarks/attention_backends.py --device cuda --json attention_backends.json
 
-Each backend of minimind_sft/model that runs here (on a CPU that is one) takes the same queries, keys and values,
-forward and backward, its index tensors included, in turn with the others; medians of the milliseconds.
+The backends of minimind_sft/model that run here (on a CPU there is one) take turns on the same queries, keys and
+values, forward and backward, including their index tensors. Prints medians in milliseconds.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> int:
     qkv = [torch.randn(arguments.tokens, heads, HEAD_DIM, dtype=torch.bfloat16, device=device, requires_grad=True)
            for heads in (HEADS, KV_HEADS, KV_HEADS)]
     milliseconds = {name: [] for name in backends}
-    for round_ in range(-3, arguments.rounds):  # three to warm up
+    for round_ in range(-3, arguments.rounds):  # three warm-up rounds
         for name, make in backends.items():
             elapsed = seconds(make, qkv, device)
             if round_ >= 0:
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def boundaries(tokens: int, longest: int) -> tuple[int, ...]:
-    """Documents of 10 to `longest` tokens, most of them short; the last takes what is left."""
+    """Returns the boundaries of documents of 10 to `longest` tokens, mostly short; the last takes the rest."""
     random = np.random.default_rng(0)
     lengths = []
     while tokens:

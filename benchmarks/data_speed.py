@@ -1,23 +1,22 @@
-"""How fast data are prepared, and in how much memory: beside bare tokenization, Hugging Face `map` and TRL.
+"""Times data preparation and measures its memory, beside bare tokenization, Hugging Face's `map` and TRL.
 
     python benchmarks/data_speed.py alpaca_zh_10k.json --rows 40000 --repeat 3
     python benchmarks/data_speed.py alpaca_zh_10k.json --bytes 1.7e9 --skip_peers
 
-Needs rows of question and answer, in any form that training reads; they are written again and again, each time with
-another number at the end of the question, until there are `--rows` of them or the file has `--bytes`. Every contender
-is a process of its own; they take turns, and the medians count. Memory is the largest sum of the proportional set sizes
-of a contender's processes (pages that several share count once; pages of files that are mapped count too).
+Needs rows of question and answer in any format that training reads. They are repeated, each time with another number at
+the end of the question, until there are `--rows` of them or the file has `--bytes`. The contenders run in processes of
+their own and take turns; the medians count. Memory is the largest sum of the proportional set sizes of a contender's
+processes (shared pages count once, pages of mapped files count too).
 
-    bare      `encode_batch_fast` on texts that are rendered already (at most 50,000): the tokenizer's own speed, on all
-              cores
-    ours      what training does with a file it has not seen: hashing, reading, checking, rendering, masks, writing
-    again     what it does with a file it has seen: hashing it and mapping what is prepared
+    bare      `encode_batch_fast` on rendered texts (at most 50,000): the tokenizer's own speed, on all cores
+    ours      what training does with a new file: hashing, reading, checking, rendering, masks, writing
+    again     what training does with a known file: hashing it and mapping the prepared data
     map       datasets' `map` with two processes, a row at a time: apply_chat_template to ids, no mask
     batched   the same with 1,000 rows at a time
     TRL       SFTTrainer's own preparation of conversational prompt/completion rows, two processes
 
-At last the trainer is started for one step, on a file of one row and on the file that has been prepared, in turns: how
-much longer the second takes is what it costs to start again.
+Finally the trainer runs for one step on a file of one row and on the prepared file, in turns: the difference is the
+cost of starting again.
 """
 
 import argparse
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def write_rows(source: Path, target: Path, rows: int, size: int) -> int:
-    """Writes the rows of `source` again and again, no two the same; how many there are."""
+    """Repeats the rows of `source`, no two alike; returns their number."""
     good = []
     for raw in read_raw_rows(source):
         try:
@@ -98,7 +97,7 @@ def write_rows(source: Path, target: Path, rows: int, size: int) -> int:
 
 
 def measure(names: list[str], data: Path, folder: Path, repeat: int) -> dict[str, list[tuple[float, float]]]:
-    """(rows/s, MiB) of every run of each contender; they take turns."""
+    """Runs the contenders in turns; returns (rows/s, MiB) of every run of each."""
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with tqdm(total=repeat * len(names), unit=" runs") as bar:
         for turn in range(repeat):
@@ -131,7 +130,7 @@ def table(results: dict[str, list[tuple[float, float]]]) -> dict[str, dict]:
 
 
 def starts(data: Path, folder: Path, repeat: int) -> dict[str, float]:
-    """Seconds of whole trainings of one step, and the peak memory of the one on `data`, which is prepared in
+    """Returns the seconds of whole runs of one step, and the peak memory of the one on `data`, which is prepared in
     `folder`/0."""
     single = folder / "single.jsonl"
     with data.open(encoding="utf-8") as file:
@@ -159,7 +158,7 @@ def starts(data: Path, folder: Path, repeat: int) -> dict[str, float]:
 
 
 class PeakMemory:
-    """The largest sum of the proportional set sizes of a session's processes, looked at four times a second."""
+    """Samples, four times a second, the sum of the proportional set sizes of a session's processes."""
 
     def __init__(self, session: int):
         self._session, self._peak, self._stopped = session, 0.0, threading.Event()
@@ -167,7 +166,7 @@ class PeakMemory:
         self._thread.start()
 
     def stop(self) -> float:
-        """The peak in MiB."""
+        """Returns the peak in MiB."""
         self._stopped.set()
         self._thread.join()
         return self._peak / 1024
@@ -187,7 +186,7 @@ class PeakMemory:
 
 
 def proportional_set_size(process: Path) -> int:
-    """In KiB; 0 for a process that is gone."""
+    """Returns KiB; 0 for a process that is gone."""
     try:
         lines = (process / "smaps_rollup").read_text().splitlines()
     except OSError:

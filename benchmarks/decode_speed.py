@@ -1,22 +1,21 @@
-"""How fast words are made: beside transformers' `generate` with the same weights, and beside the memory's bandwidth.
+"""Times decoding, beside transformers' `generate` with the same weights and beside the memory's bandwidth.
 
     python benchmarks/decode_speed.py
     python benchmarks/decode_speed.py --rounds 7 --json benchmarks/results/decode_speed.json \\
         --plot benchmarks/results/decode_speed.png
 
-Each contender answers the same random prompts of one length, greedily, with the same number of tokens; the prompts are
-read within the measured time. In every round all contenders take their turn with every number of sequences, so that
-what else the machine does meets them alike; the medians of the rounds count, and ratios are taken within a round.
+Every contender answers the same random prompts of one length greedily, with the same number of tokens; reading the
+prompts is part of the measured time. In each round all contenders take turns with every number of sequences, so that
+other load on the machine affects them alike. Medians of the rounds count, and ratios are taken within a round.
 
-    ours          generate_batch, with what `ready_to_decode` makes of the model
+    ours          generate_batch, with the model from `ready_to_decode`
     dynamic       transformers' Qwen3ForCausalLM.generate with its default cache, which grows with every token
     static        the same with its preallocated cache
 
-The weights are random, rounded to half precision as a file of ours holds them, and in the memory of both as float32 or
-as bfloat16. To make a token all of them are read: the ceiling is the bandwidth of a sum over as much float32 memory,
-measured in the same rounds, over the bytes that the weights take in 4 or in 2 bytes each, and the share of it is taken
-within a round. A last table takes our speed apart: what one sequence gains by each idea. Ends with status 1 if two
-contenders in float32 gave different tokens.
+The weights are random, rounded to half precision as in our files, and held in memory as float32 or bfloat16. Each token
+reads all of them. The ceiling is therefore the bandwidth of a sum over as much float32 memory, measured in the same
+rounds, divided by the size of the weights at 4 or 2 bytes each; our share of it is taken within a round. The last table
+shows what each idea gains for one sequence. Exits with status 1 if two contenders in float32 gave different tokens.
 """
 
 import argparse
@@ -45,7 +44,7 @@ MODEL = ModelConfig(hidden_size=512, num_hidden_layers=8, intermediate_size=1664
 PEERS = ("dynamic", "static")
 Answers = list[list[int]]
 Contender = Callable[[Answers], Answers]
-"""Prompts to answers."""
+"""Maps prompts to answers."""
 
 
 def main() -> int:
@@ -99,7 +98,7 @@ def conditions(arguments: argparse.Namespace) -> dict:
 
 
 def weights_read(model: MiniMindForCausalLM) -> int:
-    """How many weights one token needs; with a tied head the embedding is one of its matrices."""
+    """Counts the weights that one token reads; a tied embedding counts once, as the head."""
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -133,10 +132,10 @@ def random_prompts(batch: int, arguments: argparse.Namespace) -> Answers:
 
 def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausalLM, batches: list[int],
             arguments: argparse.Namespace) -> list[dict]:
-    """Tokens per second of each contender with each number of sequences, and the bandwidth in the same rounds."""
+    """Measures tokens per second of each contender with each number of sequences, and the bandwidth, by round."""
     prompts = {batch: random_prompts(batch, arguments) for batch in batches}
     answers = {batch: {who: contender(prompts[batch]) for who, contender in contenders.items()}
-               for batch in batches}  # warms up too
+               for batch in batches}  # also the warm-up
     memory = torch.ones(max(weights_read(model), 64_000_000))
     rates = {batch: {who: [] for who in contenders} for batch in batches}
     bandwidths = []
@@ -162,12 +161,12 @@ def measure(name: str, contenders: dict[str, Contender], model: MiniMindForCausa
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Ours over theirs in each round, summarised."""
+    """Returns the median and spread of ours over theirs, by round."""
     return summary([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def bandwidth(memory: torch.Tensor) -> float:
-    """GB/s of a sum."""
+    """Measures the GB/s of a sum."""
     start = time.perf_counter()
     memory.sum()
     return memory.nbytes / (time.perf_counter() - start) / 1e9
@@ -179,7 +178,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def measure_ideas(arguments: argparse.Namespace) -> dict:
-    """One sequence in float32, with more of our ideas in each line."""
+    """Measures one sequence in float32, each line with one more of our ideas."""
     model, full = half_precision_weights(MODEL), half_precision_weights(MODEL)
     with torch.no_grad():
         for weight in full.parameters():

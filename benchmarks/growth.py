@@ -1,13 +1,14 @@
-"""How the cost of training grows: over the model's size, over the length of the documents, over ranks.
+"""Measures how the cost of training grows with the model's size, the length of documents and the number of ranks.
 
     python benchmarks/growth.py --seconds 5 --json benchmarks/results/growth.json --plots benchmarks/results
 
-Random tokens, all of them supervised, through the trainer's own `train_step`. Every point also has its share of what
-the machine can multiply (benchmarks/peak.py), measured just before it in the same process: 6 FLOP per parameter and
-token, plus what attention adds, 12 per layer, number of the query width and pair of positions that see each other.
+Random tokens, all supervised, go through the trainer's own `train_step`. Each point also reports its share of the
+machine's peak in matrix products (benchmarks/peak.py), measured just before in the same process. It counts 6 FLOP per
+parameter and token, and for attention 12 FLOP per layer, component of the query width and pair of positions that
+attend.
 
-Over ranks the threads are divided: on a machine of 2 cores, 2 ranks of 1 thread do the work of 1 rank with 2 threads,
-and what is lost is what it costs to exchange gradients. It says nothing of two machines.
+Ranks share the threads: on 2 cores, 2 ranks of 1 thread do the work of 1 rank with 2 threads, so the loss is the cost
+of exchanging gradients. This says nothing about two machines.
 """
 
 import argparse
@@ -41,7 +42,7 @@ SIZES = {"5M": (256, 4, 4), "14M": (384, 6, 6), "30M": (512, 8, 8), "64M": (768,
 """Hidden size, layers and query heads."""
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 TOKENS = 1024
-"""Of a step, over the model's size; twice as many over ranks."""
+"""Tokens of a step when the model's size varies; twice as many when the ranks do."""
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--plots", type=Path, help="folder for growth_size.png, growth_length.png, growth_ranks.png")
-    parser.add_argument("--probe", help=argparse.SUPPRESS)  # one point, as a rank under torchrun
+    parser.add_argument("--probe", help=argparse.SUPPRESS)  # one point, in a rank under torchrun
     arguments = parser.parse_args()
     if arguments.probe:
         run_as_rank(arguments)
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def points(what: str, arguments: argparse.Namespace) -> list[tuple[str, Probe, int]]:
-    """(x, what to train, ranks) of one curve."""
+    """Returns (x, what to train, ranks) of one curve's points."""
     if what == "size":
         return [(name, Probe([[256] * (TOKENS // 256)], model=shape(*size)), 1) for name, size in SIZES.items()]
     if what == "length":
@@ -96,7 +97,7 @@ def shape(hidden_size: int, layers: int, heads: int) -> dict:
 
 
 def in_process(probe: Probe, ranks: int, arguments: argparse.Namespace) -> dict:
-    """The figures of a point, from a process for each rank; they share the cores."""
+    """Measures a point with one process per rank; they share the cores."""
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
@@ -119,7 +120,7 @@ def run_as_rank(arguments: argparse.Namespace) -> None:
 def take_steps(probe: Probe, ranks: Ranks, arguments: argparse.Namespace) -> dict:
     device = resolve_device(arguments.device, ranks.rank)
     dtype, config = resolve_dtype(arguments.dtype, device), probe.config
-    (ceiling,) = ranks.sum(matmul_peak(dtype, device, model_shapes(config)))  # all ranks at once, as they train
+    (ceiling,) = ranks.sum(matmul_peak(dtype, device, model_shapes(config)))  # on all ranks at once, as in training
     keep_freed_memory()
     model = MiniMindForCausalLM(config).to(device)
     wrapped = parallelize(model, ranks, "ddp", dtype)
@@ -141,7 +142,7 @@ def take_steps(probe: Probe, ranks: Ranks, arguments: argparse.Namespace) -> dic
 
 
 def flop_per_token(config: ModelConfig, parameters: int, lengths: Sequence[int]) -> float:
-    """Of forward and backward pass: see this file's beginning. A causal document of n tokens has n * n / 2 pairs."""
+    """Returns the FLOP of forward and backward pass (see above); a causal document of n tokens has n * n / 2 pairs."""
     pairs = sum(length * length / 2 for length in lengths) / sum(lengths)
     return 6 * parameters + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
 

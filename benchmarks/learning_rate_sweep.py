@@ -3,7 +3,7 @@
     python benchmarks/learning_rate_sweep.py --rates 5e-5 1.5e-4 5e-4 1.5e-3 \\
         --json benchmarks/results/learning_rate.json
 
-Every training is trainer/train_full_sft.py in a process of its own; what follows `--` is passed on to each of them.
+Each run is trainer/train_full_sft.py in its own process; arguments after `--` are passed on to all of them.
 Prints a Markdown table, one row per rate.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(rate: float, folder: str, questions: str, passed_on: list[str]) -> dict:
-    """Best and last validation loss of a training at `rate`, and the exact match of what it wrote, in percent."""
+    """Trains at `rate`; returns best and last validation loss, and exact match of the written weights in percent."""
     run("trainer/train_full_sft.py", "--learning_rate", str(rate), "--save_dir", folder, *passed_on)
     (metrics,) = Path(folder).glob("*_metrics.jsonl")
     losses = [line["eval_loss"] for line in map(json.loads, metrics.open(encoding="utf-8")) if "eval_loss" in line]

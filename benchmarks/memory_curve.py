@@ -1,10 +1,10 @@
-"""What a training's memory grows with: --micro_batch_tokens, and neither the batch size nor the longest row.
+"""Shows that a run's memory grows with --micro_batch_tokens, but not with the batch size or the longest row.
 
     python benchmarks/memory_curve.py --json benchmarks/results/memory_curve.json \\
         --plot benchmarks/results/memory_curve.png
 
-Each point is a process of its own that takes real training steps (benchmarks/memory_probe.py); its highest resident
-memory on a CPU, or what PyTorch allocated on a GPU, stands beside the prediction of scripts/estimate_memory.py.
+Each point is a process that takes real training steps (benchmarks/memory_probe.py). Its peak resident memory on a CPU,
+or peak allocated memory on a GPU, is shown beside the prediction of scripts/estimate_memory.py.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from minimind_sft.model.config import PRESETS
 from minimind_sft.training.memory import MIB, Plan, peak
 
 FIXED = 2048
-"""Tokens of a micro-batch where it is not they that are varied."""
+"""Tokens of a micro-batch while something else varies."""
 ROW = 256
 
 
 @dataclass(frozen=True)
 class Point:
-    """One process: `x` is what is varied."""
+    """One process; `x` is the varied quantity."""
 
     curve: str
     x: int

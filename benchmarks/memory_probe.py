@@ -1,10 +1,10 @@
-"""The memory that real training steps take, in a process of their own.
+"""Measures the memory of real training steps in a process of their own.
 
     python benchmarks/memory_probe.py '{"preset": "demo", "micro_batches": [[512, 512], [1024]]}'
 
-prints `{"peak": ..., "before": ..., "steps": [...]}` in bytes: the most that the process ever had resident (on CUDA:
-that PyTorch had allocated), what it had before there was a model, and the most up to each step. Three steps are taken:
-the optimizer's moments are made at the end of the first.
+prints `{"peak": ..., "before": ..., "steps": [...]}` in bytes: the process's peak resident memory (on CUDA, what
+PyTorch allocated), its memory before the model existed, and the peak up to each step. It takes three steps, because the
+optimizer creates its moments at the end of the first.
 """
 
 import json
@@ -33,12 +33,12 @@ from minimind_sft.training.parallel import parallelize
 
 @dataclass(frozen=True)
 class Probe:
-    """Training steps to measure: each takes `micro_batches`, lists of the tokens of their documents."""
+    """The steps to measure; each takes `micro_batches`, lists of document lengths."""
 
     micro_batches: Sequence[Sequence[int]]
     preset: str = "demo"
     model: dict = field(default_factory=dict)
-    """What the model has otherwise than the preset."""
+    """How the model differs from the preset."""
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = False
     supervised_share: float = 1.0
@@ -52,10 +52,10 @@ class Probe:
 
 
 def measure(probe: Probe, threads: int | None = None) -> dict:
-    """What a fresh process prints that takes these steps.
+    """Takes these steps in a fresh process; returns what it prints.
 
     Raises:
-        RuntimeError: if it fails, with what it said.
+        RuntimeError: if it fails, with its output.
     """
     command = [sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(probe))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(threads))
@@ -97,7 +97,7 @@ def take_steps(probe: Probe, ranks: Ranks) -> dict:
 
 
 def resident(what: str) -> int:
-    """Bytes of this process in memory: now ("VmRSS"), or at most ("VmHWM")."""
+    """Returns the bytes this process has in memory now ("VmRSS"), or had at its peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 

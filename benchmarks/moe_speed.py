@@ -1,11 +1,11 @@
-"""What a mixture of experts costs: its training step beside that of the dense model with the same active parameters.
+"""Times a training step with experts beside that of a dense model with as many active parameters.
 
     python benchmarks/moe_speed.py --rounds 25 --json benchmarks/results/moe_speed.json
 
-Both models multiply each token by about 30 million parameters; the mixture of 4 experts, of which each token goes to
-one, holds 91 million, which must be converted, clipped and updated as well. Whole steps of `train_step` (forward,
-backward, clipping, AdamW) over the same documents, in turn: dense, experts with one grouped multiply, experts with a
-loop over them. The ratio to the dense step is taken round by round, so that what slows the machine slows both sides.
+Both models multiply each token by about 30 million parameters. The mixture has 4 experts and sends each token to one;
+it holds 91 million parameters, all of which must be converted, clipped and updated. Whole steps of `train_step`
+(forward, backward, clipping, AdamW) over the same documents take turns: dense, experts with one grouped multiply,
+experts in a loop. The ratio to the dense step is taken within a round, so that other load slows both sides.
 """
 
 import argparse
@@ -39,12 +39,12 @@ MOST = 1.35
 SHAPE = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1664}
 MODELS = {"dense": ModelConfig(**SHAPE), "experts": ModelConfig(**SHAPE, use_moe=True)}
 CONTENDERS = {"dense": "dense", "grouped": "experts", "loop": "experts"}
-"""Each contender's model; the two that share one take turns at it."""
+"""Each contender's model; two of them share one."""
 
 
 @dataclass
 class Bench:
-    """The models with their optimizers, and the steps that all of them take."""
+    """The models with their optimizers, and the steps that all contenders take."""
 
     ranks: Ranks
     dtype: torch.dtype
@@ -93,7 +93,7 @@ def main() -> int:
         return 0
     bench = Bench(Ranks(0, 1, device), dtype, documents(arguments.tokens))
     seconds = {contender: [] for contender in CONTENDERS}
-    for round_ in tqdm(range(-2, arguments.rounds), unit="round"):  # two to warm up
+    for round_ in tqdm(range(-2, arguments.rounds), unit="round"):  # two warm-up rounds
         for contender, own in seconds.items():
             elapsed = bench.seconds(contender, round_ % len(bench.steps))
             if round_ >= 0:
@@ -114,7 +114,7 @@ def main() -> int:
 
 
 def documents(tokens: int) -> list[StepBatch]:
-    """Four steps of about `tokens` tokens in documents of about 90, half of it supervised."""
+    """Makes four steps of about `tokens` tokens, in documents of about 90, half of them supervised."""
     random = np.random.default_rng(0)
     per_step = max(tokens // 90, 1)
     lengths = random.integers(20, 161, 4 * per_step)
@@ -125,7 +125,7 @@ def documents(tokens: int) -> list[StepBatch]:
 
 
 def summary(own: list[float], dense: list[float]) -> dict:
-    """Median seconds; median and quartiles of the ratio to the dense step of the same round."""
+    """Returns median seconds, and median and quartiles of the ratio to the dense step of the same round."""
     ratios = [one / other for one, other in zip(own, dense, strict=True)]
     return {"seconds": statistics.median(own), "x_dense": statistics.median(ratios),
             "quartiles": [float(x) for x in np.quantile(ratios, (0.25, 0.75))]}

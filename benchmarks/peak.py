@@ -1,9 +1,9 @@
-"""The ceiling that training speed is held against: how fast this machine multiplies matrices, right now.
+"""Measures how fast this machine multiplies matrices right now: the ceiling for training speed.
 
     python benchmarks/peak.py
 
-A share of a ceiling travels between machines, tokens/s does not. The ceiling has to be measured in the run that it is
-compared with: clocks, neighbours and temperature change it by tens of percent within an hour.
+A share of the peak can be compared between machines, tokens/s cannot. The peak must be measured in the same run:
+clocks, neighbours and temperature change it by tens of percent within an hour.
 """
 
 import time
@@ -16,11 +16,11 @@ from minimind_sft.model.config import PRESETS, ModelConfig
 
 SQUARE = (2048, 2048, 2048)
 ROWS = 4096
-"""Tokens in the model's own shapes: the default --micro_batch_tokens."""
+"""Rows of the model's own products: the default --micro_batch_tokens."""
 
 
 def timed_dtypes(dtypes: Iterable[torch.dtype], device: torch.device) -> list[torch.dtype]:
-    """Those of the dtypes that are worth timing: emulated bfloat16 takes minutes for a step, and says nothing."""
+    """Returns the dtypes worth timing: a step in emulated bfloat16 takes minutes and means nothing."""
     chosen = [dtype for dtype in dtypes if dtype != torch.bfloat16 or computes_in_bfloat16(device)]
     if len(chosen) < len(list(dtypes)):
         print(f"bfloat16: not timed, this {device.type} only emulates it", flush=True)
@@ -28,7 +28,7 @@ def timed_dtypes(dtypes: Iterable[torch.dtype], device: torch.device) -> list[to
 
 
 def model_shapes(config: ModelConfig, rows: int = ROWS) -> list[tuple[int, int, int]]:
-    """(rows, in, out) of the forward products of a dense model: projections, feed-forward network, head."""
+    """Returns (rows, in, out) of a dense model's forward products: projections, feed-forward network, head."""
     query, key = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     hidden, width = config.hidden_size, config.intermediate_size
     pairs = {(hidden, query), (hidden, key), (query, hidden), (hidden, width), (width, hidden),
@@ -38,10 +38,10 @@ def model_shapes(config: ModelConfig, rows: int = ROWS) -> list[tuple[int, int, 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, shapes: Iterable[tuple[int, int, int]] = (),
                 seconds_per_shape: float = 0.4) -> float:
-    """FLOP/s of the fastest of all the products (rows, in) x (in, out): a square one of 2,048, and `shapes`.
+    """Returns the FLOP/s of the fastest product (rows, in) x (in, out) among a square one of 2,048 and `shapes`.
 
-    Each is written into memory that exists already, so that no page fault is counted, as often as fits into
-    `seconds_per_shape`; its fastest time counts. 2 * rows * in * out FLOP each.
+    Each product has 2 * rows * in * out FLOP. It is repeated for `seconds_per_shape`, into memory that already exists
+    so that no page fault counts, and its fastest time counts.
     """
     return max(_flops(shape, dtype, device, seconds_per_shape) for shape in (SQUARE, *shapes))
 
@@ -50,7 +50,7 @@ def _flops(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
     rows, inner, columns = shape
     left, weight = (torch.randn(size, dtype=dtype, device=device) for size in ((rows, inner), (columns, inner)))
     product = torch.empty(rows, columns, dtype=dtype, device=device)
-    repeats = 1 if device.type == "cpu" else 20  # one product is too short there to be timed from outside
+    repeats = 1 if device.type == "cpu" else 20  # there a single product is too short to time from outside
 
     def timed() -> float:
         _wait_for(device)

@@ -1,4 +1,4 @@
-"""The same weights in transformers: what TRL trains and `generate` speaks with, to be held against ours."""
+"""Puts our weights into transformers' model, for comparison with TRL and `generate`."""
 
 import torch
 
@@ -9,7 +9,7 @@ SHARED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attentio
 
 
 def qwen3_twin(model: MiniMindForCausalLM, dtype: torch.dtype = torch.float32, attention: str = "sdpa"):
-    """transformers' Qwen3ForCausalLM with a copy of a dense model's weights.
+    """Returns transformers' Qwen3ForCausalLM with a copy of a dense model's weights.
 
     Raises:
         SystemExit: if transformers is not installed.

@@ -1,10 +1,10 @@
-"""What a resume state costs: written while the training waits, and in the background (--async_save 1).
+"""Measures what a resume state costs, written while training waits and in the background (--async_save 1).
 
     python benchmarks/save_speed.py --json benchmarks/results/save_speed.json
 
-Each round trains the same number of steps three times, in changing order: saving nothing, saving first and waiting for
-it, saving first in the background. The table says for how long the training stood still, and how much later its steps
-were done than without a state: the thread that writes takes its share of the machine.
+Each round trains the same number of steps three times, in changing order: without a state, with one that training waits
+for, and with one written in the background. The table shows how long training stood still, and how much later its steps
+were done than without a state, since the writing thread takes its share of the machine.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Training:
                 self.checkpoints.advance()
 
     def turn(self, steps: int, wait: bool | None) -> tuple[float, float]:
-        """Seconds that the training stood still, and in all, for some steps after a state; `wait` None: without one."""
+        """Returns the seconds that training stood still, and its total, for some steps; `wait` None writes no state."""
         start = time.perf_counter()
         if wait is not None:
             self.save(wait)

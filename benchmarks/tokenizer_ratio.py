@@ -1,4 +1,4 @@
-"""How many tokens a tokenizer needs for some files, relative to another one's.
+"""Compares how many tokens two tokenizers need for the same files.
 
     python benchmarks/tokenizer_ratio.py --peer minimind_tokenizer/ alpaca_zh_10k.json wiki_demo.txt
 

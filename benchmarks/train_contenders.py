@@ -1,4 +1,4 @@
-"""Who trains in benchmarks/train_speed.py: ours and TRL's trainer, on the same work, each in a process of its own."""
+"""The contenders of benchmarks/train_speed.py: ours and TRL's trainer, each in its own process."""
 
 import argparse
 import copy
@@ -39,7 +39,7 @@ MICRO_BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Work:
-    """What everybody trains on, in this order."""
+    """What all contenders train on, in this order."""
 
     model: MiniMindForCausalLM
     dataset: ExampleDataset
@@ -51,7 +51,7 @@ class Work:
                              multiple=position_multiple(self.device, False, MICRO_BATCH_TOKENS))
 
     def documents(self, steps: int) -> list[dict[str, list[int]]]:
-        """The ids and labels of the first steps' conversations, as TRL takes them: labels not shifted."""
+        """Returns ids and labels of the first steps' conversations as TRL expects them: labels not shifted."""
         plan = self.steps()
         return [{"input_ids": example.input_ids.tolist(), "labels": [-100, *example.labels.tolist()[:-1]]}
                 for step in range(steps) for sample in plan.sample_ids(step) for example in self.dataset[sample]]
@@ -63,13 +63,13 @@ class Work:
 
 @dataclass
 class Ours:
-    """A training of ours that can be continued for some steps at a time."""
+    """Our training, a few steps at a time."""
 
     name: str
     dtype: torch.dtype
     compiled: bool = False
     without: str | None = None
-    """The idea of `VARIANTS` that is switched off."""
+    """The one of `VARIANTS` that is switched off; None leaves all on."""
     losses: list[float] = field(default_factory=list)
 
     def start(self, work: Work) -> None:
@@ -84,7 +84,7 @@ class Ours:
         self.scaler = torch.amp.GradScaler(work.device.type, enabled=False)
 
     def run(self, steps: int, first: int = 0) -> float:
-        """Seconds for `steps` steps' data from the `first` on, assembling the batches included."""
+        """Trains on `steps` steps' data from `first` on; returns the seconds, including batch assembly."""
         learner = Learner(self.model, self.model, self.optimizer, self.scaler, self.ranks, self.dtype)
         with switched_off(self.without, self.optimizer):
             start = time.perf_counter()
@@ -113,7 +113,7 @@ class Theirs:
         self.work = work
 
     def run(self, steps: int) -> float:
-        """As `Ours.run`, in a trainer of its own that starts from the common weights; its making is not timed."""
+        """Does as `Ours.run` in a new trainer that starts from the common weights; creating it is not timed."""
         import datasets
         from transformers import PrinterCallback, TrainerCallback
         from trl import SFTConfig, SFTTrainer
@@ -149,14 +149,14 @@ class Theirs:
         return clock.seconds
 
     def tokenizer(self):
-        """Only there because SFTTrainer wants one: the data are ids already."""
+        """Returns a tokenizer, which SFTTrainer requires although the data are ids."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(in_repository("model"))
 
     @property
     def has_our_step(self) -> bool:
-        """Whether an optimizer step takes (about) as many tokens as ours."""
+        """Returns whether an optimizer step takes about as many tokens as ours."""
         return self.batch * self.accumulate == CONVERSATIONS_PER_STEP or (self.packed and self.batch == 5)
 
 
@@ -180,7 +180,7 @@ def common_work(arguments: argparse.Namespace, folder: Path) -> Work:
 
 
 class OwnProcess:
-    """Where contenders train: nobody's heap, threads or caches of compiled code are in the way of another's."""
+    """A contender's own process, so that heap, threads and compiled code do not affect the others."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path):
         context = multiprocessing.get_context("spawn")
@@ -188,7 +188,7 @@ class OwnProcess:
         context.Process(target=_serve, args=(theirs, arguments, folder), daemon=True).start()
 
     def run(self, contender: Ours | Theirs, steps: int) -> float:
-        """Seconds of its next turn; its losses so far are told, too. The first time it is started, which is not timed.
+        """Runs its next turn; returns the seconds and its losses so far. Starts the process, untimed, the first time.
         """
         self._pipe.send((contender, steps))
         seconds, contender.losses = self._pipe.recv()
@@ -196,11 +196,11 @@ class OwnProcess:
 
 
 def _serve(pipe: Connection, arguments: argparse.Namespace, folder: Path) -> None:
-    # Compiled anew: what an earlier run has left in the cache would make the start look cheap.
+    # Compile afresh: an earlier run's cache would make the start look cheap.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     work = common_work(arguments, folder)
     started: dict[str, Ours | Theirs] = {}
-    with suppress(EOFError):  # nobody is left who would ask
+    with suppress(EOFError):  # the parent is gone
         while True:
             contender, steps = pipe.recv()
             if contender.name not in started:

@@ -1,18 +1,18 @@
-"""Training speed: ours beside TRL's SFTTrainer, on the same rows, weights and hyperparameters, in one run.
+"""Times training beside TRL's SFTTrainer, on the same rows, weights and hyperparameters, in one run.
 
     python benchmarks/train_speed.py alpaca_zh_10k.json --tokenizer_path minimind --repeat 3 \\
         --json benchmarks/results/train_speed.json --plot benchmarks/results/train_speed.png
     python benchmarks/train_speed.py --skip_peers --switched_off
 
-The work: 192 conversations of at most 340 tokens, 16 per optimizer step, a model of 512 x 8 (30.0M parameters). TRL is
-given our ids and labels, so that both train on the same tokens, and transformers' Qwen3 with a copy of the weights.
+The work is 192 conversations of at most 340 tokens, 16 per optimizer step, and a model of 512 x 8 (30.0M parameters).
+TRL gets our ids and labels, so that both train on the same tokens, and transformers' Qwen3 with a copy of the weights.
 
-1. The losses of the first steps are compared, in float32.
-2. TRL is searched for its best configuration: padded and packed, float32 and bfloat16, several batch sizes.
-3. Its best, its best at our number of tokens per optimizer step, what came near to either, and ours take turns,
-   `--repeat` times; the medians count. Useful tokens are those of the conversations; padding counts for nobody. Each
-   training of ours has a process of its own, and so has TRL.
-4. With `--switched_off`, ours also takes each step without each of its ideas (benchmarks/train_variants.py).
+1. Compares the losses of the first steps, in float32.
+2. Searches for TRL's best configuration: padded and packed, float32 and bfloat16, several batch sizes.
+3. Lets the best one, the best one with our number of tokens per optimizer step, the close ones, and ours take turns,
+   `--repeat` times; the medians count. Useful tokens are those of the conversations; padding counts for no one. Each of
+   our runs has its own process, and so has TRL.
+4. With `--switched_off`, also takes our steps without each of our ideas in turn (benchmarks/train_variants.py).
 
 The ceiling is how fast this machine multiplies matrices in the same run (benchmarks/peak.py), at 6 FLOP per parameter
 and useful token.
@@ -39,27 +39,27 @@ EAGER, COMPILED = "ours, bf16", "ours, bf16, compiled"
 SEARCH_STEPS = 3
 LOSSES_AGREE = 1e-3
 NEAR = 0.85
-"""TRL's configurations that are as near as this to the best of the search take turns too: three steps decide little."""
+"""TRL configurations within this factor of the best also take turns, because three steps decide little."""
 
 
 def trl_configurations(dtypes: list[torch.dtype]) -> list[Theirs]:
-    """Rows of at most 340 tokens: five packed ones hold about the tokens of 16 conversations."""
+    """Lists configurations; five packed rows of 340 tokens hold about as many tokens as 16 conversations."""
     shapes = [(False, 16, 1), (False, 4, 4), (False, 4, 1), (True, 5, 1), (True, 3, 1), (True, 2, 1)]
     return [Theirs(packed, dtype, batch, accumulate) for dtype in dtypes for packed, batch, accumulate in shapes]
 
 
 def compare_losses(ours: Ours, theirs: Theirs) -> float:
-    """The largest difference of the first steps' losses, which must not exceed 1e-3."""
+    """Returns the largest difference of the first steps' losses, which must not exceed 1e-3."""
     worst = max(abs(a - b) for a, b in zip(ours.losses[:SEARCH_STEPS], theirs.losses[:SEARCH_STEPS], strict=True))
     print(f"losses of the first {SEARCH_STEPS} steps in fp32: ours "
           f"{', '.join(f'{loss:.4f}' for loss in ours.losses[:SEARCH_STEPS])}; TRL's at most {worst:.1e} apart")
     if worst > LOSSES_AGREE:
-        raise SystemExit(f"the losses are {worst:.1e} apart: these are not the same trainings")
+        raise SystemExit(f"the losses are {worst:.1e} apart: the two do not train alike")
     return worst
 
 
 def search(configurations: list[Theirs], trl: OwnProcess, work: Work) -> tuple[list[Theirs], dict[str, float]]:
-    """TRL's configurations that may be its fastest, or its fastest with our tokens per step; tokens/s of all."""
+    """Returns TRL configurations that may be fastest, overall or with our tokens per step, and the tokens/s of all."""
     rates = {}
     for theirs in tqdm(configurations, desc="TRL's best", unit=" configurations"):
         rates[theirs.name] = work.tokens(SEARCH_STEPS) / trl.run(theirs, SEARCH_STEPS)
@@ -78,13 +78,13 @@ def fastest(contenders: list[Theirs], rows: dict[str, dict]) -> str:
 
 def take_turns(places: list[tuple[Ours | Theirs, OwnProcess]], work: Work, steps: int, repeat: int,
                peak: Callable[[], dict[str, float]]) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """Useful tokens/s of each contender in every round, and the ceilings measured in every round."""
+    """Returns, by round, each contender's useful tokens/s and the measured ceilings."""
     rates: dict[str, list[float]] = {contender.name: [] for contender, _ in places}
     peaks, tokens = [], work.tokens(steps)
     with tqdm(total=repeat * len(places), unit=" runs") as bar:
         for turn in range(repeat):
             peaks.append(peak())
-            first = turn % len(places)  # whoever follows the measurement of the peak finds the caches cold
+            first = turn % len(places)  # the first contender after the peak measurement finds cold caches
             for contender, process in places[first:] + places[:first]:
                 bar.set_description(contender.name)
                 rates[contender.name].append(tokens / process.run(contender, steps))
@@ -107,7 +107,7 @@ def summary(contenders: list[Ours | Theirs], rates: dict[str, list[float]], peak
 
 
 def print_table(rows: dict[str, dict], references: list[str]) -> None:
-    """`references`: TRL's best, and its best with our tokens per step; the last columns are ratios to them."""
+    """Prints the table, with ratios to `references`: TRL's best, and its best with our tokens per step."""
     headings = ["x TRL's best", "x at our step"][:len(references)]
     print(f"\n{'':<44}{'tokens/s':>9}{'spread':>14}{'of peak':>9}" + "".join(f"{h:>15}" for h in headings))
     for name, row in rows.items():
@@ -196,7 +196,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
 
 
 def compiling_pays_after(report: dict) -> float | None:
-    """How many steps a training must have for compiling to be worth its start; None if it makes them no faster."""
+    """Returns how many steps a run needs for compiling to pay; None if compiled steps are no faster."""
     start = report["seconds_of_first_steps"][COMPILED] - report["seconds_of_first_steps"][EAGER]
     eager, compiled = (report["tokens_per_step"] / report["contenders"][name]["useful_tokens_per_second"]
                        for name in (EAGER, COMPILED))
@@ -204,9 +204,9 @@ def compiling_pays_after(report: dict) -> float | None:
 
 
 def without_each(work: Work, steps: int, dtype: torch.dtype) -> dict[str, float]:
-    """How many times as long a step takes without each idea: the median over steps that all variants take in turn.
+    """Returns how many times as long a step takes without each idea, as the median over steps taken in turn.
 
-    They share one model, so that each finds the memory as the one before left it, and take turns at being first.
+    The variants share one model, so that each finds memory as the one before left it, and take turns at going first.
     """
     ours = Ours("switched off", dtype)
     ours.start(work)

@@ -1,4 +1,4 @@
-"""The picture of benchmarks/train_speed.py."""
+"""Draws the picture of benchmarks/train_speed.py."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ OURS, THEIRS, CEILING = "#2a6f97", "#b5b5b5", "#c1121f"
 
 
 def draw(report: dict, path: Path) -> None:
-    """Useful tokens/s of everybody, under the ceiling of the machine, and what each idea gives: whichever is there.
+    """Draws useful tokens/s under the machine's ceiling, and what each idea gains, as far as the report has them.
 
     Raises:
         SystemExit: if matplotlib is not installed.

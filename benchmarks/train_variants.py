@@ -1,4 +1,4 @@
-"""Training without one of its ideas: each variant puts the plain way in the place of the fast one."""
+"""Training without one of its ideas: each variant replaces a fast way by the plain one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,11 +26,11 @@ class Variant:
     """The idea that is switched off."""
     patches: Callable[[], list]
     needs_bfloat16: bool = False
-    """Whether it is an idea about bfloat16, with nothing to switch off in float32."""
+    """Whether the idea concerns bfloat16, so that there is nothing to switch off in float32."""
 
 
 def padded_collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
-    """Every document as long as the longest, the rest of it unsupervised."""
+    """Pads every document to the longest, unsupervised."""
     longest = max((len(example.labels) for example in examples), default=0)
 
     def padded(array: np.ndarray, value: int) -> np.ndarray:
@@ -44,7 +44,7 @@ real_collate = batching.collate
 
 
 def low_precision_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropout: float = 0.0) -> Tensor:
-    """In the dtype of `v`, which is bfloat16 under autocast."""
+    """Attends in the dtype of `v`, which is bfloat16 under autocast."""
     out_BQLK = F.scaled_dot_product_attention(
         *(x.to(v_BLK.dtype) for x in (q_BLQK.transpose(1, 2), k_BLK[:, None], v_BLK[:, None])),
         dropout_p=dropout, is_causal=True, enable_gqa=True)
@@ -52,13 +52,13 @@ def low_precision_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropou
 
 
 def collate_all_wanted(examples: Sequence[Example], multiple: int = 1) -> Batch:
-    """Every position is said to be supervised; which ones are is in the labels still."""
+    """Claims that every position is supervised; the labels still say which ones are."""
     batch = real_collate(examples, multiple)
     return replace(batch, supervised_positions=torch.arange(len(batch.labels)))
 
 
 def full_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
-    """The logits of all positions, supervised or not."""
+    """Computes the logits of all positions, supervised or not."""
     logits_TV = at_least_float32(F.linear(hidden_ND[:len(labels_T)], head_VD))
     return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
 
@@ -90,7 +90,7 @@ VARIANTS = {
 
 @contextmanager
 def switched_off(name: str | None, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Trains without the idea of that name; None: with all of them."""
+    """Switches the named idea off within the block; None leaves all of them on."""
     for group in optimizer.param_groups:
         group["fused"] = name != "adamw"
     with ExitStack() as stack:

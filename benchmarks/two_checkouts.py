@@ -1,7 +1,7 @@
 """Compares the speed and memory of this checkout with another one's, the two taking turns on one machine.
 
     git worktree add ../before v0.1.0
-    python benchmarks/two_checkouts.py ../before --rounds 5 --json benchmarks/two_checkouts.json
+    python benchmarks/two_checkouts.py ../before --rounds 5 --json benchmarks/results/two_checkouts.json
 
 In each round both checkouts run their own benchmarks/train_speed.py (without peers and compiling) and
 benchmarks/decode_speed.py; which one goes first alternates. The ratio of each figure, this checkout's over the other's,

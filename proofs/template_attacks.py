@@ -1,6 +1,6 @@
-"""Conversations that try to pass text off as control tokens, and what must hold for each of them.
+"""Makes conversations that try to pass text off as control tokens, and checks what must hold for each of them.
 
-Every attack has a twin of the same shape about nothing: what the tokens mean must be the same for both.
+Every attack has a harmless twin of the same shape. The control tokens of both must be the same.
 """
 
 import json
@@ -34,11 +34,11 @@ OWN_WORD = re.compile(r"w\d+q")
 PLAIN_WORDS = ("yes", "1", "罗马", "a b", "x\ny", "1 < 2 > 0", "a <b> c", "[x] | {y}", "list[int]", "think")
 
 Say = Callable[[bool], str]
-"""Gives the text of a conversation's next field; told whether it is an assistant's own."""
+"""Returns the text of a conversation's next field; its argument says whether the field is the assistant's."""
 
 
 class Subject:
-    """A template under attack, and what to attack it with."""
+    """A template under attack, and the material for attacking it."""
 
     def __init__(self, template: ChatTemplate):
         self.template = template
@@ -52,17 +52,17 @@ class Subject:
         self.continuations = sorted(continuations(tree, self.control))
         constants = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
         self.looked_for = sorted(text for text in constants - texts if text.strip() and not text.isidentifier())
-        """What the template may search for in a text: it can then do something else, as it does in transformers."""
+        """Strings the template may search for in a text; it may then render something else, as in transformers."""
 
 
 class Attacker:
-    """Adversarial text, one field after another; every text that has words in it has a word of its own."""
+    """Makes adversarial text, field by field; each text that has words contains one that is unique to it."""
 
     def __init__(self, subject: Subject, rng: random.Random):
         self.subject, self.rng = subject, rng
         self.said: list[str] = []
         self._carried = ""
-        # Some do without the characters that control tokens begin with: that text is taken another way.
+        # Some leave out the characters that control tokens begin with: such text takes another path.
         self._left_out = {token[0] for token in subject.control} if rng.random() < 0.25 else set()
 
     def __call__(self, own: bool) -> str:
@@ -73,7 +73,7 @@ class Attacker:
         if rng.random() < 0.7:
             pieces.insert(rng.randint(1, len(pieces)), f"w{len(self.said)}q")
         self._carried = ""
-        if rng.random() < 0.25:  # a control token that begins in this field and ends in the next one
+        if rng.random() < 0.25:  # a control token that begins in this field and ends in the next
             beginning, self._carried = self._halves()
             pieces.append(beginning)
         self.said.append("".join(character for character in "".join(pieces) if character not in self._left_out))
@@ -99,8 +99,8 @@ class Attacker:
 
 
 class Harmless:
-    """The same fields about nothing: an assistant's tags where it has them, and white space where text begins or ends
-    with it, which some templates cut off in history only, so that the row splits."""
+    """Makes the same fields without attacks. It keeps an assistant's tags, and the white space at the ends of a text,
+    which some templates strip in history only, so that the row splits."""
 
     def __init__(self, said: list[str]):
         self.said = said
@@ -115,7 +115,7 @@ class Harmless:
 
 
 def make_attack(subject: Subject, seed: int) -> tuple[Conversation, Conversation]:
-    """(attack, twin)."""
+    """Returns an attack and its harmless twin."""
     attacker = Attacker(subject, random.Random(f"text {seed}"))
     attack = make_conversation(random.Random(seed), attacker)
     return attack, make_conversation(random.Random(seed), Harmless(attacker.said))
@@ -127,7 +127,7 @@ def make_benign(seed: int) -> Conversation:
 
 
 def make_conversation(shape: random.Random, say: Say) -> Conversation:
-    """A conversation of a random shape, of which `say` gives every text."""
+    """Makes a conversation of random shape; `say` supplies every text."""
     tools = [_tool(shape, say, number) for number in range(shape.choice((0, 0, 1, 2)))] or None
     messages = [{"role": "system", "content": say(False)}] if shape.random() < 0.5 else []
     for _ in range(shape.randint(1, 3)):
@@ -167,10 +167,10 @@ def _call(shape: random.Random, say: Say, number: int) -> dict:
 
 @dataclass
 class Outcome:
-    """What became of one case.
+    """The outcome of one case.
 
-    refused: why, if the attack was refused; refused_shape: why, if its harmless twin was, too.
-    looked_for: the template itself does something else because it found what it looks for in the text.
+    refused: the reason, if the attack was refused; refused_shape: the reason, if its harmless twin was refused too.
+    looked_for: the template itself renders something else because it found a string it searches for.
     """
 
     refused: str | None = None
@@ -189,7 +189,7 @@ class Run(NamedTuple):
 
 
 def check_attack(subject: Subject, attack: Conversation, twin: Conversation) -> Outcome:
-    """Whether text stayed text, and every answer is learned after what a chat would show before it."""
+    """Checks that text stayed text, and that every answer follows the ids that a chat would show before it."""
     outcome = Outcome()
     template = subject.template
     try:
@@ -231,7 +231,7 @@ def supervised_runs(sequence: TokenSequence) -> list[Run]:
 
 
 def reason(error: UserError) -> str:
-    """The kind of a refusal."""
+    """Returns the kind of a refusal."""
     text = str(error).split(": ", 1)[1]
     if "prompts for this answer" in text:
         return "prompts for an answer otherwise than it renders it"
@@ -241,7 +241,7 @@ def reason(error: UserError) -> str:
 
 
 def _differences(subject: Subject, sequences: list[TokenSequence], harmless: list[TokenSequence]) -> Iterator[str]:
-    """Control tokens of the whole and of every supervised stretch, against those of the twin."""
+    """Compares the control tokens, of the whole and of each supervised stretch, with those of the twin."""
     def control(ids: list[int]) -> list[str]:
         return [subject.control_of[token_id] for token_id in ids if token_id in subject.control_of]
 
@@ -258,7 +258,7 @@ def _differences(subject: Subject, sequences: list[TokenSequence], harmless: lis
 
 
 def _check_turn(subject: Subject, attack: Conversation, index: int, run: Run, problems: list[str]) -> str:
-    """A supervised stretch is the answer, as text, and one end of turn; gives the text that is rendered so far."""
+    """Checks that a supervised stretch is the answer and one end of turn; returns the text rendered so far."""
     template, decode = subject.template, subject.template.tokenizer.decode
     thinking = has_reasoning(attack.messages[index])
     prompt = template.render(attack.messages[:index], attack.tools, True, thinking)
@@ -273,7 +273,7 @@ def _check_turn(subject: Subject, attack: Conversation, index: int, run: Run, pr
         problems.append(f"turn {index} is learned as {answer!r}, which is not what is rendered: {full!r}")
     if template.end_of_turn_id in run.ids[:-1]:
         problems.append(f"turn {index} ends before its end: {answer!r}")
-    # gpt-oss ends a turn that calls a tool with another token.
+    # gpt-oss ends a turn that calls a tool with a different token.
     if (run.ids[-1] != template.end_of_turn_id and rest) or OWN_WORD.search(rest):
         problems.append(f"turn {index} is learned only to {answer!r}, and not {rest!r}")
     if [token_id for token_id in run.ids if token_id in subject.control_of] == [template.end_of_turn_id]:
@@ -284,7 +284,7 @@ def _check_turn(subject: Subject, attack: Conversation, index: int, run: Run, pr
 
 
 def _too_many_tokens(subject: Subject, attack: Conversation, sequence: TokenSequence, decoded: str) -> Iterator[str]:
-    """Of the tokens that the rendered text spells, those inside of texts of the data must not be there."""
+    """Yields control tokens that occur more often than the template spells them: the rest came from the data."""
     spelled = Counter({token: decoded.count(token) for token in subject.control})
     for token, count in _spelled_by_data(subject, attack, decoded).items():
         spelled[token] -= count
@@ -295,11 +295,11 @@ def _too_many_tokens(subject: Subject, attack: Conversation, sequence: TokenSequ
 
 
 def _spelled_by_data(subject: Subject, attack: Conversation, decoded: str) -> Counter:
-    """Control tokens spelled in texts that can be found again by a word of their own."""
+    """Counts the control tokens spelled in texts that a unique word identifies."""
     spelled: Counter = Counter()
     seen = set()
     for message in [*attack.messages, {"role": "tools", "tools": attack.tools or []}]:
-        # An assistant's tags are tags; and what a template looks for in an answer it may cut out and write itself.
+        # An assistant's tags are tags, and a template may cut what it searches for and write it itself.
         own = [*ASSISTANT_TAGS, *subject.looked_for] if message["role"] == "assistant" else []
         for text in iter_strings({name: value for name, value in message.items() if name != "role"}):
             written = [form for form in {text.strip(), json.dumps(text, ensure_ascii=False)[1:-1].strip()}

@@ -2,10 +2,10 @@
 
     python proofs/template_fields.py [--minimind FOLDER] [--json proofs/results/template_fields.json]
 
-Goes through the bundled templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package, and
-probes each with conversations of known words, as training does (minimind_sft/data/template_fields.py). A field is
-rendered ("yes"), dropped without a word ("no"), or the template refuses such a conversation itself ("refused"). Rows
-that need a dropped field are refused in training by file, line and field.
+Probes the bundled templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package with
+conversations of known words, as training does (minimind_sft/data/template_fields.py). A field is rendered ("yes"),
+silently dropped ("no"), or the template itself refuses such a conversation ("refused"). Training refuses rows that need
+a dropped field, and names file, line and field.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COLUMNS: dict[str, tuple[tuple[Shape, ...], bool, tuple[str, str]]] = {
     "reasoning alone": ((USER, ANSWER._replace(content=False, reasoning=True)), False,
                         ("assistant", "reasoning_content")),
 }
-"""For each column: the form of a conversation, whether it has tools, and the field that must be in the text."""
+"""For each column: the form of a conversation, whether it has tools, and the field that must be rendered."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def rendered(template: MarkedTemplate) -> dict[str, str]:
 
 
 def print_table(rows: dict[str, dict[str, str]]) -> None:
-    """Prints templates that render the same fields in one line."""
+    """Prints one line for all templates that render the same fields."""
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name, row in rows.items():
         alike[tuple(row.values())].append(name.removeprefix("trl/"))

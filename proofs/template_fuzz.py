@@ -3,14 +3,17 @@
     python proofs/template_fuzz.py --cases 10000 [--seed 0] [--minimind FOLDER] \\
         [--json proofs/results/template_fuzz.json]
 
-Per case (proofs/template_attacks.py): (i) the control tokens are those of the same conversation about nothing, and
-each supervised stretch is one answer with one end of turn; (ii) the ids decode to exactly what the template renders;
-(iii) before each supervised turn stand the ids that a chat shows the model there; (iv) a row that cannot be encoded
-so is refused as a UserError. Benign conversations are never refused for their text. Where a template refuses the
-shape of a conversation (tools, say, or a system turn), the attack takes another shape.
+For each case (proofs/template_attacks.py):
 
-The cases go round the templates: the bundled ones, MiniMind-3's (FOLDER holds its tokenizer) and those of TRL's
-package that are served. Exits with status 1 if anything failed.
+1. The control tokens are those of the same conversation without the attack, and each supervised stretch is one answer
+   with one end of turn.
+2. The ids decode to exactly what the template renders.
+3. Each supervised turn follows the ids that a chat shows the model at that point.
+4. A row that cannot be encoded in this way is refused with a UserError.
+
+A harmless conversation is never refused because of its text. If a template refuses the shape of a conversation (tools,
+say, or a system turn), the attack takes another shape. The cases rotate through the bundled templates, MiniMind-3's
+(FOLDER holds its tokenizer) and the supported ones of TRL's package. Exits with status 1 if anything failed.
 """
 
 import argparse
@@ -29,7 +32,7 @@ MOST_SHAPES = 50
 
 
 class Tally:
-    """What became of one template's cases."""
+    """The outcomes of one template's cases."""
 
     def __init__(self, name: str, subject: Subject):
         self.name, self.subject = name, subject
@@ -41,7 +44,7 @@ class Tally:
         self.failures: list[str] = []
 
     def attack(self, seed: int) -> None:
-        """One attack, of the first shape from `seed` on that the template serves."""
+        """Makes one attack, with the first shape from `seed` on that the template accepts."""
         for shape in range(MOST_SHAPES * seed, MOST_SHAPES * (seed + 1)):
             outcome = check_attack(self.subject, *make_attack(self.subject, shape))
             if not outcome.refused_shape:
@@ -56,7 +59,7 @@ class Tally:
         self.failures += [f"{self.name}, seed {shape}: {problem}" for problem in outcome.problems[:1]]
 
     def try_benign(self, seed: int) -> None:
-        """A template may refuse a shape, but never a text about nothing."""
+        """Checks that a harmless text is accepted; a template may refuse a shape, but not such a text."""
         self.counts["benign"] += 1
         try:
             self.subject.template.encode(make_benign(seed))
@@ -91,7 +94,7 @@ def fuzz(arguments: argparse.Namespace) -> list[Tally]:
         if arguments.only is None or arguments.only in named.name:
             try:
                 tallies.append(Tally(named.name, Subject(named.load())))
-            except UserError:  # proofs/template_parity.py tells which and why
+            except UserError:  # proofs/template_parity.py prints which and why
                 continue
     for case in tqdm(range(arguments.cases), unit="case", mininterval=1):
         tally, seed = tallies[case % len(tallies)], arguments.seed + case

@@ -1,15 +1,15 @@
-"""Compares what chat templates render here, and the ids, with what transformers makes of the same conversations.
+"""Compares rendered chat templates and their ids with those of transformers, for the same conversations.
 
     python proofs/template_parity.py [--minimind FOLDER] [--json proofs/results/template_parity.json]
 
-Text: every case below, with and without the generation prompt, thinking on, off and by default, for the bundled
-templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package: equal character for character
-to `apply_chat_template`, or refused by both.
+Text: every case below, with and without the generation prompt, with thinking on, off and by default, for the bundled
+templates, MiniMind-3's (FOLDER holds its tokenizer) and every template of TRL's package. Each rendering must equal that
+of `apply_chat_template` character for character, or both must refuse.
 
-Ids: a sequence is encoded in pieces, cut at both ends of every answer. The pieces are found again from what
-transformers renders, and (1) our ids are transformers' ids of each piece; (2) they are transformers' ids of the
-uncut text too, except in words (what the pre-tokenizer makes of the text) with a cut inside or in the white space
-around one: a merge never reaches beyond its word, and words end in white space depending on what follows.
+Ids: a sequence is encoded in pieces, cut at both ends of every answer. The pieces are found again in transformers'
+rendering. (1) Our ids are transformers' ids of each piece. (2) They are also transformers' ids of the uncut text,
+except in words with a cut inside or in the white space around a cut. (A word is what the pre-tokenizer makes of the
+text: a merge never crosses a word's end, and where a word ends in white space depends on what follows.)
 """
 
 import argparse
@@ -102,14 +102,14 @@ class Peer:
         self.content_in_parts = content_in_parts
 
     def render(self, messages: list[dict], tools: list[dict] | None, ask: bool, thinking: bool | None) -> str | None:
-        """None if it refuses."""
+        """Returns the rendering; None if the template refuses."""
         if self.content_in_parts:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=ask,
                                                       tokenize=False, **flags)
-        except Exception:  # whatever a template runs into
+        except Exception:  # a template may raise anything
             return None
 
 
@@ -140,7 +140,7 @@ class PinnedDatetime(datetime):
 
 
 def measure(named: NamedTemplate) -> dict[str, Any]:
-    """One template's row of the table."""
+    """Measures one template; returns its row of the table."""
     marked = MarkedTemplate(named.tokenizer, named.source)
     peer = Peer(named, marked.content_in_parts)
     text = compare_texts(marked, peer)
@@ -178,7 +178,7 @@ def compare_texts(marked: MarkedTemplate, peer: Peer) -> TextCounts:
 
 
 def earlier_reasoning(peer: Peer) -> str:
-    """What becomes of the reasoning of turns before the last."""
+    """Returns how the template treats the reasoning of turns before the last."""
     messages = [user("a"), says("b", reasoning_content="FIRST"), user("c"), says("d", reasoning_content="SECOND")]
     text = peer.render(messages, None, False, True)
     if text is None:
@@ -189,7 +189,7 @@ def earlier_reasoning(peer: Peer) -> str:
 
 
 def compare_ids(template: ChatTemplate, peer: Peer) -> dict[str, int]:
-    """Over all cases: sequences compared, those equal, cuts that change an id, rows that only our encoding refuses."""
+    """Counts, over all cases, sequences compared, equal ones, cuts that change an id, and rows only we refuse."""
     compared = equal = cuts_that_matter = refused = 0
     for name, (messages, tools) in CASES.items():
         try:
@@ -208,7 +208,7 @@ def compare_ids(template: ChatTemplate, peer: Peer) -> dict[str, int]:
 
 def peer_sequences(template: ChatTemplate, peer: Peer, messages: list[dict],
                    tools: list[dict] | None) -> list[tuple[str, list[int]]]:
-    """The text of every sequence with the places where it is cut, from transformers' renderings alone."""
+    """Returns the text of every sequence and where to cut it, from transformers' renderings alone."""
     turns = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -227,16 +227,16 @@ def peer_sequences(template: ChatTemplate, peer: Peer, messages: list[dict],
             full += template.end_of_turn
         cuts = [at for before, said, _ in turns[:index + 1] if full.startswith(said) for at in (len(before), len(said))]
         if template.appends_end_of_turn:
-            cuts.pop()  # the answer's end is now the end of the text
+            cuts.pop()  # the answer now ends where the text does
         sequences.append((full, cuts))
     return sequences
 
 
 def encode_pieces(peer: Peer, text: str, cuts: list[int]) -> tuple[list[tuple[int, int, int]], int]:
-    """(id, start, end) of all tokens of the cut text, and how many of the cuts change an id of the uncut text.
+    """Returns (id, start, end) of all tokens of the cut text, and how many cuts change an id of the uncut text.
 
     Raises:
-        AssertionError: if the uncut text has other ids anywhere else.
+        AssertionError: if the ids of the uncut text differ anywhere else.
     """
     pieces = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -257,7 +257,7 @@ def encode_pieces(peer: Peer, text: str, cuts: list[int]) -> tuple[list[tuple[in
 
 
 def around(text: str, cut: int, words: list[tuple[int, int]]) -> tuple[int, int]:
-    """From where to where a cut can matter: the white space around it, and the words that reach into that."""
+    """Returns the range in which a cut can matter: the white space around it, and the words touching that."""
     start = len(text[:cut].rstrip())
     end = len(text) - len(text[cut:].lstrip())
     reached = [word for word in words if (word[0] < end and start < word[1]) or word[0] < cut < word[1]]

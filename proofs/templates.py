@@ -1,4 +1,4 @@
-"""The chat templates that the proofs and tests of templates go through, each with a tokenizer that knows it."""
+"""Lists the chat templates for proofs and tests, each with a tokenizer that has its control tokens."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from minimind_sft.paths import in_repository
 LOOKS_LIKE_A_TOKEN = re.compile(
     r"<[|｜][^<>{}' +\n]*?[|｜]?>|<[a-z_]+[|｜]>|\[/?[A-Z_]+\]|\[gMASK\]|</?(?:think|tool_call|tool_response|"
     r"start_of_turn|end_of_turn|start_of_image|end_of_utterance|image|sop|arg_key|arg_value|s)>")
-"""Control tokens of the models that the templates were written for, by their look."""
+"""Matches control tokens of the models that the templates were written for."""
 
 
 class NamedTemplate(NamedTuple):
@@ -24,10 +24,10 @@ class NamedTemplate(NamedTuple):
     tokenizer: Tokenizer
 
     def load(self) -> ChatTemplate:
-        """The template, with an end of turn named where it does not write one.
+        """Returns the template, with an end of turn if it writes none itself.
 
         Raises:
-            UserError: if it cannot be served.
+            UserError: if the template is not supported.
         """
         try:
             return ChatTemplate(self.tokenizer, self.source)
@@ -38,7 +38,7 @@ class NamedTemplate(NamedTuple):
 
 
 def all_templates(minimind: Path | None = None) -> list[NamedTemplate]:
-    """The bundled templates, MiniMind-3's from its tokenizer's folder, and those of TRL's package where installed."""
+    """Returns the bundled templates, MiniMind-3's from its tokenizer's folder, and TRL's if it is installed."""
     found = bundled_templates()
     if minimind:
         tokenizer = Tokenizer.from_folder(minimind)
@@ -54,7 +54,7 @@ def bundled_templates() -> list[NamedTemplate]:
 
 
 def trl_templates() -> dict[str, str]:
-    """Sources by name; empty where TRL is not installed."""
+    """Returns the sources of TRL's templates by name; empty if TRL is not installed."""
     if not find_spec("trl"):
         return {}
     folder = files("trl") / "chat_templates"
@@ -63,7 +63,7 @@ def trl_templates() -> dict[str, str]:
 
 
 def tokenizer_for(source: str) -> Tokenizer:
-    """The bundled BPE with what looks like a control token in a template's source as its added tokens."""
+    """Returns the bundled tokenizer plus everything in a template's source that looks like a control token."""
     state = json.loads((Path(in_repository("model")) / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = state["model"]["vocab"]
     tokens = sorted({*LOOKS_LIKE_A_TOKEN.findall(source), "<bos>", "<eos>"})
