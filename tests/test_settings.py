@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_values_as_typed_and_as_recorded():
 ])
 def test_all_problems_are_listed(values, expected):
     assert problems(changed(Farm(), **values)) == expected
+
+
+def test_wandb_that_is_not_installed_is_reported_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert problems(changed(SFTSettings(), use_wandb=True)) == [
+        "--use_wandb: wandb is not installed; pip install wandb, or leave --use_wandb out"]
+    assert problems(SFTSettings()) == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
