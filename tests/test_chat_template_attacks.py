@@ -58,7 +58,7 @@ TWIN = conversation(("user", "w0q"), ("assistant", "w1q"))
 class Careless(ChatTemplate):
     """Changes the ids or the mask of what it encodes."""
 
-    def encode(self, conversation, supervise=None):
+    def encode(self, conversation, supervision=None):
         return [TokenSequence(*self.change(s.input_ids.copy(), s.supervised.copy()))
                 for s in super().encode(conversation)]
 
@@ -74,7 +74,7 @@ def test_the_bundled_template_passes():
 
 def test_text_that_becomes_a_control_token_is_found():
     class Naive(ChatTemplate):
-        def encode(self, conversation, supervise=None):
+        def encode(self, conversation, supervision=None):
             (sequence,) = super().encode(conversation)
             ids = TOKENIZER.encode(TOKENIZER.decode(sequence.input_ids.tolist()))
             return [TokenSequence(np.array(ids), np.arange(len(ids)) >= len(ids) - 5)]

@@ -1,6 +1,7 @@
-"""A Conversation becomes token ids and a loss mask; a conversation that waits for an answer becomes a prompt.
+"""Turns a conversation into token ids and a loss mask, and a conversation that waits for an answer into a prompt.
 
 Everything here works on marked text (`template_marks`), in which no text of the data can be taken for a control token.
+Ids and mask come from the same pieces of it, so neither is ever derived from the other.
 """
 
 import hashlib
@@ -8,36 +9,29 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from minimind_sft.data.conversation import Conversation
-from minimind_sft.data.template_fields import RenderedFields
+from minimind_sft.data.template_fields import Lost
 from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
-from minimind_sft.data.template_pieces import (
-    MarkedSequence,
-    TokenSequence,
-    Turn,
-    cut_at_answers,
-    learn_once,
-    tokenize,
-)
-from minimind_sft.data.tokenizer import Marks, Tokenizer
+from minimind_sft.data.tokenizer import MarkedSequence, Marks, Piece, Tokenizer, TokenSequence, tokenize
 from minimind_sft.errors import UserError
 
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
 MAX_COMPARED = 40
+"""Answers of a conversation that `prompt_mismatches` compares."""
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """What is to be learned of a conversation.
+    """Selects what is learned of a conversation.
 
-    turns: "all" the assistant's turns, or its "last" one. A turn whose message says `"train": False` is not learned
-        in either case.
-    prompt: also everything that is no turn of the assistant's, each token once.
+    turns: "all" assistant turns or the "last" one. A turn whose message has `"train": False` is never learned.
+    prompt: also learn everything outside the assistant turns, each token once.
     """
 
     turns: Literal["all", "last"] = "all"
@@ -47,22 +41,35 @@ class Supervision:
 ALL_TURNS = Supervision()
 
 
+class Turn(NamedTuple):
+    """An assistant turn in marked text.
+
+    prompt: the text before the answer, with the generation prompt.
+    answered: the prompt and the answer through its end-of-turn token.
+    rest: what the template writes after that.
+    """
+
+    prompt: str
+    answered: str
+    rest: str
+
+
 class ChatTemplate:
     """A Jinja chat template and the tokenizer whose control tokens it writes.
 
-    A tokenizer may bring another template for conversations with tools, `tool_use`; they then use that one.
+    A tokenizer may have another template, `tool_use`, for conversations with tools.
 
     Attributes:
-        source, tool_source: the Jinja sources; `tool_source` is None where one template serves all conversations.
-        end_of_turn, end_of_turn_id: the control token that ends an assistant's turn.
+        source, tool_source: the Jinja sources; `tool_source` is None if one template serves all conversations.
+        end_of_turn, end_of_turn_id: the control token that ends an assistant turn.
         appends_end_of_turn: whether it is appended because the template does not write it.
-        fingerprint: SHA-256 (hex) of what decides the ids: the sources, the pinned date where a template reads the
-            date, the end-of-turn token where the template does not write it, and the header that stands in for a
+        fingerprint: SHA-256 (hex) of everything that decides the ids: the sources, the pinned date if a template reads
+            the date, the end-of-turn token if the template does not write it, and the header that replaces a missing
             generation prompt.
 
     Args:
-        source: Jinja source; None takes the tokenizer's own.
-        end_of_turn: for a template that writes no control token after an answer: the one to teach there.
+        source: Jinja source; None selects the tokenizer's own.
+        end_of_turn: the token to teach after an answer if the template writes none.
 
     Raises:
         UserError: saying why the template cannot be used.
@@ -82,10 +89,6 @@ class ChatTemplate:
         self._template = self._tool_template = MarkedTemplate(tokenizer, self.source)
         if self.tool_source is not None:
             self._tool_template = MarkedTemplate(tokenizer, self.tool_source)
-        self._fields = {template: RenderedFields(template.probe_text)
-                        for template in (self._template, self._tool_template)}
-        # Found by looking at a rendering; until then a turn ends where its rendering does.
-        self.end_of_turn, self.appends_end_of_turn = None, False
         found = {self._find_end_of_turn(template, end_of_turn) for template in (self._template, self._tool_template)}
         if len(found) > 1:
             ends = " and ".join(repr(end) for end, _ in sorted(found))
@@ -99,48 +102,48 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
                thinking: bool | None = None) -> str:
-        """The plain text; `thinking` None leaves the template its own default.
+        """Renders plain text; with `thinking` None the template decides.
 
         Raises:
             UserError: if the template refuses the conversation.
         """
         request = Request(len(messages), add_generation_prompt, thinking)
-        return self._template_for(tools).plain_texts(_visible(messages), tools, [request], "the conversation")[0]
+        return self._template_for(tools).plain_texts(messages, tools, [request], "the conversation")[0]
 
     def generation_prompt_ids(self, messages: Sequence[dict], tools: list[dict] | None = None,
                               thinking: bool = False) -> list[int]:
-        """What a model is to see before its next answer; id for id what `encode` lets it see there in training.
+        """Returns the ids that a model sees before its next answer: exactly what `encode` shows it there in training.
 
         Raises:
             UserError: as `encode`.
         """
         conversation = Conversation(tuple(messages), tools, "the conversation")
         turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
-        self._refuse_lost_fields(conversation, len(messages))
+        if lost := self._template_for(tools).fields.first_lost(messages, tools):
+            raise self._lost_field(conversation, lost)
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
         (encoded,) = tokenize([MarkedSequence(pieces, marks)])
         return encoded.input_ids.tolist()
 
-    def encode(self, conversation: Conversation, supervise: Supervision = ALL_TURNS) -> list[TokenSequence]:
-        """The sequences that teach the assistant's turns, each turn in exactly one of them.
+    def encode(self, conversation: Conversation, supervision: Supervision = ALL_TURNS) -> list[TokenSequence]:
+        """Returns sequences that teach the assistant turns, each turn in exactly one of them.
 
-        Several turns share a sequence as long as the template renders the earlier ones as it did when they were last.
-        Sequences in which nothing is supervised are left out; apart from that `supervise` has no influence on the ids.
+        Turns share a sequence as long as the template renders the earlier ones as it did when they were last. Sequences
+        without a supervised token are left out; otherwise `supervision` does not affect the ids.
 
         Raises:
-            UserError: at the row's place, if the template refuses it, prompts for an answer otherwise than it renders
-                it, does not render one of its fields, or cannot be kept from confusing the data with its own control
-                tokens.
+            UserError: at the row's place, if the template refuses the conversation, renders an answer differently from
+                its own prompt for it, does not render a field, or confuses the data with its own control tokens.
         """
-        (result,) = self.encode_batch([conversation], supervise)
+        (result,) = self.encode_batch([conversation], supervision)
         if isinstance(result, UserError):
             raise result
         return result
 
     def encode_batch(self, conversations: Iterable[Conversation],
-                   supervise: Supervision = ALL_TURNS) -> list[list[TokenSequence] | UserError]:
-        """What `encode` returns or raises for each of the conversations, in less time."""
-        outcomes = [self._sequences(conversation, supervise) for conversation in conversations]
+                   supervision: Supervision = ALL_TURNS) -> list[list[TokenSequence] | UserError]:
+        """Returns what `encode` returns or raises for each conversation, in less time."""
+        outcomes = [self._sequences(conversation, supervision) for conversation in conversations]
         marked = [sequence for outcome in outcomes if isinstance(outcome, list) for sequence in outcome]
         encoded = iter(tokenize(marked))
         results: list[list[TokenSequence] | UserError] = []
@@ -149,23 +152,23 @@ class ChatTemplate:
                 results.append(outcome)
                 continue
             sequences = [next(encoded) for _ in outcome]
-            if supervise.prompt:
+            if supervision.prompt:
                 sequences = learn_once(sequences)
             results.append(sequences)
         return results
 
     def prompt_mismatches(self, conversation: Conversation) -> list[str]:
-        """Where a turn is not taught after exactly the ids that a chat shows the model at that point; a line for each.
+        """Describes each turn that is taught after other ids than a chat shows the model at that point.
 
-        Empty if all is well. Compares what `encode` gives with what `generation_prompt_ids` gives; of a conversation
-        of more than `MAX_COMPARED` answers those of the first half and the last ones, as each of them renders all that
-        is before it.
+        Compares `encode` with `generation_prompt_ids`. Since each answer renders everything before it, a conversation
+        with more than `MAX_COMPARED` answers is compared at its first and last ones.
 
         Raises:
             UserError: as `encode`.
         """
         messages, tools = conversation.messages, conversation.tools
-        sequences = self.encode(replace(conversation, messages=tuple(_visible(messages))))
+        all_learned = tuple({**message, "train": True} for message in messages)
+        sequences = self.encode(replace(conversation, messages=all_learned))
         taught = [sequence.input_ids[:start].tolist() for sequence in sequences
                   for start in np.flatnonzero(np.diff(sequence.supervised, prepend=False) & sequence.supervised)]
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -184,34 +187,33 @@ class ChatTemplate:
                                   f"ids ...{trained!r}, while a chat shows {len(prompt)} ids ...{chatted!r}")
         return mismatches
 
-    def _sequences(self, conversation: Conversation,
-                   supervise: Supervision) -> list[MarkedSequence] | UserError:
-        """All sequences of a row in pieces, or why there are none."""
-        messages = conversation.messages
+    def _sequences(self, conversation: Conversation, supervision: Supervision) -> list[MarkedSequence] | UserError:
+        """Returns the marked sequences of a conversation, or why there are none."""
+        messages, tools = conversation.messages, conversation.tools
+        indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         try:
             turns, _, marks = self._turns_and_prompt(conversation, None)
-            for index, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    self._refuse_lost_fields(conversation, index + 1)
+            for index in indices:
+                if lost := self._template_for(tools).fields.first_lost(messages[:index + 1], tools):
+                    raise self._lost_field(conversation, lost)
         except UserError as error:
             return error
-        chosen = [message.get("train", True) for message in messages if message["role"] == "assistant"]
-        if supervise.turns == "last":
+        chosen = [messages[index].get("train", True) for index in indices]
+        if supervision.turns == "last":
             chosen[:-1] = [False] * (len(chosen) - 1)
         sequences, first = [], 0
         for index, turn in enumerate(turns):
-            if index + 1 < len(turns) and self._shares_sequence(turn, turns[index + 1]):
-                continue
+            if (index + 1 < len(turns) and turns[index + 1].prompt.startswith(turn.answered)
+                    and not self.appends_end_of_turn):
+                continue  # it shares the next turn's sequence
             if self.appends_end_of_turn:
                 turn = turn._replace(answered=turn.answered + marks.of_token[self.end_of_turn])
-            pieces = cut_at_answers(turn.answered + turn.rest, [*turns[:index], turn], chosen, first, supervise.prompt)
+            pieces = cut_at_answers(turn.answered + turn.rest, [*turns[:index], turn], chosen, first,
+                                    supervision.prompt)
             if any(piece.supervised for piece in pieces):
                 sequences.append(MarkedSequence(pieces, marks))
             first = index + 1
         return sequences
-
-    def _shares_sequence(self, turn: Turn, following: Turn) -> bool:
-        return following.prompt.startswith(turn.answered) and not self.appends_end_of_turn
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -220,9 +222,9 @@ class ChatTemplate:
 
     @property
     def notes(self) -> list[str]:
-        """Whatever a person should know about the template, a line each."""
+        """Lines about the template that a person should read."""
         notes = [f"it has no generation prompt; answers are asked for with {template.header!r}, which it writes before "
-                 "each of them" for template in self._fields if template.header]
+                 "each of them" for template in dict.fromkeys((self._template, self._tool_template)) if template.header]
         if self._tool_template is not self._template:
             notes.append("conversations with tools use the tokenizer's tool_use template")
         return notes
@@ -233,34 +235,29 @@ class ChatTemplate:
     def _fingerprint(self) -> str:
         parts = []
         appended = self.end_of_turn if self.appends_end_of_turn else ""
-        for template, source in zip(self._fields, self.sources, strict=True):
+        for template, source in zip((self._template, self._tool_template), self.sources, strict=False):
             date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
             header = [template.header] if template.header else []
             parts.append(json.dumps([source, date, appended, *header]) if date or appended or header else source)
         decisive = parts[0] if len(parts) == 1 else json.dumps(parts)
         return hashlib.sha256(decisive.encode()).hexdigest()
 
-    def _refuse_lost_fields(self, conversation: Conversation, end: int) -> None:
-        """
-        Raises:
-            UserError: naming a field that is not rendered of the last turn of the first `end` messages.
-        """
-        tools = conversation.tools
-        lost = self._fields[self._template_for(tools)].first_lost(conversation.messages[:end], tools)
-        if lost is not None:
-            name = lost.name if lost.index is None else conversation.name(lost.index, lost.name)
-            has_chatml = {"<|im_start|>", "<|im_end|>"}.issubset(self.tokenizer.added_tokens)
-            raise UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the "
-                            "model would not see what the row says; --chat_template names one that does"
-                            f"{', such as chatml' if has_chatml else ''}")
+    def _lost_field(self, conversation: Conversation, lost: Lost) -> UserError:
+        """Returns the error about a field that the template does not render."""
+        name = lost.name if lost.index is None else conversation.name(lost.index, lost.name)
+        has_chatml = {"<|im_start|>", "<|im_end|>"}.issubset(self.tokenizer.added_tokens)
+        return UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
+                         "would not see what the row says; --chat_template names one that does"
+                         f"{', such as chatml' if has_chatml else ''}")
 
     def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
-        """The token that ends a turn, and whether it has to be appended because the template does not write it."""
+        """Returns the token that ends a turn, and whether to append it because the template does not write it."""
         requests = [Request(1, True, False), Request(2, False, False)]
         place = "chat template, tried on one question and its answer"
         (prompt, full), marks = template.marked_texts(PROBE, None, requests, place)
-        turn = self._turn(prompt, full, marks, f"{place}: conversations[1]")
-        _, answer, after_answer = turn.answered[len(turn.prompt):].partition(PROBE[1]["content"])
+        if not full.startswith(prompt):
+            raise UserError(f"{place}: conversations[1]: {_mismatch(prompt, full, marks)}")
+        _, answer, after_answer = full[len(prompt):].partition(PROBE[1]["content"])
         if not answer:
             raise UserError("chat template: it does not write the text of an answer")
         written = next((marks.tokens[ord(c)] for c in after_answer if ord(c) in marks.tokens), None)
@@ -274,7 +271,11 @@ class ChatTemplate:
         return written or wanted, not written
 
     def _turns_and_prompt(self, conversation: Conversation, thinking: bool | None) -> tuple[list[Turn], str, Marks]:
-        """The assistant's turns and, unless `thinking` is None, the prompt for another one (else ""), marked."""
+        """Returns the assistant turns and, unless `thinking` is None, the prompt for another one (else ""), marked.
+
+        Raises:
+            UserError: if an answered conversation does not begin with the prompt for its answer.
+        """
         messages, tools, place = conversation.messages, conversation.tools, conversation.place
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         requests = []
@@ -283,34 +284,60 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        texts, marks = self._template_for(tools).marked_texts(_visible(messages), tools, requests, place)
-        turns = [self._turn(prompt, full, marks, f"{place}: {conversation.turn_name(index)}")
-                 for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False)]
+        texts, marks = self._template_for(tools).marked_texts(messages, tools, requests, place)
+        end_mark = marks.of_token[self.end_of_turn]
+        turns = []
+        for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False):
+            if not full.startswith(prompt):
+                raise UserError(f"{place}: {conversation.turn_name(index)}: {_mismatch(prompt, full, marks)}")
+            position = full.find(end_mark, len(prompt))
+            end = len(full) if position < 0 else position + 1
+            turns.append(Turn(prompt, full[:end], full[end:]))
         return turns, texts[-1] if thinking is not None else "", marks
 
-    def _turn(self, prompt: str, full: str, marks: Marks, place: str) -> Turn:
-        """
-        Raises:
-            UserError: if the answered conversation does not begin with the prompt.
-        """
-        if not full.startswith(prompt):
-            raise UserError(f"{place}: {_mismatch(prompt, full, marks)}")
-        end_mark = marks.of_token.get(self.end_of_turn)
-        position = full.find(end_mark, len(prompt)) if end_mark else -1
-        end = len(full) if position < 0 else position + 1
-        return Turn(prompt, full[:end], full[end:])
+
+def cut_at_answers(text: str, turns: Sequence[Turn], chosen: Sequence[bool], first: int,
+                   learn_prompt: bool) -> list[Piece]:
+    """Cuts marked text into pieces. The `chosen` turns from `first` on are supervised; with `learn_prompt` also the
+    text between them.
+
+    The text is cut at both ends of every answer, learned or not, so that no token spans the border between what a model
+    is given and what it says. A turn that the template now renders differently is somewhere in the text before the next
+    answer; if it was not chosen, that text is not learned.
+    """
+    pieces, position, between = [], 0, learn_prompt
+    for index, turn in enumerate(turns):
+        if text.startswith(turn.answered):
+            pieces.append(Piece(text[position:len(turn.prompt)], between))
+            pieces.append(Piece(text[len(turn.prompt):len(turn.answered)], chosen[index] and index >= first))
+            position, between = len(turn.answered), learn_prompt
+        elif not chosen[index]:
+            between = False
+    pieces.append(Piece(text[position:], between))
+    return pieces
 
 
-def _visible(messages: Sequence[dict]) -> list[dict]:
-    """What the template may see of the messages: whether a turn is trained must not change what the model sees."""
-    return [{name: value for name, value in message.items() if name != "train"} for message in messages]
+def learn_once(sequences: list[TokenSequence]) -> list[TokenSequence]:
+    """Unsupervises the beginning that a sequence shares with the one before it, which is learned there.
+
+    Drops sequences that keep no supervised token.
+    """
+    learned = sequences[:1]
+    for before, sequence in pairwise(sequences):
+        shorter = min(len(before.input_ids), len(sequence.input_ids))
+        differs = np.flatnonzero(before.input_ids[:shorter] != sequence.input_ids[:shorter])
+        common = differs[0] if len(differs) else shorter
+        supervised = sequence.supervised.copy()
+        supervised[:common] = False
+        learned.append(TokenSequence(sequence.input_ids, supervised))
+    return [sequence for sequence in learned if sequence.supervised.any()]
 
 
 def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: str | None = None) -> ChatTemplate:
-    """The template that `--chat_template` and `--end_of_turn` ask for.
+    """Makes the template that `--chat_template` and `--end_of_turn` ask for.
 
     Args:
-        choice: one of the tokenizer's templates by name, one of `BUNDLED_TEMPLATES`, or a file; None takes the
+        choice: the name of one of the tokenizer's templates, one of `BUNDLED_TEMPLATES`, or a file; None selects the
             tokenizer's own.
 
     Raises:
@@ -337,7 +364,7 @@ def _template_source(choice: str) -> str:
 
 
 def has_reasoning(message: dict) -> bool:
-    """Whether an assistant's message holds reasoning: in its own field, or between tags in the content."""
+    """Tells whether an assistant message holds reasoning, in its own field or between tags in the content."""
     if message.get("reasoning_content"):
         return True
     before, tag, _ = message["content"].partition("</think>")
@@ -345,7 +372,7 @@ def has_reasoning(message: dict) -> bool:
 
 
 def _mismatch(prompt: str, full: str, marks: Marks) -> str:
-    """Where a prompt and the rendering of the answered conversation part, for an error message."""
+    """Shows where a prompt and the rendering of the answered conversation differ."""
     at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
     asked, rendered = (marks.spelled(text[max(at - 20, 0):at + 20]) for text in (prompt, full))
     return (f"the chat template prompts for this answer with ...{asked!r}, but renders it as ...{rendered!r}: a model "

@@ -1,7 +1,7 @@
-"""Finds out which fields of a conversation a chat template renders, by probing it with words of our own.
+"""Finds out which fields of a conversation a chat template renders, by rendering probes with unique words.
 
-A template without a place for tool calls, reasoning or a role renders the rest of the conversation and says nothing.
-Trained on that, a model would learn an empty answer where the data have a call.
+A template that does not know tool calls, reasoning or a role silently renders the rest of the conversation. A model
+trained on that would learn an empty answer in place of a call.
 """
 
 import json
@@ -10,7 +10,7 @@ from itertools import count, groupby, islice
 from typing import Any, NamedTuple
 
 Render = Callable[[list[dict], list[dict] | None, bool, bool], str | None]
-"""(messages, tools, with a generation prompt, thinking) -> text; None where the template refuses the conversation."""
+"""(messages, tools, with a generation prompt, thinking) -> text; None if the template refuses the conversation."""
 
 Field = tuple[str, str]
 """A role and one of its fields."""
@@ -27,14 +27,14 @@ LABELS: dict[Field, str] = {
     ("assistant", "tool_calls"): "tool calls",
     ("assistant", "content"): "the words of this answer",
 }
-"""Every field that is looked for, in words."""
+"""The fields that are probed, as they are called in messages."""
 
 MAX_REPEATS = 2
-"""Of equal messages in a row, and of calls in a message: a template may treat several unlike one, but not three."""
+"""Of equal messages in a row and of calls in a message: a template may treat two unlike one, but not three."""
 
 
 class Shape(NamedTuple):
-    """Which fields a message has, whatever they say; `calls` counts up to `MAX_REPEATS`."""
+    """Which fields a message has, whatever their text; `calls` counts up to `MAX_REPEATS`."""
 
     role: str
     content: bool
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A field that the template does not render; `index` is its message, None for the row's own `tools`."""
+    """A field that the template does not render; `index` is that of its message, None for the row's `tools`."""
 
     index: int | None
     name: str
@@ -51,10 +51,10 @@ class Lost(NamedTuple):
 
 
 class RenderedFields:
-    """Knows which fields a template renders of a turn, for every form of conversation around it.
+    """Knows which fields of a turn a template renders, depending on the messages near it.
 
-    The form is what stands near the turn: tools, the system turn, the answer before, what was said since, and the turn
-    itself. Each form is probed once. A template that refuses the probe is trusted: it refuses such rows, too.
+    Near a turn are the tools, the system turn, the answer before, the messages since then and the turn itself. Each
+    combination of their shapes is probed once. A template that refuses the probe is trusted: it refuses such rows, too.
     """
 
     def __init__(self, render: Render):
@@ -62,31 +62,23 @@ class RenderedFields:
         self._lost: dict[tuple[tuple[Shape, ...], bool], frozenset[Field]] = {}
 
     def first_lost(self, messages: Sequence[dict], tools: list[dict] | None) -> Lost | None:
-        """Finds a field that is not rendered of the last turn and what was said since the answer before it.
+        """Returns a field that the template does not render, of the last turn or a message since the answer before it.
 
-        The last turn is an answer, or messages that wait for one. Earlier answers are looked at when they are the last
+        The last turn is an answer, or messages that wait for one. Earlier answers were checked when they were the last
         turn: templates may drop their reasoning from the history.
         """
-        nearby = _nearby(messages)
-        shapes = tuple(_without_repeats([shape_of(messages[index]) for index in nearby]))
-        form = shapes, bool(tools)
+        last = len(messages) - 1
+        start = next((index for index in reversed(range(last)) if messages[index]["role"] == "assistant"), 0)
+        nearby = [*([0] if start and messages[0]["role"] == "system" else []), *range(start, last + 1)]
+        shapes = [shape_of(messages[index]) for index in nearby]
+        form = tuple(shape for _, group in groupby(shapes) for shape in islice(group, MAX_REPEATS)), bool(tools)
         if form not in self._lost:
             self._lost[form] = self.probe(*form)
         lost = self._lost[form]
-        if TOOLS in lost:
-            return Lost(None, "tools", LABELS[TOOLS])
-        for index in nearby if lost else ():
-            message = messages[index]
-            if message["role"] == "assistant" and index < len(messages) - 1:
-                continue
-            for (role, name), label in LABELS.items():
-                if role == message["role"] and (role, name) in lost and message.get(name):
-                    beside = " beside its calls" if name == "content" and message.get("tool_calls") else ""
-                    return Lost(index, name, label + beside)
-        return None
+        return _name_lost(lost, messages, nearby) if lost else None
 
     def probe(self, shapes: Sequence[Shape], with_tools: bool) -> frozenset[Field]:
-        """Renders a conversation of this form; returns the fields whose words are missing from the text."""
+        """Renders a conversation of these shapes; returns the fields whose words are missing from the text."""
         for result in (str, _as_json):  # some templates expect a tool's result to be JSON
             twin = _Twin(shapes, with_tools, result)
             text = self._render(twin.messages, twin.tools, shapes[-1].role != "assistant", shapes[-1].reasoning)
@@ -96,10 +88,25 @@ class RenderedFields:
         return frozenset()
 
 
-class _Twin:
-    """A conversation of a given form in which every field holds a word of its own.
+def _name_lost(lost: frozenset[Field], messages: Sequence[dict], nearby: list[int]) -> Lost | None:
+    """Returns the first of the lost fields that the messages use."""
+    if TOOLS in lost:
+        return Lost(None, "tools", LABELS[TOOLS])
+    for index in nearby:
+        message = messages[index]
+        if message["role"] == "assistant" and index < len(messages) - 1:
+            continue
+        for (role, name), label in LABELS.items():
+            if role == message["role"] and (role, name) in lost and message.get(name):
+                beside = " beside its calls" if name == "content" and message.get("tool_calls") else ""
+                return Lost(index, name, label + beside)
+    return None
 
-    words: (field, word) of all that the template has to render; the answer before the last turn has none.
+
+class _Twin:
+    """A conversation of given shapes in which every field holds a unique word.
+
+    words: (field, word) of every field that the template must render; the answer before the last turn has none.
     """
 
     def __init__(self, shapes: Sequence[Shape], with_tools: bool, result: Callable[[str], str]):
@@ -138,21 +145,10 @@ class _Twin:
 
 
 def shape_of(message: dict) -> Shape:
+    """Returns which fields a message has."""
     calls = min(len(message.get("tool_calls", ())), MAX_REPEATS)
     return Shape(message["role"], bool(message["content"].strip()), calls,
                  bool(message.get("reasoning_content", "").strip()))
-
-
-def _nearby(messages: Sequence[dict]) -> list[int]:
-    """Indices of the system turn, the answer before the last turn, and all after that."""
-    last = len(messages) - 1
-    start = next((index for index in reversed(range(last)) if messages[index]["role"] == "assistant"), 0)
-    opening = [0] if start and messages[0]["role"] == "system" else []
-    return [*opening, *range(start, last + 1)]
-
-
-def _without_repeats(shapes: Sequence[Shape]) -> list[Shape]:
-    return [shape for _, group in groupby(shapes) for shape in islice(group, MAX_REPEATS)]
 
 
 def _function(name: str) -> dict[str, Any]:

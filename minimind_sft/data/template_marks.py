@@ -19,6 +19,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minimind_sft.data.template_fields import RenderedFields
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
 from minimind_sft.errors import UserError, one_line
 
@@ -109,6 +110,7 @@ class MarkedTemplate:
         self.content_in_parts = False
         self.content_in_parts = not self._writes_content()
         self.header = self._find_header()
+        self.fields = RenderedFields(self.probe_text)
 
     def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                     place: str) -> list[str]:
@@ -231,22 +233,22 @@ class MarkedTemplate:
 
     def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
                tools: list[dict] | None, requests: list[Request], header: str) -> list[str]:
-        messages = _with_aliases(messages)
-        if self.content_in_parts:
-            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        shown = []
+        for message in messages:
+            # Whether a turn is learned must not change what the model sees.
+            message = {name: value for name, value in message.items() if name != "train"}
+            if message.get("reasoning_content"):  # gpt-oss templates read it as `thinking`, as Hugging Face offers it
+                message = {"thinking": message["reasoning_content"], **message}
+            if self.content_in_parts:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            shown.append(message)
         texts = []
         for count, add_generation_prompt, thinking in requests:
             flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
-            text = template.render(messages=messages[:count], tools=tools, documents=None,
+            text = template.render(messages=shown[:count], tools=tools, documents=None,
                                    add_generation_prompt=add_generation_prompt, **special, **flags)
             texts.append(text + header if add_generation_prompt else text)
         return texts
-
-
-def _with_aliases(messages: Sequence[dict]) -> list[dict]:
-    """Reasoning also under `thinking`, where gpt-oss templates look for it (as Hugging Face does)."""
-    return [{"thinking": message["reasoning_content"], **message} if message.get("reasoning_content") else message
-            for message in messages]
 
 
 def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str], str],
@@ -345,7 +347,7 @@ def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[st
         for name, value in message.items():
             if name != "role":
                 strings += [value] if isinstance(value, str) else iter_strings(value)
-    return [*strings, *iter_strings(tools)]
+    return [*strings, *iter_strings(tools)] if tools else strings
 
 
 def iter_strings(value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Text becomes token ids and back, with a tokenizer folder of MiniMind, Hugging Face or our own."""
+"""Turns text into token ids and back, with a tokenizer folder of MiniMind, Hugging Face or our own."""
 
 import hashlib
 import json
@@ -6,23 +6,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 
 from minimind_sft.data.tokenizer_files import read_text, read_tokenizer_files
 from minimind_sft.errors import UserError, describe, one_line
 
 END_OF_DOCUMENT = "<|endoftext|>"
-# Unicode's supplementary private use area A: characters that no text standard gives a meaning.
+# Unicode's supplementary private use area A: no standard gives these characters a meaning.
 MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
 
 
 @dataclass(frozen=True)
 class Marks:
-    """One private-use character for every added token, and a shield; none of them occurs in the text at hand.
+    """One private-use character for each added token, and a shield. None of them occurs in the text at hand.
 
-    tokenizer: encodes a mark as the token it stands for, and everything else as text.
+    tokenizer: encodes a mark as the token it stands for, and everything else as ordinary text.
     """
 
     of_token: dict[str, str]
@@ -31,11 +34,11 @@ class Marks:
 
     @cached_property
     def tokens(self) -> dict[int, str]:
-        """What each mark stands for, by its code point; a shield stands for nothing."""
+        """The token of each mark by code point; the shield stands for nothing."""
         return {ord(mark): token for token, mark in self.of_token.items()} | {ord(self.shield): ""}
 
     def spelled(self, text: str) -> str:
-        """The text with marks put back into the tokens they stand for, and without shields."""
+        """Returns the text with marks replaced by their tokens, and without shields."""
         return self._pattern.sub(lambda mark: self.tokens[ord(mark[0])], text)
 
     @cached_property
@@ -43,14 +46,57 @@ class Marks:
         return re.compile(f"[{chr(min(self.tokens))}-{chr(max(self.tokens))}]")
 
 
+class Piece(NamedTuple):
+    """Marked text that is tokenized by itself."""
+
+    text: str
+    supervised: bool
+
+
+class MarkedSequence(NamedTuple):
+    """One sequence of marked text, before it is tokenized."""
+
+    pieces: list[Piece]
+    marks: Marks
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """One sequence of T tokens; `supervised[t]` tells whether `input_ids[t]` is learned. Nothing is shifted yet.
+
+    input_ids: int32, (T,).
+    supervised: bool, (T,).
+    """
+
+    input_ids: np.ndarray
+    supervised: np.ndarray
+
+
+def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
+    """Turns marked text into ids and loss mask; equal pieces, such as the end of a line, are tokenized once."""
+    ids_of: dict[str, dict[str, list[int]]] = {}
+    for marks in {marks.shield: marks for _, marks in sequences}.values():
+        texts = list({piece.text: None for pieces, its_marks in sequences if its_marks is marks for piece in pieces})
+        encodings = marks.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids_of[marks.shield] = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+
+    # All sequences in one array: numpy is slow on many short ones.
+    parts = [ids_of[marks.shield][piece.text] for pieces, marks in sequences for piece in pieces]
+    part_ends = np.cumsum([0, *map(len, parts)])
+    supervised = np.repeat([piece.supervised for pieces, _ in sequences for piece in pieces], np.diff(part_ends))
+    input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
+    ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
+    return [TokenSequence(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
+
+
 class Tokenizer:
     """The text side of a tokenizer folder.
 
-    special: the strings of `bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as there are any.
-    chat_template: the Jinja source that came with the folder, or None.
-    named_templates: all sources that came with it under a name, `default` and `tool_use` for example.
-    fingerprint: SHA-256 (hex) of all that decides which ids a text gets.
-    notices: how the folder was read, where that is worth a line.
+    special: the strings of `bos_token`, `eos_token`, `pad_token` and `unk_token`, if given.
+    chat_template: the Jinja source in the folder, or None.
+    named_templates: all Jinja sources in the folder that have a name, such as `default` and `tool_use`.
+    fingerprint: SHA-256 (hex) of everything that decides which ids a text gets.
+    notices: lines about how the folder was read.
     """
 
     notices: tuple[str, ...] = ()
@@ -69,10 +115,10 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json, tokenizer_config.json and what else there is of a tokenizer in the folder.
+        """Reads tokenizer.json, tokenizer_config.json and the optional files of a tokenizer folder.
 
         Raises:
-            UserError: naming the file, if one is missing or is not what its name says.
+            UserError: naming a file that is missing or not what its name says.
         """
         folder = Path(path)
         files = read_tokenizer_files(folder)
@@ -93,15 +139,15 @@ class Tokenizer:
         return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates)
 
     def encode(self, text: str) -> list[int]:
-        """Ids as Hugging Face gives them: control tokens that the text spells out become control tokens."""
+        """Returns ids as Hugging Face does: control tokens that the text spells out become control tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of text that is only text: nothing in it can become a control token."""
+        """Returns the ids of ordinary text: nothing in it can become a control token."""
         return self.marks(text).tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, control tokens written out."""
+        """Returns the text of ids, with control tokens spelled out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def token_to_id(self, token: str) -> int | None:
@@ -112,7 +158,7 @@ class Tokenizer:
 
     @property
     def added_tokens(self) -> list[str]:
-        """Tokens that are found in a text before it is split into pieces, control tokens among them."""
+        """Tokens that are found in a text before it is split, control tokens among them."""
         return list(self._added)
 
     @property
@@ -129,7 +175,7 @@ class Tokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """The token that the model puts where its vocabulary cannot spell the text; None where it can spell all."""
+        """The token for text that the vocabulary cannot spell; None if it can spell everything."""
         model = self._state["model"]
         if isinstance(model.get("unk_token"), str):
             return self.token_to_id(model["unk_token"])
@@ -137,10 +183,10 @@ class Tokenizer:
 
     @property
     def end_of_document_id(self) -> int:
-        """The token that closes a text in pretraining: `<|endoftext|>`, or eos where there is no such token.
+        """The token that ends a text in pretraining: `<|endoftext|>`, or eos if the vocabulary lacks it.
 
         Raises:
-            UserError: if there is neither.
+            UserError: if it has neither.
         """
         found = self.token_to_id(END_OF_DOCUMENT) if END_OF_DOCUMENT in self._added else self.eos_id
         if found is None:
@@ -148,13 +194,13 @@ class Tokenizer:
         return found
 
     def control_tokens(self, template_source: str = "") -> list[str]:
-        """Added tokens with a meaning beyond their letters: special ones, bos/eos/pad, what the template names."""
+        """Returns added tokens that mean more than their letters: special ones, bos/eos/pad, those in the template."""
         named = set(self.special.values())
         return [token for token, entry in self._added.items()
                 if entry["special"] or token in named or token in template_source]
 
     def marks(self, *texts: str) -> Marks:
-        """Marks of which none occurs in `texts`.
+        """Returns marks that do not occur in `texts`.
 
         Raises:
             UserError: if the texts leave no run of private-use characters free, or if the tokenizer would make
@@ -185,19 +231,19 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text out of ids that come one at a time, in whole characters only."""
+    """Turns ids that come one at a time into text, in whole characters only."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._before: list[int] = []  # the ids said last: some decoders treat the first token of a text differently
+        self._before: list[int] = []  # the ids of the last text: some decoders treat a first token differently
         self._ids: list[int] = []
         self._said = 0
 
     def push(self, token_id: int) -> str:
-        """What can be said now; empty while the last character is not complete."""
+        """Returns the text that is complete by now; empty while the last character is not."""
         self._ids.append(token_id)
         text = self._pending()
-        # An unfinished character decodes to one U+FFFD at the end. A real U+FFFD there waits for the next token.
+        # An incomplete character decodes to one U+FFFD at the end. A real U+FFFD there waits for the next token.
         if text.endswith("\ufffd"):
             said, self._said = self._said, len(text) - 1
             return text[said:-1]
@@ -206,7 +252,7 @@ class TextStream:
         return said
 
     def flush(self) -> str:
-        """The rest, an unfinished character as U+FFFD; the stream starts anew."""
+        """Returns the rest, an incomplete character as U+FFFD, and starts anew."""
         rest = self._pending()[self._said:]
         self._before, self._ids, self._said = [], [], 0
         return rest
@@ -217,7 +263,7 @@ class TextStream:
 
 
 def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
-    """The tokenizer with its added tokens renamed, wherever they stand."""
+    """Returns the tokenizer's state with its added tokens renamed throughout."""
     def renamed(token: str) -> str:
         return new_names.get(token, token)
 
@@ -234,10 +280,10 @@ def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
 
 
 def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, str]]:
-    """Reads (the default template, all that have a name).
+    """Returns (the default template, all named templates).
 
-    They stand in chat_template.jinja and additional_chat_templates/<name>.jinja, or in tokenizer_config.json as one
-    string, as {name: template}, or as a list of {"name", "template"}. Files count where both exist.
+    They are in chat_template.jinja and additional_chat_templates/<name>.jinja, or in tokenizer_config.json as a string,
+    as {name: template} or as a list of {"name", "template"}. Files take precedence.
 
     Raises:
         UserError: naming the file and the field, for anything else.
