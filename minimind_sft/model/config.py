@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from minimind_sft.errors import UserError
+
+FOLLOWS = cast(int, None)
+"""The default of a field that follows from other fields: None until `ModelConfig` has computed it."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class ModelConfig:
     num_hidden_layers: int = 8
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
-    head_dim: int | None = None
-    intermediate_size: int | None = None
+    head_dim: int = FOLLOWS
+    intermediate_size: int = FOLLOWS
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
@@ -47,7 +51,7 @@ class ModelConfig:
     use_moe: bool = False
     num_experts: int = 4
     num_experts_per_tok: int = 1
-    moe_intermediate_size: int | None = None
+    moe_intermediate_size: int = FOLLOWS
     # MiniMind normalises the chosen experts' weights to sum to 1. With one expert per token that makes the weight a
     # constant and cuts the router off from the language-model loss, so it is off unless a checkpoint says otherwise.
     norm_topk_prob: bool = False
@@ -56,7 +60,7 @@ class ModelConfig:
     # is cut up. "batch": over all tokens of a micro-batch at once, as MiniMind has it.
     aux_loss_scope: str = "document"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         derived = {
             "head_dim": self.hidden_size // max(self.num_attention_heads, 1),
             "intermediate_size": math.ceil(self.hidden_size * math.pi / 64) * 64,

@@ -6,10 +6,10 @@ Local letter: P supervised positions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,8 @@ class Decoder(nn.Module):
         x_TD = self.embed_tokens(input_ids_T)
         rope = rope_cos_sin(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        *layers, last = [partial(recomputed, layer) if recompute else layer for layer in self.layers]
+        all_layers = cast(Iterable[DecoderLayer], self.layers)
+        *layers, last = [partial(recomputed, layer) if recompute else layer for layer in all_layers]
         for layer in layers:
             x_TD = layer(x_TD, rope, context)
         if read_N is None:
@@ -204,8 +205,9 @@ class MiniMindForCausalLM(nn.Module):
         document_T, count = documents.document_T[real], len(documents.lengths)
         if self.config.aux_loss_scope == "batch":
             document_T, count = torch.zeros_like(document_T), 1
-        for layer in self.model.layers:
-            probs_TE, chosen_TC = layer.mlp.routing
+        for experts in (module for module in self.model.modules() if isinstance(module, MixtureOfExperts)):
+            assert experts.routing is not None, "it is there after every forward pass in training"
+            probs_TE, chosen_TC = experts.routing
             total = total + balance_loss_sum(probs_TE[real], chosen_TC[real], document_T, count)
         return total * self.config.router_aux_loss_coef
 
@@ -218,7 +220,7 @@ class MiniMindForCausalLM(nn.Module):
                 parameter.normal_(0.0, residual_std if "o_proj" in name or "down_proj" in name else 0.02)
 
 
-def _complete_tied_head(module: MiniMindForCausalLM, state_dict: dict, prefix: str, *_) -> None:
+def _complete_tied_head(module: MiniMindForCausalLM, state_dict: dict, prefix: str, *_: object) -> None:
     """A tied head may be left out of a file; where a file has one, it must be the embedding."""
     embedding = state_dict.get(f"{prefix}model.embed_tokens.weight")
     if embedding is None:

@@ -32,7 +32,9 @@ class Candidate:
     @classmethod
     def at(cls, path: Path) -> "Candidate":
         sidecar = _sidecar(path)
-        model = sidecar.get("model") if isinstance(sidecar.get("model"), dict) else {}
+        model = sidecar.get("model")
+        if not isinstance(model, dict):
+            model = {}
         in_name = SIZE.fullmatch(path.stem)
         return cls(path, int(in_name[1]) if in_name else model.get("hidden_size"),
                    int(bool(in_name[2])) if in_name else model.get("use_moe"), model.get("num_hidden_layers"),

@@ -30,6 +30,8 @@ class KVCache:
         self._keys_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
         self._values_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
         self._device = device
+        self.lengths: list[int]
+        self._next_S: Tensor
         self._set_lengths([0] * sequences)
 
     def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":

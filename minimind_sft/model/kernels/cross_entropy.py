@@ -3,6 +3,8 @@
 Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +32,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Takes each chunk's gradient while its logits exist, so that the full logits never do, nor are made twice."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
         dtype = matmul_dtype(head_VD)
         wants_hidden, wants_head, _ = ctx.needs_input_grad
         loss_sum = at_least_float32(hidden_ND.new_zeros(()))
@@ -45,9 +47,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_WD = F.pad(hidden_ND[chunk], (0, 0, 0, -real % ROWS)).to(dtype)
                 logits_WV = F.linear(hidden_WD, weight_VD)
                 loss_sum += _replace_by_gradient(logits_WV, labels_P[chunk])
-                if wants_hidden:
+                if grad_hidden_ND is not None:
                     grad_hidden_ND[chunk] = (logits_WV @ weight_VD)[:real]
-                if wants_head:
+                if grad_head_VD is not None:
                     grad_head_VD += logits_WV.T @ hidden_WD
                 del logits_WV  # or it would live until the next chunk's exists
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
@@ -55,7 +57,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
         return (
             None if grad_hidden_ND is None else grad_hidden_ND * grad_loss,

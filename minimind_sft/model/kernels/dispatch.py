@@ -4,6 +4,7 @@ Local letters: M rows, J copies of each.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,12 @@ class _Copies(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_MD: Tensor, source_N: Tensor, copies_MJ: Tensor) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, source_N: Tensor, copies_MJ: Tensor) -> Tensor:
         ctx.save_for_backward(copies_MJ)
         return x_MD.index_select(0, source_N)
 
     @staticmethod
-    def backward(ctx, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
         (copies_MJ,) = ctx.saved_tensors
         grad_MJD = grad_ND.index_select(0, copies_MJ.flatten()).unflatten(0, copies_MJ.shape)
         return _sum_of_copies(grad_MJD), None, None

@@ -1,5 +1,7 @@
 """silu(gate) * up, keeping less for the backward pass. Plain twin: layers.gated."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,11 +19,11 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_TF, up_TF)
         return F.silu(gate_TF).mul_(up_TF)
 
     @staticmethod
-    def backward(ctx, grad_TF: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, Tensor]:
         gate_TF, up_TF = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF), F.silu(gate_TF).mul_(grad_TF)

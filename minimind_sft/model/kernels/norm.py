@@ -1,5 +1,7 @@
 """RMSNorm with its gradient written out. Plain twin: layers.rms_norm."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,13 +24,13 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         inverse_rms = (_mean_of_product(x, x) + eps).rsqrt()
         ctx.save_for_backward(x, weight_D, inverse_rms)
         return (x * inverse_rms).mul_(weight_D)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, inverse_rms = ctx.saved_tensors
         normed, grad_normed = x * inverse_rms, grad * weight_D
         mean = _mean_of_product(grad_normed, normed)

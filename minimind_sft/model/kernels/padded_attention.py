@@ -76,7 +76,8 @@ def _padded_groups(starts_S: Tensor, lengths: list[int],
 
 def similar_lengths(lengths: list[int]) -> list[list[int]]:
     """Groups indices in ascending order of length, with at most MAX_PADDING padding in a group; skips empty ones."""
-    groups, real = [], 0
+    groups: list[list[int]] = []
+    real = 0
     for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i]):
         if groups and (real + lengths[i]) >= (1 - MAX_PADDING) * lengths[i] * (len(groups[-1]) + 1):
             groups[-1].append(i)
@@ -95,9 +96,8 @@ def flash_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropout: float
     """
     on_cpu = q_BLQK.device.type == "cpu"
     dtype = torch.promote_types(v_BLK.dtype, torch.float32) if on_cpu else v_BLK.dtype
+    q_BQLK, k_B1LK, v_B1LK = (x.to(dtype) for x in (q_BLQK.transpose(1, 2), k_BLK[:, None], v_BLK[:, None]))
     with torch.autocast(q_BLQK.device.type, enabled=False):
-        out_BQLK = F.scaled_dot_product_attention(
-            *(x.to(dtype) for x in (q_BLQK.transpose(1, 2), k_BLK[:, None], v_BLK[:, None])),
-            dropout_p=dropout, is_causal=True, enable_gqa=True,
-        )
+        out_BQLK = F.scaled_dot_product_attention(q_BQLK, k_B1LK, v_B1LK, dropout_p=dropout, is_causal=True,
+                                                  enable_gqa=True)
     return out_BQLK.transpose(1, 2).to(v_BLK.dtype)

@@ -1,5 +1,7 @@
 """RoPE whose gradient keeps nothing of its input. Plain twin: layers.apply_rope."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,14 @@ class _Rotation(torch.autograd.Function):
     """The gradient of a rotation is the rotation back: nothing of `x` need be kept for it."""
 
     @staticmethod
-    def forward(ctx, x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
+    def forward(ctx: Any, x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
         ctx.save_for_backward(cos_T1R, sin_T1R)
         return _rotated(x_THK, cos_T1R, sin_T1R, 1)
 
     @staticmethod
-    def backward(ctx, grad_THK: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad_THK, *ctx.saved_tensors, -1), None, None
+    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None, None]:
+        cos_T1R, sin_T1R = ctx.saved_tensors
+        return _rotated(grad_THK, cos_T1R, sin_T1R, -1), None, None
 
 
 def _rotated(x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, direction: int) -> Tensor:

@@ -9,6 +9,7 @@ to its end.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class _ShortAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor) -> Tensor:
+    def forward(ctx: Any, q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor) -> Tensor:
         _, positions, queries, head_dim = q_BLQK.shape
         q_BMK = q_BLQK.flatten(1, 2) * head_dim**-0.5
         column_J = torch.arange(min(positions, BLOCK), device=q_BLQK.device)
@@ -57,7 +58,7 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_BLQK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_BLQK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BMK, k_BLK, v_BLK, *weights = ctx.saved_tensors
         _, positions, queries, head_dim = grad_BLQK.shape
         grad_BMK = grad_BLQK.flatten(1, 2)
