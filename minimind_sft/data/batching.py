@@ -1,11 +1,11 @@
-"""Which samples form step k, on which rank, in which micro-batch.
+"""Decides which samples form step k, on which rank and in which micro-batch.
 
-All of it is a pure function of (dataset, seed, step): no rank asks another, and a run that stops at any step goes on
-with exactly the samples it had not seen.
+Everything is a pure function of (dataset, seed, step): ranks need not communicate, and a run that stops at any step
+continues with exactly the samples it has not seen.
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -18,17 +18,18 @@ from minimind_sft.data.example import Example
 from minimind_sft.labels import IGNORE_INDEX
 
 FILLER = 0
-"""A token id that every vocabulary has."""
+"""A token id that exists in every vocabulary."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Documents laid end to end, with no padding between them.
 
-    `input_ids` and `labels` are int64 tensors of T positions (labels already shifted); document d stands at
-    `cu_seqlens[d]:cu_seqlens[d + 1]`. What follows the last document fills T up to a size that the device likes; it
-    is not supervised. `supervised_positions` (N,) are those with a label: a GPU would have to be waited for to find
-    them. A batch may be empty: T = 0, cu_seqlens = (0,).
+    input_ids, labels: int64, (T,); the labels are shifted already. Document d is `cu_seqlens[d]:cu_seqlens[d + 1]`.
+        Positions after the last document, not supervised, fill T up to a size that suits the device.
+    supervised_positions: (N,), the positions with a label. Finding them on a GPU would mean waiting for it.
+
+    A batch may be empty: T = 0, cu_seqlens = (0,).
     """
 
     input_ids: torch.Tensor
@@ -41,23 +42,25 @@ class Batch:
         return len(self.supervised_positions)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; if it lies in pinned memory, whoever calls need not wait until it is there."""
-        # On an Apple GPU PyTorch may go on reading memory that is free again by then (pytorch/pytorch issue 189690).
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        """Copies the batch to `device`; from pinned memory to a GPU, without waiting for the copy."""
+        # On an Apple GPU PyTorch might read memory that is free again by then (pytorch/pytorch issue 189690).
+        is_cuda = device.type == "cuda"
+        return replace(self, input_ids=self.input_ids.to(device, non_blocking=is_cuda),
+                       labels=self.labels.to(device, non_blocking=is_cuda),
+                       supervised_positions=self.supervised_positions.to(device, non_blocking=is_cuda))
 
     def pin_memory(self) -> "Batch":
-        return self._with_each(torch.Tensor.pin_memory)
-
-    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return Batch(change(self.input_ids), change(self.labels), self.cu_seqlens, change(self.supervised_positions))
+        """Copies the batch to pinned memory."""
+        return replace(self, input_ids=self.input_ids.pin_memory(), labels=self.labels.pin_memory(),
+                       supervised_positions=self.supervised_positions.pin_memory())
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one rank computes in one optimizer step.
+    """The work of one rank in one optimizer step.
 
-    `supervised_tokens` and `real_tokens` count the step's global batch, over all ranks: the loss is divided by them.
-    Every rank has the same number of micro-batches, the last ones empty if need be.
+    `supervised_tokens` and `real_tokens` count the global batch, over all ranks: losses are divided by them. Every rank
+    has the same number of micro-batches; its last ones may be empty.
     """
 
     step: int
@@ -68,28 +71,24 @@ class StepBatch:
     real_tokens: int
 
     def pin_memory(self) -> "StepBatch":
-        """What a DataLoader with `pin_memory` calls."""
+        """Called by a DataLoader with `pin_memory`."""
         return replace(self, micro_batches=tuple(one.pin_memory() for one in self.micro_batches))
 
 
 def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
-    """The Examples as one Batch, in the given order, filled up to a multiple of so many positions."""
+    """Joins Examples, in the given order, into a Batch whose length is filled up to a multiple of `multiple`."""
     cu_seqlens = tuple(accumulate((len(example.input_ids) for example in examples), initial=0))
     positions = -(-cu_seqlens[-1] // multiple) * multiple
-
-    def flat(arrays: list[np.ndarray], filler: int) -> torch.Tensor:
-        row = np.full(positions, filler, np.int64)
-        if arrays:
-            np.concatenate(arrays, out=row[:cu_seqlens[-1]])
-        return torch.from_numpy(row)
-
-    labels = flat([example.labels for example in examples], IGNORE_INDEX)
-    return Batch(flat([example.input_ids for example in examples], FILLER), labels, cu_seqlens,
-                 (labels != IGNORE_INDEX).nonzero().squeeze(1))
+    input_ids, labels = np.full(positions, FILLER, np.int64), np.full(positions, IGNORE_INDEX, np.int64)
+    if examples:
+        np.concatenate([example.input_ids for example in examples], out=input_ids[:cu_seqlens[-1]])
+        np.concatenate([example.labels for example in examples], out=labels[:cu_seqlens[-1]])
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels), cu_seqlens,
+                 torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)))
 
 
 def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `loads` for each rank, such that the ranks' summed loads are close (largest first, to the lightest).
+    """Returns for each rank indices of `loads` with similar sums: the largest load goes first, to the lightest rank.
 
     Deterministic: ties go to the lower index and the lower rank.
     """
@@ -103,7 +102,7 @@ def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def pack_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` for each micro-batch of at most `max_tokens` (longest first, into the first that fits)."""
+    """Returns indices of `lengths` for each micro-batch of at most `max_tokens`: longest first, first fit."""
     micro_batches: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -119,10 +118,10 @@ def pack_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int
 
 
 class TrainingSteps(Dataset):
-    """`steps[k]` is what this rank computes in step k; `len(steps)` is all epochs.
+    """The steps of all epochs: `steps[k]` is the work of this rank in step k.
 
-    The last step of an epoch takes the samples that are left, however few. Micro-batches are filled up to a
-    `multiple` of positions, which may make the last one longer than `micro_batch_tokens`.
+    The last step of an epoch takes the remaining samples, however few. Micro-batches are filled up to a `multiple` of
+    positions, which may exceed `micro_batch_tokens`.
     """
 
     def __init__(self, dataset: Samples, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
@@ -141,9 +140,9 @@ class TrainingSteps(Dataset):
         return self.epochs * self.steps_per_epoch
 
     def sample_ids(self, step: int) -> list[int]:
-        """The global batch of a step, in the epoch's order."""
+        """Returns the sample ids of a step's global batch, in the epoch's order."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:  # kept: drawing an order takes long where there are millions of samples
+        if epoch != self._epoch:  # kept, as drawing the order of millions of samples takes long
             self._epoch, self._order = epoch, self.dataset.epoch_order(self.seed, epoch)
         start = step_in_epoch * self.samples_per_step
         return self._order[start:start + self.samples_per_step].tolist()
@@ -171,10 +170,10 @@ class TrainingSteps(Dataset):
 
 
 class EvaluationBatches:
-    """This rank's share of a whole dataset, in batches of at most `micro_batch_tokens`, of documents of similar length.
+    """This rank's share of a dataset in batches of at most `micro_batch_tokens`, of documents of similar length.
 
-    Every rank has the same number of them, the last ones empty if need be: a sharded model is called by all at once.
-    Iterating makes each batch when it is its turn, filled up to a `multiple` of positions.
+    Every rank has the same number of batches, the last ones possibly empty, because all ranks call a sharded model
+    together. Each batch is made when its turn comes and filled up to a `multiple` of positions.
     """
 
     def __init__(self, dataset: Samples, micro_batch_tokens: int, rank: int = 0, ranks: int = 1, multiple: int = 1):
@@ -194,7 +193,7 @@ class EvaluationBatches:
 
 
 def _consecutive(documents: list[tuple[int, int, int]], max_tokens: int) -> list[list[tuple[int, int, int]]]:
-    """The documents, whose first number is their length, cut into lists of at most `max_tokens`."""
+    """Splits documents, whose first number is their length, into lists of at most `max_tokens`."""
     batches, room = [], 0
     for document in documents:
         if document[0] > room:

@@ -1,4 +1,4 @@
-"""Samples: where they lie, how many of which there are, in which order an epoch takes them."""
+"""Datasets of samples: how they are stored, counted, mixed and held out, and in which order an epoch takes them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,12 +15,12 @@ from minimind_sft.labels import IGNORE_INDEX
 MAX_NAMED = 1000
 LABELS_AT_ONCE = 2**20
 MAX_HELD_OUT = 2000
-"""More would make an evaluation longer than it makes its result better."""
+"""More samples would prolong an evaluation without making it much more precise."""
 
 
 @dataclass
 class DatasetCounts:
-    """What became of the rows."""
+    """Counts of rows, by what they became, and of their tokens."""
 
     rows: int = 0
     truncated: int = 0
@@ -29,11 +29,12 @@ class DatasetCounts:
     dropped_rows: int = 0
     bad_rows: int = 0
     dropped: list[str] = field(default_factory=list)
-    """Places of the rows that kept nothing to learn; the first `MAX_NAMED`."""
+    """Places of the first `MAX_NAMED` rows that kept nothing to learn."""
     bad: list[str] = field(default_factory=list)
-    """What is wrong with the rows that cannot be used; the first `MAX_NAMED`."""
+    """The errors of the first `MAX_NAMED` rows that cannot be used."""
 
     def add(self, place: str, row: EncodedRow | UserError) -> None:
+        """Counts one row."""
         self.rows += 1
         if isinstance(row, UserError):
             self.bad_rows += 1
@@ -54,7 +55,7 @@ class DatasetCounts:
         return self
 
     def rename(self, before: list[str], now: list[str]) -> None:
-        """Files may have had other names when their rows were counted."""
+        """Replaces the names that the files had when their rows were counted."""
         for lines in (self.dropped, self.bad):
             for number, line in enumerate(lines):
                 old = next(((was, name) for was, name in zip(before, now, strict=True)
@@ -63,6 +64,7 @@ class DatasetCounts:
                     lines[number] = old[1] + line.removeprefix(old[0])
 
     def summary(self) -> str:
+        """Returns the counts in one line."""
         kept = self.rows - self.dropped_rows - self.bad_rows
         line = (f"{kept:,} of {self.rows:,} rows, {self.tokens:,} tokens, {self.supervised:,} supervised "
                 f"({self.supervised / max(self.tokens, 1):.0%})")
@@ -77,13 +79,12 @@ class DatasetCounts:
 
 
 class ExampleDataset:
-    """Samples in flat arrays; a sample is what a batch counts: a conversation, or a chunk of text.
+    """Samples in flat arrays. A sample is the unit that batch_size counts: a conversation, or a chunk of text.
 
-    A sample has one Example, or several where its chat template renders history differently from turn to turn.
+    A sample has one Example, or several if its chat template renders history differently from turn to turn.
 
     Attributes:
-        fingerprint: what the samples were made of (the SHA-256 of the file, or a list of them); None where they come
-            from nowhere in particular.
+        fingerprint: the SHA-256 of the file that the samples come from, or a list of several; None if there is none.
     """
 
     def __init__(self, samples: Iterable[list[Example]] = ()):
@@ -97,7 +98,7 @@ class ExampleDataset:
 
     def _set(self, input_ids: np.ndarray, labels: np.ndarray, example_ends: np.ndarray, sample_ends: np.ndarray,
              ignore: int) -> None:
-        """`ignore` is how `labels` spell `IGNORE_INDEX`; both `ends` begin with 0."""
+        """Sets the arrays; `ignore` stands for `IGNORE_INDEX` in `labels`, and both `ends` begin with 0."""
         self._input_ids, self._labels, self._ignore = input_ids, labels, ignore
         self._example_ends, self._sample_ends = example_ends, sample_ends
         self._chosen = np.arange(len(sample_ends) - 1)
@@ -106,18 +107,24 @@ class ExampleDataset:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> list[Example]:
-        return [self._example(start, end) for start, end in self._spans(index)]
+        examples = []
+        for start, end in self._spans(index):
+            stored = self._labels[start:end]
+            labels = stored.astype(np.int32)
+            labels[stored == self._ignore] = IGNORE_INDEX
+            examples.append(Example(self._input_ids[start:end].astype(np.int32), labels))
+        return examples
 
     def lengths(self, index: int) -> list[int]:
-        """Positions of each Example of sample `index`."""
+        """Returns the length in tokens of each Example of a sample."""
         return [end - start for start, end in self._spans(index)]
 
     def supervised(self, index: int) -> int:
-        """Supervised positions of sample `index`."""
+        """Returns the number of supervised tokens of a sample."""
         return sum(int(np.count_nonzero(self._labels[start:end] != self._ignore)) for start, end in self._spans(index))
 
     def label_counts(self, vocab_size: int) -> np.ndarray:
-        """[vocab_size], how often a token is a label, counted over all samples that share the arrays."""
+        """Returns how often each token is a label, (vocab_size,), over all samples that share the arrays."""
         counts = np.zeros(vocab_size, np.int64)
         for start in range(0, len(self._labels), LABELS_AT_ONCE):
             labels = self._labels[start:start + LABELS_AT_ONCE]
@@ -125,40 +132,34 @@ class ExampleDataset:
         return counts
 
     def document_lengths(self) -> np.ndarray:
-        """Positions of each document of all samples that share the arrays."""
+        """Returns the length in tokens of each document, over all samples that share the arrays."""
         return np.diff(self._example_ends)
 
     def select(self, indices: Sequence[int]) -> Self:
-        """The samples at `indices`, sharing the arrays."""
+        """Returns the dataset of the samples at `indices`, which shares the arrays."""
         chosen = object.__new__(type(self))
         chosen.__dict__.update(self.__dict__, _chosen=self._chosen[np.asarray(indices, dtype=np.int64)])
         return chosen
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
-        """The ids of the samples in the order that an epoch takes them: a pure function of (seed, epoch)."""
+        """Returns the sample ids in the order of an epoch, a pure function of (seed, epoch)."""
         return np.random.default_rng([seed, epoch]).permutation(len(self))
 
-    def _example(self, start: int, end: int) -> Example:
-        stored = self._labels[start:end]
-        labels = stored.astype(np.int32)
-        labels[stored == self._ignore] = IGNORE_INDEX
-        return Example(self._input_ids[start:end].astype(np.int32), labels)
-
     def _spans(self, index: int) -> list[tuple[int, int]]:
+        """Returns (start, end) of each Example of a sample in the flat arrays."""
         sample = self._chosen[index]
         first, last = self._sample_ends[sample], self._sample_ends[sample + 1]
         return [(int(start), int(end)) for start, end in pairwise(self._example_ends[first:last + 1])]
 
 
 class Mixture:
-    """Several datasets as one; with shares, an epoch draws from each of them its part.
+    """Several datasets as one; with shares, an epoch draws a share of its samples from each of them.
 
-    An epoch has as many samples as all sources together, of source i round(share_i of them). A source goes through its
-    samples in an order of its own before it begins anew, over the ends of epochs, so that all its samples come equally
-    often, give or take one.
+    An epoch has as many samples as all sources together. A source goes through all its samples, across epochs if need
+    be, before it starts again in another order, so that all its samples come equally often, give or take one.
 
     Args:
-        shares: of an epoch, in any unit; None: every sample once, whatever its source.
+        shares: one number for each source, in any unit; None takes every sample once.
     """
 
     def __init__(self, sources: Sequence[ExampleDataset], shares: Sequence[float] | None = None):
@@ -178,17 +179,17 @@ class Mixture:
         return source[inside]
 
     def lengths(self, index: int) -> list[int]:
-        """Positions of each Example of sample `index`."""
+        """Returns the length in tokens of each Example of a sample."""
         source, inside = self._find(index)
         return source.lengths(inside)
 
     def supervised(self, index: int) -> int:
-        """Supervised positions of sample `index`."""
+        """Returns the number of supervised tokens of a sample."""
         source, inside = self._find(index)
         return source.supervised(inside)
 
     def label_counts(self, vocab_size: int) -> np.ndarray:
-        """As `ExampleDataset.label_counts`, over all sources, whatever their shares."""
+        """As `ExampleDataset.label_counts`, over all sources and regardless of their shares."""
         return sum(source.label_counts(vocab_size) for source in self.sources)
 
     def document_lengths(self) -> np.ndarray:
@@ -196,14 +197,14 @@ class Mixture:
         return np.concatenate([source.document_lengths() for source in self.sources])
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
-        """As `ExampleDataset.epoch_order`; with shares, some samples several times and others not in this epoch."""
+        """As `ExampleDataset.epoch_order`; with shares, some samples come several times and others not at all."""
         if self.draws is None:
             return np.random.default_rng([seed, epoch]).permutation(len(self))
         drawn = [start + self._drawn(number, seed, epoch) for number, start in enumerate(self._starts[:-1])]
         return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
     def _drawn(self, number: int, seed: int, epoch: int) -> np.ndarray:
-        """What an epoch takes of a source: a stretch of the endless series of its permutations."""
+        """Returns what an epoch takes from a source: a stretch of the endless series of its permutations."""
         size, draws = len(self.sources[number]), self.draws[number]
         first, last = epoch * draws, (epoch + 1) * draws
         passes = [np.random.default_rng([seed, one, number, 0x5A4E]).permutation(size)
@@ -220,21 +221,20 @@ Samples = ExampleDataset | Mixture
 
 
 def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to `shares`, each at least 1, that sum to `total` (largest remainders)."""
+    """Splits `total` into whole numbers of at least 1 in proportion to `shares`, by largest remainders."""
     exact = [total * share / sum(shares) for share in shares]
     counts = [max(int(part), 1) for part in exact]
     for index in sorted(range(len(shares)), key=lambda i: (int(exact[i]) - exact[i], i))[:max(total - sum(counts), 0)]:
         counts[index] += 1
-    while sum(counts) > total and max(counts) > 1:  # the ones that were too few to be rounded down
+    while sum(counts) > total and max(counts) > 1:  # compensates those raised to 1
         counts[counts.index(max(counts))] -= 1
     return counts
 
 
 def hold_out(dataset: ExampleDataset, share: float, seed: int) -> tuple[ExampleDataset, ExampleDataset | None]:
-    """(training samples, held-out samples); the choice depends on `seed`, `share` and the number of samples alone.
+    """Returns (training samples, held-out samples), a choice that depends only on seed, share and number of samples.
 
-    At least one sample is held out where `share` is above 0 and there are two samples or more, and at most
-    `MAX_HELD_OUT`.
+    With a share above 0 and at least two samples, between one and `MAX_HELD_OUT` samples are held out.
     """
     count = min(max(round(len(dataset) * share), 1), MAX_HELD_OUT, len(dataset) - 1) if share > 0 else 0
     if count < 1:
