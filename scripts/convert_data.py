@@ -49,6 +49,7 @@ from minimind_sft.files import check_writable, write_together
 from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings
+from minimind_sft.settings.spec import flags_of
 from minimind_sft.terminal import fitted, say
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
@@ -80,10 +81,11 @@ def check_outputs(settings: WritingSettings) -> None:
     Raises:
         UserError: if a file cannot be written, or exists and `--overwrite` is not set.
     """
-    for name, path in (("out", settings.out), ("eval_out", settings.eval_out)):
-        if path:
-            check_writable(Path(path).parent, f"--{name}")
-            check_replaceable([Path(path)], settings.overwrite, f"choose another --{name}")
+    for flag in flags_of(settings):
+        if flag.setting.endings and flag.default:
+            path = Path(flag.default)
+            check_writable(path.parent, str(flag))
+            check_replaceable([path], settings.overwrite, f"choose another {flag}")
 
 
 def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:

@@ -109,7 +109,7 @@ def test_help_fits_80_columns(program, monkeypatch):
 def test_help_has_a_heading_and_a_line_for_each_group(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     page = FlagParser(Farm, "Grows things.").format_help()
-    assert "garden:\n  Where things grow.\n\n  --plants PLANTS\n      number of plants (default: 5)\n" in page
+    assert "garden:\n  Where things grow.\n\n  --plants N\n      number of plants (default: 5)\n" in page
     assert "  --fence [{0,1}]\n      keep the deer out (default: 0)\n" in page
 
 

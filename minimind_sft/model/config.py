@@ -1,7 +1,7 @@
 """The shape of a model, and presets by name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 from minimind_sft.errors import UserError
@@ -76,11 +76,9 @@ class ModelConfig:
 
     def _problems(self) -> list[str]:
         problems = []
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                     "head_dim", "intermediate_size", "max_position_embeddings", "num_experts",
-                     "num_experts_per_tok", "moe_intermediate_size"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}, expected at least 1")
+        for one in fields(self):
+            if one.type in (int, int | None) and getattr(self, one.name) < 1:
+                problems.append(f"{one.name} is {getattr(self, one.name)}, expected at least 1")
         if problems:
             return problems
         if self.num_attention_heads % self.num_key_value_heads:

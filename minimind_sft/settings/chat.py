@@ -21,7 +21,8 @@ class WeightSettings:
     load_from: str | None = setting(
         None, "MiniMind's name for --tokenizer_path; a folder in transformers' format cannot be loaded yet",
         kind="path")
-    lora_weight: str = setting("None", "MiniMind's flag for LoRA adapters, which do not exist here yet: only None")
+    lora_weight: str = setting(
+        "None", "MiniMind's flag for LoRA adapters; they cannot be loaded yet, so only None is accepted")
     chat_template: str | None = same_setting(
         SFTDataSettings, "chat_template", help="chat template that the weights were trained with, if not the "
                                                "tokenizer's own: a Jinja file, chatml or alpaca")

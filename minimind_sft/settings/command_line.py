@@ -60,10 +60,12 @@ class FlagParser(argparse.ArgumentParser):
         flags = flags_of(program)
         files = f" {FILES} [{FILES} ...]" * any(flag.setting.positional for flag in flags)
         super().__init__(description=textwrap.dedent(description).strip(), allow_abbrev=False, formatter_class=Help,
-                         usage=f"%(prog)s [--flag value ...]{files}",
-                         epilog="A switch needs no value: --overwrite means --overwrite 1.")
+                         usage=f"%(prog)s [--flag value ...]{files}")
         self.flags = ["-h", "--help", *(FILES if flag.setting.positional else str(flag) for flag in flags)]
         self.switches = [str(flag) for flag in flags if flag.type is bool]
+        if self.switches:
+            one = self.switches[-1]
+            self.epilog = f"A switch needs no value: {one} means {one} 1, and {one} 0 turns it off."
         self.lists = [str(flag) for flag in flags if flag.many]
         groups = {"": self, **{one.name: self.add_argument_group(one.name, _first_line(type(one.default)))
                                for one in fields(program) if is_dataclass(one.default)}}
@@ -144,7 +146,7 @@ def _add_flag(group: Any, flag: Flag) -> None:
     if about.positional:
         group.add_argument(flag.name, nargs="+", metavar=FILES, help=help_line)
         return
-    options: dict[str, Any] = {"metavar": flag.name.rsplit("_", 1)[-1].upper(), "required": about.required}
+    options: dict[str, Any] = {"metavar": _value_name(flag), "required": about.required}
     if flag.type is bool:
         options |= {"nargs": "?", "const": True, "metavar": "{0,1}", "type": partial(_read_choice, SWITCHES)}
     elif about.choices:
@@ -155,6 +157,13 @@ def _add_flag(group: Any, flag: Flag) -> None:
     if flag.many:
         options["nargs"] = "+"
     group.add_argument(str(flag), default=flag.default, help=help_line, **options)
+
+
+def _value_name(flag: Flag) -> str:
+    """Names what stands behind a flag in `--help`."""
+    if flag.setting.kind == "path" or flag.setting.endings:
+        return "PATH"
+    return {int: "N", float: "X"}.get(flag.type, flag.name.rpartition("_")[2].upper())
 
 
 def _read_number(kind: Callable[[str], Any], text: str) -> Any:

@@ -49,8 +49,8 @@ class ReadingSettings:
 class FilterSettings:
     """Which rows to drop."""
 
-    min_answer: int = setting(0, "drop rows with an answer of fewer characters", min=0)
-    max_tokens: int = setting(0, "drop rows with more tokens in the chat template; 0: none", min=0)
+    min_answer: int = setting(0, "drop rows with an answer of fewer characters; 0: keep all", min=0)
+    max_tokens: int = setting(0, "drop rows with more tokens in the chat template; 0: keep all", min=0)
     tokenizer_path: str | None = setting(None, "tokenizer that counts for --max_tokens (default: bundled)", kind="path")
     language: str | None = setting(
         None, "drop rows with a smaller share of letters of this language, as in zh:0.5; languages: "
