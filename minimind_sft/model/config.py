@@ -77,7 +77,7 @@ class ModelConfig:
     def _problems(self) -> list[str]:
         problems = []
         for one in fields(self):
-            if one.type in (int, int | None) and getattr(self, one.name) < 1:
+            if one.type is int and getattr(self, one.name) < 1:
                 problems.append(f"{one.name} is {getattr(self, one.name)}, expected at least 1")
         if problems:
             return problems
