@@ -37,7 +37,7 @@ class WeightSettings:
     inference_rope_scaling: bool = setting(
         False, "stretch RoPE with YaRN, for contexts longer than those in training")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.load_from and self.tokenizer_path is None:
             object.__setattr__(self, "tokenizer_path", self.load_from)
 

@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -39,7 +39,7 @@ def parse_flags(program: type[Settings], description: str, argv: Sequence[str] |
     Raises:
         UserError: for an unknown flag, a value of the wrong type, or all that `spec.problems` finds.
     """
-    values = vars(FlagParser(program, description).parse_args(argv))
+    values = vars(FlagParser(program, description).read(argv))
     for flag in flags_of(program):
         value = tuple(values[flag.name]) if flag.many else values[flag.name]
         values[flag.name] = _existing_path(flag, value) if flag.setting.kind == "path" and value else value
@@ -72,8 +72,9 @@ class FlagParser(argparse.ArgumentParser):
         for flag in flags:
             _add_flag(groups[flag.group], flag)
 
-    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """
+    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Reads the values of all flags, which may be out of range.
+
         Raises:
             UserError: for unknown flags, all of them at once, or the first value that cannot be used.
         """
@@ -86,7 +87,7 @@ class FlagParser(argparse.ArgumentParser):
                   for name in self.lists if given[name] > 1]
         if found:
             self.error("\n       ".join(found))
-        return super().parse_args(self._bare_switches(read) + words[end:])
+        return self.parse_args(self._bare_switches(read) + words[end:])
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (--help lists all flags)")
@@ -166,7 +167,7 @@ def _value_name(flag: Flag) -> str:
     return {int: "N", float: "X"}.get(flag.type, flag.name.rpartition("_")[2].upper())
 
 
-def _read_number(kind: Callable[[str], Any], text: str) -> Any:
+def _read_number(kind: type[int] | type[float], text: str) -> int | float:
     """
     Raises:
         ArgumentTypeError: if `text` is no number of that kind.

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 Kind = Literal["path", "share", "name"]
 """path: a file or folder, relative to the working directory. share: a number from 0 to 1. name: no path."""
@@ -184,7 +187,7 @@ def _problems_of(flag: Flag) -> Iterator[str]:
 
 def _flag(one: Field, default: Any) -> Flag:
     many = get_origin(one.type) is tuple
-    kind = one.type
+    kind: Any = one.type
     if many or isinstance(kind, UnionType):  # tuple[str, ...], int | None
         kind = next(kind for kind in get_args(one.type) if kind is not type(None))
     assert default is not MISSING, one.name
