@@ -5,8 +5,8 @@
     python eval_llm.py --weight full_sft --score dataset/sft_demo_heldout.jsonl
     python eval_llm.py --weight pretrain --prompt "The capital of France"
 
-Weights that have only been pretrained do not chat: they continue the text they are given (--score puts the questions
-to them in the chat template all the same).
+Weights that have only been pretrained do not chat: they continue your text. --score still asks them its questions in
+the chat template.
 """
 
 import shutil
@@ -53,20 +53,20 @@ from minimind_sft.terminal import fitted, say
 
 def main() -> int:
     settings = parse_flags(ChatSettings, description=__doc__)
-    asked, conversation = settings.weights, settings.conversation
+    chosen, conversation = settings.weights, settings.conversation
     tools = read_tools(conversation.tools) if conversation.tools else None
     rows = scored_rows(settings.questions)
-    tokenizer = load_tokenizer(asked.tokenizer_path)
-    template = make_template(tokenizer, asked.chat_template, asked.end_of_turn)
-    path = find_weights(asked.weight, asked.save_dir, flag="--weight", hidden_size=asked.hidden_size,
-                        use_moe=asked.use_moe, tokenizer=tokenizer.fingerprint)
+    tokenizer = load_tokenizer(chosen.tokenizer_path)
+    template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
+    path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
+                        use_moe=chosen.use_moe, tokenizer=tokenizer.fingerprint)
     weights = read_weights(path)
-    for notice in (*tokenizer.notices, *weights.notices, *check_weights(asked, weights, tokenizer, template)):
+    for notice in (*tokenizer.notices, *weights.notices, *check_weights(chosen, weights, tokenizer, template)):
         say(harmless(notice))
     for note in template.notes:
         say(f"{'template':<12}{note}")
     model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size),
-                        stretch=asked.inference_rope_scaling)
+                        stretch=chosen.inference_rope_scaling)
     if rows:
         return print_score(settings, rows, model, template)
 
@@ -83,7 +83,7 @@ def main() -> int:
 
 def talk(questions: QuestionSettings, title: str, answer: Callable[[str], Iterator[str]],
          clear: Callable[[], None]) -> int:
-    """Answers the --prompt, all of them, or what is typed; returns the exit status."""
+    """Answers every --prompt, or without one what the user types; returns the exit status."""
     if not questions.prompt:
         say(f"{title}\n/help lists commands, Ctrl-D ends.")
         converse(answer, clear, questions.show_speed)
@@ -100,7 +100,8 @@ def talk(questions: QuestionSettings, title: str, answer: Callable[[str], Iterat
 
 
 def scored_rows(questions: QuestionSettings) -> list[Row]:
-    """
+    """Reads the rows of --score.
+
     Raises:
         UserError: if a file of --score cannot be used, or --score_out cannot be written.
     """
@@ -113,7 +114,7 @@ def scored_rows(questions: QuestionSettings) -> list[Row]:
 
 
 def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, template: ChatTemplate) -> int:
-    """Asks what the rows ask, writes --score_out and prints the table."""
+    """Answers the questions of the rows, writes --score_out and prints the table."""
     questions, thinks = settings.questions, settings.conversation.open_thinking
     context = model.config.max_position_embeddings
     asked = [make_question(row, template, thinks, context) for row in rows]
@@ -121,14 +122,14 @@ def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, t
     try:
         if questions.score_out:
             write_output(results, Path(questions.score_out))
-    finally:  # answering took long: the table comes even if the disk is full
+    finally:  # answering took long: print the table even if the disk is full
         for line in report(results, shutil.get_terminal_size().columns):
             say(line)
     return 0
 
 
 def tell_unused(conversation: ConversationSettings) -> None:
-    """Names the flags that mean nothing to weights that only continue text."""
+    """Names the flags that have no effect on weights that only continue text."""
     given = [f"--{name}" for name, value in asdict(conversation).items() if value]
     if given:
         say(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself")
@@ -142,7 +143,7 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
         UserError: if the weights disagree with the flags, or were trained with another tokenizer or chat template.
     """
     check_shape(settings, weights.config, weights.path)
-    # MiniMind's `--load_from model` means its own tokenizer, in the folder that here has the bundled one.
+    # In MiniMind, `--load_from model` names its own tokenizer; the folder of that name here holds the bundled one.
     is_ours = settings.load_from is not None and tokenizer_name(settings.load_from) == BUNDLED
     notices = check_tokenizer(weights, tokenizer, None if is_ours else settings.tokenizer_path)
     check_template(weights, template, settings.chat_template, settings.end_of_turn)
@@ -150,6 +151,7 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
 
 
 def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
+    """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
     if stretch:
         weights = replace(weights, config=replace(weights.config, rope_scaling=YarnScaling()))
     device = resolve_device(runtime.device)
@@ -157,7 +159,7 @@ def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -
 
 
 def is_pretrained_only(weights: Weights) -> bool:
-    """Whether the weights have seen no chat; without a sidecar, as MiniMind has it: by the name."""
+    """Says whether the weights have seen no chats, by the sidecar or, like MiniMind, by the file's name."""
     if weights.sidecar is None:
         return "pretrain" in weights.path.name
     return weights.sidecar.get("stage") == "pretrain"

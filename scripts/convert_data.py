@@ -1,4 +1,4 @@
-"""Writes data of any form as this project's own JSONL, and leaves out what you do not want.
+"""Converts data of any supported format to this project's JSONL, and drops the rows you do not want.
 
     python scripts/convert_data.py alpaca.json sharegpt.jsonl.gz --out sft.jsonl --eval_rows 200 --eval_out eval.jsonl
     python scripts/convert_data.py "raw/*.parquet" --out sft.jsonl --drop_duplicates --language zh:0.5 --min_answer 2
@@ -6,11 +6,10 @@
     python scripts/convert_data.py dpo.jsonl --preference chosen --out sft.jsonl
     python scripts/convert_data.py hh-rlhf.jsonl.gz --dialogue_field chosen --out sft.jsonl
 
-Reads all that training reads (docs/data.md). `--to conversations` writes {"conversations": [...]}, and running text as
-{"text": ...}; `--to text` makes running text of what is said in conversations too (not of reasoning, calls and tools).
-`--preference chosen` keeps the better of two answers; `--dialogue_field` reads a text with `Human:` and `Assistant:` at
-the beginnings of lines. Rows that cannot be used are named and left out. A file that exists is replaced only with
---overwrite, which keeps it as FILE.previous.
+Reads everything that training reads (docs/data.md). --to conversations writes {"conversations": [...]}, and for
+running text {"text": ...}; --to text turns conversations into running text too, without reasoning, calls and tools.
+--preference chosen keeps the better of two answers. --dialogue_field reads a text in which lines begin with Human: and
+Assistant:. Unusable rows are named and left out. --overwrite replaces an existing file and keeps it as FILE.previous.
 """
 
 import json
@@ -77,7 +76,8 @@ def main() -> None:
 
 
 def check_outputs(settings: WritingSettings) -> None:
-    """
+    """Checks the files to write before anything is read.
+
     Raises:
         UserError: if a file cannot be written, or exists and `--overwrite` is not set.
     """
@@ -89,8 +89,10 @@ def check_outputs(settings: WritingSettings) -> None:
 
 
 def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
-    """What a row must be to stay, each with what the report says of those that are not; duplicates last, so that a
-    row that is dropped anyhow makes no other one a duplicate."""
+    """Returns the conditions that a row must meet, each with the reason to report for rows that do not.
+
+    Duplicates come last: a row that is dropped for another reason must not make a later one a duplicate.
+    """
     chosen: Filters = [("no text", lambda row: not isinstance(row, str) or bool(row.strip()))]
     if settings.min_answer:
         chosen.append((f"an answer of fewer than {settings.min_answer} characters",
@@ -111,7 +113,7 @@ def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
 
 
 def why_not(row: Row, filters: Filters) -> str | None:
-    """The first filter that a row does not pass; None if it passes all."""
+    """Returns the reason to drop a row; None if it passes all filters."""
     try:
         return next((reason for reason, keeps in filters if not keeps(row)), None)
     except UserError:
@@ -119,6 +121,11 @@ def why_not(row: Row, filters: Filters) -> str | None:
 
 
 def parse_language(text: str) -> tuple[str, float]:
+    """Splits `zh:0.5` into a language and a share.
+
+    Raises:
+        UserError: for another language, or a share outside 0 to 1.
+    """
     language, _, share = text.partition(":")
     try:
         number = float(share)
@@ -130,7 +137,7 @@ def parse_language(text: str) -> tuple[str, float]:
 
 
 def read_good_rows(files: Sequence[Path], settings: ReadingSettings) -> Iterator[Row]:
-    """The rows that can be used; the others are named."""
+    """Yields the usable rows, and names the others."""
     bad = 0
     for raw in chain.from_iterable(map(read_raw_rows, files)):
         try:
@@ -162,7 +169,8 @@ def as_json(row: Row, form: str) -> dict:
 
 
 def keep(kept: IO[str], line: str, flush: bool = False) -> None:
-    """
+    """Adds a line to the temporary file.
+
     Raises:
         UserError: if the temporary folder is full.
     """
@@ -182,7 +190,7 @@ def report(dropped: Counter) -> None:
 
 
 def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
-    """The rows to --out, those that are drawn to --eval_out."""
+    """Writes the rows to --out, except those drawn for --eval_out."""
     if count == 0:
         raise UserError("no row is left to write")
     if settings.eval_rows >= count:
@@ -195,7 +203,7 @@ def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
             file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
 
     def make_room() -> None:
-        """Looks again: reading took its time, and another program may have written there."""
+        """Checks again, since another program may have written there while this one read."""
         for path in parts:
             check_replaceable([path], settings.overwrite, "choose another name")
         for path in parts:

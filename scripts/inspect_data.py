@@ -1,14 +1,13 @@
-"""Shows what a run would learn from its data, and finds what is wrong with them, in one pass.
+"""Shows what a run would learn from its data, and finds problems, in one pass.
 
     python scripts/inspect_data.py dataset/sft_demo.jsonl --eval_data_path dataset/sft_demo_heldout.jsonl
     python scripts/inspect_data.py a.jsonl:0.7 'more/*.jsonl:0.3' --max_seq_len 512 --html report.html
     python scripts/inspect_data.py sft.jsonl --check_prompts 1 --strict 1 && python trainer/train_full_sft.py ...
     python scripts/inspect_data.py book.txt --rows text --json
 
-The flags are those of the trainer. Exit status: 0 if the data are fine to train on; 1 if something is wrong: bad rows,
-nothing to learn, training rows in the evaluation data, an answer without its end of turn though nothing was cut, or,
-with --check_prompts 1, an answer that is taught after other ids than a chat shows; 2 for flags and files that cannot be
-used.
+Takes the flags of the trainer. The exit status is 0 if the data are fine to train on, 2 for unusable flags and files,
+and 1 if something is wrong: bad rows, nothing to learn, training rows in the evaluation data, an uncut answer without
+its end of turn, or, with --check_prompts, an answer that training shows after other ids than a chat does.
 """
 
 import json

@@ -19,7 +19,7 @@ from minimind_sft.terminal import say
 
 CURVES = ("loss", "eval_loss")
 SMOOTHING = 0.95
-"""Weight of the past in the running mean that is drawn over the steps' own losses."""
+"""Weight of the past in the running mean, which is drawn over the losses of single steps."""
 
 
 def main() -> None:
@@ -31,9 +31,10 @@ def main() -> None:
 
 
 def check_picture(path: Path) -> None:
-    """
+    """Checks the picture's place before anything is read.
+
     Raises:
-        UserError: if no picture can be written to that name.
+        UserError: if no picture can be written there.
     """
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder, expected a file or nothing")
@@ -41,7 +42,7 @@ def check_picture(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file.
+    """Reads the lines of a metrics file.
 
     Raises:
         UserError: naming the file and line that cannot be read, or the file if it has no loss.
@@ -102,13 +103,13 @@ def perplexity(loss: float) -> float:
 
 
 def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the lines that have `name`, and a number there: a loss that was not finite is null."""
+    """Returns (steps, values) of the lines with a number under `name`; a loss that was not finite is null."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def running_mean(values: list[float]) -> list[float]:
-    """Exponential running mean, without the bias towards its start at zero."""
+    """Returns the exponential running mean, corrected for its start at zero."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
         total = SMOOTHING * total + (1 - SMOOTHING) * value

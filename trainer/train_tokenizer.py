@@ -2,7 +2,7 @@
 
     python trainer/train_tokenizer.py --data_path my_text.jsonl --save_dir my_tokenizer
 
-A tokenizer that is in the folder already is replaced only with --overwrite, which moves it to tokenizer.previous there.
+--overwrite replaces a tokenizer in the folder, and moves it to tokenizer.previous there.
 """
 
 import json
@@ -23,8 +23,8 @@ from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import TokenizerSettings
 from minimind_sft.terminal import say
 
-# MiniMind-3's control tokens, in the order of their ids. A decoder may leave out the special ones; the others are
-# part of what a model says.
+# MiniMind-3's control tokens, in the order of their ids. Decoding may skip the special ones; the others belong to
+# what a model says.
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>",
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
@@ -40,11 +40,11 @@ BYTES = 256
 # Longer tokens would be phrases of the training text rather than words; 11 bytes hold 3 Chinese characters.
 MAX_TOKEN_BYTES = 11
 MIN_FREQUENCY = 2
-# Every turn opens with its role. Counted this often beside the text, each of these words becomes one token.
+# Every turn opens with its role. These words are counted so often, besides the text, that each becomes one token.
 ROLES = ("system", "user", "assistant")
 ROLE_FREQUENCY = 10_000
 
-# All that tells what a tokenizer is: beside the new files, what another one has of them would change their meaning.
+# All files that describe a tokenizer: one left over from another tokenizer would change what the new files mean.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja")
 
@@ -79,6 +79,7 @@ def main() -> None:
 
 
 def texts_of(paths: Iterable[Path]) -> Iterator[str]:
+    """Yields the roles, many times, and all texts of the files."""
     for role in ROLES:
         yield from [role] * ROLE_FREQUENCY
     for path in paths:
@@ -86,7 +87,7 @@ def texts_of(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Ids: the control tokens, then the 256 bytes, then the merges. Digits stay single, so that sums line up."""
+    """Trains the merges. Ids: control tokens, the 256 bytes, merges. Digits stay single, so that sums line up."""
     control = [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS + SPOKEN_TOKENS]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -100,7 +101,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     state = json.loads(tokenizer.to_str())
-    for token in state["added_tokens"]:  # the trainer knows only special ones
+    for token in state["added_tokens"]:  # the trainer makes all of them special
         token["special"] = token["content"] in SPECIAL_TOKENS
     return Tokenizer.from_str(json.dumps(state))
 

@@ -1,4 +1,4 @@
-"""Flags that people bring from other programs: MiniMind's of all times, Hugging Face's, TRL's, LLaMA-Factory's."""
+"""Explains flags of other programs: all versions of MiniMind, Hugging Face, TRL and LLaMA-Factory."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -45,7 +45,7 @@ OURS = {
     "--historys": ("history_cnt",),
     "--train_on_prompt 0": ("assistant_only_loss", "completion_only_loss"),
 }
-"""Our flag for what others call it; a program that lacks the flag does not suggest it."""
+"""Our flag, and what others call it. A program suggests only flags that it has."""
 
 NOT_HERE = {
     "LoRA is not here yet; trainer/train_full_sft.py trains all weights":
@@ -70,12 +70,12 @@ NOT_HERE = {
     "the schedule is always a cosine, down to --min_lr_ratio of the peak": ("lr_scheduler_type",),
     "the optimizer is always AdamW": ("optim",),
 }
-"""Why there is no such flag, for what others have."""
+"""The reason why a flag of theirs does not exist here."""
 
 
 def explanation(name: str, flags: Collection[str]) -> str:
-    """Says what an unknown flag `--<name>` is called here, why there is none, or which of `flags` it resembles; ""
-    where nothing is known."""
+    """Explains an unknown flag `--<name>`: what it is called here, why it does not exist, or which of `flags` it
+    resembles; "" if nothing is known."""
     for ours, theirs in OURS.items():
         if name in theirs and ours.split()[0].rstrip(",") in flags:
             return f"here it is {ours}"
@@ -89,8 +89,13 @@ def explanation(name: str, flags: Collection[str]) -> str:
 
 
 def load_from_problems(load_from: str | None, other: str | None) -> list[str]:
-    """Lists what is wrong with `--load_from`: in MiniMind it is the tokenizer's folder beside its own .pth weights, and
-    otherwise a folder in transformers' format with weights of its own; `other`: what `--tokenizer_path` says instead.
+    """Lists what is wrong with `--load_from`.
+
+    In MiniMind it names the tokenizer's folder if the weights are a .pth file, and otherwise a folder in transformers'
+    format, weights included.
+
+    Args:
+        other: `--tokenizer_path`, if it names another folder.
     """
     if not load_from:
         return []
