@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError, describe
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text starts that Git LFS keeps in place of a large file."""
@@ -76,7 +76,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], before_replacing: Callable[[], object] | None = None,
+def write_atomically(path: Path, write: Callable[[Path], object], before_replacing: Callable[[], object] | None = None,
                      ) -> None:
     """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part.
 
@@ -92,7 +92,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], before_replacing
     write_together({path: write}, before_replacing)
 
 
-def write_together(files: Mapping[Path, Callable[[Path], None]],
+def write_together(files: Mapping[Path, Callable[[Path], object]],
                    before_replacing: Callable[[], object] | None = None) -> None:
     """`write_atomically` for several files: none is replaced before all of them are on the disk."""
     temporaries = {path: temporary_name(path) for path in files}

@@ -102,13 +102,18 @@ def _tokenizer_remedy(was: str | None, now: str) -> str:
 
 
 def _template_remedy(was: str | None, now: str, was_end: str | None, now_end: str | None) -> str:
-    leave, give = [], []
-    if was not in (None, now):
-        (leave if was == OWN_TEMPLATE else give).append(("--chat_template", was))
+    give, leave = [], []
+    if was is not None and was != now:
+        if was == OWN_TEMPLATE:
+            leave.append("--chat_template")
+        else:
+            give.append(f"--chat_template {shlex.quote(was)}")
     if was_end != now_end:
-        (give if was_end else leave).append(("--end_of_turn", was_end))
-    steps = ["give " + " and ".join(f"{flag} {shlex.quote(value)}" for flag, value in give)] if give else []
-    steps += ["leave out " + " and ".join(flag for flag, _ in leave)] if leave else []
+        if was_end:
+            give.append(f"--end_of_turn {shlex.quote(was_end)}")
+        else:
+            leave.append("--end_of_turn")
+    steps = [f"{verb} {' and '.join(flags)}" for verb, flags in (("give", give), ("leave out", leave)) if flags]
     return ", ".join(steps) or "--chat_template must name the template that they were trained with, as it was then"
 
 

@@ -4,6 +4,7 @@ import codecs
 import errno
 import io
 import sys
+from typing import Any
 
 PLAIN = {"█": "#", "▏": "|", "─": "-", "⟦": "[", "⟧": "]", "‹": "<", "›": ">", "…": "...", "→": "->"}
 """Stand-ins for our own drawing characters where the encoding lacks them."""
@@ -18,10 +19,10 @@ class _UntilNobodyReads(io.RawIOBase):
     The program goes on to its end: it may be about to write files.
     """
 
-    def __init__(self, raw: io.RawIOBase, name: str):
+    def __init__(self, raw: Any, name: str):
         self._raw, self._name = raw, name
 
-    def write(self, data: bytes) -> int | None:
+    def write(self, data: Any) -> int | None:
         """
         Raises:
             OSError: with the stream's name, if it cannot be written for another reason, as on a full disk.
@@ -50,12 +51,13 @@ def prepare_output() -> None:
     sys.stderr = _prepared(sys.stderr, "standard error")
 
 
-def _prepared(stream: io.TextIOBase | None, name: str) -> io.TextIOBase | None:
+def _prepared(stream: Any, name: str) -> Any:
     """`stream` itself where it is no file: none at all, or something that a caller put in its place."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    raw = _UntilNobodyReads(getattr(stream.buffer, "raw", stream.buffer), name)  # `python -u` has no buffer around it
+    # `python -u` has no buffer around the file.
+    raw: Any = _UntilNobodyReads(getattr(stream.buffer, "raw", stream.buffer), name)
     buffer = io.BufferedWriter(raw) if isinstance(stream.buffer, io.BufferedWriter) else raw
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=ERRORS, line_buffering=stream.line_buffering,
                             write_through=stream.write_through)

@@ -6,7 +6,10 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkContext, SpawnContext
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                      if hasattr(signal, name))
@@ -29,9 +32,9 @@ def forks() -> bool:
     return "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
 
 
-def worker_context() -> BaseContext:
+def worker_context() -> "ForkContext | SpawnContext":
     """Chooses how workers start; named here, because Python's own choice changes with its version."""
-    return multiprocessing.get_context("fork" if forks() else "spawn")
+    return multiprocessing.get_context("fork") if forks() else multiprocessing.get_context("spawn")
 
 
 @contextmanager

@@ -36,7 +36,8 @@ def wrap(line: str, width: int) -> str:
     """
     if columns(line) <= width:
         return line
-    label = LABEL.match(line)[0]
+    found = LABEL.match(line)
+    label = found[0] if found else ""
     indent = " " * columns(label) if 2 * columns(label) <= width else MIN_INDENT
     text = line[len(label):]
     pieces, broken = (COMMAND, SHELL_CONTINUES) if ANSI.sub("", text).startswith("python ") else (PIECE, "")

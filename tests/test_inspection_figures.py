@@ -33,7 +33,7 @@ def test_lengths_in_bars():
     lengths = Counter({1: 3, 12: 2, 13: 1, 30: 4})
     found = figures.bars(lengths, 24)
     assert [(bar.first, bar.last) for bar in found[:2]] == [(1, 2), (3, 4)] and len(found) == 13
-    assert [bar.count for bar in found] == [3, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 4]
+    assert [bar.sequences for bar in found] == [3, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 4]
     assert found[-1] == (25, 30, 4, True) and found[-2].last == 24
     assert [bar[:3] for bar in figures.bars(lengths, 1000)][-1] == (28, 30, 4)
     assert figures.bars(Counter(), 9) == []

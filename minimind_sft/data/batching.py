@@ -194,7 +194,8 @@ class EvaluationBatches:
 
 def _consecutive(documents: list[tuple[int, int, int]], max_tokens: int) -> list[list[tuple[int, int, int]]]:
     """Splits documents, whose first number is their length, into lists of at most `max_tokens`."""
-    batches, room = [], 0
+    batches: list[list[tuple[int, int, int]]] = []
+    room = 0
     for document in documents:
         if document[0] > room:
             batches.append([])

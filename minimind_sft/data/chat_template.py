@@ -94,10 +94,12 @@ class ChatTemplate:
             ends = " and ".join(repr(end) for end, _ in sorted(found))
             raise UserError(f"chat template: default and tool_use do not end an answer with the same token ({ends})")
         ((self.end_of_turn, self.appends_end_of_turn),) = found
-        self.end_of_turn_id = tokenizer.token_to_id(self.end_of_turn)
+        end_of_turn_id = tokenizer.token_to_id(self.end_of_turn)
+        assert end_of_turn_id is not None, "it is one of the tokenizer's control tokens"
+        self.end_of_turn_id = end_of_turn_id
         self.fingerprint = self._fingerprint()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return ChatTemplate, self._arguments
 
     def render(self, messages: Sequence[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
@@ -244,7 +246,7 @@ class ChatTemplate:
 
     def _lost_field(self, conversation: Conversation, lost: Lost) -> UserError:
         """Returns the error about a field that the template does not render."""
-        name = lost.name if lost.index is None else conversation.name(lost.index, lost.name)
+        name = lost.name if lost.message is None else conversation.name(lost.message, lost.name)
         has_chatml = {"<|im_start|>", "<|im_end|>"}.issubset(self.tokenizer.added_tokens)
         return UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
                          "would not see what the row says; --chat_template names one that does"
@@ -265,10 +267,11 @@ class ChatTemplate:
             raise UserError(f"--end_of_turn {wanted}: the tokenizer has no such control token")
         if written and wanted and written != wanted:
             raise UserError(f"--end_of_turn {wanted}: the chat template ends a turn with {written}")
-        if not written and not wanted:
+        end = written or wanted
+        if end is None:
             raise UserError("chat template: it writes no control token after an answer; --end_of_turn names the one "
                             "to teach there")
-        return written or wanted, not written
+        return end, not written
 
     def _turns_and_prompt(self, conversation: Conversation, thinking: bool | None) -> tuple[list[Turn], str, Marks]:
         """Returns the assistant turns and, unless `thinking` is None, the prompt for another one (else ""), marked.

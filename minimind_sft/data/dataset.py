@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from minimind_sft.data.example import Example
 from minimind_sft.data.samples import EncodedRow
@@ -135,7 +136,7 @@ class ExampleDataset:
         """Returns the length in tokens of each document, over all samples that share the arrays."""
         return np.diff(self._example_ends)
 
-    def select(self, indices: Sequence[int]) -> Self:
+    def select(self, indices: ArrayLike) -> Self:
         """Returns the dataset of the samples at `indices`, which shares the arrays."""
         chosen = object.__new__(type(self))
         chosen.__dict__.update(self.__dict__, _chosen=self._chosen[np.asarray(indices, dtype=np.int64)])
@@ -190,7 +191,7 @@ class Mixture:
 
     def label_counts(self, vocab_size: int) -> np.ndarray:
         """As `ExampleDataset.label_counts`, over all sources and regardless of their shares."""
-        return sum(source.label_counts(vocab_size) for source in self.sources)
+        return sum((source.label_counts(vocab_size) for source in self.sources), np.zeros(vocab_size, np.int64))
 
     def document_lengths(self) -> np.ndarray:
         """As `ExampleDataset.document_lengths`, over all sources."""
@@ -200,12 +201,13 @@ class Mixture:
         """As `ExampleDataset.epoch_order`; with shares, some samples come several times and others not at all."""
         if self.draws is None:
             return np.random.default_rng([seed, epoch]).permutation(len(self))
-        drawn = [start + self._drawn(number, seed, epoch) for number, start in enumerate(self._starts[:-1])]
+        drawn = [start + self._drawn(number, draws, seed, epoch)
+                 for number, (start, draws) in enumerate(zip(self._starts[:-1], self.draws, strict=True))]
         return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
-    def _drawn(self, number: int, seed: int, epoch: int) -> np.ndarray:
-        """Returns what an epoch takes from a source: a stretch of the endless series of its permutations."""
-        size, draws = len(self.sources[number]), self.draws[number]
+    def _drawn(self, number: int, draws: int, seed: int, epoch: int) -> np.ndarray:
+        """Returns `draws` samples of a source for an epoch: a stretch of the endless series of its permutations."""
+        size = len(self.sources[number])
         first, last = epoch * draws, (epoch + 1) * draws
         passes = [np.random.default_rng([seed, one, number, 0x5A4E]).permutation(size)
                   for one in range(first // size, -(-last // size))]

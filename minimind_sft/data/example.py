@@ -1,9 +1,9 @@
 """The Example, one document as the model sees it. Labels are shifted here and nowhere else."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from minimind_sft.labels import IGNORE_INDEX
 
@@ -19,7 +19,7 @@ class Example(NamedTuple):
     labels: np.ndarray
 
 
-def make_example(ids: Sequence[int], supervised: Sequence[bool]) -> Example:
+def make_example(ids: ArrayLike, supervised: ArrayLike) -> Example:
     """Makes an Example of a document of at least 2 tokens; `supervised[i]` tells whether token i is learned."""
     ids_array = np.asarray(ids, dtype=np.int32)
     labels = ids_array[1:].copy()

@@ -15,7 +15,7 @@ ANSWERS = ("completion", "response", "answer", "output")
 CONTEXTS = ("input", "context")
 """Fields of text that belongs to an instruction: Alpaca's and Dolly's."""
 SYSTEM_FIELDS = ("system", "system_prompt")
-EMPTY = (None, "", [])
+EMPTY: tuple = (None, "", [])
 
 
 class Form(NamedTuple):

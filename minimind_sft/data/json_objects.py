@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import groupby
+from typing import NamedTuple
 
 from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow
 from minimind_sft.errors import UserError
@@ -24,6 +25,13 @@ _BETWEEN = re.compile(rb"[, \t\r\n]*(?:\xef\xbb\xbf)?")
 _REST_IS_BLANK = re.compile(rb"\s*\Z")
 _INSIDE = re.compile(rb'[}\],]|"[^"]*"\s*:')
 """The beginning of a line that can only be the middle or the end of an object."""
+
+
+class Piece(NamedTuple):
+    """A line of the file, or a part of one."""
+
+    place: str
+    content: bytes
 
 
 def is_json(text: bytes) -> bool:
@@ -72,19 +80,19 @@ class _ObjectSplitter:
 
     def __init__(self, is_plain: bool):
         self.is_plain = is_plain
-        self._pieces: list[RawRow] = []
+        self._pieces: list[Piece] = []
         """The lines so far of an object that is still open."""
         self._depth = self._size = 0
         self._has_several = self._is_in_fragment = False
 
     def add(self, raw: RawRow) -> Iterator[RawRow]:
-        if isinstance(raw.content, UserError):
+        if not isinstance(raw.content, bytes):
             yield from self.give_up()
             yield raw
         elif raw.content.strip():
             if self._pieces and raw.content.startswith(b"{") and not self._may_hold_object():
                 yield from self.give_up()
-            yield from self._split(raw)
+            yield from self._split(Piece(raw.place, raw.content))
             self.is_plain = not (self._pieces or self._has_several or self._is_in_fragment)
 
     def give_up(self) -> Iterator[RawRow]:
@@ -97,7 +105,7 @@ class _ObjectSplitter:
         for are_whole, group in groupby(pieces, lambda piece: _looks_whole(piece.content)):
             rows = list(group)
             if are_whole or len(rows) == 1:
-                yield from rows
+                yield from (RawRow(*row) for row in rows)
             else:
                 place = rows[0].place
                 yield RawRow(place, UserError(f"{place}: expected one JSON object per row, found one without an end "
@@ -109,37 +117,37 @@ class _ObjectSplitter:
         last = self._pieces[-1].content.rstrip()[-1:]
         return not is_indented and (last == b":" or (self._depth > 1 and last in (b"[", b",")))
 
-    def _split(self, raw: RawRow) -> Iterator[RawRow]:
-        place, text = raw
+    def _split(self, line: Piece) -> Iterator[RawRow]:
+        place, text = line
         at = 0  # an index, as a line may hold many objects: its rest is not copied for each
         while True:
             if not self._pieces:
-                at = _BETWEEN.match(text, at).end()
+                at = _after_commas(text, at)
             if _REST_IS_BLANK.match(text, at):
                 return
             if not self._pieces and not text.startswith(b"{", at):
                 yield from self._no_object(place, text[at:])
                 return
-            if self._is_in_fragment and raw.content[:1].isspace():
+            if self._is_in_fragment and text[:1].isspace():
                 return
             end, is_torn = self._find_end(text, at)
             if is_torn and not self._pieces:
                 self._forget()
                 yield RawRow(place, text[at:])
                 return
-            if not self._pieces and raw.content[:1].isspace() and (end is None or not _REST_IS_BLANK.match(text, end)):
+            if not self._pieces and text[:1].isspace() and (end is None or not _REST_IS_BLANK.match(text, end)):
                 self._forget()
                 yield from self._fragment(place)
                 return
             self._is_in_fragment = False
-            self._keep(RawRow(place, text[at:end]))
+            self._keep(Piece(place, text[at:end]))
             if end is None:
                 if self._size > MAX_ROW_BYTES or len(self._pieces) > MAX_ROW_LINES:
                     yield from self._give_up_too_long()
                 return
             yield from self._close()
             at = end
-            self._has_several |= text.startswith(b"{", _BETWEEN.match(text, at).end())
+            self._has_several |= text.startswith(b"{", _after_commas(text, at))
 
     def _find_end(self, text: bytes, at: int) -> tuple[int | None, bool]:
         """Finds the end of the open object in `text`, from `at` on.
@@ -158,7 +166,7 @@ class _ObjectSplitter:
                     return token.end(), False
         return None, False
 
-    def _keep(self, piece: RawRow) -> None:
+    def _keep(self, piece: Piece) -> None:
         self._pieces.append(piece)
         self._size += len(piece.content)
 
@@ -197,6 +205,13 @@ class _ObjectSplitter:
             yield RawRow(place, UserError(f"{place}: expected one JSON object per row, found the middle or the end of "
                                           "one (is the part before it missing?)"))
         self._is_in_fragment = True
+
+
+def _after_commas(text: bytes, at: int) -> int:
+    """Returns where the next object can begin."""
+    between = _BETWEEN.match(text, at)
+    assert between is not None, "it matches nothing, too"
+    return between.end()
 
 
 def _looks_whole(line: bytes) -> bool:

@@ -61,7 +61,7 @@ def read_raw_rows(path: Path) -> Iterator[RawRow]:
         yield from table_rows(path, kind)
     elif kind == "txt":
         with opened(path) as file:
-            yield from (_text_row(raw) for raw in lines(file, path) if isinstance(raw.content, UserError)
+            yield from (_text_row(raw) for raw in lines(file, path) if not isinstance(raw.content, bytes)
                         or raw.content.strip())
     else:
         before, key = (None, "") if BEGINS_WITH_ROW.match(start) else find_array(start)
@@ -103,6 +103,7 @@ def decoded(raw: RawRow) -> str:
     place, content = raw
     if isinstance(content, UserError):
         raise content
+    assert isinstance(content, bytes), "only text is decoded"
     try:
         return content.decode()
     except UnicodeDecodeError as error:

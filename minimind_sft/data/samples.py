@@ -67,9 +67,9 @@ class SFTEncoder:
         for place, row in rows:
             try:
                 parsed = parse_row(row, place)
+                encoded.append(self._text.encode_text(parsed, place) if isinstance(parsed, str) else parsed)
             except UserError as error:
-                parsed = error
-            encoded.append(self._text.encode_text(parsed, place) if isinstance(parsed, str) else parsed)
+                encoded.append(error)
         conversations = {index: one for index, one in enumerate(encoded) if isinstance(one, Conversation)}
         sequences = self.template.encode_batch(conversations.values(), self.supervision)
         for (index, conversation), of_one in zip(conversations.items(), sequences, strict=True):

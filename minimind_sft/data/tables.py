@@ -55,6 +55,7 @@ def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
     for raw in raw_lines:
         if isinstance(raw.content, UserError):
             raise raw.content
+        assert isinstance(raw.content, bytes), "lines are not parsed"
         yield raw.content.decode(errors="surrogateescape")
 
 

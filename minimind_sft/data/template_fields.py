@@ -43,9 +43,9 @@ class Shape(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A field that the template does not render; `index` is that of its message, None for the row's `tools`."""
+    """A field that the template does not render; `message` is the index of its message, None for the row's `tools`."""
 
-    index: int | None
+    message: int | None
     name: str
     label: str
 

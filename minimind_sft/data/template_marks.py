@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minimind_sft.data.template_fields import RenderedFields
@@ -65,12 +66,12 @@ WRITING_FILTERS = ("default", "d", "join")
 
 
 class Request(NamedTuple):
-    """One rendering of a conversation: its first `count` messages, with or without the generation prompt.
+    """One rendering of a conversation: its first `messages` messages, with or without the generation prompt.
 
     thinking: None leaves the template its own default.
     """
 
-    count: int
+    messages: int
     add_generation_prompt: bool
     thinking: bool | None
 
@@ -214,7 +215,7 @@ class MarkedTemplate:
         for messages in HEADER_PROBES:
             history, asked, full = (self.probe_text(some, None, ask, False) for some, ask in
                                     ((messages[:-1], False), (messages[:-1], True), (messages, False)))
-            if None in (history, asked, full):
+            if history is None or asked is None or full is None:
                 continue
             if asked != history or not full.startswith(history):
                 return ""
@@ -272,7 +273,7 @@ class GenerationTag(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja's Extension prescribes
 
-    def parse(self, parser) -> nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -342,7 +343,7 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[str]:
     """Every string of a conversation except roles and the names of messages' fields, which are not the data's."""
-    strings = []
+    strings: list[str] = []
     for message in messages:
         for name, value in message.items():
             if name != "role":

@@ -135,7 +135,7 @@ class Tokenizer:
         tokenizer.notices = tuple(files.notices)
         return tokenizer
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates)
 
     def encode(self, text: str) -> list[int]:
@@ -245,11 +245,11 @@ class TextStream:
         text = self._pending()
         # An incomplete character decodes to one U+FFFD at the end. A real U+FFFD there waits for the next token.
         if text.endswith("\ufffd"):
-            said, self._said = self._said, len(text) - 1
-            return text[said:-1]
-        said = text[self._said:]
+            new, self._said = text[self._said:-1], len(text) - 1
+            return new
+        new = text[self._said:]
         self._before, self._ids, self._said = self._ids, [], 0
-        return said
+        return new
 
     def flush(self) -> str:
         """Returns the rest, an incomplete character as U+FFFD, and starts anew."""

@@ -17,7 +17,7 @@ def load_tokenizer(choice: str | None) -> Tokenizer:
     Raises:
         UserError: as `Tokenizer.from_folder`.
     """
-    return Tokenizer.from_folder(FOLDER if tokenizer_name(choice) == BUNDLED else choice)
+    return Tokenizer.from_folder(FOLDER if choice is None or tokenizer_name(choice) == BUNDLED else choice)
 
 
 def tokenizer_name(choice: str | None) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from itertools import chain, islice
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from minimind_sft.data.reading import RawRow
 from minimind_sft.errors import ProcessLost
@@ -93,7 +93,7 @@ class _Workers:
                 self._talk(pipe.send, chunk)
             if not busy:
                 return
-            for pipe in connection.wait(list(busy)):
+            for pipe in cast(list[Connection], connection.wait(list(busy))):
                 result = self._talk(pipe.recv)
                 number, chunk = busy.pop(pipe)
                 idle.append(pipe)

@@ -16,7 +16,7 @@ class Bar(NamedTuple):
 
     first: int
     last: int
-    count: int
+    sequences: int
     is_over: bool
 
 

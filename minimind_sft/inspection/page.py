@@ -28,7 +28,7 @@ class Column(NamedTuple):
     height: float
     label: str
     title: str
-    count: str
+    sequences: str
     is_over: bool
 
 
@@ -64,13 +64,13 @@ def stretches(tokens: Sequence[Token]) -> list[tuple[bool, list[Token]]]:
 def columns(part: Part, max_seq_len: int) -> list[Column]:
     """The histogram of a part's lengths."""
     bars = figures.bars(part.tally.lengths, max_seq_len)
-    tallest = max((bar.count for bar in bars), default=1)
+    tallest = max((bar.sequences for bar in bars), default=1)
     slot = PLOT_WIDTH / max(len(bars), 1)
     found = []
     for number, bar in enumerate(bars):
-        height = max(PLOT_HEIGHT * bar.count / tallest, 2 if bar.count else 0)
+        height = max(PLOT_HEIGHT * bar.sequences / tallest, 2 if bar.sequences else 0)
         found.append(Column(number * slot + 3, PLOT_HEIGHT - height, slot - 6, height,
                             f"over {max_seq_len:,}" if bar.is_over else f"{bar.first:,}–{bar.last:,}",
-                            f"{bar.count:,} sequences of {bar.first:,} to {bar.last:,} tokens", f"{bar.count:,}",
-                            bar.is_over))
+                            f"{bar.sequences:,} sequences of {bar.first:,} to {bar.last:,} tokens",
+                            f"{bar.sequences:,}", bar.is_over))
     return found

@@ -170,7 +170,7 @@ def _first_equal(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def _judged(name: str, role: str, tally: Tally) -> Part:
-    found = {"wrong": [], "warning": [], "hint": []}
+    found: dict[str, list[str]] = {"wrong": [], "warning": [], "hint": []}
     for kind, finding in tally.findings.items():
         if finding.count:
             found[KINDS[kind].weight].append(f"{finding.count:,} {KINDS[kind].short}")

@@ -64,7 +64,7 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, che
             continue
         _add_row(tally, raw.place, position, row, encoded)
         _add_unknown(tally, position, encoded, unknown_id)
-        if isinstance(encoded.parsed, Conversation):
+        if isinstance(encoded.parsed, Conversation) and isinstance(rows, SFTEncoder):
             _add_answers(tally, position, encoded, answers, rows)
             if check_prompts:
                 _compare_prompts(tally, position, encoded.parsed, rows)
@@ -144,6 +144,7 @@ def _answers(rows: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]
 def _add_answers(tally: Tally, position: Position, encoded: EncodedRow, answers: EncodedRow | None,
                  rows: SFTEncoder) -> None:
     """Counts answers and their ends by the labels that are trained on."""
+    assert isinstance(encoded.parsed, Conversation)
     trained = answers or encoded
     cuts_tails = trained.was_cut and rows.truncation == "tail"
     missing = 0

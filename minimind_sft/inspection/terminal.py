@@ -112,7 +112,7 @@ def _places(places: list[tuple[Position, str]]) -> str:
 
 def _histogram(tally: Tally, max_seq_len: int, paint: Painter) -> Iterator[str]:
     found = bars(tally.lengths, max_seq_len)
-    tallest = max(bar.count for bar in found)
+    tallest = max(bar.sequences for bar in found)
     width = max(len(f"{bar.last:,}") for bar in found)
     beside = len("    ") + 2 * width + len(" - ") + len("  ") + len(f" {tallest:,}")
     longest = max(min(BAR_WIDTH, (width_of(sys.stdout) or sys.maxsize) - beside), 1)
@@ -120,8 +120,8 @@ def _histogram(tally: Tally, max_seq_len: int, paint: Painter) -> Iterator[str]:
         if bar.is_over:
             line = f"    ── max_seq_len {max_seq_len:,} "
             yield paint("warning", line.ljust(beside + longest - len(f" {tallest:,}"), "─"))
-        drawn = ("█" * round(longest * bar.count / tallest)) or ("▏" if bar.count else "")
-        line = f"    {bar.first:>{width},} - {bar.last:>{width},}  {drawn} {bar.count:,}"
+        drawn = ("█" * round(longest * bar.sequences / tallest)) or ("▏" if bar.sequences else "")
+        line = f"    {bar.first:>{width},} - {bar.last:>{width},}  {drawn} {bar.sequences:,}"
         yield paint("warning", line) if bar.is_over else line
 
 
