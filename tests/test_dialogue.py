@@ -220,7 +220,7 @@ def test_ctrl_c_drops_the_line_and_says_how_to_leave(open_terminal, arguments):
     terminal.type("half a mess")
     terminal.wait_for("half a mess")
     terminal.interrupt()
-    terminal.wait_for("Ctrl-C again, Ctrl-D or /exit to leave.\r\n")
+    terminal.wait_for("Press Ctrl-C again, Ctrl-D, or type /exit to leave.\r\n")
     terminal.wait_for("> ")
     terminal.type("hello\r")
     said(terminal, "hello")

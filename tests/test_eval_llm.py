@@ -86,7 +86,7 @@ BAD_SCORES = {
     "no file": (["--score", "nowhere.jsonl"], r"--score nowhere.jsonl: no such file"),
     "no assistant": (["--score", "{folder}/asks.jsonl"], r"asks.jsonl:1: messages: expected at least one assistant"),
     "other content": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/asks.jsonl"],
-                      r"asks.jsonl: the file is there and holds something else than results of --score"),
+                      r"asks.jsonl: the file exists and holds something other than results of --score"),
     "same file": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/good.jsonl"],
                   r"good.jsonl: this is the file with the questions"),
     "no score": (["--score_out", "x.jsonl"], r"--score_out has the results of --score, which is not given"),

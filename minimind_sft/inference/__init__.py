@@ -1,1 +1,1 @@
-"""Weights become words."""
+"""Turns weights into text: generation, chat, scoring and validation loss."""

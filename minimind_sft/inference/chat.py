@@ -1,4 +1,4 @@
-"""A conversation with a model, one turn at a time; answers are streamed."""
+"""Chats with a model, one turn at a time, and streams its answers."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ THINK_END = "</think>"
 
 @dataclass
 class Chat:
-    """A conversation that goes on.
+    """A running conversation.
 
-    historys: how many messages before the newest question stay in view; a question and its answer are two. The window
-        never begins with an answer, so an odd number counts as one less. 0: none; -1: all. Where they do not fit into
-        the model's context beside an answer of `max_new_tokens` (at most half the context is kept free for it), the
-        oldest are dropped for good.
-    notify: gets a line when messages are dropped for lack of room.
-    messages: the questions and answers that were in view last, with the newest.
+    historys: the number of earlier messages that the model sees; a question and its answer are two. 0: none; -1: all.
+        An odd number counts as one less, because the model never sees an answer without its question. If the messages
+        do not fit into the model's context, the oldest are dropped for good. Room for an answer of `max_new_tokens`
+        stays free, but at most half the context.
+    notify: receives a line when messages are dropped for lack of room.
+    messages: the questions and answers that the model saw last, and the newest ones.
     """
 
     model: LanguageModel
@@ -40,7 +40,7 @@ class Chat:
     def check_opening(self) -> None:
         """
         Raises:
-            UserError: naming the flag, if the template refuses the system turn, tools or reasoning, or leaves them out.
+            UserError: names the flag, if the template refuses the system turn, tools or reasoning, or leaves them out.
         """
         opening = [*self._opening(), {"role": "user", "content": "QUESTION"}]
         if self.system:
@@ -56,12 +56,14 @@ class Chat:
                 self.template.encode(Conversation((*opening, thought), self.tools, "an answer with reasoning"))
 
     def reply(self, question: str) -> Iterator[str]:
-        """Yields the answer as `stream_text` does. Question and answer join the history once the last piece is taken;
-        an answer that is cut short leaves the history as it was.
+        """Yields the answer as `stream_text` does.
+
+        Question and answer join the history after the last piece. If the caller stops earlier, the history stays as it
+        was.
 
         Raises:
-            UserError: before the first piece, if the question is no text, if the template refuses the conversation, or
-                if the question alone leaves no room in the model's context.
+            UserError: before the first piece, if the question is not valid text, if the template refuses the
+                conversation, or if the question alone leaves no room in the model's context.
         """
         check_text(question)
         asked = {"role": "user", "content": question}
@@ -78,7 +80,7 @@ class Chat:
         self.messages = []
 
     def _fitting(self, asked: dict) -> tuple[list[dict], list[int]]:
-        """The messages in view that fit into the context, and the prompt's ids."""
+        """Returns the earlier messages that fit into the context, and the prompt's ids."""
         exchanges = len(self.messages) // 2
         in_view = exchanges if self.historys < 0 else min(self.historys // 2, exchanges)
         history = self.messages[len(self.messages) - 2 * in_view:]
@@ -114,14 +116,14 @@ def _naming(flag: str) -> Iterator[None]:
 def check_text(text: str) -> None:
     """
     Raises:
-        UserError: for bytes that are no text (they arrive as lone surrogates), and for text of absurd length.
+        UserError: for bytes that are not text (they arrive as lone surrogates), and for absurdly long text.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = ord(text[error.start])
-        what = (f"byte 0x{found - 0xdc00:02x} at character {error.start + 1}, which is no character in the terminal's "
-                "encoding" if 0xdc80 <= found <= 0xdcff else f"\\u{found:04x}, half a character")
+        what = (f"byte 0x{found - 0xdc00:02x} at character {error.start + 1}, which is not a character in the "
+                "terminal's encoding" if 0xdc80 <= found <= 0xdcff else f"\\u{found:04x}, half a character")
         raise UserError(f"expected text, found {what}") from error
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"expected at most {MAX_CHARACTERS:,} characters, found {len(text):,}")
@@ -129,7 +131,7 @@ def check_text(text: str) -> None:
 
 def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], settings: SamplingSettings,
                 stop_ids: set[int]) -> Iterator[str]:
-    """Yields the text after `prompt`, one piece per token: empty while a character's bytes are incomplete."""
+    """Yields the text after `prompt`, one piece per token. A piece is empty while its character is incomplete."""
     text = TextStream(tokenizer)
     for token_id in generate_stream(model, prompt, settings, stop_ids):
         yield text.push(token_id)
@@ -138,8 +140,7 @@ def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], s
 
 
 def assistant_message(text: str, thinking: bool) -> dict:
-    """Makes the message that an answer is in later prompts; while thinking is open, the text before `</think>` is its
-    reasoning."""
+    """Returns the message for an answer; with `thinking`, the text before `</think>` is its reasoning."""
     if not thinking or THINK_END not in text:
         return {"role": "assistant", "content": text}
     reasoning, content = text.split(THINK_END, 1)
@@ -148,12 +149,12 @@ def assistant_message(text: str, thinking: bool) -> dict:
 
 def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings,
                   from_minimind: bool = False) -> Iterator[str]:
-    """Yields what a pretrained model puts after `prompt`, up to the end of the document; pieces as in `stream_text`.
+    """Yields how a pretrained model continues `prompt`, up to the end of the document; pieces as in `stream_text`.
 
-    MiniMind pretrains on texts between bos and eos, this project on texts that `<|endoftext|>` ends.
+    MiniMind pretrains on texts between bos and eos, this project on texts that end with `<|endoftext|>`.
 
     Raises:
-        UserError: before the first piece, if the prompt is no text, is empty, or leaves no room for an answer.
+        UserError: before the first piece, if the prompt is empty, is not valid text, or leaves no room for an answer.
     """
     check_text(prompt)
     ids, stop_ids = tokenizer.encode_ordinary(prompt), {tokenizer.end_of_document_id}

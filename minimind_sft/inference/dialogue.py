@@ -1,4 +1,4 @@
-"""The dialogue at the terminal: reads messages, obeys commands, shows answers while they are made."""
+"""Runs the chat in the terminal: reads messages, obeys commands, shows answers while they are generated."""
 
 import io
 import locale
@@ -15,30 +15,29 @@ from minimind_sft.terminal import say
 
 PROMPT = "> "
 PASTE_SECONDS = 0.05
-"""Lines that arrive within this time of each other are one pasted block: nobody types as fast."""
+"""Lines that arrive within this time of each other are one pasted block: nobody types that fast."""
 
 HELP = """\
 /clear   forget the conversation so far
 /help    show this list
 /exit    end the chat (/quit, Ctrl-D)
-Ctrl-C   cut an answer, drop a message
+Ctrl-C   stop an answer, drop a message
 A pasted block is one message.
 """
-NEW_LINE_HELP = "Alt-Enter begins a new line.\n"
+NEW_LINE_HELP = "Alt-Enter starts a new line.\n"
 COMMANDS = ("/clear", "/help", "/exit", "/quit")
 
 UTF8_LOCALES = ("C.UTF-8", "C.utf8", "UTF-8")
-"""The names that systems have for it, where no language is meant."""
+"""Its names on various systems, without a language."""
 
-# Everything below the space but the tab and the line's end, and what ISO 8859 has beside them.
+# Everything below the space except tab and line feed, then DEL and the control characters of ISO 8859.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], show_speed: bool) -> None:
-    """Answers typed messages until /exit, Ctrl-D, or Ctrl-C twice; a message that is refused costs one line.
+    """Answers typed messages until /exit, Ctrl-D, or Ctrl-C twice. A message that is refused costs one line.
 
-    A message is what is typed up to Enter, or a block that is pasted at once. A message of one word that begins with a
-    slash is a command.
+    A message is a typed line or a pasted block. A message of one word that starts with a slash is a command.
 
     Args:
         answer: yields the pieces of an answer, or raises `UserError` before the first.
@@ -60,7 +59,7 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 if interrupted:
                     return
                 interrupted = True
-                say("Ctrl-C again, Ctrl-D or /exit to leave.")
+                say("Press Ctrl-C again, Ctrl-D, or type /exit to leave.")
                 continue
             interrupted = False
             command = message.rstrip()
@@ -68,11 +67,11 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
                 return
             if command == "/clear":
                 clear()
-                say("The conversation starts anew.\n")
+                say("The conversation starts over.\n")
             elif command == "/help":
                 say(HELP + NEW_LINE_HELP * can_break_lines)
             elif re.fullmatch("/[A-Za-z]*", command):
-                say(f"{command}: no such command, expected {', '.join(COMMANDS)}; a blank in front sends it\n")
+                say(f"{command}: no such command, expected {', '.join(COMMANDS)}; put a blank in front to send it\n")
             elif command:
                 _answer(answer, message, show_speed)
     finally:
@@ -80,10 +79,11 @@ def converse(answer: Callable[[str], Iterator[str]], clear: Callable[[], None], 
 
 
 def read_message() -> str:
-    """Reads one message: a line, and at a terminal the lines that follow at once, for they were pasted with it.
+    """Reads one message: a line, and at a terminal all lines that follow at once, because they were pasted with it.
 
     Raises:
-        EOFError, KeyboardInterrupt: for Ctrl-D and Ctrl-C.
+        EOFError: for Ctrl-D.
+        KeyboardInterrupt: for Ctrl-C.
     """
     lines = [input(PROMPT)]
     while _more_is_waiting():
@@ -95,7 +95,7 @@ def read_message() -> str:
 
 
 def show(pieces: Iterator[str], show_speed: bool) -> None:
-    """Prints an answer while it is made; Ctrl-C cuts it short."""
+    """Prints an answer while it is generated; Ctrl-C stops it."""
     start, tokens = time.perf_counter(), 0
     at_terminal = sys.stdout.isatty()
     try:
@@ -109,7 +109,7 @@ def show(pieces: Iterator[str], show_speed: bool) -> None:
 
 
 def visible(text: str) -> str:
-    """Text with pictures of control characters in their place: a model must not move the cursor."""
+    """Replaces control characters with visible symbols: a model must not move the cursor."""
     return CONTROL_CHARACTERS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
 
@@ -124,26 +124,29 @@ def _answer(answer: Callable[[str], Iterator[str]], message: str, show_speed: bo
 
 
 def _prepare_input() -> bool:
-    """Bytes that are no text arrive as lone surrogates, which whoever answers refuses, instead of ending the reading.
-    At a terminal `input` edits lines, where Python has readline: returns whether a message can have several."""
+    """Prepares standard input, and returns whether a message can have several lines.
+
+    Bytes that are not text arrive as lone surrogates, which are refused later; reading does not stop. At a terminal
+    `input` edits lines with readline, if Python has it.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         return False
     _use_utf8_locale()
     try:
-        import readline  # not on Windows, whose console edits lines itself
+        import readline  # Windows has none; its console edits lines itself
     except ImportError:
         return False
-    if "libedit" in (readline.__doc__ or ""):  # it knows no bracketed paste
+    if "libedit" in (readline.__doc__ or ""):  # has no bracketed paste
         return False
     readline.parse_and_bind("set enable-bracketed-paste on")
-    readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a line's end
+    readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a line feed
     return True
 
 
 def _use_utf8_locale() -> None:
-    """Under LC_ALL=C Python reads UTF-8 all the same, but readline would take the bytes of 你 for three commands."""
+    """Sets a UTF-8 locale. Under LC_ALL=C Python still reads UTF-8, but readline takes the bytes of 你 for commands."""
     if sys.stdin.encoding.lower() != "utf-8" or sys.platform == "win32":
         return
     for name in ("", *UTF8_LOCALES):
@@ -167,7 +170,7 @@ def _more_is_waiting() -> bool:
 
 
 def _discard_input() -> None:
-    """Drops what was pasted or typed ahead: it is not for the shell."""
+    """Drops what was pasted or typed ahead, so that the shell does not run it."""
     try:
         import termios
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""How good are the weights: validation loss, perplexity, exact match."""
+"""Measures validation loss and perplexity."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -25,9 +25,11 @@ class ValidationLoss:
 @torch.no_grad()
 def validation_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype,
                     sum_over_ranks: Callable[..., list[float]]) -> ValidationLoss:
-    """The validation loss of a model, left in evaluation mode; each rank brings its own share of the batches.
+    """Returns the validation loss over the batches of all ranks, and leaves the model in evaluation mode.
 
-    `sum_over_ranks(a, b)` gives both sums over all ranks.
+    Args:
+        batches: this rank's share.
+        sum_over_ranks: sum_over_ranks(a, b) returns both sums over all ranks.
     """
     model.eval()
     loss_sum, tokens = 0.0, 0

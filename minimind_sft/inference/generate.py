@@ -1,6 +1,6 @@
-"""Words from weights: prefill, then one token at a time over the KV cache.
+"""Generates text: prefill, then one token at a time with the KV cache.
 
-Shapes: T tokens of all prompts in one row, S running sequences, V vocabulary, C candidates for the next token.
+Local letter: M candidates for the next token.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,7 @@ LanguageModel = MiniMindForCausalLM | FrozenModel
 def generate_stream(
     model: LanguageModel, prompt_ids: Sequence[int], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> Iterator[int]:
-    """Yields the answer's tokens as they are made, up to and without the first of `stop_ids`.
+    """Yields the answer's tokens one by one, and ends before the first of `stop_ids`.
 
     Raises:
         UserError: if the prompt is empty or leaves no room in the model's context.
@@ -34,7 +34,7 @@ def generate_stream(
 def generate_batch(
     model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> list[list[int]]:
-    """The answers to several prompts of any lengths, each as `generate_stream` would give it (but for the draw).
+    """Returns the answers to several prompts of any lengths, the same as `generate_stream` gives, except for the draw.
 
     Raises:
         UserError: if a prompt is empty or leaves no room in the model's context.
@@ -50,7 +50,7 @@ def generate_batch(
 def _steps(
     model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
 ) -> Iterator[dict[int, int]]:
-    """Yields one new token of each unfinished prompt, {index of the prompt: token}, step by step."""
+    """Yields for each step the new token of every unfinished prompt, {index of the prompt: token}."""
     assert not model.training, "generation needs model.eval()"
     rooms = [_room(model, prompt, settings) for prompt in prompts]
     if not prompts:
@@ -86,7 +86,7 @@ def _steps(
 
 
 def _room(model: LanguageModel, prompt: Sequence[int], settings: SamplingSettings) -> int:
-    """How many tokens may follow the prompt."""
+    """Returns how many tokens may follow the prompt."""
     context = model.config.max_position_embeddings
     if len(prompt) == 0:
         raise UserError("the prompt is empty: expected at least one token")
@@ -97,7 +97,7 @@ def _room(model: LanguageModel, prompt: Sequence[int], settings: SamplingSetting
 
 
 def _without(finished: list[int], slots: int) -> list[int]:
-    """The slots that go on, in the order in which they are to lie: the last ones fill the gaps."""
+    """Returns the slots that continue, in their new order: the last ones fill the gaps."""
     kept = list(range(slots))
     for slot in reversed(finished):
         kept[slot] = kept[-1]
@@ -106,7 +106,7 @@ def _without(finished: list[int], slots: int) -> list[int]:
 
 
 class _Sampler:
-    """Draws the next tokens; remembers which occurred, if that matters."""
+    """Draws the next tokens, and remembers which occurred if a repetition penalty needs it."""
 
     def __init__(self, settings: SamplingSettings, prompts: Sequence[Sequence[int]], vocab_size: int,
                  device: torch.device):
@@ -136,13 +136,13 @@ class _Sampler:
 
 
 def penalize(scores_SV: Tensor, seen_SV: Tensor, penalty: float) -> Tensor:
-    """CTRL's repetition penalty (Keskar et al. 2019, arXiv:1909.05858), made to lower negative scores as well."""
+    """Applies CTRL's repetition penalty (Keskar et al. 2019, arXiv:1909.05858); it lowers negative scores too."""
     penalized_SV = torch.where(scores_SV > 0, scores_SV / penalty, scores_SV * penalty)
     return torch.where(seen_SV, penalized_SV, scores_SV)
 
 
 def candidates(scores_SV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """The probabilities (S, C) of the tokens (S, C) that `temperature`, `top_k` and `top_p` leave.
+    """Returns the probabilities (S, M) and ids (S, M) of the tokens that `temperature`, `top_k` and `top_p` leave.
 
     With `top_p` (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751) the others have probability 0.
     """
@@ -150,17 +150,17 @@ def candidates(scores_SV: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
     vocab_size = scores_SV.shape[1]
     if settings.top_k == 0 and settings.top_p == 1:
         return scores_SV.softmax(-1), torch.arange(vocab_size, device=scores_SV.device).expand_as(scores_SV)
-    best_SC, tokens_SC = scores_SV.topk(min(settings.top_k or vocab_size, vocab_size))
-    probs_SC = best_SC.softmax(-1)
+    best_SM, tokens_SM = scores_SV.topk(min(settings.top_k or vocab_size, vocab_size))
+    probs_SM = best_SM.softmax(-1)
     if settings.top_p < 1:
-        better_SC = probs_SC.cumsum(-1) - probs_SC
-        probs_SC = probs_SC.masked_fill(better_SC >= settings.top_p, 0.0)
-        probs_SC = probs_SC / probs_SC.sum(-1, keepdim=True)
-    return probs_SC, tokens_SC
+        better_SM = probs_SM.cumsum(-1) - probs_SM
+        probs_SM = probs_SM.masked_fill(better_SM >= settings.top_p, 0.0)
+        probs_SM = probs_SM / probs_SM.sum(-1, keepdim=True)
+    return probs_SM, tokens_SM
 
 
-def draw(probs_SC: Tensor, tokens_SC: Tensor, generator: torch.Generator) -> Tensor:
-    """One token per sequence: where a uniform number falls among the cumulated probabilities."""
-    cumulated_SC = probs_SC.cumsum(-1)
-    uniform_S1 = torch.rand(len(probs_SC), 1, generator=generator, device=probs_SC.device) * cumulated_SC[:, -1:]
-    return tokens_SC.gather(1, torch.searchsorted(cumulated_SC, uniform_S1)).squeeze(1)
+def draw(probs_SM: Tensor, tokens_SM: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws one token per sequence: the one where a uniform number falls among the cumulative probabilities."""
+    cumulated_SM = probs_SM.cumsum(-1)
+    uniform_S1 = torch.rand(len(probs_SM), 1, generator=generator, device=probs_SM.device) * cumulated_SM[:, -1:]
+    return tokens_SM.gather(1, torch.searchsorted(cumulated_SM, uniform_S1)).squeeze(1)

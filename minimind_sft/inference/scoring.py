@@ -1,4 +1,4 @@
-"""Scores a model: each row's last assistant turn is asked for and compared with what the model says."""
+"""Scores a model by exact match: it answers each row's last question, and the row's answer is compared."""
 
 import json
 from bisect import bisect_right
@@ -22,11 +22,11 @@ from minimind_sft.terminal import columns
 PROBLEMS_NAMED = 5
 WRONG_SHOWN = 3
 OUTPUT_FIELDS = ("kind", "place", "expected", "answer", "exact")
-"""Every line of `--score_out` has them."""
+"""The fields of every line of `--score_out`."""
 
 
 class Row(NamedTuple):
-    """A conversation to score on, and the kind of question that its row names."""
+    """A conversation to score, and the kind of question that its row names."""
 
     kind: str
     conversation: Conversation
@@ -34,13 +34,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A row's last assistant turn, ready to be asked for.
+    """The question that a row's last assistant turn answers.
 
-    messages: those before the turn; what follows it does not matter.
+    messages: all messages before that turn; what follows it does not matter.
     prompt: their ids with the generation prompt.
     expected: the turn's text as training teaches it, without reasoning.
     has_call: whether the turn calls a tool; the expected text then holds the call as the template writes it.
-    problem: why there is nothing to ask or compare, with the row's place; else empty.
+    problem: why there is nothing to ask or compare, with the row's place; otherwise empty.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Scored:
-    """A question and what the model said, without reasoning; None where the question has a problem."""
+    """A question and the model's answer without reasoning, or None if the question has a problem."""
 
     question: Question
     answer: str | None
@@ -66,18 +66,17 @@ class Scored:
 
 
 def read_scored_rows(files: Iterable[Path]) -> list[Row]:
-    """
+    """Reads the rows of all files.
+
     Raises:
-        UserError: naming file and line, for a row that is no conversation or has no assistant turn.
+        UserError: names file and line, for a row that is not a conversation or has no assistant turn.
     """
     return [Row(str(row.get("kind", "all")), parse_conversation(row, place))
             for path in files for place, row in read_rows(path)]
 
 
 def make_question(row: Row, template: ChatTemplate, thinking: bool, context: int) -> Question:
-    """Args:
-        context: how many tokens the model's context has.
-    """
+    """Turns a row into a question. The model's context has `context` tokens."""
     kind, conversation = row
     messages, place = conversation.messages, conversation.place
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
@@ -100,13 +99,13 @@ def make_question(row: Row, template: ChatTemplate, thinking: bool, context: int
 
 
 def without_reasoning(text: str) -> str:
-    """Strips the text before `</think>`, and the white space around what is left."""
+    """Removes the text up to `</think>`, and white space around the rest."""
     before, tag, after = text.partition(THINK_END)
     return (after if tag else before).strip()
 
 
 def _taught_text(template: ChatTemplate, conversation: Conversation) -> str:
-    """The text that training teaches for the last turn, without its end-of-turn token."""
+    """Returns the text that training teaches for the last turn, without its end-of-turn token."""
     sequence = template.encode(conversation, Supervision("last"))[-1]
     ids = sequence.input_ids[sequence.supervised].tolist()
     return without_reasoning(template.tokenizer.decode(ids[:-1] if ids[-1] == template.end_of_turn_id else ids))
@@ -114,7 +113,7 @@ def _taught_text(template: ChatTemplate, conversation: Conversation) -> str:
 
 def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Question], settings: SamplingSettings,
           batch_size: int) -> list[Scored]:
-    """Answers the questions greedily, `batch_size` at once; those with a problem get no answer."""
+    """Answers the questions greedily, `batch_size` at a time; questions with a problem get no answer."""
     settings = replace(settings, temperature=0.0)
     tokenizer = template.tokenizer
     stop_ids = {template.end_of_turn_id, tokenizer.end_of_document_id}
@@ -131,8 +130,9 @@ def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Ques
 
 
 def report(results: Sequence[Scored], width: int) -> Iterator[str]:
-    """Yields lines for a terminal `width` columns wide: a table per kind, rows that could not be compared, examples of
-    wrong answers, and at last the total.
+    """Yields the report's lines for a terminal of `width` columns.
+
+    They are a table of kinds, rows that could not be compared, examples of wrong answers, and the total.
 
     Raises:
         UserError: if no row can be compared.
@@ -166,7 +166,7 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
 
 
 def shortened(text: str, width: int) -> str:
-    """One line of at most that many columns of a terminal, cut with "..."."""
+    """Returns `text` on one line of at most `width` columns, cut with "..."."""
     text = harmless(text.replace("\n", "\\n"))
     if columns(text) <= width:
         return text
@@ -175,7 +175,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
-    """Yields a JSON object for each row of the data, in their order."""
+    """Yields a JSON object for each row of the data, in order."""
     for result in results:
         question = result.question
         row = {"kind": question.kind, "place": question.place, "messages": list(question.messages)}
@@ -188,7 +188,7 @@ def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
 def check_output(path: Path, files: Iterable[Path]) -> None:
     """
     Raises:
-        UserError: if results cannot be written to `path`, or would replace a file that holds something else.
+        UserError: if results cannot be written to `path`, or would replace a file with other contents.
     """
     if path.resolve() in {file.resolve() for file in files}:
         raise UserError(f"--score_out {path}: this is the file with the questions")
@@ -202,7 +202,7 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:
-        raise UserError(f"--score_out {path}: the file is there and holds something else than results of --score; "
+        raise UserError(f"--score_out {path}: the file exists and holds something other than results of --score; "
                         "choose another name")
 
 
