@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from minimind_sft.errors import run_program
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
-from minimind_sft.inference.lowering import FrozenModel, ready_to_decode
+from minimind_sft.inference.lowering import LoweredModel, ready_to_decode
 from minimind_sft.inference.packed import plain
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -186,7 +186,7 @@ def measure_ideas(arguments: argparse.Namespace) -> dict:
     forms = {
         "ours": ready_to_decode(model),
         "two float16 per weight": ready_to_decode(full),
-        "fewer operations": FrozenModel(model, plain),
+        "fewer operations": LoweredModel(model, plain),
         "the model, KV cache": model,
     }
     contenders = {name: partial(answer, form, arguments.new_tokens) for name, form in forms.items()}

@@ -112,7 +112,7 @@ def test_commands(open_terminal, arguments):
     terminal.type("/clear\r")
     terminal.wait_for("cleared")
     terminal.type("/claer\r")
-    terminal.wait_for("/claer: no such command, expected /clear, /help, /exit, /quit; a blank in front")
+    terminal.wait_for("/claer: no such command, expected /clear, /help, /exit, /quit; put a blank")
     terminal.type(" /claer\r")
     said(terminal, " /claer")
     for path in ("/etc/passwd", "/etc is a folder", "/ "):

@@ -11,7 +11,7 @@ from test_generate import CONFIGS, PROMPTS, VOCAB, build
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
-from minimind_sft.inference.lowering import FrozenModel, ready_to_decode
+from minimind_sft.inference.lowering import LoweredModel, ready_to_decode
 from minimind_sft.inference.packed import best_pack, plain
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -22,7 +22,7 @@ PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, n
                          num_key_value_heads=2, intermediate_size=176)
 
 
-def steps(model: MiniMindForCausalLM | FrozenModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
+def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
     """The logits of the prompts and of each step, when every sequence goes on with the same fixed tokens."""
     weight = model.lm_head.weight
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
@@ -51,7 +51,7 @@ def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
 @torch.inference_mode()
 def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
     model = build(CONFIGS[name])
-    for expected, logits in zip(steps(model, prompts), steps(FrozenModel(model, plain), prompts), strict=True):
+    for expected, logits in zip(steps(model, prompts), steps(LoweredModel(model, plain), prompts), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -60,7 +60,7 @@ def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
 def test_wanted_positions_are_those_of_all(name: str):
     model = build(CONFIGS[name])
     prompt_ids, ends = torch.tensor(list(chain(*PROMPTS))), torch.tensor([len(prompt) for prompt in PROMPTS]).cumsum(0)
-    for form in (model, FrozenModel(model, plain)):
+    for form in (model, LoweredModel(model, plain)):
         cache = KVCache(model.config, len(PROMPTS), 40, torch.float64, torch.device("cpu"))
         context = cache.prefill([0, *ends.tolist()])
         with FlopCounterMode(display=False) as all_flops:
@@ -85,7 +85,7 @@ def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts:
         for parameter in model.parameters():
             parameter.mul_(1.001)
     frozen = ready_to_decode(model)
-    assert isinstance(frozen, FrozenModel)
+    assert isinstance(frozen, LoweredModel)
     for expected, logits in zip(steps(model, prompts), steps(frozen, prompts), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_answers_are_the_models(experts: int):
 def test_the_model_itself_stays_as_it_was():
     model = build(CONFIGS["moe"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    generate_batch(FrozenModel(model, plain), PROMPTS, SamplingSettings(5), ())
+    generate_batch(LoweredModel(model, plain), PROMPTS, SamplingSettings(5), ())
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from minimind_sft.errors import UserError
-from minimind_sft.inference.lowering import FrozenModel
+from minimind_sft.inference.lowering import LoweredModel
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kv_cache import KVCache, cache_dtype
 from minimind_sft.model.precision import at_least_float32
 from minimind_sft.settings.chat import SamplingSettings
 
-LanguageModel = MiniMindForCausalLM | FrozenModel
+LanguageModel = MiniMindForCausalLM | LoweredModel
 
 
 def generate_stream(

@@ -1,18 +1,22 @@
-"""A model whose weights do not change any more, made ready to decode.
+"""Lowers a model to a faster form for decoding.
 
-One token of a few sequences needs little arithmetic: its time goes into reading the weights and into starting
-operations. So the weights are packed (packed.py), matrices that read the same input become one, and RMSNorm and RoPE
-take fewer operations. The result is that of `MiniMindForCausalLM.hidden_states`, which is its plain version.
+Decoding one token of a few sequences takes little arithmetic: the time goes into reading weights and starting
+operations. So weights are packed (packed.py), matrices that read the same input become one, and RMSNorm and RoPE take
+fewer operations. The result is that of `MiniMindForCausalLM.hidden_states` and `logits`, the plain version.
 
-Shapes: T tokens of all sequences in one row, D hidden size, H query heads, G key/value heads, A = H + G heads that are
-turned, W head dim, R = W / 2, P positions, F width of the feed-forward network, E experts, n tokens of one expert,
-N copies of tokens, or positions that are wanted, V vocabulary.
+`FAST_FORMS` has a fast form for each exact type of module. A module of another type stays as it is, and so does one
+with a hook, a bias, an adapter, a replaced method or quantised weights: correct, only slower, between lowered
+neighbours.
+
+Local letters: A query and key heads, H + G; P positions; n tokens of one expert.
 """
 
 import copy
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,41 +24,51 @@ from torch import Tensor, nn
 
 from minimind_sft.inference.packed import Pack, best_pack
 from minimind_sft.model.attention import Attention, Context
-from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
+from minimind_sft.model.decoder import Decoder, DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels.dispatch import dispatch
-from minimind_sft.model.layers import RMSNorm, rope_cos_sin
+from minimind_sft.model.layers import RMSNorm, SwiGLU, apply_rope, rope_cos_sin
 from minimind_sft.model.moe import Experts, MixtureOfExperts
 from minimind_sft.model.precision import at_least_float32
 
+Lowered = Callable[..., Tensor]
+"""Takes a module's arguments and returns its result."""
 
-def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | FrozenModel":
-    """The fastest form of `model` for `generate_stream` and `generate_batch`; the model itself where there is none.
 
-    A model in float32 whose weights float16 can hold is not needed any more: what is given back takes half its memory.
-    Otherwise the packed matrices lie beside the model: in two bytes per weight for bfloat16 (four once several
-    sequences were decoded at once), in four for float32. Later changes of the model do not reach them.
+def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | LoweredModel":
+    """Returns the fastest form of `model` for `generate_stream` and `generate_batch`, or `model` if there is none.
+
+    A float32 model whose weights float16 can hold may be deleted afterwards: its lowered form takes half the memory.
+    Otherwise packed matrices lie beside the model. They take two bytes per weight for bfloat16 (four once several
+    sequences were decoded at once) and four for float32. They do not follow later changes of the model.
     """
     pack = best_pack(model.lm_head.weight)
-    return model if pack is None else FrozenModel(model, pack)
+    return model if pack is None else lower_model(model, pack)
 
 
-class FrozenModel:
-    """Packed weights in the place of a model; its activations are in at least float32."""
+def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM | LoweredModel":
+    """Returns the model's lowered form, or `model` if it or its decoder as a whole is not what its class says."""
+    known = (has_only(model, MiniMindForCausalLM, {"model", "lm_head"})
+             and has_only(model.model, Decoder, {"embed_tokens", "layers", "norm"}))
+    return LoweredModel(model, pack) if known else model
+
+
+class LoweredModel:
+    """Takes the place of a model for decoding; its activations are in at least float32."""
 
     @torch.inference_mode()
     def __init__(self, model: MiniMindForCausalLM, pack: Pack):
         assert not model.training, "only a model in evaluation mode is decoded"
         self.config, self.training, self.lm_head = model.config, False, model.lm_head
+        lower = Lowering(pack, model.lm_head.weight.dtype)
         self._embed_tokens = model.model.embed_tokens
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing runs in one thread per matrix
-            self._layers = list(pool.map(partial(_Layer, pack=pack), model.model.layers))
-        self._norm = _Norm(model.model.norm)
-        self._head = pack([model.lm_head.weight])
-        self._cos_PW = self._sin_PW = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
+            self._layers = list(pool.map(lower, model.model.layers))
+        self._norm, self._head = lower(model.model.norm), lower(model.lm_head)
+        self._cos_PK = self._sin_PK = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:
-        """What the head reads, (T, D), or (N, D) of the positions `read_N`, as the model's method of that name."""
+        """Returns what the head reads, as the model's method of the same name."""
         x_TD = at_least_float32(self._embed_tokens(input_ids_T))
         rope = self._rope(positions_T)
         *layers, last = self._layers
@@ -63,23 +77,69 @@ class FrozenModel:
         return self._norm(last(x_TD, rope, context, read_N))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Scores of the next token (N, V)."""
+        """Returns the scores of the next token (N, V)."""
         return self._head(hidden_ND)
 
-    def _rope(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (T, 1, W), looked up; the sine is negative for the first half of a head."""
+    def _rope(self, positions_T: Tensor) -> "_Rope":
         needed = int(positions_T.max()) + 1
-        if len(self._cos_PW) < needed:
+        if len(self._cos_PK) < needed:
             positions_P = torch.arange(2 * needed, device=positions_T.device)
-            cos_PR, sin_PR = (x_P1R.flatten(1) for x_P1R in rope_cos_sin(self.config, positions_P, self._cos_PW.dtype))
-            self._cos_PW, self._sin_PW = torch.cat((cos_PR, cos_PR), -1), torch.cat((-sin_PR, sin_PR), -1)
-        return self._cos_PW[positions_T, None], self._sin_PW[positions_T, None]
+            cos_PR, sin_PR = (x_P1R.flatten(1) for x_P1R in rope_cos_sin(self.config, positions_P, self._cos_PK.dtype))
+            self._cos_PK, self._sin_PK = torch.cat((cos_PR, cos_PR), -1), torch.cat((-sin_PR, sin_PR), -1)
+        return _Rope(self._cos_PK[positions_T, None], self._sin_PK[positions_T, None])
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """Lowers the modules of one model, whose weights are of `dtype`."""
+
+    pack: Pack
+    dtype: torch.dtype
+
+    def __call__(self, module: nn.Module) -> Lowered:
+        """Returns the fast form of `module`, or the module itself if it has none."""
+        if self.knows(type(module), module):
+            return FAST_FORMS[type(module)].lower(module, self)
+        return self.as_it_is(module)
+
+    def knows(self, kind: type, *modules: nn.Module) -> bool:
+        """Whether all `modules` have the fast form of `kind`."""
+        return kind in FAST_FORMS and all(has_only(module, kind, FAST_FORMS[kind].parts) for module in modules)
+
+    def as_it_is(self, module: nn.Module) -> Lowered:
+        """Gives the module what it gets in the plain model: inputs in its own dtype, and each angle once."""
+        def run(x: Tensor, *arguments: object) -> Tensor:
+            arguments = [each.halves() if isinstance(each, _Rope) else each for each in arguments]
+            return at_least_float32(module(x.to(self.dtype), *arguments))
+        return run
+
+
+def has_only(module: nn.Module, kind: type, parts: set[str]) -> bool:
+    """Whether `module` computes what its class `kind` does, from these parameters and submodules and nothing else."""
+    names = {name for group in (module._parameters, module._buffers, module._modules)
+             for name, part in group.items() if part is not None}
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))  # a method, on this object alone
+    plain = all(type(parameter) is nn.Parameter for parameter in module.parameters(recurse=False))
+    return type(module) is kind and names == parts and not hooks and not replaced and plain
+
+
+class _Rope(NamedTuple):
+    """The cosine of each dimension's angle, and its sine, which is negative in the first half of a head."""
+
+    cos_T1K: Tensor
+    sin_T1K: Tensor
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Returns cos and sin of each pair's angle (T, 1, R), as in the plain model."""
+        pairs = self.cos_T1K.shape[-1] // 2
+        return self.cos_T1K[..., :pairs], self.sin_T1K[..., pairs:]
 
 
 class _Norm:
     """RMSNorm in fewer operations: x * weight * sqrt(D) / sqrt(|x|^2 + D * eps)."""
 
-    def __init__(self, norm: RMSNorm):
+    def __init__(self, norm: RMSNorm, _: Lowering):
         self._weight_D = at_least_float32(norm.weight.detach()) * math.sqrt(len(norm.weight))
         self._floor = _norm_floor(norm)
 
@@ -92,76 +152,116 @@ def _norm_floor(norm: RMSNorm) -> Tensor:
     return at_least_float32(norm.weight.new_ones(())) * math.sqrt(len(norm.weight) * norm.eps)
 
 
-class _Layer:
-    """A decoder layer."""
+class _DecoderLayer:
+    def __init__(self, layer: DecoderLayer, lower: Lowering):
+        self._attention_norm, self._attention = lower(layer.input_layernorm), lower(layer.self_attn)
+        self._mlp_norm, self._mlp = lower(layer.post_attention_layernorm), lower(layer.mlp)
+        self._dropout = lower(layer.dropout)
 
-    def __init__(self, layer: DecoderLayer, pack: Pack):
-        self._attention_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self._attention = _Attention(layer.self_attn, pack)
-        mlp = layer.mlp
-        if isinstance(mlp, MixtureOfExperts):
-            self._mlp = _with_experts(mlp, _Experts(mlp.experts, pack))
-        else:
-            self._mlp = _SwiGLU(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, pack)
-
-    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
-                 read_N: Tensor | None = None) -> Tensor:
-        x_ND = x_TD + self._attention(self._attention_norm(x_TD), rope, context)
-        if read_N is not None:
-            x_ND = x_ND.index_select(0, read_N)
-        return x_ND.add_(self._mlp(self._mlp_norm(x_ND)))
+    def __call__(self, x_TD: Tensor, rope: _Rope, context: Context, read_N: Tensor | None = None) -> Tensor:
+        x_TD = x_TD + self._dropout(self._attention(self._attention_norm(x_TD), rope, context))
+        x_ND = x_TD if read_N is None else x_TD.index_select(0, read_N)
+        return x_ND.add_(self._dropout(self._mlp(self._mlp_norm(x_ND))))
 
 
 class _Attention:
-    """Attention with one product for queries, keys and values, and QK-norm and RoPE in one:
+    def __init__(self, attention: Attention, lower: Lowering):
+        self._index = attention.layer_index
+        fuses = (lower.knows(nn.Linear, attention.q_proj, attention.k_proj, attention.v_proj)
+                 and lower.knows(RMSNorm, attention.q_norm, attention.k_norm)
+                 and attention.q_norm.eps == attention.k_norm.eps)
+        self._heads = _FusedHeads(attention, lower.pack) if fuses else _Heads(attention, lower)
+        self._out = lower(attention.o_proj)
 
-    a head h with the norm's weight w becomes (h * w * cos + roll(h * w) * sin) * sqrt(W) / sqrt(|h|^2 + W * eps), where
-    `roll` moves by half a head, so that each dimension meets the one that it is turned with.
+    def __call__(self, x_TD: Tensor, rope: _Rope, context: Context) -> Tensor:
+        q_THK, k_TGK, v_TGK = self._heads(x_TD, rope)
+        return self._out(context.attend(self._index, q_THK, k_TGK, v_TGK).flatten(1))
+
+
+class _Heads:
+    """Queries, keys and values from the attention's own projections."""
+
+    def __init__(self, attention: Attention, lower: Lowering):
+        self._project, self._dtype = attention.project, lower.dtype
+        self._q_norm, self._k_norm = lower(attention.q_norm), lower(attention.k_norm)
+
+    def __call__(self, x_TD: Tensor, rope: _Rope) -> tuple[Tensor, Tensor, Tensor]:
+        q_THK, k_TGK, v_TGK = map(at_least_float32, self._project(x_TD.to(self._dtype)))
+        angles = rope.halves()
+        return apply_rope(self._q_norm(q_THK), angles), apply_rope(self._k_norm(k_TGK), angles), v_TGK
+
+
+class _FusedHeads:
+    """Queries, keys and values from one product, with QK-norm and RoPE in one:
+
+    a head h with the norm's weight w becomes (h * w * cos + roll(h * w) * sin) * sqrt(K) / sqrt(|h|^2 + K * eps), where
+    `roll` moves by half a head, so that each dimension meets the one that it is rotated with.
     """
 
     def __init__(self, attention: Attention, pack: Pack):
-        self._index, self._head_dim = attention.layer_index, attention.head_dim
+        self._head_dim = attention.head_dim
         self._qkv = pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        self._out = pack([attention.o_proj.weight])
         self._heads, self._kv_heads = (
             proj.out_features // self._head_dim for proj in (attention.q_proj, attention.k_proj))
-        weight_AW = torch.cat([
+        weight_AK = torch.cat([
             attention.q_norm.weight.expand(self._heads, -1), attention.k_norm.weight.expand(self._kv_heads, -1)])
-        self._weight_AW = at_least_float32(weight_AW.detach()) * math.sqrt(self._head_dim)
-        self._rolled_weight_AW = self._weight_AW.roll(self._head_dim // 2, dims=-1)
+        self._weight_AK = at_least_float32(weight_AK.detach()) * math.sqrt(self._head_dim)
+        self._rolled_weight_AK = self._weight_AK.roll(self._head_dim // 2, dims=-1)
         self._floor = _norm_floor(attention.q_norm)
 
-    def __call__(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
-        cos_T1W, sin_T1W = rope
-        qkv_THW = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
-        heads_TAW, v_TGW = qkv_THW.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
-        norm_TA1 = torch.linalg.vector_norm(heads_TAW, dim=-1, keepdim=True, dtype=cos_T1W.dtype).hypot_(self._floor)
-        turned_TAW = heads_TAW * (self._weight_AW * cos_T1W)
-        turned_TAW.addcmul_(heads_TAW.roll(self._head_dim // 2, dims=-1), self._rolled_weight_AW * sin_T1W)
-        q_THW, k_TGW = turned_TAW.div_(norm_TA1).split((self._heads, self._kv_heads), dim=1)
-        return self._out(context.attend(self._index, q_THW, k_TGW, v_TGW).flatten(1))
+    def __call__(self, x_TD: Tensor, rope: _Rope) -> tuple[Tensor, Tensor, Tensor]:
+        cos_T1K, sin_T1K = rope
+        qkv_TAK = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
+        heads_TAK, v_TGK = qkv_TAK.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
+        norm_TA1 = torch.linalg.vector_norm(heads_TAK, dim=-1, keepdim=True, dtype=cos_T1K.dtype).hypot_(self._floor)
+        rotated_TAK = heads_TAK * (self._weight_AK * cos_T1K)
+        rotated_TAK.addcmul_(heads_TAK.roll(self._head_dim // 2, dims=-1), self._rolled_weight_AK * sin_T1K)
+        q_THK, k_TGK = rotated_TAK.div_(norm_TA1).split((self._heads, self._kv_heads), dim=1)
+        return q_THK, k_TGK, v_TGK
 
 
 class _SwiGLU:
-    """SwiGLU with gate and up as one product."""
+    """down(silu(gate) * up), where `gate_up(x)` returns both."""
 
-    def __init__(self, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, pack: Pack):
-        self._gate_up, self._down = pack([gate_FD, up_FD]), pack([down_DF])
+    def __init__(self, gate_up: Callable[[Tensor], tuple[Tensor, Tensor]], down: Lowered):
+        self._gate_up, self._down = gate_up, down
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self._gate_up(x_TD).chunk(2, dim=-1)
+        gate_TF, up_TF = self._gate_up(x_TD)
         return self._down(F.silu(gate_TF).mul_(up_TF))
 
 
-class _Experts(nn.Module):
+def _swiglu(mlp: SwiGLU, lower: Lowering) -> _SwiGLU:
+    if lower.knows(nn.Linear, mlp.gate_proj, mlp.up_proj):
+        return _SwiGLU(_one_product(mlp.gate_proj.weight, mlp.up_proj.weight, lower.pack), lower(mlp.down_proj))
+    gate, up = lower(mlp.gate_proj), lower(mlp.up_proj)
+    return _SwiGLU(lambda x_TD: (gate(x_TD), up(x_TD)), lower(mlp.down_proj))
+
+
+def _one_product(gate_FD: Tensor, up_FD: Tensor, pack: Pack) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    product = pack([gate_FD, up_FD])
+    return lambda x_TD: product(x_TD).chunk(2, dim=-1)
+
+
+class _MixtureOfExperts:
+    def __init__(self, mlp: MixtureOfExperts, lower: Lowering):
+        router = copy.copy(mlp)
+        router._modules = {"gate": mlp.gate}  # does not keep the experts' weights
+        self._route, self._experts = router.route, lower(mlp.experts)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return self._experts(x_TD, *self._route(x_TD))
+
+
+class _Experts:
     """The experts' networks, each packed on its own: those without a token are not read."""
 
-    def __init__(self, experts: Experts, pack: Pack):
-        super().__init__()
+    def __init__(self, experts: Experts, lower: Lowering):
         weights = zip(experts.gate_proj.unbind(), experts.up_proj.unbind(), experts.down_proj.unbind(), strict=True)
-        self._networks = [_SwiGLU(*matrices, pack) for matrices in weights]
+        self._networks = [_SwiGLU(_one_product(gate_FD, up_FD, lower.pack), lower.pack([down_DF]))
+                          for gate_FD, up_FD, down_DF in weights]
 
-    def forward(self, x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor) -> Tensor:
         return dispatch(x_TD, weight_TC, chosen_TC, len(self._networks), self._run)
 
     def _run(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
@@ -169,8 +269,29 @@ class _Experts(nn.Module):
         return torch.cat([network(x_nD) for x_nD, network in zip(rows, self._networks, strict=True) if len(x_nD)])
 
 
-def _with_experts(mlp: MixtureOfExperts, experts: _Experts) -> MixtureOfExperts:
-    """The same router before other experts; the model's own module stays as it is."""
-    routed = copy.copy(mlp)
-    routed._modules = {**mlp._modules, "experts": experts}
-    return routed
+def _same(x: Tensor) -> Tensor:
+    """Dropout, in evaluation mode."""
+    return x
+
+
+class FastForm(NamedTuple):
+    """How a type of module is lowered.
+
+    parts: the parameters and submodules that the fast form knows; a module with any other stays as it is.
+    """
+
+    lower: Callable[[nn.Module, Lowering], Lowered]
+    parts: set[str]
+
+
+FAST_FORMS = {
+    nn.Linear: FastForm(lambda linear, lower: lower.pack([linear.weight]), {"weight"}),
+    nn.Dropout: FastForm(lambda dropout, lower: _same, set()),
+    RMSNorm: FastForm(_Norm, {"weight"}),
+    Attention: FastForm(_Attention, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}),
+    SwiGLU: FastForm(_swiglu, {"gate_proj", "up_proj", "down_proj"}),
+    Experts: FastForm(_Experts, {"gate_proj", "up_proj", "down_proj"}),
+    MixtureOfExperts: FastForm(_MixtureOfExperts, {"gate", "experts"}),
+    DecoderLayer: FastForm(_DecoderLayer, {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp",
+                                           "dropout"}),
+}
