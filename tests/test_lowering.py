@@ -1,4 +1,4 @@
-"""The frozen model against the model that it was made of: the same hidden states, logits and words."""
+"""The lowered model against the plain one: the same hidden states, logits and answers."""
 
 import gc
 import weakref
@@ -84,9 +84,9 @@ def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts:
     if not half:
         for parameter in model.parameters():
             parameter.mul_(1.001)
-    frozen = ready_to_decode(model)
-    assert isinstance(frozen, LoweredModel)
-    for expected, logits in zip(steps(model, prompts), steps(frozen, prompts), strict=True):
+    lowered = ready_to_decode(model)
+    assert isinstance(lowered, LoweredModel)
+    for expected, logits in zip(steps(model, prompts), steps(lowered, prompts), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -105,13 +105,13 @@ def test_packed_bfloat16_logits_are_nearer_to_float32s_than_the_models(prompts: 
 @half_needed
 def test_answers_are_the_models(experts: int):
     model = trained_like(replace(PRODUCTION, use_moe=bool(experts)))
-    frozen = ready_to_decode(model)
+    lowered = ready_to_decode(model)
     settings = SamplingSettings(40, repetition_penalty=1.3)
     expected = generate_batch(model, PROMPTS, settings, {5, 9, 31})
-    assert generate_batch(frozen, PROMPTS, settings, {5, 9, 31}) == expected
-    assert [list(generate_stream(frozen, prompt, settings, {5, 9, 31})) for prompt in PROMPTS] == expected
+    assert generate_batch(lowered, PROMPTS, settings, {5, 9, 31}) == expected
+    assert [list(generate_stream(lowered, prompt, settings, {5, 9, 31})) for prompt in PROMPTS] == expected
     drawn = replace(settings, temperature=0.8, top_p=0.9)
-    assert generate_batch(frozen, PROMPTS, drawn, ()) == generate_batch(model, PROMPTS, drawn, ())
+    assert generate_batch(lowered, PROMPTS, drawn, ()) == generate_batch(model, PROMPTS, drawn, ())
 
 
 def test_the_model_itself_stays_as_it_was():
@@ -126,11 +126,11 @@ def test_the_model_itself_stays_as_it_was():
 def test_a_float32_model_whose_weights_float16_holds_is_not_kept():
     model = trained_like(replace(PRODUCTION, use_moe=True))
     kept = weakref.ref(model.model.layers[0].self_attn.q_proj.weight), weakref.ref(model.model.layers[0].mlp.experts)
-    frozen = ready_to_decode(model)
+    lowered = ready_to_decode(model)
     del model
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
-    assert len(list(generate_stream(frozen, [1, 2, 3], SamplingSettings(4), ()))) == 4
+    assert len(list(generate_stream(lowered, [1, 2, 3], SamplingSettings(4), ()))) == 4
 
 
 def test_where_nothing_is_faster_the_model_decodes_itself():
