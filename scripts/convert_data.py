@@ -82,8 +82,8 @@ def check_outputs(settings: WritingSettings) -> None:
         UserError: if a file cannot be written, or exists and `--overwrite` is not set.
     """
     for flag in flags_of(settings):
-        if flag.setting.endings and flag.default:
-            path = Path(flag.default)
+        if flag.setting.endings and flag.value:
+            path = Path(flag.value)
             check_writable(path.parent, str(flag))
             check_replaceable([path], settings.overwrite, f"choose another {flag}")
 

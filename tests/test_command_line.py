@@ -161,7 +161,7 @@ def test_these_are_the_switches_of_a_trainer():
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_works_bare_and_with_a_value(switch):
     def value(*argv: str):
-        return next(flag.default for flag in flags_of(parse(*argv)) if flag.name == switch)
+        return next(flag.value for flag in flags_of(parse(*argv)) if flag.name == switch)
 
     assert value(f"--{switch}") is value(f"--{switch}", "--epochs", "1") is value(f"--{switch}", "1") is True
     assert value(f"--{switch}", "0") is value(f"--{switch}=0") is False

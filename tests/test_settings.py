@@ -50,10 +50,10 @@ class Farm:
 
 def test_a_program_has_the_flags_of_its_groups_with_its_own_defaults():
     flags = flags_of(Farm)
-    assert [(flag.name, flag.group, flag.type, flag.default) for flag in flags] == [
+    assert [(flag.name, flag.group, flag.type, flag.value) for flag in flags] == [
         ("plants", "garden", int, 5), ("water", "garden", float, 0.5), ("shade", "garden", float, 0.2),
         ("fence", "garden", bool, False), ("name", "", str, "farm")]
-    assert [flag.default for flag in flags_of(changed(Farm(), plants=7, name="x"))] == [7, 0.5, 0.2, False, "x"]
+    assert [flag.value for flag in flags_of(changed(Farm(), plants=7, name="x"))] == [7, 0.5, 0.2, False, "x"]
 
 
 def test_values_as_typed_and_as_recorded():

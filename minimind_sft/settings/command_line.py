@@ -142,7 +142,7 @@ def _first_line(group: type) -> str:
 
 def _add_flag(group: Any, flag: Flag) -> None:
     """Adds a flag to a group of the parser, or to the parser."""
-    about, shown = flag.setting, _shown_default(flag.default)
+    about, shown = flag.setting, _shown_default(flag.value)
     help_line = (about.help + (f" (default: {shown})" if shown else "")).replace("%", "%%")
     if about.positional:
         group.add_argument(flag.name, nargs="+", metavar=FILES, help=help_line)
@@ -157,7 +157,7 @@ def _add_flag(group: Any, flag: Flag) -> None:
         options["type"] = partial(_read_number, flag.type)
     if flag.many:
         options["nargs"] = "+"
-    group.add_argument(str(flag), default=flag.default, help=help_line, **options)
+    group.add_argument(str(flag), default=flag.value, help=help_line, **options)
 
 
 def _value_name(flag: Flag) -> str:

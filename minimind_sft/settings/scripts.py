@@ -163,7 +163,7 @@ class InspectSettings:
     def trainer(self) -> TrainSettings:
         """Returns the settings of the trainer that would be given the same flags."""
         defaults = SFTSettings() if self.data.rows == "conversations" else PretrainSettings()
-        given = {flag.name: flag.default for flag in flags_of(self) if flag.default is not None}
+        given = {flag.name: flag.value for flag in flags_of(self) if flag.value is not None}
         trainer = changed(defaults, **{name: given[name] for name in as_typed(defaults) if name in given})
         # The size of a micro-batch has no influence on the report.
         return replace(trainer, runtime=replace(trainer.runtime, micro_batch_tokens=trainer.data.max_seq_len))

@@ -10,7 +10,7 @@ Everything else that needs a list of settings derives it from what each setting 
 
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -47,7 +47,7 @@ class Setting:
         min, above, max, below: its range; `above` and `below` exclude the bound.
         recorded_as: its key in resume states, where that is not its name.
         endings: how the name of a file to write must end.
-        positional: stands on the command line without a flag.
+        positional: a list of files that stands on the command line without a flag.
         required: has no default.
     """
 
@@ -66,8 +66,6 @@ class Setting:
 
     def range(self) -> str:
         """Describes the range in words."""
-        if self.kind == "share":
-            return "0 to 1"
         if self.min is not None and self.max is not None:
             return f"{self.min:,} to {self.max:,}"
         bounds = (("at least", self.min), ("more than", self.above), ("at most", self.max), ("less than", self.below))
@@ -76,8 +74,7 @@ class Setting:
     def contains(self, value: float) -> bool:
         """Says whether a finite number lies in the range."""
         return ((self.min is None or value >= self.min) and (self.above is None or value > self.above)
-                and (self.max is None or value <= self.max) and (self.below is None or value < self.below)
-                and (self.kind != "share" or 0 <= value <= 1))
+                and (self.max is None or value <= self.max) and (self.below is None or value < self.below))
 
     def expected(self, value: Any) -> str | None:
         """Says what was expected instead of `value`; None if the value is fine."""
@@ -93,16 +90,16 @@ class Flag(NamedTuple):
 
     Attributes:
         group: the program's field that holds it; "" if the program has no groups.
-        type: int, float, bool, str or Path.
+        type: int, float, bool (a switch) or str.
         many: takes several values, in a tuple.
-        default: the program's default.
+        value: the program's default, or the value in an object of settings.
     """
 
     name: str
     group: str
     type: type
     many: bool
-    default: Any
+    value: Any
     setting: Setting
 
     def __str__(self) -> str:
@@ -111,6 +108,8 @@ class Flag(NamedTuple):
 
 def setting(default: Any, help: str, **about: Any) -> Any:
     """Makes a dataclass field that is also a flag; `about` are the attributes of `Setting`."""
+    if about.get("kind") == "share":
+        about |= {"min": 0, "max": 1}
     return field(default=default, metadata={"setting": Setting(help, **about)})
 
 
@@ -122,14 +121,14 @@ def same_setting(group: type, name: str, **changed: Any) -> Any:
 
 
 def flags_of(settings: Any) -> list[Flag]:
-    """Lists the flags of a program or a group, given its class or an object (whose values are then the defaults)."""
+    """Lists the flags of a program or a group: with the defaults of a class, or the values of an object."""
     flags = []
     for one in fields(settings):
-        default = one.default if isinstance(settings, type) else getattr(settings, one.name)
-        if is_dataclass(default):
-            flags += [flag._replace(group=one.name) for flag in flags_of(default)]
+        value = one.default if isinstance(settings, type) else getattr(settings, one.name)
+        if is_dataclass(value):
+            flags += [flag._replace(group=one.name) for flag in flags_of(value)]
         else:
-            flags.append(_flag(one, default))
+            flags.append(_flag(one, value))
     return flags
 
 
@@ -147,7 +146,7 @@ def recorded(settings: Any, decides: Decides) -> dict[str, Any]:
 
 def as_typed(settings: Any) -> dict[str, Any]:
     """Returns every setting by the name of its flag, as one would type it: switches are 0 or 1."""
-    return {flag.name: int(flag.default) if isinstance(flag.default, bool) else flag.default
+    return {flag.name: int(flag.value) if isinstance(flag.value, bool) else flag.value
             for flag in flags_of(settings)}
 
 
@@ -163,8 +162,10 @@ def changed(settings: Settings, **values: Any) -> Settings:
 
 
 def problems(settings: Any) -> list[str]:
-    """Lists what is wrong with the values, one line each: ranges first, then what the `problems` methods of groups and
-    program say. Nothing is loaded for that."""
+    """Lists what is wrong with the values, one line each, without loading anything.
+
+    Checks ranges first, then calls the `problems` methods of the groups and of the program.
+    """
     found = [problem for flag in flags_of(settings) for problem in _problems_of(flag)]
     return found + [problem for one in _parts(settings) if hasattr(one, "problems") for problem in one.problems()]
 
@@ -176,7 +177,7 @@ def _parts(settings: Any) -> Iterator[Any]:
 
 
 def _problems_of(flag: Flag) -> Iterator[str]:
-    about, value = flag.setting, flag.default
+    about, value = flag.setting, flag.value
     if expected := about.expected(value):
         yield f"{flag} is {value}, expected {expected}"
     if about.kind == "name" and (not value or Path(value).name != value):
@@ -185,10 +186,9 @@ def _problems_of(flag: Flag) -> Iterator[str]:
         yield f"{flag} {value}: expected a name that ends in {', '.join(about.endings)}"
 
 
-def _flag(one: Field, default: Any) -> Flag:
+def _flag(one: Field, value: Any) -> Flag:
     many = get_origin(one.type) is tuple
     kind: Any = one.type
     if many or isinstance(kind, UnionType):  # tuple[str, ...], int | None
         kind = next(kind for kind in get_args(one.type) if kind is not type(None))
-    assert default is not MISSING, one.name
-    return Flag(one.name, "", kind, many, default, one.metadata["setting"])
+    return Flag(one.name, "", kind, many, value, one.metadata["setting"])
