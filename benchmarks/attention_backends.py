@@ -20,7 +20,7 @@ import torch
 
 from minimind_sft.device import resolve_device
 from minimind_sft.errors import run_program
-from minimind_sft.model.kernels.padded_attention import PaddedAttention, flash_attention
+from minimind_sft.model.kernels.padded_attention import PaddedAttention
 from minimind_sft.model.kernels.selection import Attend
 from minimind_sft.model.kernels.varlen_attention import VarlenAttention, groups_heads
 
@@ -37,7 +37,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     device = resolve_device(arguments.device)
-    backends = {"PaddedAttention": lambda: PaddedAttention(cu_seqlens, qkv[2], flash_attention)}
+    backends = {"PaddedAttention": lambda: PaddedAttention(cu_seqlens, qkv[2])}
     if device.type == "cuda" and groups_heads():
         backends["VarlenAttention"] = lambda: VarlenAttention(cu_seqlens, device)
     cu_seqlens = boundaries(arguments.tokens, arguments.longest)

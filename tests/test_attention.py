@@ -54,7 +54,7 @@ def test_documents_of_up_to_384_tokens_are_short(monkeypatch):
         return original(q_BLQK, k_BLK, v_BLK)
 
     monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
-    monkeypatch.setattr(selection, "short_attention", spy)
+    monkeypatch.setattr(padded_attention, "short_attention", spy)
     Documents((0, 384, 769), CPU).attend(0, *flat_qkv(769))
     assert seen == [384]
 

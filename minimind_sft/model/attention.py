@@ -17,7 +17,7 @@ from minimind_sft.device import send
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels import selection
 from minimind_sft.model.layers import RMSNorm, apply_rope
-from minimind_sft.model.precision import shared_input
+from minimind_sft.model.precision import matmul_dtype
 
 
 class Context(Protocol):
@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
         Whatever changes the projections (a fused product, a bias, an adapter, quantised weights) changes them here.
         """
-        x_TD = shared_input(x_TD)
+        x_TD = x_TD.to(matmul_dtype(x_TD))  # autocast by itself would convert it for each product
         q_TI, k_TI, v_TI = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
         return tuple(heads.unflatten(-1, (-1, self.head_dim)) for heads in (q_TI, k_TI, v_TI))
 

@@ -24,7 +24,6 @@ from minimind_sft.model.kernels import grouped_experts, selection
 from minimind_sft.model.kernels.cross_entropy import ROWS
 from minimind_sft.model.layers import RMSNorm, SwiGLU, cross_entropy_sum, rope_cos_sin
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
-from minimind_sft.model.precision import at_least_float32
 
 
 class Losses(NamedTuple):
@@ -172,10 +171,9 @@ class MiniMindForCausalLM(nn.Module):
             supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
         read_N = F.pad(supervised_P, (0, -len(supervised_P) % ROWS))  # filled up with position 0
         hidden_ND = self.hidden_states(input_ids_T, documents.positions_T, documents, read_N)
-        return Losses(
-            cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_P)),
-            self._aux_loss_sum(documents, at_least_float32(hidden_ND.new_zeros(()))),
-        )
+        loss_sum = cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_P))
+        has_router = self.config.use_moe and self.training
+        return Losses(loss_sum, self._aux_loss_sum(documents) if has_router else torch.zeros_like(loss_sum))
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:
@@ -198,18 +196,17 @@ class MiniMindForCausalLM(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         return Documents(cu_seqlens, input_ids_T.device, dropout, filled_to=len(input_ids_T))
 
-    def _aux_loss_sum(self, documents: Documents, total: Tensor) -> Tensor:
-        if not (self.config.use_moe and self.training):
-            return total
+    def _aux_loss_sum(self, documents: Documents) -> Tensor:
         real = slice(sum(documents.lengths))
         document_T, count = documents.document_T[real], len(documents.lengths)
         if self.config.aux_loss_scope == "batch":
             document_T, count = torch.zeros_like(document_T), 1
+        losses = []
         for experts in (module for module in self.model.modules() if isinstance(module, MixtureOfExperts)):
-            assert experts.routing is not None, "it is there after every forward pass in training"
+            assert experts.routing is not None, "every forward pass in training mode leaves one"
             probs_TE, chosen_TC = experts.routing
-            total = total + balance_loss_sum(probs_TE[real], chosen_TC[real], document_T, count)
-        return total * self.config.router_aux_loss_coef
+            losses.append(balance_loss_sum(probs_TE[real], chosen_TC[real], document_T, count))
+        return torch.stack(losses).sum() * self.config.router_aux_loss_coef
 
     @torch.no_grad()
     def _initialize(self) -> None:

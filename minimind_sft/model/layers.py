@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels.selection import accelerated
-from minimind_sft.model.precision import at_least_float32, shared_input
+from minimind_sft.model.precision import at_least_float32, matmul_dtype
 
 
 class RMSNorm(nn.Module):
@@ -88,7 +88,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = shared_input(x_TD)
+        x_TD = x_TD.to(matmul_dtype(x_TD))  # autocast by itself would convert it for each product
         return self.down_proj(gated(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
 

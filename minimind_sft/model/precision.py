@@ -15,8 +15,3 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
-
-
-def shared_input(x: Tensor) -> Tensor:
-    """Converts `x` once for several matrix products; autocast by itself would convert it for each of them."""
-    return x.to(matmul_dtype(x))

@@ -7,11 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    assert gate_TF.dtype == up_TF.dtype
-    return _Gated.apply(gate_TF, up_TF)
-
-
 class _Gated(torch.autograd.Function):
     """Keeps gate and up only; the backward pass computes silu(gate) again. Autograd would keep it, as large as each.
 
@@ -20,6 +15,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        assert gate_TF.dtype == up_TF.dtype
         ctx.save_for_backward(gate_TF, up_TF)
         return F.silu(gate_TF).mul_(up_TF)
 
@@ -27,3 +23,6 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, Tensor]:
         gate_TF, up_TF = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF), F.silu(gate_TF).mul_(grad_TF)
+
+
+gated = _Gated.apply

@@ -7,15 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return _RMSNorm.apply(x, weight_D, eps)
-
-
-def pytorch_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """One kernel on a GPU."""
-    return F.rms_norm(x, weight_D.shape, weight_D, eps)
-
-
 class _RMSNorm(torch.autograd.Function):
     """Writes the gradient out.
 
@@ -39,6 +30,17 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _mean_of_product(x: Tensor, y: Tensor) -> Tensor:
-    """mean(x y) over the last dimension, which stays. `vecdot` is faster, but one of autocast's matrix products."""
+    """Returns mean(x y) over the last dimension, which stays.
+
+    `vecdot` is fastest, but autocast takes it for a matrix product and would round its inputs.
+    """
     with torch.autocast(x.device.type, enabled=False):
         return torch.linalg.vecdot(x, y).unsqueeze(-1) / x.shape[-1]
+
+
+rms_norm = _RMSNorm.apply
+
+
+def pytorch_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Calls PyTorch's norm, which is a single kernel on a GPU and about ten operations on a CPU."""
+    return F.rms_norm(x, weight_D.shape, weight_D, eps)

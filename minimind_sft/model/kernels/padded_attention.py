@@ -5,7 +5,7 @@ Plain twin: attention.document_attention.
 Local letters: P rows of all padded groups, J documents of one group (B = J * G).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimind_sft.device import send
+from minimind_sft.model.kernels.short_attention import short_attention
 
 MAX_PADDING = 0.2
 """Largest share of padding among the positions of one group of documents."""
@@ -26,15 +27,33 @@ class PaddedAttention:
     is repeated for them, and the products take rows as they lie.
 
     Args:
-        product: attends within sequences of one length, as `flash_attention` does.
+        v_TGK: values like those it will be called with.
+        dropout: share of the attention weights to drop.
+        short: up to this length `short_attention` computes the product, beyond it `flash_attention`.
     """
 
-    def __init__(self, cu_seqlens: Sequence[int], v_TGK: Tensor, product: Callable[[Tensor, Tensor, Tensor], Tensor]):
-        lengths = [end - start for start, end in pairwise(cu_seqlens)]
-        starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
-        self._shapes, pad_P, unpad_TG = _padded_groups(starts_S, lengths, v_TGK.shape[1])
-        self._pad_P, self._unpad_TG = send(pad_P, v_TGK.device), send(unpad_TG, v_TGK.device)
-        self._product = product
+    def __init__(self, cu_seqlens: Sequence[int], v_TGK: Tensor, dropout: float = 0.0, short: int = 0):
+        self._dropout, self._short = dropout, short
+        self._shapes: list[tuple[int, int]] = []  # (B, L) of each group
+        lengths, starts_S = [end - start for start, end in pairwise(cu_seqlens)], torch.tensor(cu_seqlens[:-1])
+        kv_heads, rows = v_TGK.shape[1], 0
+        # Rows are those of a tensor (T, G, ...) taken as (T * G, ...): for each padded row the one it copies, and for
+        # each row its padded one.
+        pad, unpad_TG = [], torch.empty(cu_seqlens[-1] * kv_heads, dtype=torch.int64)
+        for group in similar_lengths(lengths):
+            longest, starts_J = lengths[group[-1]], starts_S[group]
+            lengths_J, column_L = torch.tensor([lengths[i] for i in group]), torch.arange(longest)
+            # Padding repeats a document's last token.
+            token_JL = starts_J[:, None] + torch.minimum(column_L, lengths_J[:, None] - 1)
+            row_JGL = token_JL[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
+            real_JGL = (column_L < lengths_J[:, None, None]).expand_as(row_JGL)
+            unpad_TG[row_JGL[real_JGL]] = rows + real_JGL.flatten().nonzero().squeeze(1)
+            self._shapes.append((len(group) * kv_heads, longest))
+            pad.append(row_JGL.flatten())
+            rows += row_JGL.numel()
+        if not pad:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
+            self._shapes, pad = [(0, 1)], [unpad_TG]
+        self._pad_P, self._unpad_TG = send(torch.cat(pad), v_TGK.device), send(unpad_TG, v_TGK.device)
 
     def __call__(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
         q_TGQK = q_THK.unflatten(1, (k_TGK.shape[1], -1))
@@ -45,33 +64,10 @@ class PaddedAttention:
         out_groups = []
         for shape, *qkv in zip(self._shapes, q_groups, k_groups, v_groups, strict=True):
             q_BLQK, k_BLK, v_BLK = (rows.unflatten(0, shape) for rows in qkv)
-            out_BLQK = self._product(q_BLQK, k_BLK, v_BLK)
+            out_BLQK = (short_attention(q_BLQK, k_BLK, v_BLK) if shape[1] <= self._short
+                        else flash_attention(q_BLQK, k_BLK, v_BLK, self._dropout))
             out_groups.append(out_BLQK.flatten(0, 1))
         return torch.cat(out_groups).index_select(0, self._unpad_TG).view_as(q_THK)
-
-
-def _padded_groups(starts_S: Tensor, lengths: list[int],
-                   kv_heads: int) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """Returns the groups' shapes (B, L); for each of the P padded rows the row it copies; for each row its padded one.
-
-    Rows are those of a tensor (T, G, ...) taken as (T * G, ...).
-    """
-    shapes, pad, unpad_TG = [], [], torch.empty(sum(lengths) * kv_heads, dtype=torch.int64)
-    offset = 0
-    for group in similar_lengths(lengths):
-        longest, starts_J = lengths[group[-1]], starts_S[group]
-        lengths_J = torch.tensor([lengths[i] for i in group])
-        column_L = torch.arange(longest)
-        token_JL = starts_J[:, None] + torch.minimum(column_L, lengths_J[:, None] - 1)  # padding repeats the last one
-        row_JGL = token_JL[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
-        real_JGL = (column_L < lengths_J[:, None, None]).expand_as(row_JGL)
-        unpad_TG[row_JGL[real_JGL]] = offset + real_JGL.flatten().nonzero().squeeze(1)
-        shapes.append((len(group) * kv_heads, longest))
-        pad.append(row_JGL.flatten())
-        offset += row_JGL.numel()
-    if not shapes:  # a batch without tokens still runs, so that every weight gets its (zero) gradient
-        return [(0, 1)], unpad_TG, unpad_TG
-    return shapes, torch.cat(pad), unpad_TG
 
 
 def similar_lengths(lengths: list[int]) -> list[list[int]]:

@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 
-def apply_rope(x_THK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    return _Rotation.apply(x_THK, *rope)
-
-
 class _Rotation(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: nothing of `x` need be kept for it."""
+    """Rotates forward, and back for the gradient, which needs nothing of `x`."""
 
     @staticmethod
-    def forward(ctx: Any, x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_T1R, sin_T1R)
-        return _rotated(x_THK, cos_T1R, sin_T1R, 1)
+    def forward(ctx: Any, x_THK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        ctx.save_for_backward(*rope)
+        return _rotated(x_THK, *rope, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None]:
         cos_T1R, sin_T1R = ctx.saved_tensors
-        return _rotated(grad_THK, cos_T1R, sin_T1R, -1), None, None
+        return _rotated(grad_THK, cos_T1R, sin_T1R, -1), None
 
 
 def _rotated(x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, direction: int) -> Tensor:
@@ -30,3 +26,6 @@ def _rotated(x_THK: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, direction: int) ->
         (first_THR * cos_T1R).addcmul_(second_THR, sin_T1R, value=-direction),
         (second_THR * cos_T1R).addcmul_(first_THR, sin_T1R, value=direction),
     ), dim=-1)
+
+
+apply_rope = _Rotation.apply

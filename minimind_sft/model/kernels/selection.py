@@ -11,8 +11,8 @@ from functools import partial, wraps
 import torch
 from torch import Tensor
 
-from minimind_sft.model.kernels import cross_entropy, gated, grouped_experts, norm, padded_attention, rope
-from minimind_sft.model.kernels.short_attention import short_attention
+from minimind_sft.model.kernels import cross_entropy, gated, grouped_experts, norm, rope
+from minimind_sft.model.kernels.padded_attention import PaddedAttention
 from minimind_sft.model.precision import matmul_dtype
 
 SHORT = 384
@@ -39,7 +39,7 @@ def implementation(formula: Callable[..., Tensor], *tensors: Tensor) -> Callable
     if formula.__name__ in _plain:
         return formula
     match formula.__name__:
-        case "rms_norm":  # PyTorch has one kernel for it on a GPU; on a CPU it runs ten, half of them backward
+        case "rms_norm":
             return norm.rms_norm if tensors[0].device.type == "cpu" else norm.pytorch_rms_norm
         case "apply_rope":
             return rope.apply_rope
@@ -85,29 +85,22 @@ def attention_kernel(cu_seqlens: Sequence[int], v_TGK: Tensor, dropout: float) -
     """
     if "document_attention" in _plain:
         return None
-    if varlen_fits(v_TGK, dropout):
+    if v_TGK.device.type == "cuda" and varlen_fits(v_TGK, dropout):
         from minimind_sft.model.kernels.varlen_attention import VarlenAttention  # takes a second to import
 
         return VarlenAttention(cu_seqlens, v_TGK.device)
-    return padded_attention.PaddedAttention(cu_seqlens, v_TGK, partial(_causal_attention, dropout=dropout))
+    return PaddedAttention(cu_seqlens, v_TGK, dropout, short=0 if dropout or v_TGK.device.type != "cpu" else SHORT)
 
 
 def varlen_fits(v_TGK: Tensor, dropout: float) -> bool:
     """Whether PyTorch's varlen attention takes values like these, on this GPU, in this release."""
-    if v_TGK.device.type != "cuda" or v_TGK.dtype not in (torch.bfloat16, torch.float16) or dropout or not len(v_TGK):
+    if dropout or not len(v_TGK) or v_TGK.dtype not in (torch.bfloat16, torch.float16) or v_TGK.shape[-1] % 8:
         return False
-    if torch.cuda.get_device_capability(v_TGK.device) < (8, 0) or v_TGK.shape[-1] % 8:
+    if torch.cuda.get_device_capability(v_TGK.device) < (8, 0):
         return False
     from minimind_sft.model.kernels.varlen_attention import groups_heads
 
     return groups_heads()
-
-
-def _causal_attention(q_BLQK: Tensor, k_BLK: Tensor, v_BLK: Tensor, dropout: float) -> Tensor:
-    """Attends within padded documents; a CPU has a faster way while they are short and nothing is dropped."""
-    if v_BLK.device.type == "cpu" and not dropout and q_BLQK.shape[1] <= SHORT:
-        return short_attention(q_BLQK, k_BLK, v_BLK)
-    return padded_attention.flash_attention(q_BLQK, k_BLK, v_BLK, dropout)
 
 
 def skips_unread_positions(device: torch.device) -> bool:
