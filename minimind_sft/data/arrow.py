@@ -1,4 +1,4 @@
-"""Reads Parquet, Arrow files and the folders that `datasets.save_to_disk` writes, through pyarrow."""
+"""Reads Parquet and Arrow files and folders of `datasets.save_to_disk`, through pyarrow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def saved_dataset_files(folder: Path) -> list[Path] | None:
-    """Lists the files of a folder written by `datasets.save_to_disk`, in their order; None for any other folder.
+    """Returns the files of a folder written by `datasets.save_to_disk` in order; None for any other folder.
 
     Raises:
-        UserError: for a folder of several splits, naming them, and for one that lacks a part.
+        UserError: for a folder of several splits, naming them, and for an incomplete one.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _member(folder / "dataset_dict.json", "splits")
@@ -50,7 +50,7 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
     """Yields the rows of a `parquet` or `arrow` file, each at its number.
 
     Raises:
-        UserError: if the file cannot be read, or pyarrow is not here.
+        UserError: if the file cannot be read, or pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -63,7 +63,7 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
                 raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
             number = 0
             for batch in batches:
-                if kind == "arrow":  # these files have no checksums, and a wrong length would be read as it stands
+                if kind == "arrow":  # these files have no checksums, and a wrong length would go unnoticed
                     batch.validate(full=True)
                 for index in range(batch.num_rows):
                     number += 1
@@ -71,13 +71,13 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
                     yield RawRow(place, _row(batch.slice(index, 1), place))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the second for the names of fields
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter for field names
         raise UserError(f"{path}: not {NAMES[kind]} file, or a damaged one ({one_line(error)})") from error
 
 
 @contextmanager
 def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]:
-    """Opens a file: (the columns' names, the rows in batches)."""
+    """Opens a file; gives (column names, rows in batches)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -91,7 +91,7 @@ def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]
         is_whole = source.read() == END_OF_STREAM
         source.seek(0)
         if is_stream:  # as `datasets` writes it
-            if not is_whole:  # pyarrow takes a stream that is cut between two batches for a whole one
+            if not is_whole:  # pyarrow accepts a stream that is cut between two batches
                 raise pyarrow.ArrowInvalid("it has no end")
             with pyarrow.ipc.open_stream(source) as reader:
                 yield reader.schema.names, iter(reader)
@@ -101,20 +101,20 @@ def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]
 
 
 def _row(table: Any, place: str) -> dict | UserError:
-    """The row of a table of one row."""
+    """Returns the row of a table of one row."""
     try:
         (row,) = table.to_pylist()
     except UnicodeDecodeError as error:
         return UserError(f"{place}: a string is not valid UTF-8: its byte {error.start + 1} is "
                          f"0x{error.object[error.start]:02x}")
-    return _without_nothing(row)
+    return _without_nulls(row)
 
 
-def _without_nothing(value: Any) -> Any:
-    """Without null fields: a column of objects gives each of them the fields of all."""
+def _without_nulls(value: Any) -> Any:
+    """Drops null fields: a column of objects gives each object the fields of all."""
     if isinstance(value, dict):
-        return {name: _without_nothing(part) for name, part in value.items() if part is not None}
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [_without_nothing(part) for part in value]
+        return [_without_nulls(part) for part in value]
     return value
 

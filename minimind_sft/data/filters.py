@@ -1,4 +1,4 @@
-"""What people leave out of their data: rows that come twice, too long ones, other languages, hardly an answer."""
+"""Filters for rows: duplicates, rows that are too long, other languages, answers that are too short."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.samples import SFTEncoder
 
 Row = Conversation | str
-"""A parsed row, as `conversation.parse_row` gives it."""
+"""A parsed row, as `conversation.parse_row` returns it."""
 
 LETTERS = {
     "en": "A-Za-z\u00c0-\u024f",
@@ -18,25 +18,25 @@ LETTERS = {
     "ko": "\uac00-\ud7a3",
     "ru": "\u0400-\u04ff",
 }
-"""The letters that a language is written in; other languages may use them too."""
+"""The letters of each language; other languages may use them too."""
 
 
 def row_text(row: Row) -> str:
-    """All that is said in a row, a turn a line."""
+    """Returns the text of a row, one line per turn."""
     if isinstance(row, str):
         return row
     return "\n".join(message["content"] for message in row.messages if message["content"])
 
 
 def language_share(text: str, language: str) -> float:
-    """The share of the text's letters that the language is written in, 0 to 1; 1 for text without letters."""
+    """Returns the share of a text's letters that the language uses, 0 to 1; 1 for text without letters."""
     letters = re.findall(r"[^\W\d_]", text)
     own = re.compile(f"[{LETTERS[language]}]")
     return sum(bool(own.match(letter)) for letter in letters) / len(letters) if letters else 1.0
 
 
 def shortest_answer(row: Row) -> int | None:
-    """Characters of the shortest answer that is learned and calls no tool; None where there is none."""
+    """Returns the characters of the shortest learned answer without a tool call; None if there is none."""
     if isinstance(row, str):
         return None
     return min((len(message["content"].strip()) for message in row.messages
@@ -44,15 +44,15 @@ def shortest_answer(row: Row) -> int | None:
                default=None)
 
 
-def longest_sequence(row: Row, rows: SFTEncoder) -> int:
-    """Tokens of the longest sequence that training makes of the row."""
+def longest_sequence(row: Row, encoder: SFTEncoder) -> int:
+    """Returns the tokens of the longest sequence that training makes of the row, before any cut."""
     if isinstance(row, str):
-        return len(rows.tokenizer.encode_ordinary(row)) + 1
-    return max((len(sequence.input_ids) for sequence in rows.template.encode(row)), default=0)
+        return len(encoder.tokenizer.encode_ordinary(row)) + 1
+    return max((len(sequence.input_ids) for sequence in encoder.template.encode(row)), default=0)
 
 
 def not_seen_before() -> Callable[[Row], bool]:
-    """A test of whether a row is the first of its kind; remembers 8 bytes of each."""
+    """Returns a test that is true for the first of equal rows; it remembers 8 bytes per row."""
     seen: set[bytes] = set()
 
     def is_new(row: Row) -> bool:
@@ -65,7 +65,7 @@ def not_seen_before() -> Callable[[Row], bool]:
 
 
 def not_among(rows: Iterable[Row]) -> Callable[[Row], bool]:
-    """A test of whether a row differs from all of `rows`; remembers 8 bytes of each."""
+    """Returns a test that is true for rows not among `rows`; it remembers 8 bytes per row."""
     known = {_digest(row) for row in rows}
     return lambda row: _digest(row) not in known
 

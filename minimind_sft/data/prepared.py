@@ -1,8 +1,8 @@
-"""Files of rows are made into samples once, in parallel, and kept in a folder that is mapped into memory.
+"""Prepares files of rows once, in parallel, and keeps their samples in a folder that is mapped into memory.
 
-A folder is named by the SHA-256 of all that decides what is in it, the files' contents included: it is never wrong,
-only there or not. It appears under its name when it is whole; a process that is killed leaves a temporary folder, which
-the next one removes. Folders that others made are left alone.
+The folder's name is the SHA-256 of everything that decides its content, the data files included, so it is never stale:
+it exists or it does not. It appears under its name when it is complete. A killed process leaves a temporary folder,
+which the next one removes; folders that other programs made are left alone.
 """
 
 import hashlib
@@ -32,18 +32,18 @@ from minimind_sft.labels import IGNORE_INDEX
 T = TypeVar("T")
 
 FORMAT = 3
-"""Counted up whenever the same rows and settings give other samples, or other files."""
+"""Increased whenever the same rows and settings give other samples or files."""
 MAPPED = ("input_ids", "labels")
 ARRAYS = (*MAPPED, "lengths", "examples")
 MARKER = "made_by_minimind_sft"
-"""The first file of every folder that is made here."""
+"""The first file of every prepared folder."""
 OWN_FILES = frozenset([MARKER, "header.json", *(f"{name}.bin" for name in ARRAYS)])
 LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")
 NAMED_AT_ONCE = 10
 
 
 class Chunk(NamedTuple):
-    """The samples of some rows: tokens of all Examples end to end, positions per Example, Examples per sample."""
+    """The samples of some rows: tokens of all Examples end to end, tokens per Example, Examples per sample."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -53,12 +53,15 @@ class Chunk(NamedTuple):
 
 
 class PreparedDataset(ExampleDataset):
-    """The samples in a prepared folder, read from it as they are needed.
+    """The samples in a prepared folder, read as they are needed.
 
     Attributes:
         counts: what became of the rows.
-        folder: where it is.
-        sums: the SHA-256 of each file.
+        folder: the prepared folder.
+        sums: the SHA-256 of each data file.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError: if the folder is not a complete prepared folder.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]):
@@ -76,7 +79,7 @@ class PreparedDataset(ExampleDataset):
         self.fingerprint = self.sums if len(self.sums) > 1 else self.sums[0]
 
     def __getstate__(self) -> dict:
-        """Leaves out the tokens: a worker process that was spawned maps the files itself."""
+        """Leaves out the tokens: a spawned worker process maps the files itself."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_input_ids", "_labels")}
 
     def __setstate__(self, state: dict) -> None:
@@ -86,28 +89,27 @@ class PreparedDataset(ExampleDataset):
 
 def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: str = "error",
             show_progress: bool = True, say: Callable[[str], None] = print) -> PreparedDataset:
-    """The samples of all rows of the files, from `folder` if they are there, else made and put there.
+    """Returns the samples of all rows of the files, prepared in a subfolder of `folder` unless they are there already.
 
-    Of several processes that ask for the same at the same time one works and the others wait. What lies there and
-    lacks a part is made anew.
+    If several processes need the same samples at the same time, one prepares them and the others wait. An incomplete
+    subfolder is prepared again.
 
     Args:
         bad_rows: "error" or "skip".
 
     Raises:
-        UserError: for a file that cannot be read, has no rows or changes meanwhile, for bad rows (naming the first of
-            them) unless they are to be skipped, if nothing is left to learn from, and if the folder cannot be written
-            to.
+        UserError: if a file cannot be read, has no rows or changes meanwhile; for bad rows, naming the first ones,
+            unless they are skipped; if nothing is left to learn; and if the folder cannot be written.
     """
     states = [_state(path) for path in files]
     content = {"format": FORMAT, "files": [[state.sha256, file_kind(path)]
                                            for state, path in zip(states, files, strict=True)], **encoder.settings}
     target = folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     try:
-        dataset = _whole(target, files)
+        dataset = _open_prepared(target, files)
         if dataset is None:
-            with _alone(folder, target.name, say):
-                dataset = _whole(target, files)
+            with _one_process(folder, target.name, say):
+                dataset = _open_prepared(target, files)
                 if dataset is None:
                     if target.exists():
                         say(f"prepared    {target} lacks a part of it and is made anew")
@@ -121,8 +123,8 @@ def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: 
     return dataset
 
 
-def _whole(target: Path, files: Sequence[Path]) -> PreparedDataset | None:
-    """What is prepared in `target`; None if it is not there or lacks a part."""
+def _open_prepared(target: Path, files: Sequence[Path]) -> PreparedDataset | None:
+    """Opens the prepared folder `target`; returns None if it is missing or incomplete."""
     try:
         return PreparedDataset(target, files)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -142,7 +144,7 @@ def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowE
 
 
 def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
-    """What becomes of some rows; those that cannot be used are in its counts."""
+    """Encodes some rows; those that cannot be used are in the counts."""
     counts = DatasetCounts()
     readable, errors = [], {}
     for number, raw in enumerate(raw_rows):
@@ -166,7 +168,8 @@ def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
 
 
 def refuse_bad_rows(counts: DatasetCounts) -> None:
-    """
+    """Ends the preparation because of bad rows.
+
     Raises:
         UserError: with the first bad rows, a line each.
     """
@@ -180,7 +183,7 @@ def refuse_bad_rows(counts: DatasetCounts) -> None:
 
 
 class FileState(NamedTuple):
-    """What a file is, and by which one sees that it has been written to since."""
+    """A file's content, and how to notice that it has been written since."""
 
     sha256: str
     size: int
@@ -197,7 +200,7 @@ def _state(path: Path) -> FileState:
 
 
 def _stat(path: Path) -> tuple[int, int, int]:
-    """(size, time of the last change, inode)."""
+    """Returns (size, time of the last change, inode)."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -225,7 +228,7 @@ def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Seq
                 for name, file in out.items():
                     file.write(getattr(chunk, name).tobytes())
         for path, state in zip(files, states, strict=True):
-            if _stat(path) != state[1:]:  # its sum is not that of what was read
+            if _stat(path) != state[1:]:  # what was read may not have this sum
                 raise UserError(f"{path}: the file changed while it was read; start again")
         header = {"dtype": _token_dtype(encoder.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
                   "paths": list(map(str, files)), "settings": encoder.settings, "counts": asdict(counts)}
@@ -245,9 +248,9 @@ def _temporary(target: Path) -> Path:
 
 
 def _remove_leftovers(folder: Path, own: Path) -> None:
-    """Removes what killed preparations left: folders that are certain to be of that kind, whose lock no process has.
+    """Removes what killed preparations left: temporary folders of this program that no process has locked.
 
-    `own` is not among them: this process has its lock, and would lose it by taking it again (POSIX locks belong to the
+    Spares `own`: this process holds its lock, and would lose it by taking it again (a POSIX lock belongs to the
     process).
     """
     for temporary in folder.glob(".*.tmp"):
@@ -260,9 +263,9 @@ def _remove_leftovers(folder: Path, own: Path) -> None:
 
 
 def _is_leftover(folder: Path) -> bool:
-    """Whether a folder is by its name, its marker and all its files one that a killed preparation left.
+    """Tells by its name, its marker and all its files whether a killed preparation left the folder.
 
-    An empty one is too: the process was killed before it wrote the marker.
+    An empty folder counts: the process was killed before it wrote the marker.
     """
     if not LEFTOVER.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
         return False
@@ -271,9 +274,10 @@ def _is_leftover(folder: Path) -> bool:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """
+    """Protects files of other programs in a folder that will be prepared again.
+
     Raises:
-        UserError: if a folder that is to be made anew has files that no preparation wrote.
+        UserError: if the folder has files that no preparation wrote.
     """
     foreign = {path.name for path in folder.iterdir()} - OWN_FILES if folder.is_dir() else ()
     if foreign:
@@ -282,8 +286,7 @@ def _refuse_foreign_files(folder: Path) -> None:
 
 def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str, show_progress: bool,
                   may_be_empty: bool = True) -> Iterator[tuple[list[RawRow], T]]:
-    """`map_chunks` over all rows of the files, under a bar that counts bytes where the files are read as they lie
-    there.
+    """Runs `map_chunks` on all rows of the files and shows a progress bar, in bytes if the files are plain text.
 
     Raises:
         UserError: for a file that cannot be read, or has no rows though it may not be empty.
@@ -293,13 +296,13 @@ def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], titl
     with tqdm(total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
               unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
               leave=False, disable=None if show_progress else True) as bar:
-        raw_rows = chain.from_iterable(map(read_raw_rows if may_be_empty else _some_rows, files))
+        raw_rows = chain.from_iterable(map(read_raw_rows if may_be_empty else _rows_of_nonempty, files))
         for raw, result in map_chunks(work, raw_rows):
             bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))
             yield raw, result
 
 
-def _some_rows(path: Path) -> Iterator[RawRow]:
+def _rows_of_nonempty(path: Path) -> Iterator[RawRow]:
     rows = read_raw_rows(path)
     first = next(rows, None)
     if first is None:
@@ -308,15 +311,15 @@ def _some_rows(path: Path) -> Iterator[RawRow]:
 
 
 @contextmanager
-def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time; the others wait for it."""
+def _one_process(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Lets one process at a time into the block; the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder / f".{name}.lock")
-    told = False
+    has_said = False
     while not lock.try_take():
-        if not told:
+        if not has_said:
             say(f"waiting     another process prepares the same data ({lock.described_holder()})")
-            told = True
+            has_said = True
         time.sleep(0.1)
     try:
         yield
@@ -325,12 +328,12 @@ def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None
 
 
 def _token_dtype(vocab_size: int) -> np.dtype:
-    """The largest number stands for `IGNORE_INDEX`."""
+    """Returns the unsigned type for tokens; its largest number stands for `IGNORE_INDEX`."""
     return np.dtype(np.uint16 if vocab_size < 2**16 else np.uint32)
 
 
 def _joined(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The arrays end to end as unsigned numbers, `IGNORE_INDEX` as the largest."""
+    """Joins the arrays as unsigned numbers, `IGNORE_INDEX` as the largest."""
     joined = np.concatenate(arrays or [np.zeros(0, np.int32)])
     return np.where(joined == IGNORE_INDEX, np.iinfo(dtype).max, joined).astype(dtype)
 

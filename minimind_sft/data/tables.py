@@ -1,4 +1,4 @@
-"""Reads tables of text, comma- or tab-separated: the header names the fields, each record is a row."""
+"""Reads comma- or tab-separated tables: the header names the fields, each record is a row."""
 
 import csv
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from minimind_sft.errors import UserError
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
 ENDLESS = ("unexpected end of data", "field larger than field limit")
-"""How the csv module's messages about a quote that is not closed begin."""
+"""The beginnings of the csv module's messages about a quote that is not closed."""
 
 
 def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
-    """Yields the records of a `csv` or `tsv` file, each at the line that it begins at.
+    """Yields the records of a `csv` or `tsv` file, each at its first line.
 
-    An empty cell is a field that the row does not have: a table gives every row all columns. A record without any
-    field is no row, as a blank line is none.
+    An empty cell is a missing field, as a table gives every row all columns. A record of empty cells is not a row, like
+    a blank line.
 
     Raises:
         UserError: if the file cannot be read, its header cannot be used, or a quote is not closed.
     """
-    # The limit holds for the whole process; there is no other way to raise it.
+    # The limit belongs to the whole process; there is no other way to raise it.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     with opened(path) as file:
         records = csv.reader(_texts(lines(file, path)), delimiter=DELIMITERS[kind], strict=True)
@@ -51,7 +51,7 @@ def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
 
 
 def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
-    """Yields the lines decoded; bytes that are not UTF-8 become half characters, which `_row` finds again."""
+    """Yields decoded lines; bytes that are not UTF-8 become surrogates, which `_row` finds."""
     for raw in raw_lines:
         if isinstance(raw.content, UserError):
             raise raw.content
@@ -60,7 +60,7 @@ def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
 
 
 def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
-    """The names of the fields; a column without a name, as pandas writes its index, is called by its number."""
+    """Returns the field names; a column without a name, such as the index of pandas, is named by its number."""
     _check_text(cells, place)
     used = DELIMITERS[kind]
     if len(cells) == 1:

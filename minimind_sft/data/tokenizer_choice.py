@@ -12,7 +12,7 @@ FOLDER = CLONE / "model" if CLONE else Path(__file__).with_name("bundled_tokeniz
 
 
 def load_tokenizer(choice: str | None) -> Tokenizer:
-    """The tokenizer that `--tokenizer_path` asks for: a folder, or `bundled` or None for the repository's own.
+    """Loads the tokenizer that `--tokenizer_path` asks for: a folder, or `bundled` or None for the repository's own.
 
     Raises:
         UserError: as `Tokenizer.from_folder`.
@@ -21,7 +21,7 @@ def load_tokenizer(choice: str | None) -> Tokenizer:
 
 
 def tokenizer_name(choice: str | None) -> str:
-    """`bundled`, however the repository's own tokenizer was named; else the folder as it was typed."""
+    """Returns `bundled` for the repository's own tokenizer, however it was named; else the folder as typed."""
     if choice in (None, BUNDLED) or os.path.realpath(choice) == os.path.realpath(FOLDER):
         return BUNDLED
     return choice

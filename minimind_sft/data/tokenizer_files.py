@@ -1,7 +1,7 @@
-"""The files of a tokenizer folder, in the forms that tools and versions give them.
+"""Reads the files of a tokenizer folder in the forms that different tools and versions write.
 
-tokenizer.json holds the vocabulary. Which of its entries are control tokens may stand there too (`added_tokens`), or in
-tokenizer_config.json (`added_tokens_decoder`, `eos_token` and its like), added_tokens.json or special_tokens_map.json.
+tokenizer.json holds the vocabulary. Its control tokens are listed there (`added_tokens`), or in tokenizer_config.json
+(`added_tokens_decoder`, `eos_token` and the like), added_tokens.json or special_tokens_map.json.
 """
 
 import re
@@ -19,17 +19,17 @@ NAMED_AT_ONCE = 5
 
 OTHER_FORMATS = {("vocab.json", "merges.txt"): "GPT-2's", ("tokenizer.model",): "SentencePiece's",
                  ("vocab.txt",): "BERT's"}
-"""Files of other tokenizer formats, and whose those are."""
+"""Files of other tokenizer formats, and the model that the format is known from."""
 
 
 class TokenizerFiles(NamedTuple):
-    """A tokenizer folder, read.
+    """The content of a tokenizer folder.
 
     state: tokenizer.json with all added tokens.
-    special: the strings of those of `SPECIAL_NAMES` that there are.
-    config: tokenizer_config.json as it is.
-    added_from: where each token comes from that tokenizer.json has not among its added tokens.
-    notices: what the user should know about how the files were read.
+    special: the strings of `SPECIAL_NAMES`, if given.
+    config: tokenizer_config.json.
+    added_from: the source of each token that is missing from the added tokens of tokenizer.json.
+    notices: lines for the user about how the files were read.
     """
 
     state: dict[str, Any]
@@ -43,7 +43,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads the files of a tokenizer folder, except for its chat templates.
 
     Raises:
-        UserError: naming the file, and the field if there is one, that is missing, wrong or contradicts another.
+        UserError: naming the file or field that is missing, wrong or contradicts another.
     """
     try:
         _check_folder(folder)
@@ -55,7 +55,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     tokens = _Tokens(folder, state)
     naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
     special = tokens.named(naming)
-    # An unknown token stands for what is in no vocabulary: as text of its own it means nothing.
+    # The unknown token stands for text outside the vocabulary; spelled out in a text it means nothing.
     listed = tokens.listed(naming) | {token for name, token in special.items() if name != "unk_token"}
     tokens.add_declared(config.get("added_tokens_decoder") or {})
     tokens.add_numbered(optional["added_tokens.json"], listed)
@@ -65,7 +65,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Reads a UTF-8 file, without a byte order mark.
 
     Raises:
         UserError: naming the file, if it cannot be read.
@@ -82,7 +82,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Reads the JSON object in a file.
 
     Raises:
         UserError: naming the file, if it holds anything else.
@@ -97,7 +97,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses what is no tokenizer folder, with what to do where that can be told."""
+    """Refuses a folder without a tokenizer, with advice if it has one in another format."""
     if folder.is_file():
         raise UserError(f"{folder}: a file, expected the folder of a tokenizer: give {folder.parent}")
     if not folder.is_dir():
@@ -115,7 +115,7 @@ def _check_folder(folder: Path) -> None:
 
 
 class _Tokens:
-    """The tokens of a folder with their ids, while its files are compared."""
+    """Collects the tokens of a folder and their ids while its files are compared."""
 
     def __init__(self, folder: Path, state: dict[str, Any]):
         self._folder, self._main = folder, folder / "tokenizer.json"
@@ -123,12 +123,12 @@ class _Tokens:
         self._had_added = bool(self._added)
         self._ids = {**_vocabulary(state), **{token: entry["id"] for token, entry in self._added.items()}}
         self._tokens = {token_id: token for token, token_id in self._ids.items()}
-        self._said: list[str] = []
+        self._notices: list[str] = []
         self._place_of: dict[str, str] = {}
         self.added_from: dict[str, str] = {}
 
     def named(self, files: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """`bos_token` and its like: those of the first of the files that has them."""
+        """Returns `bos_token` and the like, each from the first file that has it."""
         special: dict[str, str] = {}
         for file, content in files.items():
             for name in SPECIAL_NAMES:
@@ -138,12 +138,12 @@ class _Tokens:
                 token = self._token(content[name], place)
                 self._place_of.setdefault(name, place)
                 if special.setdefault(name, token) != token:
-                    self._said.append(f"{place} is {printable(token)}, but tokenizer_config.json says "
+                    self._notices.append(f"{place} is {printable(token)}, but tokenizer_config.json says "
                                       f"{printable(special[name])}, which counts")
         return special
 
     def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
-        """Tokens that are special without a name."""
+        """Returns the special tokens without a name."""
         found = set()
         for file, content in files.items():
             for name in LISTS_OF_TOKENS:
@@ -176,26 +176,29 @@ class _Tokens:
             self._add(token, token_id, {"special": token in special}, place)
 
     def add_special(self, tokens: set[str]) -> None:
-        """Adds vocabulary entries that are named as special."""
+        """Marks vocabulary entries as special."""
         known, unknown = (sorted(found) for found in (tokens & self._ids.keys(), tokens - self._ids.keys()))
         for token in known:
             self._add(token, self._ids[token], {"special": True}, "the special tokens of the other files")
         if unknown:
-            self._said.append(f"{self._folder}: no file gives the special token {_some(unknown)} an id; it stays "
+            self._notices.append(f"{self._folder}: no file gives the special token {_some(unknown)} an id; it stays "
                               "ordinary text")
 
     def check_named(self, special: dict[str, str]) -> None:
+        """Refuses a named special token that is not in the vocabulary."""
         for name, token in special.items():
             if self._ids and token not in self._ids:
                 raise UserError(f"{self._place_of[name]}: {token!r} is not in tokenizer.json")
 
     def completed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Returns the content of tokenizer.json with all added tokens."""
         if not self.added_from:
             return state
         return {**state, "added_tokens": sorted(self._added.values(), key=lambda entry: entry["id"])}
 
     def notices(self) -> list[str]:
-        said = list(self._said)
+        """Returns lines for the user about how the files were read."""
+        said = list(self._notices)
         if self.added_from:
             said.append(f"{self._main}: its added_tokens lack {_some(self.added_from)}; taken from "
                         f"{' and '.join(dict.fromkeys(self.added_from.values()))}")
@@ -206,7 +209,7 @@ class _Tokens:
         return said
 
     def _token(self, value: Any, place: str) -> str:
-        """A token that is given as a string, an object with its content, an id, or a list of one of these."""
+        """Returns a token given as a string, an object with its content, an id, or a list of one of these."""
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, dict):
@@ -249,7 +252,7 @@ def _added_entries(entries: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def _vocabulary(state: dict[str, Any]) -> dict[str, int]:
-    """Tokens and ids of the model; {} for what is no model, which `tokenizers` reports."""
+    """Returns the model's tokens and ids; {} if there is no valid model, which `tokenizers` will report."""
     model = state.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list):  # pairs of a token and its score

@@ -1,4 +1,4 @@
-"""Work on many rows at once, on all cores, the results in the rows' order."""
+"""Works on many rows in parallel, on all cores, with results in the order of the rows."""
 
 import gc
 import os
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 CHUNK_ROWS, CHUNK_BYTES = 1000, 2**18
 MAX_WORKERS, MAX_SPAWNED = 32, 8
-"""A spawned worker imports everything anew: seconds, and some hundred MiB."""
+"""A spawned worker imports everything again, which takes seconds and some hundred MiB."""
 CTRL_C = (signal.SIGINT,)
 
 
 def in_chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    """Lists of at most `CHUNK_ROWS` rows, and of little more than `CHUNK_BYTES` of text."""
+    """Yields lists of at most `CHUNK_ROWS` rows and little more than `CHUNK_BYTES` of text."""
     chunk: list[RawRow] = []
     size = 0
     for row in rows:
@@ -37,13 +37,13 @@ def in_chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
 
 
 def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Iterator[tuple[list[RawRow], T]]:
-    """`(chunk, work(chunk))` for every chunk of the rows, in order, computed in processes of their own.
+    """Yields `(chunk, work(chunk))` for every chunk of the rows, in order, computed in worker processes.
 
-    A handful of chunks is worked on right here: starting processes would take longer. At any time each worker has one
-    chunk, and few are done before their turn, so that a file of any size needs little memory.
+    A few chunks are computed in this process, which is faster than starting others. Each worker has one chunk at a
+    time, and few results wait for their turn, so files of any size need little memory.
 
     Args:
-        work: picklable; where processes cannot be forked, it is sent to each worker (see `worker_context`).
+        work: picklable, as it is sent to each worker where processes cannot be forked (see `worker_context`).
 
     Raises:
         ProcessLost: if a worker dies.
@@ -59,8 +59,11 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
 
 
 class _Workers:
-    """Processes, each at the end of a pipe. A worker ends when its pipe does, so none outlives this process,
-    however that ends; multiprocessing's own pools wait for ever then."""
+    """Worker processes, each at the end of a pipe.
+
+    A worker ends when its pipe closes, so none outlives this process, however that ends. The pools of multiprocessing
+    would wait forever then.
+    """
 
     def __init__(self, work: Callable, count: int):
         context = worker_context()
@@ -84,7 +87,7 @@ class _Workers:
         idle, busy = list(self._pipes), {}
         done: dict[int, tuple] = {}
         given = taken = 0
-        ahead = 4 * len(self._pipes)  # of a chunk that takes long; what is done waits for it in memory
+        ahead = 4 * len(self._pipes)  # finished chunks that may wait in memory for a slow one
         while True:
             while idle and given - taken < ahead and (chunk := next(chunks, None)) is not None:
                 pipe = idle.pop()
@@ -114,24 +117,24 @@ class _Workers:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.kill()  # it has nothing to lose, and may be stopped
+            process.kill()  # it has nothing to lose, and may be suspended
             process.join()
 
 
 def _serve(work: Callable, pipe: Connection, inherited: list[Connection]) -> None:
-    for other in inherited:  # ends that would keep the other workers' pipes open
+    for other in inherited:  # inherited ends would keep the other workers' pipes open
         other.close()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     take_signals(CTRL_C)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core already
-    gc.freeze()  # what was inherited stays; rows are short-lived, and looking for garbage among them costs a tenth
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already
+    gc.freeze()  # collecting among inherited objects and short-lived rows would take a tenth of the time
     gc.set_threshold(100_000)
     with suppress(EOFError, OSError):
         while True:
             chunk = pipe.recv()
             try:
                 result = work(chunk)
-            except Exception as error:  # goes on to the caller
+            except Exception as error:  # raised again in the caller
                 result = error
             pipe.send(result)
