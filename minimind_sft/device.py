@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision; how it gets a tensor."""
+"""Chooses the device and the precision, and copies tensors to the device."""
 
 import os
 
@@ -10,7 +10,7 @@ DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `--device` means; `cuda` and `auto` mean this rank's own GPU.
+    """Returns the device that `--device` names; `cuda` and `auto` mean this rank's own GPU.
 
     Raises:
         UserError: if there is no such device here.
@@ -40,23 +40,23 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def best_device() -> str:
-    """Picks the device that `--device auto` means here."""
+    """Returns the device that `--device auto` means here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small tensor to `device`; a GPU gets it from pinned memory while it works on something else."""
+    """Copies a small tensor to `device`; a GPU reads it from pinned memory while it computes."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def position_multiple(device: torch.device, compiled: bool, max_positions: int) -> int:
-    """What batches of at most `max_positions` are filled up to a multiple of.
+    """Returns the number to a multiple of which batches of at most `max_positions` are filled up.
 
-    Matrix products like rows in sixteens. Where layers are compiled for the very shapes they see (on CUDA), there are
-    to be two, the whole and the half, and not one in every step: after a few more PyTorch would not compile at all. On
-    a CPU each number of rows costs some 12 MiB in bfloat16, because oneDNN keeps the code that it writes for it.
+    Matrix products prefer multiples of 16 rows. Layers compiled for fixed shapes (on CUDA) should see only two lengths,
+    the whole and half of it: PyTorch stops compiling after a few different ones. On a CPU each length costs some 12 MiB
+    in bfloat16, because oneDNN keeps the code generated for it.
     """
     if device.type == "cuda":
         return -(-max_positions // 32) * 16 if compiled else 16
@@ -64,48 +64,49 @@ def position_multiple(device: torch.device, compiled: bool, max_positions: int) 
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
+    """Tells whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and cpu_multiplies_bfloat16()
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products, and PyTorch uses them.
+    """Tells whether this processor has instructions for bfloat16 products and PyTorch uses them.
 
-    oneDNN has the kernels; not every build of PyTorch has oneDNN. On x86 the environment can hold both libraries back
-    from what the processor can do.
+    The kernels are oneDNN's, which not every build of PyTorch includes. On x86, environment variables can limit the
+    instructions that either uses.
     """
     has = torch.cpu.get_capabilities()
-    on_x86 = (has.get("avx512_bf16") or has.get("amx_bf16")) and not _held_back()
+    on_x86 = (has.get("avx512_bf16") or has.get("amx_bf16")) and not _is_limited()
     return bool(on_x86 or has.get("bf16")) and torch.backends.mkldnn.is_available()  # "bf16" is ARM's name for it
 
 
 ISAS_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
-def _held_back() -> bool:
-    """Whether ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY ask for fewer instructions than bfloat16 products need."""
+def _is_limited() -> bool:
+    """Tells whether ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY exclude the instructions for bfloat16 products."""
     onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     aten = os.environ.get("ATEN_CPU_CAPABILITY", "")
     return onednn.upper() in ISAS_WITHOUT_BFLOAT16 or aten.lower() in ("default", "avx2")
 
 
 def compiles_rightly() -> bool:
-    """Whether torch.compile's code can be trusted: not where ATEN_CPU_CAPABILITY hides AVX-512 that the processor has.
+    """Tells whether torch.compile computes correctly: not if ATEN_CPU_CAPABILITY hides the processor's AVX-512.
 
-    The layers of a small model gave NaN then, or other numbers each time (PyTorch 2.13); with AVX2 alone they do not.
+    The layers of a small model then returned NaN, or different numbers each time (PyTorch 2.13). On a processor with
+    AVX2 alone they do not.
     """
     hides = os.environ.get("ATEN_CPU_CAPABILITY", "").lower() == "avx2"
     return not (hides and torch.cpu.get_capabilities().get("avx512_f"))
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision that `--dtype` means on `device`; `auto` is bfloat16 where the hardware has it, else float32.
+    """Returns the precision that `--dtype` names; `auto` is bfloat16 if the hardware has it, else float32.
 
     Raises:
-        UserError: for half precision on an Apple GPU, where PyTorch's causal attention lets tokens see those after
-            them (pytorch/pytorch issue 195910).
+        UserError: for half precision on an Apple GPU, where PyTorch's causal attention lets tokens see later ones
+            (pytorch/pytorch issue 195910).
     """
     if device.type == "mps" and name not in ("auto", "float32"):
         raise UserError(f"--dtype {name}: expected auto or float32 on mps, where PyTorch's attention is wrong in half "
@@ -116,7 +117,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def described_dtype(name: str, device: torch.device) -> str:
-    """`--dtype` in words: what `auto` picked and why, or what the device makes of a choice."""
+    """Describes the precision: what `auto` chose and why, or how the device handles the choice."""
     dtype = str(resolve_dtype(name, device)).removeprefix("torch.")
     in_hardware = computes_in_bfloat16(device)
     if name == "auto":

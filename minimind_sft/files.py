@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one, nor two writers each other."""
+"""Reads whole files, and writes them so that no reader sees half of one and no two writers collide."""
 
 import hashlib
 import json
@@ -20,12 +20,30 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the text starts that Git LFS keeps in place of a large file."""
+"""The beginning of the text that Git LFS keeps in place of a large file."""
 
 
 def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        UserError: naming the file, if it cannot be read.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder, expected a file")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 (byte {error.start + 1})") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -45,10 +63,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Refuses the small text file that Git LFS leaves in place of a file it has not fetched.
+    """Refuses the small text file that Git LFS leaves in place of a file that was not fetched.
 
     Raises:
-        UserError: if the file at `path` is one; a file that cannot be read is for the caller to report.
+        UserError: if the file at `path` is one. A file that cannot be read is left to the caller.
     """
     try:
         with path.open("rb") as file:
@@ -60,11 +78,11 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or a folder's list of names, survive a power cut."""
+    """Makes a file's content, or a folder's list of files, survive a power cut."""
     on_windows = not hasattr(os, "O_DIRECTORY")
     if on_windows and path.is_dir():
-        return  # cannot be opened there
-    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # there only what can be written to is flushed
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # Windows flushes only writable files
     try:
         os.fsync(handle)
     finally:
@@ -72,19 +90,18 @@ def sync(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `write_atomically` writes what is to become `path`; what a killed process leaves there is worth nothing."""
+    """Returns where `write_atomically` writes first; whatever a killed process leaves there is worthless."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], before_replacing: Callable[[], object] | None = None,
                      ) -> None:
-    """`write(temporary path)`, then rename onto `path`: it holds the old content or the new, never a part.
+    """Calls `write(temporary path)`, then renames onto `path`, which holds the old content or the new, never a part.
 
-    The temporary name is always the same, because torch.save writes the name into the file: equal weights are then
-    equal files.
+    The temporary name is always the same because torch.save writes it into the file: equal weights are equal files.
 
     Args:
-        before_replacing: called when the new content is on the disk and nothing has been replaced.
+        before_replacing: called when the new content is on the disk and before anything is replaced.
 
     Raises:
         UserError: naming `path`, if it cannot be written, as on a full disk.
@@ -94,7 +111,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], before_replaci
 
 def write_together(files: Mapping[Path, Callable[[Path], object]],
                    before_replacing: Callable[[], object] | None = None) -> None:
-    """`write_atomically` for several files: none is replaced before all of them are on the disk."""
+    """Does the same for several files: none is replaced before all are on the disk."""
     temporaries = {path: temporary_name(path) for path in files}
     try:
         for path, write in files.items():
@@ -114,7 +131,7 @@ def write_together(files: Mapping[Path, Callable[[Path], object]],
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Makes the folder, and a file in it, before hours of training end in not being able to.
+    """Creates the folder and a file in it, to fail now rather than after hours of training.
 
     Raises:
         UserError: naming the flag, if either is impossible.
@@ -128,44 +145,45 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 class FolderLock:
-    """Held by one process at a time, and let go by the system when that process ends, however it ends.
+    """A lock held by one process at a time. The system releases it when the process ends, however it ends.
 
-    The file at `path` names the holder. Worker processes do not inherit the lock; they may outlive a killed run by
-    seconds.
+    The file at `path` names the holder. Worker processes, which may outlive a killed run by seconds, do not inherit the
+    lock.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.holder = ""
-        """Who holds it, as the file says; each taking is another."""
-        self._let_go: Callable[[], None] | None = None
+        """The holder, as the file names it; different each time the lock is taken."""
+        self._unlock: Callable[[], None] | None = None
 
     def take(self) -> None:
-        """
+        """Takes the lock.
+
         Raises:
-            UserError: naming the process that has it.
+            UserError: naming the process that holds it.
         """
         if not self.try_take():
             raise UserError(f"{self.path}: another run is writing there ({self.described_holder()}); wait for it to "
                             "end, or choose another --save_weight or --save_dir")
 
     def try_take(self) -> bool:
-        """Whether it is ours now; if not, `holder` says whose it is.
+        """Tries to take the lock and tells whether it succeeded; if not, `holder` names the owner.
 
         Raises:
-            UserError: if there can be no lock at that place.
+            UserError: if no lock is possible there.
         """
         try:
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
-            self._let_go = _locked(file, self.path)
+            self._unlock = _locked(file, self.path)
         except OSError as error:
             file.close()
             raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose another "
                             "folder") from error
-        if self._let_go is None:
+        if self._unlock is None:
             file.seek(0)
             self.holder = file.read().strip()
             file.close()
@@ -177,28 +195,29 @@ class FolderLock:
         return True
 
     def described_holder(self) -> str:
-        """Says in words who holds the lock."""
+        """Describes the holder of the lock."""
         try:
             holder = json.loads(self.holder)
             since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
             return f"process {holder['pid']} on {holder['host']}, since {since}"
-        except (ValueError, KeyError, TypeError):  # taken a moment ago, the file is not written yet
+        except (ValueError, KeyError, TypeError):  # taken a moment ago, and the file is not written yet
             return "a process that has just begun"
 
     def release(self) -> None:
-        if self._let_go is not None:
-            self._let_go()
-            self._let_go = None
+        """Releases the lock, if it is held."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
 
 
 def _locked(file: IO[str], path: Path) -> Callable[[], None] | None:
-    """Takes the system's lock on the open file at `path`; what lets it go and closes the file, or None if it is held.
+    """Locks the open file at `path`; returns a function that unlocks and closes it, or None if another holds the lock.
 
-    A POSIX record lock: other than that of `flock`, which filelock takes, a forked worker does not inherit it.
-    Windows forks no workers, and nobody could read there what is locked: its lock is on a file beside.
+    Uses a POSIX record lock: unlike `flock`, which filelock uses, forked workers do not inherit it. On Windows, where
+    workers are not forked and a locked file cannot be read, the lock is on a file beside it.
 
     Raises:
-        OSError: if there can be no lock.
+        OSError: if no lock is possible.
     """
     if fcntl is None:
         beside = FileLock(path.with_name(path.name + ".held"), thread_local=False)

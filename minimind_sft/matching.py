@@ -1,4 +1,4 @@
-"""Do weights, tokenizer and chat template belong together? Sidecars record facts about both; here they are compared."""
+"""Checks that weights, tokenizer and chat template belong together, by the facts that sidecars record."""
 
 import shlex
 from typing import Any
@@ -15,11 +15,11 @@ from minimind_sft.model.weights import Weights
 OWN_TEMPLATE = "the tokenizer's own"
 FIRST_DIFFERENCES = 2
 MAX_ADDED = 100
-"""How many of the added tokens a sidecar lists."""
+"""Added tokens listed in a sidecar."""
 
 
 def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
-    """Collects facts about the tokenizer for the sidecar, so that a mismatch can be put into words."""
+    """Returns facts about the tokenizer for the sidecar, from which a mismatch can be explained."""
     size = tokenizer.vocab_size
     return {"name": tokenizer_name(choice), "vocab_size": size,
             **{name: tokenizer.special.get(name) for name in SPECIAL_NAMES},
@@ -28,18 +28,18 @@ def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
 
 
 def template_facts(template: ChatTemplate, choice: str | None) -> dict[str, Any]:
-    """Collects the same about the chat template; `choice` is `--chat_template`."""
+    """Returns facts about the chat template for the sidecar; `choice` is `--chat_template`."""
     return {"name": choice or OWN_TEMPLATE, "end_of_turn": template.end_of_turn, "example": template.render(PROBE)}
 
 
 def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) -> list[str]:
-    """Compares the tokenizer with the one that the weights were trained with; returns what the user should know.
+    """Compares the tokenizer with the one that the weights were trained with; returns lines for the user.
 
     Args:
-        choice: `--tokenizer_path`, None if it was not given.
+        choice: `--tokenizer_path`, or None if not given.
 
     Raises:
-        UserError: if it is another, if nobody says which it was, or if the embedding has too few rows.
+        UserError: if they differ, if nothing says which it was, or if the embedding has too few rows.
     """
     sidecar = weights.sidecar or {}
     fingerprint, rows = sidecar.get("tokenizer"), weights.config.vocab_size
@@ -77,10 +77,10 @@ def check_template(weights: Weights, template: ChatTemplate, choice: str | None,
     """Compares the chat template with the one that the weights were trained with.
 
     Args:
-        choice, end_of_turn: `--chat_template` and `--end_of_turn`, None where not given.
+        choice, end_of_turn: `--chat_template` and `--end_of_turn`, or None if not given.
 
     Raises:
-        UserError: if it is another.
+        UserError: if they differ.
     """
     sidecar = weights.sidecar or {}
     if sidecar.get("chat_template") in (None, template.fingerprint):
@@ -118,7 +118,7 @@ def _template_remedy(was: str | None, now: str, was_end: str | None, now_end: st
 
 
 def _recorded(facts: dict[str, Any], sidecar: dict[str, Any], flag: str, default: str) -> str | None:
-    """The name of what was used: as the facts say, else as the command does that made the weights; None if neither."""
+    """Returns the name of what was used, from the facts or the command that made the weights; None if in neither."""
     name = facts.get("name") if isinstance(facts.get("name"), str) else _flag_in_command(sidecar, flag, default)
     return name if name and name.isprintable() else None
 
@@ -138,7 +138,7 @@ def _flag_in_command(sidecar: dict[str, Any], flag: str, default: str | None) ->
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """The first facts that differ, in words."""
+    """Describes the first facts that differ."""
     found = []
     for name, now in here.items():
         was = there.get(name, now)

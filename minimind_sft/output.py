@@ -1,4 +1,4 @@
-"""Standard output and error as every program has them: no character, and no reader that leaves, ends a program."""
+"""Sets up standard output and error: neither an odd character nor a reader that leaves ends a program."""
 
 import codecs
 import errno
@@ -7,25 +7,26 @@ import sys
 from typing import Any
 
 PLAIN = {"█": "#", "▏": "|", "─": "-", "⟦": "[", "⟧": "]", "‹": "<", "›": ">", "…": "...", "→": "->"}
-"""Stand-ins for our own drawing characters where the encoding lacks them."""
+"""Replacements for our drawing characters in encodings that lack them."""
 ERRORS = "minimind_sft.shown"
 READER_LEFT = (errno.EPIPE, errno.EINVAL)
-"""EINVAL is what Windows says of a pipe whose other end is closed."""
+"""Windows reports EINVAL for a pipe whose other end is closed."""
 
 
-class _UntilNobodyReads(io.RawIOBase):
-    """Writes to `raw` for as long as somebody reads there (`... | head -1`); after that to nowhere.
+class _OutlivesReader(io.RawIOBase):
+    """Writes to `raw` as long as somebody reads it (`... | head -1`), and nowhere after that.
 
-    The program goes on to its end: it may be about to write files.
+    A broken pipe must not end the program, which may be about to write files.
     """
 
     def __init__(self, raw: Any, name: str):
         self._raw, self._name = raw, name
 
     def write(self, data: Any) -> int | None:
-        """
+        """Writes, or pretends to if the reader has left.
+
         Raises:
-            OSError: with the stream's name, if it cannot be written for another reason, as on a full disk.
+            OSError: with the stream's name, if it cannot be written for another reason, such as a full disk.
         """
         try:
             return self._raw.write(data)
@@ -45,26 +46,25 @@ class _UntilNobodyReads(io.RawIOBase):
 
 
 def prepare_output() -> None:
-    """Makes sys.stdout and sys.stderr replace what their encoding lacks, and outlive their reader."""
+    """Makes sys.stdout and sys.stderr replace characters that their encoding lacks, and outlive their readers."""
     codecs.register_error(ERRORS, _replaced)
     sys.stdout = _prepared(sys.stdout, "standard output")
     sys.stderr = _prepared(sys.stderr, "standard error")
 
 
 def _prepared(stream: Any, name: str) -> Any:
-    """`stream` itself where it is no file: none at all, or something that a caller put in its place."""
+    """Wraps a stream; returns None, or an object that a caller put in its place, unchanged."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    # `python -u` has no buffer around the file.
-    raw: Any = _UntilNobodyReads(getattr(stream.buffer, "raw", stream.buffer), name)
+    raw: Any = _OutlivesReader(getattr(stream.buffer, "raw", stream.buffer), name)  # `python -u` has no buffer
     buffer = io.BufferedWriter(raw) if isinstance(stream.buffer, io.BufferedWriter) else raw
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=ERRORS, line_buffering=stream.line_buffering,
                             write_through=stream.write_through)
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """Plain characters in place of our drawing ones, and `\\u4f60` in place of others."""
+    """Returns plain characters for our drawing characters, and escapes such as `\\u4f60` for others."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start:error.end]

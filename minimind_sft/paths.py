@@ -1,4 +1,4 @@
-"""How files are named for people, in messages and in commands to paste."""
+"""Names files in messages and in commands to paste."""
 
 import os
 import sys
@@ -29,15 +29,15 @@ def in_repository(path: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """Shortens a path inside the repository: relative to its root."""
+    """Shortens a path inside the repository to one relative to its root."""
     absolute = _absolute(path)
     return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
 
 
 def place(value: str | Path) -> str:
-    """Names a file for a command in the working directory: relative to it, where both are in the repository.
+    """Names a file for a command in the working directory: relative to it if both are in the repository.
 
-    A value that is no file, such as a template's name, stays as it is.
+    A value that is not a file, such as the name of a template, stays unchanged.
     """
     path = _absolute(value)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""How worker processes start on this system, and how signals reach them."""
+"""Starts worker processes as this system allows, and controls when signals reach them."""
 
 import multiprocessing
 import os
@@ -13,35 +13,34 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
                      if hasattr(signal, name))
-"""Signals that ask a program to stop: Ctrl-C, a scheduler, a closed terminal (SIGHUP, on Windows SIGBREAK)."""
+"""Signals that ask a program to stop: Ctrl-C, a scheduler, a closed terminal (SIGHUP; SIGBREAK on Windows)."""
 
 
 def usable_cores() -> int:
-    """The cores that this process may use; where the system does not say (macOS, Windows), all of them."""
+    """Returns how many cores this process may use; all of them on macOS and Windows, which do not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def forks() -> bool:
-    """Whether workers are forked, and inherit tokenizer and data, or spawned, and are sent them.
+    """Tells whether workers are forked and inherit tokenizer and data, or are spawned and receive them.
 
-    Windows cannot fork. macOS can, but Apple's libraries, which PyTorch calls there, may crash or hang in a forked
-    process.
+    Windows cannot fork. macOS can, but Apple's libraries, which PyTorch uses, may crash or hang in a forked process.
     """
     return "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
 
 
 def worker_context() -> "ForkContext | SpawnContext":
-    """Chooses how workers start; named here, because Python's own choice changes with its version."""
+    """Returns how workers start, named explicitly because Python's own choice depends on its version."""
     return multiprocessing.get_context("fork") if forks() else multiprocessing.get_context("spawn")
 
 
 @contextmanager
 def signals_wait(signums: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
-    """Holds signals back from this process, and from those that it starts in the block until `take_signals`.
+    """Blocks signals in this process, and in processes started in the block until they call `take_signals`.
 
-    A worker that has only just been started has no handlers yet. Windows cannot hold signals back.
+    A worker that has just started has no handlers yet. Windows cannot block signals.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -54,6 +53,6 @@ def signals_wait(signums: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
 
 
 def take_signals(signums: Iterable[int] = STOP_SIGNALS) -> None:
-    """Ends in a worker what `signals_wait` began in the process that started it."""
+    """Unblocks in a worker the signals that `signals_wait` blocked in its parent."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)

@@ -1,6 +1,6 @@
-"""Files that stand where a program is to write: refused without `--overwrite`, else set aside in one piece.
+"""Handles files in the way of a program's output: refuses them, or with `--overwrite` sets them aside together.
 
-Files that belong together go into one folder, `<name>.previous`, under the names that they had; a single file becomes
+Files that belong together move into one folder, `<name>.previous`, under their own names; a single file becomes
 `<its name>.previous`. One generation is kept.
 """
 
@@ -14,19 +14,19 @@ from minimind_sft.files import sync, temporary_name
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has that name, a dangling symbolic link included."""
+    """Tells whether anything has that name, a dangling symbolic link included."""
     return os.path.lexists(path)
 
 
 def check_replaceable(paths: Sequence[Path], overwrite: bool, instead: str, previous: Path | None = None) -> None:
-    """Refuses to replace files unless `overwrite` is set, and folders always.
+    """Refuses to replace files unless `overwrite` is set; always refuses to replace folders.
 
     Args:
-        instead: what a user can do about it besides --overwrite, as a part of the message.
-        previous: the folder that they move to together; None: each keeps a `.previous` beside it.
+        instead: what the user can do besides --overwrite, as a part of the message.
+        previous: the folder that the files would move to together; None if each moves to its own `.previous`.
 
     Raises:
-        UserError: for the first path where something stands.
+        UserError: for the first path that exists.
     """
     for path in paths:
         if path.is_dir():
@@ -37,12 +37,12 @@ def check_replaceable(paths: Sequence[Path], overwrite: bool, instead: str, prev
 
 
 def previous_name(path: Path) -> Path:
-    """Where a file goes that is replaced."""
+    """Returns where a replaced file moves to."""
     return path.with_name(f"{path.name}.previous")
 
 
 def set_aside_file(path: Path) -> Path | None:
-    """Renames the file, if there is one, over the `.previous` of an earlier time; returns its new name."""
+    """Renames the file, if it exists, over an earlier `.previous`; returns its new name."""
     if not is_there(path):
         return None
     path.replace(previous_name(path))
@@ -52,10 +52,10 @@ def set_aside_file(path: Path) -> Path | None:
 def set_aside(files: Sequence[Path], previous: Path) -> None:
     """Moves files of one folder into the folder `previous` beside them, which replaces an older one of that name.
 
-    `previous` appears in one step, with all of them. What a killed process leaves half done, `bring_back` undoes.
+    `previous` appears in one step, with all files. `bring_back` undoes what a killed process leaves half done.
 
     Raises:
-        UserError: if they cannot be moved; they then are where they were.
+        UserError: if the files cannot be moved; they then stay where they were.
     """
     bring_back(previous)
     moving, older = temporary_name(previous), older_name(previous)
@@ -75,10 +75,10 @@ def set_aside(files: Sequence[Path], previous: Path) -> None:
 
 
 def bring_back(previous: Path) -> None:
-    """Undoes a `set_aside` that a killed process left half done; does nothing where there is none.
+    """Undoes a `set_aside` that a killed process left half done, if there is one.
 
     Raises:
-        UserError: if another file has taken the place of one of them.
+        UserError: if another file has taken the place of one of the files.
     """
     moving, older = temporary_name(previous), older_name(previous)
     for path in sorted(moving.iterdir()) if moving.is_dir() else ():
@@ -96,12 +96,12 @@ def bring_back(previous: Path) -> None:
 
 
 def older_name(previous: Path) -> Path:
-    """Where an older generation is until the newer one is sure to stay."""
+    """Returns where the older generation stays until the newer one is complete."""
     return previous.with_name(f".{previous.name}.older.tmp")
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a folder with all that is in it, or a symbolic link but not what it leads to."""
+    """Removes a file, a folder with its content, or a symbolic link but not its target."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:

@@ -1,4 +1,4 @@
-"""Lines that fit the terminal: how many columns a text takes, and where it is broken."""
+"""Fits lines to the terminal: counts columns and breaks long lines."""
 
 import os
 import re
@@ -8,31 +8,31 @@ from typing import TextIO
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
 LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S.{0,18}? {2,})?")
-"""The part of a line before its text: `model       `, `step     10/60: `, `error: `, or an indent."""
+"""The beginning of a line before its text: `model       `, `step     10/60: `, `error: `, or an indent."""
 WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
         "\U0001f300-\U0003fffd")
 CLOSING = "、。，．：；？！）】》」』〉”’"
 PIECE = re.compile(rf"\s+|[{WIDE}][{CLOSING}]*|[^\s{WIDE}]+[{CLOSING}]*")
-"""A line may be broken between two of these: at blanks, and on either side of a Chinese character, except before
-closing punctuation."""
+"""A line may break between two of these: at blanks and beside Chinese characters, but not before closing
+punctuation."""
 COMMAND = re.compile(r"\s+|(?:--\S+ (?!--))?(?:'[^']*'|[^\s'])+")
-"""A command may be broken between two of these: not between a flag and its value, nor inside quotes."""
+"""A command may break between two of these: not between a flag and its value, and not inside quotes."""
 SHELL_CONTINUES = " \\"
 MIN_INDENT = "  "
 
 
 def columns(text: str) -> int:
-    """The columns that `text` takes in a terminal: two for a Chinese character, none for an accent or a colour."""
+    """Returns the columns of `text` in a terminal: two for a Chinese character, none for an accent or a colour."""
     return sum(0 if unicodedata.category(character) in ("Mn", "Me", "Cf")
                else 2 if unicodedata.east_asian_width(character) in "WF" else 1
                for character in ANSI.sub("", text))
 
 
 def wrap(line: str, width: int) -> str:
-    """Breaks a line that is longer than `width` columns; further lines are indented under the text, not the label.
+    """Breaks a line longer than `width` columns; further lines are indented to the text, after the label.
 
-    A word that is too long for that (a path) gets a line of its own with less indent, and is never cut, so that it can
-    be copied; a command is broken as a shell reads it.
+    A word that is still too long, such as a path, gets a line of its own with less indent and is never cut, so that it
+    can be copied. A command breaks where a shell allows it.
     """
     if columns(line) <= width:
         return line
@@ -55,7 +55,7 @@ def wrap(line: str, width: int) -> str:
 
 
 def width_of(stream: TextIO) -> int | None:
-    """The columns of the terminal that `stream` writes to; None where it is none, or its size is not known."""
+    """Returns the columns of the terminal behind `stream`; None if it is not a terminal or has no known size."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
@@ -63,11 +63,11 @@ def width_of(stream: TextIO) -> int | None:
 
 
 def fitted(text: str, stream: TextIO) -> str:
-    """`text`, its long lines wrapped if `stream` is a terminal; a file or pipe gets them as they are."""
+    """Wraps the long lines of `text` if `stream` is a terminal; a file or pipe gets the text unchanged."""
     width = width_of(stream)
     return "\n".join(wrap(line, width) for line in text.split("\n")) if width else text
 
 
 def say(line: str) -> None:
-    """Prints a line that fits the terminal."""
+    """Prints a line, wrapped to fit the terminal."""
     print(fitted(line, sys.stdout), flush=True)

@@ -164,7 +164,7 @@ def test_what_alpaca_refuses(chat, message):
 def test_choices_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match=r"^--chat_template chatm: expected chatml, alpaca or a file with a Jinja tem"):
         make_template(TOKENIZER, "chatm", None)
-    with pytest.raises(UserError, match=r"^--chat_template .*: cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"^--chat_template .*: a folder, expected a file"):
         make_template(TOKENIZER, str(tmp_path), None)
     (tmp_path / "x").write_bytes(b"a\xff")
     with pytest.raises(UserError, match=r"^--chat_template .*x: not valid UTF-8 \(byte 2\)"):

@@ -20,6 +20,7 @@ from minimind_sft.data.template_fields import Lost
 from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
 from minimind_sft.data.tokenizer import MarkedSequence, Marks, Piece, Tokenizer, TokenSequence, tokenize
 from minimind_sft.errors import UserError
+from minimind_sft.files import read_text
 
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
 MAX_COMPARED = 40
@@ -354,16 +355,13 @@ def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: 
 def _template_source(choice: str) -> str:
     if choice in BUNDLED_TEMPLATES:
         return (files("minimind_sft.data") / f"{choice}.jinja").read_text(encoding="utf-8")
-    path = Path(choice)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"--chat_template {choice}: expected {', '.join(BUNDLED_TEMPLATES)} or a file with a Jinja "
-                        "template, found neither") from error
-    except OSError as error:
-        raise UserError(f"--chat_template {choice}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--chat_template {choice}: not valid UTF-8 (byte {error.start + 1})") from error
+        return read_text(Path(choice))
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"--chat_template {choice}: expected {', '.join(BUNDLED_TEMPLATES)} or a file with a "
+                            "Jinja template, found neither") from error
+        raise UserError(f"--chat_template {error}") from error
 
 
 def has_reasoning(message: dict) -> bool:

@@ -13,6 +13,7 @@ from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import PLAIN_FIELDS, is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
 from minimind_sft.errors import UserError, describe
+from minimind_sft.files import read_text
 
 MAX_CHARACTERS = 2_000_000
 """In a conversation: tokenizing takes some 200 bytes of memory per character."""
@@ -102,11 +103,9 @@ def read_tools(path: str | Path) -> list[dict]:
         UserError: naming the flag, the file and the faulty description.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--tools {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--tools {path}: not valid UTF-8 (byte {error.start + 1})") from error
+        text = read_text(Path(path))
+    except UserError as error:
+        raise UserError(f"--tools {error}") from error
     try:
         tools = _tools(parse_json(text, "tools", "a list of functions"), "tools")
     except UserError as error:

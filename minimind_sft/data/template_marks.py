@@ -1,10 +1,10 @@
-"""Chat templates in Jinja's sandbox, rendered such that their own control tokens stand out from the data's.
+"""Renders chat templates in Jinja's sandbox and tells their control tokens from the same text in the data.
 
-A control token's text in the data must stay text, while the same text written by the template must become the token.
-"Marked text" has private-use characters (`tokenizer.Marks`) where the template wrote control tokens; only marks become
-control tokens later. Two ways lead there: the template's constants are marked in its syntax tree, or every place in
-the data where a control token could begin is shielded. A way counts only if its text, marks put back, is the plain
-rendering's.
+The text of a control token must stay text if it comes from the data, and become the token if the template wrote it.
+Marked text has private-use characters (`tokenizer.Marks`) where the template wrote control tokens; later only marks
+become control tokens. There are two ways to mark: mark the constants in the template's syntax tree, or shield every
+place in the data where a control token could begin. The result counts only if it equals the plain rendering once the
+marks are replaced by their tokens.
 """
 
 import json
@@ -25,13 +25,13 @@ from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
 from minimind_sft.errors import UserError, one_line
 
 THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
-"""The names under which templates read whether the model is to think."""
+"""The variables in which templates read whether the model should think."""
 
 ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""In an assistant's message these are what they say; anywhere else in the data they are text."""
+"""Control tokens inside an assistant message; anywhere else in the data they are text."""
 
 PROBE = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"})
-"""A conversation to see by what a template does."""
+"""A conversation to test templates with."""
 
 SYSTEM_PROBE = {"role": "system", "content": "SYSTEM"}
 HEADER_PROBES = (
@@ -40,20 +40,20 @@ HEADER_PROBES = (
     (*PROBE, {"role": "user", "content": "LATER"}, {"role": "assistant", "content": "OTHER"}),
     ({"role": "user", "content": "A QUESTION\nOF TWO LINES"}, {"role": "assistant", "content": "1, 2"}),
 )
-"""Conversations before whose last answer a constant header is the same."""
+"""A constant header is the same before the last answer of each of these."""
 
-# Templates are foreign code: apart from Jinja's own errors they can run into whatever an expression can raise.
+# Templates are foreign code: besides Jinja's own errors they raise whatever an expression can raise.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
                    RecursionError)
 
-# What a template that asks for the date gets: training and chatting must see the same, on every day.
+# The date that templates read: training and chatting must see the same one, every day.
 PINNED_DATE = datetime(2026, 1, 1)
 
 DICT_ATTRIBUTES = frozenset(dir(dict))
-# Formatting can reach into the objects that it formats: that is for the sandbox to guard.
+# Without the format methods, which can reach into objects: the sandbox guards those.
 PLAIN_STRING_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
 
-# Parts of a syntax tree that decide or look something up; what stands there is not written out.
+# Parts of a syntax tree that decide or look something up. Constants there are not written out.
 UNWRITTEN = {
     nodes.If: {"test"},
     nodes.For: {"test"},
@@ -61,14 +61,14 @@ UNWRITTEN = {
     nodes.Getitem: {"arg"},
     nodes.Pair: {"key"},
 }
-# Filters whose arguments can end up in what is written.
+# Filters whose arguments may be written out.
 WRITING_FILTERS = ("default", "d", "join")
 
 
 class Request(NamedTuple):
-    """One rendering of a conversation: its first `messages` messages, with or without the generation prompt.
+    """One rendering of a conversation: `messages` messages from the start, with or without the generation prompt.
 
-    thinking: None leaves the template its own default.
+    thinking: None lets the template decide.
     """
 
     messages: int
@@ -77,24 +77,26 @@ class Request(NamedTuple):
 
 
 class MarkedTemplate:
-    """A compiled template that renders to plain or to marked text.
+    """A compiled template that renders plain or marked text.
 
     Attributes:
-        header: for a template without a generation prompt, the constant text that it writes between the history and
-            an answer; it is appended wherever a generation prompt is asked for. Else "".
+        header: for a template without a generation prompt, the constant text that it writes between history and
+            answer, which then serves as generation prompt; otherwise "".
+        content_in_parts: whether content must be passed as a list of parts.
+        fields: which fields of a turn the template renders.
 
     Raises:
-        UserError: if the source is no Jinja template, or has neither a generation prompt nor a constant header.
+        UserError: if the source is not a Jinja template, or has neither a generation prompt nor a constant header.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str):
         if re.search(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]", source):
             raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
         self._tokenizer, self._source = tokenizer, source
-        # An assistant's tags are tags in every template, not only where the template writes them too.
+        # In assistant messages the tags are control tokens whether or not the template writes them.
         control = tokenizer.control_tokens("\n".join([source, *ASSISTANT_TAGS]))
         self._control_pattern = _any_of(control)
-        # Text without the first character of any control token holds neither one nor the beginning of one.
+        # Text without the first character of any control token contains no control token and no beginning of one.
         self._opening_pattern = _any_of({token[0] for token in control})
         self._tag_pattern = _any_of(set(ASSISTANT_TAGS) & set(control))
         self._environment = make_environment()
@@ -115,7 +117,8 @@ class MarkedTemplate:
 
     def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                     place: str) -> list[str]:
-        """
+        """Renders the requests as plain text.
+
         Raises:
             UserError: at `place`, if the template refuses the conversation.
         """
@@ -126,7 +129,7 @@ class MarkedTemplate:
 
     def probe_text(self, messages: Sequence[dict], tools: list[dict] | None, ask: bool,
                    thinking: bool | None) -> str | None:
-        """Renders a conversation with or without the generation prompt; None where the template refuses it."""
+        """Renders a conversation with or without the generation prompt; returns None if the template refuses it."""
         request = Request(len(messages), ask, thinking)
         try:
             return self._texts(self._template, self._tokenizer.special, messages, tools, [request], self.header)[0]
@@ -135,10 +138,11 @@ class MarkedTemplate:
 
     def marked_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                      place: str) -> tuple[list[str], Marks]:
-        """
+        """Renders the requests as marked text.
+
         Raises:
-            UserError: at `place`, if the template refuses the conversation, or if no way tells its control tokens from
-                the data.
+            UserError: at `place`, if the template refuses the conversation, or if its control tokens cannot be told
+                from the data.
         """
         plain = self.plain_texts(messages, tools, requests, place)
         strings = _data_strings(messages, tools)
@@ -162,7 +166,7 @@ class MarkedTemplate:
 
     def _with_marked_template(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                               marks: Marks) -> list[str]:
-        """The template's constants and an assistant's tags are marked; the rest of the data is as it is."""
+        """Renders with marks in the template's constants and for the tags of assistant messages."""
         if marks.shield not in self._marked_templates:
             tree = self._environment.parse(self._source)
             mark_constants(tree, partial(self._mark, marks=marks))
@@ -174,8 +178,11 @@ class MarkedTemplate:
 
     def _with_shielded_data(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                             marks: Marks) -> list[str]:
-        """A shield follows every character of the data that could begin a control token, an assistant's tags apart,
-        and precedes text that could complete one: each control token in the rendering is then meant as one."""
+        """Renders with shields in the data, so that every control token in the text is the template's own.
+
+        A shield follows each character that could begin a control token and precedes text that could complete one; the
+        tags of assistant messages get none.
+        """
         def shield(text: str) -> str:
             shielded = self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
             if not self._completes_token(text):
@@ -194,22 +201,22 @@ class MarkedTemplate:
         return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
 
     def _completes_token(self, text: str) -> bool:
-        """Whether text could go on, even if trimmed, where a constant breaks off inside a control token."""
+        """Tells whether text, even if trimmed, could continue a constant that ends inside a control token."""
         text = text.strip()
         return bool(text) and any(text.startswith(rest) or rest.startswith(text) for rest in self._continuations)
 
     def _writes_content(self) -> bool:
-        """Whether content arrives when it is passed as a string; templates for images want a list of parts."""
+        """Tells whether the template renders content passed as a string; those for images expect a list of parts."""
         text = self.probe_text(PROBE, None, ask=False, thinking=None)
         return text is not None and all(message["content"] in text for message in PROBE)
 
     def _find_header(self) -> str:
-        """The text between history and answer of a template that renders a generation prompt as nothing.
+        """Returns the text between history and answer of a template without a generation prompt; "" if it has one.
 
-        Blanks alone are no header: as in `[/INST] answer`, they belong to the answer's first word.
+        Blanks alone are not a header: as in `[/INST] answer`, they belong to the answer's first word.
 
         Raises:
-            UserError: if it is not the same before all answers.
+            UserError: if the text differs from answer to answer.
         """
         headers = []
         for messages in HEADER_PROBES:
@@ -228,6 +235,7 @@ class MarkedTemplate:
         return headers[0] if headers else ""
 
     def _mark(self, text: str, marks: Marks) -> str:
+        """Replaces control tokens by their marks."""
         parts = self._control_pattern.split(text)
         parts[1::2] = map(marks.of_token.__getitem__, parts[1::2])
         return "".join(parts)
@@ -254,7 +262,7 @@ class MarkedTemplate:
 
 def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str], str],
                      change_other: Callable[[str], str]) -> list[dict]:
-    """Every string of the messages changed, except their roles."""
+    """Changes every string of the messages except their roles."""
     changed = []
     for message in messages:
         change = change_assistant if message["role"] == "assistant" else change_other
@@ -264,12 +272,12 @@ def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str],
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern:
-    """Matches the longest of `texts`, as a group for `split`; nothing where there is none."""
+    """Returns a pattern for the longest of `texts`, as a group for `split`; it matches nothing if there are none."""
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
     return re.compile(f"({alternatives or '(?!)'})")
 
 class GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks an assistant's words in some templates; here it does nothing."""
+    """Renders `{% generation %}...{% endgeneration %}`, which marks answers in some templates, as its content."""
 
     tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja's Extension prescribes
 
@@ -280,10 +288,10 @@ class GenerationTag(Extension):
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a short way to what templates ask for most: fields of messages and methods of strings."""
+    """The sandbox, with a fast path for what templates read most: fields of messages and methods of strings."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """What the sandbox gives, without the exceptions and checks on its way there."""
+        """Returns what the sandbox returns, without its exceptions and checks on the way."""
         if type(obj) is dict and attribute not in DICT_ATTRIBUTES:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if type(obj) is str and attribute in PLAIN_STRING_METHODS:
@@ -292,7 +300,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 def make_environment() -> jinja2.Environment:
-    """Jinja as Hugging Face's `apply_chat_template` sets it up, except that the date is pinned."""
+    """Sets up Jinja as Hugging Face's `apply_chat_template` does, except that the date is pinned."""
     environment = TemplateEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
@@ -301,7 +309,7 @@ def make_environment() -> jinja2.Environment:
 
 
 def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.TemplateData]:
-    """The string constants of a template that it writes, rather than compares with or passes to a method."""
+    """Yields the string constants that a template writes, rather than compares or passes to a method."""
     if isinstance(tree, nodes.TemplateData) or (isinstance(tree, nodes.Const) and isinstance(tree.value, str)):
         yield tree
     elif not isinstance(tree, nodes.Compare | nodes.Test):
@@ -316,14 +324,15 @@ def mark_constants(tree: nodes.Node, mark: Callable[[str], str]) -> None:
 
 
 def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
-    # Each rendering copies the globals; `make_globals` would wrap them in a ChainMap, slow to copy.
+    """Compiles a syntax tree."""
+    # Each rendering copies the globals, and the ChainMap of `make_globals` is slow to copy.
     return environment.template_class.from_code(environment, environment.compile(tree), dict(environment.globals))
 
 
 def continuations(tree: nodes.Node, tokens: Iterable[str]) -> tuple[str, ...]:
-    """What is missing of control tokens where a constant breaks off inside one, as in `'<|' + message.role + '|>'`.
+    """Returns the rests of control tokens inside which a constant ends, as in `'<|' + message.role + '|>'`.
 
-    No constant then holds the token, so that marking constants misses it; and data that goes on so completes it.
+    No constant holds such a token, so marking constants misses it, and data that begins with the rest completes it.
     """
     ends = {_text(constant) for constant in written_constants(tree)}
     return tuple({token[length:] for token in tokens for length in range(1, len(token))
@@ -331,7 +340,7 @@ def continuations(tree: nodes.Node, tokens: Iterable[str]) -> tuple[str, ...]:
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with `change` applied to every string in it, keys included."""
+    """Applies `change` to every string in a JSON value, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -342,7 +351,7 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[str]:
-    """Every string of a conversation except roles and the names of messages' fields, which are not the data's."""
+    """Returns every string of a conversation except roles and the names of message fields, which are not data."""
     strings: list[str] = []
     for message in messages:
         for name, value in message.items():
@@ -352,7 +361,7 @@ def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[st
 
 
 def iter_strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, keys included."""
+    """Yields every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -367,7 +376,7 @@ def iter_strings(value: Any) -> Iterator[str]:
 def _unwritten_fields(node: nodes.Node) -> set[str]:
     if isinstance(node, nodes.Filter) and node.name not in WRITING_FILTERS:
         return {"args", "kwargs", "dyn_args", "dyn_kwargs"}
-    # A call of a method passes constants to compare with or cut at; a call of a macro passes them to be written.
+    # Methods receive constants to compare with or to cut at; macros receive them to be written.
     if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
         return {"args", "kwargs", "dyn_args", "dyn_kwargs"}
     return UNWRITTEN.get(type(node), set())
@@ -386,7 +395,7 @@ def _set_text(constant: nodes.Const | nodes.TemplateData, text: str) -> None:
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
              sort_keys: bool = False) -> str:
-    """Jinja's own filter escapes `<` and `>` for HTML."""
+    """Writes JSON without escaping `<` and `>` for HTML, unlike Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from minimind_sft.data.tokenizer_files import read_text, read_tokenizer_files
+from minimind_sft.data.tokenizer_files import read_tokenizer_files
 from minimind_sft.errors import UserError, describe, one_line
+from minimind_sft.files import read_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Unicode's supplementary private use area A: no standard gives these characters a meaning.

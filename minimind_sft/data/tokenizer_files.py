@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.data.reading import parse_json
-from minimind_sft.errors import UserError, describe, one_line, printable
-from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.errors import UserError, describe, printable
+from minimind_sft.files import read_text
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -49,8 +49,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _check_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    state, config = (read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
-    optional = {name: read_object(folder / name) if (folder / name).exists() else {}
+    state, config = (_read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    optional = {name: _read_object(folder / name) if (folder / name).exists() else {}
                 for name in ("special_tokens_map.json", "added_tokens.json")}
     tokens = _Tokens(folder, state)
     naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
@@ -64,24 +64,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, tokens.notices())
 
 
-def read_text(path: Path) -> str:
-    """Reads a UTF-8 file, without a byte order mark.
-
-    Raises:
-        UserError: naming the file, if it cannot be read.
-    """
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, expected a file")
-    refuse_lfs_pointer(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 ({one_line(error)})") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file.
 
     Raises:
