@@ -113,6 +113,26 @@ def test_help_has_a_heading_and_a_line_for_each_group(monkeypatch):
     assert "  --fence [{0,1}]\n      keep the deer out (default: 0)\n" in page
 
 
+def test_groups_and_names_are_these():
+    """Resume states, the comparison of ranks and Weights & Biases know settings by these names."""
+    groups: dict[str, list[str]] = {}
+    for flag in flags_of(SFTSettings):
+        groups.setdefault(flag.group, []).append(flag.name)
+    assert groups == {
+        "data": ["data_path", "eval_data_path", "eval_share", "bad_rows", "prepared_dir", "tokenizer_path",
+                 "max_seq_len", "seed", "truncation", "train_turns", "train_on_prompt", "chat_template",
+                 "end_of_turn"],
+        "model": ["from_weight", "preset", "hidden_size", "num_hidden_layers", "use_moe", "dropout"],
+        "optimizer": ["epochs", "max_steps", "batch_size", "accumulation_steps", "learning_rate", "min_lr_ratio",
+                      "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
+        "runtime": ["device", "dtype", "micro_batch_tokens", "use_compile", "gradient_checkpointing", "parallel",
+                    "rank_timeout", "local_rank", "num_workers"],
+        "saving": ["save_dir", "save_weight", "save_dtype", "from_resume", "overwrite", "allow_changed_data",
+                   "keep_checkpoints", "save_interval", "async_save", "keep_best"],
+        "logging": ["log_interval", "eval_interval", "use_wandb", "wandb_project"],
+    }
+
+
 PATHS = {
     SFTSettings: ["data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "from_weight",
                   "save_dir"],
