@@ -31,7 +31,7 @@ from minimind_sft.training.memory import (
     Sizes,
     kept_by_layer,
     kernels_of_one_length,
-    most_tokens,
+    largest_micro_batch,
     peak,
 )
 from minimind_sft.training.setup import check_flags, new_model_config
@@ -41,7 +41,7 @@ def main() -> int:
     settings = parse_flags(EstimateSettings, description=__doc__)
     model, plan = model_asked_for(settings.model), plan_asked_for(settings.run)
     parts, memory = peak(model, plan), settings.answer.memory
-    fits = most_tokens(model, plan, memory * GIB) if memory else None
+    fits = largest_micro_batch(model, plan, memory * GIB) if memory else None
     if settings.answer.json:
         print(json.dumps({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
                           "per_token_and_layer": kept_by_layer(model, plan),

@@ -14,7 +14,7 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training import memory
-from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, most_tokens, peak
+from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, largest_micro_batch, peak
 from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
 
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
@@ -111,11 +111,11 @@ def test_batch_size_and_length_of_rows_do_not_count():
 
 def test_the_largest_micro_batch_just_fits():
     plan = Plan(4096, 512, torch.bfloat16)
-    tokens = most_tokens(PRESETS["26m"], plan, 2048 * MIB)
+    tokens = largest_micro_batch(PRESETS["26m"], plan, 2048 * MIB)
     fits, too_much = (sum(peak(PRESETS["26m"], replace(plan, micro_batch_tokens=n)).values())
                       for n in (tokens, tokens + 64))
     assert tokens % 64 == 0 and fits <= 2048 * MIB < too_much
-    assert most_tokens(PRESETS["26m"], plan, 500 * MIB) == 0
+    assert largest_micro_batch(PRESETS["26m"], plan, 500 * MIB) == 0
 
 
 def test_ranks_share_what_fsdp_shards():

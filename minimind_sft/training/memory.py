@@ -93,9 +93,9 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
 
 
 def _saved_by_flash_attention(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Bytes per token on a GPU: queries, keys, values, the output, and a sum per query head.
+    """Returns the bytes per token on a GPU: queries, keys, values, the output, and a sum per query head.
 
-    A formula, and the only one about a layer, because a machine without a GPU cannot run a GPU's attention.
+    This is a formula, because a machine without a GPU cannot run a GPU's attention.
     """
     query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     return dtype.itemsize * 2 * (query_heads + kv_heads) * config.head_dim + FLOAT * query_heads
@@ -201,7 +201,7 @@ def kernels_of_one_length(config: ModelConfig) -> float:
     return 3 * (projections + head + feed_forward) * KERNEL
 
 
-def most_tokens(config: ModelConfig, plan: Plan, budget: float) -> int:
+def largest_micro_batch(config: ModelConfig, plan: Plan, budget: float) -> int:
     """Returns the largest `micro_batch_tokens`, a multiple of 64, whose `peak` fits into `budget` bytes, or 0."""
     return _largest(lambda tokens: sum(peak(config, replace(plan, micro_batch_tokens=tokens)).values()) <= budget)
 

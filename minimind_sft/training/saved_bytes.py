@@ -6,7 +6,7 @@ over documents of the length in question.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
@@ -31,14 +31,14 @@ READ = "feed-forward of positions that the head reads"
 
 
 class SavedBytes:
-    """Counts the bytes that autograd saves inside `counting`, under the name that `part` has at that moment.
+    """Counts the bytes that autograd saves inside `counting`, under the pass and part that run at that moment.
 
     Tensors that share memory count once.
     """
 
-    def __init__(self):
-        self.part: Hashable = None
-        self.by_part: Counter = Counter()
+    def __init__(self) -> None:
+        self.part = ("", "")
+        self.by_part: Counter[tuple[str, str]] = Counter()
         self._storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 
     def counting(self) -> AbstractContextManager:
@@ -68,8 +68,9 @@ def saved_outside_attention(config: ModelConfig, dtype: torch.dtype) -> dict[str
     return saved
 
 
-def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, label: int = 0) -> Counter:
-    """Counts what a model saves that runs the same layer three times, by pass ("first", "second", "last") and part.
+def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int,
+                    label: int = 0) -> Counter[tuple[str, str]]:
+    """Runs a model of three layers, all of them the same one, and counts what each pass through it saves, by part.
 
     The first pass also counts what all layers share, such as RoPE's angles.
     """
@@ -83,14 +84,14 @@ def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, lab
 
     saved, passes = SavedBytes(), iter(("first", "second", "last"))
 
-    def enters(part: str) -> Callable[..., None]:
-        def set_part(*_) -> None:
+    def enter(part: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
             saved.part = (next(passes) if part == PROJECTIONS else saved.part[0], part)
-        return set_part
+        return hook
 
     for module, part in ((layer, PROJECTIONS), (layer.self_attn.o_proj, ATTENTION), (layer.dropout, DROPOUT),
                          (layer.post_attention_layernorm, FEED_FORWARD), (model.model.norm, "head")):
-        module.register_forward_pre_hook(enters(part))
+        module.register_forward_pre_hook(enter(part))
     ids = torch.zeros(documents * FEW, dtype=torch.int64)
     with saved.counting(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         losses = model(ids, torch.full_like(ids, label), range(0, len(ids) + 1, FEW))
@@ -122,6 +123,6 @@ def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequen
     v_TGK = k_TGK.detach().to(dtype).requires_grad_()
     saved = SavedBytes()
     with saved.counting():
-        for saved.part in ("first layer", "second layer"):
+        for saved.part in (("first", ATTENTION), ("second", ATTENTION)):
             context.attend(0, q_THK, k_TGK, v_TGK)
-    return saved.by_part["second layer"] / tokens
+    return saved.by_part["second", ATTENTION] / tokens
