@@ -158,6 +158,6 @@ def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, setti
     """
     check_text(prompt)
     ids, stop_ids = tokenizer.encode_ordinary(prompt), {tokenizer.end_of_document_id}
-    if from_minimind and None not in (tokenizer.bos_id, tokenizer.eos_id):
+    if from_minimind and tokenizer.bos_id is not None and tokenizer.eos_id is not None:
         ids, stop_ids = [tokenizer.bos_id, *ids], {*stop_ids, tokenizer.eos_id}
     return stream_text(model, tokenizer, ids, settings, stop_ids)

@@ -38,5 +38,5 @@ def validation_loss(model: nn.Module, batches: Iterable[Batch], device: torch.de
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss_sum += float(model(batch.input_ids, batch.labels, batch.cu_seqlens).loss_sum)
         tokens += batch.supervised
-    loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
-    return ValidationLoss(loss_sum / max(tokens, 1), int(tokens))
+    all_loss_sum, all_tokens = sum_over_ranks(loss_sum, tokens)
+    return ValidationLoss(all_loss_sum / max(all_tokens, 1), int(all_tokens))

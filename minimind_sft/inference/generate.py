@@ -39,7 +39,7 @@ def generate_batch(
     Raises:
         UserError: if a prompt is empty or leaves no room in the model's context.
     """
-    answers = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     for step in _steps(model, prompts, settings, stop_ids):
         for index, token in step.items():
             answers[index].append(token)

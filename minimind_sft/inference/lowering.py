@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,8 +109,8 @@ class Lowering:
     def as_it_is(self, module: nn.Module) -> Lowered:
         """Gives the module what it gets in the plain model: inputs in its own dtype, and each angle once."""
         def run(x: Tensor, *arguments: object) -> Tensor:
-            arguments = [each.halves() if isinstance(each, _Rope) else each for each in arguments]
-            return at_least_float32(module(x.to(self.dtype), *arguments))
+            plain = [each.halves() if isinstance(each, _Rope) else each for each in arguments]
+            return at_least_float32(module(x.to(self.dtype), *plain))
         return run
 
 
@@ -240,7 +240,11 @@ def _swiglu(mlp: SwiGLU, lower: Lowering) -> _SwiGLU:
 
 def _one_product(gate_FD: Tensor, up_FD: Tensor, pack: Pack) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     product = pack([gate_FD, up_FD])
-    return lambda x_TD: product(x_TD).chunk(2, dim=-1)
+
+    def gate_up(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        gate_TF, up_TF = product(x_TD).chunk(2, dim=-1)
+        return gate_TF, up_TF
+    return gate_up
 
 
 class _MixtureOfExperts:
@@ -280,11 +284,11 @@ class FastForm(NamedTuple):
     parts: the parameters and submodules that the fast form knows; a module with any other stays as it is.
     """
 
-    lower: Callable[[nn.Module, Lowering], Lowered]
+    lower: Callable[[Any, Lowering], Lowered]
     parts: set[str]
 
 
-FAST_FORMS = {
+FAST_FORMS: dict[type, FastForm] = {
     nn.Linear: FastForm(lambda linear, lower: lower.pack([linear.weight]), {"weight"}),
     nn.Dropout: FastForm(lambda dropout, lower: _same, set()),
     RMSNorm: FastForm(_Norm, {"weight"}),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -178,7 +178,7 @@ def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
     """Yields a JSON object for each row of the data, in order."""
     for result in results:
         question = result.question
-        row = {"kind": question.kind, "place": question.place, "messages": list(question.messages)}
+        row: dict[str, Any] = {"kind": question.kind, "place": question.place, "messages": list(question.messages)}
         if question.tools:
             row["tools"] = question.tools
         row |= {"expected": question.expected or None, "answer": result.answer, "exact": result.exact}

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels import cross_entropy
 from minimind_sft.model.kernels.selection import SHORT
 from minimind_sft.training.saved_bytes import (
@@ -73,7 +73,8 @@ class Sizes:
     def of(cls, config: ModelConfig) -> "Sizes":
         with torch.device("meta"):
             model = MiniMindForCausalLM(config)
-        matrices = sum(parameter.numel() for layer in model.model.layers for module in layer.matrices()
+        layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+        matrices = sum(parameter.numel() for layer in layers for module in layer.matrices()
                        for parameter in module.parameters())
         return cls(sum(parameter.numel() for parameter in model.parameters()), matrices,
                    config.vocab_size * config.hidden_size, config.num_hidden_layers)
@@ -116,9 +117,10 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
     again = layer if plan.gradient_checkpointing else 0.0
     resident = _resident(sizes, plan)
     # The peak is either in the loss or in the backward pass of the last layer, which comes first.
-    peaks = ({"loss": _loss(config, plan)}, {"recomputed layer": again, "backward": _backward(config, plan)})
-    return {**resident, "activations": activations + _embedded(config, plan),
-            **max(peaks, key=lambda peak: sum(peak.values()))}
+    in_loss = {"loss": _loss(config, plan)}
+    in_backward = {"recomputed layer": again, "backward": _backward(config, plan)}
+    highest = max(in_loss, in_backward, key=lambda parts: sum(parts.values()))
+    return {**resident, "activations": activations + _embedded(config, plan), **highest}
 
 
 def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:

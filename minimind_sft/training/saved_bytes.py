@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels.padded_attention import MAX_PADDING
 from minimind_sft.model.kernels.selection import SHORT
 
@@ -79,7 +79,8 @@ def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int,
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.zero_()
-    (layer,) = model.model.layers
+    layer = model.model.layers[0]
+    assert isinstance(layer, DecoderLayer)
     model.model.layers = nn.ModuleList([layer] * 3)
 
     saved, passes = SavedBytes(), iter(("first", "second", "last"))
