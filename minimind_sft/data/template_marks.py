@@ -169,7 +169,8 @@ class MarkedTemplate:
         """Renders with marks in the template's constants and for the tags of assistant messages."""
         if marks.shield not in self._marked_templates:
             tree = self._environment.parse(self._source)
-            mark_constants(tree, partial(self._mark, marks=marks))
+            for constant in written_constants(tree):
+                _set_text(constant, self._mark(_text(constant), marks))
             self._marked_templates[marks.shield] = compile_tree(self._environment, tree)
         special = {name: marks.of_token.get(token, token) for name, token in self._tokenizer.special.items()}
         messages = _change_messages(messages, partial(self._tag_pattern.sub, lambda tag: marks.of_token[tag[0]]), str)
@@ -315,12 +316,6 @@ def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.Template
     elif not isinstance(tree, nodes.Compare | nodes.Test):
         for child in tree.iter_child_nodes(exclude=_unwritten_fields(tree)):
             yield from written_constants(child)
-
-
-def mark_constants(tree: nodes.Node, mark: Callable[[str], str]) -> None:
-    """Applies `mark` to every constant that the template writes."""
-    for constant in written_constants(tree):
-        _set_text(constant, mark(_text(constant)))
 
 
 def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
