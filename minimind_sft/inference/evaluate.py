@@ -32,7 +32,7 @@ def validation_loss(model: nn.Module, batches: Iterable[Batch], device: torch.de
         sum_over_ranks: sum_over_ranks(a, b) returns both sums over all ranks.
     """
     model.eval()
-    loss_sum, tokens = 0.0, 0
+    loss_sum, tokens = 0.0, 0.0
     for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -21,10 +21,9 @@ def length_of_run(optimizer: OptimizerSettings, steps_per_epoch: int, samples_pe
     total = schedule_length(optimizer.epochs, steps, steps_per_epoch)
     length = f"{optimizer.epochs} epoch{'s' * (optimizer.epochs > 1)}"
     if total < all_epochs:
-        share = total / steps_per_epoch
-        share = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
-        length = (f"{share} epochs: --max_steps {steps} ends the run before --epochs "
-                  f"{optimizer.epochs}, which would be {all_epochs:,} steps")
+        epochs = total / steps_per_epoch
+        length = (f"{epochs:{'.0f' if epochs >= 10 else '.2g'}} epochs: --max_steps {steps} ends the run before "
+                  f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
     elif steps > all_epochs:
         length += f": they end the run before --max_steps {steps}"
     return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {optimizer.learning_rate:g}; "

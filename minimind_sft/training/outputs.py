@@ -115,9 +115,11 @@ class Outputs:
         if not files:
             return []
         sidecar = self._read_sidecar()
-        own = sidecar is not None and sidecar.get("run") == self.run
-        if own and self.run is not None and is_there(self.weights):  # earlier versions may leave half of a pair
-            own = self.weights.is_file() and sha256_of_file(self.weights) == sidecar.get("sha256")
+        if sidecar is None or sidecar.get("run") != self.run:
+            return files
+        if self.run is None or not is_there(self.weights):  # earlier versions may leave half of a pair
+            return []
+        own = self.weights.is_file() and sha256_of_file(self.weights) == sidecar.get("sha256")
         return [] if own else files
 
     def _refusal(self, is_new: bool, has_states: bool) -> str:

@@ -107,14 +107,14 @@ class Progress:
         """Writes a line of the metrics file; the same to wandb."""
         if not self.is_main:
             return
-        values = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
-                  for name, value in values.items()}
-        line = {"step": step, **values, "supervised_tokens_per_second": round(self._rate, 1)}
+        in_json = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+                   for name, value in values.items()}
+        line = {"step": step, **in_json, "supervised_tokens_per_second": round(self._rate, 1)}
         with self._disk():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         if self.wandb_run is not None:
-            self.wandb_run.log(values, step=step)
+            self.wandb_run.log(in_json, step=step)
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut, as the resume state that is written next will."""
