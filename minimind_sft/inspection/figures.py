@@ -1,4 +1,4 @@
-"""What both forms of the report say in the same words: lengths in bars, lines of findings, a file's figures."""
+"""Formats what the terminal and the page share: bars of lengths, lines of findings, a file's figures."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -12,7 +12,7 @@ FIELDS_NAMED = 20
 
 
 class Bar(NamedTuple):
-    """The sequences of `first` to `last` tokens; `is_over`: those longer than max_seq_len."""
+    """The number of sequences of `first` to `last` tokens; `is_over`: longer than max_seq_len."""
 
     first: int
     last: int
@@ -21,7 +21,7 @@ class Bar(NamedTuple):
 
 
 def bars(lengths: Counter, max_seq_len: int) -> list[Bar]:
-    """About `BARS` bars of equal width up to the longest, and one for all that is above max_seq_len."""
+    """Returns about `BARS` bars of equal width up to the longest sequence, and one for all above max_seq_len."""
     if not lengths:
         return []
     top = min(max(lengths), max_seq_len)
@@ -36,7 +36,7 @@ def bars(lengths: Counter, max_seq_len: int) -> list[Bar]:
 
 
 def quantile(lengths: Counter, share: float) -> int:
-    """The length that `share` of the sequences do not exceed."""
+    """Returns the length that `share` of the sequences do not exceed."""
     left = share * lengths.total()
     for length in sorted(lengths):
         left -= lengths[length]
@@ -46,7 +46,7 @@ def quantile(lengths: Counter, share: float) -> int:
 
 
 def percent(share: float | None) -> str:
-    """Never rounded up to 100% nor down to 0%."""
+    """Formats a share, never rounded up to 100% or down to 0%."""
     if share is None:
         return "-"
     shown = f"{share:.1%}"
@@ -60,7 +60,7 @@ def counted(count: int, what: str) -> str:
 
 
 def figures(tally: Tally) -> list[tuple[str, str]]:
-    """(name, value) of everything that is no finding."""
+    """Returns (name, value) of everything that is not a finding."""
     counts = tally.counts
     forms = ", ".join(f"{form} {count:,}" for form, count in tally.forms.most_common())
     lines = [("rows", f"{tally.usable:,} of {counts.rows:,}" + (f"; by form: {forms}" if forms else ""))]
@@ -92,7 +92,7 @@ def lengths_line(lengths: Counter, max_seq_len: int) -> str:
 
 
 def findings(tally: Tally) -> list[tuple[str, Finding, str]]:
-    """(kind, finding, in words) of what was found at all."""
+    """Returns (kind, finding, description) of each kind that was found."""
     return [(kind, finding, f"{counted(finding.count, 'row')} {KINDS[kind].what}")
             for kind, finding in tally.findings.items() if finding.count]
 

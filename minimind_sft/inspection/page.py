@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it, not even a script."""
+"""Renders the report as one self-contained HTML file without scripts."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -15,12 +15,12 @@ from minimind_sft.inspection.shown import ShownRow, Token
 from minimind_sft.inspection.tally import KINDS
 
 PLOT_WIDTH, PLOT_HEIGHT = 1000, 150
-MOST_LINES = 200
-"""Lines named of one finding; a browser is no place for thousands."""
+MAX_LINES = 200
+"""Lines listed for one finding; thousands would be too many for a browser."""
 
 
 class Column(NamedTuple):
-    """A bar of the histogram, in the picture's own units; `label` stands below, `title` shows when one points at it."""
+    """A bar of the histogram, in the picture's own units; `label` is below it, `title` appears on hover."""
 
     x: float
     y: float
@@ -47,22 +47,22 @@ def render_page(report: Report, rows: Sequence[ShownRow]) -> str:
         stretches=stretches, token_count=lambda tokens: sum(len(token.ids) for token in tokens), parts=parts,
         findings=lambda part: figures.findings(part.tally), figures=lambda part: figures.figures(part.tally),
         lengths_line=lambda part: figures.lengths_line(part.tally.lengths, report.max_seq_len),
-        columns=lambda part: columns(part, report.max_seq_len), state=state, kinds=KINDS, most=MOST_LINES,
+        columns=lambda part: columns(part, report.max_seq_len), state=state, kinds=KINDS, most=MAX_LINES,
         plot_width=PLOT_WIDTH, plot_height=PLOT_HEIGHT)
 
 
 def state(part: Part) -> str:
-    """The class of what is said about a part."""
+    """Returns the CSS class of a part's verdict."""
     return "wrong" if part.wrong else "warning" if part.odd else "fine"
 
 
 def stretches(tokens: Sequence[Token]) -> list[tuple[bool, list[Token]]]:
-    """Tokens in a row that are all supervised, or all not."""
+    """Groups consecutive tokens by whether they are supervised."""
     return [(supervised, list(group)) for supervised, group in groupby(tokens, key=lambda token: token.supervised)]
 
 
 def columns(part: Part, max_seq_len: int) -> list[Column]:
-    """The histogram of a part's lengths."""
+    """Returns the bars of a part's histogram of lengths."""
     bars = figures.bars(part.tally.lengths, max_seq_len)
     tallest = max((bar.sequences for bar in bars), default=1)
     slot = PLOT_WIDTH / max(len(bars), 1)

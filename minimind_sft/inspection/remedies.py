@@ -1,4 +1,4 @@
-"""Commands that fix what the inspector found, ready to paste."""
+"""Suggests commands that fix what the inspector found, ready to paste."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ ROUND_UP = 64
 
 
 def commands(training: Tally, evaluation: Tally, settings: TrainSettings) -> list[str]:
-    """Returns the commands to run next: one that cleans the data, where that helps, then one that trains on them.
+    """Returns the commands to run next: one that cleans the data, if that helps, and one that trains on them.
 
     Args:
         training, evaluation: the findings of all files of each kind.
@@ -27,9 +27,9 @@ def commands(training: Tally, evaluation: Tally, settings: TrainSettings) -> lis
 
 
 def _cleaning(training: Tally, evaluation: Tally, settings: TrainSettings) -> list[str]:
-    """Returns the command that leaves out rows that are there twice, or in the evaluation data; [] where there is none.
+    """Returns the command that drops duplicates and rows of the evaluation data, or [] if it would change nothing.
 
-    Shares of a mixture would be lost in one cleaned file.
+    A mixture gets none, because one cleaned file would lose its shares.
     """
     duplicated, leaked = training.findings["duplicated"].count, evaluation.findings["leaked"].count
     is_mixture = any(":" in path for path in settings.data.data_path)
@@ -62,7 +62,7 @@ def _cut(training: Tally) -> bool:
 
 
 def _room(training: Tally, settings: TrainSettings) -> Iterator[str]:
-    """Yields the flags with which no conversation is cut, or none of its turns where they do not fit into a batch."""
+    """Yields flags that keep whole conversations, or whole turns if conversations do not fit into a batch."""
     longest = -(-max(training.lengths) // ROUND_UP) * ROUND_UP
     if settings.data.max_seq_len < longest <= RuntimeSettings().micro_batch_tokens:
         yield from ("--max_seq_len", str(longest))

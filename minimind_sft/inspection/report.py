@@ -1,4 +1,4 @@
-"""What was found becomes a report: rows compared with one another, the training's steps, verdicts."""
+"""Turns the survey's tallies into a report: duplicated and leaked rows, the run's steps, verdicts."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -12,7 +12,7 @@ from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
 from minimind_sft.data.sources import Source
 from minimind_sft.inspection.remedies import commands
-from minimind_sft.inspection.tally import KINDS, MOST_PLACES, Position, Tally, total
+from minimind_sft.inspection.tally import KINDS, MAX_PLACES, Position, Tally, total
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.loop import planned_steps
 
@@ -21,9 +21,9 @@ TRAINING, EVALUATION = "training", "evaluation"
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or all files of a role, and what is wrong with it.
+    """A file, or all files of a role, and its verdict.
 
-    wrong, odd: in words, what makes it unfit for a training, and what might.
+    wrong, odd: descriptions of what makes it unfit for training, and of what might.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """The training that the settings ask for.
+    """The steps of the run that the settings ask for.
 
-    samples: of an epoch; held_out: kept apart from it for evaluation.
+    samples: per epoch; held_out: samples set aside for evaluation.
     """
 
     steps: int
@@ -57,9 +57,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything: `parts` are the files, `whole` all of each role that has several; `plan` None where there is nothing
-    to train on; `strict` says that what is odd counts as wrong; `notes` are about the chat template,
-    `commands` fix what was found and train on the result."""
+    """All findings of an inspection.
+
+    parts: one per file.
+    whole: one per role that has several files.
+    plan: None if there is nothing to train on.
+    strict: whether odd findings count as wrong.
+    notes: remarks on the chat template.
+    commands: fix what was found, and train on the result.
+    """
 
     parts: list[Part]
     whole: list[Part]
@@ -77,14 +83,16 @@ class Report:
     def verdict(self) -> str:
         if self.is_fine:
             odd = any(part.odd for part in self.parts)
-            return "fine; look at what is said above" if odd else "fine"
+            return "fine, but see the warnings above" if odd else "fine"
         strict = "" if any(part.wrong for part in self.parts) else " (--strict 1)"
         bad = [part.name for part in self.parts if part.wrong or (self.strict and part.odd)]
         return f"not fine to train on{strict}: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; every count is exact, lists of places end after `MOST_PLACES`. A `row` is 0 where the line says
-        enough."""
+        """Returns the report for programs. Counts are exact; lists of places end after `MAX_PLACES`.
+
+        A `row` is 0 if the line is enough to find it.
+        """
         return {
             "fine": self.is_fine,
             "verdict": self.verdict,
@@ -99,7 +107,7 @@ class Report:
 
 def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sources: Sequence[Source],
                 settings: TrainSettings, ranks: int, strict: bool, notes: Sequence[str] = ()) -> Report:
-    """Compares the rows of the files, which adds findings to `tallies`, and judges."""
+    """Compares the rows of all files, adds what it finds to `tallies`, and judges every file."""
     training = {path: tallies[path] for source in sources for path in source.files}
     evaluation = {path: deepcopy(tallies[path]) if path in training else tallies[path]
                   for source in eval_sources for path in source.files}
@@ -117,7 +125,7 @@ def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sour
 
 
 class RowIndex:
-    """The rows of some files by their hashes, each with the file and the line that it stands at."""
+    """The hashes of the rows of some files, each with its file and line."""
 
     def __init__(self, tallies: dict[Path, Tally]):
         self._files, self._tallies = list(tallies), list(tallies.values())
@@ -129,13 +137,13 @@ class RowIndex:
                                        for name in ("rows", "questions"))
 
     def find_duplicates(self) -> None:
-        """Rows that are the same as an earlier one."""
+        """Finds rows that are the same as an earlier one."""
         first = _first_equal(self._rows, self._rows)
         again = np.flatnonzero(first != np.arange(len(first)))
         self._add("duplicated", again, lambda index: f"as {self._place(first[index], self._file(index))}")
 
     def find_in(self, other: "RowIndex") -> None:
-        """Rows that are among those of the other files, or ask the same as one of them."""
+        """Finds rows that the other files also have, and rows with the same question as one of theirs."""
         same = _first_equal(self._rows, other._rows)
         self._add("leaked", np.flatnonzero(same >= 0), lambda index: f"as {other._place(same[index])}")
         asks = _first_equal(self._questions, other._questions)
@@ -147,7 +155,7 @@ class RowIndex:
             start, end = np.searchsorted(indices, self._starts[number:number + 2])
             finding = tally.findings[kind]
             finding.count += int(end - start)
-            finding.places += [(self._position(index), detail(index)) for index in indices[start:end][:MOST_PLACES]]
+            finding.places += [(self._position(index), detail(index)) for index in indices[start:end][:MAX_PLACES]]
 
     def _position(self, index: int) -> Position:
         return Position(*self._positions[index].tolist())
@@ -161,7 +169,7 @@ class RowIndex:
 
 
 def _first_equal(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """For each of `wanted` the first index at which `among` has it, or -1."""
+    """Returns for each of `wanted` the first index at which `among` has it, or -1."""
     if not len(among):
         return np.full(len(wanted), -1)
     values, first = np.unique(among, return_index=True)
@@ -181,7 +189,7 @@ def _judged(name: str, role: str, tally: Tally) -> Part:
 
 def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation: bool, settings: TrainSettings,
           ranks: int) -> Plan | None:
-    """By the trainer's own functions, on datasets of which only the number of samples is known."""
+    """Plans the steps with the trainer's own functions, on datasets of empty samples."""
     counts = [sum(tallies[path].samples for path in source.files) for source in sources]
     if not all(counts):
         return None

@@ -1,4 +1,4 @@
-"""The first rows as a training sees them: tokens with their text, made so that a person can see all of it."""
+"""Shows the first rows as training sees them: tokens with their text, and nothing invisible."""
 
 import re
 import unicodedata
@@ -16,18 +16,18 @@ from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Tally
 from minimind_sft.labels import IGNORE_INDEX
 
-MOST_FILES = 10
-LOOKED_AT = 1000
-"""Rows from which the first usable ones are taken."""
+MAX_FILES = 10
+MAX_READ = 1000
+"""Rows that are read per file to find usable ones."""
 JOINER = "\u200d"
-"""Holds emoji together: the one invisible character that is better left as it is."""
+"""Joins emoji: the only invisible character that stays as it is."""
 
 
 class Token(NamedTuple):
-    """One token, or the few that make one character.
+    """One token, or several that together make one character.
 
-    text: visible: line ends as ↵ and a line end, tabs as ⇥, spaces as · where they are not a single one inside a line,
-        other characters that do not show as ⟨U+0000⟩.
+    text: everything is visible: a line feed is ↵ and a line feed, a tab ⇥, and other invisible characters ⟨U+0000⟩; a
+        space is · unless it is a single one inside a line.
     """
 
     text: str
@@ -38,22 +38,22 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row: the tokens of each of its sequences."""
+    """A row and the tokens of each of its sequences."""
 
     place: str
     sequences: list[list[Token]]
 
 
 def first_rows(tallies: dict[Path, Tally], rows: SFTEncoder | PretrainEncoder, count: int) -> list[ShownRow]:
-    """The first `count` rows of each file that keep something to learn, of at most `MOST_FILES` files."""
+    """Returns the first `count` rows with something to learn of each file, of at most `MAX_FILES` files."""
     with_rows = [path for path, tally in tallies.items() if tally.usable]
-    return [row for path in with_rows[:MOST_FILES] for row in islice(_shown_rows(path, rows), count)]
+    return [row for path in with_rows[:MAX_FILES] for row in islice(_shown_rows(path, rows), count)]
 
 
 def _shown_rows(path: Path, rows: SFTEncoder | PretrainEncoder) -> Iterator[ShownRow]:
     written = "\n".join(rows.template.sources) if isinstance(rows, SFTEncoder) else ""
     control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(written)}
-    for raw in islice(read_raw_rows(path), LOOKED_AT):
+    for raw in islice(read_raw_rows(path), MAX_READ):
         try:
             (encoded,) = rows.encode([(raw.place, parse_raw_row(raw))])
         except UserError:
@@ -64,7 +64,7 @@ def _shown_rows(path: Path, rows: SFTEncoder | PretrainEncoder) -> Iterator[Show
 
 
 def shown_tokens(rows: SFTEncoder | PretrainEncoder, example: Example, control: set[int | None]) -> list[Token]:
-    """The tokens of an Example; its labels say of each but the first whether it is learned."""
+    """Returns the tokens of an Example. Its labels say whether a token is learned; the first never is."""
     ids = example.input_ids.tolist()
     learned = [False, *(example.labels != IGNORE_INDEX).tolist()]
     if learned[-1]:
@@ -86,7 +86,7 @@ def shown_tokens(rows: SFTEncoder | PretrainEncoder, example: Example, control: 
 
 
 def _visible(texts: Sequence[str]) -> list[str]:
-    """Each of the texts with all characters visible; which spaces are to be seen depends on what stands beside them."""
+    """Makes all characters visible. Takes all texts together, because neighbours decide which spaces to mark."""
     whole = "".join(texts)
     dotted = re.sub(r"^ +| +$| {2,}", lambda spaces: "·" * len(spaces[0]), whole, flags=re.MULTILINE)
     pieces, position = [], 0
@@ -107,10 +107,10 @@ def _visible_character(character: str) -> str:
 
 
 def is_unseen(character: str) -> bool:
-    """Whether it shows nothing, or steers the terminal or the direction of the text."""
+    """Whether a character is invisible, or controls the terminal or the direction of text."""
     return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn") and character != JOINER
 
 
 def printable(text: str) -> str:
-    """A message in which a file's name or the data can have put anything, on one line."""
+    """Makes a message that may contain anything from a file's name or the data visible, on one line."""
     return "".join(map(_visible_character, text)).replace("↵\n", "↵")

@@ -1,4 +1,4 @@
-"""One pass over all rows, on all cores, with the encoder that the trainer uses."""
+"""Surveys all rows in one pass, on all cores, with the trainer's encoder."""
 
 import hashlib
 import json
@@ -25,10 +25,10 @@ from minimind_sft.labels import IGNORE_INDEX
 
 def survey(files: Sequence[Path], rows: SFTEncoder | PretrainEncoder, check_prompts: bool = False,
            show_progress: bool = True) -> dict[Path, Tally]:
-    """What there is in each of the files.
+    """Returns the tally of each file.
 
     Raises:
-        UserError: for a file that cannot be read; what is wrong with a row is a finding.
+        UserError: for a file that cannot be read. Anything wrong with a row is a finding.
     """
     tallies = {path: Tally() for path in files}
     by_name = {str(path): tally for path, tally in tallies.items()}
@@ -40,7 +40,7 @@ def survey(files: Sequence[Path], rows: SFTEncoder | PretrainEncoder, check_prom
 
 
 def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, check_prompts: bool) -> dict[str, Tally]:
-    """By the files' names."""
+    """Returns the tallies of some rows by the names of their files."""
     readable: list[tuple[str, dict]] = []
     errors: dict[int, UserError] = {}
     for number, raw in enumerate(raw_rows):
@@ -110,7 +110,7 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, encoded: E
 
 
 def unwritten_unknown_id(rows: SFTEncoder | PretrainEncoder) -> int | None:
-    """The tokenizer's token for what it does not know, unless the chat template writes it, too."""
+    """Returns the tokenizer's unknown token, or None if there is none or the chat template writes it too."""
     unknown_id = rows.tokenizer.unknown_id
     sources = rows.template.sources if isinstance(rows, SFTEncoder) else ()
     name = None if unknown_id is None else rows.tokenizer.id_to_token(unknown_id)
@@ -134,7 +134,7 @@ def _broken_alternations(roles: list[str]) -> Iterator[str]:
 
 
 def _answers(rows: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]]) -> list:
-    """Encodes the rows with only answers supervised, if training supervises more than that; else returns Nones."""
+    """Encodes the rows with only their answers supervised. Returns Nones if training supervises nothing else."""
     if not (isinstance(rows, SFTEncoder) and rows.supervision.prompt):
         return [None] * len(readable)
     return SFTEncoder(rows.template, rows.max_seq_len, rows.truncation,
@@ -143,7 +143,7 @@ def _answers(rows: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]
 
 def _add_answers(tally: Tally, position: Position, encoded: EncodedRow, answers: EncodedRow | None,
                  rows: SFTEncoder) -> None:
-    """Counts answers and their ends by the labels that are trained on."""
+    """Counts answers and their ends by the labels that training uses."""
     assert isinstance(encoded.parsed, Conversation)
     trained = answers or encoded
     cuts_tails = trained.was_cut and rows.truncation == "tail"
@@ -160,8 +160,11 @@ def _add_answers(tally: Tally, position: Position, encoded: EncodedRow, answers:
 
 
 def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
-    """(answers that end with a supervised end-of-turn token, answers that do not, whether the last of these ends where
-    the sequence does)."""
+    """Counts answers with and without a supervised end-of-turn token.
+
+    Returns:
+        (with, without, whether the last of those without ends where the sequence ends).
+    """
     labels = example.labels
     supervised = labels != IGNORE_INDEX
     ended = labels == end_of_turn_id
@@ -175,7 +178,7 @@ def _compare_prompts(tally: Tally, position: Position, conversation: Conversatio
     tally.compared += min(answers, MAX_COMPARED)
     try:
         mismatches = rows.template.prompt_mismatches(conversation)
-    except UserError as error:  # a chat cannot be shown what was taught
+    except UserError as error:  # a chat cannot show what training teaches
         mismatches = [str(error)]
     if mismatches:
         prefix = f"{conversation.place}: "
@@ -183,7 +186,7 @@ def _compare_prompts(tally: Tally, position: Position, conversation: Conversatio
 
 
 def _hashes(parsed: Conversation | str) -> tuple[int, int]:
-    """Of a row, and of all in it that the assistant is given."""
+    """Returns the hash of a row, and that of everything in it except the assistant's turns."""
     if isinstance(parsed, str):
         return _hash(parsed), 0
     given = [message for message in parsed.messages if message["role"] != "assistant"]
@@ -191,6 +194,6 @@ def _hashes(parsed: Conversation | str) -> tuple[int, int]:
 
 
 def _hash(value: object) -> int:
-    """64 bits: among ten million rows two different ones are taken for equal once in 370,000 files."""
+    """Returns 64 bits: with ten million rows, two different ones collide in one of 370,000 files."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

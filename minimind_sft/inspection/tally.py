@@ -1,4 +1,4 @@
-"""What is counted while the rows of a file pass by, in memory that hardly grows with them."""
+"""Counts what the survey finds, in memory that hardly grows with the number of rows."""
 
 import re
 from collections import Counter
@@ -14,8 +14,8 @@ from minimind_sft.data.dataset import DatasetCounts
 class Kind(NamedTuple):
     """A kind of finding.
 
-    weight: "wrong" ends in a failure, a "warning" does with --strict, a "hint" never.
-    short, what: follow a number: "3 bad", "3 rows that cannot be used".
+    weight: "wrong" makes the inspection fail, "warning" only with --strict, "hint" never.
+    short, what: descriptions after a number: "3 bad", "3 rows that cannot be used".
     """
 
     weight: str
@@ -26,30 +26,28 @@ class Kind(NamedTuple):
 KINDS = {
     "bad": Kind("wrong", "bad", "that cannot be used"),
     "mismatched": Kind("wrong", "taught after other ids than a chat shows", "taught after other ids than a chat shows"),
-    "unended": Kind("wrong", "without an end of turn", "with an answer that lacks its end of turn, though it is not "
-                                                       "cut"),
+    "unended": Kind("wrong", "without an end of turn", "with an uncut answer that lacks its end of turn"),
     "leaked": Kind("wrong", "also in the training data", "also in the training data"),
-    "truncated": Kind("warning", "cut", "longer than max_seq_len, of which a part is left out"),
+    "truncated": Kind("warning", "cut", "longer than max_seq_len, and therefore cut"),
     "dropped": Kind("warning", "dropped", "dropped: nothing to learn is left"),
     "duplicated": Kind("warning", "duplicated", "the same as an earlier one"),
     "unknown": Kind("warning", "with unknown characters", "with text that the tokenizer does not know"),
     "empty": Kind("warning", "empty", "with an empty user or system turn, or without text"),
     "not_alternating": Kind("warning", "not alternating", "whose turns do not alternate"),
     "same_question": Kind("hint", "with a question of the training data",
-                          "whose question the training data have too, with another answer"),
+                          "with a question that the training data answer differently"),
 }
 """By name, in the order of reports."""
 
-MOST_PLACES = 1000
-MOST_BAD = 100_000
-"""The lines of bad rows are what the report is for; yet a file that is nothing else must not fill the memory."""
+MAX_PLACES = 1000
+MAX_BAD = 100_000
+"""Every bad row should be listed, but a file of nothing else must not fill the memory."""
 
 MAX_IGNORED = 1000
 
 
 class Position(NamedTuple):
-    """Where a row stands in its file: the line that it begins at, and which row it is if there are several in a line,
-    else 0."""
+    """The line at which a row starts, and its number among several rows of that line, otherwise 0."""
 
     line: int
     row: int
@@ -59,7 +57,7 @@ class Position(NamedTuple):
 
 
 def split_place(place: str) -> tuple[str, Position]:
-    """`file:line` or `file:line (row n)` as the file's name and the position in it."""
+    """Splits `file:line` or `file:line (row n)` into the file's name and the position in it."""
     match = re.fullmatch(r"(.*):(\d+)(?: \(row (\d+)\))?", place, re.DOTALL)
     assert match, place
     return match[1], Position(int(match[2]), int(match[3] or 0))
@@ -67,7 +65,7 @@ def split_place(place: str) -> tuple[str, Position]:
 
 @dataclass
 class Finding:
-    """Rows of one kind: how many, and the first of them, each with what there is to say about it."""
+    """The number of rows of one kind, and the positions of the first ones, each with a remark."""
 
     count: int = 0
     places: list[tuple[Position, str]] = field(default_factory=list)
@@ -83,16 +81,16 @@ class Finding:
 
 @dataclass
 class Tally:
-    """Some rows of one file.
+    """Counts for some rows of one file.
 
-    forms: usable rows by the form they have.
-    lengths: sequences by their tokens; those of conversations before they are cut.
-    samples, sequences: that are trained on.
-    turns, ended: answers with a supervised token; those of them whose end-of-turn token is supervised.
-    ignored: fields that nothing reads, by the rows that have them; those beyond `MAX_IGNORED` as "others".
-    compared: answers whose prompt was compared with that of a chat.
-    positions, rows, questions: of each usable row, as arrays in pieces: where it is, [n, 2], the hash of all of it,
-        [n], and that of all but the assistant's turns, [n] (0 for running text).
+    forms: usable rows by their form.
+    lengths: sequences by their number of tokens, for conversations before they are cut.
+    samples, sequences: those that training uses.
+    turns, ended: answers with a supervised token, and those among them with a supervised end-of-turn token.
+    ignored: rows by the names of fields that nothing reads; beyond `MAX_IGNORED` names, "others".
+    compared: answers whose prompt was compared with a chat's.
+    positions, rows, questions: arrays, in pieces, over the usable rows: position [n, 2], hash of the whole row [n], and
+        hash of all but the assistant's turns [n] (0 for running text).
     """
 
     counts: DatasetCounts = field(default_factory=DatasetCounts)
@@ -112,14 +110,14 @@ class Tally:
     def __iadd__(self, other: "Tally") -> Self:
         self.add_figures(other)
         for kind, finding in other.findings.items():
-            self.findings[kind].merge(finding, MOST_BAD if kind == "bad" else MOST_PLACES)
+            self.findings[kind].merge(finding, MAX_BAD if kind == "bad" else MAX_PLACES)
         self.positions += other.positions
         self.rows += other.rows
         self.questions += other.questions
         return self
 
     def add_figures(self, other: "Tally") -> None:
-        """Without the places, which say nothing outside of their file."""
+        """Adds everything except places, which mean nothing outside their file."""
         self.counts += other.counts
         self.forms.update(other.forms)
         self.lengths.update(other.lengths)
@@ -131,14 +129,14 @@ class Tally:
         self.compared += other.compared
 
     def add_ignored(self, rows_by_name: Mapping[str, int]) -> None:
-        """Counts names; a file whose rows all have other fields must not fill the memory."""
+        """Counts names. A file whose rows all have different fields must not fill the memory."""
         for name, rows in rows_by_name.items():
             is_known = name in self.ignored or len(self.ignored) < MAX_IGNORED
             self.ignored[name if is_known else "others"] += rows
 
     @property
     def usable(self) -> int:
-        """Rows that samples were made of."""
+        """Returns the number of rows that became samples."""
         return self.counts.rows - self.counts.bad_rows - self.counts.dropped_rows
 
     @property
@@ -151,7 +149,7 @@ class Tally:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The figures of several files, and how often each kind was found; without places."""
+    """Sums the counts and findings of several files, without places."""
     whole = Tally()
     for tally in tallies:
         whole.add_figures(tally)

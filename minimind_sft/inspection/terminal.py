@@ -1,4 +1,4 @@
-"""The report as text for a terminal, in colours where they are wanted."""
+"""Formats the report for a terminal, with or without colours."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from minimind_sft.terminal import width_of
 BAR_WIDTH = 40
 STYLES = {"wrong": "1;31", "warning": "33", "hint": "36", "fine": "32", "title": "1", "faint": "2",
           "given": "2", "given control": "35", "supervised": "32", "supervised control": "30;42"}
-"""ANSI's numbers."""
+"""ANSI codes."""
 
 
 class Painter:
-    """Text in colours; without them it comes back as it is."""
+    """Colours text, or returns it unchanged."""
 
     def __init__(self, in_colour: bool):
         self.in_colour = in_colour
@@ -25,21 +25,23 @@ class Painter:
     def __call__(self, style: str, text: str) -> str:
         if not self.in_colour:
             return text
-        # Each line by itself, so that a pager that begins in the middle shows the same.
+        # Each line by itself, so that a pager that starts in the middle shows the same colours.
         return "\n".join(f"\x1b[{STYLES[style]}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
-def as_text(report: Report, rows: Sequence[ShownRow], most_bad: int, in_colour: bool) -> str:
-    """Args:
-        rows: to show token by token.
-        most_bad: how many bad rows to name, 0: all.
+def as_text(report: Report, rows: Sequence[ShownRow], max_bad: int, in_colour: bool) -> str:
+    """Returns the report as text.
+
+    Args:
+        rows: rows to show token by token.
+        max_bad: number of bad rows to list, 0: all.
     """
     paint = Painter(in_colour)
     lines = [*_rows(rows, paint)]
     for part in report.parts:
-        lines += [*_part(part, report.max_seq_len, most_bad, paint), ""]
+        lines += [*_part(part, report.max_seq_len, max_bad, paint), ""]
     for whole in report.whole:
-        lines += [*_part(whole, report.max_seq_len, most_bad, paint), ""]
+        lines += [*_part(whole, report.max_seq_len, max_bad, paint), ""]
     lines += [f"{'template':<12}{printable(note)}" for note in report.notes]
     lines.append(f"{'steps':<12}{plan_line(report.plan)}")
     lines += [f"{'verdict':<12}{printable(part.name)} ({part.role}): {_verdict(part, paint)}" for part in report.parts]
@@ -83,7 +85,7 @@ def _painted(tokens: Sequence[Token], paint: Painter) -> str:
     return "".join(pieces).rstrip("\n")
 
 
-def _part(part: Part, max_seq_len: int, most_bad: int, paint: Painter) -> Iterator[str]:
+def _part(part: Part, max_seq_len: int, max_bad: int, paint: Painter) -> Iterator[str]:
     tally = part.tally
     yield paint("title", f"{printable(part.name)} ({part.role})")
     for name, value in figures(tally):
@@ -95,7 +97,7 @@ def _part(part: Part, max_seq_len: int, most_bad: int, paint: Painter) -> Iterat
         weight = KINDS[kind].weight
         yield f"{'  ' + weight:<12}" + paint(weight, words) + ("" if kind == "bad" else _places(finding.places))
         if kind == "bad" and finding.places:
-            shown = finding.places[:most_bad or None]
+            shown = finding.places[:max_bad or None]
             yield from (f"    {printable(error)}" for _, error in shown)
             if finding.count > len(shown):
                 yield f"    ... and {finding.count - len(shown):,} more (--most 0 prints all, --json has them)"
