@@ -1,23 +1,23 @@
-"""The heap of the C library, which most tensors of a CPU training live in."""
+"""Tunes the heap of the C library, where most tensors of a run on the CPU live."""
 
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""What glibc's mallopt calls these (malloc.h)."""
+"""glibc's numbers for these options of mallopt (malloc.h)."""
 LARGEST_IN_HEAP = 32 * 2**20
-"""Bytes; no larger threshold is accepted."""
+"""Bytes; glibc accepts no larger threshold."""
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps what a step frees: the next step needs as much again.
+    """Makes this process keep the memory that a step frees, because the next step needs as much again.
 
-    glibc would give large blocks back to the operating system, and get them again page by page, zeroed: a step with
-    91M parameters then takes 60,000 page faults, an eighth of its time. Other C libraries are left as they are.
+    Otherwise glibc returns large blocks to the operating system and gets them back page by page, zeroed. A step with
+    91M parameters then takes 60,000 page faults, an eighth of its time. Other C libraries are left alone.
     """
     try:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    except TypeError:  # Windows has no handle for "the libraries of this process"
+    except TypeError:  # Windows has no handle for the libraries of this process
         return
     if mallopt is not None:
-        mallopt(TRIM_THRESHOLD, -1)  # the end of the heap is never given back
-        mallopt(MMAP_THRESHOLD, LARGEST_IN_HEAP)  # what lies outside the heap is always given back
+        mallopt(TRIM_THRESHOLD, -1)  # never returns the end of the heap
+        mallopt(MMAP_THRESHOLD, LARGEST_IN_HEAP)  # blocks outside the heap are always returned

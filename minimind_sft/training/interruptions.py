@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from types import FrameType
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-from minimind_sft.errors import ProcessLost
+from minimind_sft.errors import ProcessLost, first_line
 from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals
 from minimind_sft.terminal import fitted
 
@@ -23,22 +24,22 @@ ONE_SIGNAL_SECONDS = 0.25
 
 @dataclass
 class Stop:
-    """The first of `STOP_SIGNALS` that this process got; the loop looks after each step."""
+    """The first of `STOP_SIGNALS` that this process received; the loop checks after each step."""
 
     signum: int = 0
 
 
 @contextmanager
 def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[Stop]:
-    """The first of `STOP_SIGNALS` lets the step in hand finish and be saved; a second one ends the process at once.
+    """Lets the current step finish and be saved after the first of `STOP_SIGNALS`; ends the process at the second.
 
-    At once even where the step waits for another rank inside PyTorch, and no Python code runs on this thread: another
-    thread reads the signals from a socket and ends the process, with 128 + the signal as its status.
+    The second signal works even while the step waits for another rank inside PyTorch and this thread runs no Python
+    code: another thread reads the signals from a socket and ends the process, with status 128 + the signal.
 
-    `passed_on` says that this process may get one signal twice, as torchrun passes on to its ranks what a scheduler
-    has sent to all processes: what comes within `ONE_SIGNAL_SECONDS` of the first still is the first.
-
-    `notice` writes a line to stderr as soon as the first signal is there: the step in hand may take minutes.
+    Args:
+        passed_on: whether one signal may arrive twice, as torchrun passes on to its ranks what a scheduler has sent to
+            all processes. Signals within `ONE_SIGNAL_SECONDS` of the first then count as the first.
+        notice: writes a line to stderr at the first signal, because the current step may take minutes.
     """
     stop, previous = Stop(), {}
 
@@ -49,11 +50,11 @@ def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[St
     send.setblocking(False)
     previous_fd = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
-        # A loader's worker inherits the socket; a signal to it must not be taken for one to this process.
+        # A loader's worker inherits the socket; a signal to the worker must not count as one to this process.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     for signum in STOP_SIGNALS:
-        nohup = signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN
-        if not nohup:
+        under_nohup = signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) == signal.SIG_IGN
+        if not under_nohup:
             previous[signum] = signal.signal(signum, handle)
     Thread(target=_end_at_the_second, args=(receive, passed_on, notice), daemon=True).start()
     try:
@@ -66,14 +67,14 @@ def stop_on_signals(passed_on: bool = False, notice: bool = True) -> Iterator[St
 
 
 def _end_at_the_second(receive: socket.socket, passed_on: bool, notice: bool) -> None:
-    """Reads one byte per signal; ends when the other end is closed."""
+    """Reads one byte per signal; returns when the other end is closed."""
     first_at = None
     while received := receive.recv(1):
         if received[0] not in STOP_SIGNALS:
             continue
         if first_at is None:
             first_at = time.monotonic()
-            if notice:  # from a thread of its own: a terminal stopped by Ctrl-S must not hold up the second signal
+            if notice:  # in its own thread: a terminal stopped by Ctrl-S must not hold up the second signal
                 Thread(target=_acknowledge, args=(received[0],), daemon=True).start()
         elif not passed_on or time.monotonic() - first_at >= ONE_SIGNAL_SECONDS:
             os._exit(128 + received[0])
@@ -81,7 +82,7 @@ def _end_at_the_second(receive: socket.socket, passed_on: bool, notice: bool) ->
 
 
 def _acknowledge(signum: int) -> None:
-    """Tells on stderr that the signal has arrived; a terminal or pipe that is closed does not matter."""
+    """Says on stderr that the signal has arrived, if stderr is still open."""
     line = f"{signal.Signals(signum).name}: stopping after this step"
     if signum == signal.SIGINT:
         line = "stopping after this step; press Ctrl-C again to quit now"
@@ -91,7 +92,7 @@ def _acknowledge(signum: int) -> None:
 
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """In a loader's worker process: a signal to the whole job must not take the batches away from the last step."""
+    """Makes a loader's worker ignore signals: one to the whole job must not take away the last step's batches."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     take_signals()
@@ -99,17 +100,17 @@ def leave_signals_to_the_trainer(worker_id: int) -> None:
 
 @contextmanager
 def batches_of(loader: DataLoader) -> Iterator[Iterator]:
-    """The loader's batches; its worker processes, if it has some, end with the block, however that ends.
+    """Yields the loader's batches; its worker processes, if any, end with the block, however that ends.
 
     Raises:
-        ProcessLost: if one of them dies (for want of memory, as a rule), wherever the run is at that moment.
+        ProcessLost: if a worker dies (usually for lack of memory), whatever the run is doing then.
     """
     with signals_wait():
-        batches = iter(loader)
-    watch = loader.num_workers and hasattr(signal, "SIGCHLD")  # elsewhere PyTorch looks after its workers now and then
+        batches: Any = iter(loader)
+    watch = loader.num_workers and hasattr(signal, "SIGCHLD")  # without it, PyTorch checks its workers now and then
     pytorchs = signal.getsignal(signal.SIGCHLD) if watch else None
     if callable(pytorchs):
-        signal.signal(signal.SIGCHLD, partial(_tell_of_deaths, batches, pytorchs))
+        signal.signal(signal.SIGCHLD, partial(_report_death, batches, pytorchs))
     try:
         yield batches
     except ProcessLost:
@@ -120,18 +121,19 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
             raise
         raise _lost(batches, error) from error
     finally:
-        # PyTorch does this when the iterator is collected, which an exception's traceback prevents; and the signal by
-        # which Python ends processes that are left over is one that they ignore, so that it would wait for ever.
+        # PyTorch does this when the iterator is collected, which an exception's traceback prevents. And Python ends
+        # leftover processes by a signal that ours ignore, so it would wait forever.
         if loader.num_workers:
             batches._shutdown_workers()
         if pytorchs is not None:
             signal.signal(signal.SIGCHLD, pytorchs)
 
 
-def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: FrameType | None) -> None:
-    """PyTorch's handler raises a RuntimeError for a dead worker, wherever the program is.
+def _report_death(batches: Any, pytorchs: Callable, signum: int, frame: FrameType | None) -> None:
+    """Turns the RuntimeError that PyTorch's handler raises for a dead worker into a ProcessLost.
 
-    Also where another error of the same death is on its way to `batches_of`, which then learns nothing of either.
+    This happens wherever the program is, even while another error of the same death is on its way to `batches_of`,
+    which then sees neither.
     """
     try:
         pytorchs(signum, frame)
@@ -139,10 +141,9 @@ def _tell_of_deaths(batches: Iterator, pytorchs: Callable, signum: int, frame: F
         raise _lost(batches, error) from error
 
 
-def _lost(batches: Iterator, error: Exception) -> ProcessLost:
+def _lost(batches: Any, error: Exception) -> ProcessLost:
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, wherever we are then
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, at any place
     for worker in batches._workers:
         worker.kill()
-    told = str(error) or type(error).__name__  # an EOFError says nothing
-    return ProcessLost(f"a worker process of the loader died ({told.splitlines()[0]})")
+    return ProcessLost(f"a worker process of the loader died ({first_line(error)})")

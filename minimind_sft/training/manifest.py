@@ -1,4 +1,4 @@
-"""A folder whose files are known by their sums: what is missing, damaged, exchanged or smuggled in is recognised."""
+"""Verifies a folder by the checksums of its files: notices what is missing, damaged, swapped or smuggled in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,17 +6,18 @@ from pathlib import Path
 from minimind_sft.files import read_object, sha256_of_file
 
 MANIFEST = "manifest.json"
-"""Names the other files and gives the SHA-256 of each: {"state.json": "9f86d0...", ...}."""
+"""Lists the other files with the SHA-256 of each: {"state.json": "9f86d0...", ...}."""
 
 
 class Damaged(Exception):
-    """Why a folder cannot be trusted, in one line that names the file."""
+    """A folder that cannot be trusted; the message is one line that names the file."""
 
 
 def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
-    """The names that the folder's manifest lists, each of them a plain file with the sum that it says.
+    """Checks that each file in the folder's manifest is plain and has the checksum given there; returns their names.
 
-    `belongs` says which names may be listed at all: none that leads out of the folder.
+    Args:
+        belongs: which names the manifest may list at all; none may lead out of the folder.
 
     Raises:
         Damaged: for the first fault.
@@ -26,10 +27,10 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
     if (folder / MANIFEST).is_symlink():
         raise Damaged(f"{MANIFEST} is a symbolic link")
     try:
-        sums = read_object(folder / MANIFEST)
+        checksums = read_object(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error})") from error
-    for name, expected in sums.items():
+    for name, expected in checksums.items():
         path = folder / name
         if not belongs(name):
             raise Damaged(f"{MANIFEST} lists {name!r}, which is no part of it")
@@ -43,4 +44,4 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
             raise Damaged(f"{name} cannot be read ({error.strerror})") from error
         if found != expected:
             raise Damaged(f"{name} was damaged: its SHA-256 is not the one in {MANIFEST}")
-    return list(sums)
+    return list(checksums)

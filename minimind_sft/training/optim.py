@@ -9,9 +9,10 @@ BETAS = (0.9, 0.95)
 
 
 def learning_rate(update: int, updates: int, peak: float, min_ratio: float, warmup: int) -> float:
-    """The learning rate of update 0, 1, ..., updates - 1: linear warmup, then a cosine from `peak` to its `min_ratio`.
+    """Returns the learning rate of update 0, 1, ..., updates - 1: linear warmup, then a cosine from `peak` down to
+    `min_ratio` of it.
 
-    A pure function of the update, so that a resumed run has the rate it would have had.
+    It is a pure function of the update, so resuming does not change it.
     """
     if update < warmup:
         return peak * (update + 1) / (warmup + 1)
@@ -21,12 +22,12 @@ def learning_rate(update: int, updates: int, peak: float, min_ratio: float, warm
 
 
 def schedule_length(epochs: int, max_steps: int, steps_per_epoch: int) -> int:
-    """Steps of all epochs, or `max_steps` where that is less; 0 sets no limit."""
+    """Returns the steps of all epochs, or `max_steps` if that is less; 0 sets no limit."""
     return min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
 
 
 def build_optimizer(model: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices (embedding and projections), none on norms."""
+    """Returns a fused AdamW with weight decay on matrices (embedding and projections), none on norms."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
