@@ -101,6 +101,16 @@ def compiles_rightly() -> bool:
     return not (hides and torch.cpu.get_capabilities().get("avx512_f"))
 
 
+def check_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        UserError: if torch.compile's code for the device cannot be trusted.
+    """
+    if device.type == "cpu" and not compiles_rightly():
+        raise UserError("--use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code for this "
+                        "processor, which has AVX-512; unset the variable or leave the flag out")
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Returns the precision that `--dtype` names; `auto` is bfloat16 if the hardware has it, else float32.
 

@@ -32,6 +32,15 @@ def template_facts(template: ChatTemplate, choice: str | None) -> dict[str, Any]
     return {"name": choice or OWN_TEMPLATE, "end_of_turn": template.end_of_turn, "example": template.render(PROBE)}
 
 
+def encoding_facts(tokenizer: Tokenizer, tokenizer_choice: str | None, template: ChatTemplate | None = None,
+                   template_choice: str | None = None) -> dict[str, Any]:
+    """Collects for the sidecar which tokenizer and which chat template weights are trained with; the choices are
+    `--tokenizer_path` and `--chat_template`."""
+    return {"tokenizer": tokenizer.fingerprint, "tokenizer_facts": tokenizer_facts(tokenizer, tokenizer_choice),
+            "chat_template": template.fingerprint if template else None,
+            "chat_template_facts": template_facts(template, template_choice) if template else None}
+
+
 def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) -> list[str]:
     """Compares the tokenizer with the one that the weights were trained with; returns lines for the user.
 

@@ -17,8 +17,8 @@ import torch
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import harmless, run_program
-from minimind_sft.model.config import PRESETS, ModelConfig
-from minimind_sft.model.finding import find_weights
+from minimind_sft.model.build import check_size, find_start, new_model_config
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import EstimatedModel, EstimatedRun, EstimateSettings
@@ -34,7 +34,6 @@ from minimind_sft.training.memory import (
     largest_micro_batch,
     peak,
 )
-from minimind_sft.training.setup import check_flags, new_model_config
 
 
 def main() -> int:
@@ -56,13 +55,11 @@ def main() -> int:
 def model_asked_for(settings: EstimatedModel) -> ModelConfig:
     if settings.from_weight == "none":
         return new_model_config(settings, settings.vocab_size)
-    path = find_weights(settings.from_weight, settings.save_dir, flag="--from_weight", hidden_size=settings.hidden_size,
-                        use_moe=settings.use_moe, preset=PRESETS[settings.preset] if settings.preset else None,
-                        tokenizer=load_tokenizer(settings.tokenizer_path).fingerprint)
+    path = find_start(settings, settings.save_dir, load_tokenizer(settings.tokenizer_path).fingerprint)
     weights = read_weights(path)
     for notice in weights.notices:
         print(harmless(notice), file=sys.stderr)
-    check_flags(settings, weights.config, path)
+    check_size(settings, weights.config, path)
     return replace(weights.config, dropout=settings.dropout)
 
 

@@ -12,8 +12,8 @@ from minimind_sft.data.dataset import ExampleDataset, Mixture
 from minimind_sft.data.example import make_example
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
-from minimind_sft.training.advice import evaluation_advice, length_of_run, rate_advice, warmup_advice
-from minimind_sft.training.experience import Experience, strangeness
+from minimind_sft.training.advice import describe_length, evaluation_advice, rate_advice, warmup_advice
+from minimind_sft.training.experience import Experience, data_advice
 from minimind_sft.training.progress import Effort
 from minimind_sft.training.summary import closing_lines, next_lines
 
@@ -34,7 +34,7 @@ def sft(**flags) -> SFTSettings:
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
 ])
 def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line):
-    assert length_of_run(sft(**flags).optimizer, 100, 16) == f"training    {line}"
+    assert describe_length(sft(**flags).optimizer, 100, 16) == f"training    {line}"
 
 
 @pytest.mark.parametrize(("warmup", "line"), [
@@ -102,14 +102,32 @@ def test_experience_survives_the_sidecar_and_others_have_none():
         assert Experience.from_sidecar(other, 6401) is None
 
 
+class Controls:
+    """As much of a tokenizer as the advice looks at: its control tokens."""
+
+    def __init__(self, *ids: int):
+        self.ids = ids
+
+    def control_tokens(self) -> list[str]:
+        return list(map(str, self.ids))
+
+    def token_to_id(self, token: str) -> int:
+        return int(token)
+
+
 def test_data_that_the_weights_never_met_are_noted():
-    known = Experience.none(12).after(samples(([0, 2, 3, 4, 5], [True] * 5)))
-    assert strangeness(known, samples(([0, 2, 3], [True] * 3)), [], "it") == []
-    (line,) = strangeness(known, samples(([0, 2, 8, 9, 3], [True] * 5)), [], "it")
+    known, none = Experience.none(12).after(samples(([0, 2, 3, 4, 5], [True] * 5))), Controls()
+    assert data_advice(known, samples(([0, 2, 3], [True] * 3)), none, "it") == []
+    (line,) = data_advice(known, samples(([0, 2, 8, 9, 3], [True] * 5)), none, "it")
     assert "50% of the tokens to learn never occurred in what it was trained on: " in line and "longer" not in line
-    assert strangeness(known, samples(([0, 2, 8, 9, 3], [True] * 5)), [8, 9], "it") == []
-    (line,) = strangeness(known, samples(([0, 2, 3], [True] * 3), ([2] * 9, [True] * 9)), [], "it")
+    assert data_advice(known, samples(([0, 2, 8, 9, 3], [True] * 5)), Controls(8, 9), "it") == []
+    (line,) = data_advice(known, samples(([0, 2, 3], [True] * 3), ([2] * 9, [True] * 9)), none, "it")
     assert line.startswith("note        50% of the samples are longer than any that it was trained on (4 tokens): ")
+
+
+def test_a_new_model_and_weights_of_unknown_origin_get_no_such_note():
+    for known in (Experience.none(12), None):
+        assert data_advice(known, samples(([0, 2, 8], [True] * 3)), Controls(), "it") == []
 
 
 def test_the_bundled_weights_know_the_bundled_conversations_and_not_other_chinese(repository, tmp_path):

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
+from tiny_training import Training
 
-from minimind_sft.training import setup
+from minimind_sft.training import loop
 
 PROGRAM = """
 import platform, resource, sys, torch
@@ -40,14 +40,13 @@ def test_memory_that_a_step_freed_is_there_for_the_next():
     assert sum(page_faults("leave")[1:]) > 3 * sum(later)
 
 
-def test_every_training_begins_with_it(monkeypatch):
+def test_every_run_begins_with_it(tmp_path, monkeypatch):
     class Told(Exception):
         pass
 
     def tell() -> None:
         raise Told
 
-    monkeypatch.setattr(setup, "keep_freed_memory", tell)
-    nothing = SimpleNamespace(config=None, ranks=None)
+    monkeypatch.setattr(loop, "keep_freed_memory", tell)
     with pytest.raises(Told):
-        setup.train(nothing, None, None, None, None, (None, None))
+        Training(tmp_path).run()

@@ -200,11 +200,12 @@ def test_ranks_replace_an_earlier_run_together(rerun, tmp_path):
 
 
 def test_states_count_as_begun_elsewhere_unless_this_torchrun_began_them(tmp_path, monkeypatch):
-    outputs = Outputs(tmp_path / "a_16.pth", tmp_path)
+    outputs = Outputs(tmp_path / "a_16.pth")
+    outputs.states.mkdir(parents=True)
     assert not outputs.begun_elsewhere()
-    (tmp_path / "step-00000001").mkdir()  # without a record: of an earlier version
+    (outputs.states / "step-00000001").mkdir()  # without a record: of an earlier version
     assert outputs.begun_elsewhere()
-    (tmp_path / "step-00000001").rmdir()
+    (outputs.states / "step-00000001").rmdir()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
     outputs.claim(fresh=True, overwrite=False, reads=None)
     assert outputs.begin() == [] and not outputs.begun_elsewhere()
@@ -253,7 +254,7 @@ def test_a_sidecar_that_a_killed_process_did_not_put_in_place_is_found(tmp_path)
 
 
 def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
-    outputs = Outputs(tmp_path / "a_16.pth", tmp_path / "states")
+    outputs = Outputs(tmp_path / "a_16.pth")
     outputs.claim(fresh=True, overwrite=False, reads=None)
     with pytest.raises(UserError, match=r"run\.json: cannot be written \(No such file or directory\)"):
         outputs.begin()

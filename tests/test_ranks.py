@@ -3,10 +3,12 @@
 Most of it is a short version of proofs/rank_faults.py, with the recipe itself in real processes.
 """
 
+import gc
 import os
 import random
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,7 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import NOT_FINITE, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import full_tensor, parallelize
-from minimind_sft.training.run import Run
-from minimind_sft.training.setup import starting_model
+from minimind_sft.training.start import starting_model
 
 STRATEGIES = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
@@ -138,6 +139,26 @@ ORIGINAL_FORWARD = MiniMindForCausalLM.forward
 def test_all_ranks_skip_the_same_step(parallel, use_moe, dtype, scales):
     outcomes = on_ranks(2, step_with_nan_on_rank_1, parallel, dtype, use_moe)
     assert outcomes[0] == outcomes[1] == [(NOT_FINITE, True, scales[0]), (None, False, scales[1])]
+
+
+def leaves_no_wrapped_model(ranks: Ranks) -> bool:
+    def train() -> weakref.ref:
+        model = MiniMindForCausalLM(TINY)
+        wrapped = parallelize(model, ranks, "ddp", torch.float32)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        learner = Learner(model, wrapped, build_optimizer(model, 0.01, 0.1), scaler, ranks, torch.float32)
+        steps = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1,
+                              rank=ranks.rank, ranks=ranks.world_size)
+        train_step(learner, steps[0], 1.0)
+        return weakref.ref(wrapped)
+
+    gc.disable()
+    return train()() is None
+
+
+def test_a_model_wrapped_by_ddp_goes_with_the_function_that_made_it():
+    """It must not be the last to hold the process group (see `join_ranks`)."""
+    assert on_ranks(2, leaves_no_wrapped_model) == [True, True]
 
 
 def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) -> list:
@@ -248,12 +269,12 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
     settings = parse_flags(SFTSettings, "", [
         "--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1", "--device", "cpu",
         "--save_dir", str(out), *flags, *(() if "--data_path" in flags else ("--data_path", str(data)))])
-    rows = SFTEncoder(ChatTemplate(load_tokenizer(settings.data.tokenizer_path)), settings.data.max_seq_len)
-    run = Run("full_sft", settings, ranks, rows)
-    model = starting_model(run)
-    train_set = prepare(find_files(settings.data.data_path), rows, out / "prepared")
+    template = ChatTemplate(load_tokenizer(settings.data.tokenizer_path))
+    encoder = SFTEncoder(template, settings.data.max_seq_len)
+    model = starting_model(settings, None, template.tokenizer, template, ranks)
+    train_set = prepare(find_files(settings.data.data_path), encoder, out / "prepared")
     try:
-        check_agreement(run, model, run_identity(run, model, train_set, None))
+        check_agreement(run_identity(settings, encoder, model.config, train_set, None), settings, model, ranks)
         return "fine"
     except (UserError, ProcessLost) as error:
         return str(error)

@@ -1,28 +1,44 @@
-"""Notes on settings and data that are allowed but probably not meant, for the start of a run.
-
-Each function gives finished lines, none where there is nothing to say.
-"""
+"""Says at the start of a run how long it will be, and which settings are allowed but probably not meant."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.dataset import Samples
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.optim import learning_rate, schedule_length
+from minimind_sft.training.resume_state import TrainState
 
 LARGE_WARMUP = 0.3
 FEW_EVALUATION_SAMPLES = 50
-LARGE_CHANGE_OF_RATE = 0.05
+LARGE_RATE_CHANGE = 0.05
 
 
-def length_of_run(optimizer: OptimizerSettings, steps_per_epoch: int, samples_per_step: int) -> str:
+def opening_lines(settings: TrainSettings, before: Mapping[str, Any], state: TrainState, steps: TrainingSteps,
+                  eval_set: Samples | None) -> list[str]:
+    """Describes the length of the run, and notes settings that are probably not meant.
+
+    Args:
+        before: the settings of the run so far (`identity.run_settings`).
+        state: where it stands, with the settings that now apply.
+    """
+    optimizer = settings.optimizer
+    total_steps = schedule_length(optimizer.epochs, optimizer.max_steps, steps.steps_per_epoch)
+    return [describe_length(optimizer, steps.steps_per_epoch, state.samples_per_step),
+            *warmup_advice(optimizer, total_steps),
+            *evaluation_advice(settings, None if eval_set is None else len(eval_set)),
+            *rate_advice(before, state.settings, state.updates, steps.steps_per_epoch)]
+
+
+def describe_length(optimizer: OptimizerSettings, steps_per_epoch: int, samples_per_step: int) -> str:
     """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
     steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps_per_epoch
     total = schedule_length(optimizer.epochs, steps, steps_per_epoch)
     length = f"{optimizer.epochs} epoch{'s' * (optimizer.epochs > 1)}"
     if total < all_epochs:
         epochs = total / steps_per_epoch
-        length = (f"{epochs:{'.0f' if epochs >= 10 else '.2g'}} epochs: --max_steps {steps} ends the run before "
+        length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {steps} ends the run before "
                   f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
     elif steps > all_epochs:
         length += f": they end the run before --max_steps {steps}"
@@ -43,7 +59,7 @@ def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
 
 
 def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:
-    """Notes "best" weights chosen on a handful of samples; `samples` is None where there is no evaluation set."""
+    """Notes "best" weights chosen on a handful of samples; `samples` is None without an evaluation set."""
     if samples is None or samples >= FEW_EVALUATION_SAMPLES or not settings.saving.keep_best:
         return []
     more = "more rows in --eval_data_path make" if settings.data.eval_data_path else (
@@ -56,12 +72,12 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
     """Notes a learning rate that jumps where a run is resumed.
 
     Args:
-        before, now: the settings of the run until now, and of the one that goes on (`identity.run_settings`).
-        update: the first one that is still to be made.
+        before, now: the settings of the run so far and those that now apply (`identity.run_settings`).
+        update: the next one.
     """
     was, is_now = (
         learning_rate(update, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch), one["learning_rate"],
                       one["min_lr_ratio"], one["warmup_steps"]) for one in (before, now))
-    if abs(is_now - was) <= LARGE_CHANGE_OF_RATE * was:
+    if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
     return [f"note        the learning rate jumps here: {was:.3g} by the settings before, {is_now:.3g} by these"]

@@ -181,9 +181,10 @@ class Checkpoints:
             return False
         with self._discarded_on_error(pending.final, pending.temporary):
             if pending.is_last_task:
-                self.ranks.on_main(lambda: pending.task.result())
+                self.ranks.on_main(lambda: pending.task and pending.task.result())
                 self._pending = None
             else:
+                assert pending.task is not None
                 checksums = self.ranks.on_each(pending.task.result)
                 task = self._in_thread(self._seal, pending, checksums) if self.ranks.is_main else None
                 self._pending = pending._replace(task=task, is_last_task=True)

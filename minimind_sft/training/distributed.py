@@ -1,19 +1,21 @@
-"""Ranks: one process each, started by torchrun, or just this one."""
+"""The ranks of a run: the processes that torchrun starts, or just this one."""
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
-from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.errors import ProcessLost, UserError, first_line, harmless
+from minimind_sft.terminal import fitted
 
 T = TypeVar("T")
 
@@ -29,33 +31,41 @@ class Ranks:
     world_size: int
     device: torch.device
     store: dist.Store | None = None
-    """What the ranks met over; None where there is only one."""
+    """The store that the ranks met over; None for a single rank."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def say(self, *lines: str) -> None:
+        """Prints lines on the main rank."""
+        if self.is_main:
+            for line in lines:
+                with suppress(OSError):  # a closed terminal, or a full disk under the log, must not stop the run
+                    print(fitted(harmless(line), sys.stdout), flush=True)
+
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64."""
+        """Sums each value over the ranks, in float64."""
         return self._reduce(values, torch.float64, dist.ReduceOp.SUM)
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of the ranks' values, for each value."""
+        """Returns for each value the largest of all ranks."""
         return self._reduce(values, torch.int64, dist.ReduceOp.MAX)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on the main rank, on every rank; if it fails there, no rank goes on.
+        """Runs `action` on the main rank and returns its result on every rank; if it fails, all ranks stop.
 
         Raises:
-            Exception: on the main rank what `action` raised; on the others ProcessLost.
+            Exception: on the main rank whatever `action` raised; on the others ProcessLost.
         """
-        return self.on_each(action if self.is_main else lambda: None)[0]
+        results: list = self.on_each(action if self.is_main else lambda: None)
+        return results[0]
 
     def on_each(self, action: Callable[[], T]) -> list[T]:
-        """What `action` returns on each rank, in their order; if it fails on one, no rank goes on.
+        """Runs `action` on every rank and returns all results in rank order; if it fails on one, all ranks stop.
 
         Raises:
-            Exception: what `action` raised here; ProcessLost if it failed on other ranks only.
+            Exception: whatever `action` raised here; ProcessLost if it failed only on other ranks.
         """
         if self.world_size == 1:
             return [action()]
@@ -64,7 +74,7 @@ class Ranks:
             result = action()
         except Exception as error:
             failure = error
-        outcomes = [None] * self.world_size
+        outcomes: list[Any] = [None] * self.world_size
         dist.all_gather_object(outcomes, (result, failure is not None))
         if failure is not None:
             raise failure
@@ -74,14 +84,14 @@ class Ranks:
         return [result for result, _ in outcomes]
 
     def first_on_each_machine(self, action: Callable[[], T]) -> T:
-        """What `action` returns here; on each machine its first rank acts, and when all of these are done the others.
+        """Runs `action` on the first rank of each machine, and once these are all done on the others.
 
-        They wait as long as it takes, not just `--rank_timeout`. To be called once.
+        The others wait as long as that takes, not just for `--rank_timeout`. Call it only once in a run.
 
         Raises:
-            Exception: what `action` raised here; ProcessLost if it failed on a machine's first rank.
+            Exception: whatever `action` raised here; ProcessLost if it failed on the first rank of a machine.
         """
-        if self.world_size == 1:
+        if self.store is None:
             return action()
         machine, machines = (int(os.environ.get(name, default)) for name, default in
                              (("GROUP_RANK", 0), ("GROUP_WORLD_SIZE", 1)))
@@ -94,7 +104,7 @@ class Ranks:
                 raise
             self.store.set(f"machine {machine}", "done")
         for other in range(machines):
-            while not self.store.check([f"machine {other}"]):  # `get` would wait no longer than the store's own limit
+            while not self.store.check([f"machine {other}"]):  # `get` would only wait for the store's own timeout
                 time.sleep(0.1)
             if self.store.get(f"machine {other}") != b"done":
                 raise ProcessLost(f"the first rank of machine {other} cannot go on (its message says why)")
@@ -110,12 +120,15 @@ class Ranks:
 
 @contextmanager
 def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
-    """Joins the process group that torchrun describes in the environment (NCCL on CUDA, Gloo on CPU), and leaves it.
+    """Joins the process group that torchrun's environment describes (NCCL on CUDA, Gloo on CPU), and leaves it.
 
-    Without torchrun: one rank, no process group.
+    Without torchrun there is one rank and no process group.
+
+    No model wrapped by DDP may outlive the block. It would be the last to hold the process group, and freeing that from
+    Python deadlocks if one of Gloo's threads needs the interpreter at the same moment.
 
     Raises:
-        ProcessLost: if the other ranks cannot be reached, or stop answering for `timeout_seconds`.
+        ProcessLost: if the other ranks cannot be reached, or do not answer for `timeout_seconds`.
     """
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     if world_size > 1 and ":" in device_name:
@@ -138,19 +151,19 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _says_that_a_rank_is_gone(error):
             raise
-        raise ProcessLost(f"cannot go on with the other ranks ({str(error).strip().splitlines()[0]})") from error
-    dist.destroy_process_group()  # only after a good end: with a rank gone there is nobody to take leave of
+        raise ProcessLost(f"cannot go on with the other ranks ({first_line(error)})") from error
+    dist.destroy_process_group()  # only after a good end: it would wait for a rank that is gone
 
 
 def _meet(rank: int, world_size: int) -> dist.Store:
-    """The store over which the ranks find each other, once all of them are there.
+    """Opens the store over which the ranks find each other, and returns once all of them are there.
 
-    Under torchrun it is one of our own, whose port is told through torchrun's: that one outlives a restart, and what
-    it says about the ranks before (where they listen) would be taken for the new ones' (pytorch/pytorch issue 135712).
+    Under torchrun it is our own, and torchrun's store only passes on its port. That one outlives a restart: addresses
+    of the ranks before the restart would be mistaken for those of the new ones (pytorch/pytorch issue 135712).
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store = dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=MEETING)
+        store: dist.Store = dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=MEETING)
     else:
         agents = dist.TCPStore(host, port, is_master=False, timeout=MEETING)
         store = _open_store(agents, host) if rank == 0 else _find_store(agents, host)
@@ -166,7 +179,7 @@ def _open_store(agents: dist.Store, host: str) -> dist.Store:
 
 
 def _find_store(agents: dist.Store, host: str) -> dist.Store:
-    """The main rank's store; the port told may still be that of the main rank before, where nobody answers now."""
+    """Connects to the main rank's store. The port may still be that of the previous main rank, where nobody answers."""
     deadline = time.monotonic() + MEETING.total_seconds()
     while True:
         port = int(agents.get("minimind_sft port"))
@@ -184,11 +197,11 @@ def under_torchrun() -> bool:
 
 
 def restarted_by_torchrun() -> bool:
-    """Whether this process takes the place of one that failed (`torchrun --max-restarts`)."""
+    """Whether this process replaces one that failed (`torchrun --max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def _says_that_a_rank_is_gone(error: RuntimeError) -> bool:
-    """Gloo has no exception class of its own: its errors are known by the name of the transport or the socket."""
+    """Recognises Gloo's errors by their text, which names the transport or the socket: it has no exception class."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed by peer"))

@@ -1,18 +1,21 @@
-"""Tokens and lengths that weights were trained on, to tell which data are strange to them."""
+"""Knows which tokens and lengths weights were trained on, and notes data that are strange to them."""
 
 import base64
 import binascii
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from minimind_sft.data.dataset import Samples
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.files import read_object
+from minimind_sft.model.sidecar import sidecar_path
 
-STRANGE_SHARE = 0.1
-"""The bundled conversations are below 1% (tokens) and 0% (lengths) for the bundled model; instructions, web text and
-tool calls from elsewhere are at 33 to 52%, Russian is at 73%."""
+LARGE_SHARE = 0.1
+"""To the bundled model, below 1% of the tokens and none of the lengths of the bundled conversations are new; of other
+instructions, web text and tool calls 33 to 52% of the tokens are, of Russian 73%."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Experience:
     """The tokens that some weights have learned to predict, and the longest document they were trained on."""
 
     seen: np.ndarray
-    """[vocab_size], whether a token was ever a label."""
+    """(V,), whether a token was ever a label."""
     longest: int
 
     @classmethod
@@ -28,8 +31,18 @@ class Experience:
         return cls(np.zeros(vocab_size, bool), 0)
 
     @classmethod
+    def of_weights(cls, path: Path | None, vocab_size: int) -> Self | None:
+        """Reads it from the sidecar of weights; returns None if that does not say, and no experience for no weights."""
+        if path is None:
+            return cls.none(vocab_size)
+        try:
+            return cls.from_sidecar(read_object(sidecar_path(path)), vocab_size)
+        except (OSError, ValueError):
+            return None
+
+    @classmethod
     def from_sidecar(cls, sidecar: dict[str, Any], vocab_size: int) -> Self | None:
-        """None where the sidecar does not say, as those of other projects and of older versions do not."""
+        """Returns None if the sidecar does not say: those of other projects and older versions do not."""
         try:
             record = sidecar["training"]["experience"]
             bits = np.frombuffer(base64.b64decode(record["tokens"], validate=True), np.uint8)
@@ -39,7 +52,7 @@ class Experience:
             return None
 
     def for_sidecar(self) -> dict[str, Any]:
-        """Encodes one bit per token, in base64, and the longest document in tokens."""
+        """Encodes one bit per token in base64, and the longest document in tokens."""
         return {"tokens": base64.b64encode(np.packbits(self.seen).tobytes()).decode("ascii"), "longest": self.longest}
 
     def after(self, samples: Samples) -> Self:
@@ -48,19 +61,22 @@ class Experience:
                           max(self.longest, int(samples.document_lengths().max(initial=0))))
 
 
-def strangeness(known: Experience, samples: Samples, control_ids: Iterable[int], weights: str) -> list[str]:
-    """Says how much of `samples` the weights have never met; no line where that is little.
+def data_advice(known: Experience | None, samples: Samples, tokenizer: Tokenizer, weights: str) -> list[str]:
+    """Notes how much of `samples` is new to weights with some experience, if that is much.
 
     Control tokens do not count: a model that has only read text learns them in every fine-tuning.
     """
+    if known is None or known.longest == 0:
+        return []
     counts = samples.label_counts(len(known.seen))
-    counts[list(control_ids)] = 0
+    control_ids = [tokenizer.token_to_id(token) for token in tokenizer.control_tokens()]
+    counts[[index for index in control_ids if index is not None]] = 0
     new = counts[~known.seen].sum() / max(counts.sum(), 1)
     longer = np.mean(samples.document_lengths() > known.longest)
     facts = []
-    if new > STRANGE_SHARE:
+    if new > LARGE_SHARE:
         facts.append(f"{new:.0%} of the tokens to learn never occurred in what {weights} was trained on")
-    if longer > STRANGE_SHARE:
+    if longer > LARGE_SHARE:
         facts.append(f"{longer:.0%} of the samples are longer than any that {weights} was trained on "
                      f"({known.longest} tokens)")
     if not facts:

@@ -15,6 +15,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.processes import worker_context
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.optim import learning_rate, schedule_length
@@ -54,7 +55,7 @@ def train_step(learner: Learner, batch: StepBatch, grad_clip: float) -> StepResu
     model, optimizer, scaler, ranks = learner.wrapped, learner.optimizer, learner.scaler, learner.ranks
     if batch.supervised_tokens == 0:
         return StepResult(math.nan, math.nan, math.nan, NOTHING_SUPERVISED)
-    loss_sum = aux_sum = 0.0
+    loss_sum = aux_sum = torch.zeros((), device=ranks.device)
     last = len(batch.micro_batches) - 1
     for index, micro_batch in enumerate(batch.micro_batches):
         micro_batch = micro_batch.to(ranks.device)
@@ -64,20 +65,20 @@ def train_step(learner: Learner, batch: StepBatch, grad_clip: float) -> StepResu
                                micro_batch.supervised_positions)
             loss = losses.loss_sum / batch.supervised_tokens + losses.aux_loss_sum / batch.real_tokens
             scaler.scale(loss * ranks.world_size).backward()
-        loss_sum += losses.loss_sum.detach()
-        aux_sum += losses.aux_loss_sum.detach()
+        loss_sum = loss_sum + losses.loss_sum.detach()
+        aux_sum = aux_sum + losses.aux_loss_sum.detach()
 
     scaler.unscale_(optimizer)
     grad_norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
     # The only place in a step that waits for the device, so that a GPU always has work queued.
-    grad_norm, loss_sum, aux_sum = torch.stack((grad_norm, loss_sum, aux_sum)).tolist()
-    loss_sum, aux_sum = ranks.sum(loss_sum, aux_sum)
-    is_finite = math.isfinite(grad_norm) and math.isfinite(loss_sum) and math.isfinite(aux_sum)
+    norm, loss_total, aux_total = torch.stack((grad_norm, loss_sum, aux_sum)).tolist()
+    loss_total, aux_total = ranks.sum(loss_total, aux_total)
+    is_finite = math.isfinite(norm) and math.isfinite(loss_total) and math.isfinite(aux_total)
     if is_finite:
         scaler.step(optimizer)
     scaler.update()  # lowers the scale after an overflow
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_sum / batch.supervised_tokens, aux_sum / batch.real_tokens, grad_norm,
+    return StepResult(loss_total / batch.supervised_tokens, aux_total / batch.real_tokens, norm,
                       None if is_finite else NOT_FINITE)
 
 
@@ -103,6 +104,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
         saver.save(state, learner, wait)
         progress.pause()
 
+    keep_freed_memory()
     learner.model.train()
     signals = stop_on_signals(passed_on=ranks.world_size > 1, notice=ranks.is_main)
     loader = load_steps(steps, range(state.step, total_steps), settings.runtime.num_workers, ranks.device)

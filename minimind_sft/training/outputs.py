@@ -1,28 +1,43 @@
-"""The files that a run writes for use; nothing that another run wrote is overwritten unasked.
+"""Claims the files that a run writes; overwrites another run's files only when asked to.
 
-Every run has an id. It stands in `run.json` beside the run's resume states and in the sidecar of its weights, so that
-a resumed run knows its own files from those that somebody put in their place meanwhile.
+Every run has an id, recorded in `run.json` beside its resume states and in the sidecar of its weights. By it, a resumed
+run tells its own files from those that somebody has put in their place meanwhile.
 """
 
 import json
 import os
+import shlex
+import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from minimind_sft import __version__
 from minimind_sft.errors import UserError
-from minimind_sft.files import read_object, sha256_of_file, temporary_name, write_atomically
-from minimind_sft.model.weights import finish_writing, sidecar_path
+from minimind_sft.files import check_writable, read_object, sha256_of_file, temporary_name, write_atomically
+from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.model.weights import finish_writing
 from minimind_sft.paths import shown
 from minimind_sft.set_aside import bring_back, is_there, previous_name, set_aside, set_aside_file
+from minimind_sft.settings.saving import SavingSettings
+from minimind_sft.settings.training import TrainSettings
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.distributed import Ranks, restarted_by_torchrun
+from minimind_sft.training.experience import Experience
+from minimind_sft.training.resume_state import TrainState
 
 RECORD = "run.json"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Which run a folder of resume states belongs to."""
+    """The run that a folder of resume states belongs to."""
 
     run: str | None
     """Its id; None for a run that an earlier version of this project began."""
@@ -31,34 +46,36 @@ class RunRecord:
 
 
 class Outputs:
-    """Weights, sidecar and metrics of one run, and the folder of its resume states, on the main rank's disk.
+    """The files of one run on the main rank's disk: weights, sidecar, metrics, and the folder of its resume states.
 
-    Everything here is called with the folder of resume states locked, but for `begun_elsewhere`.
+    Call the methods while holding that folder's lock, except `begun_elsewhere`.
     """
 
-    def __init__(self, weights: Path, states: Path):
-        self.weights, self.states = weights, states
-        self.sidecar, self.metrics = sidecar_path(weights), metrics_path(weights)
+    def __init__(self, weights: Path):
+        self.weights, self.states = weights, weights.parent / "checkpoints" / f"{weights.stem}_resume"
+        self.sidecar, self.metrics = sidecar_path(weights), weights.with_name(f"{weights.stem}_metrics.jsonl")
         self.previous = weights.with_name(f"{weights.stem}.previous")
         self.run: str | None = None
         """The id of this run, once `claim` has settled it."""
         self._in_the_way: list[Path] = []
 
     def begun_elsewhere(self) -> bool:
-        """Whether the resume states are of a run that this torchrun did not start; without a record they are, for a
-        run writes its record before its first state."""
+        """Whether the resume states belong to a run that this torchrun did not start.
+
+        States without a record do: a run writes its record before its first state.
+        """
         record = self._record()
         return record.launcher != this_launcher() if record else self._has_states()
 
     def claim(self, *, fresh: bool, overwrite: bool, reads: Path | None) -> None:
-        """Settles which run this is, and refuses to write over what another one wrote.
+        """Settles which run this is, and refuses to write over another run's files.
 
         Args:
-            fresh: whether this run is to start anew, whatever resume states there are.
+            fresh: whether this run starts anew even if there are resume states.
             reads: the weights that it starts from.
 
         Raises:
-            UserError: if something stands where it is to write and `overwrite` is not set.
+            UserError: if something is in the way and `overwrite` is not set.
         """
         for path in (self.metrics, self.states / RECORD):
             temporary_name(path).unlink(missing_ok=True)
@@ -78,7 +95,7 @@ class Outputs:
             raise UserError(self._refusal(is_new, has_states))
 
     def begin(self) -> list[Path]:
-        """Sets aside what is in the way, and notes that from here on everything is this run's; returns what was moved.
+        """Moves what is in the way, records that the files are now this run's, and returns what was moved.
 
         Raises:
             UserError: if a file cannot be moved or written.
@@ -93,28 +110,30 @@ class Outputs:
 
     @property
     def aside(self) -> Path:
-        """The folder, or for metrics alone the file, that the files in the way move to."""
+        """Where the files in the way move to: a folder, or for metrics alone a file."""
         return previous_name(self.metrics) if self._only_metrics() else self.previous
 
     def _only_metrics(self) -> bool:
-        """Says whether only metrics are in the way: a run that ended before it had weights left them, and they must not
-        push out the weights that were set aside for it."""
+        """Whether only metrics are in the way, left by a run that ended before it had weights.
+
+        They must not push out the weights that were set aside for that run.
+        """
         return self._in_the_way == [self.metrics]
 
     def _has_states(self) -> bool:
         return any(self.states.glob("step-*"))
 
     def _all_files(self) -> list[Path]:
-        """Lists the files of this run's name, also weights in the other format, whose sidecar has the same name."""
+        """Lists files of this run's name, including weights in the other format, which share the sidecar's name."""
         return [path for path in (self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)
                 if is_there(path)]
 
     def _not_own(self) -> list[Path]:
-        """Lists weights and sidecar, if they are there and not what this run wrote last."""
+        """Lists weights and sidecar unless this run wrote them."""
         files = [path for path in (self.weights, self.sidecar) if is_there(path)]
         if not files:
             return []
-        sidecar = self._read_sidecar()
+        sidecar = _read_object(self.sidecar)
         if sidecar is None or sidecar.get("run") != self.run:
             return files
         if self.run is None or not is_there(self.weights):  # earlier versions may leave half of a pair
@@ -131,11 +150,11 @@ class Outputs:
         if not is_new:
             return f"{there} was not written by the run that --from_resume 1 goes on with: {moves}"
         goes_on = "--from_resume 1 goes on with that run, " if has_states else ""
-        return f"{there} exists already{self._described()}: {goes_on}--save_weight NAME writes beside it, {moves}"
+        return f"{there} exists already{self._progress()}: {goes_on}--save_weight NAME writes beside it, {moves}"
 
-    def _described(self) -> str:
-        """Says how far the run came that wrote the weights there, if their sidecar tells."""
-        training = (self._read_sidecar() or {}).get("training")
+    def _progress(self) -> str:
+        """Says how far the run came that wrote the existing weights, if their sidecar tells."""
+        training = (_read_object(self.sidecar) or {}).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("step"), int):
             return ""
         loss = training.get("eval_loss")
@@ -147,23 +166,77 @@ class Outputs:
         values = _read_object(self.states / RECORD)
         return RunRecord(values.get("run"), str(values.get("launcher"))) if values else None
 
-    def _read_sidecar(self) -> dict[str, Any] | None:
-        return _read_object(self.sidecar)
+
+@contextmanager
+def claim_outputs(outputs: Outputs, saving: SavingSettings, ranks: Ranks, *, reads: Path | None,
+                  shared: bool) -> Iterator[Checkpoints]:
+    """Claims the files of a run and the folder of its resume states until the block ends.
+
+    Args:
+        reads: the weights that the run starts from, which it must not replace.
+        shared: whether all ranks need to see the folder, because each writes a shard.
+
+    Raises:
+        UserError: if the folder is not writable, another run holds it, or this run would replace another run's files
+            and `--overwrite` is not set.
+    """
+    ranks.on_main(lambda: check_writable(outputs.states, "--save_dir"))
+    # torchrun counts restarts on each machine separately, so one restarted machine speaks for all. After a refusal, a
+    # restarted run finds the states of the earlier run and must not continue from those.
+    some_continue, some_resume = ranks.largest(int(continues_a_run(saving)), int(saving.from_resume))
+    fresh = not some_continue or (not some_resume and ranks.on_main(outputs.begun_elsewhere))
+    check = partial(outputs.claim, fresh=fresh, overwrite=saving.overwrite, reads=reads)
+    keep = saving.keep_checkpoints
+    with Checkpoints(outputs.states, keep=keep, ranks=ranks, fresh=fresh, check=check) as checkpoints:
+        if shared:
+            checkpoints.check_shared()
+        if checkpoints.was_set_aside:
+            ranks.say(f"overwrite   the earlier run's resume states moved to {shown(checkpoints.previous)}")
+        yield checkpoints
 
 
-def metrics_path(weights: Path) -> Path:
-    return weights.with_name(f"{weights.stem}_metrics.jsonl")
+def continues_a_run(saving: SavingSettings) -> bool:
+    """Whether this process should continue from a resume state: the user or a restart by torchrun asks for it."""
+    return saving.from_resume or restarted_by_torchrun()
+
+
+def begin_outputs(outputs: Outputs, checkpoints: Checkpoints, state: TrainState, ranks: Ranks) -> None:
+    """Moves another run's files out of the way; from here on all files of that name are this run's."""
+    if replaced := ranks.on_main(outputs.begin):
+        ranks.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.aside)}")
+    if not ranks.on_main(outputs.weights.exists):
+        state.best_eval_loss = None  # the weights that had it are gone
+    checkpoints.begin()
 
 
 def this_launcher() -> str:
-    """Names the torchrun that started this process, the same through its restarts: by its run id, or its process id
-    where it was given none."""
+    """Names the torchrun that started this process, the same after a restart: by its run id, or else its process id."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return run_id if run_id != "none" else f"process {os.getppid()}"
 
 
+def describe_run(settings: TrainSettings, state: TrainState, total_steps: int,
+                 experience: Experience | None) -> dict[str, Any]:
+    """Describes for the sidecar the run that made the weights, and how far it is."""
+    return {
+        "training": {
+            "command": shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]]),
+            "from_weight": settings.model.from_weight,
+            "data": {" ".join(map(shown, settings.data.data_path)): state.identity["data"]},
+            "step": state.step,
+            "total_steps": total_steps,
+            "samples_per_step": state.samples_per_step,
+            "supervised_tokens": state.supervised_tokens,
+            "eval_loss": state.eval_loss,
+            "dtype": state.settings["dtype"],
+            **({"experience": experience.for_sidecar()} if experience else {}),
+        },
+        "made_with": {"minimind_sft": __version__, "torch": torch.__version__},
+    }
+
+
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """Reads the JSON object in a file; returns None if there is none."""
+    """Reads the JSON object in a file; returns None if it holds none."""
     try:
         return read_object(path)
     except (OSError, ValueError):

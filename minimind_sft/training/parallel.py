@@ -1,6 +1,6 @@
-"""How a model is spread over the ranks: a copy on each (DDP), or a shard (FSDP2).
+"""Spreads a model over the ranks: a copy on each (DDP), or a shard (FSDP2).
 
-Both make the backward pass average gradients over the ranks, in the last micro-batch of a step only.
+With both, the backward pass averages gradients over the ranks, in the last micro-batch of a step only.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +19,11 @@ from minimind_sft.training.distributed import Ranks
 
 
 def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: torch.dtype) -> nn.Module:
-    """The module to call in training. Must come before the optimizer: "fsdp" replaces the parameters by shards.
+    """Returns the module to call in training. Build the optimizer afterwards: "fsdp" replaces parameters by shards.
 
     Args:
-        parallel: "ddp" or "fsdp"; with one rank both are the model itself.
-        dtype: what the matrices are multiplied in; FSDP sends them over the wire in it.
+        parallel: "ddp" or "fsdp"; with a single rank both return the model itself.
+        dtype: the precision of matrix products, in which FSDP also sends the matrices.
     """
     if ranks.world_size == 1:
         return model
@@ -36,10 +36,10 @@ def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: 
 
 
 def _settle_buckets(wrapped: DistributedDataParallel, device: torch.device) -> None:
-    """A backward pass over an empty batch, after which DDP lays out its buckets anew.
+    """Runs a backward pass over an empty batch, after which DDP arranges its buckets for good.
 
-    Gradients are summed bucket by bucket: without this, the first step of a resumed run would sum in another order
-    than the same step of the run that was not interrupted.
+    Gradients are summed bucket by bucket. Without this, the first step of a resumed run would sum in another order than
+    the same step of an uninterrupted run.
     """
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     losses = wrapped(nothing, nothing, (0,))
@@ -48,10 +48,10 @@ def _settle_buckets(wrapped: DistributedDataParallel, device: torch.device) -> N
 
 
 def _shard(model: MiniMindForCausalLM, ranks: Ranks, dtype: torch.dtype) -> MiniMindForCausalLM:
-    """Shards each layer's parameters, and the rest (embedding, head, last norm), over the ranks.
+    """Shards each layer, and the rest (embedding, head, last norm), over the ranks.
 
-    Of a layer, the matrices are one group, gathered in `dtype`: autocast would convert them to it anyway, so that
-    nothing is rounded that DDP does not round. Norms and routers are gathered as they are.
+    The matrices of a layer are gathered together, in `dtype`. Autocast would convert them anyway, so nothing is rounded
+    that DDP does not round. Norms and routers keep their precision.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     multiplied = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -64,7 +64,7 @@ def _shard(model: MiniMindForCausalLM, ranks: Ranks, dtype: torch.dtype) -> Mini
 
 
 def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:
-    """The context of a backward pass in which ranks exchange gradients, or keep them to themselves."""
+    """Returns the context for a backward pass after which ranks exchange gradients, or keep them to themselves."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
     elif isinstance(model, DistributedDataParallel) and not wanted:
@@ -77,25 +77,25 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """To be called after a forward pass without a backward: FSDP keeps the outermost parameters whole until then."""
+    """Shards the outermost parameters again, which FSDP leaves gathered after a forward pass without a backward."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """This rank's rows of a sharded tensor; any other tensor as it is."""
+    """Returns this rank's rows of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Returns all rows of a sharded tensor, if every rank calls it; any other tensor unchanged."""
+    """Returns all rows of a sharded tensor, which every rank must call for; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def place(tensor: Tensor, like: nn.Parameter, ranks: Ranks) -> Tensor:
-    """The main rank's `tensor` on every rank: sharded as `like` is, or a copy.
+    """Returns the main rank's `tensor` on every rank: sharded like `like`, or a copy.
 
-    On the other ranks only the shape and dtype of `tensor` count. A scalar is always a copy.
+    On other ranks only the shape and dtype of `tensor` matter. Scalars are always copied.
     """
     tensor = tensor.to(ranks.device)
     if isinstance(like, DTensor) and tensor.dim():
@@ -105,13 +105,16 @@ def place(tensor: Tensor, like: nn.Parameter, ranks: Ranks) -> Tensor:
     return tensor
 
 
-def gather(model: MiniMindForCausalLM, ranks: Ranks) -> MiniMindForCausalLM:
-    """The whole model on the main rank: itself, or if it is sharded a copy on the CPU. Every rank must call it."""
+def gather(model: MiniMindForCausalLM, ranks: Ranks) -> MiniMindForCausalLM | None:
+    """Returns the unsharded model on the main rank: itself, or a copy of a sharded one on the CPU.
+
+    Every rank must call it; of a sharded model, the others get None.
+    """
     if not is_sharded(model):
         return model
     copy = MiniMindForCausalLM(model.config) if ranks.is_main else None
     for name, parameter in model.named_parameters():
-        tensor = full_tensor(parameter.detach())
+        unsharded = full_tensor(parameter.detach())
         if copy is not None:
-            copy.get_parameter(name).data.copy_(tensor)
+            copy.get_parameter(name).data.copy_(unsharded)
     return copy

@@ -1,4 +1,4 @@
-"""Shows a run's progress: the bar or plain lines, the metrics file, Weights & Biases."""
+"""Shows a run's progress: a bar or plain lines, the metrics file, Weights & Biases."""
 
 import json
 import math
@@ -15,7 +15,10 @@ from tqdm import tqdm
 
 from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import write_atomically
+from minimind_sft.settings.spec import as_typed
+from minimind_sft.settings.training import TrainSettings
 from minimind_sft.terminal import fitted, width_of
+from minimind_sft.training.distributed import Ranks
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
 DEFAULT_WIDTH = 80
@@ -23,7 +26,7 @@ DEFAULT_WIDTH = 80
 
 @dataclass(frozen=True)
 class Effort:
-    """Work done by this process; a resumed run has done more."""
+    """The work this process has done; a resumed run has done more."""
 
     steps: int
     supervised_tokens: int
@@ -33,12 +36,13 @@ class Effort:
 
 
 class Progress:
-    """The bar in a terminal, or plain lines in a log; the metrics file and, if asked, wandb.
+    """Shows a bar in a terminal, or plain lines in a log; writes the metrics file and, if asked, to wandb.
 
-    Ranks other than the main one show and write nothing.
+    Only the main rank shows and writes anything.
 
     Args:
-        log_interval: steps between two plain lines; where a step is slow they come every half minute.
+        step: the step that the run starts at.
+        log_interval: steps between two plain lines; if steps are slow, a line comes every half minute.
     """
 
     def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
@@ -46,7 +50,7 @@ class Progress:
         self.metrics_path, self.is_main, self.wandb_run = metrics_path, is_main, wandb_run
         self.total_steps, self.log_interval, self.first_step = total_steps, log_interval, step
         self.tokens, self.seconds = 0, 0.0
-        """Supervised tokens and seconds of training since the start of this process, without evaluations and saves."""
+        """Supervised tokens, and seconds of training without evaluations and saves, since this process started."""
         in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._writes_lines = is_main and not in_terminal
         width = width_of(sys.stderr)
@@ -66,7 +70,7 @@ class Progress:
         with suppress(OSError):
             self._bar.close()
         if self.is_main:
-            with suppress(OSError):  # what could not be written has been told
+            with suppress(OSError):  # failed writes have been reported
                 self._file.close()
 
     def advance(self, step: int, loss: float, learning_rate: float, supervised_tokens: int) -> None:
@@ -93,7 +97,7 @@ class Progress:
             self._first_seconds = seconds
         if self._recent_seconds > 1.0 or done <= 2:
             self._rate = self._recent_tokens / max(self._recent_seconds, 1e-9)
-        if self._recent_seconds > 1.0 or done == 1:  # the first step sets up kernels: no measure of the others
+        if self._recent_seconds > 1.0 or done == 1:  # the first step sets up kernels and tells nothing of the others
             self._recent_tokens, self._recent_seconds = 0, 0.0
 
     def _line(self, step: int, loss: float, learning_rate: float) -> str:
@@ -104,20 +108,20 @@ class Progress:
                 f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
 
     def log(self, step: int, **values: float | str) -> None:
-        """Writes a line of the metrics file; the same to wandb."""
+        """Writes a line to the metrics file, and the same to wandb."""
         if not self.is_main:
             return
-        in_json = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
-                   for name, value in values.items()}
-        line = {"step": step, **in_json, "supervised_tokens_per_second": round(self._rate, 1)}
+        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+                  for name, value in values.items()}
+        line = {"step": step, **finite, "supervised_tokens_per_second": round(self._rate, 1)}
         with self._disk():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         if self.wandb_run is not None:
-            self.wandb_run.log(in_json, step=step)
+            self.wandb_run.log(finite, step=step)
 
     def sync(self) -> None:
-        """Makes the lines so far survive a power cut, as the resume state that is written next will."""
+        """Makes the lines so far survive a power cut, like the resume state that is written next."""
         if self.is_main:
             with self._disk():
                 os.fsync(self._file.fileno())
@@ -137,21 +141,21 @@ class Progress:
                 sys.stdout.flush()
 
     def effort(self, step: int) -> Effort:
-        """Returns the work it took to come to `step`."""
+        """Returns the work this process did to reach `step`."""
         return Effort(step - self.first_step, self.tokens, self.seconds, time.perf_counter() - self._started)
 
     def pause(self) -> None:
-        """Leaves the time since the last `advance` out of the rate: it was not spent on training."""
+        """Leaves the time since the last `advance` out of the rate, because it was not spent on training."""
         self._going_since = time.perf_counter()
 
 
 def bar_columns(width: int | None) -> int:
-    """Leaves room for the ^C that a terminal writes behind the bar, which would break the line."""
+    """Leaves room for the ^C that a terminal writes behind the bar, which would otherwise break the line."""
     return (width or DEFAULT_WIDTH) - len("^C")
 
 
 def bar_format(width: int | None) -> str:
-    """Tqdm's format for a terminal of `width` columns: the fewer there are, the less is shown."""
+    """Returns tqdm's format for a terminal of `width` columns: the narrower, the less it shows."""
     width = width or DEFAULT_WIDTH
     if width < 60:
         return "{percentage:3.0f}% {n_fmt}/{total_fmt}{postfix} [{remaining}]"
@@ -170,32 +174,41 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads the lines of a metrics file; none if it cannot be read."""
+    """Reads the lines of a metrics file; returns none if it cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if line["step"] >= 0]
     return []
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes the lines past `step`, which the resumed run writes again; step 0 starts an empty file."""
+    """Removes the lines past `step`, which a resumed run writes again; step 0 starts with an empty file."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and step > 0 else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
-            continue  # the line that was being written when the run was killed
+            continue  # half a line, from when the run was killed
     write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
 
 
-def start_wandb(project: str, name: str, settings: dict) -> Any:
-    """Starts a Weights & Biases run; WANDB_MODE=offline keeps it on this machine.
+def start_wandb(settings: TrainSettings, name: str, ranks: Ranks) -> Any:
+    """Starts a Weights & Biases run on the main rank if the settings ask for one; returns None otherwise.
+
+    WANDB_MODE=offline keeps it on this machine.
 
     Raises:
         UserError: if wandb is not installed, has no key, or cannot reach its server.
     """
+    started = []  # a run cannot be sent to the other ranks, so it is not what `on_main` returns
+    if settings.logging.use_wandb:
+        ranks.on_main(lambda: started.append(_start_wandb(settings.logging.wandb_project, name, as_typed(settings))))
+    return started[0] if started else None
+
+
+def _start_wandb(project: str, name: str, settings: dict) -> Any:
     try:
-        import wandb  # takes a second: only for those who ask for it
+        import wandb  # takes a second, so only on request
     except Exception as error:  # a broken installation raises anything
         raise UserError(f"--use_wandb: the package wandb cannot be imported ({first_line(error)}); pip install wandb, "
                         "or leave --use_wandb out") from error

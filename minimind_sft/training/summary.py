@@ -1,24 +1,38 @@
-"""Sums up a run at its end: how it went, and what to look at next."""
+"""Describes a run to its user: the model at the start; at the end how it went, and what to look at next."""
 
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from minimind_sft.paths import place, program
+import torch
+
+from minimind_sft.device import described_dtype
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.paths import place, program, shown
 from minimind_sft.settings.spec import names_of
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.progress import Effort, clock
+from minimind_sft.training.resume_state import TrainState
 
 MIN_EVALUATIONS_SINCE_LOWEST = 2
+
+
+def describe_model(model: MiniMindForCausalLM, start: Path | None, dtype: str, device: torch.device) -> str:
+    """Gives the model's origin, shape and size, and where it computes; `dtype` is `--dtype`."""
+    shape, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
+    return (f"model       {shown(start) if start else 'new'}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
+            f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
+            f"{described_dtype(dtype, device)} on {device}")
 
 
 def closing_lines(metrics: Sequence[dict], effort: Effort, keep_best: bool) -> list[str]:
     """Says how the run went.
 
     Args:
-        metrics: the lines of the metrics file, also those from before the run was resumed.
-        keep_best: whether the weights with the lowest validation loss are kept, rather than the last.
+        metrics: the lines of the metrics file, including those from before the run was resumed.
+        keep_best: whether the run keeps the weights with the lowest validation loss, not the last ones.
     """
     return [*_time(effort), *_loss(metrics), *_validation(metrics, keep_best)]
 
@@ -46,9 +60,9 @@ def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
         return []
     lowest, lowest_loss = min(evaluated, key=lambda one: one[1])
     last, last_loss = evaluated[-1]
-    shown = {step: f"{loss:.4f} at step {step}" for step, loss in (evaluated[0], (lowest, lowest_loss), evaluated[-1])}
-    shown[lowest] += ", the lowest" * (len(shown) > 1)
-    lines = [f"validation  {'; '.join(shown.values())}"]
+    named = {step: f"{loss:.4f} at step {step}" for step, loss in (evaluated[0], (lowest, lowest_loss), evaluated[-1])}
+    named[lowest] += ", the lowest" * (len(named) > 1)
+    lines = [f"validation  {'; '.join(named.values())}"]
     since = [loss for step, loss in evaluated if step >= lowest]
     if len(since) > MIN_EVALUATIONS_SINCE_LOWEST:
         rising = all(one < other for one, other in pairwise(since))
@@ -63,8 +77,16 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in metrics if isinstance(line.get(name), float)]
 
 
+def result_lines(state: TrainState, weights: Path) -> list[str]:
+    """Reports the steps that made no update, and the weights."""
+    best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
+    skipped = f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite"
+    return [*([skipped] if state.bad_steps else []),
+            f"wrote       {shown(weights)}{best} and {shown(sidecar_path(weights))}"]
+
+
 def next_lines(stage: str, settings: TrainSettings, weights: Path, metrics: Path) -> list[str]:
-    """Gives the commands that look at the result, to be pasted where the run was started."""
+    """Gives commands that look at the result, to paste where the run was started."""
     same = [word for name in names_of(settings, "tokens") if (value := getattr(settings.data, name))
             for word in (f"--{name}", place(value))]
     chat = [program("eval_llm.py"), "--weight", place(weights), *same]

@@ -1,0 +1,73 @@
+"""Builds a model: a new one from settings, or one that starts from weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minimind_sft.errors import UserError
+from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.finding import find_weights
+from minimind_sft.settings.model import ModelSettings, check_shape, given_shape
+from minimind_sft.settings.runtime import RuntimeSettings
+from minimind_sft.settings.spec import names_of
+
+
+def find_start(settings: ModelSettings, save_dir: str, tokenizer: str) -> Path | None:
+    """Finds the weights that `--from_weight` names; returns None for a new model.
+
+    Args:
+        tokenizer: the fingerprint of the tokenizer, which decides among several files of that name.
+    """
+    if settings.from_weight == "none":
+        return None
+    return find_weights(settings.from_weight, save_dir, flag="--from_weight", hidden_size=settings.hidden_size,
+                        use_moe=settings.use_moe, preset=PRESETS[settings.preset] if settings.preset else None,
+                        tokenizer=tokenizer)
+
+
+def new_model(settings: ModelSettings, vocab_size: int, seed: int) -> MiniMindForCausalLM:
+    """Builds a model with random weights."""
+    torch.manual_seed(seed)
+    return MiniMindForCausalLM(new_model_config(settings, vocab_size))
+
+
+def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
+    """Returns the shape that `--preset` names, or `--hidden_size` and its like with MiniMind's proportions.
+
+    Raises:
+        UserError: if `--preset` and `--hidden_size` disagree.
+    """
+    given = given_shape(settings)
+    if settings.preset is None:
+        return ModelConfig(**given, vocab_size=vocab_size, dropout=settings.dropout)
+    preset = PRESETS[settings.preset]
+    if given.get("hidden_size", preset.hidden_size) != preset.hidden_size:
+        raise UserError(f"--preset {settings.preset} has hidden_size {preset.hidden_size}, "
+                        f"--hidden_size says {settings.hidden_size}")
+    return replace(preset, **given, vocab_size=vocab_size, dropout=settings.dropout)
+
+
+def check_size(settings: ModelSettings, model: ModelConfig, path: Path) -> None:
+    """Checks that the weights at `path` have the shape that the flags give, if they give one.
+
+    Raises:
+        UserError: naming the flag and both values.
+    """
+    check_shape(settings, model, path)
+    if settings.preset:
+        preset = PRESETS[settings.preset]
+        for name in names_of(settings, "shape"):
+            has, expected = int(getattr(model, name)), int(getattr(preset, name))
+            if expected != has:
+                raise UserError(f"--preset {settings.preset} has {name} {expected}, but {path} has {has}")
+
+
+def place_model(model: MiniMindForCausalLM, runtime: RuntimeSettings, device: torch.device) -> None:
+    """Moves the model to its device and makes it compute as the settings ask."""
+    model.to(device)
+    model.model.gradient_checkpointing = runtime.gradient_checkpointing
+    if runtime.use_compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=device.type != "cuda")  # on CUDA, batches have two sizes (device.position_multiple)

@@ -1,0 +1,79 @@
+"""Continues a run from its newest resume state."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from minimind_sft.errors import UserError
+from minimind_sft.paths import shown
+from minimind_sft.training.checkpoint import Checkpoints
+from minimind_sft.training.identity import CHANGEABLE
+from minimind_sft.training.learner import Learner
+from minimind_sft.training.resume_state import TrainState, load_tensors
+
+
+def resume(checkpoints: Checkpoints, fresh: TrainState, learner: Learner, *, allow_changed_data: bool) -> TrainState:
+    """Loads the newest resume state into the learner and returns its counters; returns `fresh` if there is none.
+
+    Args:
+        fresh: the state at the beginning of this run. The result has its identity, but still the settings of the run
+            so far.
+
+    Raises:
+        UserError: if none of the states can be used, or the newest usable one belongs to another run.
+    """
+    say = learner.ranks.say
+    path, state, refused = checkpoints.newest()
+    say(*(f"passed over {line}" for line in refused))
+    if path is None or state is None:
+        if refused:
+            raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the "
+                            f"newest: {refused[0]}); --overwrite without --from_resume 1 sets them aside and starts "
+                            "anew")
+        aside = f" ({shown(checkpoints.previous)} has those of the run before)" * checkpoints.previous.exists()
+        say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
+        return fresh
+    compare_with_run(state, fresh, path, allow_changed_data, say)
+    load_tensors(path, learner.model, learner.optimizer, learner.scaler, learner.ranks)
+    say(f"resume      {shown(path)}")
+    return replace(state, identity=fresh.identity)
+
+
+def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_changed_data: bool,
+                     say: Callable[[str], None]) -> None:
+    """Compares a resume state with the run that is to continue from it, and says what has changed.
+
+    Raises:
+        UserError: if the state belongs to another run.
+    """
+    for name, now in fresh.identity.items():
+        was = state.identity.get(name)
+        if was == now:
+            continue
+        if not (allow_changed_data and name in CHANGEABLE):
+            hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
+            raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
+        say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
+        state.best_eval_loss = None  # it may have been measured on other samples
+    for name, now in fresh.settings.items():
+        if state.settings[name] != now:
+            say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
+    if state.samples_per_step != fresh.samples_per_step:
+        say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
+            f"(the flags say {fresh.samples_per_step})")
+
+
+def is_finished(state: TrainState, total_steps: int, weights: Path) -> bool:
+    """Whether the run to resume is finished already and its weights exist.
+
+    Raises:
+        UserError: if its weights are gone, or it took more steps than it should now take.
+    """
+    if state.finished and state.step >= total_steps:
+        if not weights.exists():
+            raise UserError(f"--from_resume 1: that run is finished ({state.step} steps), but {weights} is gone")
+        return True
+    if state.step > total_steps:
+        raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total_steps} that "
+                        "--epochs and --max_steps ask for")
+    return False
