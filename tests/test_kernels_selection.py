@@ -1,112 +1,64 @@
-"""The backends for GPUs: against attention written out, as far as they run where the tests run."""
-
-import inspect
-from unittest import mock
+"""Which implementation runs; and that a whole model computes the same by its formulas and by its kernels."""
 
 import pytest
 import torch
-from plain_attention import CPU, flat_qkv, plain_attention
+from plain_attention import CPU, flat_qkv
+from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch._subclasses import FakeTensorMode
 
+from minimind_sft.model import layers, moe
 from minimind_sft.model.attention import Documents
-from minimind_sft.model.kernels import varlen_attention
-from minimind_sft.model.kernels.padded_attention import PaddedAttention
-from minimind_sft.model.kernels.selection import varlen_fits
-from minimind_sft.model.kernels.varlen_attention import VarlenAttention, groups_heads
-
-BOUNDARIES = [(0, 7), (0, 9, 10, 15, 22), (0, 0, 4, 4, 11)]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+from minimind_sft.model.kernels import cross_entropy, gated, norm, padded_attention, rope
+from minimind_sft.model.kernels.selection import FORMULAS, implementation, plain_formulas
 
 
-needs_varlen = pytest.mark.skipif(not groups_heads(), reason="PyTorch before 2.12 groups no heads")
+@pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
+def test_a_model_computes_the_same_by_its_formulas_and_by_its_kernels(config):
+    model, batch = build(config, torch.float64), random_batch([9, 30, 1, 51])
+
+    def results() -> list[torch.Tensor]:
+        losses = model(*batch)
+        return [*losses, *torch.autograd.grad(sum(losses), list(model.parameters()))]
+
+    fast = results()
+    with plain_formulas():
+        plain = results()
+    assert any(not torch.equal(one, other) for one, other in zip(fast, plain, strict=True)), "both were kernels"
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-11)
 
 
-@needs_varlen
-@pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
-def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
-    """A stand-in with the signature of PyTorch's function: the kernel itself runs on CUDA only."""
-    def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
-        assert cu_q.dtype == cu_k.dtype == torch.int32 and enable_gqa and window_size == (-1, 0)
-        assert max_q == max_k == max(cu_q.diff().tolist())
-        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
-        return plain_attention(q.double(), k.double(), v.double(), tuple(cu_q.tolist()))
-
-    monkeypatch.setattr(varlen_attention.varlen, "varlen_attn", mock.create_autospec(
-        varlen_attention.varlen.varlen_attn, side_effect=stand_in))
-    q, k, v = flat_qkv(cu_seqlens[-1])
-    rounded = [x.bfloat16().double() for x in (q, k, v)]
-    with torch.no_grad():
-        out = VarlenAttention(cu_seqlens, CPU)(q.float(), k.float(), v.bfloat16())
-    torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens), rtol=1e-12, atol=1e-12)
+def test_every_formula_has_a_name_in_the_list():
+    marked = {name for module in (layers, moe) for name, function in vars(module).items()
+              if hasattr(function, "__wrapped__") and function.__module__ == module.__name__}
+    assert marked == set(FORMULAS) - {"document_attention"}
 
 
-@pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "rows", "fits"), [
-    ("cuda", torch.bfloat16, 0.0, 64, 5, True),
-    ("cuda", torch.float16, 0.0, 64, 200, True),
-    ("cuda", torch.float32, 0.0, 64, 200, False),
-    ("cuda", torch.bfloat16, 0.1, 64, 200, False),
-    ("cuda", torch.bfloat16, 0.0, 36, 200, False),
-])
-def test_varlen_attention_is_for_half_precision_on_cuda(monkeypatch, device, dtype, dropout, head_dim, rows, fits):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(varlen_attention, "groups_heads", lambda: True)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert varlen_fits(torch.empty(rows, 2, head_dim, dtype=dtype, device=device), dropout) is fits
-
-
-def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch):
+@pytest.mark.parametrize(("device", "kernel"), [("cpu", norm.rms_norm), ("cuda", norm.pytorch_rms_norm)])
+def test_pytorchs_norm_runs_on_a_gpu_and_ours_on_a_cpu(device, kernel):
     with FakeTensorMode():
-        value = torch.empty(200, 2, 64, dtype=torch.bfloat16, device="cuda")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-        monkeypatch.setattr(varlen_attention.varlen, "varlen_attn", lambda query, window_size: query)  # as in 2.11
-        assert not varlen_fits(value, 0.0)
-        monkeypatch.setattr(varlen_attention, "groups_heads", lambda: True)
-        assert varlen_fits(value, 0.0)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert not varlen_fits(value, 0.0)
+        assert implementation(layers.rms_norm.__wrapped__, torch.ones(2, 3, device=device)) == kernel
 
 
-def test_the_installed_varlen_attention_is_recognised():
-    has = "enable_gqa" in inspect.signature(varlen_attention.varlen.varlen_attn).parameters
-    assert varlen_attention.groups_heads() == has
+def test_formulas_that_are_switched_off_run_as_they_are_written():
+    formulas = [layers.apply_rope, layers.gated, layers.cross_entropy_sum]
+    kernels = [rope.apply_rope, gated.gated, cross_entropy.cross_entropy_sum]
+    x = torch.ones(2)
+    assert [implementation(formula.__wrapped__, x) for formula in formulas] == kernels
+    with plain_formulas("gated"):
+        chosen = [implementation(formula.__wrapped__, x) for formula in formulas]
+    assert chosen == [kernels[0], layers.gated.__wrapped__, kernels[2]]
+    assert [implementation(formula.__wrapped__, x) for formula in formulas] == kernels
 
 
-@needs_cuda
-@pytest.mark.parametrize("kernel", [pytest.param("varlen", marks=needs_varlen), "padded"])
-def test_on_cuda_every_kernel_gives_the_same_outputs_and_gradients(kernel):
-    cu_seqlens = (0, 70, 71, 300, 600)
-    torch.manual_seed(0)
-    qkv = [torch.randn(600, heads, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for heads in (4, 2, 2)]
-    grad = torch.randn_like(qkv[0])
-    reference = [x.detach().cpu().double().requires_grad_() for x in qkv]
-    plain = Documents(cu_seqlens, CPU).attend(0, *reference)
-    attend = (VarlenAttention(cu_seqlens, qkv[2].device) if kernel == "varlen"
-              else PaddedAttention(cu_seqlens, qkv[2]))
-    ours = attend(*qkv)
-    for one, other in zip([ours, *torch.autograd.grad(ours, qkv, grad)],
-                          [plain, *torch.autograd.grad(plain, reference, grad.cpu().double())], strict=True):
-        assert (one.cpu().double() - other).norm() <= 0.02 * other.norm()
+@pytest.mark.parametrize(("dropout", "short"), [(0.0, [384]), (0.1, [])])
+def test_a_cpu_keeps_the_weights_of_documents_of_up_to_384_tokens(dropout, short, monkeypatch):
+    seen, original = [], padded_attention.short_attention
 
+    def spy(q_BLQK, k_BLK, v_BLK):
+        seen.append(q_BLQK.shape[1])
+        return original(q_BLQK, k_BLK, v_BLK)
 
-@needs_cuda
-@pytest.mark.parametrize("head_dim", [64, 36])
-def test_on_cuda_rows_of_any_length_work_one_after_another(head_dim):
-    """A kernel that is compiled for some lengths must not fail at the next."""
-    for rows in (600, 300, 129, 128, 112, 16, 1, 400):
-        qkv = [torch.randn(rows, heads, head_dim, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-               for heads in (4, 2, 2)]
-        out = Documents((0, rows // 2, rows), torch.device("cuda")).attend(0, *qkv)
-        torch.autograd.grad(out.float().sum(), qkv)
-        plain = Documents((0, rows // 2, rows), CPU).attend(0, *(x.detach().cpu().double() for x in qkv))
-        assert (out.cpu().double() - plain).norm() <= 0.02 * plain.norm()
-
-
-@needs_cuda
-def test_on_cuda_the_documents_are_made_without_waiting_for_the_device():
-    qkv = [torch.randn(60, heads, 64, dtype=torch.bfloat16, device="cuda") for heads in (4, 2, 2)]
-    Documents((0, 9, 60), torch.device("cuda")).attend(0, *qkv)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        Documents((0, 20, 60), torch.device("cuda")).attend(0, *qkv)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
+    monkeypatch.setattr(padded_attention, "short_attention", spy)
+    Documents((0, 384, 769), CPU, dropout).attend(0, *flat_qkv(769))
+    assert seen == short

@@ -5,9 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.kernels import grouped_experts
-from minimind_sft.model.kernels.grouped_experts import grouped_mm, looped_mm
-from minimind_sft.model.kernels.selection import can_be_grouped
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 
 HIDDEN, WIDTH, EXPERTS = 6, 5, 4
@@ -45,48 +42,6 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(experts_per_token
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), weights),
                                torch.autograd.grad(plain.square().sum(), weights), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("ends", [(3, 3, 9, 13), (0, 0, 0, 13), (13, 13, 13, 13), (0, 0, 0, 0)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 1e-5)])
-def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
-    torch.manual_seed(0)
-    x = torch.randn(ends[-1], 16, dtype=dtype, requires_grad=True)
-    weight = torch.randn(EXPERTS, 24, 16, dtype=dtype, requires_grad=True)
-    ends = torch.tensor(ends, dtype=torch.int32)
-    ours, plain = grouped_mm(x, weight, ends), looped_mm(x, weight, ends)
-    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
-    grad = torch.randn_like(plain)
-    for one, other in zip(torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad),
-                          strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize(("inputs", "width", "dtype", "grouped"), [
-    (16, 24, torch.float32, True), (16, 24, torch.bfloat16, True), (16, 24, torch.float64, False),
-    (6, 8, torch.bfloat16, False), (8, 4, torch.bfloat16, False), (6, 4, torch.float32, False),
-])
-def test_experts_are_grouped_where_rows_are_whole_16_bytes(inputs, width, dtype, grouped):
-    x, weight = torch.randn(3, inputs, dtype=dtype), torch.randn(2, width, inputs, dtype=dtype)
-    routing = torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64)
-    assert can_be_grouped(x, *routing, weight) is grouped
-    assert not can_be_grouped(x[:0], *routing, weight)
-
-
-def test_under_autocast_experts_are_grouped_in_its_dtype_and_their_gradients_are_float32(monkeypatch):
-    seen = []
-    original = grouped_experts.F.grouped_mm
-    monkeypatch.setattr(grouped_experts.F, "grouped_mm", lambda x, w, offs: seen.append((x.dtype, w.dtype)) or original(
-        x, w, offs=offs))
-    module = MixtureOfExperts(ModelConfig(hidden_size=16, num_attention_heads=1, num_key_value_heads=1, use_moe=True,
-                                          moe_intermediate_size=24))
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = module(torch.randn(13, 16))
-    assert out.dtype == torch.bfloat16 and seen == [(torch.bfloat16, torch.bfloat16)] * 3
-    out.float().square().sum().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(("norm", "router_learns"), [(False, True), (True, False)])

@@ -1,14 +1,15 @@
-"""RoPE and YaRN by hand; they agree with transformers' in test_decoder.py."""
+"""The formulas of layers.py, by hand and literally. Their kernels have test files of their own."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import TINY
 
 from minimind_sft.model.config import YarnScaling
-from minimind_sft.model.layers import apply_rope, rope_cos_sin, rope_frequencies
+from minimind_sft.model.layers import SwiGLU, apply_rope, cross_entropy_sum, rms_norm, rope_cos_sin, rope_frequencies
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
                    attention_factor=1.5)
@@ -46,6 +47,16 @@ def test_rope_cos_sin_are_cos_and_sin_times_the_attention_factor():
     assert sin[:, 0, 2].tolist() == pytest.approx([0.0, 1.5 * math.sin(0.1 * 0.8125 * 3)])
 
 
+def test_rope_multiplies_complex_numbers():
+    """The pair (x_i, x_{i + K/2}) is the complex number that exp(i angle) turns."""
+    torch.manual_seed(0)
+    x, angle = torch.randn(5, 3, 16, dtype=torch.float64), 7 * torch.rand(5, 1, 8, dtype=torch.float64)
+    turned = torch.complex(x[..., :8], x[..., 8:]) * torch.polar(torch.ones_like(angle), angle)
+    for function in (apply_rope, apply_rope.__wrapped__):
+        torch.testing.assert_close(function(x, (angle.cos(), angle.sin())), torch.cat((turned.real, turned.imag), -1),
+                                   rtol=1e-13, atol=1e-13)
+
+
 def test_rope_makes_scores_depend_on_distance_only():
     config = replace(TINY, head_dim=16)
     torch.manual_seed(0)
@@ -57,13 +68,30 @@ def test_rope_makes_scores_depend_on_distance_only():
     assert scores[0] == pytest.approx(scores[1], rel=1e-10)
 
 
-def test_the_gradient_of_a_turn_is_that_of_the_formula_written_out():
+def test_rms_norm_is_literally_x_over_its_root_mean_square():
+    x, weight = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64), torch.full((2,), 3.0, dtype=torch.float64)
+    # mean square 2.5, plus eps 3: 3 / sqrt(3) = sqrt(3)
+    expected = torch.tensor([[3 ** 0.5, 2 * 3 ** 0.5], [0, 0]], dtype=torch.float64)
+    for function in (rms_norm, rms_norm.__wrapped__):
+        torch.testing.assert_close(function(x, weight, 0.5), expected)
+
+
+def test_rms_norm_is_pytorchs():
     torch.manual_seed(0)
-    x, direction = torch.randn(2, 5, 3, 16, dtype=torch.float64)
-    x.requires_grad_()
-    cos, sin = rope_cos_sin(YARN_CONFIG, torch.tensor([0, 1, 2, 0, 7]), torch.float64)
-    first, second = x[..., :8], x[..., 8:]
-    plain = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    torch.testing.assert_close(apply_rope(x, (cos, sin)), plain, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(torch.autograd.grad(apply_rope(x, (cos, sin)), x, direction),
-                               torch.autograd.grad(plain, x, direction), rtol=1e-14, atol=1e-14)
+    x, weight = torch.randn(5, 3, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    torch.testing.assert_close(rms_norm.__wrapped__(x, weight, 1e-2), F.rms_norm(x, (6,), weight, 1e-2))
+
+
+def test_swiglu_literally():
+    """gate 2 and up 3 x of x = 1: silu(2) = 2 / (1 + exp(-2)) = 1.761594, times 3, times down's 10."""
+    module = SwiGLU(1, 1)
+    with torch.no_grad():
+        for projection, weight in ((module.gate_proj, 2.0), (module.up_proj, 3.0), (module.down_proj, 10.0)):
+            projection.weight.fill_(weight)
+    assert module(torch.ones(1, 1)).item() == pytest.approx(52.84782, rel=1e-6)
+
+
+def test_two_equally_likely_tokens_cost_log_2_per_position():
+    hidden, head, labels = torch.zeros(3, 4), torch.ones(2, 4), torch.tensor([0, 1])
+    for function in (cross_entropy_sum, cross_entropy_sum.__wrapped__):
+        assert function(hidden, head, labels).item() == pytest.approx(2 * 0.693147, abs=1e-5)

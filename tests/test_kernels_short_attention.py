@@ -1,0 +1,58 @@
+"""Attention over short sequences, with its gradient written out."""
+
+import weakref
+
+import pytest
+import torch
+
+from minimind_sft.model.attention import causal_attention
+from minimind_sft.model.kernels import short_attention as module
+from minimind_sft.model.kernels.short_attention import short_attention
+
+SEQUENCES, QUERIES, HEAD_DIM = 3, 2, 6
+
+
+def padded_qkv(positions: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = (SEQUENCES, positions, QUERIES, HEAD_DIM), *[(SEQUENCES, positions, HEAD_DIM)] * 2
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Each sequence has one key/value head, and its queries per position are the query heads that read it."""
+    return torch.stack([causal_attention(q[b], k[b, :, None], v[b, :, None]) for b in range(SEQUENCES)])
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+@pytest.mark.parametrize("positions", [1, 4, 9])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_values_and_gradients_are_those_of_the_formula(positions, block, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    qkv = padded_qkv(positions, dtype)
+    ours, plain = short_attention(*qkv), formula(*qkv)
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(plain)
+    torch.testing.assert_close(torch.autograd.grad(ours, qkv, weight), torch.autograd.grad(plain, qkv, weight),
+                               rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_is_that_of_finite_differences(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2)
+    assert torch.autograd.gradcheck(short_attention, padded_qkv(3))
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(True, [0, 1, 2, 3]), (False, [0, 1, 1, 1])])
+def test_the_weights_of_a_block_stay_only_where_a_gradient_is_wanted(wanted, kept, monkeypatch):
+    """Counted at each block's softmax: those before it; the loop itself still holds the last one."""
+    made, alive = [], []
+    softmax = torch.Tensor.softmax
+
+    def spy(scores_BWP, dim):
+        alive.append(sum(one() is not None for one in made))
+        weights_BWP = softmax(scores_BWP, dim)
+        made.append(weakref.ref(weights_BWP))
+        return weights_BWP
+
+    monkeypatch.setattr(torch.Tensor, "softmax", spy)
+    short_attention(*(x.detach().requires_grad_(wanted) for x in padded_qkv(256)))
+    assert alive == kept
