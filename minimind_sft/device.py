@@ -26,13 +26,14 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
             raise UserError(f"--device {name}: PyTorch finds no CUDA device here; --device cpu works everywhere")
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+            raise UserError(f"--device {name}: expected at most cuda:{torch.cuda.device_count() - 1}, the last CUDA "
+                            "device here")
         return torch.device("cuda", index)
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise UserError(f"--device {name}: PyTorch finds no Apple GPU here; --device cpu works everywhere")
         if device.index:
-            raise UserError(f"--device {name}: there is only one, mps")
+            raise UserError(f"--device {name}: expected mps, the only Apple GPU")
         return torch.device("mps")
     if device.type != "cpu":
         raise UserError(f"--device {name}: expected {DEVICES}")

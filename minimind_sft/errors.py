@@ -46,7 +46,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     except UserError as error:
         status = _report(2, f"error: {error}")
     except ProcessLost as error:
-        status = _report(1, f"error: {error}; --from_resume 1 goes on from the last resume state")
+        status = _report(1, f"error: {error}; --from_resume 1 continues from the last resume state")
     except KeyboardInterrupt:
         status = _report(130, "interrupted")
     except OSError as error:

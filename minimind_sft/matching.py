@@ -56,7 +56,7 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) 
         raise UserError(
             f"{weights.path}: nothing says which tokenizer these weights were trained with "
             f"({'its sidecar has no field tokenizer' if weights.sidecar else 'it has no sidecar'}): give "
-            "--tokenizer_path FOLDER (for weights of MiniMind's, the folder model/ of MiniMind), or --tokenizer_path "
+            "--tokenizer_path FOLDER (for MiniMind's weights, its folder model/), or --tokenizer_path "
             f"{BUNDLED} for the one of this repository")
     name = tokenizer_name(choice)
     if fingerprint not in (None, tokenizer.fingerprint):
@@ -73,12 +73,12 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) 
                         f"{tokenizer.vocab_size:,} tokens: --tokenizer_path must name the one they were trained with")
     notices = []
     if fingerprint is None:
-        hint = "; MiniMind's own weights need MiniMind's, which is another" if name == BUNDLED else ""
-        notices.append(f"{weights.path}: the tokenizer is taken to be {name}, as --tokenizer_path says{hint}")
+        hint = "; MiniMind's own weights need MiniMind's tokenizer, a different one" if name == BUNDLED else ""
+        notices.append(f"{weights.path}: assuming the tokenizer {name}, as --tokenizer_path says{hint}")
     if rows > tokenizer.vocab_size:
         notices.append(f"{weights.path}: the embedding has {rows:,} rows, the tokenizer {name} "
-                       f"{tokenizer.vocab_size:,} tokens; the rows beyond are taken for padding, and no answer "
-                       "contains them")
+                       f"{tokenizer.vocab_size:,} tokens; the extra rows count as padding and never appear in an "
+                       "answer")
     return notices
 
 

@@ -68,8 +68,8 @@ def test_a_folder_of_save_to_disk_stands_for_its_files(tmp_path):
     assert rows_or_errors(test) == ROWS[1:]
     with pytest.raises(UserError) as error:
         find_files([tmp_path / "all"])
-    assert str(error.value) == (f"{tmp_path}/all: expected one split of a saved dataset, found a folder of all: name "
-                                f"{tmp_path}/all/train or {tmp_path}/all/test")
+    assert str(error.value) == (f"{tmp_path}/all: expected one split of a saved dataset, found a folder with all "
+                                f"splits: name {tmp_path}/all/train or {tmp_path}/all/test")
     files[1].unlink()
     with pytest.raises(UserError, match=r"data-00001-of-00002\.arrow: no such file, though .*state\.json lists it"):
         find_files([tmp_path / "one"])

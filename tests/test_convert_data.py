@@ -96,7 +96,7 @@ def test_fields_can_be_left_out(tmp_path):
     printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image", "weight")
     assert written(tmp_path / "out.jsonl") == [said("q", "a"), said("b", "c")] and "left out" not in printed
     printed = succeed(CONVERT, rows, "--out", tmp_path / "again.jsonl", "--drop_fields", "image")
-    assert "a.jsonl:1: weight: expected such a flag only in a turn, found 0.5 for the whole row" in printed
+    assert "a.jsonl:1: weight: expected this flag in a turn, found 0.5 for the whole row" in printed
 
 
 def test_rows_are_kept_apart_by_the_seed(tmp_path):

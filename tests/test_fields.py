@@ -21,14 +21,14 @@ def refusal(row: dict) -> str:
 @pytest.mark.parametrize("row", [{"messages": TURNS}, {"prompt": "q", "completion": "a"},
                                  {"question": "q", "answer": "a"}])
 @pytest.mark.parametrize(("name", "value", "message"), [
-    ("images", ["a.png"], "images: expected nothing, as models here read text only, found a list"),
-    ("image", "a.png", 'image: expected nothing, as models here read text only, found "a.png"'),
-    ("audios", [{}], "audios: expected nothing, as models here read text only, found a list"),
-    ("weight", 0.5, "weight: expected such a flag only in a turn, found 0.5 for the whole row"),
-    ("train", False, "train: expected such a flag only in a turn, found false for the whole row"),
-    ("loss", 0, "loss: expected such a flag only in a turn, found 0 for the whole row"),
-    ("mask", "User", 'mask: expected such a flag only in a turn, found "User" for the whole row'),
-    ("loss_mask", [0, 1], "loss_mask: expected such a flag only in a turn, found a list for the whole row"),
+    ("images", ["a.png"], "images: expected nothing, as these models read only text, found a list"),
+    ("image", "a.png", 'image: expected nothing, as these models read only text, found "a.png"'),
+    ("audios", [{}], "audios: expected nothing, as these models read only text, found a list"),
+    ("weight", 0.5, "weight: expected this flag in a turn, found 0.5 for the whole row"),
+    ("train", False, "train: expected this flag in a turn, found false for the whole row"),
+    ("loss", 0, "loss: expected this flag in a turn, found 0 for the whole row"),
+    ("mask", "User", 'mask: expected this flag in a turn, found "User" for the whole row'),
+    ("loss_mask", [0, 1], "loss_mask: expected this flag in a turn, found a list for the whole row"),
 ])
 def test_fields_of_a_row_that_cannot_be_honoured(row, name, value, message):
     assert refusal({**row, name: value}) == f"{message} {DROP.format(name=name)}"
@@ -36,7 +36,7 @@ def test_fields_of_a_row_that_cannot_be_honoured(row, name, value, message):
 
 def test_media_of_a_turn():
     row = {"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]]}
-    assert refusal(row) == "messages[0].images: expected nothing, as models here read text only, found a list"
+    assert refusal(row) == "messages[0].images: expected nothing, as these models read only text, found a list"
 
 
 @pytest.mark.parametrize(("row", "name", "value"), [
@@ -47,8 +47,8 @@ def test_media_of_a_turn():
 ])
 def test_an_answer_labelled_as_not_wanted_is_not_learned(row, name, value):
     message = refusal({**row, name: value})
-    assert message == (f"{name}: expected an answer to learn, found {json.dumps(value)}, which marks one that is not "
-                       "wanted")
+    assert message == (f"{name}: expected an answer to learn, found {json.dumps(value)}, which marks an answer to "
+                       "avoid")
     assert parse_row({**row, name: True}, "p") == parse_row(row, "p")
 
 

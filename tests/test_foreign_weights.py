@@ -55,7 +55,7 @@ def test_an_embedding_with_padding_rows_trains_and_never_says_them(sft_data, tmp
     with torch.no_grad():
         padded.lm_head.weight[6400:] = 100 * padded.lm_head.weight[:128].sign()
     torch.save(padded.state_dict(), tmp_path / "full_sft_32.pth")
-    notice = "the embedding has 6,528 rows, the tokenizer bundled 6,400 tokens; the rows beyond are taken for padding"
+    notice = "the embedding has 6,528 rows, the tokenizer bundled 6,400 tokens; the extra rows count as padding"
     for sampling in (("--temperature", 0), ("--temperature", 1)):
         said = succeed(CHAT, "--save_dir", tmp_path, "--prompt", "Say 2.", "--tokenizer_path", "bundled", *sampling,
                        "--max_new_tokens", 8, "--show_speed", 0)

@@ -114,7 +114,7 @@ def test_an_object_that_is_broken_is_one_error_and_the_others_are_read(tmp_path)
         {"a": 1},
         "4: expected one JSON object per row, found broken JSON at line 6, column 1: Expecting property name enclosed "
         "in double quotes",
-        "7: NaN is no number in JSON",
+        "7: NaN is not a number in JSON",
         "10: expected one JSON object per row, found broken JSON at line 11, column 9: Invalid control character at",
         {"a": 3}]
 
@@ -211,7 +211,7 @@ def test_what_follows_wrapped_rows_is_checked(tmp_path, rest, said):
 def test_an_object_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(json_objects, limit, 1000)
     text = b'{\n "a": [\n' + b"  1,\n" * 100_000
-    with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most .* in a row, found no end of it"):
+    with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most .* in a row, found no end"):
         rows_or_errors(write(tmp_path / "a.jsonl", b'{"a": 1}\n\n' + text))
     torn = b'{"a": [{"b": 1},\n' + b'{"a": [{"b": 1}]}\n' * 5000
     found = rows_or_errors(write(tmp_path / "a.jsonl", torn))

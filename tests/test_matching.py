@@ -59,13 +59,13 @@ def test_the_bundled_tokenizer_has_several_names(monkeypatch):
 def test_nothing_says_which_tokenizer(sidecar, reason):
     assert refused(check_tokenizer, weights(sidecar), BUNDLED, None) == (
         f"w.pth: nothing says which tokenizer these weights were trained with ({reason}): give --tokenizer_path FOLDER "
-        "(for weights of MiniMind's, the folder model/ of MiniMind), or --tokenizer_path bundled for the one of this "
+        "(for MiniMind's weights, its folder model/), or --tokenizer_path bundled for the one of this "
         "repository")
     assert check_tokenizer(weights(sidecar), BUNDLED, "mine") == [
-        "w.pth: the tokenizer is taken to be mine, as --tokenizer_path says"]
+        "w.pth: assuming the tokenizer mine, as --tokenizer_path says"]
     assert check_tokenizer(weights(sidecar), BUNDLED, "bundled") == [
-        "w.pth: the tokenizer is taken to be bundled, as --tokenizer_path says; MiniMind's own weights need "
-        "MiniMind's, which is another"]
+        "w.pth: assuming the tokenizer bundled, as --tokenizer_path says; MiniMind's own weights need "
+        "MiniMind's tokenizer, a different one"]
 
 
 def test_the_same_tokenizer_is_fine_and_needs_no_flag():
@@ -74,8 +74,8 @@ def test_the_same_tokenizer_is_fine_and_needs_no_flag():
 
 def test_more_rows_than_tokens_is_padding_and_said():
     (notice,) = check_tokenizer(weights({"tokenizer": BUNDLED.fingerprint}, 6528), BUNDLED, None)
-    assert notice == ("w.pth: the embedding has 6,528 rows, the tokenizer bundled 6,400 tokens; the rows beyond are "
-                      "taken for padding, and no answer contains them")
+    assert notice == ("w.pth: the embedding has 6,528 rows, the tokenizer bundled 6,400 tokens; the extra rows "
+                      "count as padding and never appear in an answer")
 
 
 def test_fewer_rows_than_tokens_is_refused():

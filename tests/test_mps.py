@@ -42,7 +42,7 @@ def test_without_one_it_is_refused(monkeypatch):
 
 
 def test_there_is_only_one(apple):
-    with pytest.raises(UserError, match=r"--device mps:1: there is only one, mps$"):
+    with pytest.raises(UserError, match=r"--device mps:1: expected mps, the only Apple GPU$"):
         resolve_device("mps:1")
 
 

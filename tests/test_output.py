@@ -82,7 +82,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
 @pytest.mark.parametrize(("error", "seconds", "message"), [
     ("UserError('a.jsonl:3: broken')", 0, "error: a.jsonl:3: broken"),
     ("ProcessLost('rank 1 is gone')", 60,
-     "error: rank 1 is gone; --from_resume 1 goes on from the last resume state"),
+     "error: rank 1 is gone; --from_resume 1 continues from the last resume state"),
 ])
 def test_torchrun_is_told_the_message_and_that_a_lost_rank_is_a_consequence(tmp_path, error, seconds, message):
     file = tmp_path / "error.json"

@@ -234,7 +234,7 @@ def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 4)
     assert contents(prepare([data], ENCODER, tmp_path / "prepared", say=said.append)) == before
-    assert said == [f"prepared    {first.folder} lacks a part of it and is made anew"]
+    assert said == [f"prepared    {first.folder} is incomplete and is prepared again"]
     assert folders(tmp_path / "prepared") == [first.folder]
 
 

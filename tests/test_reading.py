@@ -22,8 +22,8 @@ def test_rows_come_with_their_places_and_blank_lines_are_no_rows(tmp_path):
     (b'[1]\n[2]', ":1: expected one JSON object per row, found a list"),
     (b'"hello"', ':1: expected one JSON object per row, found "hello"'),
     (b'{"a": 1}\n\n{"a": "\xe4\xb8"}', ":3: not valid UTF-8: byte 8 of the row is 0xe4"),
-    (b'{"a": "\\ud83d!"}', r":1: a string holds \ud83d, half of a surrogate pair, which is no character"),
-    (b'{"a": "\\uDE00"}', r":1: a string holds \ude00, half of a surrogate pair, which is no character"),
+    (b'{"a": "\\ud83d!"}', r":1: a string holds \ud83d, half of a surrogate pair, which is not a character"),
+    (b'{"a": "\\uDE00"}', r":1: a string holds \ude00, half of a surrogate pair, which is not a character"),
     (b'{"a": ' + b"[" * 100_000, ":1: the JSON is nested too deeply"),
     (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", ":1: the JSON is nested too deeply"),
 ])
@@ -79,10 +79,10 @@ def test_one_bad_line_does_not_hide_the_next(tmp_path):
     file = write(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": NaN}\n{"a": "\xff"}\n{"a": 2}\r\n{"a": -Infinity}\n{"a": "tor')
     assert rows_or_errors(file) == [
         {"a": 1},
-        "2: NaN is no number in JSON",
+        "2: NaN is not a number in JSON",
         "3: not valid UTF-8: byte 8 of the row is 0xff",
         {"a": 2},
-        "5: -Infinity is no number in JSON",
+        "5: -Infinity is not a number in JSON",
         "6: expected one JSON object per row, found broken JSON at column 7: Unterminated string starting at "
         "(the row has no end: was the file cut off?)",
     ]
@@ -134,6 +134,6 @@ def test_a_folder_is_told_how_to_name_its_files(tmp_path):
 def test_rows_written_as_python_writes_them_are_told_how_to_be_json(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.jsonl", b"{'a': 1}\n{\"a\": 1, b: 2}")) == [
         "1: expected one JSON object per row, found broken JSON at column 2: Expecting property name enclosed in "
-        "double quotes; is it Python's way of writing? json.dumps writes JSON",
+        "double quotes; is it a Python literal? json.dumps writes JSON",
         "2: expected one JSON object per row, found broken JSON at column 10: Expecting property name enclosed in "
         "double quotes"]

@@ -83,11 +83,11 @@ def test_other_kinds_of_file(tmp_path, name, content, message):
 def test_text_in_gb18030_is_told_once_with_what_converts_it(tmp_path):
     file = write(tmp_path / "a b.jsonl", (CHINESE * 50).encode("gb18030"))
     assert refusal(file) == (
-        "expected UTF-8, found GB18030 by the look of it; this converts the file: "
+        "expected UTF-8, found what looks like GB18030; to convert the file: "
         f"iconv -f GB18030 -t UTF-8 '{file}' > '{tmp_path}/a b.utf8.jsonl'")
     file = write(tmp_path / "a.csv.gz", gzip.compress("question,answer\n你好,您好！\n".encode("gbk")))
     assert refusal(file).endswith(
-        f"converts the file: gzip -dc {file} | iconv -f GB18030 -t UTF-8 > {tmp_path}/a.utf8.csv")
+        f"to convert the file: gzip -dc {file} | iconv -f GB18030 -t UTF-8 > {tmp_path}/a.utf8.csv")
 
 
 @pytest.mark.parametrize("codec, named", [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"),
@@ -97,7 +97,7 @@ def test_text_in_utf_16(tmp_path, codec, named, text):
     if not text.isascii() and "a" not in text and codec.endswith("e"):
         pytest.skip("without a mark, UTF-16 is recognised by its ASCII characters")
     file = write(tmp_path / "a.jsonl", text.encode(codec))
-    assert refusal(file).startswith(f"expected UTF-8, found {named} by the look of it; this converts the file: "
+    assert refusal(file).startswith(f"expected UTF-8, found what looks like {named}; to convert the file: "
                                     f"iconv -f {named} -t UTF-8 ")
 
 
@@ -106,7 +106,7 @@ def test_the_command_converts_the_file(tmp_path, monkeypatch, codec):
     if not shutil.which("iconv"):
         pytest.skip("iconv is not here")
     file = write(tmp_path / "it's.jsonl", CHINESE.encode(codec))
-    command = refusal(file).partition("converts the file: ")[2]
+    command = refusal(file).partition("to convert the file: ")[2]
     subprocess.run(command, shell=True, check=True, timeout=PATIENCE)
     assert (tmp_path / "it's.utf8.jsonl").read_text(encoding="utf-8") == CHINESE
 
@@ -141,7 +141,7 @@ def test_other_encodings_are_not_guessed(tmp_path, codec, text):
 def test_one_line_in_gb18030_among_others_is_a_bad_row(tmp_path):
     lines = [CHINESE.encode()] * 3 + [CHINESE.encode("gb18030")]
     found = rows_or_errors(write(tmp_path / "a.jsonl", b"".join(lines)))
-    assert found[3] == "4: not valid UTF-8: byte 44 of the row is 0xc4 (GB18030, by the look of it)"
+    assert found[3] == "4: not valid UTF-8: byte 44 of the row is 0xc4 (it looks like GB18030)"
     assert len(found) == 4 and all(isinstance(row, dict) for row in found[:3])
 
 

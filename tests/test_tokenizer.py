@@ -153,7 +153,7 @@ def test_control_tokens_are_the_special_the_named_and_what_the_template_writes()
 
 
 def test_broken_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r": no tokenizer\.json in there; a tokenizer's folder has"):
+    with pytest.raises(UserError, match=r": no tokenizer\.json in it; a tokenizer folder has"):
         Tokenizer.from_folder(tmp_path)
     copy_of_model(tmp_path, config={"eos_token": "<|nope|>"})
     with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: '<\|nope\|>' is not in tokenizer\.json"):

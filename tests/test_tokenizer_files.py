@@ -75,7 +75,7 @@ def test_the_token_with_the_id_0_is_a_token(tmp_path):
 
 
 @pytest.mark.parametrize(("eos", "message"), [
-    (["<end>", "<pad>"], "expected one token, found a list of 2 (<end>, <pad>): keep the one that is meant"),
+    (["<end>", "<pad>"], "expected one token, found a list of 2 (<end>, <pad>): keep only the right one"),
     ([], "expected a token, found an empty list"),
     (77, "no token has the id 77"),
     (True, "expected a token, found true"),
@@ -166,7 +166,7 @@ def test_a_complete_folder_needs_no_notice_and_keeps_its_fingerprint(tmp_path):
     ({"config": {}, "added_tokens": {"<end>": 7}}, "added_tokens.json: '<end>' has the id 7, but 30 in tokenizer.json"),
     ({"config": {}, "added_tokens": {"<call>": "32"}}, "added_tokens.json: <call>: expected an id, found \"32\""),
     ({"config": {}, "added_tokens": {"<call>": 40}},
-     "added_tokens.json: '<call>' has the id 40, but 32 is the next one that tokenizer.json leaves free"),
+     "added_tokens.json: '<call>' has the id 40, but 32 is the next free id in tokenizer.json"),
     ({"config": {"additional_special_tokens": "<end>"}},
      "tokenizer_config.json: additional_special_tokens: expected a list of tokens, found \"<end>\""),
     ({"config": {"additional_special_tokens": [None]}},
@@ -213,8 +213,8 @@ def test_a_file_that_is_something_else_is_named(tmp_path, name, content, message
 
 
 @pytest.mark.parametrize(("files", "message"), [
-    ((), ": no tokenizer.json in there; a tokenizer's folder has tokenizer.json and tokenizer_config.json"),
-    (("tokenizer.json",), ": no tokenizer_config.json in there; a tokenizer's folder has"),
+    ((), ": no tokenizer.json in it; a tokenizer folder has tokenizer.json and tokenizer_config.json"),
+    (("tokenizer.json",), ": no tokenizer_config.json in it; a tokenizer folder has"),
     (("vocab.json", "merges.txt"), ": no tokenizer.json, only vocab.json and merges.txt (GPT-2's format): convert it "
                                    "with transformers, AutoTokenizer.from_pretrained("),
     (("tokenizer.model", "tokenizer_config.json"), ": no tokenizer.json, only tokenizer.model (SentencePiece's"),
@@ -248,7 +248,7 @@ def test_a_token_cannot_break_the_line(tmp_path):
 def test_folders_of_bug_reports(shared):
     cases = shared / "cases/tokenizers"
     assert refused(cases / "eoslist") == ("tokenizer_config.json: eos_token: expected one token, found a list of 2 "
-                                          "(<|im_end|>, <|endoftext|>): keep the one that is meant")
+                                          "(<|im_end|>, <|endoftext|>): keep only the right one")
     tokenizer = Tokenizer.from_folder(cases / "noadded")
     assert (tokenizer.eos_id, tokenizer.pad_id) == (3, 1)
     template = make_template(tokenizer, "chatml")

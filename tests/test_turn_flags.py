@@ -1,4 +1,4 @@
-"""Flags of a turn: honoured where their meaning is clear, else refused; never ignored."""
+"""Flags of a turn are honoured if their meaning is clear and refused otherwise, never ignored."""
 
 import pytest
 from chats import BUNDLED, supervised_texts
@@ -62,13 +62,13 @@ def test_a_flag_in_the_prompt_decides_whether_an_earlier_answer_is_learned():
     ({"trainable": "false"}, 'messages[1].trainable: expected true or false, found "false"'),
     ({"loss": []}, "messages[1].loss: expected true, false, 1 or 0, as an answer is learned or not, "
                    "found an empty list"),
-    ({"mask": True}, 'messages[1].mask: expected a flag whose meaning is clear ("train": false for an answer that is '
-                     "not to be learned), found true"),
-    ({"masked": 0}, 'messages[1].masked: expected a flag whose meaning is clear ("train": false for an answer that is '
-                    "not to be learned), found 0"),
+    ({"mask": True}, 'messages[1].mask: expected a flag with a clear meaning ("train": false for an answer that '
+                     "should not be learned), found true"),
+    ({"masked": 0}, 'messages[1].masked: expected a flag with a clear meaning ("train": false for an answer that '
+                    "should not be learned), found 0"),
     ({"train_detail": [{"begin_offset": 0}]},
-     'messages[1].train_detail: expected a flag whose meaning is clear ("train": false for an answer that is not to '
-     "be learned), found a list"),
+     'messages[1].train_detail: expected a flag with a clear meaning ("train": false for an answer that should '
+     "not be learned), found a list"),
 ])
 def test_a_flag_that_cannot_be_honoured_is_refused(flags, message):
     assert refusal(row(flags)) == message
@@ -84,7 +84,7 @@ def test_only_answers_can_be_learned(name):
 def test_a_multiplier_of_one_asks_for_nothing():
     flags = {"weight": 1, "loss_weight": 1.0, "loss_scale": 1}
     assert parse_conversation(row({}, flags), "a:1") == parse_conversation(row({}), "a:1")
-    assert refusal(row({}, {"mask": False})).startswith("messages[0].mask: expected a flag whose meaning is clear")
+    assert refusal(row({}, {"mask": False})).startswith("messages[0].mask: expected a flag with a clear meaning")
 
 
 def test_names_that_look_like_flags():

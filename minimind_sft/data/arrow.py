@@ -23,7 +23,8 @@ def saved_dataset_files(folder: Path) -> list[Path] | None:
     if (folder / "dataset_dict.json").is_file():
         splits = _member(folder / "dataset_dict.json", "splits")
         names = " or ".join(str(folder / str(split)) for split in splits)
-        raise UserError(f"{folder}: expected one split of a saved dataset, found a folder of all: name {names}")
+        raise UserError(f"{folder}: expected one split of a saved dataset, found a folder with all splits: "
+                        f"name {names}")
     if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
         return None
     entries = _member(folder / "state.json", "_data_files")

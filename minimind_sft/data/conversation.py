@@ -214,7 +214,7 @@ def _message(turn: SourceTurn, roles: list[str]) -> dict:
     if not (values.keys() <= PLAIN_FIELDS or is_learned(turn)):
         message["train"] = False
     elif role == "assistant" and not (content.strip() or calls or reasoning):
-        advice = ' ("train": false for one that is not to be learned)' if turn.is_object else ""
+        advice = ' ("train": false for one that should not be learned)' if turn.is_object else ""
         turn.refuse("content", f"an answer{advice}", content)
     return message
 

@@ -36,12 +36,12 @@ def refuse_unsupported(row: dict, form: Form) -> None:
     for name in sorted(row.keys() & ROW_FLAGS):
         value = row[name]
         if value not in (None, "") and not (name in EXPECTED and _word(value) in ONES):
-            raise UserError(f"{name}: expected such a flag only in a turn, found {describe(value)} for the whole row"
+            raise UserError(f"{name}: expected this flag in a turn, found {describe(value)} for the whole row"
                             f"{drop.format(name=name)}")
     for name in LABELS:
         if _says_no(row.get(name), form):
-            raise UserError(f"{name}: expected an answer to learn, found {describe(row[name])}, which marks one that "
-                            "is not wanted")
+            raise UserError(f"{name}: expected an answer to learn, found {describe(row[name])}, which marks an answer "
+                            "to avoid")
 
 
 def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = "") -> None:
@@ -52,7 +52,7 @@ def refuse_media(values: dict, full_name: Callable[[str], str], advice: str = ""
     """
     for name in sorted(values.keys() & MEDIA):
         if values[name]:
-            raise UserError(f"{full_name(name)}: expected nothing, as models here read text only, found "
+            raise UserError(f"{full_name(name)}: expected nothing, as these models read only text, found "
                             f"{describe(values[name])}{advice.format(name=name)}")
 
 

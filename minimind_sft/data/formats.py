@@ -116,7 +116,7 @@ def _question_form(row: dict) -> Form:
     for name in CONTEXTS:
         if name not in (question, *contexts) and row.get(name):
             raise UserError(f"{name}: expected it only beside instruction, found it beside {question}: put both into "
-                            f"{question}, in the order in which they are to be read")
+                            f"{question}, in reading order")
     return Form((question, answer), partial(_question_turns, question=question, answer=answer, contexts=contexts),
                 (*contexts, "history"))
 

@@ -186,7 +186,7 @@ class _ObjectSplitter:
     def _give_up_too_long(self) -> Iterator[RawRow]:
         if not any(_looks_whole(piece.content) for piece in self._pieces):
             raise UserError(f"{self._pieces[0].place}: expected at most {MAX_ROW_BYTES // 2**20} MiB and "
-                            f"{MAX_ROW_LINES:,} lines in a row, found no end of it")
+                            f"{MAX_ROW_LINES:,} lines in a row, found no end")
         yield from self.give_up()
 
     def _no_object(self, place: str, text: bytes) -> Iterator[RawRow]:

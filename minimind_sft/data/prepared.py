@@ -72,7 +72,7 @@ class PreparedDataset(ExampleDataset):
         self._set(input_ids, labels, _ends(lengths), _ends(examples), ignore=np.iinfo(dtype).max)
         if not (self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"]
                 and self._sample_ends[-1] == len(lengths)):
-            raise ValueError(f"{folder}: the parts are not as long as they should be")
+            raise ValueError(f"{folder}: the parts have the wrong lengths")
         self.folder, self.counts = folder, DatasetCounts(**header["counts"])
         self.counts.rename(header["paths"], list(map(str, files)))
         self.sums = header["files"]
@@ -112,7 +112,7 @@ def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: 
                 dataset = _open_prepared(target, files)
                 if dataset is None:
                     if target.exists():
-                        say(f"prepared    {target} lacks a part of it and is made anew")
+                        say(f"prepared    {target} is incomplete and is prepared again")
                     _remove_leftovers(folder, _temporary(target))
                     _write(target, files, encoder, states, bad_rows, show_progress)
                     dataset = PreparedDataset(target, files)

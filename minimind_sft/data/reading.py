@@ -107,7 +107,7 @@ def decoded(raw: RawRow) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        hint = " (GB18030, by the look of it)" if looks_like_gb18030(content) else ""
+        hint = " (it looks like GB18030)" if looks_like_gb18030(content) else ""
         raise UserError(f"{place}: not valid UTF-8: byte {error.start + 1} of the row is "
                         f"0x{content[error.start]:02x}{hint}") from error
 
@@ -140,14 +140,15 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        hint = ("; is it Python's way of writing? json.dumps writes JSON"
+        hint = ("; is it a Python literal? json.dumps writes JSON"
                 if text[error.pos:error.pos + 1] == "'" and "double quotes" in error.msg else "")
         line = f"line {_line_of(place) + error.lineno - 1}, " if error.lineno > 1 else ""
         raise UserError(f"{place}: expected {expected}, found broken JSON at {line}column {error.colno}: "
                         f"{error.msg}{hint}") from error
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise UserError(f"{place}: a string holds {half}, half of a surrogate pair, which is no character") from error
+        raise UserError(f"{place}: a string holds {half}, half of a surrogate pair, which is not a "
+                        "character") from error
     except RecursionError:
         raise UserError(f"{place}: the JSON is nested too deeply") from None
     except ValueError as error:  # NaN, or an integer with more digits than Python converts
@@ -191,7 +192,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _depth(value: Any) -> int:

@@ -74,7 +74,7 @@ def _checked(path: Path, kind: str, start: bytes) -> bytes:
         _refuse_signature(path, start)
     encoding = "" if kind in ("parquet", "arrow") else _encoding(start)
     if encoding:
-        raise UserError(f"{path}: expected UTF-8, found {encoding} by the look of it; this converts the file: "
+        raise UserError(f"{path}: expected UTF-8, found what looks like {encoding}; to convert the file: "
                         f"{conversion(path, encoding)}")
     if kind in ("txt", "csv", "tsv") and holds_rows(start):
         raise UserError(f"{path}: the content is rows in JSON; rename the file, .{kind} to .jsonl")

@@ -90,7 +90,7 @@ def _checked(path: Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{str(path)!r}: expected a name that is valid UTF-8; files are to hold it") from error
+        raise UserError(f"{str(path)!r}: expected a name in valid UTF-8, as it is written into files") from error
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder ({_pattern_in(path)} names the files in it)")
     if not path.is_file():

@@ -131,8 +131,8 @@ class Tokenizer:
         for token, place in files.added_from.items():
             said, has = tokenizer._added[token]["id"], tokenizer.token_to_id(token)
             if said != has:
-                raise UserError(f"{place}: {token!r} has the id {said}, but {has} is the next one that tokenizer.json "
-                                "leaves free")
+                raise UserError(f"{place}: {token!r} has the id {said}, but {has} is the next free id in "
+                                "tokenizer.json")
         tokenizer.notices = tuple(files.notices)
         return tokenizer
 

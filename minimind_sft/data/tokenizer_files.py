@@ -93,7 +93,7 @@ def _check_folder(folder: Path) -> None:
             raise UserError(
                 f"{folder}: no tokenizer.json, only {' and '.join(found)} ({OTHER_FORMATS[found]} format): convert it "
                 f"with transformers, AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)")
-        raise UserError(f"{folder}: no {name} in there; a tokenizer's folder has tokenizer.json and "
+        raise UserError(f"{folder}: no {name} in it; a tokenizer folder has tokenizer.json and "
                         "tokenizer_config.json")
 
 
@@ -203,7 +203,7 @@ class _Tokens:
             return self._tokens[value]
         if isinstance(value, list) and value:
             raise UserError(f"{place}: expected one token, found a list of {len(value)} ({_some(map(str, value))}): "
-                            "keep the one that is meant")
+                            "keep only the right one")
         if not isinstance(value, str):
             raise UserError(f"{place}: expected a token, found {describe(value)}")
         return value

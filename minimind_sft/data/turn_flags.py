@@ -49,7 +49,7 @@ def is_learned(turn: SourceTurn) -> bool:
     """
     for name, value in turn.values.items():
         if value is not None and name not in EXPECTED and looks_like_flag(name):
-            turn.refuse(name, 'a flag whose meaning is clear ("train": false for an answer that is not to be learned)',
+            turn.refuse(name, 'a flag with a clear meaning ("train": false for an answer that should not be learned)',
                         value)
     flags = {name: turn.values[name] for name in EXPECTED if turn.values.get(name) is not None}
     role = turn.values["role"]

@@ -111,7 +111,7 @@ class _Workers:
         try:
             return send_or_receive(*message)
         except (EOFError, OSError) as error:
-            raise ProcessLost("a process that prepares the data died (killed for want of memory?)") from error
+            raise ProcessLost("a process that prepares the data died (killed for lack of memory?)") from error
 
     def close(self) -> None:
         for pipe in self._pipes:
