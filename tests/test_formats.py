@@ -328,8 +328,8 @@ def test_a_pair_says_which_of_its_fields_is_wrong():
     assert refusal({"conversation": [{"human": "q", "assistant": "a"}, user("b")]}) == (
         "conversation[1]: expected an object with human and assistant, found an object")
     assert refusal({"conversation": [{"human": "q", "assistant": "a", "loss_mask": 1}]}) == (
-        'conversation[0].loss_mask: expected a flag with a clear meaning ("train": false for an answer that is not '
-        'to be learned), found 1')
+        'conversation[0].loss_mask: expected a flag with a clear meaning ("train": false for an answer that should '
+        'not be learned), found 1')
     assert form_name({"conversation": [{"human": "q", "assistant": "a"}]}) == "conversation (human, assistant)"
 
 
