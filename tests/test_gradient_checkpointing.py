@@ -10,7 +10,7 @@ from processes import on_ranks
 from tiny import TINY, TINY_MOE, random_documents
 
 from minimind_sft.data.batching import TrainingSteps
-from minimind_sft.model import decoder
+from minimind_sft.model import recompute
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
@@ -113,6 +113,6 @@ def test_the_second_run_does_not_replace_the_routing():
 
 
 def test_evaluation_recomputes_nothing(monkeypatch):
-    monkeypatch.setattr(decoder, "checkpoint", None)
+    monkeypatch.setattr(recompute, "checkpoint", None)
     with torch.no_grad():
         saved_by_forward(build(False, 0.0, True))

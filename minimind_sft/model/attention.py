@@ -52,8 +52,8 @@ class Attention(nn.Module):
         Whatever changes the projections (a fused product, a bias, an adapter, quantised weights) changes them here.
         """
         x_TD = x_TD.to(matmul_dtype(x_TD))  # autocast by itself would convert it for each product
-        q_TI, k_TI, v_TI = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
-        return tuple(heads.unflatten(-1, (-1, self.head_dim)) for heads in (q_TI, k_TI, v_TI))
+        q_TO, k_TO, v_TO = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
+        return tuple(heads.unflatten(-1, (-1, self.head_dim)) for heads in (q_TO, k_TO, v_TO))
 
     def attend(self, context: Context, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
         """Returns what each token reads (T, H, K). A compiled layer leaves this method out of its graph."""
@@ -61,13 +61,13 @@ class Attention(nn.Module):
 
 
 class Documents:
-    """The documents of a flat batch; attention stays inside each. Made anew for each forward pass.
+    """The documents of a flat batch: attention stays inside each. Every forward pass makes its own.
 
     Args:
         cu_seqlens: document boundaries, [0, ...].
-        device: where the tokens are.
+        device: the tokens' device.
         dropout: share of the attention weights to drop.
-        filled_to: T, where tokens follow the last document; they are one more, which `lengths` does not count.
+        filled_to: T, if tokens follow the last document. They become one more document, which `lengths` leaves out.
     """
 
     def __init__(self, cu_seqlens: Sequence[int], device: torch.device, dropout: float = 0.0,

@@ -6,15 +6,13 @@ Local letter: P supervised positions.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
@@ -24,14 +22,15 @@ from minimind_sft.model.kernels import grouped_experts, selection
 from minimind_sft.model.kernels.cross_entropy import ROWS
 from minimind_sft.model.layers import RMSNorm, SwiGLU, cross_entropy_sum, rope_cos_sin
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.recompute import recomputed
 
 
 class Losses(NamedTuple):
-    """Sums, so that a step may divide by its own totals however its batch was cut up.
+    """Sums over a flat batch. A step divides them by its own totals, in whatever micro-batches it computed them.
 
     loss_sum: cross-entropy in nats, summed over supervised positions.
-    aux_loss_sum: the experts' auxiliary loss, summed over documents times their tokens, router_aux_loss_coef
-        included; 0 for a dense model and in evaluation mode.
+    aux_loss_sum: the experts' auxiliary loss, summed over documents times their tokens, with router_aux_loss_coef;
+        0 for a dense model and in evaluation mode.
     """
 
     loss_sum: Tensor
@@ -39,6 +38,8 @@ class Losses(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
+    """A pre-norm transformer block: attention, then a feed-forward network, each added to the residual stream."""
+
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -79,40 +80,16 @@ class DecoderLayer(nn.Module):
         super().compile(*args, **options)
 
     def matrices(self) -> list[nn.Module]:
-        """The modules whose weights are multiplied in autocast's dtype: all but norms and the router."""
+        """Returns the modules whose weights are multiplied in autocast's dtype: all but norms and the router."""
         attention, mlp = self.self_attn, self.mlp
         feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
         return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
 
 
-def recomputed(layer: DecoderLayer, x_TD: Tensor, *arguments: object) -> Tensor:
-    """`layer(x_TD, *arguments)`, keeping only `x_TD`: the backward pass computes the rest again (Chen et al. 2016).
-
-    It draws the same dropout and reads the same autocast the second time.
-    """
-    return checkpoint(layer, x_TD, *arguments, use_reentrant=False, preserve_rng_state=layer.dropout.p > 0,
-                      context_fn=partial(_first_and_second_run, layer))
-
-
-def _first_and_second_run(layer: DecoderLayer) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _routing_stays(layer.mlp) if isinstance(layer.mlp, MixtureOfExperts) else nullcontext()
-
-
-@contextmanager
-def _routing_stays(experts: MixtureOfExperts) -> Iterator[None]:
-    """The auxiliary loss is of the first run's routing; the second run's would keep all that led to it in memory."""
-    routing = experts.routing
-    try:
-        yield
-    finally:
-        experts.routing = routing
-
-
 class Decoder(nn.Module):
-    """Token ids to the hidden states that the head reads.
+    """Computes the hidden states that the head reads.
 
-    With `gradient_checkpointing` the backward pass needs the activations of one layer at a time, and computes them
-    again: less memory, more time, the same numbers.
+    With `gradient_checkpointing` the backward pass recomputes the activations of one layer at a time.
     """
 
     def __init__(self, config: ModelConfig):
@@ -143,7 +120,7 @@ class Decoder(nn.Module):
 
 
 class MiniMindForCausalLM(nn.Module):
-    """The language model. Calling it is the training call; see `hidden_states` and `logits` for inference."""
+    """The language model. Calling it computes training losses; `hidden_states` and `logits` are for inference."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -157,14 +134,14 @@ class MiniMindForCausalLM(nn.Module):
 
     def forward(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
                 supervised_P: Tensor | None = None) -> Losses:
-        """The losses of a flat batch, T may be 0. What follows the last document has no influence on them.
+        """Returns the losses of a flat batch; T may be 0. Tokens after the last document do not change them.
 
         Args:
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
             cu_seqlens: document boundaries [0, ...], the last at most T.
-            supervised_P: int64, the positions whose label is not IGNORE_INDEX; a GPU is waited for to find them
-                where they are not given.
+            supervised_P: int64, the positions whose label is not IGNORE_INDEX. If they are missing they are looked
+                up, which on a GPU waits for the device.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
         if supervised_P is None:
@@ -177,18 +154,18 @@ class MiniMindForCausalLM(nn.Module):
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:
-        """What the head reads, (T, D), or (N, D) of the positions `read_N`.
+        """Returns what the head reads (T, D), or its rows `read_N` (N, D).
 
         `positions_T` counts from the start of each token's own document.
         """
         return self.model(input_ids_T, positions_T, context, read_N)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Scores of the next token (N, V)."""
+        """Returns the scores of the next token (N, V)."""
         return self.lm_head(hidden_ND)
 
     def document_logits(self, input_ids_T: Tensor, cu_seqlens: Sequence[int]) -> Tensor:
-        """Scores of the next token after each position of each document (T, V)."""
+        """Returns the scores of the next token after each position of each document (T, V)."""
         documents = self._documents(input_ids_T, cu_seqlens)
         return self.logits(self.hidden_states(input_ids_T, documents.positions_T, documents))
 
@@ -210,7 +187,10 @@ class MiniMindForCausalLM(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Normal with deviation 0.02, less where a layer adds to the residual stream (Radford et al. 2019)."""
+        """Draws weights with standard deviation 0.02, less where a layer adds to the residual stream.
+
+        As in GPT-2 (Radford et al. 2019): there are two additions per layer.
+        """
         residual_std = 0.02 / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -218,7 +198,7 @@ class MiniMindForCausalLM(nn.Module):
 
 
 def _complete_tied_head(module: MiniMindForCausalLM, state_dict: dict, prefix: str, *_: object) -> None:
-    """A tied head may be left out of a file; where a file has one, it must be the embedding."""
+    """Fills in a tied head that a file leaves out; refuses one that differs from the embedding."""
     embedding = state_dict.get(f"{prefix}model.embed_tokens.weight")
     if embedding is None:
         return
