@@ -57,7 +57,7 @@ def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_wanted_positions_are_those_of_all(name: str):
+def test_positions_that_are_read_are_those_of_all(name: str):
     model = build(CONFIGS[name])
     prompt_ids, ends = torch.tensor(list(chain(*PROMPTS))), torch.tensor([len(prompt) for prompt in PROMPTS]).cumsum(0)
     for form in (model, LoweredModel(model, plain)):

@@ -46,14 +46,14 @@ def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | Lowere
 
 
 def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM | LoweredModel":
-    """Returns the model's lowered form, or `model` if it or its decoder as a whole is not what its class says."""
+    """Returns the model's lowered form, or `model` itself if the whole model or its whole decoder was changed."""
     known = (has_only(model, MiniMindForCausalLM, {"model", "lm_head"})
              and has_only(model.model, Decoder, {"embed_tokens", "layers", "norm"}))
     return LoweredModel(model, pack) if known else model
 
 
 class LoweredModel:
-    """Takes the place of a model for decoding; its activations are in at least float32."""
+    """A model of lowered modules. It decodes in the place of the plain one, with activations in at least float32."""
 
     @torch.inference_mode()
     def __init__(self, model: MiniMindForCausalLM, pack: Pack):
@@ -91,7 +91,7 @@ class LoweredModel:
 
 @dataclass(frozen=True)
 class Lowering:
-    """Lowers the modules of one model, whose weights are of `dtype`."""
+    """Lowers the modules of one model, whose weights have `dtype`."""
 
     pack: Pack
     dtype: torch.dtype
@@ -107,7 +107,7 @@ class Lowering:
         return kind in FAST_FORMS and all(has_only(module, kind, FAST_FORMS[kind].parts) for module in modules)
 
     def as_it_is(self, module: nn.Module) -> Lowered:
-        """Gives the module what it gets in the plain model: inputs in its own dtype, and each angle once."""
+        """Runs the module on what it gets in the plain model: inputs in its own dtype, and each angle once."""
         def run(x: Tensor, *arguments: object) -> Tensor:
             plain = [each.halves() if isinstance(each, _Rope) else each for each in arguments]
             return at_least_float32(module(x.to(self.dtype), *plain))
@@ -115,17 +115,17 @@ class Lowering:
 
 
 def has_only(module: nn.Module, kind: type, parts: set[str]) -> bool:
-    """Whether `module` computes what its class `kind` does, from these parameters and submodules and nothing else."""
+    """Whether `module` is a `kind` with exactly these parameters and submodules, and computes what its class says."""
     names = {name for group in (module._parameters, module._buffers, module._modules)
              for name, part in group.items() if part is not None}
     hooks = module._forward_hooks or module._forward_pre_hooks
-    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))  # a method, on this object alone
+    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))  # a method of this one object
     plain = all(type(parameter) is nn.Parameter for parameter in module.parameters(recurse=False))
     return type(module) is kind and names == parts and not hooks and not replaced and plain
 
 
 class _Rope(NamedTuple):
-    """The cosine of each dimension's angle, and its sine, which is negative in the first half of a head."""
+    """Cosine and sine of each dimension's angle; the sine is negated in the first half of a head."""
 
     cos_T1K: Tensor
     sin_T1K: Tensor
@@ -137,7 +137,7 @@ class _Rope(NamedTuple):
 
 
 class _Norm:
-    """RMSNorm in fewer operations: x * weight * sqrt(D) / sqrt(|x|^2 + D * eps)."""
+    """Computes RMSNorm in fewer operations: x * weight * sqrt(D) / sqrt(|x|^2 + D * eps)."""
 
     def __init__(self, norm: RMSNorm, _: Lowering):
         self._weight_D = at_least_float32(norm.weight.detach()) * math.sqrt(len(norm.weight))
@@ -148,7 +148,7 @@ class _Norm:
 
 
 def _norm_floor(norm: RMSNorm) -> Tensor:
-    """sqrt(D * eps)."""
+    """Returns sqrt(D * eps)."""
     return at_least_float32(norm.weight.new_ones(())) * math.sqrt(len(norm.weight) * norm.eps)
 
 
@@ -179,7 +179,7 @@ class _Attention:
 
 
 class _Heads:
-    """Queries, keys and values from the attention's own projections."""
+    """Computes queries, keys and values with the attention's own projections."""
 
     def __init__(self, attention: Attention, lower: Lowering):
         self._project, self._dtype = attention.project, lower.dtype
@@ -192,9 +192,9 @@ class _Heads:
 
 
 class _FusedHeads:
-    """Queries, keys and values from one product, with QK-norm and RoPE in one:
+    """Computes queries, keys and values in one product, and QK-norm and RoPE in one step.
 
-    a head h with the norm's weight w becomes (h * w * cos + roll(h * w) * sin) * sqrt(K) / sqrt(|h|^2 + K * eps), where
+    A head h with the norm's weight w becomes (h * w * cos + roll(h * w) * sin) * sqrt(K) / sqrt(|h|^2 + K * eps).
     `roll` moves by half a head, so that each dimension meets the one that it is rotated with.
     """
 
@@ -258,7 +258,7 @@ class _MixtureOfExperts:
 
 
 class _Experts:
-    """The experts' networks, each packed on its own: those without a token are not read."""
+    """The experts' networks, each packed on its own, so that experts without a token are not read."""
 
     def __init__(self, experts: Experts, lower: Lowering):
         weights = zip(experts.gate_proj.unbind(), experts.up_proj.unbind(), experts.down_proj.unbind(), strict=True)
@@ -279,9 +279,10 @@ def _same(x: Tensor) -> Tensor:
 
 
 class FastForm(NamedTuple):
-    """How a type of module is lowered.
+    """How to lower a type of module.
 
-    parts: the parameters and submodules that the fast form knows; a module with any other stays as it is.
+    parts: the parameters and submodules that the fast form knows. A module with others, or without one of them, stays
+        as it is.
     """
 
     lower: Callable[[Any, Lowering], Lowered]
