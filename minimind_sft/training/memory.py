@@ -14,7 +14,7 @@ import torch
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels import cross_entropy
-from minimind_sft.model.kernels.selection import SHORT
+from minimind_sft.model.kernels.selection import SHORT, skips_unread_positions
 from minimind_sft.training.saved_bytes import (
     ATTENTION,
     FEED_FORWARD,
@@ -103,8 +103,9 @@ def _saved_by_flash_attention(config: ModelConfig, dtype: torch.dtype) -> float:
 
 
 def _read(plan: Plan) -> float:
-    """Returns how many tokens pass through the last layer's feed-forward network (model/decoder.py)."""
-    return plan.micro_batch_tokens * (plan.supervised_share if plan.on_cpu else 1.0)
+    """Returns how many tokens pass through the last layer's feed-forward network."""
+    skips = skips_unread_positions(torch.device("cpu" if plan.on_cpu else "cuda"))
+    return plan.micro_batch_tokens * (plan.supervised_share if skips else 1.0)
 
 
 def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
