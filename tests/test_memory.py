@@ -11,8 +11,10 @@ from programs import refuse, succeed
 
 from minimind_sft.device import cpu_multiplies_bfloat16
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.model import decoder
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.layers import SwiGLU
 from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, largest_micro_batch, peak
 from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
@@ -55,6 +57,17 @@ def test_a_layer_keeps_what_is_estimated(config, length, dtype):
     outside = saved_outside_attention(config, dtype)
     estimated = sum(outside.values()) - outside[READ] + saved_by_attention(config, dtype, length)
     assert estimated * sum(lengths) == pytest.approx((three - one) / 2, rel=0.03)
+
+
+def test_the_estimate_follows_a_change_of_the_layer(monkeypatch):
+    class LeakySwiGLU(SwiGLU):
+        def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+            return super().forward(x_TD) + x_TD.exp()  # autograd saves the result, 48 numbers per token
+
+    before = saved_outside_attention(SMALL, torch.float32)["feed-forward"]
+    monkeypatch.setattr(decoder, "SwiGLU", LeakySwiGLU)
+    another = replace(SMALL, rope_theta=1e4)  # the answer for SMALL is cached
+    assert saved_outside_attention(another, torch.float32)["feed-forward"] == before + 4 * 48
 
 
 def test_a_dense_layer_keeps_what_its_shapes_say():

@@ -116,7 +116,7 @@ def test_the_report_has_a_table_problems_examples_and_the_total_last():
 
 def test_nothing_to_compare_is_an_error():
     problem = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
-    with pytest.raises(UserError, match=r"--score: no row can be compared, beginning with q\.jsonl:7: the last"):
+    with pytest.raises(UserError, match=r"--score: no row can be compared, starting with q\.jsonl:7: the last"):
         list(report([scored(None, USER, problem)], 80))
 
 

@@ -38,7 +38,8 @@ class Chat:
     messages: list[dict] = field(default_factory=list)
 
     def check_opening(self) -> None:
-        """
+        """Checks that the template renders the system turn, tools and reasoning.
+
         Raises:
             UserError: names the flag, if the template refuses the system turn, tools or reasoning, or leaves them out.
         """
@@ -114,7 +115,8 @@ def _naming(flag: str) -> Iterator[None]:
 
 
 def check_text(text: str) -> None:
-    """
+    """Checks that `text` is valid and not absurdly long.
+
     Raises:
         UserError: for bytes that are not text (they arrive as lone surrogates), and for absurdly long text.
     """

@@ -140,7 +140,7 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
     compared = [result for result in results if result.exact is not None]
     problems = [result.question.problem for result in results if result.question.problem]
     if not compared:
-        raise UserError(f"--score: no row can be compared, beginning with {problems[0]}")
+        raise UserError(f"--score: no row can be compared, starting with {problems[0]}")
     asked = Counter(result.question.kind for result in compared)
     right = Counter(result.question.kind for result in compared if result.exact)
     longest = max(map(len, [*asked, "kind"]))
@@ -186,7 +186,8 @@ def output_rows(results: Iterable[Scored]) -> Iterator[dict]:
 
 
 def check_output(path: Path, files: Iterable[Path]) -> None:
-    """
+    """Checks the file for results before any question is answered.
+
     Raises:
         UserError: if results cannot be written to `path`, or would replace a file with other contents.
     """
@@ -207,7 +208,8 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
 
 
 def write_output(results: Sequence[Scored], path: Path) -> None:
-    """
+    """Writes the results, a JSON object per row.
+
     Raises:
         UserError: if the file cannot be written.
     """
