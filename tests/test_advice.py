@@ -27,8 +27,8 @@ def sft(**flags) -> SFTSettings:
     ({"epochs": 1}, "100 steps of 16 samples, learning rate 0.0005; 1 epoch"),
     ({"max_steps": 50}, "50 steps of 16 samples, learning rate 0.0005; 0.5 epochs: --max_steps 50 ends the run before "
                         "--epochs 2, which would be 200 steps"),
-    ({"max_steps": 500}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs: they end the run before --max_steps "
-                         "500"),
+    ({"max_steps": 500}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs, which end the run before "
+                         "--max_steps 500"),
     ({"epochs": 300, "max_steps": 12_345}, "12,345 steps of 16 samples, learning rate 0.0005; 123 epochs: --max_steps "
                                            "12345 ends the run before --epochs 300, which would be 30,000 steps"),
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
@@ -70,7 +70,7 @@ SETTINGS = {"epochs": 1, "max_steps": 0, "learning_rate": 1e-3, "min_lr_ratio": 
 ])
 def test_a_learning_rate_that_jumps_on_resume_is_noted(changed, was, now):
     (line,) = rate_advice(SETTINGS, {**SETTINGS, **changed}, 100, steps_per_epoch=100)
-    assert line == f"note        the learning rate jumps here: {was} by the settings before, {now} by these"
+    assert line == f"note        the learning rate jumps: {was} with the previous settings, {now} with these"
 
 
 def test_a_learning_rate_that_goes_on_is_not_noted():

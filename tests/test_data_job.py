@@ -54,7 +54,7 @@ def test_what_decides_the_samples_is_not_changed_on_resuming(sft_data, tmp_path)
     common = [*NEW, "--dtype", "float32", "--data_path", sft_data, "--save_dir", tmp_path]
     succeed(SFT, *common, "--max_steps", 1)
     line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1, "--truncation", "turns")
-    assert re.search("truncation was tail in .*, now it is turns; --allow_changed_data 1 goes on all the same", line)
+    assert re.search("truncation was tail in .*, now it is turns; --allow_changed_data 1 continues anyway", line)
 
 
 def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data, tmp_path):

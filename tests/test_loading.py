@@ -31,9 +31,9 @@ def test_a_share_of_the_rows_is_held_out(tmp_path):
     train_set, eval_set, said = load(tmp_path, file, eval_share=0.1)
     assert (len(train_set), len(eval_set)) == (45, 5)
     assert said[0].startswith(f"data        {file}: 50 of 50 rows, ")
-    assert said[1:] == ["evaluation  5 samples of it are held out (--eval_share 0.1)"]
+    assert said[1:] == ["evaluation  5 samples are held out (--eval_share 0.1)"]
     assert load(tmp_path, file, eval_share=0.001)[2][1] == (
-        "evaluation  1 sample of it is held out (--eval_share 0.001)")
+        "evaluation  1 sample is held out (--eval_share 0.001)")
     assert load(tmp_path, file, eval_share=0)[1] is None
 
 
@@ -49,7 +49,7 @@ def test_evaluation_rows_that_are_trained_on_are_reported(tmp_path):
     file = texts(tmp_path / "a.jsonl", 9)
     copy = str(shutil.copy(file, tmp_path / "copy.jsonl"))
     said = load(tmp_path, file, eval_data_path=(copy,))[2]
-    assert said[-1] == ("evaluation  these rows are trained on as well: the validation loss says nothing about new "
+    assert said[-1] == ("evaluation  the run also trains on these rows: the validation loss says nothing about new "
                         "ones")
 
 

@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_and_told_three_ways_on(rerun, tmp_path):
     before = sums(tmp_path / "out")
     line = refuse(SFT, *rerun)
     assert re.search(r"full_sft_32\.pth exists already \(step 3 of 3, validation loss \d\.\d{4}\): --from_resume 1 "
-                     r"goes on with that run, --save_weight NAME writes beside it, --overwrite moves it to "
+                     r"continues that run, --save_weight NAME writes beside it, --overwrite moves it to "
                      r"\S*full_sft_32\.previous$", line)
     assert sums(tmp_path / "out") == before
     succeed(SFT, *rerun, "--save_weight", "other")
@@ -111,7 +111,7 @@ def test_each_file_alone_is_reason_enough(trained, tmp_path, name):
 def test_resume_states_alone_are_reason_enough(rerun, tmp_path):
     for name in NAMES:
         (tmp_path / "out" / name).unlink()
-    assert "full_sft_32_resume has resume states of an earlier run: --from_resume 1 goes on" in refuse(SFT, *rerun)
+    assert "full_sft_32_resume has resume states of an earlier run: --from_resume 1 continues" in refuse(SFT, *rerun)
 
 
 def test_a_folder_in_the_place_of_the_weights_is_never_replaced(trained, tmp_path):
@@ -131,7 +131,7 @@ def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, 
         (tmp_path / "b.json").replace(theirs.with_suffix(".json"))
     put_there = theirs.read_bytes()
     line = refuse(SFT, *rerun)
-    assert re.search(r"full_sft_32\.pth was not written by the run that --from_resume 1 goes on with: --overw", line)
+    assert re.search(r"full_sft_32\.pth was not written by the run that --from_resume 1 continues: --overw", line)
     assert theirs.read_bytes() == put_there
     shown = succeed(SFT, *rerun, "--overwrite", 1)
     assert "step-00000003" in shown

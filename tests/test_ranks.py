@@ -196,7 +196,7 @@ def fail_on(ranks: Ranks, failing: int) -> str:
 
 
 def test_what_fails_on_one_rank_stops_all():
-    assert on_ranks(2, fail_on, 1) == ["ProcessLost: rank 1 cannot go on (its message says why)",
+    assert on_ranks(2, fail_on, 1) == ["ProcessLost: rank 1 has failed (its message says why)",
                                        "UserError: its disk is full"]
     assert on_ranks(2, fail_on, None) == ["went on with [0, 10]"] * 2
 
@@ -213,7 +213,7 @@ def sees_the_folder(ranks: Ranks, folder: Path, shared: bool) -> str:
 def test_a_sharded_state_needs_a_folder_that_all_ranks_see(tmp_path):
     assert on_ranks(2, sees_the_folder, tmp_path / "resume", True) == ["fine", "fine"]
     main, other = on_ranks(2, sees_the_folder, tmp_path / "resume", False)
-    assert main.startswith("rank 1 cannot go on")
+    assert main.startswith("rank 1 has failed")
     assert other.startswith(f"--parallel fsdp: {tmp_path}/resume/1 is not the folder that the main rank sees")
 
 
@@ -239,7 +239,7 @@ def test_the_first_rank_of_a_machine_acts_before_the_others(tmp_path):
     acted = (tmp_path / "log").read_text().split()
     assert acted[:2] == ["0", "0."] and sorted(acted) == ["0", "0.", "1", "1.", "2", "2."]
     assert on_ranks(3, acts_in_turn, tmp_path / "failed", True) == [
-        "no good", *["the first rank of machine 0 cannot go on (its message says why)"] * 2]
+        "no good", *["the first rank of machine 0 has failed (its message says why)"] * 2]
     assert (tmp_path / "failed").read_text() == "0 "
 
 
@@ -295,7 +295,7 @@ def test_ranks_that_would_train_something_else_are_refused(bench, tmp_path, odd_
     if field is None:
         assert (main, second) == ("fine", "fine")
     else:
-        assert second.startswith(field) and main.startswith("rank 1 cannot go on")
+        assert second.startswith(field) and main.startswith("rank 1 has failed")
 
 
 class Ids(torch.utils.data.Dataset):

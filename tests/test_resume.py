@@ -78,7 +78,7 @@ def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
     shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
     assert "--learning_rate was 0.0005, now it is 0.001" in shown
     assert "--epochs was 2, now it is 3" in shown
-    assert re.search(r"note        the learning rate jumps here: 0\.\d+ by the settings before, 0\.\d+ by these", shown)
+    assert re.search(r"note        the learning rate jumps: 0\.\d+ with the previous settings, 0\.\d+ with", shown)
     assert "weight_decay was" not in shown
 
 
@@ -118,7 +118,7 @@ def test_an_unfinished_training_is_not_ended_by_asking_for_less(sft_data, tmp_pa
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     stop_after_a_step([*common, "--max_steps", 70], sft_data, tmp_path, after=3)
     line = refuse(SFT, *common, "--data_path", sft_data, "--max_steps", 2)
-    assert re.search(r"--from_resume 1: \d+ steps are taken already, more than the 2 that --epochs and", line)
+    assert re.search(r"--from_resume 1: \d+ steps have been taken already, more than the 2 that --epochs and", line)
 
 
 def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp_path):

@@ -36,7 +36,7 @@ def load_datasets(data: DataSettings, encoder: RowEncoder, folder: Path, say: Ca
         _describe("data", sources, training, train_set, say)
         _describe("evaluation", eval_sources, evaluation, None, say)
         if any(set(dataset.sums).intersection(evaluated.sums) for dataset in training):
-            say("evaluation  these rows are trained on as well: the validation loss says nothing about new ones")
+            say("evaluation  the run also trains on these rows: the validation loss says nothing about new ones")
         return train_set, evaluated
     parts = [hold_out(dataset, data.eval_share, data.seed) for dataset in training]
     train_set = _mix([train for train, _ in parts], sources)
@@ -45,7 +45,7 @@ def load_datasets(data: DataSettings, encoder: RowEncoder, folder: Path, say: Ca
     if not held_out:
         return train_set, None
     eval_set: Samples = held_out[0] if len(held_out) == 1 else Mixture(held_out)
-    count = "1 sample of it is" if len(eval_set) == 1 else f"{len(eval_set):,} samples of it are"
+    count = "1 sample is" if len(eval_set) == 1 else f"{len(eval_set):,} samples are"
     say(f"evaluation  {count} held out (--eval_share {data.eval_share:g})")
     return train_set, eval_set
 

@@ -41,7 +41,7 @@ def describe_length(optimizer: OptimizerSettings, steps_per_epoch: int, samples_
         length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {steps} ends the run before "
                   f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
     elif steps > all_epochs:
-        length += f": they end the run before --max_steps {steps}"
+        length += f", which end the run before --max_steps {steps}"
     return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {optimizer.learning_rate:g}; "
             f"{length}")
 
@@ -64,8 +64,8 @@ def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]
         return []
     more = "more rows in --eval_data_path make" if settings.data.eval_data_path else (
         "a larger --eval_share or an --eval_data_path makes")
-    return [f"note        the best weights are chosen on {samples} sample{'s' * (samples != 1)}, so chance has a large "
-            f"part in it; {more} the choice surer, --keep_best 0 keeps the last weights"]
+    return [f"note        the best weights are chosen on {samples} sample{'s' * (samples != 1)}, so chance plays a "
+            f"large part; {more} the choice more reliable, --keep_best 0 keeps the last weights"]
 
 
 def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, steps_per_epoch: int) -> list[str]:
@@ -80,4 +80,4 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
                       one["min_lr_ratio"], one["warmup_steps"]) for one in (before, now))
     if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
-    return [f"note        the learning rate jumps here: {was:.3g} by the settings before, {is_now:.3g} by these"]
+    return [f"note        the learning rate jumps: {was:.3g} with the previous settings, {is_now:.3g} with these"]

@@ -310,7 +310,7 @@ class Checkpoints:
         try:
             read_state(final)
         except Damaged as fault:
-            raise UserError(f"read back, it is damaged: {fault}") from fault
+            raise UserError(f"it is damaged when read back: {fault}") from fault
         self._verified.add(final)
         self._prune()
 

@@ -80,7 +80,7 @@ class Ranks:
             raise failure
         failed = [rank for rank, (_, has_failed) in enumerate(outcomes) if has_failed]
         if failed:
-            raise ProcessLost(f"rank {failed[0]} cannot go on (its message says why)")
+            raise ProcessLost(f"rank {failed[0]} has failed (its message says why)")
         return [result for result, _ in outcomes]
 
     def first_on_each_machine(self, action: Callable[[], T]) -> T:
@@ -107,7 +107,7 @@ class Ranks:
             while not self.store.check([f"machine {other}"]):  # `get` would only wait for the store's own timeout
                 time.sleep(0.1)
             if self.store.get(f"machine {other}") != b"done":
-                raise ProcessLost(f"the first rank of machine {other} cannot go on (its message says why)")
+                raise ProcessLost(f"the first rank of machine {other} has failed (its message says why)")
         return result if is_first else action()
 
     def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:

@@ -124,7 +124,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, gets as many again
                 save()
                 raise UserError(f"{optimizer.max_bad_steps} steps in a row without a finite loss and gradient "
-                                f"(--max_bad_steps {optimizer.max_bad_steps}); the weights are those before them. "
+                                f"(--max_bad_steps {optimizer.max_bad_steps}); the weights are those from before. "
                                 "A lower --learning_rate or --dtype float32 may help")
 
             # All ranks act at the same step: the main rank's clock decides, and a signal to any of them stops all.
@@ -140,7 +140,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             if signum:
                 save()
                 progress.say(f"stopped by {signal.Signals(signum).name} after step {state.step}; "
-                             "--from_resume 1 goes on from here")
+                             "--from_resume 1 continues from here")
                 return 128 + signum  # as a shell reports a program that a signal ended
             if is_due:
                 save(wait=not settings.saving.async_save)
@@ -191,11 +191,11 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
         progress.log(step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate,
                      grad_norm=result.grad_norm, supervised_tokens=state.supervised_tokens, **skipped)
     if result.skipped == NOT_FINITE:
-        hint = "; in float16 an overflow does that, and the scale is lowered" if learner.scaler.is_enabled() else ""
+        hint = "; in float16 this may be an overflow, and the scale is lowered" if learner.scaler.is_enabled() else ""
         progress.say(f"step {step}: {result.skipped} (loss {result.loss}, gradient norm {result.grad_norm}{hint}); "
-                     "the weights stay as they were")
+                     "the weights are unchanged")
     elif result.skipped:
-        progress.say(f"step {step}: {result.skipped}; nothing changed")
+        progress.say(f"step {step}: {result.skipped}; the weights are unchanged")
 
 
 def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluation], progress: Progress,

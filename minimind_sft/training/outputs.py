@@ -144,12 +144,12 @@ class Outputs:
     def _refusal(self, is_new: bool, has_states: bool) -> str:
         moves = f"--overwrite moves it to {shown(self.aside)}"
         if not self._in_the_way:
-            return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 goes on with it, "
+            return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 continues it, "
                     "--save_weight NAME writes beside it, --overwrite sets them aside")
         there = shown(self._in_the_way[0])
         if not is_new:
-            return f"{there} was not written by the run that --from_resume 1 goes on with: {moves}"
-        goes_on = "--from_resume 1 goes on with that run, " if has_states else ""
+            return f"{there} was not written by the run that --from_resume 1 continues: {moves}"
+        goes_on = "--from_resume 1 continues that run, " if has_states else ""
         return f"{there} exists already{self._progress()}: {goes_on}--save_weight NAME writes beside it, {moves}"
 
     def _progress(self) -> str:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
 
 
@@ -58,9 +58,11 @@ def _shard(model: MiniMindForCausalLM, ranks: Ranks, dtype: torch.dtype) -> Mini
     if dtype != torch.float32:
         multiplied = replace(multiplied, param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.model.layers:
+        assert isinstance(layer, DecoderLayer)
         fully_shard(layer.matrices(), mesh=mesh, mp_policy=multiplied)
         fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def gradient_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:

@@ -24,13 +24,13 @@ def resume(checkpoints: Checkpoints, fresh: TrainState, learner: Learner, *, all
     """
     say = learner.ranks.say
     path, state, refused = checkpoints.newest()
-    say(*(f"passed over {line}" for line in refused))
+    say(*(f"ignored     {line}" for line in refused))
     if path is None or state is None:
         if refused:
             raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the "
-                            f"newest: {refused[0]}); --overwrite without --from_resume 1 sets them aside and starts "
-                            "anew")
-        aside = f" ({shown(checkpoints.previous)} has those of the run before)" * checkpoints.previous.exists()
+                            f"newest: {refused[0]}); --overwrite without --from_resume 1 sets them aside and "
+                            "starts anew")
+        aside = f" ({shown(checkpoints.previous)} has those of the previous run)" * checkpoints.previous.exists()
         say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
         return fresh
     compare_with_run(state, fresh, path, allow_changed_data, say)
@@ -51,7 +51,7 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
         if was == now:
             continue
         if not (allow_changed_data and name in CHANGEABLE):
-            hint = "; --allow_changed_data 1 goes on all the same" if name in CHANGEABLE else ""
+            hint = "; --allow_changed_data 1 continues anyway" if name in CHANGEABLE else ""
             raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
         say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
         state.best_eval_loss = None  # it may have been measured on other samples
@@ -74,6 +74,6 @@ def is_finished(state: TrainState, total_steps: int, weights: Path) -> bool:
             raise UserError(f"--from_resume 1: that run is finished ({state.step} steps), but {weights} is gone")
         return True
     if state.step > total_steps:
-        raise UserError(f"--from_resume 1: {state.step} steps are taken already, more than the {total_steps} that "
-                        "--epochs and --max_steps ask for")
+        raise UserError(f"--from_resume 1: {state.step} steps have been taken already, more than the {total_steps} "
+                        "that --epochs and --max_steps ask for")
     return False
