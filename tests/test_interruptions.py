@@ -1,4 +1,4 @@
-"""Signals, workers that die, and the clock of the resume states."""
+"""Signals, and workers that die."""
 
 import multiprocessing
 import os
@@ -17,7 +17,6 @@ from minimind_sft.errors import ProcessLost
 from minimind_sft.training import interruptions
 from minimind_sft.training.interruptions import batches_of, stop_on_signals
 from minimind_sft.training.loop import train_step
-from minimind_sft.training.saving import SaveClock
 
 
 def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
@@ -109,29 +108,6 @@ def test_signals_that_come_together_are_one_where_torchrun_passes_them_on(monkey
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)  # the process is still here
     assert stop.signum == signal.SIGTERM
-
-
-def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
-    by_steps = SaveClock(3)
-    assert [step for step in range(1, 10) if by_steps.is_due(step)] == [3, 6, 9]
-
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    by_clock = SaveClock(0)
-    now = 109.9
-    assert not by_clock.is_due(1)
-    now = 110.0
-    assert by_clock.is_due(2)
-    with by_clock.saving():
-        now = 111.5
-    now = 125.0
-    assert not by_clock.is_due(2)  # it is not whole yet: a thread writes while training goes on
-    now = 112.0
-    by_clock.end(in_background=0.5)
-    now = 171.9  # a state took two seconds: the next comes after sixty
-    assert not by_clock.is_due(3)
-    now = 172.0
-    assert by_clock.is_due(4)
 
 
 SECOND_SIGNAL = """

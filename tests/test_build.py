@@ -1,0 +1,58 @@
+"""Models from settings: shapes, presets, and flags that disagree with weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind_sft.errors import UserError
+from minimind_sft.model.build import check_size, find_start, new_model, new_model_config, place_model
+from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.model.weights import write_weights
+from minimind_sft.settings.model import ModelSettings
+from minimind_sft.settings.runtime import RuntimeSettings
+
+
+def test_a_new_model_has_the_shape_that_flags_give_and_minimind_s_otherwise():
+    shape = new_model_config(ModelSettings(hidden_size=64, use_moe=True, dropout=0.1), vocab_size=100)
+    assert shape == ModelConfig(vocab_size=100, hidden_size=64, use_moe=True, dropout=0.1)
+    assert (shape.num_hidden_layers, shape.intermediate_size) == (8, 256)  # 64 * pi, rounded up to a multiple of 64
+
+
+def test_a_preset_sets_the_shape_and_other_flags_change_it():
+    shape = new_model_config(ModelSettings(preset="demo", num_hidden_layers=2), vocab_size=100)
+    assert (shape.hidden_size, shape.num_hidden_layers, shape.vocab_size) == (256, 2, 100)
+    with pytest.raises(UserError, match=r"--preset demo has hidden_size 256, --hidden_size says 64"):
+        new_model_config(ModelSettings(preset="demo", hidden_size=64), vocab_size=100)
+
+
+def test_new_weights_depend_on_the_seed_alone():
+    settings = ModelSettings(hidden_size=32, num_hidden_layers=1)
+    one, same, other = (new_model(settings, 50, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"hidden_size": 64}, r"--hidden_size is 64, but w\.pth has hidden_size 256"),
+    ({"use_moe": True}, r"--use_moe is 1, but w\.pth has use_moe 0"),
+    ({"preset": "26m"}, r"--preset 26m has hidden_size 512, but w\.pth has 256"),
+])
+def test_weights_of_another_size_than_the_flags_say_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        check_size(ModelSettings(**flags), PRESETS["demo"], Path("w.pth"))
+    check_size(ModelSettings(preset="demo", hidden_size=256, use_moe=False), PRESETS["demo"], Path("w.pth"))
+
+
+def test_from_weight_names_a_file_or_none(tmp_path):
+    model = new_model(ModelSettings(hidden_size=32, num_hidden_layers=1), 50, 1)
+    write_weights(tmp_path / "mine_32.pth", model, "float32", {})
+    assert find_start(ModelSettings(from_weight="none"), str(tmp_path), "abc") is None
+    assert find_start(ModelSettings(from_weight="mine"), str(tmp_path), "abc") == tmp_path / "mine_32.pth"
+
+
+def test_gradient_checkpointing_is_set_in_the_model():
+    model = new_model(ModelSettings(hidden_size=32, num_hidden_layers=1), 50, 1)
+    for wanted in (True, False):
+        place_model(model, RuntimeSettings(gradient_checkpointing=wanted), torch.device("cpu"))
+        assert model.model.gradient_checkpointing is wanted
