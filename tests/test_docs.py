@@ -63,3 +63,18 @@ def test_chinese_page_has_the_commands_and_tables_of_its_english_twin(page: str)
     assert levels == english_levels
     rows, english_rows = ([line for line in text.splitlines() if line.startswith("|")] for text in (rest, english_rest))
     assert [figures(row) for row in rows] == [figures(row) for row in english_rows]
+
+
+def test_architecture_page_lists_every_module_and_no_other():
+    listing = re.search(r"^```\n(minimind_sft/\n.*?)^```", read("docs/architecture.md"), re.DOTALL | re.MULTILINE)[1]
+    listed, folders = set(), []
+    for line in listing.splitlines():
+        entry = line.lstrip()
+        folders = folders[:(len(line) - len(entry)) // 2]
+        if folder := re.match(r"\w+/", entry):
+            folders.append(folder[0])
+        else:
+            names = re.match(r"[\w.*]+(, [\w.]+)*", entry)[0].split(", ")
+            listed |= {"".join(folders) + name for name in names if name.endswith(".py")}
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "minimind_sft").rglob("*.py")}
+    assert listed == {module for module in modules if not module.endswith("__init__.py")}
