@@ -78,7 +78,7 @@ def test_the_tokenizer_decides_among_several(tmp_path):
     for tokenizer, found in (("mine", "a_512.pth"), ("theirs", "a_256.pth")):
         assert find_weights("a", tmp_path, flag="--w", tokenizer=tokenizer) == tmp_path / found
     with pytest.raises(UserError, match=r"a_256\.pth \(256 x 4 layers, 4\.0M parameters\), .*; none of them was "
-                                        r"trained with the tokenizer that is used here: give --tokenizer_path FOLDER"):
+                                        r"trained with the tokenizer in use: give --tokenizer_path FOLDER"):
         find_weights("a", tmp_path, flag="--w", tokenizer="another")
     touch(tmp_path, "a_768.pth")  # without a sidecar it may be of any tokenizer
     with pytest.raises(UserError, match="means several files"):

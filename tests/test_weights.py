@@ -197,4 +197,4 @@ def test_shapes_of_no_model_are_refused(tmp_path, name, shape, message):
         read_weights(tmp_path / "a_16.pth")
     assert str(error.value) == f"{tmp_path / 'a_16.pth'}: " + (
         f"{name}: {message}" if message else
-        "its shapes are no model's: model configuration: num_key_value_heads is 0, expected at least 1")
+        "its shapes do not make a model: model configuration: num_key_value_heads is 0, expected at least 1")

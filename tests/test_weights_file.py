@@ -37,10 +37,10 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize(("prefix", "notice"), [
-    ("module.", "the prefix module. was taken off"),
-    ("_orig_mod.", "the prefix _orig_mod. was taken off"),
-    ("_orig_mod.module.", "the prefix _orig_mod. and module. was taken off"),
-    ("module._orig_mod.", "the prefix _orig_mod. and module. was taken off"),
+    ("module.", "the prefix module. was removed"),
+    ("_orig_mod.", "the prefix _orig_mod. was removed"),
+    ("_orig_mod.module.", "the prefix _orig_mod. and module. was removed"),
+    ("module._orig_mod.", "the prefix _orig_mod. and module. was removed"),
 ])
 def test_prefixes_of_wrappers_are_taken_off(tmp_path, state_dict, prefix, notice):
     torch.save({prefix + name: tensor for name, tensor in state_dict.items()}, tmp_path / "a.pth")
@@ -75,8 +75,8 @@ def test_weights_inside_a_checkpoint(tmp_path, state_dict, key):
                 "scaler": {}, "wandb_id": None}, tmp_path / "a_resume.pth")
     tensors, notices = read_tensors(tmp_path / "a_resume.pth")
     assert same(tensors, state_dict)
-    assert notices == [f"{tmp_path / 'a_resume.pth'} is a checkpoint (epoch 1, step 300); its weights ({key}) are "
-                       "used, nothing else of it"]
+    assert notices == [f"{tmp_path / 'a_resume.pth'} is a checkpoint (epoch 1, step 300); only its weights ({key}) "
+                       "are used"]
 
 
 def test_minimind_s_resume_file_with_a_prefix_inside(shared, tmp_path):
@@ -109,7 +109,7 @@ def test_a_whole_pickled_model_is_refused_with_the_remedy(tmp_path, new_format):
     torch.save(MiniMindForCausalLM(TINY), tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
     assert refused(tmp_path / "a.pth") == (
         ": holds a Python object (minimind_sft.model.decoder.MiniMindForCausalLM), not only tensors, and reading it "
-        "would run its code: where it was made, save model.state_dict() instead of the model")
+        "would run its code: save model.state_dict() instead of the model where the file was made")
 
 
 def test_loading_runs_no_code(tmp_path):
@@ -157,7 +157,7 @@ def nan_at_3() -> torch.Tensor:
     (torch.ones(2, 4).to_sparse(), "is float32 and sparse, expected float16"),
     (torch.tensor(1.0), "is a single number, expected a vector or a matrix"),
     (torch.ones(0, 4), r"is empty (shape [0, 4])"),
-    (nan_at_3(), "1 of its 8 values are NaN or infinite: the run that wrote it diverged"),
+    (nan_at_3(), "1 of its 8 values are NaN or infinite: the run that wrote the file diverged"),
     (torch.full((2, 4), -torch.inf, dtype=torch.float16), "8 of its 8 values are NaN or infinite"),
 ])
 def test_a_tensor_that_cannot_be_a_weight_is_named(tmp_path, tensor, message):

@@ -28,8 +28,8 @@ class YarnScaling:
 class ModelConfig:
     """The shape of a model. Names are those of Qwen3's and MiniMind-3's configurations.
 
-    `head_dim`, `intermediate_size` and `moe_intermediate_size` may be left None: they then follow from the other
-    fields as in MiniMind (hidden_size / heads; hidden_size * pi rounded up to a multiple of 64; intermediate_size).
+    If `head_dim`, `intermediate_size` or `moe_intermediate_size` is None, it follows from the other fields as in
+    MiniMind (hidden_size / heads; hidden_size * pi rounded up to a multiple of 64; intermediate_size).
 
     Raises:
         UserError: if the fields contradict one another.
@@ -85,7 +85,7 @@ class ModelConfig:
             problems.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
         if self.head_dim % 2:
-            problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE turns pairs)")
+            problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE rotates pairs)")
         if self.num_experts_per_tok > self.num_experts:
             problems.append(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
         if not self.rope_theta > 1:

@@ -19,7 +19,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weights file that a name may mean. What its name and its sidecar do not say is None."""
+    """A weights file that a name may mean. A field is None if neither its name nor its sidecar gives it."""
 
     path: Path
     hidden_size: int | None
@@ -27,7 +27,7 @@ class Candidate:
     num_hidden_layers: int | None
     parameters: int | None
     tokenizer: str | None
-    """The fingerprint of the tokenizer that it was trained with."""
+    """The fingerprint of the tokenizer used in training."""
 
     @classmethod
     def at(cls, path: Path) -> "Candidate":
@@ -51,16 +51,15 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
                  use_moe: int | None = None, preset: ModelConfig | None = None, tokenizer: str | None = None) -> Path:
     """Finds the file that a name means, first in `save_dir`, then in the repository's `out/`.
 
-    `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors, `full_sft_512` that file, and a name with a
-    suffix the file of that name, also in the working directory. With a slash it is a path and taken as one.
+    `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors; `full_sft_512` means that file; a name with a
+    suffix means the file of that name, which may also be in the working directory. A name with a slash is a path.
 
     Args:
-        hidden_size, use_moe: what the file must have.
-        preset, tokenizer: the model and the fingerprint of the tokenizer that are to be used; they decide among
-            several files.
+        hidden_size, use_moe: requirements on the file.
+        preset, tokenizer: the model and the tokenizer's fingerprint, which decide among several files.
 
     Raises:
-        UserError: if there is no such file (with what there is, and what makes one), or more than one.
+        UserError: if there is no such file (lists the files there are and the program that makes one), or several.
     """
     folders = [Path(save_dir)]
     if folders[0].resolve() != (REPOSITORY / "out").resolve():
@@ -79,7 +78,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
 
 
 def _file(name: str, folders: list[Path], flag: str) -> Path:
-    """The file at a path; a bare file name is looked for in `folders` too."""
+    """Returns the file at a path; a bare file name may also be in one of `folders`."""
     path = Path(name)
     places = [path, *(folder / name for folder in folders if path.name == name)]
     found = next((place for place in places if place.is_file()), None)
@@ -94,9 +93,10 @@ def _file(name: str, folders: list[Path], flag: str) -> Path:
 
 
 def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig | None, tokenizer: str | None) -> Path:
-    """
+    """Returns the one file that fits preset and tokenizer.
+
     Raises:
-        UserError: if preset and tokenizer do not leave exactly one, with all of them and how to choose.
+        UserError: if they do not leave exactly one; lists all files and says how to choose.
     """
     listed = f"{flag} {name} means several files: {', '.join(map(str, found))}"
     left = found
@@ -105,7 +105,7 @@ def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig |
     if tokenizer is not None and len(left) > 1:
         left = [one for one in left if one.tokenizer in (None, tokenizer)]
         if not left:
-            raise UserError(f"{listed}; none of them was trained with the tokenizer that is used here: give "
+            raise UserError(f"{listed}; none of them was trained with the tokenizer in use: give "
                             "--tokenizer_path FOLDER")
     if len(left) == 1:
         return left[0].path
@@ -119,7 +119,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _sidecar(weights: Path) -> dict[str, Any]:
-    """Reads a sidecar; returns nothing where it cannot be read, which is reported when the weights are read."""
+    """Reads a sidecar; returns {} if that fails, which is reported when the weights are read."""
     try:
         return read_object(sidecar_path(weights))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The KV cache: what attention reads while words are made.
+"""The KV cache: keys and values of earlier tokens, which attention reads while a model generates.
 
 Local letter: Y layers.
 """
@@ -15,18 +15,18 @@ from minimind_sft.model.precision import at_least_float32
 
 
 class KVCache:
-    """Keys and values of every earlier token of S running sequences, in memory that is reserved once.
+    """Keys and values of all earlier tokens of S sequences, in memory that is allocated once.
 
-    A forward pass over the prompts runs in the context that `prefill` returns; then each `advance` opens one token
-    per sequence, and the forward pass over these tokens runs in the cache itself.
+    The forward pass over the prompts attends in the context that `prefill` returns. After that, each `advance` makes
+    room for one token per sequence, and the forward pass over these tokens attends in the cache itself.
 
     Args:
-        max_len: the most tokens that one sequence can hold.
+        max_len: the maximum number of tokens in a sequence.
     """
 
     def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
-        # Zeros, because masked positions still enter the product: with weight 0, which a stray NaN would survive.
+        # Masked positions enter the product with weight 0. Zeros keep a stray NaN out of it.
         self._keys_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
         self._values_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
         self._device = device
@@ -35,19 +35,19 @@ class KVCache:
         self._set_lengths([0] * sequences)
 
     def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":
-        """The context of a forward pass over the prompts, one document per sequence."""
+        """Returns the context of a forward pass over the prompts, one document per sequence."""
         documents = Documents(cu_seqlens, self._device)
         assert len(documents.lengths) == len(self.lengths) and not any(self.lengths)
         self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
     def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
-        """Writes the keys and values of T tokens, each at its position of its sequence."""
+        """Writes the keys and values of T tokens to their positions in their sequences."""
         for kept_YSGLK, new_TGK in ((self._keys_YSGLK, k_TGK), (self._values_YSGLK, v_TGK)):
             kept_YSGLK[layer_index][sequences_T, :, positions_T] = new_TGK.to(kept_YSGLK.dtype)
 
     def advance(self) -> Tensor:
-        """Makes room for one more token in each sequence; returns these tokens' positions (S,)."""
+        """Makes room for one more token in each sequence and returns the tokens' positions (S,)."""
         self._new_S, self._next_S = self._next_S, self._next_S + 1
         self.lengths = [length + 1 for length in self.lengths]
         sequences, longest = len(self.lengths), max(self.lengths)
@@ -56,14 +56,14 @@ class KVCache:
             self._rows_S = torch.arange(sequences, device=self._device)
             column_L = torch.arange(longest, device=self._device)
             self._past_S11L = column_L <= self._new_S[:, None, None, None]
-        # What every layer reads and where it writes, cut out once for all of them.
+        # Views for every layer to read and write, cut out once for all layers.
         keys_YSGLK, values_YSGLK = (x[:, :sequences, :, :longest] for x in (self._keys_YSGLK, self._values_YSGLK))
         self._read = list(zip(keys_YSGLK.unbind(), values_YSGLK.unbind(), strict=True))
         self._write = list(zip(keys_YSGLK[:, :, :, -1].unbind(), values_YSGLK[:, :, :, -1].unbind(), strict=True))
         return self._new_S
 
     def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
-        """One token per sequence: appends its key and value, then reads all of the sequence's."""
+        """Appends the key and value of one token per sequence, then attends to all tokens of the sequence."""
         keys_SGLK, values_SGLK = self._read[layer_index]
         if self._rows_S is None:
             last_key_SGK, last_value_SGK = self._write[layer_index]
@@ -71,14 +71,14 @@ class KVCache:
             last_value_SGK.copy_(v_SGK)
         else:
             self.store(layer_index, self._rows_S, self._new_S, k_SGK, v_SGK)
-        # The query heads that share a key/value head stand in the place of query positions: nothing is repeated.
+        # Query heads that share a key/value head take the place of query positions, so no key or value is repeated.
         q_SGQK = q_SHK.to(keys_SGLK.dtype).unflatten(1, (k_SGK.shape[1], -1))
         with torch.autocast(q_SHK.device.type, enabled=False):
             out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=self._past_S11L)
         return out_SGQK.flatten(1, 2).to(v_SGK.dtype)
 
     def keep(self, slots: list[int]) -> None:
-        """Goes on with these sequences only: the one in `slots[i]` becomes number i, never a lower one."""
+        """Keeps only these sequences: the one in `slots[i]` becomes number i."""
         for target, source in enumerate(slots):
             if source != target:
                 assert source >= len(slots), "only sequences behind the kept ones move"
@@ -93,12 +93,12 @@ class KVCache:
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
-    """What a model with such weights keeps: on a CPU, which attends faster in float32, at least that."""
+    """Returns the dtype to cache in: the weights', but at least float32 on a CPU, where attention is faster in it."""
     return at_least_float32(weight.new_empty(0)).dtype if weight.device.type == "cpu" else weight.dtype
 
 
 class Prefill:
-    """Attention among the tokens of each prompt, which the cache keeps."""
+    """Attends among the tokens of each prompt, and stores their keys and values in the cache."""
 
     def __init__(self, documents: Documents, cache: KVCache):
         self.positions_T = documents.positions_T

@@ -45,7 +45,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Experts(nn.Module):
-    """The SwiGLU networks of all experts, stacked; outside (state dict) each expert has its own names."""
+    """The SwiGLU networks of all experts, stacked. In a state dict each expert has names of its own."""
 
     def __init__(self, num_experts: int, hidden_size: int, width: int):
         super().__init__()
@@ -108,5 +108,5 @@ def _stack_experts(module: Experts, state_dict: dict, prefix: str, local_metadat
         error_msgs += [f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the file, "
                        f"{tuple(parameter.shape[1:])} in the model" for key in wrong]
         weights = [state_dict.pop(key) for key in keys if key in state_dict]
-        # A problem is told by the expert's own name above; the parameter stands in so that it is not told twice.
+        # The messages above name the expert. The parameter itself fills in, or PyTorch would report it once more.
         state_dict[prefix + name] = parameter.detach() if missing or wrong else torch.stack(weights)

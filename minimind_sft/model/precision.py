@@ -1,4 +1,4 @@
-"""Which arithmetic where: matrix products as autocast says, everything delicate in at least float32."""
+"""Which dtype to compute in: matrix products in autocast's, everything sensitive to rounding in at least float32."""
 
 import torch
 from torch import Tensor

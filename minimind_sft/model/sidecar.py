@@ -1,8 +1,8 @@
-"""The sidecar of a weights file: a JSON object that says what the weights are.
+"""The sidecar of a weights file: a JSON object that describes the weights.
 
 `out/full_sft_512.json` describes `out/full_sft_512.pth`. It holds the model's configuration (`model`), the SHA-256 of
-the weights file, the fingerprints of the tokenizer and chat template that the weights were trained with, some readable
-facts about both, and how the training went.
+the weights file, the fingerprints of the tokenizer and chat template used in training, some readable facts about both,
+and how training went.
 """
 
 import math
@@ -16,7 +16,7 @@ from minimind_sft.model.config import ModelConfig, YarnScaling
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
                 "chat_template_facts": dict, "training": dict}
-"""The type of each field that something reads, besides `model`; each may be missing or null."""
+"""The types of the fields that the code reads, besides `model`; each may be missing or null."""
 
 MAX_SIZE = 10**9
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object",
@@ -28,10 +28,10 @@ def sidecar_path(weights: Path) -> Path:
 
 
 def read_sidecar(path: Path) -> dict[str, Any] | None:
-    """Reads the sidecar at `path`; None where there is none.
+    """Reads the sidecar at `path`; returns None if there is none.
 
     Raises:
-        UserError: naming the file, and the field if one is not what it should be.
+        UserError: if it cannot be read or a field has the wrong type; names the file and the field.
     """
     if not path.exists():
         return None
@@ -52,10 +52,10 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
 
 
 def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
-    """The model's configuration, as `dataclasses.asdict` wrote it into the sidecar at `path`.
+    """Returns the model's configuration, which `dataclasses.asdict` wrote into the sidecar at `path`.
 
     Raises:
-        UserError: naming the file and the field that is missing, unknown, or not of its type.
+        UserError: if a field is missing, unknown or of the wrong type; names the file and the field.
     """
     values = _checked(ModelConfig, sidecar["model"], f"{path}: model")
     if values["rope_scaling"] is not None:
@@ -72,7 +72,7 @@ def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str, Any]:
-    """The values, after each field of the dataclass was found there with a value of its type."""
+    """Returns the values once every field of the dataclass has one, of its type."""
     known = {field.name: field for field in fields(config_class)}
     for name in values:
         if name not in known:

@@ -1,8 +1,8 @@
-"""Weights in and out of files, with the sidecar that says what they are.
+"""Reads and writes weights files, together with the sidecar that describes them.
 
 `out/full_sft_512.pth` is a plain state dict, half precision by default; `out/full_sft_512.json` beside it is its
-sidecar. MiniMind's own .pth files have no sidecar: their tensors' shapes give what they can, the rest is MiniMind-3's
-default.
+sidecar. MiniMind's own .pth files have no sidecar. Their configuration is read off the shapes of their tensors, as far
+as shapes go; the rest is MiniMind-3's default.
 """
 
 import json
@@ -27,10 +27,10 @@ from minimind_sft.model.weights_file import read_tensors
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file and its sidecar, read.
+    """The contents of a weights file and its sidecar.
 
-    sidecar: None where there is none.
-    notices: how the file was read, where that is worth a line.
+    sidecar: None if there is none.
+    notices: lines for the user about how the file was read.
     """
 
     path: Path
@@ -40,19 +40,19 @@ class Weights:
     notices: tuple[str, ...] = ()
 
     def without_padding(self, vocab_size: int) -> "Weights":
-        """The same weights with only the first `vocab_size` rows of embedding and head.
+        """Returns the same weights with only the first `vocab_size` rows of embedding and head.
 
-        Rows beyond the tokenizer's vocabulary are padding: without them no sampling can ever choose one.
+        Rows beyond the tokenizer's vocabulary are padding; once they are gone, sampling cannot choose them.
         """
         tensors = {name: tensor[:vocab_size] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
                    for name, tensor in self.tensors.items()}
         return replace(self, config=replace(self.config, vocab_size=vocab_size), tensors=tensors)
 
     def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
-        """A float32 model with exactly these weights.
+        """Returns a float32 model with exactly these weights.
 
         Raises:
-            UserError: naming the tensor, if one is missing, unknown or of another shape.
+            UserError: if a tensor is missing, unknown or of another shape; names it.
         """
         model = MiniMindForCausalLM(replace(self.config, dropout=dropout))
         try:
@@ -70,10 +70,10 @@ def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
 
 
 def read_weights(path: Path, check_sum: bool = True) -> Weights:
-    """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 that the sidecar says.
+    """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 in the sidecar.
 
     Raises:
-        UserError: if either cannot be read, they contradict each other, or the tensors are not a MiniMind model's.
+        UserError: if either cannot be read, if they contradict each other, or if this is no MiniMind model.
     """
     tensors, notices = read_tensors(path)
     shapes = config_from_shapes(tensors, path)
@@ -84,13 +84,13 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
         notices.append(
             f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
             f"{config.num_attention_heads}/{config.num_key_value_heads} heads, vocabulary {config.vocab_size}; for "
-            f"the rest MiniMind-3's defaults are taken: rope_theta {config.rope_theta:g}"
+            f"the rest MiniMind-3's defaults are used: rope_theta {config.rope_theta:g}"
             + (f", {config.num_experts_per_tok} expert per token, weights normalised" if config.use_moe else ""))
     else:
         if check_sum and sidecar.get("sha256") not in (None, sha256_of_file(path)):
-            raise UserError(f"{path} is not the file that {described_by} describes (sha256): a training that was "
-                            "killed between writing the two writes them again with --from_resume 1; if the weights "
-                            "were changed on purpose, take the sha256 line out")
+            raise UserError(f"{path} is not the file that {described_by} describes (sha256): if a run was killed "
+                            "between writing the two, --from_resume 1 writes them again; if you changed the weights "
+                            "on purpose, remove the sha256 line")
         config = model_config(sidecar, described_by)
         for name in _fields_in_shapes(shapes):
             if getattr(config, name) != getattr(shapes, name):
@@ -103,7 +103,7 @@ def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelCon
     """Reads a configuration off the shapes of a MiniMind-3 state dict; all else is MiniMind-3's default.
 
     Raises:
-        UserError: if a tensor that every MiniMind-3 model has is missing, or has no shape of one.
+        UserError: if a tensor that every MiniMind-3 model has is missing or has an impossible shape.
     """
     def shape(name: str, dimensions: int = 2) -> torch.Size:
         if name not in tensors:
@@ -130,24 +130,23 @@ def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelCon
             norm_topk_prob=True,
         )
     except UserError as error:
-        raise UserError(f"{path}: its shapes are no model's: {error}") from error
+        raise UserError(f"{path}: its shapes do not make a model: {error}") from error
 
 
 def _fields_in_shapes(shapes: ModelConfig) -> tuple[str, ...]:
-    """The fields that shapes decide, so that a sidecar with another value is wrong."""
+    """Returns the fields that shapes decide; a sidecar with another value is wrong."""
     width = ("num_experts", "moe_intermediate_size") if shapes.use_moe else ("intermediate_size",)
     return ("vocab_size", "hidden_size", "num_hidden_layers", "use_moe", "head_dim", "num_attention_heads",
             "num_key_value_heads", *width)
 
 
 def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
-    """Writes the state dict at `dtype` and its sidecar, both or neither.
+    """Writes the state dict in `dtype` and its sidecar, both or neither.
 
-    A process that is killed between the two leaves the sidecar under its temporary name, for `finish_writing`.
+    If the process is killed between the two, the sidecar is left under its temporary name for `finish_writing`.
 
     Raises:
-        UserError: if the weights are not finite at that precision, or cannot be written; the files then stay as they
-            were.
+        UserError: if the weights are not finite in `dtype` or cannot be written. The old files then stay in place.
     """
     tensors = {name: tensor.detach().to("cpu", getattr(torch, dtype), copy=True).contiguous()
                for name, tensor in model.state_dict().items()}
@@ -168,12 +167,12 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
     except (OSError, RuntimeError, SafetensorError) as error:
         needed, reason = sum(tensor.nbytes for tensor in tensors.values()), first_line(error)
         if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < needed:
-            reason = f"No space left on device: {needed / 1e6:.1f} MB are needed"  # torch.save has no words for it
+            reason = f"No space left on device: {needed / 1e6:.1f} MB are needed"  # torch.save does not say so
         raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
 def finish_writing(path: Path) -> None:
-    """Puts in place the sidecar of weights whose process was killed before it did; removes what else it left."""
+    """Finishes a write that was killed halfway: moves the sidecar into place if it fits, removes temporary files."""
     temporary_name(path).unlink(missing_ok=True)
     sidecar = temporary_name(sidecar_path(path))
     if sidecar.is_file() and path.is_file() and _says_sha256(sidecar, sha256_of_file(path)):

@@ -1,7 +1,7 @@
-"""Tensors out of a weights file, whoever wrote it.
+"""Reads tensors from a weights file, whoever wrote it.
 
-A file is a plain state dict of PyTorch's or safetensors, of this project or of MiniMind. Some hold the same under other
-names (`torch.compile` and DistributedDataParallel put a prefix before each) or one level down (MiniMind's
+A file is a plain state dict in PyTorch's format or safetensors, written by this project or by MiniMind. Some files
+prefix every name (`torch.compile` and DistributedDataParallel do) or keep the state dict one level down (MiniMind's
 `*_resume.pth`); these are read too, with a notice. Loading runs no code: `weights_only=True`, or safetensors.
 """
 
@@ -18,19 +18,19 @@ from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import refuse_lfs_pointer
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
-"""Where checkpoints that hold more than weights keep them."""
+"""Keys under which larger checkpoints keep their weights."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# DistributedDataParallel writes `module.` first; torch.compile writes `_orig_mod.` before whatever was compiled.
+# DistributedDataParallel puts `module.` first; torch.compile puts `_orig_mod.` before the module it compiled.
 PREFIX = re.compile(r"^(?:_orig_mod\.)*(?:module\.)+|(?:^|(?<=\.))_orig_mod\.")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Reads the state dict at `path`; the second value is what the user should know about how it was read.
+    """Reads the state dict at `path`; also returns notices for the user about how it was read.
 
     Raises:
-        UserError: if the file cannot be read, or is not a state dict of finite floating-point tensors.
+        UserError: if the file cannot be read or is not a state dict of finite floating-point tensors.
     """
     content, notices = _load(path)
     content = _unwrapped(content, path, notices)
@@ -63,11 +63,11 @@ def _load(path: Path) -> tuple[Any, list[str]]:
         return (load_file(path) if found else _load_pytorch(path)), notices
     except pickle.UnpicklingError as error:
         raise UserError(_pickled_objects(path, error)) from error
-    except Exception as error:  # torch.load meets damaged bytes with KeyError, struct.error, and whatever else
+    except Exception as error:  # on damaged bytes torch.load raises KeyError, struct.error and more
         reason = first_line(error).partition(". ")[0]
-        if "weights_only" in reason:  # torch's advice is to run the code in the file
-            reason = "it is not tensors alone, or written by a very old PyTorch"
-        elif isinstance(error, KeyError):  # a byte that begins nothing in a pickle; torch says only its number
+        if "weights_only" in reason:  # torch's message advises to run the code in the file
+            reason = "it holds more than tensors, or a very old PyTorch wrote it"
+        elif isinstance(error, KeyError):  # an unknown byte in a pickle; torch gives only its number
             reason = "it is something else, such as text, or damaged"
         raise UserError(f"{path}: not a weights file that can be read ({reason})") from error
 
@@ -80,23 +80,23 @@ def _load_pytorch(path: Path) -> Any:
 
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
-    """Decides by the first bytes: a JSON header after its length, or a zip archive or pickle, else by the name."""
+    """Decides by the first bytes (a JSON header, a zip archive or a pickle), and by the name if they do not tell."""
     if start[8:] == b"{":
         return True
     return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80\x02"))
 
 
 def _pickled_objects(path: Path, error: pickle.UnpicklingError) -> str:
-    """The message for a file with Python objects in it; torch's own one advises to run the code in there."""
+    """Returns the message for a file with Python objects in it; torch's own advises to run their code."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return f"{path}: not a weights file that can be read (damaged, or it holds more than tensors)"
-    return (f"{path}: holds a Python object ({named[1]}), not only tensors, and reading it would run its code: where "
-            "it was made, save model.state_dict() instead of the model")
+    return (f"{path}: holds a Python object ({named[1]}), not only tensors, and reading it would run its code: save "
+            "model.state_dict() instead of the model where the file was made")
 
 
 def _unwrapped(content: Any, path: Path, notices: list[str]) -> dict[str, Any]:
-    """The state dict itself, out of a checkpoint that holds more."""
+    """Returns the state dict inside a checkpoint that holds more."""
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a state dict (names and tensors), found {_kind(content)}")
     for key in WRAPPERS:
@@ -104,8 +104,8 @@ def _unwrapped(content: Any, path: Path, notices: list[str]) -> dict[str, Any]:
         if isinstance(inner, dict) and any(isinstance(value, torch.Tensor) for value in inner.values()):
             where = ", ".join(f"{name} {content[name]}" for name in ("epoch", "step")
                               if type(content.get(name)) is int)
-            notices.append(f"{path} is a checkpoint{where and f' ({where})'}; its weights ({key}) are used, nothing "
-                           "else of it")
+            notices.append(f"{path} is a checkpoint{where and f' ({where})'}; only its weights ({key}) are "
+                           "used")
             content = inner
             break
     if not content:
@@ -126,12 +126,12 @@ def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: lis
         if short != name:
             found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}
     if found:
-        notices.append(f"{path}: the prefix {' and '.join(sorted(found))} was taken off the tensors' names")
+        notices.append(f"{path}: the prefix {' and '.join(sorted(found))} was removed from the tensors' names")
     return plain
 
 
 def _problem(tensor: torch.Tensor) -> str | None:
-    """Why a tensor cannot be a weight, or None."""
+    """Returns why a tensor cannot be a weight, or None."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPES:
         dtype = str(tensor.dtype).removeprefix("torch.")
         hint = "" if tensor.dtype.is_complex else "; quantized weights cannot be used"
@@ -143,8 +143,8 @@ def _problem(tensor: torch.Tensor) -> str | None:
         return f"is empty (shape {list(tensor.shape)})"
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
     if bad:
-        return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote it diverged, use "
-                "weights from before that")
+        return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote the file "
+                "diverged; use earlier weights")
     return None
 
 

@@ -16,9 +16,9 @@ CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
 ROWS = 64
-"""The last chunk is filled up to a multiple of this: on a CPU every new size of a product in bfloat16 costs memory.
+"""Chunks are padded to a multiple of this: on a CPU each new size of a bfloat16 product costs memory.
 
-Also the rows of logits that a CPU turns into their gradient at a time: few, so that they stay in its cache.
+A CPU also turns this many rows of logits into their gradient at a time: few enough to stay in its cache.
 """
 
 
@@ -29,7 +29,7 @@ def cross_entropy_sum(hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> T
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Takes each chunk's gradient while its logits exist, so that the full logits never do, nor are made twice."""
+    """Computes each chunk's gradient while its logits exist: all logits never do, and none are computed twice."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels_P), CHUNK):
                 chunk = slice(start, min(start + CHUNK, len(labels_P)))
                 real = chunk.stop - start
-                # Rows of zeros fill the chunk up; they add nothing to the head's gradient.
+                # Rows of zeros pad the chunk; they add nothing to the head's gradient.
                 hidden_WD = F.pad(hidden_ND[chunk], (0, 0, 0, -real % ROWS)).to(dtype)
                 logits_WV = F.linear(hidden_WD, weight_VD)
                 loss_sum += _replace_by_gradient(logits_WV, labels_P[chunk])

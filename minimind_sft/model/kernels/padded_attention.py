@@ -23,8 +23,8 @@ class PaddedAttention:
     """Pads documents on the right to the longest of their group.
 
     Under a causal mask no position sees what follows it, so this padding needs no mask. Each key/value head of a
-    document is one sequence of a product, and the query heads that read it are Q queries per position: no key or value
-    is repeated for them, and the products take rows as they lie.
+    document is one sequence of a product; the query heads that read it become Q queries per position, so no key or
+    value is repeated.
 
     Args:
         v_TGK: values like those it will be called with.

@@ -1,7 +1,7 @@
-"""Attention for CPUs over sequences so short that the backward pass may find their attention weights kept.
+"""Attention for CPUs over sequences short enough to keep their attention weights for the backward pass.
 
-There PyTorch's flash attention cuts its products into pieces too small to be fast. Over short sequences a batched
-product of a whole block of queries does the work of many. Plain twin: attention.document_attention, and within padded
+PyTorch's flash attention on a CPU cuts its products into pieces too small to be fast. Over short sequences, one batched
+product takes a whole block of queries of all sequences. Plain twin: attention.document_attention, and within padded
 documents padded_attention.flash_attention.
 
 Local letters: M = L * Q queries of a sequence; of one block J positions, its W = J * Q queries, and the P positions up
