@@ -21,7 +21,7 @@ import torch
 from peak import timed_dtypes
 from tqdm import tqdm
 
-from minimind_sft.data.batching import StepBatch, TrainingSteps
+from minimind_sft.data.batching import BatchLayout, StepBatch, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.device import resolve_device, resolve_dtype
@@ -120,7 +120,7 @@ def documents(tokens: int) -> list[StepBatch]:
     lengths = random.integers(20, 161, 4 * per_step)
     dataset = ExampleDataset([[make_example(random.integers(0, 6400, length), random.random(length) < 0.5)]
                               for length in lengths])
-    steps = TrainingSteps(dataset, epochs=1, samples_per_step=per_step, micro_batch_tokens=4 * tokens + 1000, seed=1)
+    steps = TrainingSteps(dataset, BatchLayout(4 * tokens + 1000), epochs=1, samples_per_step=per_step, seed=1)
     return [steps[i] for i in range(4)]
 
 

@@ -15,7 +15,7 @@ import torch
 from peers import qwen3_twin
 from train_variants import switched_off
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.prepared import prepare
@@ -46,9 +46,9 @@ class Work:
     device: torch.device
 
     def steps(self) -> TrainingSteps:
-        return TrainingSteps(self.dataset, epochs=1, samples_per_step=CONVERSATIONS_PER_STEP,
-                             micro_batch_tokens=MICRO_BATCH_TOKENS, seed=0,
-                             multiple=position_multiple(self.device, False, MICRO_BATCH_TOKENS))
+        multiple = position_multiple(self.device, False, MICRO_BATCH_TOKENS)
+        return TrainingSteps(self.dataset, BatchLayout(MICRO_BATCH_TOKENS, multiple=multiple), epochs=1,
+                             samples_per_step=CONVERSATIONS_PER_STEP, seed=0)
 
     def documents(self, steps: int) -> list[dict[str, list[int]]]:
         """Returns ids and labels of the first steps' conversations as TRL expects them: labels not shifted."""

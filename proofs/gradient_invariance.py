@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from processes import on_ranks
 
-from minimind_sft.data.batching import StepBatch, TrainingSteps, collate
+from minimind_sft.data.batching import BatchLayout, StepBatch, TrainingSteps, collate
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.errors import run_program
@@ -114,8 +114,8 @@ def documents() -> ExampleDataset:
 def planned(micro_batch_tokens: int, multiple: int = 1) -> Callable[[ExampleDataset, Ranks], StepBatch]:
     """Cuts as the trainer does: by length over the ranks, then into padded micro-batches of a token budget."""
     def step(dataset: ExampleDataset, ranks: Ranks) -> StepBatch:
-        return TrainingSteps(dataset, epochs=1, samples_per_step=DOCUMENTS, micro_batch_tokens=micro_batch_tokens,
-                             seed=1, rank=ranks.rank, ranks=ranks.world_size, multiple=multiple)[0]
+        layout = BatchLayout(micro_batch_tokens, ranks.rank, ranks.world_size, multiple)
+        return TrainingSteps(dataset, layout, epochs=1, samples_per_step=DOCUMENTS, seed=1)[0]
     return step
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import minimind_sft
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows
@@ -70,7 +70,7 @@ def prepare_step(file: Path) -> Callable[[], None]:
         (row,) = read_raw_rows(file)
         (encoded,) = encoder.encode([(row.place, parse_raw_row(row))])
         dataset = ExampleDataset(encoded.samples)
-        steps = TrainingSteps(dataset, epochs=1, samples_per_step=1, micro_batch_tokens=MAX_SEQ_LEN, seed=1)
+        steps = TrainingSteps(dataset, BatchLayout(MAX_SEQ_LEN), epochs=1, samples_per_step=1, seed=1)
         result = train_step(learner, steps[0], grad_clip=1.0)
         assert result.skipped is None
 

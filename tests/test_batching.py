@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind_sft.data.batching import (
+    BatchLayout,
     EvaluationBatches,
     TrainingSteps,
     collate,
@@ -24,9 +25,8 @@ def numbered(lengths: list[int]) -> ExampleDataset:
          for i, n in enumerate(lengths)])
 
 
-def steps(dataset, **changes) -> TrainingSteps:
-    settings = {"epochs": 1, "samples_per_step": 4, "micro_batch_tokens": 12, "seed": 7} | changes
-    return TrainingSteps(dataset, **settings)
+def steps(dataset, epochs: int = 1, **layout) -> TrainingSteps:
+    return TrainingSteps(dataset, BatchLayout(12, **layout), epochs=epochs, samples_per_step=4, seed=7)
 
 
 def test_collate_lays_documents_end_to_end():
@@ -60,7 +60,7 @@ def test_every_micro_batch_is_filled_up_and_counts_stay_those_of_the_documents()
     assert [len(one.input_ids) for one in plain.micro_batches] == [12, 8]
     assert [len(one.input_ids) for one in filled.micro_batches] == [15, 10]
     assert (filled.real_tokens, filled.supervised_tokens) == (plain.real_tokens, plain.supervised_tokens) == (20, 10)
-    assert [len(batch.input_ids) for batch in EvaluationBatches(dataset, 12, multiple=8)] == [8, 16]
+    assert [len(batch.input_ids) for batch in EvaluationBatches(dataset, BatchLayout(12, multiple=8))] == [8, 16]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -101,7 +101,7 @@ def test_the_last_step_of_an_epoch_takes_what_is_left():
 def test_any_number_of_ranks_shares_the_same_global_batch(ranks):
     dataset = numbered([5, 1, 9, 3, 3, 12, 2, 7, 4])
     alone = steps(dataset)
-    shares = [steps(dataset, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [steps(dataset, rank=rank, world_size=ranks) for rank in range(ranks)]
     for step in range(len(alone)):
         batches = [share[step] for share in shares]
         seen = [int(token) for batch in batches for one in batch.micro_batches
@@ -112,12 +112,12 @@ def test_any_number_of_ranks_shares_the_same_global_batch(ranks):
 
 
 def test_a_rank_without_samples_gets_an_empty_micro_batch():
-    lonely = steps(numbered([6]), rank=1, ranks=2)[0]
+    lonely = steps(numbered([6]), rank=1, world_size=2)[0]
     assert [len(one.input_ids) for one in lonely.micro_batches] == [0]
 
 
 def test_evaluation_sees_every_document_once_over_all_ranks():
     dataset = numbered([5, 1, 9, 3, 3])
     seen = [int(batch.input_ids[start]) for rank in range(2)
-            for batch in EvaluationBatches(dataset, 12, rank, 2) for start in batch.cu_seqlens[:-1]]
+            for batch in EvaluationBatches(dataset, BatchLayout(12, rank, 2)) for start in batch.cu_seqlens[:-1]]
     assert sorted(seen) == [0, 1, 2, 3, 4]

@@ -15,7 +15,7 @@ from programs import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import TINY, TINY_MOE, random_documents
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -41,7 +41,7 @@ def trained(request):
     torch.manual_seed(3)
     model = MiniMindForCausalLM(request.param)
     optimizer = build_optimizer(model, 1e-2, 0.1)
-    batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
+    batch = TrainingSteps(random_documents(4), BatchLayout(64), epochs=1, samples_per_step=4, seed=1)[0]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     train_step(Learner(model, model, optimizer, scaler, CPU, torch.float32), batch, 1.0)
     return model, optimizer

@@ -9,7 +9,7 @@ from gradient_invariance import GradientKeeper
 from processes import on_ranks
 from tiny import TINY, TINY_MOE, random_documents
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.model import recompute
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.distributed import Ranks
@@ -37,8 +37,8 @@ def two_steps(ranks: Ranks, checkpointing: bool, parallel: str, dtype: torch.dty
             layer.compile(dynamic=True, backend="aot_eager")
     wrapped = parallelize(model, ranks, parallel, dtype)
     keeper = GradientKeeper(model.parameters(), lr=0.0)
-    steps = TrainingSteps(random_documents(16), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
-                          rank=ranks.rank, ranks=ranks.world_size)
+    steps = TrainingSteps(random_documents(16), BatchLayout(40, rank=ranks.rank, world_size=ranks.world_size),
+                          epochs=1, samples_per_step=8, seed=1)
     learner, numbers = Learner(model, wrapped, keeper, NO_SCALER, ranks, dtype), []
     for step in range(2):
         torch.manual_seed(5 + step)
@@ -81,8 +81,8 @@ def test_so_they_are_on_two_ranks(parallel, use_moe, dropout):
 
 def saved_by_forward(model: MiniMindForCausalLM) -> tuple[torch.Tensor, int]:
     """The loss of one batch, and the numbers that its graph keeps besides the weights."""
-    batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=80,
-                          seed=1)[0].micro_batches[0]
+    steps = TrainingSteps(random_documents(4), BatchLayout(80), epochs=1, samples_per_step=4, seed=1)
+    batch = steps[0].micro_batches[0]
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept = {}
 

@@ -7,7 +7,7 @@ from gradient_invariance import GradientKeeper
 from tiny import TINY, TINY_MOE, random_documents
 from tiny_training import CPU, NO_SCALER, Training, lines
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.data.example import make_example
 from minimind_sft.errors import UserError
@@ -25,8 +25,8 @@ def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[t
     dataset = random_documents(16)
     total = None
     for rank in range(ranks):
-        steps = TrainingSteps(dataset, epochs=1, samples_per_step=16, micro_batch_tokens=micro_batch_tokens, seed=1,
-                              rank=rank, ranks=ranks)
+        steps = TrainingSteps(dataset, BatchLayout(micro_batch_tokens, rank=rank, world_size=ranks), epochs=1,
+                              samples_per_step=16, seed=1)
         keeper = GradientKeeper(model.parameters(), lr=0.0)
         train_step(Learner(model, model, keeper, NO_SCALER, CPU, torch.float32), steps[0], grad_clip=0.0)
         own = [torch.from_numpy(gradient) for gradient in keeper.gradients]
@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_steps_supervised_tokens():
 def test_the_reported_losses_are_the_steps_means():
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY_MOE).train()
-    steps = TrainingSteps(random_documents(16), epochs=1, samples_per_step=16, micro_batch_tokens=40, seed=1)
+    steps = TrainingSteps(random_documents(16), BatchLayout(40), epochs=1, samples_per_step=16, seed=1)
     batch = steps[0]
     keeper = GradientKeeper(model.parameters())
     results = train_step(Learner(model, model, keeper, NO_SCALER, CPU, torch.float32), batch, 1.0)
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     with torch.no_grad():
         model.model.norm.weight[0] = float("inf")
     before = [p.clone() for p in model.parameters()]
-    batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
+    batch = TrainingSteps(random_documents(4), BatchLayout(64), epochs=1, samples_per_step=4, seed=1)[0]
     optimizer = build_optimizer(model, 0.1, 0.1)
     result = train_step(Learner(model, model, optimizer, NO_SCALER, CPU, torch.float32), batch, 1.0)
     assert result.skipped == NOT_FINITE
@@ -92,7 +92,7 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     model = MiniMindForCausalLM(TINY)
     before = [p.clone() for p in model.parameters()]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50)
-    batch = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1)[0]
+    batch = TrainingSteps(random_documents(4), BatchLayout(64), epochs=1, samples_per_step=4, seed=1)[0]
     optimizer = build_optimizer(model, 0.01, 0.1)
     learner = Learner(model, model, optimizer, scaler, CPU, torch.float16)
     first = train_step(learner, batch, 1.0)
@@ -181,7 +181,7 @@ def test_a_step_without_a_supervised_token_changes_nothing():
     optimizer = build_optimizer(model, 0.1, 0.1)
     silent = ExampleDataset([[make_example([1, 2, 3], [False] * 3)], [make_example([4, 5], [False] * 2)]])
     before = [p.clone() for p in model.parameters()]
-    batch = TrainingSteps(silent, epochs=1, samples_per_step=2, micro_batch_tokens=8, seed=1)[0]
+    batch = TrainingSteps(silent, BatchLayout(8), epochs=1, samples_per_step=2, seed=1)[0]
     result = train_step(Learner(model, model, optimizer, NO_SCALER, CPU, torch.float32), batch, 1.0)
     assert result.skipped == NOTHING_SUPERVISED
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -199,7 +199,7 @@ def test_max_steps_ends_early(tmp_path):
 def test_on_cuda_nothing_waits_for_the_device_before_the_end_of_a_step(config):
     device = torch.device("cuda")
     model = MiniMindForCausalLM(config).to(device).train()
-    steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=4, micro_batch_tokens=64, seed=1, multiple=16)
+    steps = TrainingSteps(random_documents(8), BatchLayout(64, multiple=16), epochs=1, samples_per_step=4, seed=1)
     for step in range(2):  # in the first one libraries are loaded
         for batch in steps[step].pin_memory().micro_batches:
             torch.cuda.set_sync_debug_mode("error" if step else "default")

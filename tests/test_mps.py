@@ -6,7 +6,7 @@ from tiny import TINY, TINY_MOE, random_documents
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
+from minimind_sft.data.batching import BatchLayout, EvaluationBatches, TrainingSteps
 from minimind_sft.device import described_dtype, resolve_device, resolve_dtype
 from minimind_sft.errors import UserError
 from minimind_sft.inference.evaluate import validation_loss
@@ -100,9 +100,9 @@ def test_nothing_needs_float64(config):
     optimizer, scaler = build_optimizer(model, 0.01, 0.1), torch.amp.GradScaler("mps", enabled=False)
     documents = random_documents(8)
     with NoFloat64():
-        steps = TrainingSteps(documents, epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1)
+        steps = TrainingSteps(documents, BatchLayout(40), epochs=1, samples_per_step=4, seed=1)
         assert train_step(Learner(model, model, optimizer, scaler, CPU, torch.float32), steps[0], 1.0).skipped is None
-        batches = EvaluationBatches(documents, 40)
+        batches = EvaluationBatches(documents, BatchLayout(40))
         assert validation_loss(model, batches, CPU.device, torch.float32, CPU.sum).tokens > 0
         settings = SamplingSettings(3, temperature=0.8, top_k=5, top_p=0.9, repetition_penalty=1.1)
         assert len(generate_batch(model, [[1, 2], [3]], settings, ())) == 2
@@ -111,7 +111,7 @@ def test_nothing_needs_float64(config):
 def test_a_batch_is_copied_there_before_its_memory_is_free(monkeypatch):
     waits = []
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: waits.append(not non_blocking) or self)
-    steps = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=768, seed=1)
+    steps = TrainingSteps(random_documents(4), BatchLayout(768), epochs=1, samples_per_step=4, seed=1)
     (batch,) = steps[0].micro_batches
     batch.to(MPS)
     assert waits == [True] * 3

@@ -32,7 +32,7 @@ from rank_faults import (
 from tiny import TINY, TINY_MOE, random_documents
 from torch.utils.data import DataLoader
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.samples import SFTEncoder
@@ -114,8 +114,8 @@ def step_with_nan_on_rank_1(ranks: Ranks, parallel: str, dtype: torch.dtype, use
     wrapped = parallelize(model, ranks, parallel, dtype)
     optimizer = build_optimizer(model, 0.01, 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16, init_scale=2.0**10)
-    steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1,
-                          rank=ranks.rank, ranks=ranks.world_size)
+    steps = TrainingSteps(random_documents(8), BatchLayout(40, rank=ranks.rank, world_size=ranks.world_size),
+                          epochs=1, samples_per_step=4, seed=1)
     learner, told = Learner(model, wrapped, optimizer, scaler, ranks, dtype), []
     for number, faulty in enumerate((True, False)):
         if ranks.rank == 1:
@@ -147,8 +147,8 @@ def leaves_no_wrapped_model(ranks: Ranks) -> bool:
         wrapped = parallelize(model, ranks, "ddp", torch.float32)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         learner = Learner(model, wrapped, build_optimizer(model, 0.01, 0.1), scaler, ranks, torch.float32)
-        steps = TrainingSteps(random_documents(4), epochs=1, samples_per_step=4, micro_batch_tokens=40, seed=1,
-                              rank=ranks.rank, ranks=ranks.world_size)
+        steps = TrainingSteps(random_documents(4), BatchLayout(40, rank=ranks.rank, world_size=ranks.world_size),
+                              epochs=1, samples_per_step=4, seed=1)
         train_step(learner, steps[0], 1.0)
         return weakref.ref(wrapped)
 
@@ -167,8 +167,8 @@ def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) ->
     model = MiniMindForCausalLM(TINY_MOE if use_moe else TINY)
     wrapped = parallelize(model, ranks, parallel, dtype)
     keeper = GradientKeeper(model.parameters(), lr=0.0)
-    steps = TrainingSteps(random_documents(8), epochs=1, samples_per_step=8, micro_batch_tokens=40, seed=1,
-                          rank=ranks.rank, ranks=ranks.world_size)
+    steps = TrainingSteps(random_documents(8), BatchLayout(40, rank=ranks.rank, world_size=ranks.world_size),
+                          epochs=1, samples_per_step=8, seed=1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     train_step(Learner(model, wrapped, keeper, scaler, ranks, dtype), steps[0], grad_clip=0.0)
     return keeper.gradients
@@ -312,8 +312,8 @@ class Ids(torch.utils.data.Dataset):
 def test_the_samples_come_in_one_order_whatever_the_workers_and_ranks(workers):
     """Stopped in the second epoch and resumed on 2, 4, 3 and 1 ranks: each sample once per epoch, in one order."""
     def loaded(rank: int, ranks: int, first: int, last: int) -> list[list[int]]:
-        steps = TrainingSteps(random_documents(30), epochs=3, samples_per_step=4, micro_batch_tokens=64, seed=1,
-                              rank=rank, ranks=ranks)
+        steps = TrainingSteps(random_documents(30), BatchLayout(64, rank=rank, world_size=ranks), epochs=3,
+                              samples_per_step=4, seed=1)
         return list(DataLoader(Ids(steps), sampler=range(first, last), batch_size=None, num_workers=workers))
 
     whole_run = loaded(0, 1, 0, 24)

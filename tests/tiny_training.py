@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from tiny import TINY, random_documents
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
@@ -49,7 +49,7 @@ class Training:
         if resume:
             path, self.state, _ = self.checkpoints.newest()
             load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
-        self.steps = TrainingSteps(random_documents(30), epochs=2, samples_per_step=4, micro_batch_tokens=64, seed=1)
+        self.steps = TrainingSteps(random_documents(30), BatchLayout(64), epochs=2, samples_per_step=4, seed=1)
         self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(settings.optimizer, self.steps),
                                  step=self.state.step, is_main=True)
         self.evaluate, self.step, self.weights = evaluate, train_step, {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minimind_sft.data.batching import EvaluationBatches, TrainingSteps
+from minimind_sft.data.batching import BatchLayout, EvaluationBatches, TrainingSteps
 from minimind_sft.data.loading import load_datasets
 from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
@@ -83,10 +83,10 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
                            identity=identity, settings=run_settings(settings, dtype))
         if not checkpoints.fresh:
             state = resume(checkpoints, state, learner, allow_changed_data=saving.allow_changed_data)
-        cut = {"micro_batch_tokens": runtime.micro_batch_tokens, "rank": ranks.rank, "ranks": ranks.world_size,
-               "multiple": position_multiple(ranks.device, runtime.use_compile, runtime.micro_batch_tokens)}
-        steps = TrainingSteps(train_set, epochs=optimizer.epochs, samples_per_step=state.samples_per_step,
-                              seed=data.seed, **cut)
+        layout = BatchLayout(runtime.micro_batch_tokens, ranks.rank, ranks.world_size,
+                             position_multiple(ranks.device, runtime.use_compile, runtime.micro_batch_tokens))
+        steps = TrainingSteps(train_set, layout, epochs=optimizer.epochs, samples_per_step=state.samples_per_step,
+                              seed=data.seed)
         total_steps = planned_steps(optimizer, steps)
         if ranks.on_main(lambda: is_finished(state, total_steps, outputs.weights)):
             ranks.say(f"{shown(outputs.weights)}: that run is finished ({state.step} steps); nothing to do")
@@ -109,7 +109,7 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
 
         evaluate = None
         if eval_set is not None:
-            batches = EvaluationBatches(eval_set, **cut)
+            batches = EvaluationBatches(eval_set, layout)
             evaluate = partial(validation_loss, model, batches, ranks.device, dtype, ranks.sum)
         saver = Saver(checkpoints, write, interval=saving.save_interval,
                       keeps_best=saving.keep_best and evaluate is not None)

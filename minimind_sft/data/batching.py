@@ -87,13 +87,13 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
                  torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)))
 
 
-def split_over_ranks(loads: Sequence[int], ranks: int) -> list[list[int]]:
+def split_over_ranks(loads: Sequence[int], world_size: int) -> list[list[int]]:
     """Returns for each rank indices of `loads` with similar sums: the largest load goes first, to the lightest rank.
 
     Deterministic: ties go to the lower index and the lower rank.
     """
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    lightest = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    lightest = [(0, rank) for rank in range(world_size)]
     for index in sorted(range(len(loads)), key=lambda i: (-loads[i], i)):
         load, rank = heapq.heappop(lightest)
         shares[rank].append(index)
@@ -117,21 +117,30 @@ def pack_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int
     return micro_batches
 
 
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the batches of one rank are laid out.
+
+    micro_batch_tokens: the most tokens in a micro-batch.
+    rank, world_size: which rank this is, of how many.
+    multiple: micro-batches are filled up to a multiple of this, which may exceed `micro_batch_tokens`.
+    """
+
+    micro_batch_tokens: int
+    rank: int = 0
+    world_size: int = 1
+    multiple: int = 1
+
+
 class TrainingSteps(Dataset):
     """The steps of all epochs: `steps[k]` is the work of this rank in step k.
 
-    The last step of an epoch takes the remaining samples, however few. Micro-batches are filled up to a `multiple` of
-    positions, which may exceed `micro_batch_tokens`.
+    The last step of an epoch takes the remaining samples, however few.
     """
 
-    def __init__(self, dataset: Samples, *, epochs: int, samples_per_step: int, micro_batch_tokens: int,
-                 seed: int, rank: int = 0, ranks: int = 1, multiple: int = 1):
-        self.dataset = dataset
-        self.multiple = multiple
-        self.samples_per_step = samples_per_step
-        self.micro_batch_tokens = micro_batch_tokens
-        self.seed = seed
-        self.rank, self.ranks = rank, ranks
+    def __init__(self, dataset: Samples, layout: BatchLayout, *, epochs: int, samples_per_step: int, seed: int):
+        self.dataset, self.layout = dataset, layout
+        self.samples_per_step, self.seed = samples_per_step, seed
         self.steps_per_epoch = -(-len(dataset) // samples_per_step)
         self.epochs = epochs
         self._epoch, self._order = -1, np.zeros(0, np.int64)
@@ -148,16 +157,16 @@ class TrainingSteps(Dataset):
         return self._order[start:start + self.samples_per_step].tolist()
 
     def __getitem__(self, step: int) -> StepBatch:
-        sample_ids = self.sample_ids(step)
+        layout, sample_ids = self.layout, self.sample_ids(step)
         lengths = {sample: self.dataset.lengths(sample) for sample in sample_ids}
-        shares = split_over_ranks([sum(lengths[sample]) for sample in sample_ids], self.ranks)
+        shares = split_over_ranks([sum(lengths[sample]) for sample in sample_ids], layout.world_size)
         packed = []
         for share in shares:
             documents = [length for index in share for length in lengths[sample_ids[index]]]
-            packed.append(pack_micro_batches(documents, self.micro_batch_tokens))
+            packed.append(pack_micro_batches(documents, layout.micro_batch_tokens))
 
-        own = [example for index in shares[self.rank] for example in self.dataset[sample_ids[index]]]
-        micro_batches = [collate([own[i] for i in indices], self.multiple) for indices in packed[self.rank]]
+        own = [example for index in shares[layout.rank] for example in self.dataset[sample_ids[index]]]
+        micro_batches = [collate([own[i] for i in indices], layout.multiple) for indices in packed[layout.rank]]
         empty = max(map(len, packed)) - len(micro_batches)
         return StepBatch(
             step=step,
@@ -173,16 +182,18 @@ class EvaluationBatches:
     """This rank's share of a dataset in batches of at most `micro_batch_tokens`, of documents of similar length.
 
     Every rank has the same number of batches, the last ones possibly empty, because all ranks call a sharded model
-    together. Each batch is made when its turn comes and filled up to a `multiple` of positions.
+    together. Each batch is made when its turn comes.
     """
 
-    def __init__(self, dataset: Samples, micro_batch_tokens: int, rank: int = 0, ranks: int = 1, multiple: int = 1):
-        self._dataset, self._multiple = dataset, multiple
+    def __init__(self, dataset: Samples, layout: BatchLayout):
+        self._dataset, self._multiple = dataset, layout.multiple
         documents = [(length, sample, number) for sample in range(len(dataset))
                      for number, length in enumerate(dataset.lengths(sample))]
         documents.sort(reverse=True)
-        shares = [_consecutive(documents[other::ranks], micro_batch_tokens) for other in range(ranks)]
-        self._batches = shares[rank] + [[]] * (max(map(len, shares)) - len(shares[rank]))
+        shares = [_consecutive(documents[rank::layout.world_size], layout.micro_batch_tokens)
+                  for rank in range(layout.world_size)]
+        own = shares[layout.rank]
+        self._batches = own + [[]] * (max(map(len, shares)) - len(own))
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset, Mixture, hold_out
 from minimind_sft.data.sources import Source
 from minimind_sft.inspection.remedies import commands
@@ -198,9 +198,9 @@ def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation:
     parts = [hold_out(dataset, share, settings.data.seed) for dataset in datasets]
     mixture = Mixture([train for train, _ in parts])  # shares say which samples an epoch takes, not how many
     optimizer = settings.optimizer
-    steps = TrainingSteps(mixture, epochs=optimizer.epochs, seed=settings.data.seed, ranks=ranks,
-                          samples_per_step=optimizer.batch_size * optimizer.accumulation_steps * ranks,
-                          micro_batch_tokens=settings.runtime.micro_batch_tokens)
+    steps = TrainingSteps(mixture, BatchLayout(settings.runtime.micro_batch_tokens, world_size=ranks),
+                          epochs=optimizer.epochs, seed=settings.data.seed,
+                          samples_per_step=optimizer.batch_size * optimizer.accumulation_steps * ranks)
     return Plan(planned_steps(optimizer, steps), optimizer.epochs, steps.steps_per_epoch, steps.samples_per_step,
                 len(mixture), sum(len(held) for _, held in parts if held is not None))
 
