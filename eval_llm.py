@@ -36,6 +36,7 @@ from minimind_sft.inference.scoring import (
     write_output,
 )
 from minimind_sft.matching import check_template, check_tokenizer
+from minimind_sft.model.build import check_shape
 from minimind_sft.model.config import YarnScaling
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import Weights, read_weights
@@ -47,7 +48,6 @@ from minimind_sft.settings.chat import (
     WeightSettings,
 )
 from minimind_sft.settings.command_line import parse_flags
-from minimind_sft.settings.model import check_shape
 from minimind_sft.terminal import fitted, say
 
 

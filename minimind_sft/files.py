@@ -77,6 +77,18 @@ def refuse_lfs_pointer(path: Path) -> None:
         raise UserError(f"{path}: a Git LFS pointer, not the file itself: run git lfs pull in its repository")
 
 
+def path_exists(path: Path) -> bool:
+    """Tells whether a path exists.
+
+    Raises:
+        UserError: if a folder on the way cannot be searched.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from error
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or a folder's list of files, survive a power cut."""
     on_windows = not hasattr(os, "O_DIRECTORY")

@@ -29,7 +29,6 @@ from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_row
 from minimind_sft.data.dialogues import dialogue_row
 from minimind_sft.data.filters import (
-    LETTERS,
     Row,
     language_share,
     longest_sequence,
@@ -45,6 +44,7 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable, write_together
+from minimind_sft.languages import LETTERS
 from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from minimind_sft.errors import UserError
-from minimind_sft.model.build import check_size, find_start, new_model, new_model_config, place_model
+from minimind_sft.model.build import (
+    check_shape,
+    check_size,
+    find_start,
+    given_shape,
+    new_model,
+    new_model_config,
+    place_model,
+)
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.weights import write_weights
 from minimind_sft.settings.model import ModelSettings
@@ -56,3 +64,10 @@ def test_gradient_checkpointing_is_set_in_the_model():
     for wanted in (True, False):
         place_model(model, RuntimeSettings(gradient_checkpointing=wanted), torch.device("cpu"))
         assert model.model.gradient_checkpointing is wanted
+
+
+def test_a_shape_that_the_weights_do_not_have_is_refused():
+    model = ModelSettings(hidden_size=256, use_moe=True)
+    assert given_shape(model) == {"hidden_size": 256, "use_moe": True}
+    with pytest.raises(ValueError, match=r"^--use_moe is 1, but w\.pth has use_moe 0$"):
+        check_shape(model, PRESETS["demo"], Path("w.pth"))

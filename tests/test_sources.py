@@ -2,8 +2,9 @@
 
 import pytest
 
-from minimind_sft.data.sources import Source, find_sources, split_share
+from minimind_sft.data.sources import Source, find_sources
 from minimind_sft.errors import UserError
+from minimind_sft.settings.data import split_share
 
 
 @pytest.fixture
@@ -51,6 +52,6 @@ def test_what_is_refused(folder, texts, message):
 def test_names_that_no_file_can_have_are_one_line(folder):
     with pytest.raises(UserError, match=r"cannot be read \(File name too long\)$"):
         find_sources(["a" * 400], "--data_path")
-    with pytest.raises(UserError, match="expected a name that is valid UTF-8"):
+    with pytest.raises(UserError, match="expected a name in valid UTF-8"):
         (folder / "\udcff.jsonl").write_text("{}", encoding="utf-8")
         find_sources(["*.jsonl"], "--data_path")

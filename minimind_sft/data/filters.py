@@ -7,18 +7,10 @@ from collections.abc import Callable, Iterable
 
 from minimind_sft.data.conversation import Conversation, canonical_row
 from minimind_sft.data.samples import SFTEncoder
+from minimind_sft.languages import LETTERS
 
 Row = Conversation | str
 """A parsed row, as `conversation.parse_row` returns it."""
-
-LETTERS = {
-    "en": "A-Za-z\u00c0-\u024f",
-    "zh": "\u3400-\u4dbf\u4e00-\u9fff",
-    "ja": "\u3040-\u30ff\u4e00-\u9fff",
-    "ko": "\uac00-\ud7a3",
-    "ru": "\u0400-\u04ff",
-}
-"""The letters of each language; other languages may use them too."""
 
 
 def row_text(row: Row) -> str:

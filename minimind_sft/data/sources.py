@@ -1,7 +1,6 @@
 """Resolves `--data_path`: files, folders of `datasets`, globs, and the shares in which they are mixed."""
 
 import glob
-import re
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import NamedTuple
 from minimind_sft.data.arrow import saved_dataset_files
 from minimind_sft.data.reading import file_kind
 from minimind_sft.errors import UserError
+from minimind_sft.files import path_exists
+from minimind_sft.settings.data import split_share
 
 FILES_LOOKED_AT = 1000
 """In a folder given instead of its files, to suggest a glob."""
@@ -53,12 +54,6 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
     return [Source(name, found, float(share)) for name, share, found in parts]
 
 
-def split_share(text: str) -> tuple[str, str]:
-    """Splits `a.jsonl:0.7` into ("a.jsonl", "0.7"); without a share, or if a file has the whole name: (text, "")."""
-    match = re.fullmatch(r"(.+):([0-9]{0,9}\.?[0-9]{1,9})", text, re.DOTALL)
-    return (match[1], match[2]) if match and not _exists(Path(text)) else (text, "")
-
-
 def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
     """Finds the files of names and globs in the order given (a glob's sorted), each file once.
 
@@ -79,7 +74,7 @@ def _found(pattern: str) -> list[Path]:
     """Finds the files of a name or a glob; a folder written by `datasets.save_to_disk` stands for its files."""
     path = Path(pattern)
     # glob.glob, as a pattern for Path.glob must not begin with /
-    paths = [path] if _exists(path) else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
+    paths = [path] if path_exists(path) else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
     if not paths:
         kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
         raise UserError(f"{pattern}: {kind}")
@@ -117,15 +112,3 @@ def _is_data(path: Path) -> bool:
         return bool(file_kind(path)) and path.is_file()
     except UserError:
         return False
-
-
-def _exists(path: Path) -> bool:
-    """Tells whether a path exists.
-
-    Raises:
-        UserError: if a folder on the way cannot be searched.
-    """
-    try:
-        return path.exists()
-    except OSError as error:
-        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from error

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
-from minimind_sft.settings.model import ModelSettings, check_shape, given_shape
+from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.runtime import RuntimeSettings
 from minimind_sft.settings.spec import names_of
 
@@ -47,6 +48,22 @@ def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
         raise UserError(f"--preset {settings.preset} has hidden_size {preset.hidden_size}, "
                         f"--hidden_size says {settings.hidden_size}")
     return replace(preset, **given, vocab_size=vocab_size, dropout=settings.dropout)
+
+
+def given_shape(settings: Any) -> dict[str, Any]:
+    """Returns the part of a model's shape that the flags name, by the fields of `ModelConfig`."""
+    return {name: value for name in names_of(settings, "shape") if (value := getattr(settings, name)) is not None}
+
+
+def check_shape(settings: Any, model: ModelConfig, path: Path) -> None:
+    """
+    Raises:
+        UserError: if a flag names another shape than the weights at `path` have.
+    """
+    for name, value in given_shape(settings).items():
+        has = getattr(model, name)
+        if value != has:
+            raise UserError(f"--{name} is {int(value)}, but {path} has {name} {int(has)}")
 
 
 def check_size(settings: ModelSettings, model: ModelConfig, path: Path) -> None:

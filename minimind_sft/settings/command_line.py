@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minimind_sft.data.sources import split_share
 from minimind_sft.errors import UserError
 from minimind_sft.paths import REPOSITORY
+from minimind_sft.settings.data import split_share
 from minimind_sft.settings.foreign_flags import explanation
 from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems
 

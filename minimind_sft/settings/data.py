@@ -1,7 +1,10 @@
 """Settings of the data: which rows, as which tokens, in which order."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from minimind_sft.files import path_exists
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.spec import same_setting, setting
 
@@ -66,3 +69,9 @@ class SFTDataSettings(DataSettings):
         decides="tokens")
     end_of_turn: str | None = setting(
         None, "control token that ends an answer, for a template that writes none", decides="tokens")
+
+
+def split_share(text: str) -> tuple[str, str]:
+    """Splits `a.jsonl:0.7` into ("a.jsonl", "0.7"); without a share, or if a file has the whole name: (text, "")."""
+    match = re.fullmatch(r"(.+):([0-9]{0,9}\.?[0-9]{1,9})", text, re.DOTALL)
+    return (match[1], match[2]) if match and not path_exists(Path(text)) else (text, "")

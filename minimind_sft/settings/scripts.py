@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minimind_sft.data.filters import LETTERS
+from minimind_sft.languages import LETTERS
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DATA_HELP, DataSettings, SFTDataSettings
 from minimind_sft.settings.model import ModelSettings
