@@ -73,7 +73,7 @@ def test_a_learning_rate_that_jumps_on_resume_is_noted(changed, was, now):
     assert line == f"note        the learning rate jumps: {was} with the previous settings, {now} with these"
 
 
-def test_a_learning_rate_that_goes_on_is_not_noted():
+def test_a_learning_rate_that_continues_smoothly_is_not_noted():
     assert rate_advice(SETTINGS, SETTINGS, 50, 100) == []
     assert rate_advice(SETTINGS, {**SETTINGS, "warmup_steps": 5}, 90, 100) == []
 

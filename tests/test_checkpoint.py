@@ -1,4 +1,4 @@
-"""The resume state: whole, or recognised as damaged."""
+"""A resume state is complete, or its damage is detected."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ def test_what_fails_in_the_background_is_told_by_advance(tmp_path, small):
     assert newest(tmp_path) == (good, []) and list(tmp_path.iterdir()) == [good]
 
 
-def test_whatever_ends_a_training_its_last_state_becomes_whole(tmp_path, small, slow_disk):
+def test_whatever_ends_a_run_its_last_state_is_completed(tmp_path, small, slow_disk):
     with pytest.raises(ZeroDivisionError), checkpoints(tmp_path / "resume") as own:
         own.begin()
         own.save(TrainState(step=2), *small, scaler(), wait=False)

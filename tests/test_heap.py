@@ -1,4 +1,4 @@
-"""Whether a process keeps the memory that it frees: by its page faults."""
+"""Counts page faults to see whether a process keeps the memory it frees."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def page_faults(how: str) -> list[int]:
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
     library, *faults = done.stdout.split()
     if library != "glibc":
-        pytest.skip("only glibc's heap is told anything")
+        pytest.skip("only glibc's heap is tuned")
     return [int(one) for one in faults]
 
 

@@ -19,7 +19,7 @@ from minimind_sft.training.interruptions import batches_of, stop_on_signals
 from minimind_sft.training.loop import train_step
 
 
-def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
+def test_a_dead_worker_of_the_loader_ends_the_run_with_one_line(tmp_path):
     training = Training(tmp_path, num_workers=1)
 
     class Deadly(type(training.steps)):
@@ -37,7 +37,7 @@ def test_a_loader_s_worker_that_dies_ends_the_training_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["the signal never comes", "the signal comes last"])
-def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monkeypatch, late):
+def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monkeypatch, late):
     """As when the connection to it breaks before the signal of its death is there."""
     training = Training(tmp_path, num_workers=2)
     handler = []
@@ -72,7 +72,7 @@ def test_its_death_is_told_so_too_where_another_error_comes_first(tmp_path, monk
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])
-def test_no_worker_outlives_a_training_that_failed(tmp_path, failure):
+def test_no_worker_outlives_a_failed_run(tmp_path, failure):
     """One that did would ignore the signal by which Python ends it, and the program would never end."""
     training = Training(tmp_path, num_workers=2)
 
@@ -157,7 +157,7 @@ def test_one_rank_speaks_for_all():
     assert process.communicate("", timeout=PATIENCE) == ("saved 2\n", "")
 
 
-def test_a_signal_whose_line_nobody_reads_stops_the_run_all_the_same():
+def test_a_signal_stops_the_run_even_if_nobody_reads_its_line():
     receive, send = os.pipe()
     os.close(receive)
     process = interrupted_in_a_long_step(signal.SIGINT, stderr=send)
@@ -169,7 +169,7 @@ def test_a_signal_whose_line_nobody_reads_stops_the_run_all_the_same():
 
 @pytest.mark.parametrize("wait", [
     "time.sleep(60)",
-    # Like a collective that waits for another rank: no Python code runs on this thread meanwhile.
+    # Like a collective that waits for another rank while this thread runs no Python code.
     "ctypes.CDLL(None).pause(); ctypes.CDLL(None).pause(); ctypes.CDLL(None).sleep(60)",
 ])
 def test_a_second_signal_ends_the_process_at_once(wait):
@@ -177,7 +177,7 @@ def test_a_second_signal_ends_the_process_at_once(wait):
     assert (done.returncode, done.stdout) == (143, ""), done.stderr
 
 
-def test_a_closed_terminal_stops_a_training_unless_nohup_says_otherwise():
+def test_a_closed_terminal_stops_a_run_except_under_nohup():
     for ignored in (False, True):
         usual = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
         try:

@@ -1,4 +1,4 @@
-"""A training killed anywhere ends with the bits of the undisturbed one: proofs/kill_and_resume.py, short."""
+"""A run killed anywhere resumes to the bits of an undisturbed one: a short proofs/kill_and_resume.py."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""One optimizer step means the same however its batch was cut up; a training can stop anywhere and go on."""
+"""One optimizer step means the same however its batch is divided; a run can stop anywhere and resume."""
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
 
 @pytest.mark.parametrize("interrupt_at", [2, 8, 13])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_weights(tmp_path, interrupt_at, workers):
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(tmp_path, interrupt_at, workers):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = Training(tmp_path / "a")
@@ -136,7 +136,7 @@ class NanOnce(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("fault", ["loss is NaN", "loss is infinite", "gradient is NaN"])
-def test_numbers_that_are_not_finite_change_nothing_and_too_many_end_the_training(tmp_path, capsys, fault):
+def test_steps_that_are_not_finite_change_nothing_and_too_many_end_the_run(tmp_path, capsys, fault):
     training = Training(tmp_path, max_bad_steps=3)
     forward = training.model.forward
 
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_change_nothing_and_too_many_end_the_trainin
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_single_bad_step_is_counted_and_the_training_goes_on(tmp_path):
+def test_a_single_bad_step_is_counted_and_the_run_continues(tmp_path):
     training = Training(tmp_path, max_bad_steps=2)
     forward = training.model.forward
     training.model.forward = lambda *batch: (losses := forward(*batch))._replace(

@@ -1,4 +1,4 @@
-"""The learning rate and what weight decay touches."""
+"""The learning rate, and which parameters decay."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run writes over its own files only; over others with --overwrite, which keeps them."""
+"""A run overwrites only its own files; others only with --overwrite, which keeps a copy."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def rerun(trained, tmp_path) -> list:
     return [*flags, "--save_dir", tmp_path / "out"]
 
 
-def test_a_second_run_is_refused_and_told_three_ways_on(rerun, tmp_path):
+def test_a_second_run_is_refused_with_three_ways_to_continue(rerun, tmp_path):
     before = sums(tmp_path / "out")
     line = refuse(SFT, *rerun)
     assert re.search(r"full_sft_32\.pth exists already \(step 3 of 3, validation loss \d\.\d{4}\): --from_resume 1 "
@@ -76,7 +76,7 @@ def test_overwrite_keeps_one_generation_of_everything(rerun, tmp_path):
         f"full_sft_32.previous/{name}": after[name] for name in NAMES}
 
 
-def test_weights_that_the_repository_brings_are_protected_alike(sft_data, tmp_path):
+def test_bundled_weights_are_protected_too(sft_data, tmp_path):
     for name in ("pretrain_256.pth", "pretrain_256.json"):
         shutil.copy(REPOSITORY / "out" / name, tmp_path)
     before = sums(tmp_path)
@@ -122,7 +122,7 @@ def test_a_folder_in_the_place_of_the_weights_is_never_replaced(trained, tmp_pat
 
 @pytest.mark.parametrize("with_sidecar", [True, False])
 def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, with_sidecar):
-    """Somebody has put other weights there since, with their sidecar or under that of the run."""
+    """Other weights have been put there since, with their own sidecar or under the run's."""
     rerun = [*rerun, "--max_steps", 5, "--from_resume", 1]
     theirs, model = tmp_path / "out/full_sft_32.pth", read_weights(trained[1] / "full_sft_32.pth").build_model()
     write_weights(tmp_path / "b.pth", model, "float32", {})
@@ -141,8 +141,8 @@ def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, 
 
 
 @pytest.mark.parametrize("gone", ["deleted", "replaced"])
-def test_a_resumed_run_does_not_count_on_better_weights_that_are_gone(rerun, tmp_path, gone):
-    """The best validation loss so far is of weights that are not there any more: the run writes its own at its end."""
+def test_a_resumed_run_does_not_rely_on_better_weights_that_are_gone(rerun, tmp_path, gone):
+    """The weights with the best validation loss so far are gone, so the run writes its own at its end."""
     weights, best = tmp_path / "out/full_sft_32.pth", ["--keep_best", 1, "--eval_interval", 100]
     succeed(SFT, *rerun, *best, "--overwrite", 1)
     if gone == "deleted":
@@ -173,7 +173,7 @@ def test_a_run_that_left_no_weights_does_not_push_out_those_set_aside_before(rer
     assert {name: after[f"full_sft_32.previous/{name}"] for name in NAMES} == {name: before[name] for name in NAMES}
 
 
-def test_a_run_of_an_earlier_version_goes_on(rerun, tmp_path):
+def test_a_run_of_an_earlier_version_continues(rerun, tmp_path):
     (tmp_path / "out/checkpoints/full_sft_32_resume/run.json").unlink()
     sidecar = json.loads((tmp_path / "out/full_sft_32.json").read_text())
     del sidecar["run"]

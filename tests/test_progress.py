@@ -1,4 +1,4 @@
-"""The bar, the plain lines of a log, and the rate that both and the metrics file tell."""
+"""The bar, the plain lines of a log, and the rate that both and the metrics file show."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Several ranks: one order of the samples, one decision for all, and no fault of one that the others do not survive.
+"""Several ranks: one order of the samples, one decision for all, and every fault of one is survived.
 
 Most of it is a short version of proofs/rank_faults.py, with the recipe itself in real processes.
 """
@@ -99,11 +99,11 @@ def test_a_loss_of_nan_on_one_rank_is_one_skipped_step(bench, parallel):
     computes_nan(bench, parallel)
 
 
-def test_any_number_of_ranks_goes_on_with_the_same_samples(bench):
+def test_any_number_of_ranks_continues_with_the_same_samples(bench):
     changing_ranks(bench, [(1, "ddp", 0), (2, "fsdp", 1), (4, "ddp", 4), (3, "fsdp", 0), (1, "ddp", 1)])
 
 
-def test_torchrun_restarts_go_on_from_the_resume_state(bench):
+def test_torchrun_restarts_continue_from_the_resume_state(bench):
     torchrun_restarts(bench, kills=1)
 
 
@@ -264,7 +264,7 @@ def test_no_machine_goes_on_before_the_slowest_one(tmp_path):
 
 
 def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str:
-    """The recipe's beginning, where the second rank was given other flags; what it says."""
+    """Starts like the recipe, with other flags for the second rank; returns what it says."""
     flags = odd_flags if ranks.rank else ()
     settings = parse_flags(SFTSettings, "", [
         "--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "1", "--device", "cpu",

@@ -1,4 +1,4 @@
-"""Stopped, killed, started again, with the same or other settings: the programs as people run them."""
+"""Runs the programs as people do: stopped, killed, restarted, with the same or other settings."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from programs import (
 )
 
 
-def test_ctrl_c_saves_after_the_step_in_hand_and_resume_ends_with_the_same_weights(sft_data, tmp_path):
+def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights(sft_data, tmp_path):
     common = ["--data_path", sft_data, "--batch_size", 2, "--epochs", 8, "--dropout", 0.1, "--keep_best", 0,
               "--log_interval", 1, "--save_dtype", "float32", *NEW]
     succeed(SFT, *common, "--save_dir", tmp_path / "whole")
@@ -63,7 +63,7 @@ def test_resume_with_other_data_is_refused_by_name(sft_data, tmp_path):
                      line)
 
 
-def test_changed_data_is_allowed_to_those_who_mean_it(sft_data, tmp_path):
+def test_changed_data_is_allowed_on_request(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     other = write_rows(tmp_path / "other.jsonl", questions(80))
     stop_after_a_step(common, sft_data, tmp_path)
@@ -72,7 +72,7 @@ def test_changed_data_is_allowed_to_those_who_mean_it(sft_data, tmp_path):
     assert "wrote" in shown
 
 
-def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
+def test_a_resumed_run_reports_changed_settings(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     stop_after_a_step(common, sft_data, tmp_path)
     shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
@@ -82,7 +82,7 @@ def test_settings_that_a_resumed_run_changes_are_told(sft_data, tmp_path):
     assert "weight_decay was" not in shown
 
 
-def test_another_template_is_refused_even_so(sft_data, tmp_path):
+def test_another_template_is_refused_even_then(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1, "--data_path", sft_data, "--allow_changed_data", 1]
     stop_after_a_step(common, sft_data, tmp_path)
     (path,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
@@ -95,7 +95,7 @@ def test_another_template_is_refused_even_so(sft_data, tmp_path):
     assert f"--from_resume 1: chat_template was another in {path}, now it is " in refuse(SFT, *common)
 
 
-def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_data, tmp_path):
+def test_a_new_run_sets_the_states_of_the_earlier_one_aside(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     stop_after_a_step(common, sft_data, tmp_path)
     shown = succeed(SFT, *common, "--max_steps", 2, "--overwrite", 1)
@@ -103,7 +103,7 @@ def test_a_training_that_starts_anew_sets_the_earlier_one_s_states_aside(sft_dat
     assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
 
 
-def test_a_finished_training_goes_on_where_more_is_asked_for_and_refuses_less(sft_data, tmp_path):
+def test_a_finished_run_continues_to_more_steps_and_refuses_fewer(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4, "--keep_best", 0]
     succeed(SFT, *common, "--max_steps", 4)
     assert "--max_steps was 4, now it is 7" in succeed(SFT, *common, "--max_steps", 7, "--from_resume", 1)
@@ -114,14 +114,14 @@ def test_a_finished_training_goes_on_where_more_is_asked_for_and_refuses_less(sf
     assert "full_sft_32.pth is gone" in refuse(SFT, *common, "--max_steps", 7, "--from_resume", 1)
 
 
-def test_an_unfinished_training_is_not_ended_by_asking_for_less(sft_data, tmp_path):
+def test_asking_for_fewer_steps_does_not_end_an_unfinished_run(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     stop_after_a_step([*common, "--max_steps", 70], sft_data, tmp_path, after=3)
     line = refuse(SFT, *common, "--data_path", sft_data, "--max_steps", 2)
     assert re.search(r"--from_resume 1: \d+ steps have been taken already, more than the 2 that --epochs and", line)
 
 
-def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp_path):
+def test_asking_for_exactly_the_steps_made_ends_the_run(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
     stop_after_a_step([*common, "--keep_best", 0], sft_data, tmp_path)
     (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
@@ -130,7 +130,7 @@ def test_asking_for_no_more_steps_than_were_made_ends_the_training(sft_data, tmp
     assert "validation loss" not in wrote
 
 
-def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_path):
+def test_unusable_states_do_not_make_a_run_start_over(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     succeed(SFT, *common, "--max_steps", 2)
     (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
@@ -141,7 +141,7 @@ def test_states_that_cannot_be_used_are_no_reason_to_start_over(sft_data, tmp_pa
     assert (tmp_path / "full_sft_32.pth").read_bytes() == weights
 
 
-def test_a_state_without_a_scaler_goes_on_in_float16(sft_data, tmp_path):
+def test_a_state_without_a_scaler_continues_in_float16(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data, "--batch_size", 4]
     succeed(SFT, *common, "--max_steps", 2, "--dtype", "float32")
     shown = succeed(SFT, *common, "--max_steps", 4, "--dtype", "float16", "--from_resume", 1)
@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_when_weights_are_written_is_one_line(sft_data, tmp_
     assert re.search(r"full_sft_32\.pth: cannot be written", done.stderr)
 
 
-def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp_path):
+def test_a_broken_pipe_does_not_stop_a_run(sft_data, tmp_path):
     command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 8,
                                "--eval_interval", 1)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
@@ -168,7 +168,7 @@ def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_training(sft_data, tmp
 
 
 def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> None:
-    """Leaves the resume state of a training that a signal stopped, `after` so many steps or a few more."""
+    """Leaves the resume state of a run that a signal stopped after `after` steps or a few more."""
     metrics = out / "full_sft_32_metrics.jsonl"
     given = flags if "--data_path" in flags else [*flags, "--data_path", data]
     command, options = program(SFT, *given, "--batch_size", 1, "--log_interval", 1)
@@ -185,7 +185,7 @@ def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(sft_data, tmp_path):
     common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
     command, options = program(SFT, *common, "--batch_size", 1, "--epochs", 1000)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
@@ -201,7 +201,7 @@ def test_a_second_training_in_the_same_place_is_refused(sft_data, tmp_path):
     assert "wrote" in succeed(SFT, *common, "--max_steps", 1, "--overwrite", 1)
 
 
-def test_ctrl_c_before_the_training_starts_is_one_line(tmp_path):
+def test_ctrl_c_before_training_starts_is_one_line(tmp_path):
     rows = write_rows(tmp_path / "long.jsonl", questions(40_000))
     command, options = program(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)

@@ -37,7 +37,7 @@ def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
     saves, save = [], written.checkpoints.save
     written.checkpoints.save = lambda *arguments: (saves.append(arguments[-1]), save(*arguments))
     assert written.run(interrupt_at=8) == 130
-    assert saves == [False, False, True], "after steps 3 and 6 training goes on at once, at the end it waits"
+    assert saves == [False, False, True], "after steps 3 and 6 training continues at once, at the end it waits"
 
     again = Training(tmp_path / "b", resume=True, async_save=1)
     assert again.state.step == 8 and again.run() == 0

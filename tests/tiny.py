@@ -1,4 +1,4 @@
-"""A tiny model and tiny data that tests of the training share."""
+"""A tiny model and tiny data for tests of training."""
 
 import numpy as np
 

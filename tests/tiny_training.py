@@ -1,4 +1,4 @@
-"""A whole training of the tiny model, with or without an interruption, that tests of the loop share."""
+"""A whole run of the tiny model, with or without an interruption, for tests of the loop."""
 
 import json
 import os

@@ -56,7 +56,7 @@ class PendingState(NamedTuple):
 
 
 class Checkpoints:
-    """The resume states of one run, in a folder that no other process writes to meanwhile.
+    """The resume states of one run, in a folder that only this process writes to.
 
     Use it as a context manager. Entering takes the folder's lock; a run that does not continue an earlier one (`fresh`)
     then moves that one's states to `<folder>.previous`. If the run fails before `begin`, leaving moves them back. Under
@@ -325,7 +325,7 @@ class Checkpoints:
                 good += 1
 
     def _remove(self, path: Path) -> None:
-        """Hides a state before it deletes it, so that nobody finds half of it. What cannot be removed stays."""
+        """Hides a state before deleting it, so that nobody finds half of it. One that cannot be deleted stays."""
         hidden = path.with_name(f".{path.name}.removed.tmp")
         shutil.rmtree(hidden, ignore_errors=True)
         with suppress(OSError):

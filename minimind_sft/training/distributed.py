@@ -151,7 +151,7 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _says_that_a_rank_is_gone(error):
             raise
-        raise ProcessLost(f"cannot go on with the other ranks ({first_line(error)})") from error
+        raise ProcessLost(f"lost the other ranks ({first_line(error)})") from error
     dist.destroy_process_group()  # only after a good end: it would wait for a rank that is gone
 
 

@@ -21,4 +21,4 @@ class Learner:
     """Scales float16 losses; disabled, and then without effect, in other precisions."""
     ranks: Ranks
     dtype: torch.dtype
-    """What matrices are multiplied in; weights, norms, softmax and loss stay float32."""
+    """The precision of matrix products; weights, norms, softmax and loss stay float32."""

@@ -1,7 +1,7 @@
 """Claims the files that a run writes; overwrites another run's files only when asked to.
 
 Every run has an id, recorded in `run.json` beside its resume states and in the sidecar of its weights. By it, a resumed
-run tells its own files from those that somebody has put in their place meanwhile.
+run tells its own files from others that have since been put in their place.
 """
 
 import json
@@ -71,7 +71,7 @@ class Outputs:
         """Settles which run this is, and refuses to write over another run's files.
 
         Args:
-            fresh: whether this run starts anew even if there are resume states.
+            fresh: whether this run starts from the beginning, even if there are resume states.
             reads: the weights that it starts from.
 
         Raises:

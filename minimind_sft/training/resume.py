@@ -29,7 +29,7 @@ def resume(checkpoints: Checkpoints, fresh: TrainState, learner: Learner, *, all
         if refused:
             raise UserError(f"--from_resume 1: none of the resume states in {checkpoints.folder} can be used (the "
                             f"newest: {refused[0]}); --overwrite without --from_resume 1 sets them aside and "
-                            "starts anew")
+                            "starts from the beginning")
         aside = f" ({shown(checkpoints.previous)} has those of the previous run)" * checkpoints.previous.exists()
         say(f"resume      no resume state in {shown(checkpoints.folder)}{aside}; starting from the beginning")
         return fresh

@@ -5,8 +5,8 @@ safetensors, `weights-00001-of-00001.safetensors` and `optimizer-00001-of-00001.
 model is sharded. The shards of a tensor follow one another along its first dimension, so a state written by any number
 of ranks can be read by any other number. A manifest lists the SHA-256 of each file (manifest.py).
 
-Random state is not among it: dropout's is a pure function of (seed, step, rank), set anew at every step
-(`loop.seed_step`), and the data order is one of (seed, epoch).
+No random state is needed: dropout's is a pure function of (seed, step, rank), set at every step (`loop.seed_step`),
+and the data order is one of (seed, epoch).
 """
 
 import re
@@ -50,7 +50,7 @@ class TrainState:
     best_eval_loss: float | None = None
     finished: bool = False
     identity: dict = field(default_factory=dict)
-    """What identifies the run: model, tokenizer, data, ... A resumed run must agree (`identity.run_identity`)."""
+    """Identifies the run: model, tokenizer, data, ... A resumed run must agree (`identity.run_identity`)."""
     settings: dict = field(default_factory=dict)
     """Settings that decide what is learned. A resumed run may change them, and says so."""
 

@@ -44,7 +44,7 @@ class Saver:
             self._write_weights(state)
 
     def save(self, state: TrainState, learner: Learner, wait: bool = True) -> None:
-        """Writes the weights, unless better ones are on disk, and then the resume state, which relies on them.
+        """Writes the weights, unless better ones are on disk, and then the resume state, which refers to them.
 
         Without `wait`, training continues while the resume state is written.
         """
