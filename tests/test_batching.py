@@ -1,4 +1,4 @@
-"""Which samples form a step, on which rank, in which micro-batch."""
+"""Decides which samples form a step, on which rank and in which micro-batch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is supervised, many rows at once, and the templates to choose from."""
+"""What is supervised, encoding many rows at once, and the choice of a template."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -105,7 +105,7 @@ def test_many_rows_are_the_rows_one_by_one():
     assert template.encode_batch([]) == []
 
 
-def test_prompt_mismatches_are_told():
+def test_prompt_mismatches_are_reported():
     chat = conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     assert BUNDLED.prompt_mismatches(chat) == []
 

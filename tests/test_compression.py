@@ -1,4 +1,4 @@
-"""Compressed files are read as what they hold."""
+"""Compressed files are read like their content."""
 
 import bz2
 import gzip

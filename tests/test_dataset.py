@@ -1,4 +1,4 @@
-"""Samples: what is held out, what an epoch takes of several sources, and what the counts say."""
+"""Held-out samples, the samples that an epoch takes from several sources, and the counts."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Which precision `--dtype auto` picks, and what it says about that."""
+"""The precision that `--dtype auto` chooses, and how it is described."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Files that are not what they seem."""
+"""Reading text and JSON objects, and files that are not what they seem."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows in none of the formats, or with a field that is wrong: the error names the field as the row has it."""
+"""Rows in no known format, or with a wrong field: the error names the field as the row does."""
 
 import pytest
 from test_formats import TOOL, assistant, refusal, user

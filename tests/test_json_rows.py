@@ -1,4 +1,4 @@
-"""A file of JSON becomes its rows, whatever its layout and its suffix."""
+"""A JSON file is read into rows, whatever its layout and its suffix."""
 
 import json
 import time
@@ -45,7 +45,7 @@ def test_arrays_that_end_early_or_are_none(tmp_path, text, said):
     assert rows_or_errors(write(tmp_path / "a.json", text)) == said
 
 
-def test_rows_on_one_line_are_told_apart_by_their_number(tmp_path):
+def test_rows_on_one_line_are_numbered(tmp_path):
     file = write(tmp_path / "a.json", b'[{"a": 1}, 2, {"a": 3},\n4, 5]')
     assert places(file) == [
         "1", "1 (row 2)", "1 (row 3)", "2", "2 (row 5)"]
@@ -124,13 +124,13 @@ def without_end(line: int) -> str:
 
 
 @pytest.mark.parametrize("indent", [0, 2])
-def test_a_torn_object_is_told_once(tmp_path, indent):
+def test_a_torn_object_is_one_error(tmp_path, indent):
     whole, torn = json.dumps(ROWS[1], indent=indent), json.dumps(ROWS[0], indent=indent)[:-12]
     assert rows_or_errors(write(tmp_path / "a.jsonl", f"{whole}\n{torn}".encode())) == [ROWS[1], without_end(4)]
     assert rows_or_errors(write(tmp_path / "b.jsonl", torn.encode())) == [without_end(1)]
 
 
-def test_a_part_of_an_object_is_told_once_and_is_no_row(tmp_path):
+def test_a_part_of_an_object_is_one_error_and_not_a_row(tmp_path):
     """Without the lines before it, {"text": "no row"} could be taken for running text."""
     text = b' "content": [\n  {\n   "text": "no row"\n  },\n  {"text": "no row"}\n ]\n}\n{"text": "a row"}\n]\n'
     inside = "expected one JSON object per row, found the middle or the end of one (is the part before it missing?)"

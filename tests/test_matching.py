@@ -1,4 +1,4 @@
-"""Weights, tokenizer and chat template that do not belong together are refused in words, with the flag to use."""
+"""Weights, tokenizer and chat template that do not belong together are refused, with the flag to use."""
 
 import json
 import shutil
@@ -112,7 +112,7 @@ def command(*flags: str) -> dict:
     ({"training": {"command": "an 'unclosed quote"}, "tokenizer_facts": {"name": 3, "tokens": [], "added_tokens": 1}},
      None, "another tokenizer, not with the bundled one: added_tokens was 1, here it is "),
 ])
-def test_another_tokenizer_is_told_in_words(recorded, choice, message):
+def test_another_tokenizer_is_described(recorded, choice, message):
     """Sidecars of earlier versions have no facts, but the command that made the weights."""
     line = refused(check_tokenizer, weights({"tokenizer": "0" * 64, **recorded}), BUNDLED, choice)
     assert line.startswith(f"w.json: the weights were trained with {message}")
@@ -143,7 +143,7 @@ def alpaca() -> ChatTemplate:
     return make_template(BUNDLED, "alpaca", "<|im_end|>")
 
 
-def test_another_template_is_told_in_words(alpaca):
+def test_another_template_is_described(alpaca):
     own = ChatTemplate(BUNDLED)
     sidecar = json.loads(json.dumps({"chat_template": alpaca.fingerprint, "training": command(
         "--chat_template alpaca --end_of_turn '<|im_end|>'"),

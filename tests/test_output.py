@@ -1,4 +1,4 @@
-"""Terminals without our characters, readers that leave, disks without room, torchrun's report: in every program."""
+"""Terminals without our characters, readers that leave, full disks, torchrun's report: in every program."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
     ("ProcessLost('rank 1 is gone')", 60,
      "error: rank 1 is gone; --from_resume 1 continues from the last resume state"),
 ])
-def test_torchrun_is_told_the_message_and_that_a_lost_rank_is_a_consequence(tmp_path, error, seconds, message):
+def test_torchrun_receives_the_message_and_sees_a_lost_rank_as_a_consequence(tmp_path, error, seconds, message):
     file = tmp_path / "error.json"
     done = python(f"import time\nnow = time.time()\ntime.time = lambda: 1000.0\ndef main(): raise {error}",
                   environment={"TORCHELASTIC_ERROR_FILE": str(file), "RANK": "2"})

@@ -1,4 +1,4 @@
-"""Rows with a chosen and a rejected answer: refused with advice, or made into a row of the chosen one."""
+"""Rows with a chosen and a rejected answer are refused with advice, or reduced to the chosen answer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Samples are made once, the same in one process and in many, and never half."""
+"""Samples are prepared once, the same in one process and in many, and never incompletely."""
 
 import multiprocessing
 import os
@@ -198,7 +198,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, smal
     assert folders(tmp_path / "prepared") == [dataset.folder]
 
 
-def test_a_worker_that_dies_is_told_and_leaves_nothing(tmp_path, small_chunks):
+def test_a_worker_that_dies_is_reported_and_leaves_nothing(tmp_path, small_chunks):
     class Deadly(SFTEncoder):
         def encode(self, rows):
             if any(place.endswith(":200") for place, _ in rows):

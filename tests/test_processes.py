@@ -1,4 +1,4 @@
-"""How many workers start, and how, on other systems than this one."""
+"""How many workers start, and how, on other systems."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Files of rows are found and read; what is wrong with one is said in one line."""
+"""Data files are found and read; every problem is reported on one line."""
 
 import pytest
 from data_files import rows_or_errors, write
@@ -118,7 +118,7 @@ def test_a_mark_before_a_first_line_of_just_the_longest_length(tmp_path, monkeyp
     assert rows_or_errors(file)[1:] == [{"a": 1}]
 
 
-def test_a_folder_is_told_how_to_name_its_files(tmp_path):
+def test_a_folder_is_refused_with_a_pattern_for_its_files(tmp_path):
     folder = "expected a file, found a folder"
     with pytest.raises(UserError) as empty:
         find_files([tmp_path])
@@ -131,7 +131,7 @@ def test_a_folder_is_told_how_to_name_its_files(tmp_path):
     assert str(repository.value) == f"{tmp_path}: {folder} ({tmp_path}/data/*.parquet names the files in it)"
 
 
-def test_rows_written_as_python_writes_them_are_told_how_to_be_json(tmp_path):
+def test_rows_written_as_python_literals_are_refused_with_a_hint(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.jsonl", b"{'a': 1}\n{\"a\": 1, b: 2}")) == [
         "1: expected one JSON object per row, found broken JSON at column 2: Expecting property name enclosed in "
         "double quotes; is it a Python literal? json.dumps writes JSON",

@@ -1,4 +1,4 @@
-"""Files that are not what their names say are recognised, in one line with what helps."""
+"""Files whose content is not what their names say are refused with a remedy."""
 
 import bz2
 import gzip
@@ -80,7 +80,7 @@ def test_other_kinds_of_file(tmp_path, name, content, message):
     assert refusal(write(tmp_path / name, content)) == message
 
 
-def test_text_in_gb18030_is_told_once_with_what_converts_it(tmp_path):
+def test_text_in_gb18030_is_one_error_with_the_command_that_converts_it(tmp_path):
     file = write(tmp_path / "a b.jsonl", (CHINESE * 50).encode("gb18030"))
     assert refusal(file) == (
         "expected UTF-8, found what looks like GB18030; to convert the file: "

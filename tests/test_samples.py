@@ -1,4 +1,4 @@
-"""What becomes of a row: its samples, cut to the longest length, and how that is counted."""
+"""A row becomes samples of at most the maximum length, and is counted."""
 
 from importlib.resources import files
 
@@ -261,7 +261,7 @@ def test_a_row_of_several_sequences_fits_only_if_all_do():
     assert counts.truncated == 1 and dataset.lengths(0) == [first - 1, second]
 
 
-DRESSES = {
+FORMATS = {
     "minimind": {"conversations": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
                                    {"role": "assistant", "content": "b"}, {"role": "user", "content": "c\n1"},
                                    {"role": "assistant", "content": "d"}]},
@@ -283,9 +283,9 @@ DRESSES = {
 @pytest.mark.parametrize("choice", ["chatml", "alpaca"])
 def test_one_conversation_is_the_same_in_every_dress_and_in_a_chat(choice):
     template = make_template(TOKENIZER, choice)
-    dataset, counts = encode(SFTEncoder(template, 1000), *DRESSES.values())
-    assert counts.bad == [] and len(dataset) == len(DRESSES)
+    dataset, counts = encode(SFTEncoder(template, 1000), *FORMATS.values())
+    assert counts.bad == [] and len(dataset) == len(FORMATS)
     examples = [(one.input_ids.tolist(), one.labels.tolist()) for sample in dataset for one in sample]
     assert all(example == examples[0] for example in examples)
-    for row in DRESSES.values():
+    for row in FORMATS.values():
         assert template.prompt_mismatches(parse_conversation(row, "a:1")) == []

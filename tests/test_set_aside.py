@@ -1,4 +1,4 @@
-"""Files that are replaced move aside in one piece, also when the process is killed in the midst of it."""
+"""Replaced files move aside together, even if the process is killed meanwhile."""
 
 import multiprocessing
 import signal

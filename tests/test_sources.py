@@ -1,4 +1,4 @@
-"""What --data_path names."""
+"""Resolving --data_path."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Comma- and tab-separated tables become rows, each at the line that it begins at."""
+"""Comma- and tab-separated tables are read into rows, each at its first line."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Which fields a chat template renders, and what becomes of rows that need others."""
+"""Which fields a chat template renders, and what happens to rows that need others."""
 
 import json
 from dataclasses import replace
@@ -97,7 +97,7 @@ def test_a_chat_is_refused_what_it_would_not_show():
      "conversations[1].tool_calls"),
     ({"system": "s", "instruction": "x", "output": "y"}, "system"),
 ])
-def test_the_row_is_told_in_its_own_names(row, name):
+def test_an_error_uses_the_names_of_the_row(row, name):
     if "from" in str(row):
         row["conversations"][1]["value"] = '{"name": "f", "arguments": {}}'
     with pytest.raises(UserError, match=r"does not render") as error:

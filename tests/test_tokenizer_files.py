@@ -1,4 +1,4 @@
-"""Tokenizer folders in the forms that tools and versions give them: read where the meaning is clear, else one line."""
+"""Tokenizer folders as tools and versions write them are read if their meaning is clear, else refused."""
 
 import json
 from pathlib import Path
