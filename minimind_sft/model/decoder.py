@@ -60,7 +60,7 @@ class DecoderLayer(nn.Module):
         """Computes the second residual line at the positions `read_N` only.
 
         On a CPU the last layer skips the positions that the head does not read: 2% of a training step
-        (docs/train_variants.json).
+        (benchmarks/results/train_variants.json).
         """
         normed_TD = self.post_attention_layernorm(x_TD)
         y_ND = self.mlp(normed_TD.index_select(0, read_N))
