@@ -1,13 +1,14 @@
 """Sidecars: whatever stands in one, the answer is a configuration or one line with file and field."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 from tiny import TINY, TINY_MOE
 
 from minimind_sft.errors import UserError
-from minimind_sft.model.config import YarnScaling
+from minimind_sft.model import sidecar
+from minimind_sft.model.config import ModelConfig, YarnScaling
 from minimind_sft.model.sidecar import model_config, read_sidecar
 
 MODEL = asdict(TINY)
@@ -86,6 +87,29 @@ def test_a_field_of_the_model_that_is_missing_is_named(tmp_path, field):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": {name: value for name, value in MODEL.items() if name != field}}))
     assert refused(path) == f": model.{field}: missing; a sidecar has every field of the configuration"
+
+
+def test_a_field_of_a_later_version_may_be_missing(tmp_path, monkeypatch):
+    """Sidecars of earlier versions then mean its default; `since` marks the field."""
+    @dataclass(frozen=True)
+    class Later(ModelConfig):
+        norm: str = field(default="rms", metadata={"since": "0.2.0"})
+
+    monkeypatch.setattr(sidecar, "ModelConfig", Later)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": MODEL}))
+    assert model_config(read_sidecar(path), path) == Later(**MODEL)
+    path.write_text(json.dumps({"model": MODEL | {"norm": "layer"}}))
+    assert model_config(read_sidecar(path), path).norm == "layer"
+    path.write_text(json.dumps({"model": MODEL | {"norm": 3}}))
+    assert refused(path) == ": model.norm: expected a string, found 3"
+
+
+@pytest.mark.parametrize("field", ["head_dim", "intermediate_size", "moe_intermediate_size", "rope_scaling"])
+def test_a_field_that_follows_from_others_may_be_null(tmp_path, field):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": MODEL | {field: None}}))
+    assert model_config(read_sidecar(path), path) == ModelConfig(**MODEL | {field: None})
 
 
 @pytest.mark.parametrize(("scaling", "message"), [

@@ -72,14 +72,21 @@ def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str, Any]:
-    """Returns the values once every field of the dataclass has one, of its type."""
+    """Returns the values once every field of the dataclass has one, of its type.
+
+    A field whose metadata has `since`, the version that added it, may be missing: its default is meant.
+    """
     known = {field.name: field for field in fields(config_class)}
     for name in values:
         if name not in known:
             raise UserError(f"{place}.{printable(name)}: unknown field (written by a later version, or misspelled)")
     for name, field in known.items():
         if name not in values:
+            if "since" in field.metadata:
+                continue
             raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")
+        if values[name] is None and field.default is None:
+            continue
         kinds = get_args(field.type) or (field.type,)
         if not any(_is(values[name], kind) for kind in kinds):
             raise UserError(f"{place}.{name}: expected {KINDS[kinds[0]]}, found {describe(values[name])}")
