@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 import torch
 from programs import (
     NEW,
@@ -21,6 +22,12 @@ from programs import (
     succeed,
     write_rows,
 )
+
+from minimind_sft.errors import UserError
+from minimind_sft.settings.spec import recorded
+from minimind_sft.settings.training import SFTSettings
+from minimind_sft.training.resume import compare_with_run
+from minimind_sft.training.resume_state import TrainState
 
 
 def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights(sft_data, tmp_path):
@@ -211,3 +218,20 @@ def test_ctrl_c_before_training_starts_is_one_line(tmp_path):
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors and errors.splitlines()[-1] == "interrupted"
+
+
+def test_a_state_without_a_setting_that_was_added_later_means_its_default():
+    settings, said = SFTSettings(), []
+    fresh = TrainState(identity={**recorded(settings, "samples"), "data": "a", "model.aux_loss_scope": "document"},
+                       settings=recorded(settings, "weights"))
+    earlier = TrainState(identity={"data": "a"}, settings={})
+    compare_with_run(earlier, fresh, Path("step-00000001"), False, said.append)
+    assert said == []
+
+    fresh.settings["grad_clip"] = 2.0
+    compare_with_run(earlier, fresh, Path("step-00000001"), False, said.append)
+    assert said == ["resume      --grad_clip was 1.0, now it is 2.0"]
+
+    fresh.identity["model.aux_loss_scope"] = "batch"
+    with pytest.raises(UserError, match=r"model.aux_loss_scope was document in step-00000001, now it is batch"):
+        compare_with_run(earlier, fresh, Path("step-00000001"), False, said.append)

@@ -1,7 +1,7 @@
 """Identifies a run: what must be equal on all ranks and on resume."""
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ from minimind_sft.training.distributed import Ranks
 
 CHANGEABLE = tuple(recorded(SFTSettings, "samples"))
 """Keys of `run_identity` that `--allow_changed_data 1` lets a resumed run change: all that decides the samples."""
+
+IMPLIED = {**{f"model.{one.name}": one.default for one in fields(ModelConfig)},
+           **recorded(SFTSettings, "samples"), **recorded(SFTSettings, "weights")}
+"""What a resume state implies for a key it lacks, because a later version added it: the default."""
 
 
 def run_identity(settings: TrainSettings, encoder: RowEncoder, model: ModelConfig, train_set: Samples,

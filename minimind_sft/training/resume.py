@@ -7,7 +7,7 @@ from pathlib import Path
 from minimind_sft.errors import UserError
 from minimind_sft.paths import shown
 from minimind_sft.training.checkpoint import Checkpoints
-from minimind_sft.training.identity import CHANGEABLE
+from minimind_sft.training.identity import CHANGEABLE, IMPLIED
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.resume_state import TrainState, load_tensors
 
@@ -47,7 +47,7 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
         UserError: if the state belongs to another run.
     """
     for name, now in fresh.identity.items():
-        was = state.identity.get(name)
+        was = state.identity.get(name, IMPLIED.get(name))
         if was == now:
             continue
         if not (allow_changed_data and name in CHANGEABLE):
@@ -56,8 +56,9 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
         say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
         state.best_eval_loss = None  # it may have been measured on other samples
     for name, now in fresh.settings.items():
-        if state.settings[name] != now:
-            say(f"resume      --{name} was {state.settings[name]}, now it is {now}")
+        was = state.settings.get(name, IMPLIED.get(name))
+        if was != now:
+            say(f"resume      --{name} was {was}, now it is {now}")
     if state.samples_per_step != fresh.samples_per_step:
         say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
             f"(the flags say {fresh.samples_per_step})")
