@@ -1,4 +1,4 @@
-"""Conversations for the tests of the chat template, and what must hold for each of them."""
+"""Conversations for tests of chat templates, and the invariants of encoding them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,13 @@ CALL = [{"name": "weather", "arguments": {"city": "罗马"}}]
 
 
 def conversation(*turns: tuple, tools: list | None = None) -> Conversation:
-    """From (role, content) or (role, content, further fields)."""
+    """Returns a conversation of turns (role, content) or (role, content, further fields)."""
     rows = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in turns]
     return parse_conversation({"conversations": rows, "tools": tools}, "a.jsonl:3")
 
 
 class Lists(NamedTuple):
-    """One sequence, in lists that can be compared."""
+    """One sequence as lists, which can be compared."""
 
     input_ids: list[int]
     supervised: list[bool]
@@ -42,7 +42,7 @@ def encode_one(template: ChatTemplate, chat: Conversation) -> Lists:
 
 
 def supervised_texts(template: ChatTemplate, chat: Conversation, supervise: Supervision = ALL_TURNS) -> list[str]:
-    """The text of every run of supervised tokens, over all sequences."""
+    """Returns the text of every contiguous stretch of supervised tokens, over all sequences."""
     texts = []
     for encoded in encode(template, chat, supervise):
         before = False
@@ -79,8 +79,8 @@ def harmless(chat: Conversation) -> Conversation:
 
 
 def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
-    """Control tokens are those of the same conversation about nothing; every answer is learned exactly once; before it
-    stands, id for id, what the model sees when it is asked there."""
+    """Checks that control tokens do not depend on the contents, that every answer is learned exactly once, and that
+    the ids before it equal the generation prompt."""
     answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
     assert template.prompt_mismatches(chat) == []
     for encoded, plain in zip(encode(template, chat), encode(template, harmless(chat)), strict=True):
@@ -98,7 +98,7 @@ def check_invariants(template: ChatTemplate, chat: Conversation) -> None:
 
 
 def chat(*said: str, roles: str = "") -> dict:
-    """User and assistant in turns, or who `roles` says: one letter each."""
+    """Returns a row with alternating user and assistant turns, or with these roles, one letter each."""
     names = {"s": "system", "u": "user", "a": "assistant"}
     return {"conversations": [{"role": names[role], "content": text}
                               for role, text in zip(roles or "ua" * len(said), said, strict=False)]}

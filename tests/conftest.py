@@ -1,4 +1,4 @@
-"""Fixtures for all rooms."""
+"""Fixtures for all tests."""
 
 import threading
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 from programs import questions, write_rows
 from tqdm import tqdm
 
-torch.set_num_threads(1)  # the tensors are tiny, and other processes of the tests want the cores too
-# A worker's death raises in a signal handler, wherever the program is. While tqdm takes its lock, that leaves the lock
-# taken, and tqdm's own is shared with every process that is forked later: they would wait for it for ever.
+torch.set_num_threads(1)  # the tensors are tiny, and other test processes need the cores
+# The death of a worker raises in a signal handler at any point of the program. While tqdm takes its lock, this leaves
+# the lock taken, and processes forked later share tqdm's own lock: they would wait for it forever.
 tqdm.set_lock(threading.RLock())
-tqdm.monitor_interval = 0  # no thread that could hold it while a process is forked
+tqdm.monitor_interval = 0  # no thread may hold the lock while a process is forked
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data and reference values that lies beside a developer's checkout."""
+    """Returns the folder with real data and reference values beside a developer's checkout."""
     folder = REPOSITORY.parent / "shared"
     if not (folder / "REFERENCE.md").exists():
         pytest.skip("the reference folder ../shared is not here; this test compares with it")
@@ -33,5 +33,5 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def sft_data(tmp_path_factory) -> Path:
-    """Forty short conversations."""
+    """Writes forty short conversations to a file and returns its path."""
     return write_rows(tmp_path_factory.mktemp("data") / "sft.jsonl", questions(40))

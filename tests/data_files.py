@@ -1,4 +1,4 @@
-"""Files of data for tests, and what is read from them."""
+"""Writing data files and reading their rows, errors and places."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def rows_or_errors(file: Path) -> list[dict | str]:
-    """Each row, or what is said about it after the file's name."""
+    """Returns each row, or its error message without the file's name."""
     found = []
     for raw in read_raw_rows(file):
         try:
@@ -24,7 +24,7 @@ def rows_or_errors(file: Path) -> list[dict | str]:
 
 
 def places(file: Path) -> list[str]:
-    """Where each row stands, after the file's name."""
+    """Returns the place of each row without the file's name."""
     return [raw.place.removeprefix(f"{file}:") for raw in read_raw_rows(file)]
 
 

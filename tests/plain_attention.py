@@ -1,4 +1,4 @@
-"""Attention written out, one token and one head at a time: what the fast ones are compared with."""
+"""Written-out attention, one token and one head at a time, for comparison with the fast forms."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def flat_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> list[torch.Tens
 
 
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: tuple[int, ...]) -> torch.Tensor:
-    """Token by token and head by head; query heads 0, 1 read key/value head 0 and heads 2, 3 head 1."""
+    """Attends token by token and head by head; query heads 0, 1 read key/value head 0 and heads 2, 3 head 1."""
     out = torch.zeros_like(q)
     rows = []
     for start, end in itertools.pairwise(cu_seqlens):

@@ -1,4 +1,4 @@
-"""Running the programs as people do, in a process of their own, on small data."""
+"""Running the programs as a user does, in their own process, on small data."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
 PATIENCE = 600.0
-"""Seconds after which a process counts as hanging: none of them takes a tenth of it, and machines differ."""
+"""Seconds after which a process counts as hanging; none needs a tenth of them on a usual machine."""
 NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
 
 
@@ -20,7 +20,7 @@ def program(script: str, *arguments: object, module: tuple[str, ...] = (), cwd: 
     return [[sys.executable, *module, str(REPOSITORY / script), *map(str, arguments)],
             {"cwd": cwd, "text": True, "encoding": "utf-8",
              "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "COLUMNS": "100",
-                     "CUDA_VISIBLE_DEVICES": "",  # expected results are those of a CPU, wherever the tests run
+                     "CUDA_VISIBLE_DEVICES": "",  # expected results are those of a CPU
                      **environment}}]
 
 
@@ -36,7 +36,7 @@ def succeed(script: str, *arguments: object, **keywords) -> str:
 
 
 def refuse(script: str, *arguments: object, **keywords) -> str:
-    """The one line that a bad input gets."""
+    """Runs a program that must fail with status 2 and one line of error, which it returns."""
     done = run(script, *arguments, **keywords)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""A program in a pseudo-terminal, typed into as a person does."""
+"""A program in a pseudo-terminal, typed into as a user does."""
 
 import codecs
 import os
@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 300
-"""Only a hung program takes as long."""
+"""Seconds after which a program counts as hanging."""
 
 
 class Terminal:
-    """Runs `command` in a terminal of that many columns; `shown` is all that it wrote so far."""
+    """Runs `command` in a terminal of `columns` columns; `shown` is its output that is not read yet."""
 
     def __init__(self, command: list[str], columns: int = 80, **environment: str):
         import fcntl
@@ -45,7 +45,7 @@ class Terminal:
             rest = rest[os.write(self._master, rest):]
 
     def interrupt(self) -> None:
-        """Presses Ctrl-C once the program waits for input: Python overlooks one that comes an instant earlier."""
+        """Presses Ctrl-C once the program waits for input; Python misses one that comes just before."""
         until = time.monotonic() + SECONDS
         while not self._sleeps():
             assert time.monotonic() < until, "the program is busy"
@@ -53,11 +53,11 @@ class Terminal:
         self.type("\x03")
 
     def paste(self, text: str) -> None:
-        """As a terminal pastes that was asked to bracket it: line ends become carriage returns."""
+        """Pastes like a terminal in bracketed-paste mode: line ends become carriage returns."""
         self.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
 
     def wait_for(self, text: str) -> str:
-        """Returns what was written up to the next `text`, which is then behind us."""
+        """Returns the output before the next `text` and removes both from `shown`."""
         until = time.monotonic() + SECONDS
         while text not in self.shown:
             assert time.monotonic() < until, f"no {text!r} in {self.shown!r}"
@@ -68,7 +68,7 @@ class Terminal:
         return before
 
     def end(self) -> int:
-        """Waits for the program to end; returns its exit status, `shown` having the rest of what it wrote."""
+        """Waits for the program to end and returns its exit status; `shown` has the rest of the output."""
         while self._read():
             pass
         return self.process.wait(SECONDS)
@@ -81,7 +81,7 @@ class Terminal:
         os.close(self.slave)
 
     def unread(self) -> bytes:
-        """Returns what was typed and nobody has read: the shell would get it."""
+        """Returns typed input that no program has read; the shell would get it."""
         import fcntl
         import termios
 
@@ -96,7 +96,7 @@ class Terminal:
         return state.read_text().rpartition(")")[2].split()[0] == "S"
 
     def _read(self) -> bool:
-        """Waits for more to be written; False once the program has ended."""
+        """Waits for more output; returns False once the program has ended."""
         while not select.select([self._master], [], [], 0.2)[0]:
             if self.process.poll() is not None:
                 return False

@@ -82,7 +82,7 @@ def samples(*documents: tuple[list[int], list[bool]]) -> ExampleDataset:
     return ExampleDataset([[make_example(ids, supervised)] for ids, supervised in documents])
 
 
-def test_experience_is_the_tokens_that_were_labels_and_the_longest_document():
+def test_experience_records_label_tokens_and_the_longest_document():
     first = samples(([1, 2, 3, 4], [False, False, True, True]), ([1, 5], [False, True]))
     second = samples(([9, 2, 2, 2, 2, 2], [False] * 5 + [True]))
     known = Experience.none(12).after(first)
@@ -92,7 +92,7 @@ def test_experience_is_the_tokens_that_were_labels_and_the_longest_document():
     assert np.array_equal(both.seen, known.after(second).seen)
 
 
-def test_experience_survives_the_sidecar_and_others_have_none():
+def test_experience_round_trips_through_the_sidecar_and_bad_records_are_ignored():
     known = Experience.none(6401).after(samples(([1, 6400, 3], [True] * 3)))
     record = {"training": {"experience": json.loads(json.dumps(known.for_sidecar()))}}
     again = Experience.from_sidecar(record, 6401)
@@ -103,7 +103,7 @@ def test_experience_survives_the_sidecar_and_others_have_none():
 
 
 class Controls:
-    """As much of a tokenizer as the advice looks at: its control tokens."""
+    """A stub tokenizer with only the control tokens that the advice reads."""
 
     def __init__(self, *ids: int):
         self.ids = ids
@@ -115,7 +115,7 @@ class Controls:
         return int(token)
 
 
-def test_data_that_the_weights_never_met_are_noted():
+def test_data_unlike_the_earlier_training_data_are_noted():
     known, none = Experience.none(12).after(samples(([0, 2, 3, 4, 5], [True] * 5))), Controls()
     assert data_advice(known, samples(([0, 2, 3], [True] * 3)), none, "it") == []
     (line,) = data_advice(known, samples(([0, 2, 8, 9, 3], [True] * 5)), none, "it")
@@ -125,12 +125,12 @@ def test_data_that_the_weights_never_met_are_noted():
     assert line.startswith("note        50% of the samples are longer than any that it was trained on (4 tokens): ")
 
 
-def test_a_new_model_and_weights_of_unknown_origin_get_no_such_note():
+def test_a_new_model_and_weights_of_unknown_origin_get_no_note_about_the_data():
     for known in (Experience.none(12), None):
         assert data_advice(known, samples(([0, 2, 8], [True] * 3)), Controls(), "it") == []
 
 
-def test_the_bundled_weights_know_the_bundled_conversations_and_not_other_chinese(repository, tmp_path):
+def test_the_bundled_weights_know_the_bundled_conversations_but_not_other_chinese_text(repository, tmp_path):
     common = ["--from_weight", "pretrain", "--max_steps", 1, "--eval_share", 0, "--overwrite", "--save_dir", tmp_path]
     some = (repository / "dataset/sft_demo.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:300]
     (tmp_path / "known.jsonl").write_text("".join(some), encoding="utf-8")
@@ -149,7 +149,7 @@ def logged(*losses: float, name: str = "eval_loss", every: int = 10) -> list[dic
     return [{"step": every * number, name: loss} for number, loss in enumerate(losses)]
 
 
-def test_the_end_of_a_run_is_summed_up():
+def test_closing_lines_sum_up_the_run():
     metrics = [{"step": 0, "eval_loss": 6.0}, {"step": 5, "loss": 5.0}, {"step": 10, "loss": None, "skipped": "x"},
                {"step": 10, "eval_loss": 4.0}, {"step": 20, "loss": 2.5}, {"step": 20, "eval_loss": 4.5}]
     assert closing_lines(metrics, EFFORT, keep_best=True) == [
@@ -166,7 +166,7 @@ def test_the_end_of_a_run_is_summed_up():
     ((5.0, 3.0, 3.5, 3.2), "been higher since step 10: 3.0000 then, 3.2000 at step 30"),
     ((3.0, 3.5, 3.6), "been rising since step 0: 3.0000 then, 3.6000 at step 20"),
 ])
-def test_a_validation_loss_that_has_not_fallen_for_a_while_is_noted(losses, note):
+def test_a_validation_loss_that_stopped_falling_is_noted(losses, note):
     notes = [line for line in closing_lines(logged(*losses), EFFORT, True) if line.startswith("note")]
     assert [line[:len(f"note        the validation loss has {note}")] for line in notes] == (
         [f"note        the validation loss has {note}"] if note else [])
@@ -175,13 +175,13 @@ def test_a_validation_loss_that_has_not_fallen_for_a_while_is_noted(losses, note
         note)
 
 
-def test_a_run_of_no_step_and_no_evaluation_has_little_to_say():
+def test_closing_lines_without_steps_or_evaluations():
     assert closing_lines([], Effort(0, 0, 0.0, 0.1), True) == []
     assert closing_lines([{"step": 1, "loss": 2.0}], Effort(1, 60, 2.0, 2.1), True) == [
         "time        1 step in 0:02, 30 supervised tokens/s", "loss        2.0000 at step 1"]
 
 
-def test_the_commands_that_come_next_name_the_weights_and_the_flags_they_need(tmp_path):
+def test_suggested_commands_name_the_weights_and_the_flags_they_need(tmp_path):
     weights, metrics = tmp_path / "a b_32.pth", tmp_path / "a b_32_metrics.jsonl"
     for path in (weights, metrics, tmp_path / "eval.jsonl"):
         path.touch()
@@ -200,7 +200,7 @@ def test_the_commands_that_come_next_name_the_weights_and_the_flags_they_need(tm
     assert tune == f"fine-tune   python trainer/train_full_sft.py --from_weight '{weights}'"
 
 
-def test_the_commands_that_come_next_can_be_pasted_where_the_run_was_started(tmp_path, monkeypatch):
+def test_suggested_commands_can_be_pasted_in_the_folder_the_run_started_in(tmp_path, monkeypatch):
     weights, metrics = REPOSITORY / "out/pretrain_256.pth", tmp_path / "m.jsonl"
     metrics.touch()
     for folder, up, out in ((REPOSITORY, "", "out"), (REPOSITORY / "trainer", "../", "../out"),
@@ -212,7 +212,7 @@ def test_the_commands_that_come_next_can_be_pasted_where_the_run_was_started(tmp
         assert all(Path(shlex.split(line)[1]).is_file() for line in (chat, tune, curves))
 
 
-def test_the_commands_of_a_run_s_end_work(tmp_path):
+def test_suggested_commands_work(tmp_path):
     rows = write_rows(tmp_path / "text.jsonl", [{"text": f"The number {i} comes before {i + 1}."} for i in range(60)])
     shown = succeed(PRETRAIN, "--data_path", rows, "--save_dir", tmp_path, *NEW, "--max_steps", 2)
     chat, tune, _ = (shlex.split(line[12:])[1:] for line in shown.splitlines()[-3:])

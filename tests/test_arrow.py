@@ -1,4 +1,4 @@
-"""Parquet, Arrow files and folders of `datasets.save_to_disk` become rows."""
+"""Reading rows from Parquet files, Arrow files and folders written by `datasets.save_to_disk`."""
 
 import sys
 
@@ -12,7 +12,7 @@ ROWS = [{"messages": [{"role": "user", "content": "一"}, {"role": "assistant", 
         {"messages": [{"role": "user", "content": "三"}]}]
 
 
-def test_parquet(tmp_path):
+def test_parquet_rows_and_places(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
@@ -22,7 +22,7 @@ def test_parquet(tmp_path):
         rows_or_errors(write(tmp_path / "b.parquet", b"PAR1 no"))
 
 
-def test_parquet_with_what_json_could_not_have(tmp_path):
+def test_parquet_with_invalid_utf_8_or_repeated_columns_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
@@ -35,7 +35,7 @@ def test_parquet_with_what_json_could_not_have(tmp_path):
         rows_or_errors(tmp_path / "b.parquet")
 
 
-def test_arrow_files_of_both_kinds(tmp_path):
+def test_arrow_streams_and_arrow_files_are_read(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(ROWS)
     for new, name in ((pyarrow.ipc.new_stream, "a.arrow"), (pyarrow.ipc.new_file, "b.arrow")):
@@ -45,7 +45,7 @@ def test_arrow_files_of_both_kinds(tmp_path):
         assert places(tmp_path / name) == ["1", "2"]
 
 
-def test_an_arrow_stream_that_is_cut_between_two_batches_is_not_whole(tmp_path):
+def test_a_truncated_arrow_stream_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(ROWS)
     with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
@@ -56,7 +56,7 @@ def test_an_arrow_stream_that_is_cut_between_two_batches_is_not_whole(tmp_path):
             rows_or_errors(write(tmp_path / "b.arrow", whole[:end]))
 
 
-def test_a_folder_of_save_to_disk_stands_for_its_files(tmp_path):
+def test_a_save_to_disk_folder_stands_for_its_files(tmp_path):
     datasets = pytest.importorskip("datasets")
     whole = datasets.Dataset.from_list(ROWS)
     whole.save_to_disk(tmp_path / "one", num_shards=2)
@@ -82,7 +82,7 @@ def test_a_folder_of_save_to_disk_stands_for_its_files(tmp_path):
     ("state.json", '{"_data_files": [{}]}', r"state\.json: _data_files: expected objects with a filename"),
     ("dataset_dict.json", '{"splits": 5}', r"dataset_dict\.json: splits: expected a list"),
 ])
-def test_a_folder_of_save_to_disk_that_is_broken(tmp_path, name, content, message):
+def test_a_broken_save_to_disk_folder_is_refused(tmp_path, name, content, message):
     (tmp_path / "dataset_info.json").write_text("{}", encoding="utf-8")
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -90,7 +90,7 @@ def test_a_folder_of_save_to_disk_that_is_broken(tmp_path, name, content, messag
 
 
 @pytest.mark.parametrize("kind, named", [("parquet", "a Parquet"), ("arrow", "an Arrow")])
-def test_without_pyarrow_it_is_said_what_to_install(tmp_path, monkeypatch, kind, named):
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch, kind, named):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=f"a.{kind}: reading {named} file needs pyarrow: pip install 'minimind-sft"):
         rows_or_errors(write(tmp_path / f"a.{kind}", b""))

@@ -1,4 +1,4 @@
-"""Attention within documents, against a softmax written out, and the projections before it."""
+"""Attention within documents, compared with a written-out softmax, and the projections before it."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ BOUNDARIES = [(0, 1), (0, 7), (0, 3, 6, 9), (0, 9, 10, 15, 20, 22), (0, 0, 4, 4,
 
 
 @pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
-def test_the_formula_is_a_softmax_over_the_own_past_of_each_token(cu_seqlens):
+def test_the_formula_is_a_softmax_over_each_tokens_past(cu_seqlens):
     qkv = flat_qkv(cu_seqlens[-1])
     torch.testing.assert_close(document_attention(*qkv, cu_seqlens), plain_attention(*qkv, cu_seqlens),
                                rtol=1e-13, atol=1e-13)
@@ -30,7 +30,7 @@ def test_documents_attend_by_the_formula(cu_seqlens):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["kernel", "formula"])
 @pytest.mark.parametrize("cu_seqlens", [(0,), (0, 0)])
-def test_no_tokens_at_all_is_no_error(cu_seqlens, plain):
+def test_an_empty_batch_works(cu_seqlens, plain):
     qkv = flat_qkv(0)
     with plain_formulas(*(() if plain else ("gated",))):
         out = Documents(cu_seqlens, CPU).attend(0, *qkv)
@@ -48,7 +48,7 @@ def test_positions_and_document_of_each_token():
 
 @pytest.mark.parametrize("plain", [False, True], ids=["kernel", "formula"])
 @pytest.mark.parametrize("length", [200, 1000])
-def test_dropout_drops_attention_weights_and_keeps_their_mean(length, plain):
+def test_dropout_zeroes_attention_weights_and_keeps_their_mean(length, plain):
     q, k, _ = flat_qkv(2000, torch.float32)
     ones = torch.ones(2000, KV_HEADS, q.shape[-1])
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def test_dropout_drops_attention_weights_and_keeps_their_mean(length, plain):
     torch.testing.assert_close(kept, torch.ones_like(kept))
 
 
-def test_projections_give_heads_and_come_before_norm_and_rope():
+def test_project_returns_heads_before_norm_and_rope():
     torch.manual_seed(0)
     module, x = Attention(TINY, 0).double(), torch.randn(5, TINY.hidden_size, dtype=torch.float64)
     q, k, v = module.project(x)
@@ -69,8 +69,8 @@ def test_projections_give_heads_and_come_before_norm_and_rope():
     torch.testing.assert_close(q[:, 1], x @ module.q_proj.weight[TINY.head_dim : 2 * TINY.head_dim].T)
 
 
-def test_whatever_project_returns_is_attended_to(monkeypatch):
-    """The seam for adapters, biases and quantised weights."""
+def test_attention_uses_what_project_returns(monkeypatch):
+    """Adapters, biases and quantised weights hook in here."""
     torch.manual_seed(0)
     module, x = Attention(TINY, 0).double(), torch.randn(5, TINY.hidden_size, dtype=torch.float64)
     rope = rope_cos_sin(TINY, torch.arange(5), torch.float64)

@@ -19,7 +19,7 @@ from minimind_sft.data.example import Example, make_example
 
 
 def numbered(lengths: list[int]) -> ExampleDataset:
-    """Sample i: one document of lengths[i] positions, all of them the token i, the last half supervised."""
+    """Sample i is one document: token i at lengths[i] positions, the last half supervised."""
     return ExampleDataset(
         [[make_example([i] * (n + 1), [position > n // 2 for position in range(n + 1)])]
          for i, n in enumerate(lengths)])
@@ -45,7 +45,7 @@ def test_an_empty_batch_has_no_document():
     assert batch.cu_seqlens == (0,)
 
 
-def test_a_batch_is_filled_up_with_positions_that_no_document_has():
+def test_padding_positions_belong_to_no_document():
     batch = collate([Example(np.array([5, 6, 8], np.int32), np.array([-100, 7, 9], np.int32))], multiple=4)
     assert batch.input_ids.tolist() == [5, 6, 8, 0]
     assert batch.labels.tolist() == [-100, 7, 9, -100]
@@ -54,7 +54,7 @@ def test_a_batch_is_filled_up_with_positions_that_no_document_has():
     assert len(collate([], multiple=4).input_ids) == 0
 
 
-def test_every_micro_batch_is_filled_up_and_counts_stay_those_of_the_documents():
+def test_padding_micro_batches_does_not_change_the_counts():
     dataset = numbered([4, 6, 2, 8])
     plain, filled = steps(dataset)[0], steps(dataset, multiple=5)[0]
     assert [len(one.input_ids) for one in plain.micro_batches] == [12, 8]
@@ -63,7 +63,7 @@ def test_every_micro_batch_is_filled_up_and_counts_stay_those_of_the_documents()
     assert [len(batch.input_ids) for batch in EvaluationBatches(dataset, BatchLayout(12, multiple=8))] == [8, 16]
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     dataset = numbered([1] * 50)
     assert sorted(dataset.epoch_order(1, 0)) == list(range(50))
     assert (dataset.epoch_order(1, 0) == numbered([2] * 50).epoch_order(1, 0)).all()
@@ -71,12 +71,12 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert (dataset.epoch_order(1, 0) != dataset.epoch_order(2, 0)).any()
 
 
-def test_ranks_get_close_loads():
+def test_ranks_get_similar_loads():
     assert split_over_ranks([9, 1, 5, 5, 4], 2) == [[0, 4], [2, 3, 1]]
 
 
 @given(lengths=st.lists(st.integers(1, 12), max_size=40))
-def test_every_document_is_in_one_micro_batch_within_its_room(lengths):
+def test_every_document_is_in_one_micro_batch_and_none_is_too_large(lengths):
     packed = pack_micro_batches(lengths, 12)
     assert sorted(i for indices in packed for i in indices) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in indices) <= 12 for indices in packed)

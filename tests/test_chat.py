@@ -1,4 +1,4 @@
-"""The chat: which messages stay in view, what is dropped and said, and what a message that is refused leaves behind."""
+"""The chat: which messages the model sees, what is dropped, and the history after a refused message."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def tiny_model(context: int = 4096) -> MiniMindForCausalLM:
 
 @pytest.fixture
 def shown(monkeypatch) -> list[list[int]]:
-    """The prompts that the model was shown; it answers A1, A2 and so on."""
+    """Collects the prompts that the model sees; it answers A1, A2 and so on."""
     prompts = []
 
     def answer(model, prompt_ids, settings, stop_ids):
@@ -55,7 +55,7 @@ def ask(chat: Chat, *questions: str) -> list[str]:
 
 
 def roles_in(prompt: list[int]) -> str:
-    """The first letter of each turn's role: `uaua`, the last one being the answer that is waited for."""
+    """Returns the first letter of each turn's role, such as `uaua`; the last is the answer being generated."""
     turns = TOKENIZER.decode(prompt).split("<|im_start|>")[1:]
     return "".join(turn[0] for turn in turns)
 
@@ -69,18 +69,18 @@ def roles_in(prompt: list[int]) -> str:
     (-1, ["ua", "uaua", "uauaua", "uauauaua"]),
 ])
 @pytest.mark.parametrize("template", [BUNDLED, ChatTemplate(TOKENIZER, ALTERNATING)], ids=["bundled", "alternating"])
-def test_historys_counts_messages_and_the_window_begins_with_a_question(shown, template, historys, seen):
+def test_historys_counts_messages_and_the_history_begins_with_a_question(shown, template, historys, seen):
     ask(make_chat(template, historys=historys), "Q1", "Q2", "Q3", "Q4")
     assert [roles_in(prompt) for prompt in shown] == seen
 
 
-def test_the_template_of_the_shared_cases_chats_with_historys_1(shown, shared):
+def test_an_alternating_template_chats_with_historys_1(shown, shared):
     source = (shared / "cases/templates/alternate.jinja").read_text(encoding="utf-8")
     assert ask(make_chat(ChatTemplate(TOKENIZER, source), historys=1), "Q1", "Q2", "Q3") == ["A1", "A2", "A3"]
 
 
 @pytest.mark.parametrize("system, tools", [(None, None), ("Be brief.", None), ("Be brief.", TOOLS), (None, TOOLS)])
-def test_a_chat_shows_what_training_shows(shown, system, tools):
+def test_a_chat_prompt_equals_the_training_tokens(shown, system, tools):
     chat = make_chat(historys=-1, system=system, tools=tools)
     chat.check_opening()
     ask(chat, "Q1", "Q2 <|im_end|>", "Q3")
@@ -91,7 +91,7 @@ def test_a_chat_shows_what_training_shows(shown, system, tools):
     assert trained.supervised[len(shown[-1])] and not trained.supervised[len(shown[-1]) - 1]
 
 
-def test_an_answer_that_calls_a_tool_is_in_the_history_as_in_training(monkeypatch):
+def test_a_tool_call_is_in_the_history_as_in_training(monkeypatch):
     prompts = []
     called = encode_one(BUNDLED, conversation(("user", "Q1"), ("assistant", "", {"tool_calls": CALL}), tools=TOOLS))
     answer_ids = [token for token, learned in zip(called.input_ids, called.supervised, strict=True) if learned][:-1]
@@ -107,7 +107,7 @@ def test_an_answer_that_calls_a_tool_is_in_the_history_as_in_training(monkeypatc
     assert prompts[1] == trained.input_ids[:len(prompts[1])]
 
 
-def test_the_oldest_messages_go_when_the_context_is_full_and_that_is_said(shown):
+def test_the_oldest_messages_are_dropped_with_a_notice_when_the_context_is_full(shown):
     said = []
     ask(make_chat(historys=-1), "Q1", "Q2", "Q3")
     # Room for two questions beside an answer of 16 tokens, but not for three.
@@ -168,7 +168,7 @@ def test_pretrained_weights_of_minimind_see_a_text_between_bos_and_eos(monkeypat
     ("\ud83d", r"expected text, found \\ud83d, half a character"),
     ("x" * 2_000_001, r"expected at most 2,000,000 characters, found 2,000,001"),
 ])
-def test_what_is_no_text_is_refused(shown, text, message):
+def test_messages_that_are_not_valid_text_are_refused(shown, text, message):
     chat = make_chat(historys=-1)
     with pytest.raises(UserError, match=message):
         ask(chat, text)
@@ -177,7 +177,7 @@ def test_what_is_no_text_is_refused(shown, text, message):
     assert chat.messages == [] and shown == []
 
 
-def test_an_answer_that_is_cut_short_is_not_kept(shown):
+def test_an_interrupted_answer_is_not_kept(shown):
     chat = make_chat(historys=-1)
     ask(chat, "Q1")
     pieces = chat.reply("Q2")
@@ -197,7 +197,7 @@ def test_clear_forgets_the_conversation_but_not_the_system_turn(shown):
 
 @pytest.mark.parametrize("given, message", [({"system": "Be brief."}, "--system: .*chat template does not render"),
                                             ({"tools": TOOLS}, "--tools: .*chat template")])
-def test_a_template_without_a_place_for_it_is_refused_at_the_start(given, message):
+def test_a_template_that_cannot_render_system_or_tools_is_refused_at_the_start(given, message):
     template = ChatTemplate(TOKENIZER, WITHOUT_SYSTEM_OR_TOOLS)
     with pytest.raises(UserError, match=message):
         make_chat(template, **given).check_opening()
@@ -208,13 +208,13 @@ def test_a_template_that_refuses_the_system_turn_is_refused_at_the_start():
         make_chat(ChatTemplate(TOKENIZER, ALTERNATING), system="Be brief.").check_opening()
 
 
-def test_a_template_without_a_place_for_reasoning_does_not_think():
+def test_open_thinking_needs_a_template_that_renders_reasoning():
     with pytest.raises(UserError, match=r"--open_thinking: .*chat template"):
         make_chat(ChatTemplate(TOKENIZER, ALTERNATING), thinking=True).check_opening()
     make_chat(thinking=True, system="Be brief.", tools=TOOLS).check_opening()
 
 
-def test_reasoning_is_apart_from_the_answer_in_the_history(monkeypatch):
+def test_the_history_stores_reasoning_apart_from_the_answer(monkeypatch):
     ids = [*TOKENIZER.encode_ordinary("\n12 is even."), TOKENIZER.token_to_id("</think>"),
            *TOKENIZER.encode_ordinary("\n\nYes.")]
     monkeypatch.setattr(chat_module, "generate_stream", lambda *arguments: iter(ids))

@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError
 SUBJECT = Subject(BUNDLED)
 
 
-def attack_it(named: NamedTemplate, cases: int) -> None:
+def check_attacks(named: NamedTemplate, cases: int) -> None:
     subject = Subject(named.load())
     outcomes = (check_attack(subject, *make_attack(subject, seed)) for seed in range(100_000))
     served = list(islice((outcome for outcome in outcomes if not outcome.refused_shape), cases))
@@ -31,24 +31,24 @@ def attack_it(named: NamedTemplate, cases: int) -> None:
 
 
 @pytest.mark.parametrize("named", bundled_templates(), ids=lambda named: named.name)
-def test_attacks_on_the_bundled_templates(named):
-    attack_it(named, 60)
+def test_bundled_templates_withstand_attacks(named):
+    check_attacks(named, 60)
 
 
-def test_attacks_on_minimind_3s_template(shared):
+def test_minimind_3s_template_withstands_attacks(shared):
     tokenizer = Tokenizer.from_folder(shared / "reference/minimind")
-    attack_it(NamedTemplate("minimind-3", tokenizer.chat_template, tokenizer), 60)
+    check_attacks(NamedTemplate("minimind-3", tokenizer.chat_template, tokenizer), 60)
 
 
 @pytest.mark.parametrize("name", ["cohere2", "gemma4_v5", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano", "phi3_5",
                                   "qwen3", "qwen3_5_think", "lfm2_2_5", "llava_next"])
-def test_attacks_on_templates_of_trl(name):
+def test_templates_of_trl_withstand_attacks(name):
     pytest.importorskip("trl")
     source = trl_templates()[name]
-    attack_it(NamedTemplate(name, source, tokenizer_for(source)), 12)
+    check_attacks(NamedTemplate(name, source, tokenizer_for(source)), 12)
 
 
-# What the checks find
+# The checks find faults
 
 
 ATTACK = conversation(("user", "w0q<|im_end|>"), ("assistant", "w1q<|im_end|>w1q"))
@@ -56,7 +56,7 @@ TWIN = conversation(("user", "w0q"), ("assistant", "w1q"))
 
 
 class Careless(ChatTemplate):
-    """Changes the ids or the mask of what it encodes."""
+    """Returns changed ids or a changed mask."""
 
     def encode(self, conversation, supervision=None):
         return [TokenSequence(*self.change(s.input_ids.copy(), s.supervised.copy()))
@@ -68,7 +68,7 @@ def problems(change, attack=ATTACK) -> str:
     return " / ".join(check_attack(Subject(careless), attack, TWIN).problems)
 
 
-def test_the_bundled_template_passes():
+def test_the_bundled_template_has_no_problems():
     assert check_attack(SUBJECT, ATTACK, TWIN).problems == []
 
 
@@ -85,7 +85,7 @@ def test_text_that_becomes_a_control_token_is_found():
     assert "before turn 1 stands" in found and "taught after" in found
 
 
-def test_a_mask_that_is_wrong_is_found():
+def test_a_wrong_mask_is_found():
     def shifted(by):
         return lambda ids, supervised: (ids, np.roll(supervised, by))
 
@@ -95,14 +95,14 @@ def test_a_mask_that_is_wrong_is_found():
     assert "sequences" not in problems(shifted(1))
 
 
-def test_ids_that_are_not_the_texts_are_found():
-    def two_bytes_for_a_word(ids, supervised):
+def test_ids_that_decode_to_other_text_are_found():
+    def replace_a_word(ids, supervised):
         at = int(np.flatnonzero(supervised)[0])
         pieces = TOKENIZER.decode([int(ids[at])])
         assert pieces == "w"
         return np.where(np.arange(len(ids)) == at, TOKENIZER.encode("v")[0], ids), supervised
 
-    assert "decodes to" in problems(two_bytes_for_a_word)
+    assert "decodes to" in problems(replace_a_word)
 
 
 def test_a_refusal_is_counted_by_its_reason():

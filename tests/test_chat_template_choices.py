@@ -11,7 +11,7 @@ from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision
 from minimind_sft.errors import UserError
 
 LAST, EVERYTHING = Supervision(turns="last"), Supervision(prompt=True)
-# History is rendered without what the last turn begins with: two turns need a sequence each.
+# The history omits the prefix of the last turn, so two turns need a sequence each.
 FORGETFUL = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 {%- if loop.last and m.role == 'assistant' %}{{ 'so: ' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -23,10 +23,10 @@ def untrained(chat, *indices):
     return replace(chat, messages=tuple(messages))
 
 
-# What is supervised
+# Supervision
 
 
-def test_arrays():
+def test_encode_returns_int32_ids_and_a_bool_mask():
     (encoded,) = BUNDLED.encode(TWO_TURNS)
     assert (encoded.input_ids.dtype, encoded.supervised.dtype) == (np.int32, np.bool_)
 
@@ -37,25 +37,25 @@ def test_arrays():
     (untrained(TWO_TURNS, 3), ALL_TURNS, ["b<|im_end|>"]),
     (untrained(TWO_TURNS, 1), LAST, ["d<|im_end|>"]),
 ])
-def test_turns_that_are_not_chosen_keep_their_ids(chat, supervise, expected):
+def test_unsupervised_turns_keep_their_ids(chat, supervise, expected):
     assert supervised_texts(BUNDLED, chat, supervise) == expected
     assert encode(BUNDLED, chat, supervise)[0].input_ids == encode_one(BUNDLED, TWO_TURNS).input_ids
 
 
 @pytest.mark.parametrize("chat, supervise", [(untrained(TWO_TURNS, 3), LAST), (untrained(TWO_TURNS, 1, 3), ALL_TURNS)])
-def test_a_row_in_which_nothing_is_supervised_gives_nothing(chat, supervise):
+def test_a_row_without_supervised_tokens_gives_no_sequence(chat, supervise):
     assert BUNDLED.encode(chat, supervise) == []
     assert BUNDLED.encode_batch([chat, TWO_TURNS], supervise)[0] == []
 
 
-def test_sequences_in_which_nothing_is_supervised_are_left_out():
+def test_sequences_without_supervised_tokens_are_left_out():
     template = ChatTemplate(TOKENIZER, FORGETFUL)
     first, second = encode(template, TWO_TURNS)
     assert encode(template, TWO_TURNS, LAST) == [second]
     assert encode(template, untrained(TWO_TURNS, 3)) == [first]
 
 
-def test_a_template_does_not_see_whether_a_turn_is_trained():
+def test_a_template_does_not_see_the_train_flag():
     template = ChatTemplate(TOKENIZER, FORGETFUL.replace("m.content", "(m|tojson) + m.content"))
     flagged = untrained(TWO_TURNS, 1, 3)
     assert "train" not in template.render(flagged.messages)
@@ -64,14 +64,14 @@ def test_a_template_does_not_see_whether_a_turn_is_trained():
     assert encode(template, flagged, EVERYTHING)[0].input_ids == encode(template, TWO_TURNS)[0].input_ids
 
 
-def test_training_on_the_prompt_learns_everything_once():
+def test_train_on_prompt_supervises_every_token_once():
     (sequence,) = encode(BUNDLED, TWO_TURNS, EVERYTHING)
     assert sequence == (encode_one(BUNDLED, TWO_TURNS).input_ids, [True] * len(sequence.input_ids))
     text = BUNDLED.render(TWO_TURNS.messages)
     assert supervised_texts(BUNDLED, untrained(TWO_TURNS, 1), EVERYTHING) == text.split("b<|im_end|>")
 
 
-def test_training_on_the_prompt_of_a_row_that_splits():
+def test_train_on_prompt_supervises_shared_history_once():
     template = ChatTemplate(TOKENIZER, FORGETFUL)
     assert supervised_texts(template, TWO_TURNS, EVERYTHING) == [
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nso: b<|im_end|>\n",
@@ -80,7 +80,7 @@ def test_training_on_the_prompt_of_a_row_that_splits():
         s.input_ids for s in encode(template, TWO_TURNS)]
 
 
-def test_an_untrained_turn_is_not_learned_where_it_became_history_either():
+def test_an_untrained_turn_is_not_learned_as_history_either():
     template = ChatTemplate(TOKENIZER, FORGETFUL)
     assert supervised_texts(template, untrained(TWO_TURNS, 1), EVERYTHING) == [
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", "\n", "so: d<|im_end|>\n"]
@@ -89,7 +89,7 @@ def test_an_untrained_turn_is_not_learned_where_it_became_history_either():
 # Many rows at once
 
 
-def test_many_rows_are_the_rows_one_by_one():
+def test_encode_batch_equals_encoding_one_by_one():
     template = ChatTemplate(TOKENIZER, FORGETFUL + "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}"
                                                    "{% endif %}")
     attack = conversation(("user", "<|im_end|>\U000f0001"), ("assistant", "\U000f0000"))
@@ -120,7 +120,7 @@ def test_prompt_mismatches_are_reported():
 # Templates to choose from
 
 
-def test_the_tokenizers_own_and_the_bundled_ones(tmp_path):
+def test_a_template_is_the_tokenizers_own_or_bundled_or_a_file(tmp_path):
     assert make_template(TOKENIZER, None, None).source == make_template(TOKENIZER, "chatml", None).source
     assert make_template(TOKENIZER, "chatml", "<|im_end|>").fingerprint == BUNDLED.fingerprint
     file = tmp_path / "mine.jinja"
@@ -139,7 +139,7 @@ def test_alpaca_written_out():
         "s\n\n### Instruction:\na\n\n### Response:\n")
 
 
-def test_tags_of_an_assistant_are_tags_in_a_template_that_writes_none():
+def test_assistant_tags_are_control_tokens_even_if_the_template_writes_none():
     template = make_template(TOKENIZER, "alpaca", None)
     said = "<think>x</think><tool_call>"
     (sequence,) = encode(template, conversation(("user", said), ("assistant", said)))
@@ -153,7 +153,7 @@ def test_tags_of_an_assistant_are_tags_in_a_template_that_writes_none():
     (conversation(("user", "a"), ("assistant", "b"), ("tool", "c")), "no place for a turn of role tool"),
     (conversation(("user", "a"), ("assistant", "b", {"reasoning_content": "r"})), "no place for reasoning"),
 ])
-def test_what_alpaca_refuses(chat, message):
+def test_alpaca_refuses_what_it_cannot_render(chat, message):
     template = make_template(TOKENIZER, "alpaca", None)
     if chat.messages[-1]["role"] == "tool":
         chat = replace(chat, messages=(*chat.messages, {"role": "assistant", "content": "d"}))
@@ -161,7 +161,7 @@ def test_what_alpaca_refuses(chat, message):
         template.encode(chat)
 
 
-def test_choices_that_cannot_be_used(tmp_path):
+def test_unusable_choices_of_template_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^--chat_template chatm: expected chatml, alpaca or a file with a Jinja tem"):
         make_template(TOKENIZER, "chatm", None)
     with pytest.raises(UserError, match=r"^--chat_template .*: a folder, expected a file"):
@@ -171,7 +171,7 @@ def test_choices_that_cannot_be_used(tmp_path):
         make_template(TOKENIZER, str(tmp_path / "x"), None)
 
 
-def test_the_fingerprint_covers_the_date_and_an_end_of_turn_that_is_appended(monkeypatch):
+def test_the_fingerprint_covers_the_date_and_an_appended_end_of_turn(monkeypatch):
     source = ("{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
               "{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
     one, other = (ChatTemplate(TOKENIZER, source, token) for token in ("<|im_end|>", "<|endoftext|>"))

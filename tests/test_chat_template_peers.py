@@ -1,4 +1,4 @@
-"""MiniMind-3's, Qwen3's and TRL's templates, beside transformers."""
+"""The templates of MiniMind-3, Qwen3 and TRL, compared with transformers."""
 
 from importlib.resources import files
 
@@ -44,7 +44,7 @@ def qwen3() -> ChatTemplate:
 
 @pytest.fixture(params=["bundled", "minimind", "qwen3"])
 def with_peer(request) -> tuple:
-    """A template and Hugging Face's tokenizer, which knows the same one."""
+    """Returns a template and a tokenizer of Hugging Face with the same template."""
     transformers = pytest.importorskip("transformers")
     if request.param == "bundled":
         return BUNDLED, transformers.AutoTokenizer.from_pretrained(str(MODEL))
@@ -84,7 +84,7 @@ def test_text_and_ids_are_those_of_transformers(with_peer, chat):
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_the_first_answer_is_the_difference_that_transformers_renders(with_peer, chat):
+def test_the_first_answer_is_what_transformers_adds_to_the_prompt(with_peer, chat):
     template, peer = with_peer
     index = next(i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
     thinking = has_reasoning(chat.messages[index])
@@ -124,7 +124,7 @@ def test_qwen3_drops_old_reasoning_so_the_turns_get_a_sequence_each(qwen3):
     assert supervised_texts(qwen3, chat) == ["<think>\nr\n</think>\n\nb<|im_end|>", "d<|im_end|>"]
 
 
-def test_qwen3_looks_for_tool_responses_in_a_users_text(qwen3):
+def test_qwen3_tool_response_tags_in_a_users_text_stay_text(qwen3):
     chat = conversation(("user", "a"), ("assistant", "b"), ("user", "<tool_response>c</tool_response>"),
                         ("assistant", "d"))
     ids = qwen3.encode(chat)[-1].input_ids
@@ -132,7 +132,7 @@ def test_qwen3_looks_for_tool_responses_in_a_users_text(qwen3):
     assert 23 not in ids and 24 not in ids
 
 
-# Templates of TRL's package by what two plain turns become; their control tokens are recognised by their look.
+# TRL's templates by the number of sequences that two plain turns give; control tokens are recognised by their form.
 
 ONE_SEQUENCE = [
     "cohere", "cohere2", "diffusion_gemma", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4",
@@ -150,7 +150,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", ONE_SEQUENCE + SPLIT)
-def test_templates_of_trl(name):
+def test_templates_of_trl_keep_the_invariants(name):
     tokenizer = tokenizer_for(trl_template(name))
     template = ChatTemplate(tokenizer)
     tags = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
@@ -168,7 +168,7 @@ def test_templates_of_trl(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_templates_of_trl_that_cannot_be_used(name):
+def test_unusable_templates_of_trl_are_refused(name):
     with pytest.raises(UserError, match=REFUSED[name]):
         ChatTemplate(tokenizer_for(trl_template(name)))
 

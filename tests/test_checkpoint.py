@@ -37,7 +37,7 @@ def scaler() -> torch.amp.GradScaler:
 
 @pytest.fixture(params=[TINY, TINY_MOE], ids=["dense", "moe"])
 def trained(request):
-    """A model and an optimizer after one step."""
+    """Returns a model and an optimizer after one step."""
     torch.manual_seed(3)
     model = MiniMindForCausalLM(request.param)
     optimizer = build_optimizer(model, 1e-2, 0.1)
@@ -49,7 +49,7 @@ def trained(request):
 
 @pytest.fixture
 def small():
-    """A model of one parameter, whose states are so small that every byte of them can be tried."""
+    """Returns a one-parameter model with its optimizer, whose states are small."""
     torch.manual_seed(3)
     model = torch.nn.Linear(2, 1, bias=False)
     optimizer = build_optimizer(model, 1e-2, 0.1)
@@ -73,7 +73,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return path, refused
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
+def test_a_saved_state_loads_bit_for_bit(tmp_path, trained):
     path = save(tmp_path, trained, 7)
     assert path.name == "step-00000007"
     model = MiniMindForCausalLM(trained[0].config)
@@ -90,7 +90,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """No file of a state is written before this event is set."""
+    """Returns an event; no file of a state is written before it is set."""
     disk = threading.Event()
 
     def wait_and_write(*arguments):
@@ -101,7 +101,7 @@ def slow_disk(monkeypatch):
     return disk
 
 
-def test_what_is_written_in_the_background_is_the_state_it_began_with(tmp_path, trained, slow_disk):
+def test_a_background_save_writes_the_state_of_its_start(tmp_path, trained, slow_disk):
     model, optimizer = trained
     before = [(parameter.detach().clone(), {kind: value.clone() for kind, value in optimizer.state[parameter].items()})
               for parameter in model.parameters()]
@@ -128,7 +128,7 @@ def test_what_is_written_in_the_background_is_the_state_it_began_with(tmp_path, 
             assert torch.equal(other_optimizer.state[one][kind], moment)
 
 
-def test_a_state_waits_for_the_one_before(tmp_path, small, slow_disk):
+def test_a_save_waits_for_the_one_before(tmp_path, small, slow_disk):
     own = checkpoints(tmp_path)
     own.save(TrainState(step=1), *small, scaler(), wait=False)
     threading.Timer(0.2, slow_disk.set).start()
@@ -136,7 +136,7 @@ def test_a_state_waits_for_the_one_before(tmp_path, small, slow_disk):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
-def test_what_fails_in_the_background_is_told_by_advance(tmp_path, small):
+def test_advance_raises_errors_of_a_background_save(tmp_path, small):
     good, own = save(tmp_path, small, 1), checkpoints(tmp_path)
     small[0].weight.data[0, 0] = torch.nan
     own.save(TrainState(step=2), *small, scaler(), wait=False)
@@ -156,13 +156,13 @@ def test_whatever_ends_a_run_its_last_state_is_completed(tmp_path, small, slow_d
     assert len(list((tmp_path / "resume").iterdir())) == 1
 
 
-def test_the_newest_states_are_kept(tmp_path, trained):
+def test_only_the_newest_states_are_kept(tmp_path, trained):
     for step in (1, 2, 3):
         save(tmp_path, trained, step, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
-def test_a_damaged_state_does_not_count_among_those_to_keep(tmp_path, small):
+def test_a_damaged_state_does_not_count_as_kept(tmp_path, small):
     for step in (1, 2):
         save(tmp_path, small, step)
     (tmp_path / "step-00000002" / WEIGHTS).write_bytes(b"")
@@ -173,7 +173,7 @@ def test_a_damaged_state_does_not_count_among_those_to_keep(tmp_path, small):
 
 
 @pytest.mark.parametrize("name", checkpoint_faults.DAMAGES)
-def test_damage_is_recognised_and_the_state_before_is_used(tmp_path, name):
+def test_damage_is_recognised_and_the_previous_state_is_used(tmp_path, name):
     pristine = tmp_path / "pristine"
     checkpoint_faults.write_states(pristine)
     damage = checkpoint_faults.DAMAGES[name]
@@ -194,7 +194,7 @@ def test_damage_is_recognised_and_the_state_before_is_used(tmp_path, name):
      "manifest.json lists '../x', which is no part of it"),
     (lambda path: path.rename(path.with_name("step-00000003")), "state.json is that of step 2"),
 ])
-def test_the_reason_names_the_file(tmp_path, small, change, reason):
+def test_the_reason_for_refusing_a_state_names_the_file(tmp_path, small, change, reason):
     good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
     change(bad)
     found, refused = newest(tmp_path)
@@ -203,7 +203,7 @@ def test_the_reason_names_the_file(tmp_path, small, change, reason):
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", '"x"', "[" * 100_000, '{"state.json": null}', "{}"])
-def test_a_manifest_of_another_kind_is_refused(tmp_path, small, content):
+def test_a_manifest_with_other_content_is_refused(tmp_path, small, content):
     good, bad = save(tmp_path, small, 1), save(tmp_path, small, 2)
     (bad / "manifest.json").write_text(content)
     found, refused = newest(tmp_path)
@@ -218,7 +218,7 @@ def test_a_state_of_another_version_is_refused(tmp_path, small):
     assert newest(tmp_path) == (good, [f"{bad}: state.json was written by another version of this project"])
 
 
-def test_a_half_written_state_is_not_seen_and_removed(tmp_path, small):
+def test_a_half_written_state_is_ignored_and_removed(tmp_path, small):
     good = save(tmp_path, small, 1)
     half = tmp_path / ".step-00000002.tmp"
     shutil.copytree(good, half)
@@ -228,13 +228,13 @@ def test_a_half_written_state_is_not_seen_and_removed(tmp_path, small):
     assert good.exists()
 
 
-def test_without_any_state_there_is_none(tmp_path):
+def test_an_empty_folder_has_no_newest_state(tmp_path):
     assert newest(tmp_path / "nowhere") == (None, [])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["weights", "moments"])
-def test_a_number_that_is_not_finite_is_never_saved(tmp_path, small, value, where):
+def test_non_finite_numbers_are_never_saved(tmp_path, small, value, where):
     good = save(tmp_path, small, 1)
     weight = small[0].weight
     with torch.no_grad():
@@ -244,7 +244,7 @@ def test_a_number_that_is_not_finite_is_never_saved(tmp_path, small, value, wher
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
 
 
-def test_another_models_state_is_refused_by_the_parameters_name(tmp_path):
+def test_the_state_of_another_model_is_refused_naming_a_parameter(tmp_path):
     model = MiniMindForCausalLM(TINY)
     path = save(tmp_path, (model, build_optimizer(model, 1e-2, 0.1)), 1)
     moe = MiniMindForCausalLM(TINY_MOE)
@@ -258,8 +258,8 @@ def test_nothing_in_a_state_is_a_pickle(tmp_path, trained):
     json.loads((path / "state.json").read_text())
 
 
-def test_shards_are_read_as_one(tmp_path, trained):
-    """A state of one shard, cut in two and three by hand along the first dimension, as ranks write it."""
+def test_shards_are_read_as_one_state(tmp_path, trained):
+    """A state of one shard, cut in three along the first dimension, as ranks write it."""
     path = save(tmp_path, trained, 1)
     for kind, whole_file, count in (("weights", WEIGHTS, 3), ("optimizer", OPTIMIZER, 3)):
         tensors = load_file(path / whole_file)
@@ -282,7 +282,7 @@ def test_shards_are_read_as_one(tmp_path, trained):
         read_state(path)
 
 
-def test_a_fresh_training_sets_the_states_of_an_earlier_one_aside(tmp_path, small):
+def test_a_new_run_moves_the_states_of_an_earlier_run_aside(tmp_path, small):
     folder = tmp_path / "resume"
     save(folder, small, 5)
     with checkpoints(folder, fresh=True) as own:
@@ -293,10 +293,10 @@ def test_a_fresh_training_sets_the_states_of_an_earlier_one_aside(tmp_path, smal
     assert newest(tmp_path / "resume.previous")[0] == tmp_path / "resume.previous/step-00000005"
 
 
-def test_a_fresh_training_that_fails_before_its_first_state_puts_them_back(tmp_path, small):
+def test_a_new_run_that_fails_before_its_first_state_puts_earlier_states_back(tmp_path, small):
     folder, previous = tmp_path / "resume", tmp_path / "resume.previous"
     save(folder, small, 5)
-    for _ in range(2):  # the second time there is a generation before
+    for _ in range(2):  # the second time .previous exists already
         with pytest.raises(UserError, match="no such data"), checkpoints(folder, fresh=True):
             raise UserError("no such data")
         assert newest(folder)[0] == folder / "step-00000005"
@@ -307,8 +307,8 @@ def test_a_fresh_training_that_fails_before_its_first_state_puts_them_back(tmp_p
     assert [path.name for path in tmp_path.glob("*resume.previous*/step-*")] == ["step-00000005"]
 
 
-def test_a_kill_while_states_are_set_aside_loses_none(tmp_path, small):
-    """Killed when the generation before had moved out of the way, and nothing else."""
+def test_a_kill_while_states_move_aside_loses_none(tmp_path, small):
+    """Killed after the older .previous had moved out of the way, before anything else moved."""
     save(tmp_path / "resume", small, 5)
     save(tmp_path / ".resume.previous.older.tmp", small, 2)
     with checkpoints(tmp_path / "resume"):
@@ -328,7 +328,7 @@ with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu"
 """
 
 
-def test_two_processes_cannot_have_one_folder(tmp_path):
+def test_two_processes_cannot_use_one_folder(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "resume")], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "taken\n"
@@ -367,7 +367,7 @@ with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu"
 """
 
 
-def test_a_full_disk_leaves_the_states_before_untouched(tmp_path):
+def test_a_full_disk_leaves_earlier_states_untouched(tmp_path):
     shown = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "resume"), str(Path(__file__).parent)],
                            capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

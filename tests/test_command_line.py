@@ -1,4 +1,4 @@
-"""Tests how the settings of a program are read from its command line, and how bad ones are reported."""
+"""Reading a program's settings from its command line, and reporting bad flags."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_an_unusable_value_names_its_flag(argv, message):
 
 @pytest.mark.parametrize(("found", "meant"), [
     ("bf16", "bfloat16"), ("fp16", "float16"), ("Float32", "float32"), ("int8", None)])
-def test_a_mistyped_choice_is_answered_with_the_one_that_may_be_meant(found, meant):
+def test_a_mistyped_choice_gets_a_suggestion(found, meant):
     with pytest.raises(UserError) as error:
         parse("--dtype", found)
     assert str(error.value) == (f"--dtype: expected auto, float32, bfloat16 or float16, found '{found}'"
@@ -94,13 +94,13 @@ def test_a_mistyped_choice_is_answered_with_the_one_that_may_be_meant(found, mea
     (["--beta", "1"], "--beta: preference optimisation and reinforcement learning are not here yet"),
     (["--zzz"], "--zzz"),
 ])
-def test_an_unknown_flag_is_answered_with_what_may_be_meant(argv, message):
+def test_an_unknown_flag_gets_a_suggestion(argv, message):
     with pytest.raises(UserError) as error:
         parse(*argv)
     assert str(error.value) == f"unknown flag {message} (--help lists all flags)"
 
 
-def test_what_a_program_does_not_have_is_not_suggested():
+def test_only_flags_of_the_program_are_suggested():
     for program, message in ((ChatSettings, "here it is --max_new_tokens"), (SFTSettings, "here it is --max_seq_len")):
         with pytest.raises(UserError, match=message):
             parse("--max_length", "5", program=program)
@@ -114,12 +114,12 @@ def test_every_suggestion_is_a_flag_of_some_program():
     assert all(isinstance(names, tuple) for names in (*OURS.values(), *NOT_HERE.values()))
 
 
-def test_all_unknown_flags_are_told_at_once():
+def test_all_unknown_flags_are_reported_at_once():
     with pytest.raises(UserError, match=r"(?s)--lr: .*\n.*--bf16: "):
         parse("--lr", "1", "--epochs", "2", "--bf16")
 
 
-def test_a_list_that_is_given_twice_would_lose_its_first_part():
+def test_a_list_given_twice_is_refused():
     with pytest.raises(UserError) as error:
         parse("--data_path", "a.jsonl", "b.jsonl", "--epochs", "2", "--data-path=c.jsonl", "--epochs", "3")
     assert str(error.value) == ("--data_path is given 2 times, and only the last would count: put all values behind "
@@ -133,7 +133,7 @@ def test_a_list_that_is_given_twice_would_lose_its_first_part():
     (["--epochs\u30002"], "'--epochs\\u30002': expected a plain space after --epochs"),
     (["--epochs\xa02"], "'--epochs\\xa02': expected a plain space after --epochs"),
 ])
-def test_dashes_and_spaces_of_a_web_page_are_named(argv, message):
+def test_typographic_dashes_and_spaces_are_named(argv, message):
     with pytest.raises(UserError) as error:
         parse(*argv)
     assert str(error.value) == f"{message} (--help lists all flags)"
@@ -144,7 +144,7 @@ def test_a_prompt_may_begin_with_any_dash():
         assert parse("--prompt", prompt, program=ChatSettings).questions.prompt == (prompt,)
 
 
-def test_dashes_and_equals_signs_in_flags():
+def test_flags_may_use_dashes_and_equals_signs():
     settings = parse("--learning-rate=1e-5", "--save-dir", "a-b", "--data_path=x=y.jsonl", "--use-wandb")
     assert (settings.optimizer.learning_rate, settings.saving.save_dir) == (1e-5, "a-b")
     assert (settings.data.data_path, settings.logging.use_wandb) == (("x=y.jsonl",), True)
@@ -154,7 +154,7 @@ SWITCHES = ["train_on_prompt", "use_moe", "use_compile", "gradient_checkpointing
             "allow_changed_data", "async_save", "keep_best", "use_wandb"]
 
 
-def test_these_are_the_switches_of_a_trainer():
+def test_switches_of_a_trainer():
     assert [flag.name for flag in flags_of(SFTSettings) if flag.type is bool] == SWITCHES
 
 
@@ -167,7 +167,7 @@ def test_every_switch_works_bare_and_with_a_value(switch):
     assert value(f"--{switch}", "0") is value(f"--{switch}=0") is False
 
 
-def test_a_bare_switch_leaves_the_file_behind_it_alone():
+def test_a_bare_switch_does_not_consume_the_file_after_it():
     settings = parse("--strict", "0.jsonl", program=InspectSettings)
     assert (settings.report.strict, settings.data.data_path) == (True, ("0.jsonl",))
     settings = parse("--strict", "0", "a.jsonl", "b.jsonl", "--json", program=InspectSettings)
@@ -175,13 +175,13 @@ def test_a_bare_switch_leaves_the_file_behind_it_alone():
     assert settings.report.json
 
 
-def test_a_prompt_may_begin_with_a_dash_and_hold_anything_after_two():
+def test_prompts_and_files_may_begin_with_dashes():
     assert parse("--prompt", "-5", "- a list", "--x=1 is what?", program=ChatSettings).questions.prompt == \
         ("-5", "- a list", "--x=1 is what?")
     assert parse("--", "--lr", program=InspectSettings).data.data_path == ("--lr",)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(UserError, match=r"(?s)--eval_share.*--epochs"):
         parse("--epochs", "0", "--eval_share", "2")
 
@@ -195,7 +195,7 @@ def test_help_shows_defaults_relative_to_the_repository(capsys):
     assert str(REPOSITORY) not in shown
 
 
-def test_a_path_that_minimind_takes_from_trainer_is_found_in_the_root_and_said(tmp_path, monkeypatch, capsys):
+def test_a_path_relative_to_trainer_is_found_from_the_root_with_a_notice(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     assert parse("--data_path", "../pyproject.toml").data.data_path == (str(REPOSITORY / "pyproject.toml"),)
     with_share = parse("--data_path", "../pyproject.toml:0.5").data.data_path
@@ -213,7 +213,7 @@ def test_a_path_that_minimind_takes_from_trainer_is_found_in_the_root_and_said(t
     ("--rank_timeout", "0", "--rank_timeout is 0.0, expected at least 1"),
     ("--epochs", "100000000000000000000", "--epochs is 100000000000000000000, expected 1 to 1,000,000,000"),
 ])
-def test_a_number_that_cannot_be_used_is_one_line(flag, value, message):
+def test_an_unusable_number_is_reported_in_one_line(flag, value, message):
     with pytest.raises(UserError) as error:
         parse(flag, value)
     assert str(error.value) == message

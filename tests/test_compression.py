@@ -21,7 +21,7 @@ PACKERS = {"gz": (gzip.compress, "gzip"), "bz2": (bz2.compress, "bzip2"), "xz": 
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_every_kind_of_text_can_be_compressed(tmp_path, suffix):
+def test_every_kind_of_text_file_can_be_compressed(tmp_path, suffix):
     pack, _ = PACKERS[suffix]
     for name, data, rows in (
         ("a.jsonl", b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
@@ -38,7 +38,7 @@ def test_every_kind_of_text_can_be_compressed(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_damaged_files_are_named(tmp_path, suffix):
+def test_damaged_compressed_files_are_named(tmp_path, suffix):
     pack, name = PACKERS[suffix]
     packed = pack(b"".join(b'{"a": %d}\n' % number for number in range(1000)))
     with pytest.raises(UserError, match=rf"b\.jsonl\.{suffix}: the compressed file ends in the middle"):

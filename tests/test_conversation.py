@@ -22,7 +22,7 @@ def refusal(row: dict) -> str:
     return str(error.value)
 
 
-def test_a_plain_conversation():
+def test_a_plain_conversation_is_parsed():
     system = {"role": "system", "content": "be kind"}
     assert parse(system, USER, ASSISTANT, unknown=1) == Conversation((system, USER, ASSISTANT), None, "a.jsonl:7")
 
@@ -38,7 +38,7 @@ def test_reasoning_is_kept():
 
 
 @pytest.mark.parametrize("form", [lambda tools: tools, json.dumps])
-def test_tools_of_the_row_or_of_its_system_turn_as_a_list_or_as_json(form):
+def test_tools_may_be_a_list_or_json_in_the_row_or_its_system_turn(form):
     system = {"role": "system", "content": ""}
     assert parse(USER, ASSISTANT, tools=form([TOOL])).tools == [TOOL]
     conversation = parse({**system, "tools": form([TOOL])}, USER, ASSISTANT)
@@ -72,7 +72,7 @@ def test_tool_calls_in_every_form_become_one_form(calls):
     ({"conversations": [{"role": "system", "content": "", "tools": [TOOL]}, USER, ASSISTANT], "tools": [TOOL]},
      "conversations[0].tools: expected tools once, in the row or in its system turn"),
 ])
-def test_refused_rows(row, message):
+def test_bad_rows_are_refused_naming_the_field(row, message):
     assert refusal(row) == f"a.jsonl:7: {message}"
 
 
@@ -109,11 +109,11 @@ def test_refused_rows(row, message):
     ([USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": "x"}]}],
      "[1].tool_calls[0].arguments: expected a JSON object, found broken JSON at column 1: Expecting value"),
 ])
-def test_refused_turns(turns, message):
+def test_bad_turns_are_refused_naming_the_field(turns, message):
     assert refusal({"conversations": turns}) == f"a.jsonl:7: conversations{message}"
 
 
-def test_text_rows():
+def test_parse_text():
     assert parse_text({"text": "一 ", "id": 1}, "a.jsonl:1") == "一 "
     with pytest.raises(UserError, match=r"^a\.jsonl:1: text: expected a string, found 5$"):
         parse_text({"text": 5}, "a.jsonl:1")
@@ -121,7 +121,7 @@ def test_text_rows():
         parse_text({"conversations": []}, "a.jsonl:1")
 
 
-def test_the_examples_of_the_data_page_are_read(repository):
+def test_the_examples_in_dataset_readme_are_valid_rows(repository):
     page = (repository / "dataset/README.md").read_text(encoding="utf-8")
     examples = [json.loads(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
                 if block.lstrip().startswith('{"conversations"')]  # fmt: skip
@@ -143,7 +143,7 @@ BAD_TOOLS = {
 
 
 @pytest.mark.parametrize("fault", BAD_TOOLS)
-def test_a_file_of_tools_that_cannot_be_used_is_named(tmp_path, fault):
+def test_an_unusable_tools_file_is_named(tmp_path, fault):
     content, message = BAD_TOOLS[fault]
     path = tmp_path / "tools.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -151,7 +151,7 @@ def test_a_file_of_tools_that_cannot_be_used_is_named(tmp_path, fault):
         read_tools(path)
 
 
-def test_a_file_of_tools_is_read_as_a_rows_tools(tmp_path):
+def test_a_tools_file_is_read_like_the_tools_of_a_row(tmp_path):
     tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
     path = tmp_path / "tools.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(tools).encode())

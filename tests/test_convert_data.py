@@ -1,4 +1,4 @@
-"""scripts/convert_data.py and the filters behind it, as people run them."""
+"""scripts/convert_data.py, run as a user runs it."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def written(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_form_becomes_the_one_form(tmp_path):
+def test_every_form_becomes_conversations(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([ALPACA, {"instruction": "x", "output": ""}]), encoding="utf-8")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(SHAREGPT).encode() + b'\n{"text": "t"}\n{broken\n'))
     printed = succeed(CONVERT, tmp_path / "*.json", tmp_path / "b.jsonl.gz", "--out", tmp_path / "out.jsonl")
@@ -37,7 +37,7 @@ def test_every_form_becomes_the_one_form(tmp_path):
     assert f"{tmp_path / 'out.jsonl'}: 3 rows" in printed
 
 
-def test_conversations_as_running_text(tmp_path):
+def test_conversations_can_be_written_as_running_text(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [ALPACA, {"text": "t"}])
     (tmp_path / "b.txt").write_text("one\n\ntwo\n", encoding="utf-8")
     succeed(CONVERT, rows, tmp_path / "b.txt", "--to", "text", "--out", tmp_path / "out.jsonl")
@@ -77,7 +77,7 @@ def test_dialogues_in_text_become_conversations(tmp_path):
     assert "hh.jsonl:3: chosen: expected a dialogue with Human: and Assistant:" in printed
 
 
-def test_the_chosen_answers_of_preference_rows(tmp_path):
+def test_preference_rows_keep_their_chosen_answers(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT},
@@ -90,7 +90,7 @@ def test_the_chosen_answers_of_preference_rows(tmp_path):
     assert "a.jsonl:6: label: expected an answer to learn, found false" in printed
 
 
-def test_fields_can_be_left_out(tmp_path):
+def test_drop_fields_leaves_fields_out(tmp_path):
     pictured = {"image": "a.png", "weight": 0.5, **said("q", "a")}
     rows = write_rows(tmp_path / "a.jsonl", [pictured, said("b", "c")])
     printed = succeed(CONVERT, rows, "--out", tmp_path / "out.jsonl", "--drop_fields", "image", "weight")
@@ -99,7 +99,7 @@ def test_fields_can_be_left_out(tmp_path):
     assert "a.jsonl:1: weight: expected this flag in a turn, found 0.5 for the whole row" in printed
 
 
-def test_rows_are_kept_apart_by_the_seed(tmp_path):
+def test_the_seed_decides_which_rows_are_held_out(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", questions(20))
     parts = []
     for seed in (1, 1, 2):
@@ -127,14 +127,14 @@ def test_rows_are_kept_apart_by_the_seed(tmp_path):
     (["--eval_rows", 1, "--eval_out", "{out}"], "--eval_out {out}: expected another file than --out"),
     (["none.jsonl"], "unrecognized arguments: none.jsonl (--help lists all flags)"),
 ])
-def test_what_is_refused(tmp_path, flags, message):
+def test_bad_flags_are_refused(tmp_path, flags, message):
     rows, out = write_rows(tmp_path / "a.jsonl", questions(3)), tmp_path / "out.jsonl"
     flags = [str(flag).replace("{out}", str(out)) for flag in flags]
     assert refuse(CONVERT, rows, "--out", out, *flags).startswith(f"error: {message.replace('{out}', str(out))}")
     assert not out.exists()
 
 
-def test_measures_of_a_row():
+def test_filters_measure_a_row():
     plain, calls, text = (parse_row(row, "a:1") for row in (said("q", " ab "), CALLS, {"text": "一"}))
     assert [shortest_answer(row) for row in (plain, calls, text)] == [2, 11, None]
     assert shortest_answer(parse_row({"instruction": "q", "output": "abc", "history": [["p", "ab"]]}, "a:1")) == 2
@@ -157,7 +157,7 @@ def test_the_share_of_a_language(text, language, share):
     assert language_share(text, language) == pytest.approx(share)
 
 
-def test_flags_are_read_as_by_the_other_programs(tmp_path):
+def test_flags_are_parsed_as_in_other_programs(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", [*questions(2), *questions(2)])
     succeed(CONVERT, "--drop-duplicates", rows, f"--out={tmp_path / 'out.jsonl'}")
     assert len(written(tmp_path / "out.jsonl")) == 2
@@ -167,7 +167,7 @@ def test_flags_are_read_as_by_the_other_programs(tmp_path):
     assert "unknown flag --ou: did you mean --out?" in refuse("scripts/plot_metrics.py", "m.jsonl", "--ou", "x")
 
 
-def test_files_that_exist_are_replaced_only_on_request_and_kept(tmp_path):
+def test_existing_files_are_replaced_only_on_request_and_kept(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", questions(5))
     out, apart = tmp_path / "out.jsonl", tmp_path / "eval.jsonl"
     flags = [rows, "--out", out, "--eval_rows", 2, "--eval_out", apart]
@@ -183,7 +183,7 @@ def test_files_that_exist_are_replaced_only_on_request_and_kept(tmp_path):
     assert (len(written(out)), len(written(apart))) == (3, 2)
 
 
-def test_a_file_may_take_the_place_of_what_it_was_made_of(tmp_path):
+def test_the_output_may_replace_the_input(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [ALPACA])
     before = rows.read_text()
     succeed(CONVERT, rows, "--out", rows, "--overwrite", 1)
@@ -191,7 +191,7 @@ def test_a_file_may_take_the_place_of_what_it_was_made_of(tmp_path):
     assert (tmp_path / "a.jsonl.previous").read_text() == before
 
 
-def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+def test_a_folder_as_output_is_refused_in_one_line(tmp_path):
     (tmp_path / "out.jsonl").mkdir()
     line = refuse(CONVERT, write_rows(tmp_path / "a.jsonl", [ALPACA]), "--out", tmp_path / "out.jsonl", "--overwrite")
     assert "out.jsonl: is a folder, expected a file or nothing; choose another --out" in line

@@ -1,4 +1,4 @@
-"""Data of any form, prepared once and trained on, by the programs as people run them."""
+"""Training on data of any form, with the programs run as a user runs them."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ def identity(folder: Path) -> dict:
     return json.loads((folder / "full_sft_32.json").read_text(encoding="utf-8"))
 
 
-def test_forms_mix_and_bad_rows_are_told(tmp_path):
+def test_forms_mix_and_bad_rows_are_reported(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [*questions(30), {"instruction": "x", "output": ""}, {"text": "Some text."},
                                              {"messages": [{"role": "user", "content": "q"}]}])
     flags = [*NEW, *SHORT, "--data_path", rows, "--save_dir", tmp_path / "out"]
@@ -32,7 +32,7 @@ def test_forms_mix_and_bad_rows_are_told(tmp_path):
     assert f"skipped     {rows}:33: messages: expected" in shown
 
 
-def test_a_mixture_takes_each_source_in_its_share(tmp_path):
+def test_a_mixture_draws_each_source_by_its_share(tmp_path):
     talk = write_rows(tmp_path / "a.jsonl", questions(30))
     write_rows(tmp_path / "b.jsonl", [{"text": f"The number {i} is even."} for i in range(10)])
     shown = succeed(SFT, *NEW, *SHORT, "--data_path", f"{talk}:0.25", f"{tmp_path}/b.*:0.75", "--save_dir", tmp_path,
@@ -42,7 +42,7 @@ def test_a_mixture_takes_each_source_in_its_share(tmp_path):
     assert identity(tmp_path)["training"]["data"].popitem()[1][1] == [10, 30]
 
 
-def test_a_bad_row_ends_all_ranks_and_is_named_once(tmp_path):
+def test_a_bad_row_stops_all_ranks_and_is_named_once(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [{"messages": 5}])
     done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path, module=TORCHRUN)
     assert done.returncode != 0
@@ -50,14 +50,14 @@ def test_a_bad_row_ends_all_ranks_and_is_named_once(tmp_path):
     assert said == 2, "once by the rank that met it, once in torchrun's report"
 
 
-def test_what_decides_the_samples_is_not_changed_on_resuming(sft_data, tmp_path):
+def test_resuming_with_another_truncation_is_refused(sft_data, tmp_path):
     common = [*NEW, "--dtype", "float32", "--data_path", sft_data, "--save_dir", tmp_path]
     succeed(SFT, *common, "--max_steps", 1)
     line = refuse(SFT, *common, "--max_steps", 2, "--from_resume", 1, "--truncation", "turns")
     assert re.search("truncation was tail in .*, now it is turns; --allow_changed_data 1 continues anyway", line)
 
 
-def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data, tmp_path):
+def test_a_chat_needs_the_chat_template_of_the_training(sft_data, tmp_path):
     succeed(SFT, *NEW, *SHORT, "--data_path", sft_data, "--save_dir", tmp_path, "--chat_template", "alpaca")
     asked = ["--save_dir", tmp_path, "--prompt", "hi", "--max_new_tokens", 3, "--temperature", 0]
     assert "chat_template" in refuse(CHAT, *asked)
@@ -70,12 +70,12 @@ def test_another_template_for_training_is_asked_for_again_when_chatting(sft_data
     (["--eval_data_path", "{data}:0.5"], "--eval_data_path: expected files without shares"),
     (["--prepared_dir", "/proc/prepared"], "/proc/prepared: the prepared data cannot be kept there"),
 ])
-def test_what_is_refused(sft_data, tmp_path, flags, message):
+def test_bad_data_flags_are_refused(sft_data, tmp_path, flags, message):
     flags = [str(flag).replace("{data}", str(sft_data)) for flag in flags]
     assert message in refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, *flags)
 
 
-def test_data_cannot_write_on_the_terminal(tmp_path):
+def test_control_characters_of_the_data_are_escaped_in_errors(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [{"\x1b[31mred\nline\u202e": 1}])
     line = refuse(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path)
     assert r"found a row with \u001b[31mred\nline\u202e (--bad_rows" in line
@@ -87,11 +87,11 @@ def test_data_cannot_write_on_the_terminal(tmp_path):
     (os.devnull, f"error: --score {os.devnull}: expected a regular file; it is read more than once"),
     ("README.md", "error: --score README.md: expected a file named *.jsonl, *.ndjson, *.json, *.csv"),
 ])
-def test_questions_to_score_are_looked_for_as_data_are(name, message):
+def test_score_finds_files_like_data_path(name, message):
     assert refuse(CHAT, "--score", name).startswith(message)
 
 
-def test_a_folder_of_save_to_disk_is_trained_on_and_prepared_once(tmp_path):
+def test_a_save_to_disk_folder_is_trained_on_and_prepared_once(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(questions(30)).save_to_disk(tmp_path / "saved", num_shards=2)
     flags = [*NEW, *SHORT, "--data_path", tmp_path / "saved", "--save_dir", tmp_path / "out"]

@@ -19,7 +19,7 @@ def contents(dataset) -> list[tuple[int, ...]]:
     return [tuple(dataset[i][0].labels.tolist()) for i in range(len(dataset))]
 
 
-def test_the_held_out_share_is_apart_and_the_same_every_time():
+def test_the_held_out_share_is_disjoint_and_depends_on_the_seed():
     dataset = numbered(50)
     train, held = hold_out(dataset, 0.1, seed=3)
     assert (len(train), len(held)) == (45, 5)
@@ -35,13 +35,13 @@ def test_holding_out_leaves_something_to_train_on(count, share, held):
     assert len(train) == count - (held or 0)
 
 
-def test_no_more_is_held_out_than_an_evaluation_needs(monkeypatch):
+def test_the_held_out_part_has_a_maximum(monkeypatch):
     monkeypatch.setattr(module, "MAX_HELD_OUT", 3)
     train, apart = hold_out(numbered(50), 0.5, seed=0)
     assert (len(train), len(apart)) == (47, 3)
 
 
-def test_a_sample_without_labels_and_a_dataset_without_samples():
+def test_lengths_and_supervised_counts_of_an_example_dataset():
     dataset = ExampleDataset([])
     assert len(dataset) == 0
     half = ExampleDataset([[make_example([1, 2, 3], [True] * 3), make_example([4, 5], [True, False])]])
@@ -56,14 +56,14 @@ def test_shares_become_whole_numbers(total, shares, counts):
     assert split_by_shares(total, shares) == counts
 
 
-def test_sources_without_shares_are_taken_once_each():
+def test_sources_without_shares_are_each_taken_once():
     mixture = Mixture([numbered(3), numbered(2, first=10)])
     assert contents(mixture) == [(0,), (1,), (2,), (10,), (11,)]
     assert sorted(mixture.epoch_order(1, 0)) == [0, 1, 2, 3, 4]
     assert [mixture.lengths(i) for i in range(5)] == [[1]] * 5 and mixture.supervised(4) == 1
 
 
-def test_an_epoch_of_a_mixture_has_each_source_in_its_share():
+def test_an_epoch_of_a_mixture_has_the_share_of_each_source():
     mixture = Mixture([numbered(60), numbered(40)], [0.25, 0.75])
     for epoch in range(4):
         order = mixture.epoch_order(7, epoch)
@@ -73,7 +73,7 @@ def test_an_epoch_of_a_mixture_has_each_source_in_its_share():
     assert (mixture.epoch_order(7, 0) != mixture.epoch_order(8, 0)).any()
 
 
-def test_over_the_epochs_every_sample_of_a_source_comes_equally_often():
+def test_over_the_epochs_every_sample_of_a_source_occurs_equally_often():
     mixture = Mixture([numbered(60), numbered(40)], [0.25, 0.75])
     taken = Counter()
     for epoch in range(10):
@@ -83,18 +83,18 @@ def test_over_the_epochs_every_sample_of_a_source_comes_equally_often():
     assert sum(taken[i] for i in range(60)) == 250
 
 
-def test_a_mixture_is_known_by_its_sources_and_their_shares():
-    def known_by(*shares):
+def test_the_fingerprint_of_a_mixture_covers_sources_and_shares():
+    def fingerprint_of(*shares):
         sources = [numbered(60), numbered(40)]
         for number, source in enumerate(sources):
             source.fingerprint = f"sum {number}"
         return Mixture(sources, shares).fingerprint
 
-    assert known_by(0.25, 0.75) == known_by(1, 3) == [["sum 0", "sum 1"], [25, 75]]
-    assert known_by(1, 3) != known_by(3, 1)
+    assert fingerprint_of(0.25, 0.75) == fingerprint_of(1, 3) == [["sum 0", "sum 1"], [25, 75]]
+    assert fingerprint_of(1, 3) != fingerprint_of(3, 1)
 
 
-def test_counts_add_up_and_name_the_first_of_what_went_wrong(monkeypatch):
+def test_counts_add_up_and_name_the_first_faults(monkeypatch):
     monkeypatch.setattr(module, "MAX_NAMED", 2)
     sample = [make_example([1, 2, 3], [False, False, True])]
     total = DatasetCounts()

@@ -1,4 +1,4 @@
-"""The decoder against itself: cut up differently, in other precisions, compiled."""
+"""The decoder compared with itself: other micro-batches, other precisions, compiled."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ from minimind_sft.model.layers import RMSNorm
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
-def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig):
+def test_packed_documents_have_the_same_logits_as_alone(config: ModelConfig):
     model = build(config, torch.float64).eval()
     input_ids, _, cu_seqlens = random_batch([9, 1, 17, 4, 5, 16])
     packed = model.document_logits(input_ids, cu_seqlens)
@@ -35,8 +35,8 @@ def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig):
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-11, atol=1e-11)
 
 
-def gradients_of_cut(model: MiniMindForCausalLM, batch: tuple, micro_batches: list[list[int]]) -> list[torch.Tensor]:
-    """Gradients of the step's loss when its documents are laid out in these micro-batches."""
+def gradients_of_step(model: MiniMindForCausalLM, batch: tuple, micro_batches: list[list[int]]) -> list[torch.Tensor]:
+    """Returns the gradients of a step's loss with its documents in these micro-batches."""
     input_ids, labels, cu_seqlens = batch
     spans = list(itertools.pairwise(cu_seqlens))
     model.zero_grad()
@@ -56,16 +56,16 @@ def gradients_of_cut(model: MiniMindForCausalLM, batch: tuple, micro_batches: li
 ], ids=["one_by_one", "halves", "unequal_and_empty", "other_order"])
 @pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY_MOE, num_experts_per_tok=1, norm_topk_prob=True)],
                          ids=["dense", "moe", "moe_top1"])
-def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(config: ModelConfig, micro_batches: list[list[int]]):
+def test_the_gradient_does_not_depend_on_the_micro_batches(config: ModelConfig, micro_batches: list[list[int]]):
     model = build(config, torch.float64)
     batch = random_batch([9, 1, 17, 4, 5, 16])
-    whole = gradients_of_cut(model, batch, [[0, 1, 2, 3, 4, 5]])
+    whole = gradients_of_step(model, batch, [[0, 1, 2, 3, 4, 5]])
     for (name, _), expected, gradient in zip(
-            model.named_parameters(), whole, gradients_of_cut(model, batch, micro_batches), strict=True):
+            model.named_parameters(), whole, gradients_of_step(model, batch, micro_batches), strict=True):
         assert (gradient - expected).norm() <= 1e-10 * expected.norm(), name
 
 
-def test_minimind_per_batch_auxiliary_loss_does_depend_on_the_cut_and_ours_does_not():
+def test_only_the_per_batch_auxiliary_loss_depends_on_the_micro_batches():
     batch = random_batch([9, 17, 5])
     for scope, same in (("document", True), ("batch", False)):
         model = build(replace(TINY_MOE, aux_loss_scope=scope), torch.float64)
@@ -125,7 +125,7 @@ def test_under_bfloat16_autocast_norms_rope_and_losses_stay_float32(monkeypatch)
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
-def test_a_bfloat16_model_computes(config: ModelConfig):
+def test_a_bfloat16_model_gives_similar_logits(config: ModelConfig):
     exact, rounded = (build(config, std=0.1).to(dtype).eval() for dtype in (torch.float32, torch.bfloat16))
     input_ids, _, cu_seqlens = random_batch([12, 5])
     logits = rounded.document_logits(input_ids, cu_seqlens)
@@ -137,7 +137,7 @@ def test_a_bfloat16_model_computes(config: ModelConfig):
 # dropout, compile, new weights
 
 
-def test_dropout_acts_in_training_mode_only():
+def test_dropout_only_acts_in_training_mode():
     model, plain = build(replace(TINY, dropout=0.5)), build(TINY)
     batch = random_batch([20])
     assert model(*batch).loss_sum.item() != model(*batch).loss_sum.item()
@@ -146,19 +146,19 @@ def test_dropout_acts_in_training_mode_only():
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
 def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
-    """With the backend that only captures graphs: what the code generator makes of them is PyTorch's affair."""
+    """Uses the backend that only captures graphs; PyTorch tests its own code generator."""
     torch.compiler.reset()
     model = build(config, torch.float64)
     batches = [random_batch(lengths) for lengths in ([9, 5], [7, 7, 3, 1], [16])]
-    plain = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
+    plain = [gradients_of_step(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
     for layer in model.model.layers:
         layer.compile(dynamic=True, backend="aot_eager")
-    compiled = [gradients_of_cut(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
+    compiled = [gradients_of_step(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
     torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-12)
 
 
 def counted_graphs() -> tuple[list[torch.fx.GraphModule], Callable]:
-    """The graphs that a compiler with this backend will have made, and the backend, which runs them as they are."""
+    """Returns a list that collects the compiled graphs, and a backend that runs each graph as it is."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
@@ -169,7 +169,7 @@ def counted_graphs() -> tuple[list[torch.fx.GraphModule], Callable]:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts one after the other"])
-def test_other_lengths_and_other_numbers_of_tokens_per_expert_need_no_other_graphs(config: ModelConfig):
+def test_other_document_lengths_reuse_the_compiled_graphs(config: ModelConfig):
     torch.compiler.reset()
     graphs, backend = counted_graphs()
     model, made = build(config, torch.float32), []
@@ -181,7 +181,7 @@ def test_other_lengths_and_other_numbers_of_tokens_per_expert_need_no_other_grap
     assert made[1:] == 3 * made[:1]
 
 
-def test_a_copy_of_a_compiled_model_does_not_hold_on_to_it():
+def test_a_copy_does_not_keep_a_compiled_model_alive():
     model = build(TINY)
     for layer in model.model.layers:
         layer.compile()
@@ -191,15 +191,15 @@ def test_a_copy_of_a_compiled_model_does_not_hold_on_to_it():
     assert attention() is None and other.model.layers[0].self_attn is not None
 
 
-def test_whoever_does_not_compile_does_not_load_the_compiler():
-    """It takes a second, which everyone who only wants to chat would wait for."""
+def test_the_chat_does_not_load_the_compiler():
+    """Loading it would delay every chat by a second."""
     looks = "import sys, minimind_sft.inference.chat; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, cwd=REPOSITORY,
                           timeout=PATIENCE)
     assert done.stdout == "False\n", done.stderr
 
 
-def test_new_weights_are_normal_and_smaller_where_layers_add_up():
+def test_new_weights_are_normal_and_scaled_down_on_the_residual_stream():
     torch.manual_seed(0)
     model = MiniMindForCausalLM(replace(PRESETS["demo"], use_moe=True))
     layer = model.model.layers[0]
@@ -218,7 +218,7 @@ def test_new_weights_are_normal_and_smaller_where_layers_add_up():
     TINY, TINY_MOE, replace(TINY_MOE, aux_loss_scope="batch", num_experts_per_tok=2),
 ], ids=["dense", "experts", "experts, loss per batch"])
 @pytest.mark.parametrize("cu_seqlens", [(0, 5, 5, 14), (0,)])
-def test_tokens_after_the_last_document_change_nothing(config, cu_seqlens):
+def test_padding_after_the_last_document_changes_nothing(config, cu_seqlens):
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config).double().train()
     ids, more = torch.randint(0, config.vocab_size, (cu_seqlens[-1],)), torch.randint(0, config.vocab_size, (7,))
@@ -236,7 +236,7 @@ def test_tokens_after_the_last_document_change_nothing(config, cu_seqlens):
 @pytest.mark.parametrize("config", [
     TINY, TINY_MOE, replace(TINY_MOE, aux_loss_scope="batch"),
 ], ids=["dense", "experts", "experts, loss per batch"])
-def test_the_last_feed_forward_network_at_supervised_positions_only_gives_the_same_gradients(
+def test_skipping_unread_positions_gives_the_same_gradients(
         config, recompute, monkeypatch):
     model, batch = build(config, torch.float64), random_batch([9, 30, 1, 51])
     model.model.gradient_checkpointing = recompute
@@ -257,8 +257,8 @@ def test_the_last_feed_forward_network_at_supervised_positions_only_gives_the_sa
         late[0], torch.nn.functional.cross_entropy(hidden, batch[1], reduction="sum"), rtol=1e-12, atol=0)
 
 
-def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_only(monkeypatch):
-    """Of 192 positions 60 are supervised, filled up to 64: 128 are left out, in one of three layers."""
+def test_on_a_cpu_the_last_feed_forward_network_skips_unsupervised_positions(monkeypatch):
+    """60 of 192 positions are supervised, padded to 64: one of three layers skips 128."""
     model, ids = build(TINY), torch.randint(0, 61, (192,))
     labels = torch.where(torch.arange(192) < 60, ids, IGNORE_INDEX)
 
@@ -273,7 +273,7 @@ def test_on_a_cpu_the_last_feed_forward_network_multiplies_supervised_positions_
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
-def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_only(config, monkeypatch):
+def test_compiled_layers_share_graphs_and_only_new_shapes_are_compiled(config, monkeypatch):
     torch.compiler.reset()
     graphs, backend = counted_graphs()
     monkeypatch.setattr(selection, "skips_unread_positions", lambda device: False)  # as on a GPU
@@ -286,5 +286,5 @@ def test_compiled_layers_share_their_graphs_and_are_made_anew_for_new_shapes_onl
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sum(model(ids, ids, cu_seqlens)).backward()
         made.append(len(graphs))
-    assert made[0] < 6, "one layer's graphs do for all"
+    assert made[0] < 6, "all layers share the graphs of one"
     assert made == [made[0], 2 * made[0], 2 * made[0], 2 * made[0]]

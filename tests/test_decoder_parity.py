@@ -1,4 +1,4 @@
-"""The decoder against MiniMind's own numbers and against transformers' Qwen3."""
+"""The decoder compared with MiniMind's numbers and with Qwen3 in transformers."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 
 @dataclass
 class Reference:
-    """What MiniMind computes with a tiny model of its own; see REFERENCE.md beside the values."""
+    """Values that MiniMind computed with a tiny model; see REFERENCE.md beside them."""
 
     model: MiniMindForCausalLM
     weights: dict[str, torch.Tensor]
@@ -27,7 +27,7 @@ class Reference:
     values: dict
 
     def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy and auxiliary loss as MiniMind defines them; its labels are not shifted."""
+        """Returns mean cross-entropy and auxiliary loss as MiniMind defines them; its labels are not shifted."""
         rows, length = self.tensors["input_ids"].shape
         labels = torch.full((rows, length), IGNORE_INDEX)
         labels[:, :-1] = self.tensors["labels"][:, 1:]
@@ -46,18 +46,18 @@ def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
     return Reference(model, weights, load_file(folder / "expected.safetensors"), values)
 
 
-def test_minimind_state_dict_comes_out_as_it_went_in(reference: Reference):
+def test_minimind_state_dict_loads_and_saves_unchanged(reference: Reference):
     torch.testing.assert_close(dict(reference.model.state_dict()), dict(reference.weights), rtol=0, atol=0)
 
 
-def test_minimind_logits(reference: Reference):
+def test_logits_equal_minimind_s(reference: Reference):
     input_ids, expected = reference.tensors["input_ids"], reference.tensors["logits"]
     rows, length = input_ids.shape
     logits = reference.model.eval().document_logits(input_ids.flatten(), range(0, rows * length + 1, length))
     torch.testing.assert_close(logits.view_as(expected), expected, rtol=0, atol=1e-5)
 
 
-def test_minimind_losses(reference: Reference):
+def test_losses_equal_minimind_s(reference: Reference):
     loss, aux_loss = reference.losses()
     assert loss.item() == pytest.approx(reference.values["train_mode_loss"], rel=1e-4)
     assert aux_loss.item() == pytest.approx(reference.values["train_mode_aux_loss"], rel=1e-4)
@@ -67,13 +67,13 @@ def test_minimind_losses(reference: Reference):
     assert aux_loss.item() == 0.0
 
 
-def test_minimind_gradient_norms(reference: Reference):
+def test_gradient_norms_equal_minimind_s(reference: Reference):
     sum(reference.losses()).backward()
     norms = {name: gradient.norm().item() for name, gradient in named_gradients(reference.model)}
     assert norms == pytest.approx(reference.values["grad_norms_of_loss_plus_aux"], rel=1e-4)
 
 
-def test_minimind_greedy_continuation(reference: Reference):
+def test_greedy_continuation_equals_minimind_s(reference: Reference):
     expected = reference.tensors["greedy_ids"][0].tolist()
     ids = expected[:8]
     while len(ids) < len(expected):
@@ -97,7 +97,7 @@ def named_gradients(model: MiniMindForCausalLM) -> Iterator[tuple[str, torch.Ten
 
 
 def qwen3_logits(model: MiniMindForCausalLM, input_ids: torch.Tensor, folder: Path, rope: dict) -> torch.Tensor:
-    """The logits of transformers' Qwen3 or Qwen3-MoE, reading our state dict as any folder's."""
+    """Returns the logits of Qwen3 or Qwen3-MoE in transformers, which loads our state dict from a folder."""
     transformers = pytest.importorskip("transformers")
     config = model.config
     options = {
@@ -127,14 +127,14 @@ def qwen3_logits(model: MiniMindForCausalLM, input_ids: torch.Tensor, folder: Pa
     TINY, replace(TINY, tie_word_embeddings=False), TINY_MOE, replace(TINY_MOE, norm_topk_prob=True),
     replace(TINY_MOE, num_experts_per_tok=1, num_experts=3),
 ], ids=["dense", "untied", "moe", "moe_normalised", "moe_top1"])
-def test_logits_are_those_of_transformers_qwen3(config: ModelConfig, tmp_path: Path):
+def test_logits_equal_those_of_transformers_qwen3(config: ModelConfig, tmp_path: Path):
     model = build(config, std=0.1).eval()
     input_ids, _, cu_seqlens = random_batch([40])
     theirs = qwen3_logits(model, input_ids, tmp_path, rope={})
     torch.testing.assert_close(model.document_logits(input_ids, cu_seqlens), theirs, rtol=0, atol=1e-5)
 
 
-def test_yarn_logits_are_those_of_transformers_qwen3(tmp_path: Path):
+def test_yarn_logits_equal_those_of_transformers_qwen3(tmp_path: Path):
     yarn = YarnScaling(factor=4.0, original_max_position_embeddings=200, beta_fast=8.0, beta_slow=1.0,
                        attention_factor=1.2)
     model = build(replace(TINY, head_dim=32, rope_theta=1000.0, rope_scaling=yarn, max_position_embeddings=800),

@@ -10,8 +10,8 @@ from minimind_sft.device import compiles_rightly, described_dtype, resolve_dtype
 CPU = torch.device("cpu")
 
 
-def processor(monkeypatch, capabilities: dict[str, bool], **environment: str) -> None:
-    """As if this processor had these capabilities, and PyTorch these variables."""
+def pretend_processor(monkeypatch, capabilities: dict[str, bool], **environment: str) -> None:
+    """Pretends that the processor has these capabilities and that these variables are set."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
         monkeypatch.delenv(name, raising=False)
@@ -29,8 +29,8 @@ def processor(monkeypatch, capabilities: dict[str, bool], **environment: str) ->
     ({"avx512_bf16": True}, "bfloat16", torch.bfloat16, "bfloat16"),
     ({"avx2": True}, "float32", torch.float32, "float32"),
 ])
-def test_auto_is_bfloat16_where_the_cpu_multiplies_it_and_says_so(monkeypatch, capabilities, name, dtype, words):
-    processor(monkeypatch, capabilities)
+def test_auto_is_bfloat16_only_if_the_cpu_supports_it(monkeypatch, capabilities, name, dtype, words):
+    pretend_processor(monkeypatch, capabilities)
     assert resolve_dtype(name, CPU) == dtype
     assert described_dtype(name, CPU) == words
 
@@ -44,40 +44,40 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it_and_says_so(monkeypatch, c
     ("ONEDNN_MAX_CPU_ISA", "ALL", torch.bfloat16),
     ("ATEN_CPU_CAPABILITY", "avx512", torch.bfloat16),
 ])
-def test_what_the_environment_holds_back_is_not_there(monkeypatch, variable, value, dtype):
-    processor(monkeypatch, {"avx512_bf16": True, "amx_bf16": True}, **{variable: value})
+def test_environment_variables_can_disable_bfloat16(monkeypatch, variable, value, dtype):
+    pretend_processor(monkeypatch, {"avx512_bf16": True, "amx_bf16": True}, **{variable: value})
     assert resolve_dtype("auto", CPU) == dtype
 
 
-def test_x86_limits_do_not_touch_arm(monkeypatch):
-    processor(monkeypatch, {"bf16": True, "sve": False}, ATEN_CPU_CAPABILITY="default")
+def test_x86_variables_do_not_affect_arm(monkeypatch):
+    pretend_processor(monkeypatch, {"bf16": True, "sve": False}, ATEN_CPU_CAPABILITY="default")
     assert resolve_dtype("auto", CPU) == torch.bfloat16
 
 
-def test_without_onednn_there_are_no_kernels_for_it(monkeypatch):
-    processor(monkeypatch, {"bf16": True})
+def test_without_onednn_auto_is_float32(monkeypatch):
+    pretend_processor(monkeypatch, {"bf16": True})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert resolve_dtype("auto", CPU) == torch.float32
 
 
-def test_benchmarks_time_no_emulated_bfloat16(monkeypatch, capsys):
-    processor(monkeypatch, {"avx2": True})
+def test_benchmarks_skip_emulated_bfloat16(monkeypatch, capsys):
+    pretend_processor(monkeypatch, {"avx2": True})
     assert timed_dtypes([torch.bfloat16, torch.float32], CPU) == [torch.float32]
     assert capsys.readouterr().out == "bfloat16: not timed, this cpu only emulates it\n"
-    processor(monkeypatch, {"avx512_bf16": True})
+    pretend_processor(monkeypatch, {"avx512_bf16": True})
     assert timed_dtypes([torch.bfloat16], CPU) == [torch.bfloat16]
 
 
-def test_the_compiler_is_not_trusted_where_avx512_is_hidden_from_it(monkeypatch):
+def test_the_compiler_is_not_trusted_if_avx512_is_hidden_from_it(monkeypatch):
     for capabilities, environment, trusted in (
             ({"avx512_f": True}, {"ATEN_CPU_CAPABILITY": "avx2"}, False), ({"avx512_f": True}, {}, True),
             ({"avx2": True, "avx512_f": False}, {"ATEN_CPU_CAPABILITY": "avx2"}, True)):
-        processor(monkeypatch, capabilities, **environment)
+        pretend_processor(monkeypatch, capabilities, **environment)
         assert compiles_rightly() is trusted
 
 
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_f"), reason="this processor has no AVX-512 to hide")
-def test_compiling_is_refused_there(tmp_path, sft_data):
+def test_use_compile_is_refused_if_avx512_is_hidden(tmp_path, sft_data):
     line = refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--use_compile", 1, "--device", "cpu",
                   ATEN_CPU_CAPABILITY="avx2")
     assert line.startswith("error: --use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code")

@@ -1,4 +1,4 @@
-"""The dialogue at the terminal, in a real one: what is typed, pasted and interrupted."""
+"""The dialogue in a real terminal: typing, pasting and interrupting."""
 
 import os
 import subprocess
@@ -69,8 +69,8 @@ WITH_AND_WITHOUT_READLINE = pytest.mark.parametrize(
                   ("--no-readline",)], ids=["readline", "no readline"])
 
 
-def said(terminal: Terminal, message: str) -> None:
-    """The next answer is to exactly this message."""
+def wait_for_answer_to(terminal: Terminal, message: str) -> None:
+    """Waits for the answer to exactly this message."""
     terminal.wait_for(f"={message!r}=")
     terminal.wait_for("> ")
 
@@ -80,11 +80,11 @@ def said(terminal: Terminal, message: str) -> None:
 def test_messages_are_answered_until_ctrl_d(open_terminal, arguments, columns):
     terminal = open_terminal(*arguments, columns=columns)
     terminal.type("hello\r")
-    said(terminal, "hello")
+    wait_for_answer_to(terminal, "hello")
     terminal.type("你好\r")
-    said(terminal, "你好")
+    wait_for_answer_to(terminal, "你好")
     terminal.type("a long message " * 10 + "end\r")
-    said(terminal, "a long message " * 10 + "end")
+    wait_for_answer_to(terminal, "a long message " * 10 + "end")
     terminal.type("\x04")
     assert terminal.end() == 0
     assert "Traceback" not in terminal.shown
@@ -97,11 +97,11 @@ def test_an_empty_line_gives_the_next_prompt(open_terminal, arguments):
         terminal.type(nothing)
         terminal.wait_for("> ")
     terminal.type("still here\r")
-    said(terminal, "still here")
+    wait_for_answer_to(terminal, "still here")
 
 
 @WITH_AND_WITHOUT_READLINE
-def test_commands(open_terminal, arguments):
+def test_slash_commands(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("/help\r")
     shown = terminal.wait_for("> ")
@@ -114,26 +114,26 @@ def test_commands(open_terminal, arguments):
     terminal.type("/claer\r")
     terminal.wait_for("/claer: no such command, expected /clear, /help, /exit, /quit; put a blank")
     terminal.type(" /claer\r")
-    said(terminal, " /claer")
+    wait_for_answer_to(terminal, " /claer")
     for path in ("/etc/passwd", "/etc is a folder", "/ "):
         terminal.type(f"{path}\r")
         if path == "/ ":
             terminal.wait_for("/: no such command")
         else:
-            said(terminal, path)
+            wait_for_answer_to(terminal, path)
     terminal.type("/exit \r")
     assert terminal.end() == 0
 
 
 @WITH_AND_WITHOUT_READLINE
-def test_quit_ends_too(open_terminal, arguments):
+def test_quit_ends_the_dialogue(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("/quit\r")
     assert terminal.end() == 0
 
 
 @WITH_AND_WITHOUT_READLINE
-def test_what_is_refused_costs_one_line(open_terminal, arguments):
+def test_a_refused_message_is_one_line_and_the_dialogue_continues(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("refuse\r")
     terminal.wait_for("not sent: the chat template refuses \\u001b[31mthis\r\n")
@@ -142,17 +142,17 @@ def test_what_is_refused_costs_one_line(open_terminal, arguments):
     terminal.wait_for("not sent: expected text, found the control character U+0001 at character 1\r\n")
     terminal.wait_for("> ")
     terminal.type("hello\r")
-    said(terminal, "hello")
+    wait_for_answer_to(terminal, "hello")
 
 
-def test_half_a_character_costs_one_line(open_terminal):
+def test_half_a_character_is_refused_in_one_line(open_terminal):
     # Backspace in a terminal that does not know UTF-8 takes a byte away, not a character.
     terminal = open_terminal("--no-readline")
     terminal.type("你".encode()[:2] + b"\r")
     terminal.wait_for("not sent: no text\r\n")
     terminal.wait_for("> ")
     terminal.type("你好\r")
-    said(terminal, "你好")
+    wait_for_answer_to(terminal, "你好")
 
 
 @pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
@@ -162,11 +162,11 @@ def test_readline_edits_chinese_and_has_a_history(open_terminal, monkeypatch, la
         monkeypatch.delenv(name, raising=False)
     terminal = open_terminal(LC_ALL=language)
     terminal.type("你好\x7f们\r")
-    said(terminal, "你们")
+    wait_for_answer_to(terminal, "你们")
     terminal.type("\x1b[A\r")
-    said(terminal, "你们")
+    wait_for_answer_to(terminal, "你们")
     terminal.type("first\x1b\rsecond\r")  # Alt-Enter
-    said(terminal, "first\nsecond")
+    wait_for_answer_to(terminal, "first\nsecond")
 
 
 BLOCK = "def f(x):\n\n    return x  # 返回\n/exit\n\n"
@@ -178,32 +178,32 @@ def test_a_bracketed_paste_is_one_message(open_terminal, columns):
     terminal = open_terminal(columns=columns)
     terminal.paste(BLOCK)
     terminal.type("\r")
-    said(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
+    wait_for_answer_to(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
 
 
 @WITH_AND_WITHOUT_READLINE
 def test_lines_that_arrive_together_are_one_message(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type(BLOCK.replace("\n", "\r"))
-    said(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
+    wait_for_answer_to(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
     terminal.type("one\rtwo")  # the last line waits for its Enter
     terminal.wait_for("two")
     terminal.type("\r")
-    said(terminal, "one\ntwo")
+    wait_for_answer_to(terminal, "one\ntwo")
 
 
 @WITH_AND_WITHOUT_READLINE
 def test_a_long_block_arrives_whole(open_terminal, arguments):
     block = "".join(f"line {number} 这是第{number}行 /exit\n" for number in range(300))
-    terminal = open_terminal(*arguments, "--patient")  # on a busy machine the thread below may be slow
+    terminal = open_terminal(*arguments, "--patient")  # the thread below may be slow on a busy machine
     typed = Thread(target=terminal.type, args=[block.replace("\n", "\r")])  # more than the terminal holds at once
     typed.start()
-    said(terminal, block.rstrip("\n"))
+    wait_for_answer_to(terminal, block.rstrip("\n"))
     typed.join()
 
 
 @WITH_AND_WITHOUT_READLINE
-def test_what_is_typed_ahead_does_not_reach_the_shell(open_terminal, arguments):
+def test_text_typed_ahead_does_not_reach_the_shell(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("slow\r")
     terminal.wait_for("begun")
@@ -223,7 +223,7 @@ def test_ctrl_c_drops_the_line_and_says_how_to_leave(open_terminal, arguments):
     terminal.wait_for("Press Ctrl-C again, Ctrl-D, or type /exit to leave.\r\n")
     terminal.wait_for("> ")
     terminal.type("hello\r")
-    said(terminal, "hello")
+    wait_for_answer_to(terminal, "hello")
     terminal.interrupt()
     terminal.wait_for("to leave.\r\n")
     terminal.wait_for("> ")
@@ -233,7 +233,7 @@ def test_ctrl_c_drops_the_line_and_says_how_to_leave(open_terminal, arguments):
 
 
 @WITH_AND_WITHOUT_READLINE
-def test_ctrl_c_cuts_an_answer(open_terminal, arguments):
+def test_ctrl_c_interrupts_an_answer(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("slow\r")
     terminal.wait_for("begun")
@@ -241,11 +241,11 @@ def test_ctrl_c_cuts_an_answer(open_terminal, arguments):
     terminal.wait_for("[cut short, not kept]")
     terminal.wait_for("> ")
     terminal.type("hello\r")
-    said(terminal, "hello")
+    wait_for_answer_to(terminal, "hello")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "ascii"])
-def test_lines_of_a_pipe_are_messages_and_bad_bytes_cost_one_line(encoding):
+def test_lines_of_a_pipe_are_messages_and_bad_bytes_are_one_error_line(encoding):
     typed = b"one\n\xff\n\n/help me\r\ntwo"
     done = subprocess.run(PYTHON, input=typed, capture_output=True, timeout=300, cwd=REPOSITORY,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding})
@@ -255,7 +255,7 @@ def test_lines_of_a_pipe_are_messages_and_bad_bytes_cost_one_line(encoding):
     assert lines.count("not sent: no text") == 1
 
 
-def test_without_standard_input_one_line_says_so():
+def test_missing_standard_input_is_reported_in_one_line():
     done = subprocess.run(f'"{sys.executable}" -c "$PROGRAM" <&-', shell=True, capture_output=True, text=True,
                           timeout=300, cwd=REPOSITORY,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PROGRAM": PROGRAM})
@@ -264,7 +264,7 @@ def test_without_standard_input_one_line_says_so():
                            "command line\n")
 
 
-def test_windows_looks_for_the_rest_of_a_pasted_block_in_the_console(monkeypatch):
+def test_on_windows_the_rest_of_a_pasted_block_is_read_from_the_console(monkeypatch):
     waiting = ["first", "second", "third"]
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(kbhit=lambda: bool(waiting)))
@@ -273,5 +273,5 @@ def test_windows_looks_for_the_rest_of_a_pasted_block_in_the_console(monkeypatch
     assert dialogue.read_message() == "first\nsecond\nthird"
 
 
-def test_control_characters_of_an_answer_are_made_visible():
+def test_control_characters_in_an_answer_are_made_visible():
     assert dialogue.visible("a\x1b[2J\tb\nc\x7f\x85 你") == "a␛[2J\tb\nc\ufffd\ufffd 你"

@@ -1,4 +1,4 @@
-"""Dialogues written as one text with `Human:` and `Assistant:`."""
+"""Dialogues written as one text with the markers `Human:` and `Assistant:`."""
 
 import pytest
 
@@ -20,13 +20,13 @@ def turns(*said: str) -> list[dict]:
      turns('Say "Assistant: yes". Human: no', "I am the Assistant: yes.\n Human: indented")),
     ("\n\nHuman: 你好\n\nAssistant: 您好 HUMAN: x", turns("你好", "您好 HUMAN: x")),
 ])
-def test_markers_at_the_beginnings_of_lines_begin_turns(text, expected):
+def test_markers_at_the_start_of_a_line_begin_turns(text, expected):
     assert is_dialogue(text)
     assert dialogue_row({"chosen": text, "rejected": "x", "id": 1}, "chosen") == {"conversations": expected}
     assert list(parse_conversation(dialogue_row({"d": text}, "d"), "p").messages) == expected
 
 
-def test_the_system_turn_and_tools_of_the_row_stay():
+def test_the_system_turn_and_tools_of_the_row_are_kept():
     row = {"chosen": "Human: a\nAssistant: b", "system": "s", "tools": [{"name": "f"}]}
     assert dialogue_row(row, "chosen") == {"system": "s", "tools": [{"name": "f"}], "conversations": turns("a", "b")}
 
@@ -43,14 +43,14 @@ def test_the_system_turn_and_tools_of_the_row_stay():
     ("Human: a\nAssistant:", "turn 2: expected words after Assistant:, found none"),
     ("Human: a\nAssistant: b\nHuman: c", "turn 3: expected an answer at the end, found Human:"),
 ])
-def test_malformed_dialogues_are_named(value, message):
+def test_malformed_dialogues_are_refused_naming_the_turn(value, message):
     with pytest.raises(UserError) as error:
         dialogue_row({"chosen": value}, "chosen")
     assert str(error.value) == f"chosen: {message}"
 
 
 @pytest.mark.parametrize(("name", "value"), [("images", ["a.png"]), ("label", False), ("weight", 0.5)])
-def test_a_field_that_cannot_be_honoured_is_refused_beside_a_dialogue_too(name, value):
+def test_unsupported_fields_beside_a_dialogue_are_refused(name, value):
     row = dialogue_row({"chosen": "Human: q\nAssistant: a", name: value}, "chosen")
     with pytest.raises(UserError, match=f"^p: {name}: expected"):
         parse_conversation(row, "p")

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, and a Chinese page says what its English twin says."""
+"""The documentation: links are valid, and a Chinese page matches its English page."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def figures(row: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str):
+def test_links_are_valid(page: str):
     for target in re.findall(r"\]\(([^)\s]+)\)", split_code(read(page))[1]):
         if re.match(r"https?:", target):
             continue
@@ -51,7 +51,7 @@ def test_links_lead_somewhere(page: str):
 
 
 @pytest.mark.parametrize("page", CHINESE_PAGES)
-def test_chinese_page_has_the_commands_and_tables_of_its_english_twin(page: str):
+def test_chinese_page_has_the_commands_and_tables_of_its_english_page(page: str):
     english = page.replace("_zh.md", ".md")
     assert read(page).splitlines()[2] == f"[English]({Path(english).name})"
     assert read(english).splitlines()[2] == f"[中文]({Path(page).name})"

@@ -1,4 +1,4 @@
-"""The chat program: prompts from the command line, a dialogue in a terminal, and scores, with good and bad flags."""
+"""eval_llm.py: prompts from the command line, a dialogue in a terminal, and scoring."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ ASKED = ["--max_new_tokens", "2", "--num_hidden_layers", "1", "--tokenizer_path"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Weights that know nothing, in MiniMind's form."""
+    """Returns a folder with untrained weights in MiniMind's format."""
     folder = tmp_path_factory.mktemp("weights")
     model = tiny_model()
     for name in ("full_sft", "pretrain"):
@@ -26,7 +26,7 @@ def weights(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_prompt_is_answered_and_one_that_is_refused_costs_a_line_and_the_status(weights):
+def test_a_refused_prompt_is_one_error_line_and_the_others_are_answered(weights):
     done = run(CHAT, *ASKED, "--save_dir", weights, "--prompt", "one", "x " * 40_000, "three")
     assert done.returncode == 2
     assert [line[:7] for line in done.stdout.splitlines() if line.startswith("> ")] == ["> one", "> x x x", "> three"]
@@ -34,7 +34,7 @@ def test_every_prompt_is_answered_and_one_that_is_refused_costs_a_line_and_the_s
     assert line.startswith("error: --prompt: the prompt has ") and "leaves no room" in line
 
 
-def test_tools_are_read_and_the_template_must_have_a_place_for_them(weights, tmp_path):
+def test_tools_need_a_template_that_renders_them(weights, tmp_path):
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS), encoding="utf-8")
     given = [*ASKED, "--save_dir", weights, "--tools", tmp_path / "tools.json", "--prompt", "x"]
     assert "> x\n" in succeed(CHAT, *given)
@@ -68,7 +68,7 @@ def test_a_dialogue_in_a_terminal(weights, columns):
         terminal.close()
 
 
-def test_files_are_found_as_training_data_are_and_results_are_written(weights, tmp_path):
+def test_score_finds_files_like_data_path_and_writes_results(weights, tmp_path):
     for name in ("a", "b"):
         write_rows(tmp_path / f"{name}.jsonl", [{"messages": [USER, ANSWER, USER], "kind": name}])
     out = tmp_path / "results.jsonl"
@@ -95,7 +95,7 @@ BAD_SCORES = {
 
 
 @pytest.mark.parametrize("fault", BAD_SCORES)
-def test_what_cannot_be_scored_is_named_in_one_line(tmp_path, fault):
+def test_unusable_files_to_score_are_refused_in_one_line(tmp_path, fault):
     write_rows(tmp_path / "good.jsonl", [{"messages": [USER, ANSWER]}])
     write_rows(tmp_path / "asks.jsonl", [{"messages": [USER]}])
     arguments, message = BAD_SCORES[fault]

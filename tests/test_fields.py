@@ -1,4 +1,4 @@
-"""Fields that would change what is learned are refused; others that nothing reads are listed."""
+"""Fields that would change what is learned are refused; other unread fields are listed."""
 
 import json
 
@@ -30,11 +30,11 @@ def refusal(row: dict) -> str:
     ("mask", "User", 'mask: expected this flag in a turn, found "User" for the whole row'),
     ("loss_mask", [0, 1], "loss_mask: expected this flag in a turn, found a list for the whole row"),
 ])
-def test_fields_of_a_row_that_cannot_be_honoured(row, name, value, message):
+def test_unsupported_fields_of_a_row_are_refused(row, name, value, message):
     assert refusal({**row, name: value}) == f"{message} {DROP.format(name=name)}"
 
 
-def test_media_of_a_turn():
+def test_media_in_a_turn_are_refused():
     row = {"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]]}
     assert refusal(row) == "messages[0].images: expected nothing, as these models read only text, found a list"
 
@@ -45,20 +45,20 @@ def test_media_of_a_turn():
     ({"prompt": "q", "response": "a"}, "label", "0"), ({"prompt": "q", "response": "a"}, "label", 0.0),
     ({"messages": TURNS}, "label", False), ({"messages": TURNS}, "kto_tag", False),
 ])
-def test_an_answer_labelled_as_not_wanted_is_not_learned(row, name, value):
+def test_an_answer_labelled_as_bad_is_refused(row, name, value):
     message = refusal({**row, name: value})
     assert message == (f"{name}: expected an answer to learn, found {json.dumps(value)}, which marks an answer to "
                        "avoid")
     assert parse_row({**row, name: True}, "p") == parse_row(row, "p")
 
 
-def test_what_asks_for_nothing_is_no_reason_to_refuse():
+def test_neutral_values_of_unsupported_fields_are_accepted():
     plain = parse_row({"messages": TURNS}, "p")
     for fields in ({"images": [], "audio": None, "video": ""}, {"weight": 1, "train": True, "loss": 1.0},
                    {"weight": "1", "train": "True", "loss": ""}, {"label": "0"}, {"label": "1"},
                    {"mask": None}, {"label": "sports"}, {"label": 0}, {"train_id": 7}):
         assert parse_row({"messages": TURNS, **fields}, "p") == plain
-    # of running text every token is learned, whatever else is known about it
+    # every token of running text is learned, whatever its other fields say
     assert parse_row({"text": "t", "images": ["a.png"], "loss": 2.3, "label": False}, "p") == "t"
 
 
@@ -79,9 +79,9 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse():
     ({"messages": TURNS, "question": "q", "label": True}, ["label", "question"]),
     ({"text": "t", "kind": "k", "url": "u"}, ["url"]),
 ])
-def test_fields_that_nothing_reads(row, fields):
+def test_unread_fields_are_listed(row, fields):
     assert sorted(ignored_fields(row, as_text="text" in row and "conversations" not in row)) == fields
 
 
-def test_running_text_is_all_that_pretraining_reads():
+def test_pretraining_reads_only_the_text():
     assert ignored_fields({"text": "t", "messages": TURNS}, as_text=True) == {"messages"}

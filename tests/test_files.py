@@ -13,14 +13,14 @@ def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(tmp_p
         refuse_lfs_pointer(pointer)
 
 
-def test_other_files_pass(tmp_path):
+def test_other_files_are_not_taken_for_lfs_pointers(tmp_path):
     (tmp_path / "short").write_bytes(b"version")
     (tmp_path / "empty").write_bytes(b"")
     for name in ("short", "empty", "absent"):
         refuse_lfs_pointer(tmp_path / name)
 
 
-def test_a_file_that_holds_one_json_object_is_read(tmp_path):
+def test_read_object_reads_one_json_object(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_object(tmp_path / "a.json") == {"a": 1}
 
@@ -32,7 +32,7 @@ def test_a_file_that_holds_one_json_object_is_read(tmp_path):
     (b"{", "Expecting property name"),
     (b"\xff", "can't decode byte 0xff"),
 ])
-def test_any_other_content_is_a_value_error_that_says_what_it_is(tmp_path, content, problem):
+def test_read_object_raises_value_error_for_other_content(tmp_path, content, problem):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         read_object(tmp_path / "a.json")

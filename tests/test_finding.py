@@ -1,4 +1,4 @@
-"""Which weights file a name means."""
+"""Finding the weights file that a name means."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_flags_choose_among_several(tmp_path, size, moe, found):
     assert find_weights("a", tmp_path, flag="--w", hidden_size=size, use_moe=moe) == tmp_path / found
 
 
-def test_several_that_match_are_listed_and_none_is_guessed(tmp_path):
+def test_several_matching_files_are_listed_and_none_is_chosen(tmp_path):
     touch(tmp_path, "a_512.pth", "a_768.pth")
     with pytest.raises(UserError, match=r"--w a means several files: .*a_512\.pth \(no sidecar, 0\.0 MiB\), .*"
                        r"a_768\.pth \(no sidecar, 0\.0 MiB\); choose by --hidden_size 512 or 768, or the path "
@@ -36,11 +36,11 @@ def test_several_that_match_are_listed_and_none_is_guessed(tmp_path):
         find_weights("a", tmp_path, flag="--w")
 
 
-def test_the_repositorys_own_weights_are_found_from_another_folder(tmp_path, repository):
+def test_the_bundled_weights_are_found_from_another_folder(tmp_path, repository):
     assert find_weights("pretrain", tmp_path, flag="--w") == repository / "out/pretrain_256.pth"
 
 
-def test_a_missing_name_tells_what_makes_it_and_what_is_there(tmp_path):
+def test_a_missing_file_is_reported_with_the_command_and_existing_files(tmp_path):
     touch(tmp_path, "other_512.pth")
     with pytest.raises(UserError) as error:
         find_weights("full_sft", tmp_path, flag="--weight", hidden_size=640)
@@ -58,7 +58,7 @@ def test_a_path_is_taken_as_a_path(tmp_path):
 
 
 def describe(folder: Path, name: str, **sidecar) -> None:
-    """A file with a sidecar."""
+    """Writes an empty weights file with this sidecar."""
     touch(folder, f"{name}.pth")
     (folder / f"{name}.json").write_text(json.dumps(sidecar))
 
@@ -85,8 +85,8 @@ def test_the_tokenizer_decides_among_several(tmp_path):
         find_weights("a", tmp_path, flag="--w", tokenizer="mine")
 
 
-def test_a_tokenizer_does_not_rule_out_the_only_file(tmp_path):
-    """Differences are reported when the weights are read."""
+def test_another_tokenizer_does_not_exclude_the_only_file(tmp_path):
+    """The difference is reported when the weights are read."""
     describe(tmp_path, "a_256", tokenizer="theirs")
     assert find_weights("a", tmp_path, flag="--w", tokenizer="mine") == tmp_path / "a_256.pth"
 
@@ -99,7 +99,7 @@ def test_a_file_name_needs_no_path(tmp_path, name, found):
     assert find_weights(name, tmp_path, flag="--w") == tmp_path / found
 
 
-def test_a_file_name_is_looked_for_in_the_working_directory_first(tmp_path, monkeypatch, repository):
+def test_a_file_name_is_first_looked_up_in_the_working_directory(tmp_path, monkeypatch, repository):
     touch(tmp_path, "a_512.pth")
     touch(tmp_path / "here", "a_512.pth")
     monkeypatch.chdir(tmp_path / "here")
@@ -109,13 +109,13 @@ def test_a_file_name_is_looked_for_in_the_working_directory_first(tmp_path, monk
         find_weights("b.pth", tmp_path, flag="--w")
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is a folder, expected a file that ends in \.pth or \.safetensors"):
         find_weights(f"{tmp_path}/", tmp_path, flag="--w")
 
 
 @pytest.mark.parametrize("sidecar", ["[]", "{", '{"model": 3, "parameters": "many"}'])
-def test_a_sidecar_that_says_nothing_is_passed_over(tmp_path, sidecar):
+def test_an_unreadable_sidecar_is_ignored(tmp_path, sidecar):
     touch(tmp_path, "a_512.pth", "a_768.pth")
     (tmp_path / "a_512.json").write_text(sidecar)
     with pytest.raises(UserError, match=r"a_512\.pth \(no sidecar, 0\.0 MiB\)"):

@@ -1,4 +1,4 @@
-"""Weights that this project did not write, in the programs as people run them."""
+"""Weights from other projects, in the programs run as a user runs them."""
 
 import json
 import re
@@ -17,14 +17,14 @@ SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2)
 
 @pytest.fixture(scope="module")
 def from_minimind(shared, tmp_path_factory) -> tuple[Path, Path]:
-    """A weights file as MiniMind saves it (half precision, a head, no sidecar), and the folder of its tokenizer."""
+    """Returns weights as MiniMind saves them (half precision, a head, no sidecar) and its tokenizer's folder."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("minimind") / "pretrain_32.pth"
     torch.save(MiniMindForCausalLM(SMALL).half().state_dict(), path)
     return path, shared / "reference/minimind"
 
 
-def test_weights_of_minimind_s_need_their_tokenizer_named(from_minimind, sft_data, tmp_path):
+def test_minimind_weights_need_tokenizer_path(from_minimind, sft_data, tmp_path):
     """Both tokenizers have 6,400 tokens: with the wrong one a model would learn garbage."""
     weights, tokenizer = from_minimind
     commands = ((SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2,
@@ -48,8 +48,8 @@ def test_weights_of_minimind_s_need_their_tokenizer_named(from_minimind, sft_dat
     succeed(CHAT, "--save_dir", tmp_path, "--prompt", "x", "--max_new_tokens", 2, "--tokenizer_path", tokenizer)
 
 
-def test_an_embedding_with_padding_rows_trains_and_never_says_them(sft_data, tmp_path):
-    """The padding rows have by far the highest scores; answers and score are those of the model without them."""
+def test_padding_rows_of_an_embedding_never_appear_in_answers(sft_data, tmp_path):
+    """The padding rows have by far the highest scores, but they are left out when answering and scoring."""
     torch.manual_seed(0)
     padded = MiniMindForCausalLM(replace(SMALL, vocab_size=6528, tie_word_embeddings=False))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_an_embedding_with_padding_rows_trains_and_never_says_them(sft_data, tmp
     assert notice in succeed(CHAT, "--save_dir", tmp_path / "out", "--prompt", "x", "--max_new_tokens", 2)
 
 
-def test_weights_that_are_not_finite_are_refused(sft_data, tmp_path):
+def test_non_finite_weights_are_refused(sft_data, tmp_path):
     tensors = MiniMindForCausalLM(SMALL).state_dict()
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     torch.save(tensors, tmp_path / "full_sft_32.pth")

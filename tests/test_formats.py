@@ -1,4 +1,4 @@
-"""The formats conversation data come in, and the errors for rows that have none of them."""
+"""The formats that conversation data come in."""
 
 import json
 
@@ -24,7 +24,7 @@ def assistant(content: str, **more) -> dict:
 
 def messages(row: dict) -> tuple[dict, ...]:
     parsed = parse_conversation(row, "a.jsonl:7")
-    # What is parsed once reads the same from its canonical row.
+    # Its canonical row parses to the same conversation.
     assert parse_conversation(json.loads(json.dumps(canonical_row(parsed))), "a.jsonl:7") == parsed
     return parsed.messages
 
@@ -35,7 +35,7 @@ def refusal(row: dict) -> str:
     return str(error.value).removeprefix("a.jsonl:7: ")
 
 
-def test_sharegpt_with_tools_a_call_and_what_it_gave():
+def test_sharegpt_with_tools_a_call_and_its_result():
     row = {"conversations": [{"from": "system", "value": "be kind"}, {"from": "human", "value": "晴?"},
                              {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "罗马"}}'},
                              {"from": "observation", "value": "晴"}, {"from": "gpt", "value": "It is sunny."}],
@@ -80,7 +80,7 @@ def test_openai_s_older_function_call():
         assistant("", tool_calls=[CALL]), {"role": "tool", "content": "晴", "name": "weather"})
 
 
-def test_prompt_and_completion_as_text_and_as_messages():
+def test_prompt_and_completion_may_be_text_or_messages():
     assert messages({"prompt": "q", "completion": " a"}) == (user("q"), assistant(" a"))
     earlier = [user("a"), assistant("b"), user("c")]
     for completion in ([assistant("d")], assistant("d")):
@@ -99,7 +99,7 @@ def test_prompt_and_completion_as_text_and_as_messages():
     ({"instruction": " add \n"}, " add \n"),
     ({"instruction": "", "input": "1 2"}, "1 2"),
 ])
-def test_alpaca(given, question):
+def test_alpaca_instruction_and_input(given, question):
     assert messages({**given, "output": "3", "text": "a rendering of it all"}) == (user(question), assistant("3"))
 
 
@@ -123,12 +123,12 @@ def test_a_question_and_its_answer_under_their_usual_names(fields, said):
     assert messages({**fields, "system": "s"})[0] == {"role": "system", "content": "s"}
 
 
-def test_the_form_of_a_question_with_an_answer_is_named_by_its_fields():
+def test_form_name_lists_the_fields_of_a_question_and_answer():
     assert form_name({"answer": "a", "question": "q"}) == "question, answer"
     assert form_name({"prompt": [user("q")], "response": "a"}) == "prompt, response (role, content)"
 
 
-def test_the_questions_before_stand_in_history():
+def test_history_holds_the_earlier_turns():
     row = {"query": "c", "response": "d", "history": [["a", "b"]], "system": "s"}
     said = ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
     assert messages(row) == said
@@ -140,12 +140,12 @@ def test_a_prompt_of_messages_with_a_response():
     assert messages(row) == (user("a"), assistant("b", train=False), user("c"), assistant("d"))
 
 
-def test_forms_that_were_always_read_keep_their_meaning_beside_the_newer_ones():
+def test_main_forms_take_precedence_over_question_and_answer_fields():
     assert messages({"instruction": "q", "output": "a", "answer": "42"}) == (user("q"), assistant("a"))
     assert messages({"messages": [user("q"), assistant("a")], "question": "x", "answer": "y"})[0] == user("q")
 
 
-def test_messages_as_the_json_of_their_list():
+def test_messages_may_be_a_json_string():
     turns = [user("x"), assistant("y")]
     for name in ("messages", "conversations"):
         row = {name: json.dumps(turns)}
@@ -159,7 +159,7 @@ def test_messages_as_the_json_of_their_list():
     ("environment", "tool"), ("observation", "tool"), ("Tool", "tool"),
 ])
 @pytest.mark.parametrize(("said_by", "text"), [("role", "content"), ("from", "value")])
-def test_roles_under_their_other_names_and_in_capitals(role, canonical, said_by, text):
+def test_other_names_and_capitals_of_roles_are_understood(role, canonical, said_by, text):
     before = {"system": [], "user": [], "assistant": [user("a")], "tool": [user("a"), assistant("b")]}[canonical]
     after = {"system": [user("d"), assistant("e")], "user": [assistant("e")]}.get(canonical, [])
     row = {"messages": [*before, {said_by: role, text: "c"}, *after]}
@@ -168,7 +168,7 @@ def test_roles_under_their_other_names_and_in_capitals(role, canonical, said_by,
 
 @pytest.mark.parametrize("given", [{}, {"arguments": ""}, {"arguments": " "}, {"arguments": None}, {"arguments": "{}"},
                                    {"arguments": "null"}, {"arguments": {}}])
-def test_a_call_without_arguments(given):
+def test_a_call_may_lack_arguments(given):
     call = {"id": "c", "type": "function", "function": {"name": "now", **given}}
     expected = {"id": "c", "type": "function", "function": {"name": "now", "arguments": {}}}
     assert messages({"messages": [user("q"), assistant("", tool_calls=[call])]})[1]["tool_calls"] == [expected]
@@ -176,7 +176,7 @@ def test_a_call_without_arguments(given):
     assert messages(bare)[1]["tool_calls"] == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
 
 
-def test_openai_s_older_functions_render_as_their_tools_twin():
+def test_openai_s_older_functions_render_like_tools():
     call = {"name": "now", "arguments": "{}"}
     older = {"functions": [TOOL], "messages": [
         user("time?"), {"role": "assistant", "content": None, "function_call": call},
@@ -233,11 +233,11 @@ def test_rows_from_public_bug_reports(shared, name):
     assert parse_conversation(row, place).messages == tuple(CASES[name])
 
 
-def test_running_text():
+def test_a_text_row_is_running_text():
     assert parse_row({"text": "一 ", "id": 5}, "a:1") == "一 "
 
 
-def test_flags_of_a_turn():
+def test_train_and_weight_flags_of_a_turn():
     row = {"messages": [user("a"), assistant("", train=False), {**user("b"), "train": False}, assistant("c", weight=1),
                         user("d"), assistant("e", weight=0), user("f"), assistant("g", train=True)]}
     assert [message.get("train", True) for message in messages(row) if message["role"] == "assistant"] == [
@@ -253,8 +253,8 @@ def test_a_mixed_file_is_recognised_row_by_row():
     assert [parse_row(row, "p") for row in rows] == ["t", *[Conversation(one, None, "p")] * 4]
 
 
-def test_calls_in_turns_of_their_own_are_one_turn():
-    """ms-swift writes parallel calls as turns in a row, and the words that lead to them as a turn before them."""
+def test_calls_in_separate_turns_are_merged_into_one_turn():
+    """ms-swift writes each parallel call as a turn, and the words before the calls as another turn."""
     call = json.dumps({"name": "weather", "arguments": {"city": "罗马"}}, ensure_ascii=False)
     calls, results = [{"role": "tool_call", "content": call}] * 2, [{"role": "tool_response", "content": "晴"}] * 2
     read = (assistant("", tool_calls=[CALL, CALL]), *[{"role": "tool", "content": "晴"}] * 2, assistant("fine"))
@@ -267,7 +267,7 @@ def test_calls_in_turns_of_their_own_are_one_turn():
         assistant("Let me see.", tool_calls=[CALL]),)
 
 
-def test_a_call_that_is_learned_is_no_part_of_words_that_are_not():
+def test_a_learned_call_is_not_merged_with_an_untrained_turn():
     call = {"role": "tool_call", "content": '{"name": "f"}'}
     read = messages({"prompt": [user("q"), assistant("earlier")], "completion": [call]})
     assert [message.get("train", True) for message in read] == [True, False, True]
@@ -289,7 +289,7 @@ def test_an_error_in_one_of_several_calls_names_its_turn():
     {"messages": [{"role": "User", "content": "q"}, {"role": "Chatbot", "content": "a"}]},
     {"messages": [user("q"), {"role": "bot", "content": "a"}]},
 ])
-def test_role_and_words_are_read_under_any_of_their_names(row):
+def test_role_and_content_are_read_under_any_of_their_names(row):
     assert messages(row) == (user("q"), assistant("a"))
 
 
@@ -301,7 +301,7 @@ def test_an_error_names_the_turn_s_own_keys_and_role():
     assert form_name({"conversations": [{"role": "user", "value": "q"}]}) == "conversations (role, value)"
 
 
-def test_the_same_reasoning_under_two_names_is_one():
+def test_reasoning_under_two_names_must_be_equal():
     said = assistant("a", reasoning="hm", reasoning_content="hm")
     assert messages({"messages": [user("q"), said]})[1] == assistant("a", reasoning_content="hm")
     assert refusal({"messages": [user("q"), {**said, "reasoning": "oh"}]}) == (
@@ -313,15 +313,15 @@ def test_the_same_reasoning_under_two_names_is_one():
     [{"human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}],
     [{"input": "q", "output": "a"}, {"input": "q2", "output": "a2"}],
 ])
-def test_a_conversation_in_the_singular_has_turns_or_pairs(turns):
-    """LMSYS-Chat-1M and WildChat have turns there, ms-swift and XTuner pairs of a question and its answer."""
+def test_the_field_conversation_has_turns_or_pairs(turns):
+    """LMSYS-Chat-1M and WildChat use turns; ms-swift and XTuner use pairs of a question and its answer."""
     row = {"conversation": turns, "language": "English"}
     read = (user("q"), assistant("a"), user("q2"), assistant("a2"))
     assert messages(row) == read
     assert messages({**row, "system": "s"}) == ({"role": "system", "content": "s"}, *read)
 
 
-def test_a_pair_says_which_of_its_fields_is_wrong():
+def test_errors_in_a_pair_name_the_field():
     assert refusal({"conversation": [{"human": "q"}]}) == "conversation[0].assistant: expected a string, found nothing"
     assert refusal({"conversation": [{"human": "q", "assistant": 5}]}) == (
         "conversation[0].assistant: expected a string, found 5")
@@ -338,8 +338,8 @@ def test_a_system_text_in_the_first_pair_is_the_system_turn():
     assert messages(row)[:2] == ({"role": "system", "content": "s"}, user("q"))
 
 
-def test_empty_fields_make_no_form():
-    """Tables of several sources give every row all columns."""
+def test_empty_fields_are_ignored_when_the_form_is_determined():
+    """In a table that combines several sources every row has all columns."""
     read = (user("q"), assistant("a"))
     turns = [user("q"), assistant("a")]
     assert messages({"messages": turns, "conversations": [], "prompt": "", "completion": "", "instruction": ""}) == read

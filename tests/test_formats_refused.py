@@ -110,5 +110,5 @@ NO_FORM = ("conversations: expected conversations, messages, a question (prompt,
      "tools[0]: expected only what JSON can hold: Object of type bytes is not JSON serializable"),
     ({"prompt": [user("a")], "completion": []}, "completion: expected a list of turns, found an empty list"),
 ])
-def test_rows_that_are_refused_name_the_field_as_the_row_has_it(row, message):
+def test_errors_name_the_field_as_the_row_has_it(row, message):
     assert refusal(row) == message

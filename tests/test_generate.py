@@ -1,4 +1,4 @@
-"""Generation: with the cache as without it, many as one by one, and sampling as transformers does it."""
+"""Generation with and without the cache, alone and in a batch, and sampling compared with transformers."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 
 
 
 def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
-    """In float64, where no rounding can turn one best token into another."""
+    """Returns a float64 model, so that rounding cannot change the best token."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config).double().eval()
     with torch.no_grad():
@@ -45,7 +45,7 @@ def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
 
 def greedy_without_cache(model: MiniMindForCausalLM, prompt: list[int], settings: SamplingSettings,
                          stop_ids: set[int]) -> list[int]:
-    """Reads everything again for each token."""
+    """Decodes greedily, computing all positions again for each token."""
     ids = list(prompt)
     while len(ids) < min(len(prompt) + settings.max_new_tokens, model.config.max_position_embeddings):
         logits = model.document_logits(torch.tensor(ids), (0, len(ids)))[-1].tolist()
@@ -60,7 +60,7 @@ def greedy_without_cache(model: MiniMindForCausalLM, prompt: list[int], settings
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("penalty", [1.0, 1.6])
-def test_greedy_with_the_cache_is_greedy_without_it(name: str, penalty: float):
+def test_greedy_decoding_is_the_same_with_and_without_the_cache(name: str, penalty: float):
     model, settings = build(CONFIGS[name]), SamplingSettings(30, repetition_penalty=penalty)
     for prompt in PROMPTS:
         expected = greedy_without_cache(model, prompt, settings, set())
@@ -69,7 +69,7 @@ def test_greedy_with_the_cache_is_greedy_without_it(name: str, penalty: float):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_batch_is_its_prompts_one_by_one(name: str):
+def test_a_batch_gives_the_same_answers_as_single_prompts(name: str):
     model, settings = build(CONFIGS[name]), SamplingSettings(30, repetition_penalty=1.6)
     freely = [greedy_without_cache(model, prompt, settings, set()) for prompt in PROMPTS]
     stop_ids = {freely[0][9], freely[2][4], freely[4][0]}
@@ -81,7 +81,7 @@ def test_a_batch_is_its_prompts_one_by_one(name: str):
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "moe_top2"])
-def test_minimind_greedy_continuation_with_the_cache(name: str, shared: Path):
+def test_greedy_continuation_with_the_cache_equals_minimind_s(name: str, shared: Path):
     folder = shared / "reference" / "minimind" / name
     model = MiniMindForCausalLM(ModelConfig(**json.loads((folder / "expected.json").read_text())["config"])).eval()
     model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
@@ -93,7 +93,7 @@ def test_no_prompts_give_no_answers():
     assert generate_batch(build(), [], SamplingSettings(5), ()) == []
 
 
-def test_answers_end_where_the_context_does():
+def test_answers_end_at_the_end_of_the_context():
     model = build()
     prompts = [[1] * 58, [1] * 30, [1] * 59]
     answers = generate_batch(model, prompts, SamplingSettings(10), ())
@@ -111,7 +111,7 @@ def test_a_prompt_that_cannot_be_answered_is_refused(prompt: list[int], message:
         generate_batch(build(), [[1, 2], prompt], SamplingSettings(5), ())
 
 
-def test_the_seed_decides_what_is_drawn():
+def test_the_seed_decides_the_sampled_tokens():
     model = build()
     settings = SamplingSettings(20, temperature=1.5, top_p=0.95, seed=1)
     first, again = (generate_batch(model, PROMPTS, settings, ()) for _ in range(2))
@@ -122,7 +122,7 @@ def test_the_seed_decides_what_is_drawn():
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (10, 0.5), (1, 0.9), (500, 0.99),
                                               (0, 1e-6)])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_sampling_probabilities_are_those_of_transformers(temperature: float, top_k: int, top_p: float):
+def test_sampling_probabilities_equal_those_of_transformers(temperature: float, top_k: int, top_p: float):
     logits_process = pytest.importorskip("transformers.generation.logits_process")
     torch.manual_seed(0)
     scores, prompts = torch.randn(6, VOCAB) * 3, torch.randint(0, VOCAB, (6, 9))
@@ -139,7 +139,7 @@ def test_sampling_probabilities_are_those_of_transformers(temperature: float, to
     torch.testing.assert_close(ours, expected.softmax(-1), rtol=1e-5, atol=1e-7)
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely():
+def test_tokens_are_drawn_with_their_probabilities():
     probs, tokens = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[7, 2, 9, 4]])
     generator = torch.Generator().manual_seed(0)
     drawn = draw(probs.expand(20000, 4), tokens.expand(20000, 4), generator)

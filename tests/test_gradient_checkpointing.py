@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes memory and time, never a number."""
+"""Gradient checkpointing changes memory and time but no result."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def build(use_moe: bool, dropout: float, checkpointing: bool) -> MiniMindForCaus
 
 def two_steps(ranks: Ranks, checkpointing: bool, parallel: str, dtype: torch.dtype, use_moe: bool,
               dropout: float, compiled: bool = False) -> list[np.ndarray]:
-    """Losses and whole gradients of two steps of several micro-batches each."""
+    """Returns losses and whole gradients of two steps of several micro-batches each."""
     model = build(use_moe, dropout, checkpointing)
     if compiled:
         for layer in model.model.layers:
@@ -59,11 +59,11 @@ BF16 = torch.bfloat16
 
 @pytest.mark.parametrize(("use_moe", "dtype", "dropout"), [
     (False, torch.float32, 0.0), (False, BF16, 0.2), (True, torch.float32, 0.2), (True, BF16, 0.0)])
-def test_the_numbers_are_those_without(use_moe, dtype, dropout):
+def test_losses_and_gradients_are_unchanged(use_moe, dtype, dropout):
     assert_same(*(two_steps(ALONE, checkpointing, "ddp", dtype, use_moe, dropout) for checkpointing in (False, True)))
 
 
-def test_so_they_are_under_torch_compile():
+def test_losses_and_gradients_are_unchanged_under_torch_compile():
     torch.compiler.reset()
     plain = two_steps(ALONE, False, "ddp", torch.float32, True, 0.2)
     compiled = two_steps(ALONE, True, "ddp", torch.float32, True, 0.2, compiled=True)
@@ -73,14 +73,14 @@ def test_so_they_are_under_torch_compile():
 
 @pytest.mark.parametrize(("parallel", "use_moe", "dropout"), [
     ("ddp", False, 0.2), ("ddp", True, 0.0), ("fsdp", False, 0.0), ("fsdp", False, 0.2), ("fsdp", True, 0.2)])
-def test_so_they_are_on_two_ranks(parallel, use_moe, dropout):
+def test_losses_and_gradients_are_unchanged_on_two_ranks(parallel, use_moe, dropout):
     without, with_it = (on_ranks(2, two_steps, checkpointing, parallel, BF16, use_moe, dropout)[0]
                         for checkpointing in (False, True))
     assert_same(without, with_it)
 
 
 def saved_by_forward(model: MiniMindForCausalLM) -> tuple[torch.Tensor, int]:
-    """The loss of one batch, and the numbers that its graph keeps besides the weights."""
+    """Returns the loss of one batch and how many numbers its graph keeps besides the weights."""
     steps = TrainingSteps(random_documents(4), BatchLayout(80), epochs=1, samples_per_step=4, seed=1)
     batch = steps[0].micro_batches[0]
     weights = {parameter.data_ptr() for parameter in model.parameters()}
@@ -97,14 +97,14 @@ def saved_by_forward(model: MiniMindForCausalLM) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "experts"])
-def test_what_is_kept_is_less(use_moe):
+def test_the_graph_keeps_less_than_a_third(use_moe):
     (_, without), (_, with_it) = (saved_by_forward(build(use_moe, 0.0, checkpointing))
                                   for checkpointing in (False, True))
     assert with_it < without / 3
 
 
-def test_the_second_run_does_not_replace_the_routing():
-    """It would keep the recomputed activations of every layer alive until the next step."""
+def test_recomputing_does_not_replace_the_routing():
+    """Replacing it would keep the recomputed activations of every layer until the next step."""
     model = build(True, 0.0, True)
     loss, _ = saved_by_forward(model)
     first = [layer.mlp.routing for layer in model.model.layers]

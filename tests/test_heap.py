@@ -25,7 +25,7 @@ print(platform.libc_ver()[0], *[faults() for _ in range(3)])
 
 
 def page_faults(how: str) -> list[int]:
-    """Of three times twenty tensors of 8 MiB, all freed before the next twenty are made."""
+    """Returns the page faults of three rounds of twenty 8 MiB tensors, freed after each round."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
     library, *faults = done.stdout.split()
     if library != "glibc":
@@ -33,20 +33,20 @@ def page_faults(how: str) -> list[int]:
     return [int(one) for one in faults]
 
 
-def test_memory_that_a_step_freed_is_there_for_the_next():
-    """160 MiB are 40,960 pages, if they are not large ones."""
+def test_memory_freed_by_a_step_is_reused_by_the_next():
+    """160 MiB are 40,960 pages of the usual size."""
     first, *later = page_faults("keep")
     assert sum(later) < 0.2 * first
     assert sum(page_faults("leave")[1:]) > 3 * sum(later)
 
 
-def test_every_run_begins_with_it(tmp_path, monkeypatch):
-    class Told(Exception):
+def test_every_run_keeps_freed_memory(tmp_path, monkeypatch):
+    class Called(Exception):
         pass
 
-    def tell() -> None:
-        raise Told
+    def raise_called() -> None:
+        raise Called
 
-    monkeypatch.setattr(loop, "keep_freed_memory", tell)
-    with pytest.raises(Told):
+    monkeypatch.setattr(loop, "keep_freed_memory", raise_called)
+    with pytest.raises(Called):
         Training(tmp_path).run()

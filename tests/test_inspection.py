@@ -1,4 +1,4 @@
-"""What the inspector says is true of the data, all of it, and its exit status can be relied on."""
+"""The inspector's findings, plan, report, page and exit status."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def defects(tmp_path) -> Path:
 
 @pytest.fixture
 def inspect(monkeypatch, capsys):
-    """The program, here: (exit status or error, what it printed)."""
+    """Runs the program in this process and returns (exit status or error, output)."""
     specification = importlib.util.spec_from_file_location("inspect_data", Path(__file__).parent.parent / SCRIPT)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -105,12 +105,12 @@ def test_every_defect_is_found_at_its_line(defects):
                            "conversations (from, value)": 1, "text": 2}
     assert tally.counts.rows == 13 and tally.usable == 10
     assert not places(tally, "unended") and not places(tally, "leaked")
-    assert (tally.turns, tally.ended) == (10, 9)  # the answer that was cut has none
+    assert (tally.turns, tally.ended) == (10, 9)  # the truncated answer has no end of turn
     assert reported(ROWS, [defects]).parts[0].verdict == (
         "wrong: 2 bad; also 1 cut, 1 dropped, 1 duplicated, 3 empty, 1 not alternating")
 
 
-def test_in_many_processes_the_same_is_found(defects, tmp_path, monkeypatch):
+def test_several_processes_find_the_same(defects, tmp_path, monkeypatch):
     again = write_rows(tmp_path / "more.jsonl", questions(40))
     report = reported(ROWS, [defects, again], check_prompts=True)
     monkeypatch.setattr(workers, "CHUNK_ROWS", 2)
@@ -118,7 +118,7 @@ def test_in_many_processes_the_same_is_found(defects, tmp_path, monkeypatch):
     assert reported(ROWS, [defects, again], check_prompts=True).as_json() == report.as_json()
 
 
-def test_the_counts_are_those_of_the_trainer(defects, tmp_path, inspect):
+def test_the_counts_equal_those_of_the_trainer(defects, tmp_path, inspect):
     status, printed = inspect(defects, "--json", "--max_seq_len", 60)
     assert status == 1
     counts = prepare([defects], ROWS, tmp_path / "prepared", bad_rows="skip").counts
@@ -129,7 +129,7 @@ def test_the_counts_are_those_of_the_trainer(defects, tmp_path, inspect):
     assert sum(part["lengths"].values()) == part["sequences"] + part["dropped_rows"] == 11
 
 
-def test_rows_of_an_array_that_share_a_line_are_told_apart(tmp_path):
+def test_rows_of_an_array_on_one_line_are_distinguished(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(f'[{json.dumps(FINE)}, 5, {json.dumps(LONG)}, {{"text": 3}}, {json.dumps(FINE)}]', encoding="utf-8")
     tally = reported(ROWS, [path]).parts[0].tally
@@ -141,7 +141,7 @@ def test_rows_of_an_array_that_share_a_line_are_told_apart(tmp_path):
     assert tally.usable == 3
 
 
-def test_rows_of_both_files_are_leaked_and_same_questions_a_hint(tmp_path):
+def test_rows_in_both_files_are_wrong_and_repeated_questions_a_hint(tmp_path):
     train = [write_rows(tmp_path / "a.jsonl", questions(3)),
              write_rows(tmp_path / "b.jsonl", [FINE, *questions(1), {"text": "A text."}])]
     held_out = write_rows(tmp_path / "e.jsonl", [chat("New?", "Yes."), chat("Say 1.", "No."), FINE,
@@ -157,7 +157,7 @@ def test_rows_of_both_files_are_leaked_and_same_questions_a_hint(tmp_path):
     assert not report.is_fine and report.verdict == f"not fine to train on: {held_out}"
 
 
-def test_the_same_calls_in_another_order_of_their_arguments_are_duplicates(tmp_path):
+def test_calls_that_differ_in_the_order_of_arguments_are_duplicates(tmp_path):
     def row(arguments: dict) -> dict:
         tools = [{"role": "tool", "content": content} for content in ("sunny", "windy")]  # no broken alternation
         return {"messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "tool_calls": [
@@ -169,14 +169,14 @@ def test_the_same_calls_in_another_order_of_their_arguments_are_duplicates(tmp_p
     assert part.verdict == "fine, but 1 duplicated"
 
 
-def test_a_file_that_is_evaluated_on_itself_is_leaked_once(tmp_path):
+def test_evaluating_on_the_training_file_is_wrong(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [*questions(3), *questions(1)])
     train, evaluation = reported(ROWS, [data], (data,)).parts
     assert train.verdict == "fine, but 1 duplicated"
     assert evaluation.verdict == "wrong: 4 also in the training data; also 1 duplicated"
 
 
-def test_the_steps_are_those_of_the_trainer(tmp_path):
+def test_the_planned_steps_equal_those_of_the_trainer(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(40))
     config = changed(SFTSettings(), max_seq_len=60, epochs=3, batch_size=8, accumulation_steps=2, eval_share=0.1)
     sources, tallies = find_sources([str(data)], "FILE"), survey([data], ROWS)
@@ -188,7 +188,7 @@ def test_the_steps_are_those_of_the_trainer(tmp_path):
     assert make_report(tallies, sources, [], limited, 1, False).plan.steps == 4
 
 
-def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
+def test_text_is_counted_in_pretraining_samples(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "1" * 25}, {"text": "1 2"}, {"conversations": []}])
     (part,) = reported(PretrainEncoder(TOKENIZER, 10), [data],
                        config=changed(PretrainSettings(), max_seq_len=10, eval_share=0.0)).parts
@@ -197,7 +197,7 @@ def test_chunks_of_text_are_the_samples_of_pretraining(tmp_path):
     assert part.tally.supervised_share == 1 and part.tally.ended_share is None
 
 
-def test_an_end_of_turn_that_is_missing_though_nothing_is_cut_is_wrong(tmp_path):
+def test_a_missing_end_of_turn_is_wrong_unless_the_row_was_cut(tmp_path):
     class Unended(SFTEncoder):
         def _fit(self, conversation, sequences):
             (sequence,) = sequences
@@ -215,7 +215,7 @@ def test_an_end_of_turn_that_is_missing_though_nothing_is_cut_is_wrong(tmp_path)
     assert (part.tally.turns, part.tally.ended) == (6, 1)
 
 
-def test_ends_of_answers_are_counted_by_the_labels():
+def test_answer_ends_are_counted_from_the_labels():
     labels = np.array([IGNORE_INDEX, 7, 2, 2, IGNORE_INDEX, 8, IGNORE_INDEX, 9], np.int32)
     assert answer_ends(Example(labels, labels), 2) == (2, 2, True)
     assert answer_ends(Example(labels[:5], labels[:5]), 2) == (2, 0, False)
@@ -223,13 +223,13 @@ def test_ends_of_answers_are_counted_by_the_labels():
 
 @pytest.mark.parametrize(("supervision", "answers"), [
     (Supervision(prompt=True), 3), (Supervision("last"), 2), (Supervision("last", prompt=True), 2)])
-def test_answers_are_counted_whatever_else_is_learned(tmp_path, supervision, answers):
+def test_answers_are_counted_under_every_supervision(tmp_path, supervision, answers):
     data = write_rows(tmp_path / "a.jsonl", [chat("a", "b", "c", "d"), chat("a", "b")])
     (part,) = reported(SFTEncoder(BUNDLED, 60, supervision=supervision), [data]).parts
     assert (part.tally.turns, part.tally.ended) == (answers, answers) and part.verdict == "fine"
 
 
-def test_a_prompt_that_is_not_a_chat_s_is_wrong(tmp_path, monkeypatch, inspect):
+def test_training_prompts_that_differ_from_a_chat_s_are_wrong(tmp_path, monkeypatch, inspect):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
     status, printed = inspect(data, "--check_prompts", 1)
     assert status == 0 and "3 answers compared with a chat: the same ids before all" in printed
@@ -281,13 +281,13 @@ def test_exit_statuses(tmp_path, defects, inspect):
     (["dataset/sft_demo.jsonl", "--html", "dataset"], "--html dataset: expected a name that ends in .html"),
     (["dataset/sft_demo.jsonl", "--eval_data_path", "dataset/sft_demo_heldout.jsonl:2"], "expected files without sh"),
 ])
-def test_what_cannot_be_used_is_told_before_anything_is_read(arguments, message, inspect, monkeypatch, repository):
+def test_unusable_flags_are_refused_before_anything_is_read(arguments, message, inspect, monkeypatch, repository):
     monkeypatch.chdir(repository)
     status, printed = inspect(*arguments)
     assert message in status and printed == ""
 
 
-def test_bad_rows_are_listed_as_many_as_wanted(tmp_path, inspect):
+def test_most_limits_how_many_bad_rows_are_listed(tmp_path, inspect):
     data = write_rows(tmp_path / "a.jsonl", [{"text": number} for number in range(120)])
     assert inspect(data)[1].count(": text: expected a string") == 100
     assert "... and 20 more (--most 0 prints all, --json has them)" in inspect(data)[1]
@@ -296,7 +296,7 @@ def test_bad_rows_are_listed_as_many_as_wanted(tmp_path, inspect):
     assert len(part["findings"]["bad"]["rows"]) == part["findings"]["bad"]["count"] == 120
 
 
-def test_the_first_rows_without_colour(tmp_path, inspect):
+def test_the_first_rows_are_shown_without_colour(tmp_path, inspect):
     data = write_rows(tmp_path / "a.jsonl", [{"text": 1}, chat("龘 a", " b  c\t<|im_end|>\n\x1b[31m\u202e")])
     printed = inspect(data, "--show", 1)[1]
     assert (":2: 35 tokens, 20 supervised\n"
@@ -323,7 +323,7 @@ def test_every_sequence_of_a_row_is_shown(tmp_path):
     assert ", sequence 2 of 2: " in re.sub(r"\s+", " ", render_page(report, [row]))
 
 
-def test_colours_are_for_terminals_that_want_them(tmp_path, inspect, monkeypatch):
+def test_colours_need_a_terminal_and_no_no_color(tmp_path, inspect, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(1))
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" not in inspect(data)[1]
@@ -334,7 +334,7 @@ def test_colours_are_for_terminals_that_want_them(tmp_path, inspect, monkeypatch
     assert "\x1b[" not in inspect(data)[1]
 
 
-def test_the_page_escapes_the_data_and_needs_nothing_else(tmp_path, inspect):
+def test_the_page_escapes_the_data_and_loads_nothing(tmp_path, inspect):
     evil = "<script>alert(1)</script>"
     data = write_rows(tmp_path / "<b>.jsonl", [chat(evil, f"{evil}\"' onload=x"), {f"<img src=x {evil}>": 1}])
     inspect(data, "--html", tmp_path / "page.html")
@@ -346,7 +346,7 @@ def test_the_page_escapes_the_data_and_needs_nothing_else(tmp_path, inspect):
     assert "prefers-color-scheme: dark" in page and "<svg" in page
 
 
-def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
+def test_a_closed_pipe_does_not_change_the_exit_status(defects):
     command, options = program(SCRIPT, defects)
     reading, writing = os.pipe()
     os.close(reading)
@@ -355,8 +355,8 @@ def test_the_program_guards_a_training_and_bears_a_closed_pipe(defects):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
-    """As in gpt-oss, where a call ends with a token of its own."""
+def test_a_call_that_ends_with_another_token_is_not_wrong(tmp_path):
+    """In gpt-oss a call ends with its own token."""
     source = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
               "{{ m.tool_calls|tojson if m.tool_calls }}"
               "{{ '<|object_ref_end|>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
@@ -369,14 +369,14 @@ def test_a_call_that_the_template_ends_otherwise_is_not_wrong(tmp_path):
     assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
 
 
-def test_the_report_names_the_page_that_it_wrote_but_json_stays_json(tmp_path, inspect):
+def test_the_report_names_the_page_and_json_output_stays_valid(tmp_path, inspect):
     data, page = write_rows(tmp_path / "a.jsonl", [chat("q", "a")]), tmp_path / "page.html"
     assert f"\npage        {page}\n" in inspect(data, "--html", page)[1]
     assert "\npage " not in inspect(data)[1]
     assert json.loads(inspect(data, "--html", page, "--json")[1])
 
 
-def test_a_folder_is_no_place_for_the_page(inspect, monkeypatch, repository, tmp_path):
+def test_a_folder_as_page_is_refused(inspect, monkeypatch, repository, tmp_path):
     monkeypatch.chdir(repository)
     (tmp_path / "page.html").mkdir()
     refusal = inspect("dataset/sft_demo.jsonl", "--html", tmp_path / "page.html")[0]

@@ -1,4 +1,4 @@
-"""The inspector lists the fields of the rows that nothing reads; they are no reason to fail."""
+"""The inspector lists fields that nothing reads, without failing."""
 
 import json
 
@@ -31,7 +31,7 @@ def report_of(*files, rows=None, config=None):
                        config or changed(SFTSettings(), max_seq_len=60), 1, True)
 
 
-def test_ignored_fields_are_counted_and_never_fail(tmp_path):
+def test_ignored_fields_are_counted_and_the_data_stay_fine(tmp_path):
     first = write_rows(tmp_path / "a.jsonl", [row(1, source="web"), row(2, source="", tags=["x"]),
                                               {"messages": 5, "x": 1}])
     second = write_rows(tmp_path / "b.jsonl", [row(3, source="web"), {"text": "t", "url": "u"}])
@@ -46,7 +46,7 @@ def test_ignored_fields_are_counted_and_never_fail(tmp_path):
     assert report.as_json()["files"][0]["ignored_fields"] == {"source": 1, "tags": 1, "messages[].id": 2}
 
 
-def test_the_program_says_so_and_exits_with_0(tmp_path):
+def test_the_program_lists_ignored_fields_and_exits_with_0(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [row(1, source="web\x1b[2J"), row(2, **{"\x1b[2J" * 20: 1})])
     done = run(INSPECT, data, "--strict", 1)
     assert done.returncode == 0, done.stdout
@@ -57,13 +57,13 @@ def test_the_program_says_so_and_exits_with_0(tmp_path):
     assert "ignored" not in run(INSPECT, write_rows(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "a"}])).stdout
 
 
-def test_of_running_text_only_the_text_is_read(tmp_path):
+def test_all_other_fields_of_running_text_are_ignored(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{"text": "t", "messages": [], "meta": {"url": "u"}}])
     report = report_of(data, rows=PretrainEncoder(TOKENIZER, 10), config=changed(PretrainSettings(), max_seq_len=10))
     assert report.parts[0].tally.ignored == {"meta": 1}
 
 
-def test_many_names_do_not_fill_the_memory(tmp_path, monkeypatch):
+def test_many_different_names_are_counted_together(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "CHUNK_ROWS", 7)
     data = write_rows(tmp_path / "a.jsonl", [{"text": "t", f"field {number}": 1} for number in range(2 * MAX_IGNORED)])
     (part,) = report_of(data).parts
@@ -74,12 +74,12 @@ def test_many_names_do_not_fill_the_memory(tmp_path, monkeypatch):
     assert shown.count("field ") == 19
 
 
-def test_an_empty_tally_has_none():
+def test_an_empty_tally_has_no_ignored_fields():
     assert Tally().ignored == {} and "ignored" not in dict(figures(Tally()))
 
 
 @pytest.mark.parametrize("name", ["images", "loss", "rejected_response"])
-def test_fields_that_would_be_lost_are_bad_rows(tmp_path, name):
+def test_rows_with_unsupported_fields_are_bad(tmp_path, name):
     data = write_rows(tmp_path / "a.jsonl", [row(1), row(2, **{name: ["x"]})])
     done = run(INSPECT, data, "--json")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Tokens made visible, and lengths in bars."""
+"""Shown tokens, bars of lengths, quantiles and percentages."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ ROWS = SFTEncoder(BUNDLED, 60)
 CONTROL = {TOKENIZER.token_to_id(token) for token in TOKENIZER.control_tokens(BUNDLED.source)}
 
 
-def test_bytes_of_one_character_are_shown_together():
+def test_tokens_of_one_character_are_shown_together():
     example = ROWS.encode([("", chat("龘", "龘"))])[0].samples[0][0]
     tokens = shown_tokens(ROWS, example, CONTROL)
     # The line end after the last end of turn is neither an input nor a label.
@@ -22,14 +22,14 @@ def test_bytes_of_one_character_are_shown_together():
         ("龘", 2, False), ("龘", 2, True)]
 
 
-def test_a_character_that_is_cut_ends_where_it_is_cut():
+def test_a_truncated_character_is_shown_as_a_replacement():
     ids = [*TOKENIZER.encode("👩\u200d👧龘")[:-1], BUNDLED.end_of_turn_id]
     tokens = shown_tokens(ROWS, make_example(ids, [False] * (len(ids) - 1) + [True]), CONTROL)
     assert "".join(token.text for token in tokens) == "👩\u200d👧\ufffd<|im_end|>"
     assert tokens[-1] == ("<|im_end|>", (2,), True, True) and tokens[-2].text == "\ufffd"
 
 
-def test_lengths_in_bars():
+def test_bars_quantiles_and_percentages():
     lengths = Counter({1: 3, 12: 2, 13: 1, 30: 4})
     found = figures.bars(lengths, 24)
     assert [(bar.first, bar.last) for bar in found[:2]] == [(1, 2), (3, 4)] and len(found) == 13

@@ -1,4 +1,4 @@
-"""The commands that the inspector prints do what they are for."""
+"""The commands that the inspector prints fix what it found."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ def commands_for(*arguments: object) -> list[list[str]]:
     return [shlex.split(command) for command in report["commands"]]
 
 
-def test_fine_data_are_trained_on_as_they_are(tmp_path):
+def test_fine_data_need_only_the_training_command(tmp_path):
     data = write_rows(tmp_path / "a b.jsonl", [row(1), row(2)])
     assert commands_for(data) == [["python", "trainer/train_full_sft.py", "--data_path", str(data)]]
     done = run(SCRIPT, data)
@@ -31,7 +31,7 @@ def test_fine_data_are_trained_on_as_they_are(tmp_path):
         ["python", "trainer/train_pretrain.py", "--data_path", str(text), "--max_seq_len", "64"]]
 
 
-def test_the_commands_can_be_pasted_in_trainer_too(tmp_path):
+def test_the_commands_can_be_pasted_in_the_folder_trainer(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [row(1), row(1), row(2)])
     command, options = program(SCRIPT, data, "--json")
     done = subprocess.run(command, capture_output=True, **{**options, "cwd": REPOSITORY / "trainer"})
@@ -39,11 +39,11 @@ def test_the_commands_can_be_pasted_in_trainer_too(tmp_path):
     assert (fix[1], train[1]) == ("../scripts/convert_data.py", "train_full_sft.py")
 
 
-def test_nothing_to_train_on_has_no_command(tmp_path):
+def test_without_usable_rows_there_is_no_command(tmp_path):
     assert commands_for(write_rows(tmp_path / "bad.jsonl", [{"x": 1}])) == []
 
 
-def test_what_is_found_is_gone_after_the_commands_were_run(tmp_path):
+def test_the_commands_remove_what_was_found(tmp_path):
     held = write_rows(tmp_path / "eval.jsonl", [row(1), row(9)])
     data = write_rows(tmp_path / "data.jsonl", [row(1), row(2), row(2), {"bad": 1}, row(3), LONG])
     fix, train = commands_for(data, "--eval_data_path", held, "--max_seq_len", 100)
@@ -61,7 +61,7 @@ def test_what_is_found_is_gone_after_the_commands_were_run(tmp_path):
     assert "3 of 3 rows" in out and "cut" not in out
 
 
-def test_conversations_longer_than_a_batch_keep_whole_turns(tmp_path):
+def test_for_very_long_conversations_the_command_truncates_by_turns(tmp_path):
     longer = {"conversations": [part for one in range(80) for part in LONG["conversations"]]}
     (train,) = commands_for(write_rows(tmp_path / "long.jsonl", [longer]))
     assert train[4:] == ["--max_seq_len", "768", "--truncation", "turns"]
@@ -73,7 +73,7 @@ def test_mixtures_are_not_merged_into_one_file(tmp_path):
     assert train == ["python", "trainer/train_full_sft.py", "--data_path", *names]
 
 
-def test_flags_of_the_inspection_are_kept(tmp_path):
+def test_flags_of_the_inspection_are_in_the_command(tmp_path):
     data: Path = write_rows(tmp_path / "a.jsonl", [row(1), row(2)])
     (train,) = commands_for(data, "--chat_template", "alpaca", "--batch_size", 4, "--train_on_prompt", 1)
     assert train[4:] == ["--train_on_prompt", "1", "--chat_template", "alpaca", "--batch_size", "4"]

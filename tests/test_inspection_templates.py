@@ -1,4 +1,4 @@
-"""The inspector about chat templates and tokenizers: what they do not render, and what they do not know."""
+"""The inspector finds what chat templates do not render and what tokenizers do not know."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def simple(tmp_path) -> Path:
     return tmp_path / "simple.jinja"
 
 
-def test_rows_that_the_template_does_not_render_are_bad_and_their_field_is_named(tmp_path, simple):
+def test_rows_that_the_template_cannot_render_are_bad_naming_the_field(tmp_path, simple):
     data = write_rows(tmp_path / "data.jsonl", [FINE, CALL])
     done = run(SCRIPT, data, "--chat_template", simple)
     assert done.returncode == 1
@@ -34,7 +34,7 @@ def test_rows_that_the_template_does_not_render_are_bad_and_their_field_is_named
 
 
 def word_level(folder: Path) -> Path:
-    """A tokenizer that knows four words and nothing else."""
+    """Writes a tokenizer that knows only four words."""
     words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "time", "noon", "user", "assistant"]
     state = {"version": "1.0", "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
              "decoder": None, "truncation": None, "padding": None,
@@ -47,7 +47,7 @@ def word_level(folder: Path) -> Path:
     return folder
 
 
-def test_text_that_the_tokenizer_does_not_know_is_found(tmp_path):
+def test_unknown_tokens_are_found(tmp_path):
     folder = word_level(tmp_path / "words")
     assert Tokenizer.from_folder(folder).unknown_id == 3
     assert TOKENIZER.unknown_id is None  # bytes spell everything
@@ -59,7 +59,7 @@ def test_text_that_the_tokenizer_does_not_know_is_found(tmp_path):
     assert [(row["line"], row["detail"]) for row in found["rows"]] == [(2, "1 token"), (3, "2 tokens")]
 
 
-def test_an_unknown_token_that_the_template_writes_itself_is_not_counted(tmp_path):
+def test_an_unknown_token_written_by_the_template_is_not_counted(tmp_path):
     folder = word_level(tmp_path / "words")
     config = {"eos_token": "<|im_end|>", "chat_template": SIMPLE.replace("{% for", "<unk>{% for")}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""`pip install .` without -e: the library lies in site-packages, the programs in a clone or nowhere."""
+"""`pip install .` without -e: the library is in site-packages, the programs in a clone or absent."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ def clone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(clone) -> Path:
-    """A folder of packages with this one in it; the clone loses its own, so that nothing can be imported from there."""
+    """Installs the package into a folder and deletes it from the clone, so that it cannot be imported there."""
     versions = {tool.metadata["Name"]: tool.version for tool in importlib.metadata.distributions()}
     if "pip" not in versions or version_of(versions.get("setuptools", "0")) < (70, 1):
         pytest.skip("needs pip, and a setuptools that builds wheels by itself (70.1)")
@@ -42,7 +42,7 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def python(packages: Path, *arguments: object, cwd: Path) -> str:
-    """What Python prints, with the installed package before every other one of that name."""
+    """Returns what Python prints with the installed package first on its path."""
     done = subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
                           timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1",
                                                  "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"})
@@ -50,7 +50,7 @@ def python(packages: Path, *arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_all_files_are_in_the_package(installed):
+def test_the_package_contains_all_files(installed):
     there = {str(path.relative_to(installed)) for path in installed.rglob("minimind_sft/**/*")}
     for path in (REPOSITORY / "minimind_sft").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -58,7 +58,7 @@ def test_all_files_are_in_the_package(installed):
 
 
 @pytest.mark.parametrize("cwd", ["the clone", "another folder"])
-def test_programs_of_a_clone_use_its_files(clone, installed, tmp_path, cwd):
+def test_programs_of_a_clone_use_the_clone_s_files(clone, installed, tmp_path, cwd):
     said = python(installed, clone / PRETRAIN, "--preset", "demo", "--num_hidden_layers", 1, "--max_steps", 1,
                   "--eval_share", 0, "--save_weight", f"in_{cwd.split()[-1]}",
                   cwd=clone if cwd == "the clone" else tmp_path)

@@ -38,7 +38,7 @@ def test_a_dead_worker_of_the_loader_ends_the_run_with_one_line(tmp_path):
 
 @pytest.mark.parametrize("late", [False, True], ids=["the signal never comes", "the signal comes last"])
 def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monkeypatch, late):
-    """As when the connection to it breaks before the signal of its death is there."""
+    """The connection may break before the signal of its death arrives."""
     training = Training(tmp_path, num_workers=2)
     handler = []
 
@@ -73,7 +73,7 @@ def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monke
 
 @pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])
 def test_no_worker_outlives_a_failed_run(tmp_path, failure):
-    """One that did would ignore the signal by which Python ends it, and the program would never end."""
+    """A remaining worker would ignore the signal with which Python ends it, and the program would hang."""
     training = Training(tmp_path, num_workers=2)
 
     def fail(*step):
@@ -81,13 +81,13 @@ def test_no_worker_outlives_a_failed_run(tmp_path, failure):
         raise failure
 
     training.step = fail
-    with pytest.raises(type(failure)) as kept:  # and with it the traceback, as at the end of a program
+    with pytest.raises(type(failure)) as kept:  # keeps the traceback alive, as at the end of a program
         training.run()
     assert kept.value is failure
     assert multiprocessing.active_children() == []
 
 
-def test_the_other_workers_end_with_the_one_that_was_killed(tmp_path):
+def test_the_other_workers_end_when_one_is_killed(tmp_path):
     training = Training(tmp_path, num_workers=2)
 
     def kill_one(*step):
@@ -101,12 +101,12 @@ def test_the_other_workers_end_with_the_one_that_was_killed(tmp_path):
     assert multiprocessing.active_children() == []
 
 
-def test_signals_that_come_together_are_one_where_torchrun_passes_them_on(monkeypatch):
-    monkeypatch.setattr(interruptions, "ONE_SIGNAL_SECONDS", PATIENCE)  # together, however slow this machine is
+def test_signals_passed_on_by_torchrun_together_count_as_one(monkeypatch):
+    monkeypatch.setattr(interruptions, "ONE_SIGNAL_SECONDS", PATIENCE)  # simultaneous on any machine
     with stop_on_signals(passed_on=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)  # the process is still here
+        time.sleep(0.1)  # the process keeps running
     assert stop.signum == signal.SIGTERM
 
 
@@ -152,7 +152,7 @@ def test_a_signal_is_acknowledged_while_the_step_still_runs(signum, line):
     assert process.communicate("", timeout=PATIENCE) == (f"saved {int(signum)}\n", "")
 
 
-def test_one_rank_speaks_for_all():
+def test_only_one_rank_prints_the_notice():
     process = interrupted_in_a_long_step(signal.SIGINT, notice=False)
     assert process.communicate("", timeout=PATIENCE) == ("saved 2\n", "")
 
@@ -188,8 +188,8 @@ def test_a_closed_terminal_stops_a_run_except_under_nohup():
             signal.signal(signal.SIGHUP, usual)
 
 
-def test_a_signal_to_the_loader_s_workers_leaves_them_at_work(tmp_path, monkeypatch):
-    """As Ctrl-C or a scheduler sends it to every process of a job, also to workers that were forked a moment ago."""
+def test_loader_workers_ignore_stop_signals(tmp_path, monkeypatch):
+    """Ctrl-C and schedulers signal every process of a job, including workers forked a moment ago."""
     # PyTorch gives a worker a handler under which SIGTERM ends it, before we can give it ours.
     theirs = signal_handling._set_worker_signal_handlers
     monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", lambda: (theirs(), time.sleep(0.5)))

@@ -1,4 +1,4 @@
-"""The gradient of a step does not depend on how its batch is cut up: every cut of proofs/gradient_invariance.py."""
+"""The gradient of a step does not depend on its division: every variant of proofs/gradient_invariance.py."""
 
 import gradient_invariance
 import pytest
@@ -9,14 +9,14 @@ def rows() -> list[dict]:
     return gradient_invariance.measure()
 
 
-def test_every_cut_gives_the_gradient_of_the_whole_batch(rows):
+def test_every_division_gives_the_gradient_of_the_whole_batch(rows):
     assert len(rows) == 25
     for row in rows:
         assert row["dense"] <= 1e-10 and row["experts"] <= 1e-10, row
-    assert any(row["dense"] > 0 for row in rows), "different cuts do sum in different orders"
+    assert any(row["dense"] > 0 for row in rows), "no variant sums in another order"
 
 
-def test_the_measure_can_tell():
+def test_the_measure_detects_wrong_gradients():
     controls = gradient_invariance.measure_controls()
     assert len(controls) == 2
     assert all(value > 1e-3 for value in controls.values()), controls

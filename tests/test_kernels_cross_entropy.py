@@ -1,4 +1,4 @@
-"""The summed cross-entropy against the formula."""
+"""The summed cross-entropy compared with the formula."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ POSITIONS, HIDDEN, VOCAB = 9, 6, 9
 
 @pytest.fixture
 def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Seven supervised positions, and two that fill up."""
+    """Returns hidden states of seven supervised and two padding positions, the head, and labels."""
     torch.manual_seed(0)
     hidden = torch.randn(POSITIONS, HIDDEN, dtype=torch.float64, requires_grad=True)
     head = torch.randn(VOCAB, HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -24,7 +24,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
 @pytest.mark.parametrize("rows", [1, 2, 4, 64])
-def test_loss_and_gradients_are_those_of_the_formula(problem, monkeypatch, chunk, rows):
+def test_loss_and_gradients_equal_the_formula_s(problem, monkeypatch, chunk, rows):
     monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
     monkeypatch.setattr(cross_entropy, "ROWS", rows)
     hidden, head, labels = problem
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_the_formula(problem, monkeypatch, chunk
     torch.testing.assert_close(ours_grads, theirs_grads, rtol=1e-12, atol=1e-14)
 
 
-def test_the_head_multiplies_supervised_positions_only_and_at_most_a_chunk_at_once(problem, monkeypatch):
+def test_the_head_multiplies_only_supervised_positions_in_chunks(problem, monkeypatch):
     rows = []
 
     def counting_linear(x, weight):
@@ -51,10 +51,10 @@ def test_the_head_multiplies_supervised_positions_only_and_at_most_a_chunk_at_on
     assert rows == [3, 3, 1]
     monkeypatch.setattr(cross_entropy, "ROWS", 4)
     cross_entropy_sum(*problem)
-    assert rows[3:] == [4, 4, 4]  # filled up, so that sizes repeat
+    assert rows[3:] == [4, 4, 4]  # padded, so that sizes repeat
 
 
-def test_nothing_supervised_gives_zero_and_zero_gradients(problem):
+def test_without_supervised_positions_loss_and_gradients_are_zero(problem):
     hidden, head, labels = problem
     total = cross_entropy_sum(hidden, head, labels[:0])
     total.backward()
@@ -62,7 +62,7 @@ def test_nothing_supervised_gives_zero_and_zero_gradients(problem):
     assert hidden.grad.abs().max() == 0 and head.grad.abs().max() == 0
 
 
-def test_a_frozen_head_or_frozen_hidden_states_get_no_gradient(problem):
+def test_frozen_heads_and_hidden_states_get_no_gradient(problem):
     hidden, head, labels = problem
     wanted, = torch.autograd.grad(cross_entropy_sum(hidden, head, labels), hidden)
     cross_entropy_sum(hidden, head.detach(), labels).backward()
@@ -74,7 +74,7 @@ def test_a_frozen_head_or_frozen_hidden_states_get_no_gradient(problem):
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_in_bfloat16_the_sum_is_float32_and_gradients_have_the_inputs_dtype(problem, weights):
+def test_the_bfloat16_sum_is_float32_and_gradients_keep_the_input_dtype(problem, weights):
     hidden, head = (x.detach().to(weights).requires_grad_() for x in problem[:2])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weights == torch.float32):
         total = cross_entropy_sum(hidden, head, problem[2])
@@ -86,7 +86,7 @@ def test_in_bfloat16_the_sum_is_float32_and_gradients_have_the_inputs_dtype(prob
     torch.testing.assert_close(head.grad.double(), exact_grad, rtol=0.05, atol=0.05)
 
 
-def test_of_half_precision_logits_the_sum_is_taken_in_float32():
+def test_half_precision_logits_are_summed_in_float32():
     torch.manual_seed(0)
     hidden, head = torch.randn(200, 64).bfloat16(), 0.3 * torch.randn(500, 64).bfloat16()
     labels = torch.randint(0, 500, (200,))
@@ -94,11 +94,11 @@ def test_of_half_precision_logits_the_sum_is_taken_in_float32():
     assert cross_entropy_sum(hidden, head, labels).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
-def test_without_gradients_the_logits_are_the_only_product(problem):
+def test_without_gradients_only_the_logits_are_computed(problem):
     hidden, head, labels = problem
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         cross_entropy_sum(hidden.detach(), head, labels)
-    assert counter.get_total_flops() == 2 * 64 * HIDDEN * VOCAB  # 7 positions, filled up to 64
+    assert counter.get_total_flops() == 2 * 64 * HIDDEN * VOCAB  # 7 positions, padded to 64
 
 
 def test_second_derivatives_are_refused(problem):

@@ -1,4 +1,4 @@
-"""SwiGLU's written-out gradient against the formula's and finite differences."""
+"""SwiGLU's written-out gradient compared with the formula's and with finite differences."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ def gate_and_up(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return gate.requires_grad_(), up.requires_grad_()
 
 
-def test_its_gradient_is_right():
+def test_the_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(gated, gate_and_up(torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_it_computes_the_formula_bit_for_bit(dtype):
+def test_values_and_gradients_equal_the_formula_s_bit_for_bit(dtype):
     both = gate_and_up(dtype)
     ours, theirs = gated(*both), plain(*both)
     grad = torch.randn(7, 5).to(dtype)
@@ -29,7 +29,7 @@ def test_it_computes_the_formula_bit_for_bit(dtype):
         assert torch.equal(one, other)
 
 
-def test_only_gate_and_up_are_kept():
+def test_only_gate_and_up_are_saved_for_backward():
     kept, (gate, up) = [], gate_and_up(torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda x: x):
         gated(gate, up)

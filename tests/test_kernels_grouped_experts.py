@@ -1,4 +1,4 @@
-"""All experts at once, grouped and one after the other, against the formula."""
+"""All experts at once, grouped and in a loop, compared with the formula."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ plain = moe.mixture.__wrapped__
 
 
 def problem(tokens: int, chosen: int, dtype: torch.dtype, hidden: int = 16, width: int = 24) -> list[torch.Tensor]:
-    """x, weights and indices of the chosen experts, gate, up and down; expert 3 is never chosen."""
+    """Returns x, weights and indices of the chosen experts, gate, up and down; expert 3 is never chosen."""
     torch.manual_seed(0)
     index = torch.stack([torch.randperm(EXPERTS - 1)[:chosen] for _ in range(tokens)]) if tokens else torch.empty(
         0, chosen, dtype=torch.int64)
@@ -28,7 +28,7 @@ def problem(tokens: int, chosen: int, dtype: torch.dtype, hidden: int = 16, widt
 @pytest.mark.parametrize("chosen", [1, 2, 3])
 @pytest.mark.parametrize(("multiply", "dtype", "tolerance"), [
     (looped_mm, torch.float64, 1e-12), (looped_mm, torch.float32, 1e-3), (grouped_mm, torch.float32, 1e-3)])
-def test_values_and_gradients_are_those_of_the_formula(tokens, chosen, multiply, dtype, tolerance):
+def test_values_and_gradients_equal_the_formula_s(tokens, chosen, multiply, dtype, tolerance):
     tensors = problem(tokens, chosen, dtype)
     if multiply is grouped_mm and not tokens:
         pytest.skip("without tokens there is nothing to launch, and the loop runs")
@@ -42,7 +42,7 @@ def test_values_and_gradients_are_those_of_the_formula(tokens, chosen, multiply,
 
 @pytest.mark.parametrize("ends", [(3, 3, 9, 13), (0, 0, 0, 13), (13, 13, 13, 13), (0, 0, 0, 0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 1e-5)])
-def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
+def test_the_grouped_product_equals_the_loop(ends, dtype, tolerance):
     torch.manual_seed(0)
     x = torch.randn(ends[-1], 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(EXPERTS, 24, 16, dtype=dtype, requires_grad=True)
@@ -59,12 +59,12 @@ def test_the_grouped_multiply_is_the_loop(ends, dtype, tolerance):
     (16, 24, torch.float32, True), (16, 24, torch.bfloat16, True), (16, 24, torch.float64, False),
     (6, 8, torch.bfloat16, False), (8, 4, torch.bfloat16, False), (6, 4, torch.float32, False),
 ])
-def test_experts_are_grouped_where_rows_are_whole_16_bytes(inputs, width, dtype, grouped):
+def test_experts_are_grouped_if_rows_are_multiples_of_16_bytes(inputs, width, dtype, grouped):
     assert can_be_grouped(*problem(3, 1, dtype, inputs, width)) is grouped
     assert not can_be_grouped(*problem(0, 1, dtype, inputs, width))
 
 
-def test_under_autocast_experts_are_grouped_in_its_dtype_and_their_gradients_are_float32(monkeypatch):
+def test_under_autocast_experts_multiply_in_bfloat16_with_float32_gradients(monkeypatch):
     seen = []
     original = grouped_experts.F.grouped_mm
     monkeypatch.setattr(grouped_experts.F, "grouped_mm", lambda x, w, offs: seen.append((x.dtype, w.dtype)) or original(

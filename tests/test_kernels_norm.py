@@ -1,4 +1,4 @@
-"""RMSNorm's kernels against the formula, and the written-out gradient against finite differences."""
+"""RMSNorm's kernels compared with the formula, and the written-out gradient with finite differences."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from minimind_sft.model.kernels import norm
 from minimind_sft.model.layers import RMSNorm, rms_norm
 
 plain = rms_norm.__wrapped__
-LARGE_EPS = 1e-2  # so that a wrong place of it shows
+LARGE_EPS = 1e-2  # large, so that a misplaced eps shows
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, the weight, and a gradient of the output."""
+    """Returns x, the weight, and a gradient of the output."""
     torch.manual_seed(0)
     x, grad = torch.randn(2, 5, 3, 6, dtype=dtype)
     return x.requires_grad_(), torch.randn(6, dtype=dtype, requires_grad=True), grad
@@ -20,7 +20,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("kernel", [norm.rms_norm, norm.pytorch_rms_norm])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_values_and_gradients_are_those_of_the_formula(kernel, dtype, tolerance):
+def test_values_and_gradients_equal_the_formula_s(kernel, dtype, tolerance):
     x, weight, grad = inputs(dtype)
     ours, formula = kernel(x, weight, LARGE_EPS), plain(x, weight, LARGE_EPS)
     torch.testing.assert_close(ours, formula, rtol=tolerance, atol=tolerance)
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_those_of_the_formula(kernel, dtype, tolerance)
                                torch.autograd.grad(formula, (x, weight), grad), rtol=tolerance, atol=tolerance)
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_the_gradient_equals_finite_differences():
     x, weight, _ = inputs()
     assert torch.autograd.gradcheck(lambda x, weight: norm.rms_norm(x, weight, LARGE_EPS), (x, weight))
 

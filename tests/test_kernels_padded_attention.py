@@ -1,4 +1,4 @@
-"""Attention over padded groups of documents, against the formula."""
+"""Attention over padded groups of documents, compared with the formula."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from minimind_sft.model.kernels.padded_attention import MAX_PADDING, PaddedAtten
     (0, 1), (0, 7), (0, 3, 6, 9), (0, 9, 10, 15, 20, 22), (0, 0, 4, 4, 11, 11), (0, 5, 6, 7, 8, 14, 20),
 ])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_values_and_gradients_are_those_of_the_formula(cu_seqlens, short, block, dtype, tolerance, monkeypatch):
+def test_values_and_gradients_equal_the_formula_s(cu_seqlens, short, block, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(short_attention, "BLOCK", block)
     qkv = flat_qkv(cu_seqlens[-1], dtype)
     ours = PaddedAttention(cu_seqlens, qkv[2], short=short)(*qkv)
@@ -27,8 +27,8 @@ def test_values_and_gradients_are_those_of_the_formula(cu_seqlens, short, block,
                                rtol=tolerance, atol=tolerance)
 
 
-def test_documents_of_one_block_of_several_and_too_long_for_blocks(monkeypatch):
-    """Of 64, 65, 384 and 385 tokens, each in a group of its own."""
+def test_documents_of_one_block_several_blocks_and_too_long_for_blocks(monkeypatch):
+    """Documents of 64, 65, 384 and 385 tokens, each in its own group."""
     monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
     cu_seqlens = (0, 64, 129, 513, 898)
     qkv = flat_qkv(cu_seqlens[-1])
@@ -57,7 +57,7 @@ def test_padding_stays_small_and_every_document_is_in_one_group():
 
 @pytest.mark.parametrize("short", [0, 384])
 def test_scores_are_float32_under_autocast_on_the_cpu(short):
-    """Scores of some hundred, whose softmax bfloat16 would get wrong: its neighbours of 256 are 255 and 258."""
+    """Uses scores of several hundred, too coarse in bfloat16, whose neighbours of 256 are 255 and 258."""
     q, k, v = (x.detach() for x in flat_qkv(60, torch.float32))
     q, v = 100 * q, v.bfloat16()
     exact = [x.double().requires_grad_() for x in (q, k, v)]

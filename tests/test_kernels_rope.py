@@ -1,4 +1,4 @@
-"""RoPE's kernel against the formula."""
+"""RoPE's kernel compared with the formula."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ plain = apply_rope.__wrapped__
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
-def test_values_and_gradients_are_those_of_the_formula(dtype, tolerance):
+def test_values_and_gradients_equal_the_formula_s(dtype, tolerance):
     torch.manual_seed(0)
     x, grad = torch.randn(2, 5, 3, 16, dtype=dtype)
     x.requires_grad_()
@@ -22,7 +22,7 @@ def test_values_and_gradients_are_those_of_the_formula(dtype, tolerance):
                                rtol=tolerance, atol=tolerance)
 
 
-def test_nothing_of_the_input_is_kept():
+def test_the_input_is_not_saved_for_backward():
     kept, x = [], torch.randn(5, 3, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
         rope.apply_rope(x, (torch.ones(5, 1, 8), torch.zeros(5, 1, 8)))

@@ -1,4 +1,4 @@
-"""Which implementation runs; and that a whole model computes the same by its formulas and by its kernels."""
+"""Choosing between formulas and kernels; a whole model computes the same with either."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from minimind_sft.model.kernels.selection import FORMULAS, implementation, plain
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
-def test_a_model_computes_the_same_by_its_formulas_and_by_its_kernels(config):
+def test_a_model_computes_the_same_with_formulas_and_kernels(config):
     model, batch = build(config, torch.float64), random_batch([9, 30, 1, 51])
 
     def results() -> list[torch.Tensor]:
@@ -27,19 +27,19 @@ def test_a_model_computes_the_same_by_its_formulas_and_by_its_kernels(config):
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-11)
 
 
-def test_every_formula_has_a_name_in_the_list():
+def test_formulas_lists_every_formula():
     marked = {name for module in (layers, moe) for name, function in vars(module).items()
               if hasattr(function, "__wrapped__") and function.__module__ == module.__name__}
     assert marked == set(FORMULAS) - {"document_attention"}
 
 
 @pytest.mark.parametrize(("device", "kernel"), [("cpu", norm.rms_norm), ("cuda", norm.pytorch_rms_norm)])
-def test_pytorchs_norm_runs_on_a_gpu_and_ours_on_a_cpu(device, kernel):
+def test_a_gpu_uses_pytorch_s_norm_and_a_cpu_ours(device, kernel):
     with FakeTensorMode():
         assert implementation(layers.rms_norm.__wrapped__, torch.ones(2, 3, device=device)) == kernel
 
 
-def test_formulas_that_are_switched_off_run_as_they_are_written():
+def test_plain_formulas_switches_single_kernels_off():
     formulas = [layers.apply_rope, layers.gated, layers.cross_entropy_sum]
     kernels = [rope.apply_rope, gated.gated, cross_entropy.cross_entropy_sum]
     x = torch.ones(2)
@@ -51,7 +51,7 @@ def test_formulas_that_are_switched_off_run_as_they_are_written():
 
 
 @pytest.mark.parametrize(("dropout", "short"), [(0.0, [384]), (0.1, [])])
-def test_a_cpu_keeps_the_weights_of_documents_of_up_to_384_tokens(dropout, short, monkeypatch):
+def test_a_cpu_uses_short_attention_up_to_384_tokens(dropout, short, monkeypatch):
     seen, original = [], padded_attention.short_attention
 
     def spy(q_BLQK, k_BLK, v_BLK):

@@ -19,14 +19,14 @@ def padded_qkv(positions: int, dtype: torch.dtype = torch.float64) -> list[torch
 
 
 def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Each sequence has one key/value head, and its queries per position are the query heads that read it."""
+    """Each sequence has one key/value head; its queries per position are the query heads of that head."""
     return torch.stack([causal_attention(q[b], k[b, :, None], v[b, :, None]) for b in range(SEQUENCES)])
 
 
 @pytest.mark.parametrize("block", [1, 4, 64])
 @pytest.mark.parametrize("positions", [1, 4, 9])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_values_and_gradients_are_those_of_the_formula(positions, block, dtype, tolerance, monkeypatch):
+def test_values_and_gradients_equal_the_formula_s(positions, block, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     qkv = padded_qkv(positions, dtype)
     ours, plain = short_attention(*qkv), formula(*qkv)
@@ -36,14 +36,14 @@ def test_values_and_gradients_are_those_of_the_formula(positions, block, dtype, 
                                rtol=tolerance, atol=tolerance)
 
 
-def test_the_gradient_is_that_of_finite_differences(monkeypatch):
+def test_the_gradient_equals_finite_differences(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 2)
     assert torch.autograd.gradcheck(short_attention, padded_qkv(3))
 
 
 @pytest.mark.parametrize(("wanted", "kept"), [(True, [0, 1, 2, 3]), (False, [0, 1, 1, 1])])
-def test_the_weights_of_a_block_stay_only_where_a_gradient_is_wanted(wanted, kept, monkeypatch):
-    """Counted at each block's softmax: those before it; the loop itself still holds the last one."""
+def test_attention_weights_are_kept_only_if_a_gradient_is_needed(wanted, kept, monkeypatch):
+    """Counts the earlier blocks' weights that are alive at each softmax; the loop still holds the last ones."""
     made, alive = [], []
     softmax = torch.Tensor.softmax
 

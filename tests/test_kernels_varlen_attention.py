@@ -1,4 +1,4 @@
-"""Varlen attention against attention written out, as far as it runs where the tests run."""
+"""Varlen attention compared with written-out attention, as far as this machine can run it."""
 
 import inspect
 from unittest import mock
@@ -21,8 +21,8 @@ needs_varlen = pytest.mark.skipif(not groups_heads(), reason="PyTorch before 2.1
 
 @needs_varlen
 @pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
-def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
-    """A stand-in with the signature of PyTorch's function: the kernel itself runs on CUDA only."""
+def test_varlen_attention_gets_the_arguments_it_expects(monkeypatch, cu_seqlens):
+    """Uses a stand-in with the signature of PyTorch's function, because the kernel needs CUDA."""
     def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
         assert cu_q.dtype == cu_k.dtype == torch.int32 and enable_gqa and window_size == (-1, 0)
         assert max_q == max_k == max(cu_q.diff().tolist())
@@ -45,14 +45,14 @@ def test_varlen_attention_is_called_as_it_wants_to_be(monkeypatch, cu_seqlens):
     ("cuda", torch.bfloat16, 0.1, 64, 200, False),
     ("cuda", torch.bfloat16, 0.0, 36, 200, False),
 ])
-def test_varlen_attention_is_for_half_precision_on_cuda(monkeypatch, device, dtype, dropout, head_dim, rows, fits):
+def test_varlen_attention_is_used_for_half_precision_on_cuda(monkeypatch, device, dtype, dropout, head_dim, rows, fits):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(varlen_attention, "groups_heads", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert varlen_fits(torch.empty(rows, 2, head_dim, dtype=dtype, device=device), dropout) is fits
 
 
-def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch):
+def test_varlen_attention_needs_a_recent_pytorch_and_device(monkeypatch):
     with FakeTensorMode():
         value = torch.empty(200, 2, 64, dtype=torch.bfloat16, device="cuda")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -64,7 +64,7 @@ def test_an_older_varlen_attention_and_older_devices_are_passed_over(monkeypatch
         assert not varlen_fits(value, 0.0)
 
 
-def test_the_installed_varlen_attention_is_recognised():
+def test_support_for_grouped_heads_is_detected():
     has = "enable_gqa" in inspect.signature(varlen_attention.varlen.varlen_attn).parameters
     assert varlen_attention.groups_heads() == has
 
@@ -88,8 +88,8 @@ def test_on_cuda_every_kernel_gives_the_same_outputs_and_gradients(kernel):
 
 @needs_cuda
 @pytest.mark.parametrize("head_dim", [64, 36])
-def test_on_cuda_rows_of_any_length_work_one_after_another(head_dim):
-    """A kernel that is compiled for some lengths must not fail at the next."""
+def test_on_cuda_successive_batches_may_have_any_length(head_dim):
+    """A kernel compiled for some lengths must not fail for others."""
     for rows in (600, 300, 129, 128, 112, 16, 1, 400):
         qkv = [torch.randn(rows, heads, head_dim, dtype=torch.bfloat16, device="cuda", requires_grad=True)
                for heads in (4, 2, 2)]
@@ -100,7 +100,7 @@ def test_on_cuda_rows_of_any_length_work_one_after_another(head_dim):
 
 
 @needs_cuda
-def test_on_cuda_the_documents_are_made_without_waiting_for_the_device():
+def test_on_cuda_attention_does_not_wait_for_the_device():
     qkv = [torch.randn(60, heads, 64, dtype=torch.bfloat16, device="cuda") for heads in (4, 2, 2)]
     Documents((0, 9, 60), torch.device("cuda")).attend(0, *qkv)
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""Attention to the KV cache, against a softmax written out."""
+"""Attention to the KV cache, compared with a written-out softmax."""
 
 import itertools
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 
 @pytest.mark.parametrize("lengths", [[5], [4, 4], [3, 7, 1]])
 @pytest.mark.usefixtures("unwritten_memory_is_nan")
-def test_decoding_from_the_cache_is_attention_over_the_whole_sequence(lengths):
+def test_decoding_from_the_cache_equals_attention_over_the_whole_sequence(lengths):
     new = 3
     sequences = [[x.detach() for x in flat_qkv(length + new)] for length in lengths]
     cache = tiny_cache(len(lengths), max(lengths) + new)
@@ -45,7 +45,7 @@ def test_decoding_from_the_cache_is_attention_over_the_whole_sequence(lengths):
             torch.testing.assert_close(out[s], whole[-1], rtol=1e-12, atol=1e-12)
 
 
-def test_sequences_that_go_on_keep_their_past():
+def test_remaining_sequences_keep_their_past():
     lengths, kept = [2, 5, 3, 4], [3, 1]
     qkv = [x.detach() for x in flat_qkv(sum(lengths))]
     cache = tiny_cache(4, 8)

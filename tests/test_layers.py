@@ -1,4 +1,4 @@
-"""The formulas of layers.py, by hand and literally. Their kernels have test files of their own."""
+"""The formulas of layers.py against values by hand. Their kernels have their own test files."""
 
 import math
 from dataclasses import replace
@@ -26,29 +26,29 @@ def test_yarn_frequencies_literally():
     assert frequencies.tolist() == pytest.approx([f * b for f, b in zip(plain, blend, strict=True)], rel=1e-12)
 
 
-def test_yarn_stretches_the_last_pair_wholly_where_no_pair_turns_less_than_once():
-    """MiniMind's bound is the last pair (transformers' lies beyond it): the blend is complete there."""
+def test_yarn_fully_stretches_the_last_pair_if_every_pair_turns_at_least_once():
+    """MiniMind's blend ends at the last pair (that of transformers ends beyond it)."""
     yarn = YarnScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
     config = replace(TINY, head_dim=4, rope_theta=10000.0, rope_scaling=yarn, max_position_embeddings=2_000_000)
     frequencies = rope_frequencies(config, torch.float64, torch.device("cpu"))
     assert frequencies.tolist() == pytest.approx([1.0, 0.01 / 4], rel=1e-12)
 
 
-def test_yarn_leaves_a_model_alone_that_stays_within_its_original_context():
+def test_yarn_changes_nothing_within_the_original_context():
     inside = replace(YARN_CONFIG, max_position_embeddings=1024)
     frequencies = rope_frequencies(inside, torch.float64, torch.device("cpu"))
     assert frequencies.tolist() == pytest.approx([10 ** (-i / 2) for i in range(8)], rel=1e-12)
 
 
-def test_rope_cos_sin_are_cos_and_sin_times_the_attention_factor():
+def test_rope_cos_sin_include_the_attention_factor():
     cos, sin = rope_cos_sin(YARN_CONFIG, torch.tensor([0, 3]), torch.float64)
     assert cos.shape == sin.shape == (2, 1, 8)
     assert cos[:, 0, 0].tolist() == pytest.approx([1.5, 1.5 * math.cos(3.0)])
     assert sin[:, 0, 2].tolist() == pytest.approx([0.0, 1.5 * math.sin(0.1 * 0.8125 * 3)])
 
 
-def test_rope_multiplies_complex_numbers():
-    """The pair (x_i, x_{i + K/2}) is the complex number that exp(i angle) turns."""
+def test_rope_is_a_complex_product():
+    """The pair (x_i, x_{i + K/2}) is a complex number, multiplied by exp(i angle)."""
     torch.manual_seed(0)
     x, angle = torch.randn(5, 3, 16, dtype=torch.float64), 7 * torch.rand(5, 1, 8, dtype=torch.float64)
     turned = torch.complex(x[..., :8], x[..., 8:]) * torch.polar(torch.ones_like(angle), angle)
@@ -68,7 +68,7 @@ def test_rope_makes_scores_depend_on_distance_only():
     assert scores[0] == pytest.approx(scores[1], rel=1e-10)
 
 
-def test_rms_norm_is_literally_x_over_its_root_mean_square():
+def test_rms_norm_literally():
     x, weight = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64), torch.full((2,), 3.0, dtype=torch.float64)
     # mean square 2.5, plus eps 3: 3 / sqrt(3) = sqrt(3)
     expected = torch.tensor([[3 ** 0.5, 2 * 3 ** 0.5], [0, 0]], dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_rms_norm_is_literally_x_over_its_root_mean_square():
         torch.testing.assert_close(function(x, weight, 0.5), expected)
 
 
-def test_rms_norm_is_pytorchs():
+def test_rms_norm_equals_pytorch_s():
     torch.manual_seed(0)
     x, weight = torch.randn(5, 3, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     torch.testing.assert_close(rms_norm.__wrapped__(x, weight, 1e-2), F.rms_norm(x, (6,), weight, 1e-2))

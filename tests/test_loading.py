@@ -1,4 +1,4 @@
-"""Training and evaluation sets from settings, and what the run says of them."""
+"""Training and evaluation sets from settings, and the lines printed about them."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ def texts(path: Path, count: int) -> str:
 
 
 def load(folder: Path, *data_path: str, **settings) -> tuple:
-    """The training set, the evaluation set, and the lines that were said."""
+    """Returns the training set, the evaluation set, and the printed lines."""
     said = []
     encoder = PretrainEncoder(load_tokenizer(None), 64)
     return (*load_datasets(DataSettings(data_path=data_path, **settings), encoder, folder / "prepared", said.append,
@@ -53,7 +53,7 @@ def test_evaluation_rows_that_are_trained_on_are_reported(tmp_path):
                         "ones")
 
 
-def test_shares_are_drawn_and_said(tmp_path):
+def test_shares_are_drawn_and_printed(tmp_path):
     one, other = texts(tmp_path / "a.jsonl", 60), texts(tmp_path / "b.jsonl", 40)
     train_set, eval_set, said = load(tmp_path, f"{one}:0.9", f"{other}:0.1", eval_share=0)
     assert isinstance(train_set, Mixture) and eval_set is None

@@ -19,7 +19,7 @@ from minimind_sft.training.optim import build_optimizer
 
 
 def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[torch.Tensor]:
-    """The summed gradients of all ranks in one step of 16 documents, in float64."""
+    """Returns the gradients of one step of 16 documents, summed over ranks, in float64."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config).double().train()
     dataset = random_documents(16)
@@ -36,15 +36,15 @@ def gradients_of_step(config, micro_batch_tokens: int, ranks: int = 1) -> list[t
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
 @pytest.mark.parametrize(("micro_batch_tokens", "ranks"), [(40, 1), (19, 1), (512, 2), (40, 4), (512, 20)])
-def test_a_step_has_one_gradient_however_it_is_cut(config, micro_batch_tokens, ranks):
+def test_the_gradient_does_not_depend_on_micro_batches_or_ranks(config, micro_batch_tokens, ranks):
     whole = gradients_of_step(config, 512)
     cut = gradients_of_step(config, micro_batch_tokens, ranks)
     for one, other in zip(whole, cut, strict=True):
         assert (one - other).norm() <= 1e-10 * one.norm()
 
 
-def test_the_gradient_is_that_of_the_mean_over_the_steps_supervised_tokens():
-    """Against one document at a time through plain cross-entropy."""
+def test_the_gradient_is_that_of_the_mean_over_supervised_tokens():
+    """Compared with plain cross-entropy on one document at a time."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY).double()
     dataset = random_documents(16)
@@ -73,7 +73,7 @@ def test_the_reported_losses_are_the_steps_means():
     assert results.aux_loss == pytest.approx(sum(float(x.aux_loss_sum) for x in losses) / batch.real_tokens, rel=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
+def test_a_non_finite_gradient_changes_nothing():
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(tmp_path, interrupt
 
 
 class NanOnce(torch.autograd.Function):
-    """Identity forward; a gradient of NaN."""
+    """The identity, with a gradient of NaN."""
 
     @staticmethod
     def forward(ctx, x):
@@ -155,7 +155,7 @@ def test_steps_that_are_not_finite_change_nothing_and_too_many_end_the_run(tmp_p
     assert (training.state.step, training.state.updates, training.state.bad_steps) == (8, 5, 3)
     _, state, _ = Checkpoints(tmp_path / "resume", keep=2, ranks=CPU, fresh=False).newest()
     assert state.step == 8 and state.bad_steps == 3
-    # What is on disk is what five good steps give: the weights before the faults.
+    # The state on disk has the weights of five good steps, before the faults.
     good = Training(tmp_path / "good")
     good.run(interrupt_at=5)
     for one, other in zip(training.model.parameters(), good.model.parameters(), strict=True):
@@ -200,7 +200,7 @@ def test_on_cuda_nothing_waits_for_the_device_before_the_end_of_a_step(config):
     device = torch.device("cuda")
     model = MiniMindForCausalLM(config).to(device).train()
     steps = TrainingSteps(random_documents(8), BatchLayout(64, multiple=16), epochs=1, samples_per_step=4, seed=1)
-    for step in range(2):  # in the first one libraries are loaded
+    for step in range(2):  # libraries are loaded in the first one
         for batch in steps[step].pin_memory().micro_batches:
             torch.cuda.set_sync_debug_mode("error" if step else "default")
             try:

@@ -1,4 +1,4 @@
-"""The lowered model against the plain one: the same hidden states, logits and answers."""
+"""The lowered model gives the same hidden states, logits and answers as the plain one."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, n
 
 
 def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
-    """The logits of the prompts and of each step, when every sequence goes on with the same fixed tokens."""
+    """Returns the logits of the prompts and of `count` steps, continuing every sequence with fixed tokens."""
     weight = model.lm_head.weight
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
     cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
@@ -37,7 +37,7 @@ def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], c
 
 
 def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
-    """Weights as a file holds them: exactly representable in float16."""
+    """Returns a model whose weights are exact in float16, as in a weights file."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
 @torch.inference_mode()
-def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
+def test_logits_equal_the_model_s(name: str, prompts: list[list[int]]):
     model = build(CONFIGS[name])
     for expected, logits in zip(steps(model, prompts), steps(LoweredModel(model, plain), prompts), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
@@ -57,7 +57,7 @@ def test_a_step_is_the_models_own_step(name: str, prompts: list[list[int]]):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_positions_that_are_read_are_those_of_all(name: str):
+def test_computing_only_read_positions_gives_the_same_states(name: str):
     model = build(CONFIGS[name])
     prompt_ids, ends = torch.tensor(list(chain(*PROMPTS))), torch.tensor([len(prompt) for prompt in PROMPTS]).cumsum(0)
     for form in (model, LoweredModel(model, plain)):
@@ -79,7 +79,7 @@ def test_positions_that_are_read_are_those_of_all(name: str):
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
 @half_needed
 @torch.inference_mode()
-def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts: list[list[int]]):
+def test_packed_float32_logits_equal_the_model_s(experts: int, half: bool, prompts: list[list[int]]):
     model = trained_like(replace(PRODUCTION, use_moe=bool(experts), num_experts_per_tok=2))
     if not half:
         for parameter in model.parameters():
@@ -93,7 +93,7 @@ def test_packed_float32_logits_are_the_models(experts: int, half: bool, prompts:
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
 @half_needed
 @torch.inference_mode()
-def test_packed_bfloat16_logits_are_nearer_to_float32s_than_the_models(prompts: list[list[int]]):
+def test_packed_bfloat16_logits_are_more_exact_than_the_model_s(prompts: list[list[int]]):
     model = trained_like(PRODUCTION).bfloat16()
     exact = torch.cat(steps(model.double(), prompts))
     model = model.bfloat16()
@@ -103,7 +103,7 @@ def test_packed_bfloat16_logits_are_nearer_to_float32s_than_the_models(prompts: 
 
 @pytest.mark.parametrize("experts", [0, 1])
 @half_needed
-def test_answers_are_the_models(experts: int):
+def test_answers_equal_the_model_s(experts: int):
     model = trained_like(replace(PRODUCTION, use_moe=bool(experts)))
     lowered = ready_to_decode(model)
     settings = SamplingSettings(40, repetition_penalty=1.3)
@@ -114,7 +114,7 @@ def test_answers_are_the_models(experts: int):
     assert generate_batch(lowered, PROMPTS, drawn, ()) == generate_batch(model, PROMPTS, drawn, ())
 
 
-def test_the_model_itself_stays_as_it_was():
+def test_lowering_does_not_change_the_model():
     model = build(CONFIGS["moe"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     generate_batch(LoweredModel(model, plain), PROMPTS, SamplingSettings(5), ())
@@ -123,7 +123,7 @@ def test_the_model_itself_stays_as_it_was():
 
 
 @half_needed
-def test_a_float32_model_whose_weights_float16_holds_is_not_kept():
+def test_original_float32_weights_are_freed_after_packing():
     model = trained_like(replace(PRODUCTION, use_moe=True))
     kept = weakref.ref(model.model.layers[0].self_attn.q_proj.weight), weakref.ref(model.model.layers[0].mlp.experts)
     lowered = ready_to_decode(model)
@@ -133,6 +133,6 @@ def test_a_float32_model_whose_weights_float16_holds_is_not_kept():
     assert len(list(generate_stream(lowered, [1, 2, 3], SamplingSettings(4), ()))) == 4
 
 
-def test_where_nothing_is_faster_the_model_decodes_itself():
+def test_without_a_faster_form_the_model_itself_is_used():
     model = build()
     assert ready_to_decode(model) is model

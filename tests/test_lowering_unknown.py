@@ -1,4 +1,4 @@
-"""Modules that lowering has no fast form for: they stay as they are, beside lowered neighbours."""
+"""Modules without a fast form stay unchanged beside lowered neighbours."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from minimind_sft.model.layers import RMSNorm
 
 
 class LowRank(nn.Module):
-    """A linear layer with an adapter beside it, as LoRA has it."""
+    """A linear layer with a low-rank adapter, as in LoRA."""
 
     def __init__(self, base: nn.Linear):
         super().__init__()
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
 
 
 class CentredNorm(nn.Module):
-    """LayerNorm under other names."""
+    """LayerNorm with other names."""
 
     def __init__(self, norm: RMSNorm):
         super().__init__()
@@ -58,7 +58,7 @@ class ReluNetwork(nn.Module):
 
 
 class ParallelLayer(DecoderLayer):
-    """Both residual lines read the layer's input."""
+    """A layer whose two residual branches both read its input."""
 
     def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: object,
                 read_N: Tensor | None = None) -> Tensor:
@@ -85,7 +85,7 @@ def with_pre_hook(module: nn.Module) -> None:
 
 
 def with_replaced(module: nn.Module, name: str) -> None:
-    """Replaces the method `name` of this one object; of several results it changes the first."""
+    """Replaces the method `name` of this object; only the first of several results is changed."""
     method = getattr(module, name)
 
     def replaced(*args: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -155,7 +155,7 @@ def cases() -> list:
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one", "several"])
 @torch.inference_mode(False)
 @torch.no_grad()
-def test_a_changed_module_decodes_as_in_the_model(config: str, name: str, prompts: list[list[int]]):
+def test_a_changed_module_gives_the_same_logits_as_in_the_model(config: str, name: str, prompts: list[list[int]]):
     model = build(CONFIGS[config])
     unchanged = torch.cat(steps(model, prompts))
     change(model, name)
@@ -182,7 +182,7 @@ def test_packed_neighbours_of_an_unknown_module_agree_with_the_model(name: str, 
 @pytest.mark.parametrize(("name", "unpacked"), [
     ("bias on a query projection", 3), ("bias on an output projection", 1), ("adapter on a gate projection", 1),
     ("unknown norm", 0), ("unknown feed-forward network", 3), ("hook on attention", 4), ("hook on a layer", 7)])
-def test_only_what_is_unknown_stays_as_it_is(name: str, unpacked: int):
+def test_only_unknown_modules_are_left_unpacked(name: str, unpacked: int):
     packed = []
 
     def pack(weights: list[Tensor]) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ KINDS = {
     "identity", "arithmetic", "facts", "words", "units", "strings", "format", "follow_up", "refusal", "comparison",
     "sequence", "translation",
 }  # fmt: skip
-# a sum in any of the ways that the data writes one; found at every place, so that "1 + 2 + 3" gives both its sums
+# a sum in any notation of the data; matches may overlap, so "1 + 2 + 3" gives both its sums
 SUM = re.compile(r"(?<!\d)(?=(\d+) ?(\+|-|\*|plus|minus|times|加|减|乘以) ?(\d+))")
 SIGN = {"plus": "+", "加": "+", "minus": "-", "减": "-", "times": "*", "乘以": "*"}
 APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -50,13 +50,13 @@ def held_out() -> list[dict]:
 
 
 def of_kind(rows: list[dict], kind: str) -> list[tuple[str, str]]:
-    """(last question, reference answer) of the rows of a kind."""
+    """Returns (last question, reference answer) of the rows of a kind."""
     return [(row["conversations"][-2]["content"], row["conversations"][-1]["content"])
             for row in rows if row["kind"] == kind]  # fmt: skip
 
 
 def sums_in(text: str) -> set[tuple[int, str, int]]:
-    """The sums that a text writes; of a + b and b + a only the one with the larger number first."""
+    """Returns the sums in a text; b + a counts as a + b, the larger number first."""
     found = {(int(a), SIGN.get(sign, sign), int(b)) for a, sign, b in SUM.findall(text)}
     return {(max(a, b), sign, min(a, b)) if sign in "+*" else (a, sign, b) for a, sign, b in found}
 
@@ -78,14 +78,14 @@ def test_unusable_out_dir_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_are_utf8_lines_with_lf(name):
+def test_files_are_utf8_with_unix_line_ends(name):
     raw = (DATASET / name).read_bytes()
     assert b"\r" not in raw and raw.endswith(b"\n") and b"\n\n" not in raw and not raw.startswith(b"\xef\xbb\xbf")
     raw.decode("utf-8")
     assert b"<|" not in raw
 
 
-def test_pretraining_rows(texts):
+def test_pretraining_rows_have_text_in_both_languages(texts):
     assert (DATASET / "pretrain_demo.jsonl").stat().st_size <= 5_000_000
     assert all(set(row) == {"text"} for row in read("pretrain_demo.jsonl"))
     assert all(text.strip() for text in texts)
@@ -127,7 +127,7 @@ def test_no_held_out_prompt_occurs_in_training(training, held_out):
     assert len(set(prompts(held_out))) == len(held_out)
 
 
-def test_no_held_out_sum_is_asked_anywhere_and_all_are_stated(texts, training, held_out):
+def test_held_out_sums_are_stated_in_pretraining_but_never_asked(texts, training, held_out):
     wanted = set().union(*(sums_in(question) for question, _ in of_kind(held_out, "arithmetic")))
     assert 20 < len(wanted) <= 35  # one sum may be asked in both languages
     asked = set()
@@ -144,7 +144,7 @@ def test_no_held_out_sum_is_asked_anywhere_and_all_are_stated(texts, training, h
 
 
 def test_no_held_out_question_is_asked_in_the_pretraining_text(texts, held_out):
-    """The pretraining text asks in plain text; a question with all that stands before it must not be there."""
+    """Pretraining text has questions in plain text; no held-out question may be among them with its history."""
     labels = {
         "en": {"system": "Instruction:", "user": "Question:", "assistant": "Answer:"},
         "zh": {"system": "要求：", "user": "问：", "assistant": "答："},
@@ -162,8 +162,8 @@ ASKED_ABOUT = re.compile(
 )
 
 
-def test_held_out_facts_are_taught_in_other_words(training, held_out):
-    """Here only the wording is new: another question about the same is answered the same."""
+def test_held_out_facts_are_taught_with_other_wording(training, held_out):
+    """Training has another question about the same subject with the same answer."""
     for kind in ("facts", "words", "translation", "units"):
         taught = of_kind(training, kind)
         for question, answer in of_kind(held_out, kind):
@@ -172,7 +172,7 @@ def test_held_out_facts_are_taught_in_other_words(training, held_out):
             assert same and question not in same, (question, entity)
 
 
-def test_sums_are_right_everywhere(texts, training, held_out):
+def test_all_sums_are_correct(texts, training, held_out):
     stated = re.compile(
         r"(?<![\d*+-] )(?<!\d)(\d+) ?(\+|-|\*|plus|minus|times|加|减|乘以) ?(\d+)(?: = | is |等于)(\d+)"
     )
@@ -185,7 +185,7 @@ def test_sums_are_right_everywhere(texts, training, held_out):
         assert answer == str(APPLY[SIGN.get(sign, sign)](int(a), int(b))), question
 
 
-def test_thinking_works_the_sum_out(training):
+def test_reasoning_computes_the_sum(training):
     for row in training:
         thought = row["conversations"][-1].get("reasoning_content")
         if thought:
@@ -205,14 +205,14 @@ FACTORS = {
 }  # fmt: skip
 
 
-def test_units_are_converted_right(training, held_out):
+def test_unit_conversions_are_correct(training, held_out):
     for question, answer in of_kind(training + held_out, "units"):
         count, large = re.search(r"(\d+) ?([a-z]+|个?[\u4e00-\u9fff]+?)(?:\?| to | in |是|等于|换)", question).groups()
         value, small = re.fullmatch(r"(\d+) ?(\D+)", answer).groups()
         assert int(value) == int(count) * FACTORS[large, small], question
 
 
-def test_list_tasks_are_right(training, held_out):
+def test_list_tasks_are_correct(training, held_out):
     checked = Counter()
     counted = {"两": 2, "三": 3, "四": 4}
     for question, answer in of_kind(training + held_out, "strings"):
@@ -235,7 +235,7 @@ def test_list_tasks_are_right(training, held_out):
     assert len(checked) == 4 and min(checked.values()) > 80
 
 
-def test_number_sequences_and_comparisons_are_right(training, held_out):
+def test_number_sequences_and_comparisons_are_correct(training, held_out):
     for question, answer in of_kind(training + held_out, "sequence"):
         numbers = [int(number) for number in re.findall(r"\d+", question)]
         if numbers:
@@ -247,7 +247,7 @@ def test_number_sequences_and_comparisons_are_right(training, held_out):
             assert answer == str(choose(numbers)), question
 
 
-def test_formats_are_kept(training, held_out):
+def test_answers_have_the_requested_format(training, held_out):
     looks = {
         "JSON": r'\{"answer": "[^"]+"\}', '"Answer:"': r"Answer: .+", "exclamation": r"It is .+!",
         "twice": r"It is (.+), \1\.", '"Well"': r"Well, it is .+\.", "答案：": r"答案：.+", "感叹号": r".+！",
@@ -260,7 +260,7 @@ def test_formats_are_kept(training, held_out):
             assert re.fullmatch(look, answer), (system, answer)
 
 
-def test_follow_ups_need_the_turn_before(training, held_out):
+def test_follow_up_answers_use_the_previous_turn(training, held_out):
     for row in training + held_out:
         if row["kind"] == "follow_up":
             first, reply, then, answer = (message["content"] for message in row["conversations"])
@@ -284,7 +284,7 @@ def test_follow_ups_need_the_turn_before(training, held_out):
         ("明天谁会赢比赛？", "我无法知道未来的事。"),
     ],
 )
-def test_literal_samples(training, held_out, question, answer):
+def test_sample_questions_have_the_expected_answers(training, held_out, question, answer):
     answers = {
         row["conversations"][-1]["content"]
         for row in training + held_out

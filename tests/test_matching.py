@@ -32,7 +32,7 @@ def weights(sidecar: dict | None, vocab_size: int = 6400) -> Weights:
 
 
 def other_tokenizer(folder: Path, **config: str) -> Tokenizer:
-    """The bundled one but for entries of its tokenizer_config.json."""
+    """Returns the bundled tokenizer with these entries of tokenizer_config.json replaced."""
     shutil.copy(MODEL / "tokenizer.json", folder)
     content = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
     (folder / "tokenizer_config.json").write_text(json.dumps({**content, **config}), encoding="utf-8")
@@ -46,17 +46,17 @@ def refused(check, *arguments) -> str:
     return str(error.value)
 
 
-def test_the_bundled_tokenizer_has_several_names(monkeypatch):
+def test_the_bundled_tokenizer_is_recognised_under_several_names(monkeypatch):
     monkeypatch.chdir(MODEL.parent / "trainer")
     for choice in (None, "bundled", "../model", str(MODEL)):
         assert tokenizer_name(choice) == "bundled"
         assert load_tokenizer(choice).fingerprint == BUNDLED.fingerprint
-    assert tokenizer_name("model") == "model", "there is no such folder in trainer/, so it is not this one"
+    assert tokenizer_name("model") == "model", "trainer/ has no folder of this name, so it is not the bundled one"
 
 
 @pytest.mark.parametrize(("sidecar", "reason"), [
     (None, "it has no sidecar"), ({"model": {}, "stage": "full_sft"}, "its sidecar has no field tokenizer")])
-def test_nothing_says_which_tokenizer(sidecar, reason):
+def test_weights_without_a_recorded_tokenizer_need_the_flag(sidecar, reason):
     assert refused(check_tokenizer, weights(sidecar), BUNDLED, None) == (
         f"w.pth: nothing says which tokenizer these weights were trained with ({reason}): give --tokenizer_path FOLDER "
         "(for MiniMind's weights, its folder model/), or --tokenizer_path bundled for the one of this "
@@ -68,17 +68,17 @@ def test_nothing_says_which_tokenizer(sidecar, reason):
         "MiniMind's tokenizer, a different one"]
 
 
-def test_the_same_tokenizer_is_fine_and_needs_no_flag():
+def test_the_same_tokenizer_needs_no_flag():
     assert check_tokenizer(weights({"tokenizer": BUNDLED.fingerprint}), BUNDLED, None) == []
 
 
-def test_more_rows_than_tokens_is_padding_and_said():
+def test_more_rows_than_tokens_are_padding_with_a_notice():
     (notice,) = check_tokenizer(weights({"tokenizer": BUNDLED.fingerprint}, 6528), BUNDLED, None)
     assert notice == ("w.pth: the embedding has 6,528 rows, the tokenizer bundled 6,400 tokens; the extra rows "
                       "count as padding and never appear in an answer")
 
 
-def test_fewer_rows_than_tokens_is_refused():
+def test_fewer_rows_than_tokens_are_refused():
     assert refused(check_tokenizer, weights(None, 6399), BUNDLED, "x") == (
         "w.pth: the embedding has 6,399 rows, but the tokenizer x has 6,400 tokens: --tokenizer_path must name the one "
         "they were trained with")
@@ -113,12 +113,12 @@ def command(*flags: str) -> dict:
      None, "another tokenizer, not with the bundled one: added_tokens was 1, here it is "),
 ])
 def test_another_tokenizer_is_described(recorded, choice, message):
-    """Sidecars of earlier versions have no facts, but the command that made the weights."""
+    """Sidecars of earlier versions have no facts, only the command that made the weights."""
     line = refused(check_tokenizer, weights({"tokenizer": "0" * 64, **recorded}), BUNDLED, choice)
     assert line.startswith(f"w.json: the weights were trained with {message}")
 
 
-def test_facts_tell_two_tokenizers_apart(tmp_path):
+def test_tokenizer_facts_explain_the_difference(tmp_path):
     other = other_tokenizer(tmp_path, eos_token="<|endoftext|>", bos_token=None)
     sidecar = {"tokenizer": other.fingerprint, "tokenizer_facts": tokenizer_facts(other, "mine")}
     sidecar = json.loads(json.dumps(sidecar))
@@ -127,7 +127,7 @@ def test_facts_tell_two_tokenizers_apart(tmp_path):
             "give --tokenizer_path mine") in refused(check_tokenizer, weights(sidecar), BUNDLED, None)
 
 
-def test_facts_are_readable():
+def test_facts_of_the_bundled_tokenizer_and_template():
     facts = tokenizer_facts(BUNDLED, None)
     assert facts["name"] == "bundled" and facts["vocab_size"] == 6400 and facts["eos_token"] == "<|im_end|>"
     assert facts["added_tokens"][:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -161,7 +161,7 @@ def test_another_template_is_described(alpaca):
         "the sidecar does not spell out; leave out --chat_template and --end_of_turn")
 
 
-def test_a_template_that_has_changed_since(alpaca):
+def test_a_changed_version_of_the_same_template_is_explained(alpaca):
     facts = {"name": "alpaca", "end_of_turn": "</s>"}
     sidecar = {"chat_template": "0" * 64, "chat_template_facts": facts}
     assert refused(check_template, weights(sidecar), alpaca, "alpaca", None) == (

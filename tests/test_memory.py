@@ -1,4 +1,4 @@
-"""The memory estimate against what autograd saves and against processes that train."""
+"""The memory estimate compared with what autograd saves and with training processes."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ TOKENS = 320
 
 
 def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], supervised: int) -> int:
-    """What the graph of one forward pass over these documents keeps, without weights and their copies."""
+    """Returns the bytes that the graph of one forward pass keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
     sizes = {}
@@ -50,7 +50,7 @@ def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], 
 @pytest.mark.parametrize("length", [160, 480, 800], ids=["weights", "flash", "long"])
 @pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1)], ids=["dense", "experts", "dropout"])
 def test_a_layer_keeps_what_is_estimated(config, length, dtype):
-    """Of documents of `length` tokens and three fifths of it: the shortest that are padded to that length."""
+    """Uses a document of `length` tokens and one of three fifths, about the shortest that is padded to it."""
     lengths = [length * 3 // 5, length]
     one, three = (bytes_in_graph(replace(config, num_hidden_layers=layers), dtype, lengths, sum(lengths))
                   for layers in (1, 3))
@@ -80,7 +80,7 @@ def test_a_dense_layer_keeps_what_its_shapes_say():
 
 
 @pytest.mark.parametrize("config", [SMALL, EXPERTS], ids=["dense", "experts"])
-def test_the_last_feed_forward_network_is_counted_where_it_is_computed(config):
+def test_the_last_feed_forward_network_counts_only_read_positions(config):
     few, all_of_them = (bytes_in_graph(config, torch.float32, [160, 160], supervised) for supervised in (128, TOKENS))
     counted_few, counted_all = (in_use(config, Plan(TOKENS, 160, torch.float32, supervised_share=share))["activations"]
                                 for share in (128 / TOKENS, 1.0))
@@ -88,7 +88,7 @@ def test_the_last_feed_forward_network_is_counted_where_it_is_computed(config):
     assert counted_all - counted_few + behind == pytest.approx(all_of_them - few, rel=0.03)
 
 
-def test_attention_of_mixed_lengths_counts_as_the_worse_kind():
+def test_attention_of_mixed_lengths_counts_as_the_larger_kind():
     short, mixed = (kept_by_layer(SMALL, Plan(TOKENS, length, torch.float32))["attention"] for length in (384, 2048))
     assert mixed >= short
     on_gpu = kept_by_layer(SMALL, Plan(TOKENS, 160, torch.bfloat16, on_cpu=False))["attention"]
@@ -97,7 +97,7 @@ def test_attention_of_mixed_lengths_counts_as_the_worse_kind():
 
 FAST = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
 IMPORTS = 271 * MIB
-"""The part of `LIBRARIES` for the interpreter and PyTorch; the rest is for the memory that their kernels set up."""
+"""The part of `LIBRARIES` for the interpreter and PyTorch; the rest is what their kernels allocate at first use."""
 
 
 @pytest.mark.parametrize("probe", [
@@ -106,7 +106,7 @@ IMPORTS = 271 * MIB
     Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, supervised_share=0.3),
 ], ids=["dense", "checkpointing", "experts"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
-    """Of what is predicted with the imports of this machine, whose kernels may set up less than is counted."""
+    """The prediction uses the measured imports; this machine's kernels may allocate less than is counted."""
     plan = Plan(max(map(sum, probe.micro_batches)), max(map(max, probe.micro_batches)), getattr(torch, probe.dtype),
                 gradient_checkpointing=probe.gradient_checkpointing, supervised_share=probe.supervised_share,
                 several_micro_batches=len(probe.micro_batches) > 1)
@@ -115,8 +115,8 @@ def test_the_peak_of_a_process_is_within_15_percent(probe):
     assert without_set_up / 1.15 < measured["peak"] < 1.15 * (without_set_up + memory.LIBRARIES - IMPORTS)
 
 
-def test_batch_size_and_length_of_rows_do_not_count():
-    """The same tokens in a micro-batch, but four times as many of them in a step, of one document instead of eight."""
+def test_batch_size_and_row_length_do_not_change_the_peak():
+    """Equal micro-batches of one document instead of eight, and four times as many in a step."""
     few, many_and_long = (measure(Probe(batches, dtype=FAST, steps=1), threads=1)["peak"]
                           for batches in ([[128] * 8] * 2, [[1024]] * 8))
     assert many_and_long < few + 32 * MIB
@@ -131,7 +131,7 @@ def test_the_largest_micro_batch_just_fits():
     assert largest_micro_batch(PRESETS["26m"], plan, 500 * MIB) == 0
 
 
-def test_ranks_share_what_fsdp_shards():
+def test_fsdp_divides_the_optimizer_among_ranks():
     alone, ddp, fsdp = (peak(PRESETS["64m"], Plan(512, 512, torch.bfloat16, ranks=ranks, parallel=parallel))
                         for ranks, parallel in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
     assert ddp["optimizer"] == alone["optimizer"] == 4 * fsdp["optimizer"] == 8 * PARAMETERS_64M
@@ -142,7 +142,7 @@ PARAMETERS_64M = 63_912_192
 """Parameters of the preset: 6,400 x 768 for the head, 8 layers of 768 x (768 + 2 x 384 + 768 + 3 x 2,432) and norms."""
 
 
-def test_a_state_that_is_written_in_the_background_is_a_copy_of_weights_and_moments():
+def test_a_background_save_counts_a_copy_of_weights_and_moments():
     plan = Plan(512, 512, torch.bfloat16, ranks=4, parallel="fsdp", async_save=True)
     for asked, more in ((plan, 3 * PARAMETERS_64M), (replace(plan, parallel="ddp"), 12 * PARAMETERS_64M),
                         (replace(plan, on_cpu=False), 0)):  # from a GPU it is copied to main memory
@@ -150,7 +150,7 @@ def test_a_state_that_is_written_in_the_background_is_a_copy_of_weights_and_mome
         assert here - without == pytest.approx(more, abs=1)
 
 
-def test_the_program(tmp_path):
+def test_estimate_memory_prints_the_estimate_as_text_and_json(tmp_path):
     shown = succeed("scripts/estimate_memory.py", "--preset", "26m", "--device", "cpu", "--memory", 4)
     assert "512 x 8 layers, 30.0M parameters" in shown and "largest --micro_batch_tokens that fits into 4 GiB" in shown
     told = json.loads(succeed("scripts/estimate_memory.py", "--preset", "64m-moe", "--device", "cuda", "--dtype",

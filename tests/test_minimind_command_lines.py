@@ -1,4 +1,4 @@
-"""MiniMind's command lines, as its README has them at commit d65ef2c, run here; docs/minimind.md lists them."""
+"""The command lines of MiniMind's README at commit d65ef2c work here; docs/minimind.md lists them."""
 
 import re
 import shlex
@@ -78,7 +78,7 @@ def parse(line: str) -> dict:
 def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
     monkeypatch.chdir(REPOSITORY / folder)
     if "--load_from" in line and folder == "trainer":
-        line = line.replace("./model", "../model")  # eval_llm.py stands in the root, there as here
+        line = line.replace("./model", "../model")  # eval_llm.py is in the root of both projects
     settings = parse(line)
     assert settings.get("use_wandb", 0) == ("--use_wandb" in line)
     assert settings.get("inference_rope_scaling", 0) == ("--inference_rope_scaling" in line)
@@ -88,7 +88,7 @@ def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_what_is_not_here_yet_is_refused_in_one_line(line, tmp_path, monkeypatch):
+def test_unsupported_features_are_refused_in_one_line(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minimind-3").mkdir()
     (tmp_path / "minimind-3/model.safetensors").touch()
@@ -100,7 +100,7 @@ def test_what_is_not_here_yet_is_refused_in_one_line(line, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("folder", [".", "trainer"])
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_every_flag_of_minimind_takes_minimind_s_default(name, folder, monkeypatch):
+def test_every_flag_of_minimind_accepts_minimind_s_default(name, folder, monkeypatch):
     monkeypatch.chdir(REPOSITORY / folder)
     flags = {flag: value for flag, value in DEFAULTS[name].items() if (flag, folder) != ("load_from", "trainer")}
     settings = parse(shlex.join([name, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]))
@@ -139,7 +139,7 @@ def test_the_page_s_commands_reproduce_minimind_s_defaults():
     ("--load_from hf", "cannot be loaded yet; for a MiniMind-3 give --weight hf/model.safetensors --tokenizer_path hf"),
     ("--load_from bin", "cannot be loaded yet; for a MiniMind-3 give --weight FILE.pth --tokenizer_path bin"),
 ])
-def test_a_folder_that_load_from_cannot_use(argv, message, tmp_path, monkeypatch):
+def test_an_unusable_load_from_folder_is_refused(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("hf/model.safetensors", "bin/pytorch_model.bin"):
         (tmp_path / name).parent.mkdir()
@@ -154,7 +154,7 @@ def test_load_from_names_the_tokenizer(tmp_path):
     assert parse(f"eval_llm.py --load_from {tmp_path} --tokenizer_path {tmp_path}")["tokenizer_path"] == str(tmp_path)
 
 
-def test_local_rank_has_to_agree_with_the_environment(monkeypatch):
+def test_local_rank_must_agree_with_the_environment(monkeypatch):
     assert parse("train_full_sft.py --local_rank 0")["local_rank"] == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert parse("train_full_sft.py --local-rank=1")["local_rank"] == 1
@@ -195,6 +195,6 @@ def test_pasted_command_lines_pretrain_and_fine_tune(pasted, tmp_path):
     assert "model.layers.1.mlp.down_proj.weight" in weights
 
 
-def test_a_gpu_that_is_not_here_is_refused_in_one_line(monkeypatch):
+def test_a_missing_gpu_is_refused_in_one_line(monkeypatch):
     assert "--device cuda:0: PyTorch finds no CUDA device here" in refuse(
         SFT, *shlex.split("--device cuda:0 --hidden_size 768"), CUDA_VISIBLE_DEVICES="")

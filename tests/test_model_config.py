@@ -1,4 +1,4 @@
-"""Tests the shape of a model: presets, and contradictions that are refused."""
+"""The shape of a model: presets and contradictions."""
 
 import pytest
 

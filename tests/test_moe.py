@@ -1,4 +1,4 @@
-"""The mixture of experts against a loop over tokens, and its auxiliary loss against the formula written out."""
+"""The mixture of experts compared with a loop over tokens, its auxiliary loss with the written-out formula."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def one_token(module: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("experts_per_token", [1, 2, 4])
-def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(experts_per_token, norm):
+def test_outputs_and_gradients_equal_a_loop_over_tokens(experts_per_token, norm):
     module = mixture(experts_per_token, norm)
     x = torch.randn(13, HIDDEN, dtype=torch.float64, requires_grad=True)
     weights = [x, *module.parameters()]
@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(experts_per_token
 
 
 @pytest.mark.parametrize(("norm", "router_learns"), [(False, True), (True, False)])
-def test_the_top_1_router_gets_gradient_from_the_output_unless_its_weight_is_normalised(norm, router_learns):
+def test_the_top_1_router_learns_from_the_output_unless_weights_are_normalised(norm, router_learns):
     module = mixture(1, norm)
     module(torch.randn(13, HIDDEN, dtype=torch.float64)).square().sum().backward()
     assert (module.gate.weight.grad.abs().max() > 1e-6) == router_learns
@@ -61,7 +61,7 @@ def test_experts_without_tokens_get_zero_gradient():
     assert used == [False, False, True, False]
 
 
-def test_the_router_is_computed_in_float32_under_autocast():
+def test_the_router_computes_in_float32_under_autocast():
     module = mixture(2).float()
     x = torch.randn(50, HIDDEN)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -84,7 +84,7 @@ def test_balance_loss_literally():
     assert together.item() == pytest.approx(4.0, abs=1e-6)
 
 
-def test_balance_loss_is_the_formula_for_top_2_and_its_gradient_treats_loads_as_constants():
+def test_balance_loss_for_top_2_treats_loads_as_constants():
     torch.manual_seed(1)
     probs = torch.rand(9, EXPERTS, dtype=torch.float64).softmax(-1).requires_grad_()
     chosen = probs.topk(2).indices
@@ -102,7 +102,7 @@ def test_balance_loss_is_the_formula_for_top_2_and_its_gradient_treats_loads_as_
 
 
 def test_uniform_routing_costs_the_number_of_experts_per_token():
-    """MiniMind's scale: with equal loads and probabilities the loss per token is K."""
+    """In MiniMind's scale equal loads and probabilities cost C per token, the number of chosen experts."""
     probs = torch.full((8, EXPERTS), 1 / EXPERTS)
     chosen = torch.tensor([[0, 1], [2, 3]] * 4)
     assert balance_loss_sum(probs, chosen, torch.zeros(8, dtype=torch.int64), 1).item() == pytest.approx(8 * 2)
@@ -126,7 +126,7 @@ def test_state_dict_has_every_expert_by_name_and_loads_back():
     (lambda state: state.update({"experts.3.up_proj.weight": torch.zeros(7, HIDDEN)}),
      r"size mismatch for experts.3.up_proj.weight: \(7, 6\) in the file, \(5, 6\) in the model"),
 ])
-def test_a_state_dict_that_does_not_fit_is_refused_by_the_experts_name(change, message):
+def test_an_unfitting_state_dict_is_refused_naming_the_expert(change, message):
     module = mixture(1)
     state = dict(module.state_dict())
     change(state)

@@ -1,4 +1,4 @@
-"""Apple GPUs, as far as they can be tested without one: choices, refusals, and that nothing needs what they lack."""
+"""Support for Apple GPUs, as far as it can be tested without one."""
 
 import pytest
 import torch
@@ -28,25 +28,25 @@ def apple(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_auto_takes_it_after_cuda(apple, monkeypatch):
+def test_auto_prefers_cuda_to_mps(apple, monkeypatch):
     assert resolve_device("auto") == resolve_device("mps") == resolve_device("mps:0") == MPS
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("auto") == torch.device("cuda", 0)
 
 
-def test_without_one_it_is_refused(monkeypatch):
+def test_mps_is_refused_without_an_apple_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"--device mps: PyTorch finds no Apple GPU here; --device cpu"):
         resolve_device("mps")
 
 
-def test_there_is_only_one(apple):
+def test_a_second_apple_gpu_is_refused(apple):
     with pytest.raises(UserError, match=r"--device mps:1: expected mps, the only Apple GPU$"):
         resolve_device("mps:1")
 
 
-def test_it_computes_in_float32():
+def test_mps_computes_only_in_float32():
     assert resolve_dtype("auto", MPS) == resolve_dtype("float32", MPS) == torch.float32
     assert described_dtype("auto", MPS) == "float32 (--dtype auto: mps is not trusted with bfloat16)"
     for dtype in ("bfloat16", "float16"):
@@ -54,7 +54,7 @@ def test_it_computes_in_float32():
             resolve_dtype(dtype, MPS)
 
 
-def test_several_ranks_are_refused_or_take_the_cpu(apple, monkeypatch):
+def test_several_ranks_cannot_share_mps_and_auto_takes_the_cpu(apple, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"--device mps: several ranks cannot share it; start one"):
         join_ranks("mps", 1.0).__enter__()
@@ -67,14 +67,14 @@ def test_several_ranks_are_refused_or_take_the_cpu(apple, monkeypatch):
     assert chosen == ["cpu"]
 
 
-def test_experts_are_not_grouped_there():
+def test_experts_are_not_grouped_on_mps():
     for device, grouped in (("cpu", True), ("mps", False)):
-        x_TD, weight_TC, chosen_TC, gate_EFD = (Named(shape, device) for shape in ((5, 16), (5, 1), (5, 1), (2, 8, 16)))
+        x_TD, weight_TC, chosen_TC, gate_EFD = (Shaped(one, device) for one in ((5, 16), (5, 1), (5, 1), (2, 8, 16)))
         assert can_be_grouped(x_TD, weight_TC, chosen_TC, gate_EFD) is grouped
 
 
-class Named:
-    """The properties of a float32 tensor on a device that need not be here."""
+class Shaped:
+    """Has the properties of a float32 tensor on a device that may be absent."""
 
     def __init__(self, shape: tuple[int, ...], device: str):
         self.shape, self.device = shape, torch.device(device)
@@ -85,7 +85,7 @@ class Named:
 
 
 class NoFloat64(TorchDispatchMode):
-    """Apple GPUs have no float64: an operation that makes some would fail there."""
+    """Fails at every operation that returns float64, which Apple GPUs lack."""
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         out = operation(*arguments, **(keywords or {}))
@@ -108,7 +108,7 @@ def test_nothing_needs_float64(config):
         assert len(generate_batch(model, [[1, 2], [3]], settings, ())) == 2
 
 
-def test_a_batch_is_copied_there_before_its_memory_is_free(monkeypatch):
+def test_copying_a_batch_to_mps_waits_for_the_copy(monkeypatch):
     waits = []
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: waits.append(not non_blocking) or self)
     steps = TrainingSteps(random_documents(4), BatchLayout(768), epochs=1, samples_per_step=4, seed=1)

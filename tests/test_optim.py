@@ -9,11 +9,11 @@ from minimind_sft.training.optim import build_optimizer, learning_rate
 
 @pytest.mark.parametrize(("update", "expected"), [
     (0, 1.0),  # the peak, at the first update
-    (5, 0.55),  # half way down: the mean of peak and floor
+    (5, 0.55),  # halfway: the mean of peak and floor
     (10, 0.1),  # the last of 11 updates: the floor
-    (99, 0.1),  # past the end it stays there
+    (99, 0.1),  # past the end: the floor
 ])
-def test_cosine_falls_from_the_peak_to_its_share(update, expected):
+def test_cosine_falls_from_the_peak_to_its_floor(update, expected):
     assert learning_rate(update, updates=11, peak=1.0, min_ratio=0.1, warmup=0) == pytest.approx(expected)
 
 
@@ -24,7 +24,7 @@ def test_warmup_rises_linearly_and_the_cosine_begins_at_the_peak():
     assert rates[3:] == sorted(rates[3:], reverse=True)
 
 
-def test_one_update_in_all_has_the_peak():
+def test_a_single_update_has_the_peak_rate():
     assert learning_rate(0, updates=1, peak=2.0, min_ratio=0.1, warmup=0) == 2.0
 
 

@@ -16,7 +16,7 @@ CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
 
 
 def python(code: str, *flags: str, **options) -> subprocess.CompletedProcess:
-    """`code`, with `main` to be defined in it, as one of our programs."""
+    """Runs `code`, which defines `main`, like one of our programs."""
     code = f"import os, sys\nfrom minimind_sft.errors import *\n{code}\nrun_program(main)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **options.pop("environment", {})}
     return subprocess.run([sys.executable, *flags, "-c", code], env=environment, timeout=PATIENCE,
@@ -29,14 +29,14 @@ def python(code: str, *flags: str, **options) -> subprocess.CompletedProcess:
     ("gbk", "█▏─[你好] é → <x> ".encode("gbk") + rb"\udcff"),
     ("utf-8", "█▏─⟦你好⟧ é → ‹x› ".encode() + rb"\udcff"),
 ])
-def test_what_an_encoding_lacks_is_replaced(encoding, expected):
+def test_characters_missing_from_the_encoding_are_replaced(encoding, expected):
     code = r"def main(): [print('█▏─⟦你好⟧ é → ‹x› \udcff', file=f, flush=True) for f in (sys.stdout, sys.stderr)]"
     done = python(code, environment={"PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, expected, expected)
 
 
 @pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "python -u"])
-def test_a_program_goes_on_when_nobody_reads_it_any_more(tmp_path, flags):
+def test_a_program_continues_when_its_pipe_is_closed(tmp_path, flags):
     receive, send = os.pipe()
     os.close(receive)
     done = python(f"def main():\n for i in range(9999): print(i, flush=i % 2)\n print(1, file=sys.stderr)\n"
@@ -47,34 +47,34 @@ def test_a_program_goes_on_when_nobody_reads_it_any_more(tmp_path, flags):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")  # noqa: PTH110
 @pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "python -u"])
-def test_output_that_has_no_room_is_an_error(flags):
+def test_output_to_a_full_disk_is_an_error(flags):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = python("def main(): print('the report')", *flags, stdout=full)
     assert done.returncode == 2
     assert done.stderr == b"error: standard output: cannot be written (No space left on device)\n"
 
 
-def test_a_full_disk_is_one_line_wherever_it_is_met():
+def test_any_full_disk_error_is_reported_in_one_line():
     done = python("import errno\ndef main(): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/data/x.bin')")
     assert (done.returncode, done.stderr) == (
         2, b"error: /data/x.bin: cannot be written (No space left on device)\n")
 
 
 @pytest.mark.parametrize(("ranks", "regular"), [("1", b"regular"), ("2", b"")])
-def test_a_rank_that_fails_leaves_at_once_with_its_own_status(ranks, regular):
-    """On the regular way out the threads of a process group that is still joined may abort the process."""
+def test_a_failed_rank_exits_at_once_with_its_status(ranks, regular):
+    """A regular exit could be aborted by the threads of a process group that is still joined."""
     done = python("import atexit\ndef main(): atexit.register(print, 'regular'); raise UserError('a.jsonl:3: broken')",
                   environment={"WORLD_SIZE": ranks})
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (2, regular, b"error: a.jsonl:3: broken")
 
 
-def test_the_inspector_replaces_what_an_encoding_lacks_as_all_programs_do(tmp_path):
+def test_the_inspector_replaces_missing_characters_like_all_programs(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", questions(3))
     done = run(INSPECT, rows, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0 and "#" in done.stdout and "\\u25" not in done.stdout
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def test_an_unexpected_error_keeps_its_traceback():
     done = python("def main(): raise FileNotFoundError(2, 'No such file', 'x')")
     assert done.returncode == 1 and b"Traceback" in done.stderr
 
@@ -94,8 +94,8 @@ def test_torchrun_receives_the_message_and_sees_a_lost_rank_as_a_consequence(tmp
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with Chinese conversations, and weights and metrics of a run on them."""
+def made(tmp_path_factory):
+    """Returns a folder with Chinese conversations and the weights and metrics of a run on them."""
     folder = tmp_path_factory.mktemp("output")
     answer = {"role": "assistant", "content": "好的。"}
     write_rows(folder / "中文.jsonl", [{"conversations": [{"role": "user", "content": f"第{number}个问题？"}, answer]}
@@ -105,15 +105,15 @@ def place(tmp_path_factory):
 
 
 PROGRAMS = {
-    "trainer": lambda place, out: [SFT, *NEW, "--data_path", place / "中文.jsonl", "--save_dir", out, "--max_steps", 1],
-    "chat": lambda place, out: [CHAT, "--save_dir", place, "--prompt", "你好", "--max_new_tokens", 3],
-    "score": lambda place, out: [CHAT, "--save_dir", place, "--score", place / "中文.jsonl", "--max_new_tokens", 2],
-    "inspector": lambda place, out: [INSPECT, place / "中文.jsonl"],
-    "convert": lambda place, out: [CONVERT, place / "中文.jsonl", "--out", out / "rows.jsonl", "--eval_rows", 5,
+    "trainer": lambda made, out: [SFT, *NEW, "--data_path", made / "中文.jsonl", "--save_dir", out, "--max_steps", 1],
+    "chat": lambda made, out: [CHAT, "--save_dir", made, "--prompt", "你好", "--max_new_tokens", 3],
+    "score": lambda made, out: [CHAT, "--save_dir", made, "--score", made / "中文.jsonl", "--max_new_tokens", 2],
+    "inspector": lambda made, out: [INSPECT, made / "中文.jsonl"],
+    "convert": lambda made, out: [CONVERT, made / "中文.jsonl", "--out", out / "rows.jsonl", "--eval_rows", 5,
                                    "--eval_out", out / "eval.jsonl"],
-    "estimate": lambda place, out: [ESTIMATE, "--preset", "demo"],
-    "plot": lambda place, out: [PLOT, place / "full_sft_32_metrics.jsonl", "--out", out / "loss.png"],
-    "tokenizer": lambda place, out: [TOKENIZER, "--data_path", place / "中文.jsonl", "--vocab_size", 300, "--save_dir",
+    "estimate": lambda made, out: [ESTIMATE, "--preset", "demo"],
+    "plot": lambda made, out: [PLOT, made / "full_sft_32_metrics.jsonl", "--out", out / "loss.png"],
+    "tokenizer": lambda made, out: [TOKENIZER, "--data_path", made / "中文.jsonl", "--vocab_size", 300, "--save_dir",
                                      out],
 }
 
@@ -123,17 +123,17 @@ RUNNABLE = [pytest.param(name, marks=pytest.mark.skipif(name == "plot" and not f
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_program_runs_on_an_ascii_terminal(place, tmp_path, name):
-    done = run(*PROGRAMS[name](place, tmp_path), PYTHONIOENCODING="ascii")
+def test_every_program_runs_on_an_ascii_terminal(made, tmp_path, name):
+    done = run(*PROGRAMS[name](made, tmp_path), PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.isascii() and done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_program_ends_well_when_nobody_reads_it(place, tmp_path, name):
+def test_every_program_succeeds_when_its_pipe_is_closed(made, tmp_path, name):
     receive, send = os.pipe()
     os.close(receive)
-    command, options = program(*PROGRAMS[name](place, tmp_path))
+    command, options = program(*PROGRAMS[name](made, tmp_path))
     done = subprocess.run(command, stdout=send, stderr=subprocess.PIPE, timeout=PATIENCE, **options)
     os.close(send)
     assert (done.returncode, done.stderr) == (0, "")
@@ -152,13 +152,13 @@ def run_without_room(file_bytes: int, *arguments: object) -> subprocess.Complete
 
 
 def without_room(file_bytes: int, *arguments: object) -> str:
-    """The one line of such a program."""
+    """Returns the error line of such a program."""
     return run_without_room(file_bytes, *arguments).stderr
 
 
-def test_scores_without_room_for_their_file_are_shown_all_the_same(place, tmp_path):
+def test_scores_are_shown_even_if_their_file_has_no_room(made, tmp_path):
     out = tmp_path / "answers.jsonl"
-    done = run_without_room(100, *PROGRAMS["score"](place, tmp_path), "--score_out", out)
+    done = run_without_room(100, *PROGRAMS["score"](made, tmp_path), "--score_out", out)
     assert done.stdout.splitlines()[-1].startswith("exact match: ")
     assert done.stderr.splitlines()[-1] == f"error: {out}: cannot be written (File too large)"
 
@@ -170,18 +170,18 @@ def test_a_temporary_folder_without_room_is_named(tmp_path):
         "another folder\n")
 
 
-def test_a_page_and_a_picture_without_room_are_named(place, tmp_path):
+def test_a_page_and_a_picture_without_room_are_named(made, tmp_path):
     page = tmp_path / "page.html"
-    assert without_room(5_000, INSPECT, place / "中文.jsonl", "--html", page) == (
+    assert without_room(5_000, INSPECT, made / "中文.jsonl", "--html", page) == (
         f"error: {page}: cannot be written (File too large)\n")
     pytest.importorskip("matplotlib")
     picture = tmp_path / "loss.png"
-    assert without_room(9_000, PLOT, place / "full_sft_32_metrics.jsonl", "--out", picture) == (
+    assert without_room(9_000, PLOT, made / "full_sft_32_metrics.jsonl", "--out", picture) == (
         f"error: {picture}: cannot be written (File too large)\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_under_torchrun_our_line_is_the_last(tmp_path):
+def test_under_torchrun_our_error_line_is_the_last(tmp_path):
     rows = write_rows(tmp_path / "bad.jsonl", [*questions(1), {"conversations": "x"}])
     done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out",
                module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))

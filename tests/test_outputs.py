@@ -26,14 +26,14 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder, but for locks and prepared data."""
+    """Returns the SHA-256 of every file below a folder except locks and prepared data."""
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")
             if path.is_file() and path.suffix != ".lock" and "prepared" not in path.parts}
 
 
 @pytest.fixture(scope="module")
 def trained(sft_data, tmp_path_factory) -> tuple[list, Path]:
-    """The flags of a run of three steps, and its --save_dir."""
+    """Returns the flags of a run of three steps and its --save_dir."""
     out = tmp_path_factory.mktemp("trained")
     flags = [*NEW, "--data_path", sft_data, "--batch_size", 4, "--keep_best", 0, "--max_steps", 3]
     succeed(SFT, *flags, "--save_dir", out)
@@ -42,7 +42,7 @@ def trained(sft_data, tmp_path_factory) -> tuple[list, Path]:
 
 @pytest.fixture
 def rerun(trained, tmp_path) -> list:
-    """The flags of that run once more, in a copy of its folder."""
+    """Returns the flags of that run for a copy of its folder."""
     flags, out = trained
     shutil.copytree(out, tmp_path / "out")
     return [*flags, "--save_dir", tmp_path / "out"]
@@ -59,7 +59,7 @@ def test_a_second_run_is_refused_with_three_ways_to_continue(rerun, tmp_path):
     assert sums(tmp_path / "out").items() >= before.items()
 
 
-def test_overwrite_keeps_one_generation_of_everything(rerun, tmp_path):
+def test_overwrite_keeps_the_previous_files_of_one_run(rerun, tmp_path):
     out = tmp_path / "out"
     before = sums(out)
     shown = succeed(SFT, *rerun, "--overwrite", 1, "--learning_rate", "1e-3")
@@ -89,8 +89,8 @@ def test_bundled_weights_are_protected_too(sft_data, tmp_path):
     assert sums(tmp_path) == before
 
 
-def test_a_run_does_not_set_aside_the_weights_that_it_starts_from(trained, sft_data, tmp_path):
-    """Weights in the other format would move to .previous, where a resumed run does not find them."""
+def test_a_run_does_not_move_the_weights_it_starts_from(trained, sft_data, tmp_path):
+    """Weights in the other format would move to .previous, where a resumed run could not find them."""
     weights = tmp_path / "full_sft_32.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in final_weights(trained[1]).items()}, weights)
     sidecar = json.loads((trained[1] / "full_sft_32.json").read_text())
@@ -101,27 +101,27 @@ def test_a_run_does_not_set_aside_the_weights_that_it_starts_from(trained, sft_d
 
 
 @pytest.mark.parametrize("name", ["full_sft_32.json", "full_sft_32_metrics.jsonl", "full_sft_32.safetensors"])
-def test_each_file_alone_is_reason_enough(trained, tmp_path, name):
+def test_each_existing_file_alone_is_protected(trained, tmp_path, name):
     (tmp_path / name).write_text("mine")
     assert f"{name} exists already: --save_weight NAME" in refuse(SFT, *trained[0], "--save_dir", tmp_path)
     assert f"{name} exists already" in refuse(SFT, *trained[0], "--save_dir", tmp_path, "--from_resume", 1)
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_resume_states_alone_are_reason_enough(rerun, tmp_path):
+def test_resume_states_alone_are_protected(rerun, tmp_path):
     for name in NAMES:
         (tmp_path / "out" / name).unlink()
     assert "full_sft_32_resume has resume states of an earlier run: --from_resume 1 continues" in refuse(SFT, *rerun)
 
 
-def test_a_folder_in_the_place_of_the_weights_is_never_replaced(trained, tmp_path):
+def test_a_folder_in_place_of_the_weights_is_never_replaced(trained, tmp_path):
     (tmp_path / "full_sft_32.pth").mkdir()
     line = refuse(SFT, *trained[0], "--save_dir", tmp_path, "--overwrite", 1)
     assert "full_sft_32.pth: is a folder, expected a file or nothing" in line
 
 
 @pytest.mark.parametrize("with_sidecar", [True, False])
-def test_a_resumed_run_writes_over_its_own_files_only(rerun, trained, tmp_path, with_sidecar):
+def test_a_resumed_run_replaces_only_its_own_files(rerun, trained, tmp_path, with_sidecar):
     """Other weights have been put there since, with their own sidecar or under the run's."""
     rerun = [*rerun, "--max_steps", 5, "--from_resume", 1]
     theirs, model = tmp_path / "out/full_sft_32.pth", read_weights(trained[1] / "full_sft_32.pth").build_model()
@@ -150,14 +150,14 @@ def test_a_resumed_run_does_not_rely_on_better_weights_that_are_gone(rerun, tmp_
         weights.with_suffix(".json").unlink()
     else:
         shutil.copy(REPOSITORY / "out/pretrain_256.pth", weights)
-    worse = ["--learning_rate", 10, "--max_steps", 6]  # no validation of the steps that are left is a lower one
+    worse = ["--learning_rate", 10, "--max_steps", 6]  # no later validation loss is lower
     shown = succeed(SFT, *rerun, *best, *worse, "--from_resume", 1, "--overwrite", 1)
     assert "wrote " in shown
     assert read_weights(weights).sidecar["training"]["step"] == 6
 
 
-def test_a_run_that_left_no_weights_does_not_push_out_those_set_aside_before(rerun, tmp_path):
-    """Out of memory in the first step, say: all it left is its metrics, and the next --overwrite keeps the weights."""
+def test_a_run_without_weights_does_not_replace_those_moved_aside_before(rerun, tmp_path):
+    """The run left only metrics, say after running out of memory: --overwrite keeps the earlier weights."""
     out = tmp_path / "out"
     before = sums(out)
     succeed(SFT, *rerun, "--overwrite", 1)
@@ -182,7 +182,7 @@ def test_a_run_of_an_earlier_version_continues(rerun, tmp_path):
         assert "wrote" in succeed(SFT, *rerun, "--from_resume", 1, "--max_steps", steps)
 
 
-def test_a_restart_by_torchrun_does_not_take_over_what_the_run_was_refused_for(rerun, tmp_path):
+def test_a_restart_by_torchrun_is_refused_like_the_first_start(rerun, tmp_path):
     before = sums(tmp_path / "out")
     done = run(SFT, *rerun, "--max_steps", 9, module=(*TORCHRUN, "--max-restarts", "1"))
     assert done.returncode != 0
@@ -199,7 +199,7 @@ def test_ranks_replace_an_earlier_run_together(rerun, tmp_path):
         name: before[name] for name in NAMES}
 
 
-def test_states_count_as_begun_elsewhere_unless_this_torchrun_began_them(tmp_path, monkeypatch):
+def test_states_belong_to_another_run_unless_this_torchrun_wrote_them(tmp_path, monkeypatch):
     outputs = Outputs(tmp_path / "a_16.pth")
     outputs.states.mkdir(parents=True)
     assert not outputs.begun_elsewhere()
@@ -215,8 +215,8 @@ def test_states_count_as_begun_elsewhere_unless_this_torchrun_began_them(tmp_pat
 
 @pytest.mark.parametrize("place", ["before a finished file or folder gets its name",
                                    "after a finished file or folder got its name"])
-def test_a_kill_while_a_run_replaces_another_one_loses_neither(tmp_path, place):
-    """Killed at each of the first renames and resumed: the old weights are kept, the new ones are as undisturbed."""
+def test_a_kill_while_one_run_replaces_another_loses_neither(tmp_path, place):
+    """Kills a run at one of its first renames and resumes it: the old weights are kept, the new ones unchanged."""
     data, out, log = tmp_path / "data.jsonl", tmp_path / "out", tmp_path / "log.txt"
     kill_and_resume.write_conversations(data)
     flags = [*kill_and_resume.COMMON, "--dtype", "float32", "--data_path", str(data), "--save_dir", str(out)]
@@ -238,7 +238,7 @@ def test_a_kill_while_a_run_replaces_another_one_loses_neither(tmp_path, place):
         assert {name: (out / "full_sft_32.previous" / name).read_bytes() for name in NAMES} == old
 
 
-def test_a_sidecar_that_a_killed_process_did_not_put_in_place_is_found(tmp_path):
+def test_a_sidecar_left_under_its_temporary_name_is_found(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "a_16.pth"
     write_weights(path, MiniMindForCausalLM(TINY), "float32", {"stage": "first"})
@@ -248,12 +248,12 @@ def test_a_sidecar_that_a_killed_process_did_not_put_in_place_is_found(tmp_path)
     finish_writing(path)
     assert read_weights(path).sidecar["stage"] == "second"
     path.with_suffix(".json").replace(temporary_name(path.with_suffix(".json")))
-    path.write_bytes(first)  # the sidecar is of weights that never got their name
+    path.write_bytes(first)  # the sidecar describes weights that were never renamed
     finish_writing(path)
     assert [file.name for file in tmp_path.iterdir()] == ["a_16.pth"]
 
 
-def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_unwritable_run_record_is_reported_in_one_line(tmp_path):
     outputs = Outputs(tmp_path / "a_16.pth")
     outputs.claim(fresh=True, overwrite=False, reads=None)
     with pytest.raises(UserError, match=r"run\.json: cannot be written \(No such file or directory\)"):

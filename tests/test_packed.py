@@ -1,4 +1,4 @@
-"""Products with packed weights, against the same product in float64."""
+"""Products with packed weights, compared with the product in float64."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def worst(pack: Pack, weights: list[Tensor], rows: int) -> float:
-    """The largest error of the product, beside the size that its results have."""
+def relative_error(pack: Pack, weights: list[Tensor], rows: int) -> float:
+    """Returns the largest error of the product, divided by the standard deviation of the results."""
     x_SK = random(rows, weights[0].shape[1])
     expected = x_SK.double() @ torch.cat(weights).double().T
     return float((pack(weights)(x_SK).double() - expected).abs().max() / expected.std())
@@ -26,26 +26,26 @@ def worst(pack: Pack, weights: list[Tensor], rows: int) -> float:
 
 @pytest.mark.parametrize("rows", ROWS)
 @half_needed
-def test_weights_that_float16_holds_are_multiplied_in_float32(rows: int):
+def test_weights_exact_in_float16_give_float32_precision(rows: int):
     weights = [(random(n, 96) * 0.02).half().float() for n in (40, 7)]
     assert HalfProduct(weights).parts == 1
-    assert worst(HalfProduct, weights, rows) < 2e-6
+    assert relative_error(HalfProduct, weights, rows) < 2e-6
 
 
 @pytest.mark.parametrize("size", [1e-12, 0.02, 1.0, 1e9])
 @pytest.mark.parametrize("rows", [3, MANY_ROWS])
 @half_needed
-def test_weights_of_any_size_keep_float32s_precision(size: float, rows: int):
+def test_weights_of_any_size_give_float32_precision(size: float, rows: int):
     weights = [random(40, 96) * size, random(7, 96) * size]
     assert HalfProduct(weights).parts == 2
-    assert worst(HalfProduct, weights, rows) < 2e-6
+    assert relative_error(HalfProduct, weights, rows) < 2e-6
 
 
 @half_needed
-def test_bfloat16_weights_need_one_float16_and_lose_nothing():
+def test_bfloat16_weights_are_packed_exactly_in_one_float16():
     weights = [(random(40, 96) * torch.logspace(-5, 0, 96)).bfloat16()]
     assert HalfProduct(weights).parts == 1
-    one = HalfProduct(weights)(torch.eye(96))  # each row of the identity picks the weights of one input
+    one = HalfProduct(weights)(torch.eye(96))  # each row of the identity selects the weights of one input
     assert torch.equal(one, weights[0].float().T)
 
 
@@ -56,13 +56,13 @@ def test_weights_of_zero_give_zero():
 
 @pytest.mark.parametrize("rows", ROWS)
 @bfloat16_needed
-def test_bfloat16_arithmetic_is_for_many_rows_only(rows: int):
+def test_bfloat16_arithmetic_is_used_only_for_many_rows(rows: int):
     weights = [(random(n, 96) * 0.02).bfloat16() for n in (40, 7)]
-    error = worst(Bfloat16Product, weights, rows)
+    error = relative_error(Bfloat16Product, weights, rows)
     assert error < 2e-6 if rows <= FEW_ROWS else 1e-4 < error < 0.03
 
 
-def test_the_plain_product_is_the_weights_outputs_in_order():
+def test_the_plain_product_concatenates_the_outputs_of_the_weights():
     weights, x_SK = [random(4, 6), random(3, 6)], random(2, 6)
     assert torch.allclose(plain(weights)(x_SK), x_SK @ torch.cat(weights).T, atol=1e-6)
 

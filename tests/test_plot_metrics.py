@@ -1,4 +1,4 @@
-"""scripts/plot_metrics.py, as people run it."""
+"""scripts/plot_metrics.py, run as a user runs it."""
 
 import json
 import re
@@ -18,16 +18,16 @@ def metrics(tmp_path) -> Path:
     return path
 
 
-def test_a_picture_replaces_the_one_before(metrics, tmp_path):
+def test_a_picture_replaces_the_earlier_one(metrics, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "loss.png"
-    out.write_text("the one before")
+    out.write_text("the earlier one")
     assert f"wrote {out}" in succeed(PLOT, metrics, "--out", out)
     assert out.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_256_metrics.jsonl", "loss.png"]
 
 
-def test_what_is_no_place_for_a_picture_is_one_line(metrics, tmp_path):
+def test_an_unusable_output_path_is_refused_in_one_line(metrics, tmp_path):
     before = metrics.read_bytes()
     assert "_metrics.jsonl: expected a name that ends in .png, .svg, .pdf, .jpg" in refuse(PLOT, metrics, "--out",
                                                                                         metrics)
@@ -37,7 +37,7 @@ def test_what_is_no_place_for_a_picture_is_one_line(metrics, tmp_path):
     assert "--out /proc: cannot write there" in refuse(PLOT, metrics, "--out", "/proc/loss.png")
 
 
-def test_a_missing_matplotlib_is_one_line(metrics, tmp_path):
+def test_a_missing_matplotlib_is_reported_in_one_line(metrics, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
     line = refuse(PLOT, metrics, "--out", tmp_path / "a.png", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
     assert line == "error: pictures need matplotlib: pip install -e '.[dev]'"
@@ -56,7 +56,7 @@ NOT_METRICS = {
 
 
 @pytest.mark.parametrize("fault", NOT_METRICS)
-def test_what_is_no_metrics_file_is_one_line(tmp_path, fault):
+def test_a_bad_metrics_file_is_refused_in_one_line(tmp_path, fault):
     content, message = NOT_METRICS[fault]
     path = tmp_path / "x_metrics.jsonl"
     if content is not None:
@@ -66,7 +66,7 @@ def test_what_is_no_metrics_file_is_one_line(tmp_path, fault):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_a_loss_whose_perplexity_is_no_number_is_drawn(tmp_path):
+def test_a_loss_too_large_for_a_perplexity_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "x_metrics.jsonl"
     path.write_text('{"step": 0, "eval_loss": 5000.0}\n{"step": 1, "eval_loss": 3}\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which arithmetic where."""
+"""The dtypes of arithmetic."""
 
 import torch
 
@@ -12,7 +12,7 @@ def test_at_least_float32_widens_halves_and_keeps_float64():
                        torch.float64: torch.float64}
 
 
-def test_matmul_dtype_is_that_of_an_actual_matrix_product():
+def test_matmul_dtype_equals_that_of_a_real_matrix_product():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         weight = torch.ones(2, 2, dtype=dtype)
         assert matmul_dtype(weight) == (weight @ weight).dtype

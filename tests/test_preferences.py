@@ -52,7 +52,7 @@ def test_the_chosen_answer_is_kept(row):
         assert parse_conversation(chosen_row({**row, "system": "s"}), "p").messages == (SYSTEM, USER, ANSWER)
 
 
-def test_what_came_before_stays():
+def test_earlier_turns_and_tools_are_kept():
     earlier = [USER, {"role": "assistant", "content": "earlier"}, USER]
     row = {"prompt": earlier, "chosen": [ANSWER], "rejected": [WORSE], "tools": [{"name": "f"}]}
     parsed = parse_conversation(chosen_row(row), "p")
@@ -63,7 +63,7 @@ def test_what_came_before_stays():
         "x", "y", "q\ni", "good"]
 
 
-def test_other_rows_stay_as_they_are():
+def test_other_rows_are_unchanged():
     for row in ({"messages": [USER, ANSWER]}, {"messages": [USER, ANSWER], "rejected": False, "chosen": True},
                 {"prompt": "q", "completion": "a", "rejected": "", "chosen": None}):
         assert chosen_row(row) is row
@@ -85,7 +85,7 @@ def test_other_rows_stay_as_they_are():
     ({"messages": "[]", "chosen": GPT, "rejected": WORSE_GPT},
      "messages: expected a list of turns, found an empty list"),
 ])
-def test_rows_without_a_clear_chosen_answer(row, message):
+def test_rows_without_a_clear_chosen_answer_are_refused(row, message):
     assert refusal(chosen_row, row) == message
 
 

@@ -25,7 +25,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """So that a few hundred rows are work for several processes."""
+    """Makes chunks so small that several processes share a few hundred rows."""
     monkeypatch.setattr(workers, "CHUNK_ROWS", 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
 
@@ -39,7 +39,7 @@ def folders(folder) -> list:
     return [path for path in folder.iterdir() if path.is_dir()]
 
 
-def test_what_is_read_back_is_what_was_made(tmp_path, small_chunks):
+def test_prepared_samples_equal_the_encoded_rows(tmp_path, small_chunks):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
     dataset = prepare([data], ENCODER, tmp_path / "prepared")
     here = [row.samples[0] for row in ENCODER.encode([("", row) for row in questions(300)])]
@@ -49,7 +49,7 @@ def test_what_is_read_back_is_what_was_made(tmp_path, small_chunks):
     assert multiprocessing.active_children() == []
 
 
-def test_several_processes_make_the_files_that_one_makes(tmp_path, small_chunks, monkeypatch):
+def test_several_processes_make_the_same_files_as_one(tmp_path, small_chunks, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
     many = prepare([data], ENCODER, tmp_path / "many").folder
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
@@ -59,7 +59,7 @@ def test_several_processes_make_the_files_that_one_makes(tmp_path, small_chunks,
         assert path.read_bytes() == (many / path.name).read_bytes(), path.name
 
 
-def test_the_second_time_nothing_is_made(tmp_path, monkeypatch):
+def test_prepared_data_are_used_again(tmp_path, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
     first = prepare([data], ENCODER, tmp_path / "prepared")
     monkeypatch.setattr(prepared, "_write", None)
@@ -68,7 +68,7 @@ def test_the_second_time_nothing_is_made(tmp_path, monkeypatch):
     assert second.fingerprint == first.fingerprint
 
 
-def test_other_data_or_settings_are_made_anew(tmp_path):
+def test_other_data_or_settings_are_prepared_separately(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
     made = [prepare([data], ENCODER, tmp_path / "prepared").folder]
     made.append(prepare([data], SFTEncoder(BUNDLED, 90), tmp_path / "prepared").folder)
@@ -78,7 +78,7 @@ def test_other_data_or_settings_are_made_anew(tmp_path):
     assert len(set(made)) == 4 == len(folders(tmp_path / "prepared"))
 
 
-def test_the_largest_vocabularies_and_unsupervised_positions_come_back(tmp_path):
+def test_large_token_ids_and_unsupervised_positions_are_preserved(tmp_path):
     class Rows:
         tokenizer = type("", (), {"vocab_size": 200_000})
         settings = {"max_seq_len": 9}  # noqa: RUF012
@@ -94,9 +94,9 @@ def test_the_largest_vocabularies_and_unsupervised_positions_come_back(tmp_path)
 BAD = [*questions(3), {"conversations": []}, {"messages": 5}, *questions(2)]
 
 
-def test_bad_rows_stop_or_are_skipped_and_counted(tmp_path):
+def test_bad_rows_are_an_error_or_skipped_and_counted(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", BAD)
-    for _ in range(2):  # also where the samples that are left have been made already
+    for _ in range(2):  # also if the other rows have been prepared already
         with pytest.raises(UserError) as error:
             prepare([data], ENCODER, tmp_path / "prepared")
         assert str(error.value).splitlines() == [
@@ -107,14 +107,14 @@ def test_bad_rows_stop_or_are_skipped_and_counted(tmp_path):
         assert len(skipped) == 5 and skipped.counts.bad_rows == 2
 
 
-def test_one_bad_row_is_one_line(tmp_path):
+def test_a_single_bad_row_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         prepare([write_rows(tmp_path / "a.jsonl", BAD[:4])], ENCODER, tmp_path / "prepared")
     assert str(error.value) == f"{tmp_path / 'a.jsonl'}:4: conversations: expected a list of turns, found an empty " \
                                "list (--bad_rows skip leaves the row out)"
 
 
-def test_of_many_bad_rows_the_first_are_named(tmp_path):
+def test_only_the_first_of_many_bad_rows_are_named(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [{}] * 25)
     with pytest.raises(UserError) as error:
         prepare([data], ENCODER, tmp_path / "prepared")
@@ -123,7 +123,7 @@ def test_of_many_bad_rows_the_first_are_named(tmp_path):
     assert folders(tmp_path / "prepared") == []
 
 
-def test_a_file_that_leaves_nothing_to_learn_is_an_error(tmp_path):
+def test_a_file_without_usable_samples_is_an_error(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(UserError, match=r"a\.jsonl: no row of 3 keeps a supervised token within --max_seq_len 5; the "
                                         r"first: .*a\.jsonl:1$"):
@@ -133,14 +133,14 @@ def test_a_file_that_leaves_nothing_to_learn_is_an_error(tmp_path):
         prepare([data], PretrainEncoder(TOKENIZER, 5), tmp_path / "prepared")
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(UserError, match=r"a\.jsonl: the prepared data cannot be kept there .*; --prepared_dir names"):
         prepare([data], ENCODER, data)
 
 
 class SlowEncoder(SFTEncoder):
-    """Tells in a file when it begins, and waits for another file."""
+    """Appends to the file `began` at its start, then waits for the file `go`."""
 
     def encode(self, rows):
         self.began.open("a").write("x")
@@ -161,7 +161,7 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
+def test_a_second_process_waits_for_the_first_to_prepare(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
     rows, said = slow_rows(tmp_path), []
 
@@ -181,7 +181,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, small_chunks, signum):
+def test_an_interrupted_preparation_leaves_no_data_and_no_process(tmp_path, small_chunks, signum):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
     rows = slow_rows(tmp_path)
     other = FORK.Process(target=prepare, args=([data], rows, tmp_path / "prepared"))
@@ -191,7 +191,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_no_process(tmp_path, smal
     other.join()
     rows.go.touch()
     time.sleep(0.5)
-    assert len(rows.began.read_text()) <= 3, "its workers go on without it"
+    assert len(rows.began.read_text()) <= 3, "its workers continue without it"
     assert all(path.name.startswith(".") for path in folders(tmp_path / "prepared"))
     dataset = prepare([data], ENCODER, tmp_path / "prepared")
     assert len(dataset) == 300
@@ -211,7 +211,7 @@ def test_a_worker_that_dies_is_reported_and_leaves_nothing(tmp_path, small_chunk
     assert folders(tmp_path / "prepared") == [] and multiprocessing.active_children() == []
 
 
-def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
+def test_an_error_in_a_worker_is_raised_in_the_caller(tmp_path, small_chunks):
     class Wrong(SFTEncoder):
         def encode(self, rows):
             raise ZeroDivisionError
@@ -223,7 +223,7 @@ def test_an_error_in_a_worker_is_the_caller_s(tmp_path, small_chunks):
 
 @pytest.mark.parametrize("part", ["header.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
+def test_incomplete_prepared_data_are_prepared_again(tmp_path, part, damage):
     data, said = write_rows(tmp_path / "a.jsonl", questions(5)), []
     first = prepare([data], ENCODER, tmp_path / "prepared")
     before = contents(first)
@@ -238,7 +238,7 @@ def test_prepared_data_that_lost_a_part_are_made_anew(tmp_path, part, damage):
     assert folders(tmp_path / "prepared") == [first.folder]
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
 
     class Meanwhile(SFTEncoder):
@@ -251,7 +251,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path):
     assert folders(tmp_path / "prepared") == []
 
 
-def test_messages_name_the_file_as_it_is_called_now(tmp_path):
+def test_messages_name_the_current_name_of_the_file(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", BAD)
     prepare([data], ENCODER, tmp_path / "prepared", bad_rows="skip")
     again = prepare([data.rename(tmp_path / "b.jsonl")], ENCODER, tmp_path / "prepared", bad_rows="skip")
@@ -259,7 +259,7 @@ def test_messages_name_the_file_as_it_is_called_now(tmp_path):
 
 
 def leftover(folder: Path, name: str, *files: str) -> Path:
-    """A folder such as a killed preparation leaves, with empty files of these names."""
+    """Makes a folder such as a killed preparation leaves, with empty files of these names."""
     path = folder / f".{name * 16}.tmp"
     path.mkdir(parents=True)
     for file in files:
@@ -267,7 +267,7 @@ def leftover(folder: Path, name: str, *files: str) -> Path:
     return path
 
 
-def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_path):
+def test_folders_of_killed_preparations_are_removed_but_not_of_running_ones(tmp_path):
     folder = tmp_path / "prepared"
     alive = leftover(folder, "a0", prepared.MARKER, "input_ids.bin")
     leftover(folder, "b0", prepared.MARKER, "input_ids.bin", "header.json")
@@ -289,8 +289,8 @@ def test_what_other_killed_preparations_left_is_removed_unless_they_live(tmp_pat
     assert sorted(folders(folder)) == sorted([alive, dataset.folder])
 
 
-def test_folders_that_no_preparation_made_stay(tmp_path):
-    """Of another name, without our marker, with files besides, or behind a symbolic link."""
+def test_folders_not_made_by_a_preparation_are_kept(tmp_path):
+    """Folders with another name, without our marker, with other files, or behind a symbolic link."""
     folder = tmp_path / "prepared"
     theirs = [leftover(folder, "a0", "input_ids.bin"), leftover(folder, "b0", prepared.MARKER, "notes.txt")]
     cache = folder / ".cache.tmp"
@@ -306,7 +306,7 @@ def test_folders_that_no_preparation_made_stay(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", ".tmp"])
-def test_files_of_others_in_the_folder_to_be_made_are_named(tmp_path, place):
+def test_foreign_files_in_the_folder_are_named_and_kept(tmp_path, place):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
     made = prepare([data], ENCODER, tmp_path / "prepared").folder
     (made / "header.json").unlink()
@@ -321,24 +321,24 @@ def test_files_of_others_in_the_folder_to_be_made_are_named(tmp_path, place):
     assert len(prepare([data], ENCODER, tmp_path / "prepared")) == 5
 
 
-def test_an_empty_file_among_others_is_no_accident_to_pass_over(tmp_path):
+def test_an_empty_file_among_others_is_an_error(tmp_path):
     empty = tmp_path / "b.jsonl"
     empty.write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"b\.jsonl: the file has no rows"):
         prepare([write_rows(tmp_path / "a.jsonl", questions(5)), empty], ENCODER, tmp_path / "prepared")
 
 
-def test_files_that_cannot_be_read_are_one_line(tmp_path):
+def test_unreadable_files_are_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
         prepare([tmp_path / "none.jsonl"], ENCODER, tmp_path / "prepared")
 
 
-def test_only_bad_rows_are_said_to_be_that(tmp_path):
+def test_a_file_of_only_bad_rows_is_an_error_even_with_skip(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl: none of 2 rows can be used; the first: .*a\.jsonl:1: "):
         prepare([write_rows(tmp_path / "a.jsonl", [{}, {}])], ENCODER, tmp_path / "prepared", bad_rows="skip")
 
 
-def test_the_order_of_the_files_and_their_kinds_count(tmp_path):
+def test_order_and_kind_of_the_files_change_the_folder(tmp_path):
     a, b = (write_rows(tmp_path / f"{name}.jsonl", questions(count)) for name, count in (("a", 3), ("b", 4)))
     same = tmp_path / "a.ndjson"
     same.write_bytes(a.read_bytes())
@@ -346,7 +346,7 @@ def test_the_order_of_the_files_and_their_kinds_count(tmp_path):
     assert len(set(made)) == 4
 
 
-def test_a_slow_chunk_does_not_let_the_others_run_away(small_chunks):
+def test_reading_stops_a_few_chunks_ahead_of_a_slow_one(small_chunks):
     read = 0
 
     def rows():
@@ -365,7 +365,7 @@ def test_a_slow_chunk_does_not_let_the_others_run_away(small_chunks):
     assert multiprocessing.active_children() == []
 
 
-def test_chunks_are_small_in_bytes_too(monkeypatch):
+def test_chunks_are_also_limited_in_bytes(monkeypatch):
     monkeypatch.setattr(workers, "CHUNK_BYTES", 100)
     chunks = list(workers.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
     assert list(map(len, chunks)) == [2, 2, 1]

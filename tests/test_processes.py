@@ -14,17 +14,17 @@ from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals, usa
 
 @pytest.mark.parametrize(("platform", "methods", "method"), [
     ("linux", ["fork", "spawn", "forkserver"], "fork"),
-    ("linux", ["forkserver", "spawn", "fork"], "fork"),  # Python 3.14's order, whose first one is the default
+    ("linux", ["forkserver", "spawn", "fork"], "fork"),  # the order of Python 3.14, which makes the first its default
     ("darwin", ["spawn", "fork", "forkserver"], "spawn"),
     ("win32", ["spawn"], "spawn"),
 ])
-def test_workers_are_forked_on_linux_only(monkeypatch, platform, methods, method):
+def test_only_linux_forks_workers(monkeypatch, platform, methods, method):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: methods)
     monkeypatch.setattr(sys, "platform", platform)
     assert worker_context().get_start_method() == method
 
 
-def test_cores_are_those_of_this_process_or_else_all(monkeypatch):
+def test_usable_cores_are_those_of_this_process_or_all(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
     assert usable_cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -33,7 +33,7 @@ def test_cores_are_those_of_this_process_or_else_all(monkeypatch):
         assert usable_cores() == cores
 
 
-def test_one_core_works_alone(monkeypatch):
+def test_one_core_starts_no_worker(monkeypatch):
     monkeypatch.setattr(workers, "usable_cores", lambda: 1)
     monkeypatch.setattr(workers, "CHUNK_ROWS", 1)
     rows = [RawRow(f"a:{number}", b"{}") for number in range(20)]
@@ -42,12 +42,12 @@ def test_one_core_works_alone(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows cannot hold signals back")
-def test_signals_wait_until_they_are_taken():
+def test_signals_are_delayed_until_they_are_taken():
     came = []
     usual = signal.signal(signal.SIGTERM, lambda *_: came.append("SIGTERM"))
     try:
         with signals_wait():
-            signal.raise_signal(signal.SIGTERM)  # to this thread: the others of a test process hold nothing back
+            signal.raise_signal(signal.SIGTERM)  # to this thread; other threads do not delay signals
             assert came == []
             take_signals()
             assert came == ["SIGTERM"]

@@ -15,8 +15,8 @@ from minimind_sft.training import progress
 from minimind_sft.training.progress import Progress
 
 
-def test_the_rate_is_of_training_alone_however_often_it_pauses(tmp_path, monkeypatch):
-    """Steps of 0.2 s and 50 tokens; after each second one a validation takes 30 s."""
+def test_the_rate_excludes_pauses(tmp_path, monkeypatch):
+    """Steps take 0.2 s for 50 tokens; after every second step a validation takes 30 s."""
     now = 100.0
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with Progress(tmp_path / "metrics.jsonl", total_steps=12, step=0, is_main=True) as shown:
@@ -43,8 +43,8 @@ def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
     assert [json.loads(line)["supervised_tokens_per_second"] for line in lines] == [50.0, 25.0, 25.0]
 
 
-def test_a_slow_first_step_does_not_count_in_what_later_lines_say(tmp_path, monkeypatch, capsys):
-    """The first step takes 9 s, in which kernels are set up, the others 0.2 s and 50 tokens."""
+def test_a_slow_first_step_does_not_count_in_later_rates(tmp_path, monkeypatch, capsys):
+    """The first step sets up kernels and takes 9 s, the others 0.2 s; each has 50 tokens."""
     now = 100.0
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with Progress(tmp_path / "metrics.jsonl", total_steps=103, step=0, is_main=True) as shown:
@@ -60,7 +60,7 @@ def advance(shown: Progress, steps: int, first: int = 1) -> None:
         shown.advance(step, 8.0 / step, 1e-3 * step, 50)
 
 
-def test_a_log_gets_step_loss_and_learning_rate_every_log_interval(tmp_path, monkeypatch, capsys):
+def test_a_log_has_a_line_every_log_interval(tmp_path, monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with Progress(tmp_path / "metrics.jsonl", total_steps=5, step=0, is_main=True, log_interval=2) as shown:
@@ -76,7 +76,7 @@ def test_a_log_gets_step_loss_and_learning_rate_every_log_interval(tmp_path, mon
     assert written.err == ""
 
 
-def test_where_steps_are_slow_a_log_gets_a_line_every_half_minute(tmp_path, monkeypatch, capsys):
+def test_with_slow_steps_a_log_has_a_line_every_half_minute(tmp_path, monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with Progress(tmp_path / "metrics.jsonl", total_steps=100, step=20, is_main=True, log_interval=100) as shown:
@@ -100,7 +100,7 @@ def test_a_clock_has_no_leading_zero(seconds, shown):
 
 
 def in_terminal(width: int, *arguments: object) -> str:
-    """What a program writes to a terminal of `width` columns."""
+    """Returns what a program writes to a terminal of `width` columns."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, width))
     command, options = program(*arguments)
@@ -111,7 +111,7 @@ def in_terminal(width: int, *arguments: object) -> str:
     try:
         while chunk := os.read(leader, 4096):
             written += chunk
-    except OSError:  # Linux's way of saying that the other side is closed
+    except OSError:  # Linux reports the closed other end this way
         pass
     os.close(leader)
     assert process.wait(60) == 0, written.decode()
@@ -119,7 +119,7 @@ def in_terminal(width: int, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_in_a_terminal_neither_the_bar_nor_a_line_is_longer_than_it_is_wide(sft_data, tmp_path, width):
+def test_in_a_terminal_the_bar_and_all_lines_fit_the_width(sft_data, tmp_path, width):
     shown = in_terminal(width, SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
     own = [line for line in re.split(r"[\r\n]+", shown) if "/pytest-" not in line]  # a path is never cut
     assert max(map(columns, own)) <= width
@@ -129,7 +129,7 @@ def test_in_a_terminal_neither_the_bar_nor_a_line_is_longer_than_it_is_wide(sft_
     assert "learning rate 0.0005, " not in shown  # the plain lines of a log
 
 
-def test_a_redirected_log_has_no_carriage_returns(sft_data, tmp_path):
+def test_a_redirected_log_has_plain_lines(sft_data, tmp_path):
     done = run(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3, "--log_interval", 1)
     assert done.returncode == 0 and done.stderr == "" and "\r" not in done.stdout and "%|" not in done.stdout
     assert re.search(r"step +3/3: loss \d+\.\d{4}, learning rate [\de.-]+, [\d,]+ supervised tokens/s, 0:00 left",

@@ -1,6 +1,6 @@
 """Several ranks: one order of the samples, one decision for all, and every fault of one is survived.
 
-Most of it is a short version of proofs/rank_faults.py, with the recipe itself in real processes.
+Most tests are short versions of proofs/rank_faults.py, which runs the recipe in real processes.
 """
 
 import gc
@@ -74,15 +74,15 @@ def test_a_second_signal_ends_a_rank_at_once(bench):
 
 
 @STRATEGIES
-def test_a_killed_rank_ends_the_others_and_costs_nothing(bench, parallel):
+def test_a_killed_rank_stops_the_others_and_loses_nothing(bench, parallel):
     killed(bench, parallel, RANDOM)
 
 
-def test_four_ranks_are_as_exact_as_two(bench):
+def test_four_ranks_lose_nothing_when_one_is_killed(bench):
     killed(bench, "ddp", RANDOM, world_size=4, after=4)
 
 
-def test_a_kill_while_all_ranks_write_their_shards_costs_nothing(bench):
+def test_a_kill_while_all_ranks_write_their_shards_loses_nothing(bench):
     killed(bench, "fsdp", "in a file of the resume state, half of it written", passes=4, rank=1)
 
 
@@ -90,12 +90,12 @@ def test_a_rank_with_a_slow_disk_changes_nothing(bench):
     writes_slowly(bench)
 
 
-def test_a_frozen_rank_ends_the_others_in_time(bench):
+def test_a_frozen_rank_stops_the_others_in_time(bench):
     frozen(bench, "ddp")
 
 
 @STRATEGIES
-def test_a_loss_of_nan_on_one_rank_is_one_skipped_step(bench, parallel):
+def test_a_nan_loss_on_one_rank_skips_one_step(bench, parallel):
     computes_nan(bench, parallel)
 
 
@@ -108,7 +108,7 @@ def test_torchrun_restarts_continue_from_the_resume_state(bench):
 
 
 def step_with_nan_on_rank_1(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) -> tuple:
-    """(why it was skipped, whether all weights stayed, scale afterwards), then the same for a good step."""
+    """Returns (reason to skip, whether all weights are unchanged, scale afterwards) for a bad and a good step."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY_MOE if use_moe else TINY)
     wrapped = parallelize(model, ranks, parallel, dtype)
@@ -156,13 +156,13 @@ def leaves_no_wrapped_model(ranks: Ranks) -> bool:
     return train()() is None
 
 
-def test_a_model_wrapped_by_ddp_goes_with_the_function_that_made_it():
-    """It must not be the last to hold the process group (see `join_ranks`)."""
+def test_a_model_wrapped_by_ddp_is_freed_with_its_function():
+    """It must not keep the process group alive (see `join_ranks`)."""
     assert on_ranks(2, leaves_no_wrapped_model) == [True, True]
 
 
 def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) -> list:
-    """The whole gradients of one step, as float32 arrays."""
+    """Returns the whole gradients of one step as float32 arrays."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY_MOE if use_moe else TINY)
     wrapped = parallelize(model, ranks, parallel, dtype)
@@ -176,8 +176,8 @@ def gradients(ranks: Ranks, parallel: str, dtype: torch.dtype, use_moe: bool) ->
 
 @pytest.mark.parametrize("use_moe", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_fsdp_rounds_nothing_that_ddp_does_not(use_moe, dtype, tolerance):
-    """bfloat16's own rounding is 4e-3; norms, routers and the residual stream stay float32 in both."""
+def test_fsdp_gives_the_gradients_of_ddp(use_moe, dtype, tolerance):
+    """bfloat16 rounds by 4e-3; norms, routers and the residual stream are float32 in both."""
     ddp, fsdp = (on_ranks(2, gradients, parallel, dtype, use_moe)[0] for parallel in ("ddp", "fsdp"))
     for one, other in zip(ddp, fsdp, strict=True):
         assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one)
@@ -195,7 +195,7 @@ def fail_on(ranks: Ranks, failing: int) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def test_what_fails_on_one_rank_stops_all():
+def test_a_failure_on_one_rank_stops_all():
     assert on_ranks(2, fail_on, 1) == ["ProcessLost: rank 1 has failed (its message says why)",
                                        "UserError: its disk is full"]
     assert on_ranks(2, fail_on, None) == ["went on with [0, 10]"] * 2
@@ -256,7 +256,7 @@ def acts_on_two_machines(ranks: Ranks, log: Path) -> None:
         file.write(f"{ranks.rank}. ")
 
 
-def test_no_machine_goes_on_before_the_slowest_one(tmp_path):
+def test_all_machines_wait_for_the_slowest_one(tmp_path):
     on_ranks(4, acts_on_two_machines, tmp_path / "log")
     acted = (tmp_path / "log").read_text().split()
     assert sorted(acted[:2]) == ["0", "2"]
@@ -287,7 +287,7 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
     (["--data_path", "{other}"], "data is "),
     (["--epochs", "3"], "epochs is 3 on rank 1, but 2 on the main rank"),
 ])
-def test_ranks_that_would_train_something_else_are_refused(bench, tmp_path, odd_flags, field):
+def test_ranks_with_different_settings_are_refused(bench, tmp_path, odd_flags, field):
     other = tmp_path / "other.jsonl"
     other.write_text(bench.data.read_text() + "\n")
     odd_flags = [flag.format(other=other) for flag in odd_flags]
@@ -299,7 +299,7 @@ def test_ranks_that_would_train_something_else_are_refused(bench, tmp_path, odd_
 
 
 class Ids(torch.utils.data.Dataset):
-    """The sample ids of each step, through a loader as the trainer has it."""
+    """The sample ids of each step, for a loader like that of the trainer."""
 
     def __init__(self, steps: TrainingSteps):
         self.steps = steps
@@ -309,7 +309,7 @@ class Ids(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_the_samples_come_in_one_order_whatever_the_workers_and_ranks(workers):
+def test_the_order_of_samples_does_not_depend_on_workers_or_ranks(workers):
     """Stopped in the second epoch and resumed on 2, 4, 3 and 1 ranks: each sample once per epoch, in one order."""
     def loaded(rank: int, ranks: int, first: int, last: int) -> list[list[int]]:
         steps = TrainingSteps(random_documents(30), BatchLayout(64, rank=rank, world_size=ranks), epochs=3,

@@ -9,7 +9,7 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
 
 
-def test_rows_come_with_their_places_and_blank_lines_are_no_rows(tmp_path):
+def test_rows_have_their_places_and_blank_lines_are_skipped(tmp_path):
     file = write(tmp_path / "a.jsonl", '\ufeff{"text": "一"}\r\n\n  \n{"text": "\u2028"}'.encode())
     assert list(read_rows(file)) == [(f"{file}:1", {"text": "一"}), (f"{file}:4", {"text": "\u2028"})]
 
@@ -27,7 +27,7 @@ def test_rows_come_with_their_places_and_blank_lines_are_no_rows(tmp_path):
     (b'{"a": ' + b"[" * 100_000, ":1: the JSON is nested too deeply"),
     (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", ":1: the JSON is nested too deeply"),
 ])
-def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, data, message):
+def test_a_bad_file_is_reported_in_one_line(tmp_path, data, message):
     file = write(tmp_path / "a.jsonl", data)
     with pytest.raises(UserError) as error:
         list(read_rows(file))
@@ -49,7 +49,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         list(read_rows(tmp_path / "folder.jsonl"))
 
 
-def test_a_hundred_levels_are_not_too_deep(tmp_path):
+def test_a_hundred_levels_of_nesting_are_read(tmp_path):
     file = write(tmp_path / "a.jsonl", b'{"a": ' + b"[" * 99 + b"]" * 99 + b"}")
     assert len(list(read_rows(file))) == 1
 
@@ -59,14 +59,14 @@ def test_a_whole_surrogate_pair_is_one_character(tmp_path):
     assert next(read_rows(file))[1] == {"a": "😀"}
 
 
-def test_texts_of_every_kind_of_file(tmp_path):
+def test_read_texts_finds_all_strings_in_every_kind_of_file(tmp_path):
     nested = b'{"key": ["one", {"other": "two"}, 3, null], "text": "three"}'
     assert list(read_texts(write(tmp_path / "a.jsonl", nested + b"\n\n" + nested))) == ["one", "two", "three"] * 2
     assert list(read_texts(write(tmp_path / "a.json", b"[\n" + nested + b"\n]"))) == ["one", "two", "three"]
     assert list(read_texts(write(tmp_path / "a.txt", "一\r\n\n二".encode()))) == ["一\r\n", "\n", "二"]
 
 
-def test_texts_of_broken_files_are_refused(tmp_path):
+def test_read_texts_refuses_broken_files(tmp_path):
     with pytest.raises(UserError, match=r"a\.json:2: the file ends in the middle of this row"):
         list(read_texts(write(tmp_path / "a.json", b"[\n")))
     with pytest.raises(UserError, match=r"a\.txt:2: not valid UTF-8: byte 1"):
@@ -88,7 +88,7 @@ def test_one_bad_line_does_not_hide_the_next(tmp_path):
     ]
 
 
-def test_names_and_globs_become_files_once_each_in_order(tmp_path):
+def test_names_and_globs_give_each_file_once_in_order(tmp_path):
     b, a, other = (write(tmp_path / name, b"{}") for name in ("b.jsonl", "a.jsonl", "c.json"))
     assert find_files([b, tmp_path / "*.jsonl", other]) == [b, a, other]
     for pattern, message in (("*.parquet", "no file matches it"), ("d.jsonl", "no such file"),
@@ -104,7 +104,7 @@ def test_numbers_that_no_float_can_hold_are_refused(tmp_path):
     assert rows_or_errors(file) == ["1: 1e999 is too large a number", {"a": 1e30}]
 
 
-def test_a_line_that_is_too_long_is_passed_over_without_being_kept(tmp_path, monkeypatch):
+def test_an_overlong_line_is_an_error_and_the_next_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 2**20)
     long = b'{"a": "' + b"x" * (3 * 2**20) + b'"}'
     file = write(tmp_path / "a.jsonl", b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long)
@@ -112,7 +112,7 @@ def test_a_line_that_is_too_long_is_passed_over_without_being_kept(tmp_path, mon
     assert rows_or_errors(file) == [{"a": 1}, f"2: {too_long}", {"a": 2}, f"4: {too_long}"]
 
 
-def test_a_mark_before_a_first_line_of_just_the_longest_length(tmp_path, monkeypatch):
+def test_a_byte_order_mark_does_not_count_in_the_length_of_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 20)
     file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
     assert rows_or_errors(file)[1:] == [{"a": 1}]

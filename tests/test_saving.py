@@ -1,4 +1,4 @@
-"""When weights and resume states are written."""
+"""When weights and resume states are saved."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ def test_resume_states_are_due_by_steps_or_by_the_clock(monkeypatch):
     assert by_clock.is_due(4)
 
 
-def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
+def test_background_states_equal_foreground_states(tmp_path):
     assert Training(tmp_path / "a").run() == 0
     written = Training(tmp_path / "b", async_save=1)
     saves, save = [], written.checkpoints.save
@@ -46,8 +46,8 @@ def test_states_written_in_the_background_are_those_of_their_steps(tmp_path):
         assert one.read_text() == other.read_text()
 
 
-def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the_steps_meanwhile(tmp_path, monkeypatch):
-    """Steps of four seconds: due after ten seconds is after three steps; the next ten begin when the state is whole."""
+def test_the_clock_counts_only_the_writing_time_of_background_states(tmp_path, monkeypatch):
+    """With steps of four seconds ten seconds end after the third; the next ten begin once the state is complete."""
     now = [0.0]
     monkeypatch.setattr("minimind_sft.training.saving.time.monotonic", lambda: now[0])
     monkeypatch.setattr("minimind_sft.training.checkpoint.time", SimpleNamespace(perf_counter=lambda: 0.0))  # no time
@@ -67,7 +67,7 @@ def test_by_the_clock_states_in_the_background_cost_what_the_thread_took_not_the
     assert saved == [3, 7, 11, 15, 16]
 
 
-def test_the_best_weights_are_kept_and_the_last_where_nothing_is_better(tmp_path):
+def test_only_weights_with_a_lower_validation_loss_are_written(tmp_path):
     # Evaluated at steps 0, 4, 8, 12 and 16; what was there before training does not count. The resume state of step 3
     # comes before the first evaluation: the weights are written with it, so that there are some.
     training = Training(tmp_path, evaluate=losses_in_turn(1.0, 3.0, 2.0, 2.5, 2.2))

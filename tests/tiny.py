@@ -14,7 +14,7 @@ TINY_MOE = ModelConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_a
 
 
 def random_documents(count: int, seed: int = 0, longest: int = 20) -> ExampleDataset:
-    """Random documents of 3 to `longest` tokens; what is supervised is random too, the last token always."""
+    """Returns random documents of 3 to `longest` tokens , supervised at random but always at the end."""
     random = np.random.default_rng(seed)
     samples = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Tiny decoders, dense and with experts, and a batch for them."""
+"""Tiny dense and mixture-of-experts decoders, and a batch for them."""
 
 import itertools
 from dataclasses import replace
@@ -16,7 +16,7 @@ TINY_MOE = replace(TINY, use_moe=True, num_experts=5, num_experts_per_tok=2, moe
 
 
 def build(config: ModelConfig, dtype: torch.dtype = torch.float32, std: float = 0.3) -> MiniMindForCausalLM:
-    """A model whose weights are large enough for every part of it to matter."""
+    """Returns a model with weights large enough for every part to affect the result."""
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config).to(dtype)
     with torch.no_grad():

@@ -29,9 +29,9 @@ NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 class Training:
-    """A whole `fit` over tiny data in a folder.
+    """A complete `fit` over tiny data in a folder.
 
-    `step` stands in for `train_step`; `weights` holds the validation loss that the weights were written with, by step.
+    `step` replaces `train_step`; `weights` maps the steps at which weights were written to their validation loss.
     """
 
     def __init__(self, folder, resume: bool = False, evaluate=None, **changes):
@@ -70,12 +70,12 @@ class Training:
 
 
 def losses_in_turn(*losses: float):
-    """An evaluation that gives these, one after the other."""
+    """Returns an evaluation that gives these losses in turn."""
     turns = iter(losses)
     return lambda: SimpleNamespace(loss=next(turns), perplexity=1.0)
 
 
 def lines(path: Path) -> list[dict]:
-    """The metrics file, but for its timings."""
+    """Returns the lines of a metrics file without their timings."""
     timed = "supervised_tokens_per_second"
     return [{k: v for k, v in json.loads(line).items() if k != timed} for line in path.read_text().splitlines()]
