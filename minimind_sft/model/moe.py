@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends every token to a few of many SwiGLU networks."""
+"""Mixture of experts: a router sends each token to a few of many SwiGLU networks."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ from minimind_sft.model.precision import at_least_float32
 
 
 class MixtureOfExperts(nn.Module):
-    """Each token's output is the sum of its `num_experts_per_tok` best experts' outputs, weighted by the router.
+    """Sums the outputs of each token's `num_experts_per_tok` most probable experts, weighted by the router.
 
-    In training mode the last routing stays in `self.routing` for `balance_loss_sum`: probabilities (T, E) and chosen
+    In training mode `self.routing` keeps the last routing for `balance_loss_sum`: probabilities (T, E) and chosen
     experts (T, C).
     """
 

@@ -27,9 +27,9 @@ def dispatch(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, experts: int,
 
 
 class _Copies(torch.autograd.Function):
-    """Puts row `source_N[n]` of x_MD at place n. Its gradient is read from the places `copies_MJ` that hold a row.
+    """Copies row `source_N[n]` of x_MD to place n. The gradient sums over the places `copies_MJ` of each row's copies.
 
-    The gradient of `index_select` adds row by row instead, on CUDA in any order.
+    The gradient of `index_select` would add row by row instead, on CUDA in no fixed order.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class _Copies(torch.autograd.Function):
 
 
 def _sum_of_copies(x_MJD: Tensor) -> Tensor:
-    """Sums over J; of one summand PyTorch would make a copy."""
+    """Sums over J, without the copy that PyTorch makes even of a single summand."""
     return x_MJD.squeeze(1) if x_MJD.shape[1] == 1 else x_MJD.sum(1)
 
 

@@ -19,7 +19,7 @@ Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor,
             multiply: Multiply) -> Tensor:
-    """Multiplies in autocast's dtype. An expert without tokens takes part with none: its gradient is zero, not None."""
+    """Multiplies in autocast's dtype. The gradient of an expert without tokens is zero, not None."""
     gate_EFD, up_EFD, down_EDF = (weight.to(matmul_dtype(weight)) for weight in (gate_EFD, up_EFD, down_EDF))
 
     def network(x_ND: Tensor, ends_E: Tensor) -> Tensor:
