@@ -87,10 +87,12 @@ class ChatTemplate:
                             + f"; --chat_template takes {choices} or a file")
         self.tokenizer, self.source = tokenizer, source.removeprefix("\ufeff")
 
-        self._template = self._tool_template = MarkedTemplate(tokenizer, self.source)
+        template = tool_template = MarkedTemplate(tokenizer, self.source)
         if self.tool_source is not None:
-            self._tool_template = MarkedTemplate(tokenizer, self.tool_source)
-        found = {self._find_end_of_turn(template, end_of_turn) for template in (self._template, self._tool_template)}
+            tool_template = MarkedTemplate(tokenizer, self.tool_source)
+        self._templates = {False: template, True: tool_template}
+        """By whether a conversation has tools."""
+        found = {self._find_end_of_turn(template, end_of_turn) for template in self._templates.values()}
         if len(found) > 1:
             ends = " and ".join(repr(end) for end, _ in sorted(found))
             raise UserError(f"chat template: default and tool_use do not end an answer with the same token ({ends})")
@@ -111,7 +113,7 @@ class ChatTemplate:
             UserError: if the template refuses the conversation.
         """
         request = Request(len(messages), add_generation_prompt, thinking)
-        return self._template_for(tools).plain_texts(messages, tools, [request], "the conversation")[0]
+        return self._templates[bool(tools)].plain_texts(messages, tools, [request], "the conversation")[0]
 
     def generation_prompt_ids(self, messages: Sequence[dict], tools: list[dict] | None = None,
                               thinking: bool = False) -> list[int]:
@@ -122,7 +124,7 @@ class ChatTemplate:
         """
         conversation = Conversation(tuple(messages), tools, "the conversation")
         turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
-        if lost := self._template_for(tools).fields.first_lost(messages, tools):
+        if lost := self._templates[bool(tools)].fields.first_lost(messages, tools):
             raise self._lost_field(conversation, lost)
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
         (encoded,) = tokenize([MarkedSequence(pieces, marks)])
@@ -197,7 +199,7 @@ class ChatTemplate:
         try:
             turns, _, marks = self._turns_and_prompt(conversation, None)
             for index in indices:
-                if lost := self._template_for(tools).fields.first_lost(messages[:index + 1], tools):
+                if lost := self._templates[bool(tools)].fields.first_lost(messages[:index + 1], tools):
                     raise self._lost_field(conversation, lost)
         except UserError as error:
             return error
@@ -227,18 +229,15 @@ class ChatTemplate:
     def notes(self) -> list[str]:
         """Lines about the template that a person should read."""
         notes = [f"it has no generation prompt; answers are asked for with {template.header!r}, which it writes before "
-                 "each of them" for template in dict.fromkeys((self._template, self._tool_template)) if template.header]
-        if self._tool_template is not self._template:
+                 "each of them" for template in dict.fromkeys(self._templates.values()) if template.header]
+        if self.tool_source is not None:
             notes.append("conversations with tools use the tokenizer's tool_use template")
         return notes
-
-    def _template_for(self, tools: list[dict] | None) -> MarkedTemplate:
-        return self._tool_template if tools else self._template
 
     def _fingerprint(self) -> str:
         parts = []
         appended = self.end_of_turn if self.appends_end_of_turn else ""
-        for template, source in zip((self._template, self._tool_template), self.sources, strict=False):
+        for template, source in zip(self._templates.values(), self.sources, strict=False):
             date = PINNED_DATE.date().isoformat() if "strftime_now" in source else ""
             header = [template.header] if template.header else []
             parts.append(json.dumps([source, date, appended, *header]) if date or appended or header else source)
@@ -288,7 +287,7 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        texts, marks = self._template_for(tools).marked_texts(messages, tools, requests, place)
+        texts, marks = self._templates[bool(tools)].marked_texts(messages, tools, requests, place)
         end_mark = marks.of_token[self.end_of_turn]
         turns = []
         for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False):

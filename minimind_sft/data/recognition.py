@@ -51,8 +51,9 @@ def read_start(path: Path, kind: str) -> bytes:
             start = file.read(START_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if kind in JSON_KINDS and start[:1] in (b"{", b"[") and b"\0" not in start and _is_text(start, "UTF-8"):
-        return start  # plain JSON, as most files: it has no foreign signature and no other encoding
+    looks_like_json = kind in JSON_KINDS and start[:1] in (b"{", b"[") and b"\0" not in start
+    if looks_like_json and (start.isascii() or _is_text(start, "UTF-8")):
+        return start  # as most files: no foreign signature, no other encoding
     return _checked(path, kind, start)
 
 
