@@ -16,14 +16,14 @@ ARRAY = [{"a": "[,]{}\\\"", "b": [1, {"c": "\\"}]}, {"text": "中"}, {}]
 
 @pytest.mark.parametrize("block", [1, 2, 7, 2**20])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_an_array_has_the_rows_that_json_reads_from_it(tmp_path, monkeypatch, block, indent):
+def test_the_rows_of_an_array_equal_those_of_the_json_module(tmp_path, monkeypatch, block, indent):
     monkeypatch.setattr(json_arrays, "BLOCK_BYTES", block)
     text = json.dumps(ARRAY, ensure_ascii=False, indent=indent)
     file = write(tmp_path / "a.json", b"\xef\xbb\xbf \n" * (block > 2) + text.encode())
     assert rows_or_errors(file) == ARRAY
 
 
-def test_rows_of_an_array_are_wrong_one_by_one_and_have_their_line(tmp_path):
+def test_each_bad_row_of_an_array_is_an_error_with_its_line(tmp_path):
     file = write(tmp_path / "a.json", b'[\n {"a": 1},\n {"a": },\n\n {"a":\n 2}, 3,\n {"a": "\n"},\n]\nx')
     expected = "expected one JSON object per row, found"
     assert places(file) == ["2", "3", "5", "6", "7", "9", "10"]
@@ -41,7 +41,7 @@ def test_rows_of_an_array_are_wrong_one_by_one_and_have_their_line(tmp_path):
     (b"[ \n]", []),
     (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
 ])
-def test_arrays_that_end_early_or_are_none(tmp_path, text, said):
+def test_truncated_and_empty_arrays(tmp_path, text, said):
     assert rows_or_errors(write(tmp_path / "a.json", text)) == said
 
 
@@ -52,7 +52,7 @@ def test_rows_on_one_line_are_numbered(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b'[{"a": "%s"}]', b'[[%s]]'])
-def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, text):
+def test_an_overlong_row_of_an_array_is_an_error_after_a_limit(tmp_path, monkeypatch, text):
     monkeypatch.setattr(json_arrays, "MAX_ROW_BYTES", 2**20)
     monkeypatch.setattr(json_arrays, "BLOCK_BYTES", 2**16)
     file = write(tmp_path / "a.json", text % (b"[1], " * 300_000))
@@ -60,7 +60,7 @@ def test_a_row_of_an_array_that_never_ends_does_not_fill_the_memory(tmp_path, mo
         rows_or_errors(file)
 
 
-def test_what_closes_and_follows_an_array_is_checked(tmp_path):
+def test_the_end_of_an_array_is_checked(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.json", b'[{"a": 1}]{"b": 2}')) == [
         {"a": 1}, "1 (row 2): expected nothing after the array"]
     assert rows_or_errors(write(tmp_path / "a.json", b"[]]")) == ["1: expected nothing after the array"]
@@ -84,21 +84,21 @@ def test_arrays_and_objects_of_any_layout_are_read_whatever_the_suffix(tmp_path,
         assert len(set(places(file))) == 3
 
 
-def test_a_line_of_many_objects_is_read_in_time(tmp_path):
-    """Copied for each of its objects, what is left of the line takes minutes, and this takes a second."""
+def test_a_line_of_many_objects_is_read_in_linear_time(tmp_path):
+    """This takes a second; copying the rest of the line for each object would take minutes."""
     file = write(tmp_path / "a.jsonl", b'{"question": "q", "answer": "a"}' * 200_000)
     start = time.monotonic()
     assert sum(1 for _ in read_raw_rows(file)) == 200_000
     assert time.monotonic() - start < 60
 
 
-def test_objects_over_several_lines_stand_where_they_begin(tmp_path):
+def test_the_place_of_an_object_is_its_first_line(tmp_path):
     file = write(tmp_path / "a.jsonl", b'{"a": 1}\n\n{\n "a": 2\n}{"a": 3}\n{\n "a":\n {}\n}\n{"a": 4} {"a": 5}')
     assert rows_or_errors(file) == [{"a": 1}, {"a": 2}, {"a": 3}, {"a": {}}, {"a": 4}, {"a": 5}]
     assert places(file) == ["1", "3", "5", "6", "10", "10 (row 6)"]
 
 
-def test_files_with_marks_that_were_joined(tmp_path):
+def test_byte_order_marks_of_concatenated_files_are_ignored(tmp_path):
     file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n{"a": 3}\n')
     assert rows_or_errors(file) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
@@ -108,7 +108,7 @@ def test_a_single_object_over_several_lines(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.jsonl", b"{\n}")) == [{}]
 
 
-def test_an_object_that_is_broken_is_one_error_and_the_others_are_read(tmp_path):
+def test_a_broken_object_is_one_error_and_the_others_are_read(tmp_path):
     text = b'{\n "a": 1\n}\n{\n "a": 2,\n}\n{\n "a": NaN\n}\n{\n "a": "x\n}\n{\n "a": 3\n}\n'
     assert rows_or_errors(write(tmp_path / "a.jsonl", text)) == [
         {"a": 1},
@@ -138,14 +138,14 @@ def test_a_part_of_an_object_is_one_error_and_not_a_row(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"a": "tor', b'{"a": 1,', b'{"a": [{"b": 1},', b'{"a": [1, 2', b'{"a":', b"{"])
-def test_a_torn_line_takes_no_other_along(tmp_path, torn):
+def test_a_truncated_line_does_not_hide_other_lines(tmp_path, torn):
     good = jsonl(ROWS)
     found = rows_or_errors(write(tmp_path / "a.jsonl", torn + b"\n" + good + torn + b"\n" + good))
     assert [row for row in found if isinstance(row, dict)] == [*ROWS, *ROWS]
     assert [row.split(":")[0] for row in found if isinstance(row, str)] == ["1", "5"]
 
 
-def test_lines_with_a_list_each_are_no_array(tmp_path):
+def test_lines_with_lists_are_bad_rows(tmp_path):
     refused = "expected one JSON object per row, found a list"
     assert rows_or_errors(write(tmp_path / "a.jsonl", b'[{"a": 1}]\n[{"a": 2}]\n{"a": 3}\n')) == [
         f"1: {refused}", f"2: {refused}", {"a": 3}]
@@ -156,7 +156,7 @@ def test_lines_with_a_list_each_are_no_array(tmp_path):
     ('{"data": ', "}"), ('{\n  "train": ', "\n}\n"), ('{"conversations_list": ', "}"),
     ('{"version": "1.0", "n": [1, 2], "info": {"a": {}}, "rows": ', ', "license": {"x": []}, "tags": []}'),
 ])
-def test_rows_under_one_key_are_read(tmp_path, suffix, before, after):
+def test_rows_inside_one_key_of_an_object_are_read(tmp_path, suffix, before, after):
     for indent in (None, 1):
         text = before + json.dumps(ROWS, ensure_ascii=False, indent=indent) + after
         assert rows_or_errors(write(tmp_path / f"a{suffix}", text.encode())) == ROWS, text
@@ -171,7 +171,7 @@ def test_rows_under_one_key_are_read(tmp_path, suffix, before, after):
     {"data": ["a"]},
     {"data": []},
 ])
-def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
+def test_an_object_that_is_itself_a_row_is_not_unwrapped(tmp_path, row):
     for indent in (None, 2):
         try:
             assert rows_or_errors(write(tmp_path / "a.json", json.dumps(row, indent=indent).encode())) == [row]
@@ -179,17 +179,17 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path, row):
             assert "expected one list of rows in the object, found data and messages" in str(error)
 
 
-def test_every_form_of_a_row_is_known_as_one():
+def test_form_fields_cover_every_form():
     assert json_arrays.FORM_FIELDS.issuperset({"text", "chosen", *QUESTIONS, *ANSWERS,
                                              *(name for form in FORMS for name in form.fields)})
 
 
-def test_lines_of_wrapped_rows_are_rows(tmp_path):
+def test_lines_with_a_key_of_rows_are_rows(tmp_path):
     rows = [{"data": [{"text": "a"}]}, {"data": [{"text": "b"}]}]
     assert rows_or_errors(write(tmp_path / "a.jsonl", jsonl(rows))) == rows
 
 
-def test_half_of_the_rows_are_not_taken_for_all(tmp_path):
+def test_an_object_with_two_lists_of_rows_is_refused(tmp_path):
     file = write(tmp_path / "a.json", b'{"train": [{"text": "a"}],\n "test": [{"text": "b"}]}')
     with pytest.raises(UserError, match=r"1 .row 2.: expected one list of rows in the object, found train and test; "
                                         "write each to a file of its own"):
@@ -202,13 +202,13 @@ def test_half_of_the_rows_are_not_taken_for_all(tmp_path):
     (", \n", "1 (row 2): the object around data has no end, or goes on after it (was the file cut off?)"),
     (', "x": [' + "1," * 2**20 + "1]}", "1 (row 2): expected little after the rows under data, found more than 1 MiB"),
 ])
-def test_what_follows_wrapped_rows_is_checked(tmp_path, rest, said):
+def test_the_rest_of_an_object_around_rows_is_checked(tmp_path, rest, said):
     file = write(tmp_path / "a.json", b'{"data": [{"text": "a"}]' + rest.encode())
     assert rows_or_errors(file) == [{"text": "a"}, said]
 
 
 @pytest.mark.parametrize("limit", ["MAX_ROW_BYTES", "MAX_ROW_LINES"])
-def test_an_object_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch, limit):
+def test_an_overlong_object_is_an_error_after_a_limit(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(json_objects, limit, 1000)
     text = b'{\n "a": [\n' + b"  1,\n" * 100_000
     with pytest.raises(UserError, match=r"a\.jsonl:3: expected at most .* in a row, found no end"):

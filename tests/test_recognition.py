@@ -33,7 +33,7 @@ def refusal(file) -> str:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrow", "a.jsonl.gz"])
-def test_git_lfs_pointers(tmp_path, name):
+def test_git_lfs_pointers_are_recognised(tmp_path, name):
     assert refusal(write(tmp_path / name, POINTER)) == (
         "a Git LFS pointer, not the file itself: run git lfs pull in its repository")
 
@@ -76,7 +76,7 @@ PAGE = "the content is a web page; download the file itself (a page that shows a
      "expected JSON, found text; running text has the suffix .txt, a table .csv or .tsv"),
     ("a.txt", b"%PDF-1.7\n", "the content is a PDF document; save its text"),
 ], ids=lambda value: "content" if isinstance(value, bytes) else None)  # archives hold the time they were made
-def test_other_kinds_of_file(tmp_path, name, content, message):
+def test_other_kinds_of_file_are_recognised(tmp_path, name, content, message):
     assert refusal(write(tmp_path / name, content)) == message
 
 
@@ -93,7 +93,7 @@ def test_text_in_gb18030_is_one_error_with_the_command_that_converts_it(tmp_path
 @pytest.mark.parametrize("codec, named", [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"),
                                           ("utf-32", "UTF-32")])
 @pytest.mark.parametrize("text", ['{"a": 1}', CHINESE, "一\t二\n中文\t的的的\n"])
-def test_text_in_utf_16(tmp_path, codec, named, text):
+def test_utf_16_and_utf_32_are_recognised(tmp_path, codec, named, text):
     if not text.isascii() and "a" not in text and codec.endswith("e"):
         pytest.skip("without a mark, UTF-16 is recognised by its ASCII characters")
     file = write(tmp_path / "a.jsonl", text.encode(codec))
@@ -138,7 +138,7 @@ def test_other_encodings_are_not_guessed(tmp_path, codec, text):
     assert said.startswith("1: not valid UTF-8: byte ") and "look" not in said
 
 
-def test_one_line_in_gb18030_among_others_is_a_bad_row(tmp_path):
+def test_a_single_gb18030_line_is_a_bad_row(tmp_path):
     lines = [CHINESE.encode()] * 3 + [CHINESE.encode("gb18030")]
     found = rows_or_errors(write(tmp_path / "a.jsonl", b"".join(lines)))
     assert found[3] == "4: not valid UTF-8: byte 44 of the row is 0xc4 (it looks like GB18030)"
@@ -153,7 +153,7 @@ def test_utf_8_of_any_language_is_read(tmp_path):
         assert found == [{"text": text.removeprefix("\ufeff")}]
 
 
-def test_the_cases_of_public_reports(shared):
+def test_files_from_public_bug_reports(shared):
     folder = shared / "cases" / "files"
     if not folder.exists():
         pytest.skip("the reference folder has no cases")

@@ -57,12 +57,12 @@ def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights
     assert "is finished" in shown
 
 
-def test_resume_without_a_state_says_so_and_starts(sft_data, tmp_path):
+def test_resuming_without_a_state_starts_a_new_run(sft_data, tmp_path):
     shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
     assert "no resume state in" in shown and "starting from the beginning" in shown
 
 
-def test_resume_with_other_data_is_refused_by_name(sft_data, tmp_path):
+def test_resuming_with_other_data_is_refused(sft_data, tmp_path):
     succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
     other = write_rows(tmp_path / "other.jsonl", questions(41))
     line = refuse(SFT, *NEW, "--data_path", other, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
@@ -155,7 +155,7 @@ def test_a_state_without_a_scaler_continues_in_float16(sft_data, tmp_path):
     assert "--dtype was float32, now it is float16" in shown and "wrote" in shown
 
 
-def test_a_disk_that_is_full_when_weights_are_written_is_one_line(sft_data, tmp_path):
+def test_a_full_disk_when_weights_are_written_is_reported_in_one_line(sft_data, tmp_path):
     code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
     command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)

@@ -1,11 +1,11 @@
-"""The count of the code between a line of JSONL and an optimizer step."""
+"""proofs/row_path.py counts the code between a line of JSONL and an optimizer step."""
 
 import json
 
 import row_path
 
 
-def test_the_path_runs_from_reading_to_the_step_and_leaves_out_setting_up(tmp_path):
+def test_the_path_covers_reading_to_step_without_setup(tmp_path):
     file = tmp_path / "row.jsonl"
     file.write_text(json.dumps(row_path.LINE) + "\n")
     take_step = row_path.prepare_step(file)
@@ -17,7 +17,7 @@ def test_the_path_runs_from_reading_to_the_step_and_leaves_out_setting_up(tmp_pa
     assert totals["files"] == len(path) and totals["functions"] < totals["lines"]
 
 
-def test_functions_are_counted_once_with_all_their_lines(tmp_path):
+def test_each_function_is_counted_once(tmp_path):
     def twice() -> None:
         for _ in range(2):
             row_path.ExampleDataset([])

@@ -17,13 +17,13 @@ from minimind_sft.labels import IGNORE_INDEX
 
 
 def conversation(*turns: str) -> dict:
-    """Turns alternate between user and assistant."""
+    """Returns a row of alternating user and assistant turns."""
     roles = ("user", "assistant")
     return {"conversations": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
 
 
 def encode(encoder, *rows: dict) -> tuple[ExampleDataset, DatasetCounts]:
-    """The samples of the rows, which stand at file:1, file:2, ..."""
+    """Returns the samples and counts of the rows, whose places are file:1, file:2, ..."""
     placed = [(f"file:{line}", row) for line, row in enumerate(rows, start=1)]
     counts, samples = DatasetCounts(), []
     for (place, _), encoded in zip(placed, encoder.encode(placed), strict=True):
@@ -33,7 +33,7 @@ def encode(encoder, *rows: dict) -> tuple[ExampleDataset, DatasetCounts]:
 
 
 def taught(dataset: ExampleDataset, index: int = 0) -> list[str]:
-    """What the labels of each Example of a sample spell."""
+    """Returns the text of the labels of each Example of a sample."""
     return [TOKENIZER.decode(example.labels[example.labels != IGNORE_INDEX].tolist()) for example in dataset[index]]
 
 
@@ -41,13 +41,13 @@ def seen(dataset: ExampleDataset, index: int = 0) -> list[str]:
     return [TOKENIZER.decode(example.input_ids.tolist()) for example in dataset[index]]
 
 
-def test_labels_are_the_next_tokens_where_those_are_supervised():
+def test_labels_are_the_supervised_next_tokens():
     example = make_example([10, 11, 12, 13], [True, False, True, True])
     assert example.input_ids.tolist() == [10, 11, 12]
     assert example.labels.tolist() == [IGNORE_INDEX, 12, 13]
 
 
-def test_a_conversations_labels_spell_the_answer_and_its_end_of_turn():
+def test_the_labels_of_a_conversation_are_the_answer_and_its_end_of_turn():
     dataset, _ = encode(SFTEncoder(BUNDLED, 100), conversation("Hi", "Hello!"))
     (example,) = dataset[0]
     assert TOKENIZER.decode(example.input_ids.tolist()) == (
@@ -58,7 +58,7 @@ def test_a_conversations_labels_spell_the_answer_and_its_end_of_turn():
     assert TOKENIZER.decode(example.input_ids[first:first + 1].tolist()) == "\n\n"
 
 
-def test_a_long_conversation_loses_its_tail_and_is_taught_no_end_of_turn():
+def test_a_long_conversation_is_cut_at_the_end_without_an_end_of_turn():
     long = conversation("Hi", "one two three four five six seven eight nine ten")
     dataset, counts = encode(SFTEncoder(BUNDLED, 20), long)
     (example,) = dataset[0]
@@ -77,14 +77,14 @@ def test_rows_without_a_supervised_token_are_dropped_and_named():
     assert "1 dropped, nothing left to learn within max_seq_len (file:2)" in counts.summary()
 
 
-def test_text_ends_with_the_end_of_document():
+def test_running_text_ends_with_the_end_of_document():
     dataset, _ = encode(PretrainEncoder(TOKENIZER, 100), {"text": "Hello"})
     ids = [*TOKENIZER.encode("Hello"), 0]
     assert dataset[0][0].input_ids.tolist() == ids[:-1]
     assert dataset[0][0].labels.tolist() == ids[1:]
 
 
-def test_long_text_is_chunked_and_every_token_after_the_first_predicted_once():
+def test_every_token_of_a_chunked_text_but_the_first_is_predicted_once():
     text = "The rain in Spain stays mainly in the plain. " * 5
     ids = [*TOKENIZER.encode(text), 0]
     dataset, _ = encode(PretrainEncoder(TOKENIZER, 8), {"text": text})
@@ -108,7 +108,7 @@ def test_empty_texts_are_dropped():
 TURNS = conversation("Hi", "Hello!", "one two three four five six seven eight nine ten", "eleven twelve", "Bye", "Ciao")
 
 
-def test_a_long_conversation_keeps_its_longest_run_of_whole_turns(monkeypatch):
+def test_truncation_by_turns_keeps_the_longest_fitting_run_of_turns(monkeypatch):
     system = {"role": "system", "content": "kind"}
     row = {"conversations": [system, *TURNS["conversations"]]}
     whole, counts = encode(SFTEncoder(BUNDLED, 1000, "turns"), row)
@@ -124,8 +124,8 @@ def test_a_long_conversation_keeps_its_longest_run_of_whole_turns(monkeypatch):
 
 
 @pytest.mark.parametrize("max_seq_len", range(8, 90, 3))
-def test_no_longer_run_of_turns_would_have_fitted(max_seq_len):
-    """Against every run there is."""
+def test_the_kept_run_of_turns_is_the_longest_of_all(max_seq_len):
+    """Compared with all possible runs."""
     texts = ["a", "b " * 9, "c", "d", "e " * 12, "f", "g", "h " * 3, "i", "j"]
     messages = conversation(*texts)["conversations"]
     messages.insert(4, {"role": "tool", "content": "t"})
@@ -142,14 +142,14 @@ def test_no_longer_run_of_turns_would_have_fitted(max_seq_len):
         [runs[min(runs)]] if runs else [])
 
 
-def test_too_long_a_conversation_can_be_dropped_whole():
+def test_truncation_drop_drops_conversations_that_are_too_long():
     dataset, counts = encode(SFTEncoder(BUNDLED, 30, "drop"), conversation("Hi", "Hello!"), TURNS)
     assert len(dataset) == 1 and counts.dropped == ["file:2"] and counts.truncated == 0
 
 
 @pytest.mark.parametrize("policy", ["tail", "turns", "drop"])
 @pytest.mark.parametrize("max_seq_len", range(3, 80, 4))
-def test_no_policy_teaches_an_end_of_turn_that_the_data_do_not_have(policy, max_seq_len):
+def test_no_truncation_adds_an_end_of_turn(policy, max_seq_len):
     dataset, counts = encode(SFTEncoder(BUNDLED, max_seq_len, policy), TURNS)
     whole = "Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"
     assert counts.dropped_rows == 1 - len(dataset)
@@ -159,7 +159,7 @@ def test_no_policy_teaches_an_end_of_turn_that_the_data_do_not_have(policy, max_
         assert whole.startswith(text) or (policy == "turns" and text in whole and text.endswith("<|im_end|>"))
 
 
-def test_only_the_last_turn_or_all_that_is_written_may_be_learned():
+def test_supervision_may_cover_the_last_turn_or_the_prompt():
     last, _ = encode(SFTEncoder(BUNDLED, 1000, supervision=Supervision("last")), TURNS)
     assert taught(last) == ["Ciao<|im_end|>"]
     prompt, _ = encode(SFTEncoder(BUNDLED, 1000, supervision=Supervision(prompt=True)), TURNS)
@@ -167,7 +167,7 @@ def test_only_the_last_turn_or_all_that_is_written_may_be_learned():
     assert (example.labels[:-1] == example.input_ids[1:]).all()
 
 
-def test_a_turn_that_is_not_to_be_learned_is_seen_all_the_same():
+def test_an_untrained_turn_stays_in_the_input():
     row = conversation("Hi", "Hello!", "Bye", "Ciao")
     row["conversations"][1]["train"] = False
     flagged, _ = encode(SFTEncoder(BUNDLED, 1000), row)
@@ -176,14 +176,14 @@ def test_a_turn_that_is_not_to_be_learned_is_seen_all_the_same():
     assert (flagged[0][0].input_ids == whole[0][0].input_ids).all()
 
 
-def test_text_among_conversations_is_learned_on_all_its_tokens():
+def test_every_token_of_text_among_conversations_is_learned():
     dataset, counts = encode(SFTEncoder(BUNDLED, 100), {"text": "Hello"}, conversation("Hi", "Hello!"))
     alone, _ = encode(PretrainEncoder(TOKENIZER, 100), {"text": "Hello"})
     assert dataset[0][0].labels.tolist() == alone[0][0].labels.tolist()
     assert taught(dataset, 1) == ["Hello!<|im_end|>"] and counts.rows == 2
 
 
-def test_bad_rows_are_counted_with_what_is_wrong_and_do_not_disturb_the_others():
+def test_bad_rows_are_counted_and_the_others_are_encoded():
     rows = [conversation("Hi", "Hello!"), {"conversations": [{"role": "robot", "content": "x"}]}, {"text": 5},
             conversation("Hi", "Yes.")]
     dataset, counts = encode(SFTEncoder(BUNDLED, 100), *rows)
@@ -195,7 +195,7 @@ def test_bad_rows_are_counted_with_what_is_wrong_and_do_not_disturb_the_others()
     assert counts.bad == ["file:2: text: expected a string, found a row with conversations"]
 
 
-def test_whatever_decides_the_samples_is_in_the_settings():
+def test_encoder_settings_cover_everything_that_changes_samples():
     encoders = [SFTEncoder(BUNDLED, 100), SFTEncoder(BUNDLED, 101), SFTEncoder(BUNDLED, 100, "turns"),
                 SFTEncoder(BUNDLED, 100, supervision=Supervision("last")), PretrainEncoder(TOKENIZER, 100),
                 SFTEncoder(BUNDLED, 100, supervision=Supervision(prompt=True)),
@@ -203,7 +203,7 @@ def test_whatever_decides_the_samples_is_in_the_settings():
     assert len({str(encoder.settings) for encoder in encoders}) == len(encoders)
 
 
-def test_a_long_text_becomes_tokens_in_parts_and_loses_nothing(monkeypatch):
+def test_a_long_text_is_tokenized_in_parts_without_loss(monkeypatch):
     monkeypatch.setattr(samples, "MAX_CHARACTERS", 40)
     text = "The rain in Spain stays mainly in the plain.\n" * 5 + "x" * 100 + " y"
     assert "".join(samples.text_parts(text)) == text
@@ -212,7 +212,7 @@ def test_a_long_text_becomes_tokens_in_parts_and_loses_nothing(monkeypatch):
     assert taught(dataset)[0] == text.removeprefix("The") + "<|endoftext|>"  # the first token is not predicted
 
 
-def test_a_part_that_the_template_refuses_is_a_bad_row(monkeypatch):
+def test_a_refusal_while_truncating_is_a_bad_row(monkeypatch):
     def refuse(*_):
         raise UserError("file:1: the chat template refuses the conversation: no")
 
@@ -221,14 +221,14 @@ def test_a_part_that_the_template_refuses_is_a_bad_row(monkeypatch):
     assert len(dataset) == 1 and counts.bad == ["file:1: the chat template refuses the conversation: no"]
 
 
-def test_text_that_leaves_no_room_for_marks_is_a_bad_row():
+def test_text_with_all_private_use_characters_is_a_bad_row():
     text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
     for encoder in (SFTEncoder(BUNDLED, 100), PretrainEncoder(TOKENIZER, 100)):
         _, counts = encode(encoder, {"text": text}, {"text": "a"})
         assert counts.bad_rows == 1 and counts.bad[0].startswith("file:1: text: the text uses up the private-use")
 
 
-def test_the_last_turn_is_that_of_the_conversation_also_where_turns_are_left_out():
+def test_the_last_turn_is_that_of_the_whole_conversation_after_truncation():
     last = Supervision("last")
     short, _ = encode(SFTEncoder(BUNDLED, 30, "turns", last), TURNS)
     assert taught(short) == ["Ciao<|im_end|>"]
@@ -237,7 +237,7 @@ def test_the_last_turn_is_that_of_the_conversation_also_where_turns_are_left_out
     assert counts.dropped == ["file:1"]
 
 
-def test_a_run_of_turns_that_are_not_learned_is_no_run():
+def test_a_run_of_untrained_turns_is_not_kept():
     row = conversation("a", "b", "c", "d", "e " * 8, "f")
     for index in (1, 3):
         row["conversations"][index]["train"] = False
@@ -245,7 +245,7 @@ def test_a_run_of_turns_that_are_not_learned_is_no_run():
     assert taught(kept) == ["f<|im_end|>"]
 
 
-def test_a_row_of_several_sequences_fits_only_if_all_do():
+def test_a_row_of_several_sequences_fits_only_if_all_sequences_fit():
     """A template that drops earlier reasoning makes a sequence of each turn."""
     pytest.importorskip("trl")
     source = (files("trl") / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
@@ -281,7 +281,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("choice", ["chatml", "alpaca"])
-def test_one_conversation_is_the_same_in_every_dress_and_in_a_chat(choice):
+def test_a_conversation_gives_the_same_sample_in_every_format(choice):
     template = make_template(TOKENIZER, choice)
     dataset, counts = encode(SFTEncoder(template, 1000), *FORMATS.values())
     assert counts.bad == [] and len(dataset) == len(FORMATS)

@@ -1,4 +1,4 @@
-"""Scores: which turn is the expectation, what cannot be compared, and what is shown and written."""
+"""Scoring: the expected answer, rows that cannot be compared, the report and the results file."""
 
 import pytest
 from chats import BUNDLED, CALL, TOKENIZER, TOOLS
@@ -29,7 +29,7 @@ def scored(answer: str | None, *messages: dict, **more) -> Scored:
     [], [{"role": "user", "content": "bye"}],
     [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
 ])
-def test_the_last_assistant_turn_is_the_expectation_whatever_follows(following):
+def test_the_last_assistant_turn_is_the_expected_answer(following):
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     asked = question(*earlier, USER, ANSWER, *following)
     assert (asked.expected, asked.problem) == ("I am Mini.", "")
@@ -37,7 +37,7 @@ def test_the_last_assistant_turn_is_the_expectation_whatever_follows(following):
     assert asked.prompt == BUNDLED.generation_prompt_ids([*earlier, USER])
 
 
-def test_the_shared_rows_expect_the_assistants_words(shared):
+def test_rows_that_end_with_a_user_turn_expect_the_answer_before_it(shared):
     rows = scoring.read_scored_rows([shared / "cases/rows/score_last_user.jsonl"])
     questions = [make_question(row, BUNDLED, False, 4096) for row in rows]
     assert [asked.expected for asked in questions] == ["I am Mini, a small language model."] * 2
@@ -49,7 +49,7 @@ def test_the_shared_rows_expect_the_assistants_words(shared):
     {"content": "<think>\nMy name is Mini.\n</think>\n\nI am Mini."},
     {"train": False},
 ])
-def test_reasoning_is_no_part_of_the_expectation(turn):
+def test_reasoning_is_not_part_of_the_expected_answer(turn):
     asked = question(USER, {**ANSWER, **turn})
     assert (asked.expected, asked.problem) == ("I am Mini.", "")
     assert asked.prompt == BUNDLED.generation_prompt_ids([USER], thinking=False)
@@ -114,7 +114,7 @@ def test_the_report_has_a_table_problems_examples_and_the_total_last():
     ]
 
 
-def test_nothing_to_compare_is_an_error():
+def test_without_comparable_rows_the_report_is_an_error():
     problem = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
     with pytest.raises(UserError, match=r"--score: no row can be compared, starting with q\.jsonl:7: the last"):
         list(report([scored(None, USER, problem)], 80))

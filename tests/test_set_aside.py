@@ -23,7 +23,7 @@ def write(folder: Path, text: str, names=NAMES) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by its path."""
+    """Returns the content of every file below a folder by its path."""
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -34,7 +34,7 @@ def test_files_move_together_and_one_generation_is_kept(tmp_path):
 
 
 def killed_at(place, nth: int, files: list[Path], previous: Path) -> int:
-    """Sets files aside in a process that dies at the `nth` pass of a place; its exit status."""
+    """Sets files aside in a process that is killed when it passes a place for the `nth` time; returns its status."""
     def die_there() -> None:
         passes = iter(range(1, 1000))
         place(lambda: next(passes) == nth)
@@ -47,7 +47,7 @@ def killed_at(place, nth: int, files: list[Path], previous: Path) -> int:
 
 
 @pytest.mark.parametrize("place", [places.before_rename, places.after_rename, places.before_sync, places.in_removing])
-def test_a_kill_while_files_are_set_aside_loses_none(tmp_path, place):
+def test_a_kill_while_files_move_aside_loses_none(tmp_path, place):
     new, old = dict.fromkeys(NAMES, "new"), {f"a.previous/{name}": "old" for name in NAMES}
     for nth in range(1, 20):
         folder = tmp_path / str(nth)
@@ -65,14 +65,14 @@ def test_a_kill_while_files_are_set_aside_loses_none(tmp_path, place):
     raise AssertionError("it was killed every time")
 
 
-def test_files_that_cannot_move_stay(tmp_path):
+def test_if_one_file_cannot_move_all_stay(tmp_path):
     files = write(tmp_path, "new")
     with pytest.raises(UserError, match=r"a\.previous: the earlier files cannot be moved there \(No such file"):
         set_aside([*files, tmp_path / "gone"], tmp_path / "a.previous")
     assert contents(tmp_path) == dict.fromkeys(NAMES, "new")
 
 
-def test_a_file_that_was_put_in_place_meanwhile_is_not_replaced(tmp_path):
+def test_bringing_files_back_does_not_replace_a_newer_file(tmp_path):
     write(temporary_name(tmp_path / "a.previous"), "old")
     (tmp_path / "a.pth").write_text("mine")
     with pytest.raises(UserError, match=r"\.a\.previous\.tmp/a\.pth was being set aside when a program was killed"):
@@ -89,7 +89,7 @@ def test_a_single_file_is_kept_beside_its_successor(tmp_path):
     assert contents(tmp_path) == {"a.jsonl.previous": "second"}
 
 
-def test_what_may_be_replaced(tmp_path):
+def test_files_but_not_folders_may_be_replaced_with_overwrite(tmp_path):
     check_replaceable([tmp_path / "new"], overwrite=False, instead="choose another --out")
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"link: exists already; choose another --out, or --overwrite moves it to"):
@@ -100,7 +100,7 @@ def test_what_may_be_replaced(tmp_path):
         check_replaceable([tmp_path / "folder"], overwrite=True, instead="choose another --out")
 
 
-def test_of_two_files_neither_is_written_if_one_cannot_be(tmp_path):
+def test_of_two_files_both_or_none_is_written(tmp_path):
     def fails(_: Path) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Tests what settings say about themselves, and the lists that are derived from that."""
+"""The descriptions of settings, and the lists derived from them."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def test_wandb_that_is_not_installed_is_reported_before_anything_is_loaded(monke
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_defaults_are_fine_and_names_are_used_once(program):
+def test_defaults_have_no_problems_and_names_are_unique(program):
     names = [flag.name for flag in flags_of(program)]
     assert len(names) == len(set(names))
     assert problems(program()) == []
@@ -111,7 +111,7 @@ def test_help_has_a_heading_and_a_line_for_each_group(monkeypatch):
     assert "  --fence [{0,1}]\n      keep the deer out (default: 0)\n" in page
 
 
-def test_groups_and_names_are_these():
+def test_groups_and_names_of_fine_tuning_settings():
     """Resume states, the comparison of ranks and Weights & Biases know settings by these names."""
     groups: dict[str, list[str]] = {}
     for flag in flags_of(SFTSettings):
@@ -144,16 +144,16 @@ PATHS = {
 
 
 @pytest.mark.parametrize("program", PATHS)
-def test_these_settings_are_paths(program):
+def test_settings_that_are_paths(program):
     assert [flag.name for flag in flags_of(program) if flag.setting.kind == "path"] == PATHS[program]
 
 
-def test_what_decides_the_samples_may_change_on_resume_only_if_permitted():
+def test_settings_that_change_only_with_allow_changed_data():
     assert set(CHANGEABLE) == {"data", "eval_data", "eval_share", "max_seq_len", "truncation", "supervised_turns",
                                "supervised_prompt", "bad_rows", "seed"}
 
 
-def test_what_decides_the_weights_is_recorded_with_the_resume_state():
+def test_settings_recorded_in_the_resume_state():
     assert list(recorded(SFTSettings, "weights")) == [
         "dropout", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
         "keep_best"]
@@ -165,18 +165,18 @@ def test_ranks_may_differ_in_paths_and_machines_only():
         "device", "local_rank", "num_workers"}
 
 
-def test_what_decides_the_tokens_goes_into_the_next_command():
+def test_settings_repeated_in_suggested_commands():
     assert names_of(SFTSettings, "tokens") == ["tokenizer_path", "chat_template", "end_of_turn"]
 
 
 @pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings])
-def test_the_shape_is_named_by_fields_of_the_model(program):
+def test_shape_settings_are_fields_of_the_model_config(program):
     assert names_of(program, "shape") == ["hidden_size", "num_hidden_layers", "use_moe"]
     assert all(hasattr(ModelConfig(), name) for name in names_of(program, "shape"))
 
 
-def test_switches_are_recorded_as_before_they_were_bools():
-    """0 and 1 in resume states of version 0.1.0, and true and false, mean the same."""
+def test_switches_are_recorded_as_0_and_1():
+    """Resume states of version 0.1.0 have 0 and 1; true and false mean the same."""
     now = recorded(SFTSettings(), "weights")["keep_best"]
     assert (type(now), now) == (int, 1)
     assert all(json.loads(text) == now for text in ("1", "true"))
@@ -203,7 +203,7 @@ def test_the_inspector_plans_the_run_of_the_trainer_with_the_same_flags():
 
 @pytest.mark.parametrize("name", ["truncation", "train_turns", "train_on_prompt", "chat_template", "end_of_turn",
                                   "check_prompts"])
-def test_the_inspector_takes_flags_of_conversations_only_with_conversations(name):
+def test_the_inspector_refuses_conversation_flags_for_text(name):
     value = {"truncation": "drop", "train_turns": "last"}.get(name, True)
     assert problems(changed(InspectSettings(), **{name: value})) == []
     assert problems(changed(InspectSettings(), rows="text", **{name: value})) == [
@@ -217,7 +217,7 @@ def test_the_inspector_takes_flags_of_conversations_only_with_conversations(name
     ({"score_out": "o.jsonl"}, ["--score_out has the results of --score, which is not given"]),
     ({"historys": -2}, ["--historys is -2, expected -1 (all that fit), 0 or more"]),
 ])
-def test_flags_of_a_chat_that_do_not_go_together(values, expected):
+def test_conflicting_chat_flags_are_refused(values, expected):
     found = problems(changed(ChatSettings(), **values))
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True))

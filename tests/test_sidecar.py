@@ -1,4 +1,4 @@
-"""Sidecars: whatever stands in one, the answer is a configuration or one line with file and field."""
+"""Reading sidecars: a configuration, or an error in one line that names file and field."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -24,13 +24,13 @@ def refused(path) -> str:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4))])
-def test_a_configuration_comes_back(tmp_path, config):
+def test_a_configuration_is_read_back(tmp_path, config):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": asdict(config)}))
     assert model_config(read_sidecar(path), path) == config
 
 
-def test_no_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
+def test_a_missing_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "a.json"
     assert read_sidecar(path) is None
     path.write_text("\ufeff" + json.dumps({"model": MODEL}), encoding="utf-8")
@@ -49,13 +49,13 @@ def test_no_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
     ('{"model": 3}', ": model: expected an object with the model's configuration, found 3"),
     ("version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
 ])
-def test_a_file_that_is_no_sidecar(tmp_path, text, message):
+def test_other_content_is_refused(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     assert refused(path).startswith(message)
 
 
-def test_a_folder_in_the_place_of_a_sidecar(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
     assert refused(tmp_path / "a.json").startswith(": not a sidecar that can be read (")
 
@@ -76,14 +76,14 @@ def test_a_folder_in_the_place_of_a_sidecar(tmp_path):
     ("rope_scaling", 4.0, "expected an object, found 4.0"),
     ("vocab", 64, "unknown field (written by a later version, or misspelled)"),
 ])
-def test_a_field_of_the_model_that_is_wrong_is_named(tmp_path, field, value, message):
+def test_a_bad_field_of_the_model_is_named(tmp_path, field, value, message):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": {**MODEL, field: value}}))
     assert refused(path) == f": model.{field}: {message}"
 
 
 @pytest.mark.parametrize("field", MODEL)
-def test_a_field_of_the_model_that_is_missing_is_named(tmp_path, field):
+def test_a_missing_field_of_the_model_is_named(tmp_path, field):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": {name: value for name, value in MODEL.items() if name != field}}))
     assert refused(path) == f": model.{field}: missing; a sidecar has every field of the configuration"
@@ -118,7 +118,7 @@ def test_a_field_that_follows_from_others_may_be_null(tmp_path, field):
     ({**YARN, "type": "yarn"}, ".type: unknown field (written by a later version, or misspelled)"),
     ({}, ".factor: missing; a sidecar has every field of the configuration"),
 ])
-def test_a_field_of_rope_scaling_that_is_wrong_is_named(tmp_path, scaling, message):
+def test_a_bad_field_of_rope_scaling_is_named(tmp_path, scaling, message):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": {**MODEL, "rope_scaling": scaling}}))
     assert refused(path) == f": model.rope_scaling{message}"
@@ -147,7 +147,7 @@ def test_a_contradictory_model_names_the_file(tmp_path, field, value, message):
     ("chat_template_facts", [], "expected an object, found an empty list"),
     ("training", "yesterday", 'expected an object, found "yesterday"'),
 ])
-def test_other_fields_that_are_wrong_are_named(tmp_path, field, value, message):
+def test_other_bad_fields_are_named(tmp_path, field, value, message):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": MODEL, field: value}))
     assert refused(path) == f": {field}: {message}"

@@ -15,14 +15,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_files_without_shares_are_one_source_each_file_once(folder):
+def test_files_without_shares_are_one_source_without_repetitions(folder):
     (folder / "link.jsonl").symlink_to("a.jsonl")
     (source,) = find_sources(["*[ab].jsonl", "c.json", "./a.jsonl", "link.jsonl"], "--data_path")
     assert (source.name, source.share) == ("*[ab].jsonl, c.json, ./a.jsonl, link.jsonl", None)
     assert [path.name for path in source.files] == ["a.jsonl", "b.jsonl", "c.json"]
 
 
-def test_files_with_shares_are_a_source_each(folder):
+def test_every_pattern_with_a_share_is_a_source(folder):
     first, second = find_sources(["*.jsonl:0.7", "c.json:2"], "--data_path")
     assert (first.name, first.share, len(first.files)) == ("*.jsonl", 0.7, 2)
     assert second == Source("c.json", second.files, 2.0) and second.files[0].name == "c.json"
@@ -43,13 +43,13 @@ def test_a_share_is_what_follows_the_last_colon_unless_a_file_has_that_name(fold
     (["none.jsonl:0.7"], "--data_path none.jsonl: no such file"),
     (["*.parquet"], "--data_path *.parquet: no file matches it"),
 ])
-def test_what_is_refused(folder, texts, message):
+def test_bad_shares_and_missing_files_are_refused(folder, texts, message):
     with pytest.raises(UserError) as error:
         find_sources(texts, "--data_path")
     assert str(error.value) == message
 
 
-def test_names_that_no_file_can_have_are_one_line(folder):
+def test_impossible_file_names_are_refused_in_one_line(folder):
     with pytest.raises(UserError, match=r"cannot be read \(File name too long\)$"):
         find_sources(["a" * 400], "--data_path")
     with pytest.raises(UserError, match="expected a name in valid UTF-8"):

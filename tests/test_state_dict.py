@@ -1,4 +1,4 @@
-"""The state dict: Qwen3's names and shapes outside, strict loading, and the head that is the embedding."""
+"""The state dict: Qwen3's names and shapes, strict loading, and the tied head."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_state_dict_names_and_shapes_are_qwen3s():
     }
 
 
-def test_a_tied_head_may_be_left_out_but_must_not_differ():
+def test_a_tied_head_may_be_missing_but_must_not_differ():
     state = dict(MiniMindForCausalLM(TINY).state_dict())
     model = MiniMindForCausalLM(TINY)
     del state["lm_head.weight"]

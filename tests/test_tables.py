@@ -22,13 +22,13 @@ def test_the_header_names_the_fields_and_empty_cells_are_none(tmp_path):
     assert list(read_texts(file)) == ["问", '答,\r\n"二"', "q", "i", "a"]
 
 
-def test_tabs_separate_in_a_tsv(tmp_path):
+def test_a_tsv_is_separated_by_tabs(tmp_path):
     file = write(tmp_path / "a.tsv", b'prompt\tcompletion\nsay "hi", please\thi\n"two\nlines"\tyes\n')
     assert rows_or_errors(file) == [{"prompt": 'say "hi", please', "completion": "hi"},
                                     {"prompt": "two\nlines", "completion": "yes"}]
 
 
-def test_rows_of_a_table_are_wrong_one_by_one(tmp_path):
+def test_each_bad_row_of_a_table_is_an_error_of_its_own(tmp_path):
     file = write(tmp_path / "a.csv", b'a,b\n1\n1,2,3\n"x"y,2\n\xff,2\n1,2\n')
     assert rows_or_errors(file) == [
         "2: expected 2 columns as in the header, found 1",
@@ -48,14 +48,14 @@ def test_rows_of_a_table_are_wrong_one_by_one(tmp_path):
     (b"a,b\n\n", "the file has no rows"),
     (b"", "the file has no rows"),
 ])
-def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, data, message):
+def test_a_bad_table_is_reported_in_one_line(tmp_path, data, message):
     file = write(tmp_path / "a.csv", data)
     with pytest.raises(UserError) as error:
         list(read_rows(file))
     assert str(error.value).split(":", 1)[1].lstrip() == message
 
 
-def test_a_column_without_a_name_is_called_by_its_number(tmp_path):
+def test_a_column_without_a_name_is_named_by_its_number(tmp_path):
     file = write(tmp_path / "a.csv", b",question,answer,,\n0,q,a,,\n")
     assert rows_or_errors(file) == [{"column 1": "0", "question": "q", "answer": "a"}]
 
@@ -65,7 +65,7 @@ def test_a_long_cell_is_read(tmp_path):
     assert rows_or_errors(write(tmp_path / "a.csv", f"text\n{long}\n".encode())) == [{"text": long}]
 
 
-def test_a_quote_that_is_not_closed_does_not_fill_the_memory(tmp_path, monkeypatch):
+def test_an_unclosed_quote_is_an_error_after_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROW_BYTES", 1000)
     limit = csv.field_size_limit(1000)
     try:

@@ -51,13 +51,13 @@ def encode(source: str, *turns: tuple, tools: list | None = None) -> list[str]:
      "tool calls"),
     (RESULTS_IN_JSON, [ASKED, CALLED, ("tool", "{}"), SAID], None, "conversations[2].content", "a tool's result"),
 ])
-def test_a_row_that_needs_more_than_the_template_renders_is_refused(source, turns, tools, field, label):
+def test_a_row_with_a_field_that_the_template_ignores_is_refused(source, turns, tools, field, label):
     with pytest.raises(UserError) as error:
         encode(source, *turns, tools=tools)
     assert str(error.value).startswith(f"a.jsonl:3: {field}: the chat template does not render {label}, so ")
 
 
-def test_rows_that_need_no_more_pass():
+def test_rows_with_only_rendered_fields_are_encoded():
     assert encode(SIMPLE, ("system", "s"), ASKED, SAID, ASKED, SAID) == ["noon<|im_end|>"] * 2
     assert encode(NO_SYSTEM, ASKED, SAID) == ["noon<|im_end|>"]
     assert encode(NO_SYSTEM, ("system", " "), ASKED, SAID) == ["noon<|im_end|>"]  # nothing is lost
@@ -65,27 +65,27 @@ def test_rows_that_need_no_more_pass():
     assert encode(WITH_REASONING, ASKED, ("assistant", "b", {"reasoning_content": "a"})) == ["ab<|im_end|>"]
 
 
-def test_only_earlier_reasoning_is_free_to_vanish():
-    """As in Qwen3's template, which renders reasoning in the last turn alone."""
+def test_only_earlier_reasoning_may_be_left_out():
+    """Qwen3's template renders reasoning only in the last turn."""
     source = SIMPLE.replace("+ m.content +", "+ ((m.reasoning_content or '') if loop.last else '') + m.content +")
     turns = [ASKED, ("assistant", "b", {"reasoning_content": "a"})]
     assert encode(source, *turns, *turns) == ["ab<|im_end|>"] * 2
 
 
-def test_a_template_that_refuses_is_left_to_say_so():
+def test_a_refusal_by_the_template_itself_is_reported():
     source = ("{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + NO_SYSTEM)
     with pytest.raises(UserError, match=r"^a\.jsonl:3: the chat template refuses the conversation: no system turn$"):
         encode(source, ("system", "s"), ASKED, SAID)
 
 
-def test_a_chat_is_refused_what_it_would_not_show():
+def test_a_chat_with_fields_that_the_template_ignores_is_refused():
     template = ChatTemplate(TOKENIZER, SIMPLE)
     with pytest.raises(UserError, match=r"^the conversation: tools: the chat template does not render functions"):
         template.generation_prompt_ids([{"role": "user", "content": "hi"}], TOOLS)
     with pytest.raises(UserError, match=r"^the conversation: conversations\[0\]\.content: .* a system turn"):
         ChatTemplate(TOKENIZER, NO_SYSTEM).generation_prompt_ids(
             [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}])
-    # Its own earlier reasoning may vanish: a chat goes on.
+    # A chat may lose the reasoning of earlier answers.
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]
     assert template.generation_prompt_ids([*history, {"role": "user", "content": "d"}])
 
@@ -105,10 +105,10 @@ def test_an_error_uses_the_names_of_the_row(row, name):
     assert str(error.value).startswith(f"b.jsonl:1: {name}: ")
 
 
-def test_names_of_a_shortened_conversation_are_those_of_the_row():
+def test_names_do_not_affect_the_equality_of_conversations():
     chat = conversation(ASKED, SAID, ASKED, SAID)
     assert chat.names == tuple(f"conversations[{i}]" for i in range(4))
-    assert replace(chat, names=()) == chat  # they are no part of what is said
+    assert replace(chat, names=()) == chat  # names are not part of the content
 
 
 def test_each_form_is_probed_once():
@@ -125,7 +125,7 @@ def test_each_form_is_probed_once():
     assert asked == [2, 4]
 
 
-# What TRL's templates do not render, read off their sources by hand.
+# What TRL's templates do not render, determined by reading their sources.
 
 CONTENT = {"user": Shape("user", True, 0, False), "answer": Shape("assistant", True, 0, False)}
 EXPECTED = {
@@ -142,7 +142,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_templates_of_trl(name):
+def test_unrendered_fields_of_templates_of_trl(name):
     pytest.importorskip("trl")
     source = trl_templates()[name]
     fields = RenderedFields(MarkedTemplate(tokenizer_for(source), source).probe_text)
@@ -163,7 +163,7 @@ def test_templates_of_trl(name):
     assert lost == EXPECTED[name]
 
 
-def test_chatml_is_advised_only_to_a_tokenizer_that_has_its_tokens():
+def test_chatml_is_suggested_only_if_the_tokenizer_has_its_tokens():
     state, *others = TOKENIZER.__reduce__()[1]
     renamed = json.loads(json.dumps(state).replace("<|im_", "<|turn_"))
     others = json.loads(json.dumps(others).replace("<|im_", "<|turn_"))

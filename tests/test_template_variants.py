@@ -32,14 +32,14 @@ def test_the_header_before_answers_is_the_generation_prompt():
     check_invariants(template, CHAT)
 
 
-def test_it_says_so():
+def test_a_missing_generation_prompt_is_noted():
     (note,) = ChatTemplate(TOKENIZER, NO_PROMPT).notes
     assert note.startswith(r"it has no generation prompt; answers are asked for with '<|im_start|>assistant\n', ")
     assert BUNDLED.notes == []
 
 
 def test_the_header_is_part_of_the_fingerprint():
-    """Weights trained before the header was known have learned to write it themselves."""
+    """Weights trained before headers were determined have learned to write them."""
     import hashlib
     assert ChatTemplate(TOKENIZER, NO_PROMPT).fingerprint != hashlib.sha256(NO_PROMPT.encode()).hexdigest()
     prompted = NO_PROMPT + PROMPT
@@ -47,7 +47,7 @@ def test_the_header_is_part_of_the_fingerprint():
 
 
 @pytest.mark.parametrize("changed", ["m.role + ' ' + (loop.index|string)", "m.role + ' ' + (m.content|length|string)"])
-def test_a_header_that_is_not_constant_is_refused(changed):
+def test_a_variable_header_is_refused(changed):
     with pytest.raises(UserError, match=r"^chat template: it has no generation prompt, and what it writes before an "
                                         r"answer is not constant: '<\|im_start\|>assistant \d\\n' and "):
         ChatTemplate(TOKENIZER, NO_PROMPT.replace("m.role", changed))
@@ -58,8 +58,8 @@ def test_a_template_that_writes_nothing_before_an_answer_needs_no_header():
     assert template.notes == [] and supervised_texts(template, CHAT) == ["b<|im_end|>", "d<|im_end|>"]
 
 
-def test_a_blank_before_an_answer_is_its_own():
-    """As in Llama 2's and Mistral's templates: a prompt that ended in a blank would change the answer's first token."""
+def test_a_blank_before_an_answer_belongs_to_the_answer():
+    """As with Llama 2 and Mistral: a prompt that ends with a blank would change the first token of the answer."""
     source = ("{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else "
               "' ' + m.content + '<|im_end|>' }}{% endfor %}")
     template, chat = ChatTemplate(TOKENIZER, source), conversation(("user", "a"), ("assistant", "b"))
@@ -67,7 +67,7 @@ def test_a_blank_before_an_answer_is_its_own():
     assert TOKENIZER.decode(template.generation_prompt_ids(chat.messages[:1])) == "[INST] a [/INST]"
 
 
-def test_an_answer_that_begins_otherwise_is_refused_in_its_row():
+def test_an_answer_with_another_header_is_refused_naming_its_row():
     source = NO_PROMPT.replace("m.role + '\n'", "m.role + ('!' if m.content == 'loud' else '') + '\n'")
     with pytest.raises(UserError, match=r"^a\.jsonl:3: conversations\[1\]: the chat template prompts for this answer"):
         ChatTemplate(TOKENIZER, source).encode(conversation(("user", "a"), ("assistant", "loud")))
@@ -104,7 +104,7 @@ def test_conversations_with_tools_use_the_template_for_tools(named):
     assert template.notes == ["conversations with tools use the tokenizer's tool_use template"]
 
 
-def test_the_fingerprint_covers_both(named):
+def test_the_fingerprint_covers_both_templates(named):
     fingerprints = {ChatTemplate(named).fingerprint, ChatTemplate(named, NO_PROMPT + PROMPT).fingerprint,
                     ChatTemplate(named, WITH_TOOLS).fingerprint}
     assert len(fingerprints) == 3
@@ -125,7 +125,7 @@ def test_templates_that_end_answers_differently_are_refused(named):
 # A byte order mark
 
 
-def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_template(tmp_path):
     file = tmp_path / "bom.jinja"
     file.write_text("\ufeff" + NO_PROMPT + PROMPT, encoding="utf-8")
     for template in (make_template(TOKENIZER, str(file)), ChatTemplate(TOKENIZER, "\ufeff" + NO_PROMPT + PROMPT)):

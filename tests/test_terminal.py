@@ -1,4 +1,4 @@
-"""Lines on terminals of 40 and 80 columns."""
+"""Wrapping lines for terminals of 40 and 80 columns."""
 
 import io
 import os
@@ -13,11 +13,11 @@ from minimind_sft.terminal import columns, fitted, wrap
 @pytest.mark.parametrize(("text", "expected"), [
     ("step", 4), ("你好", 4), ("a，b", 4), ("e\u0301", 1), ("\x1b[1;31mwrong\x1b[0m", 5), ("\uff21", 2), ("한글", 4),
 ])
-def test_columns_are_those_of_a_terminal(text, expected):
+def test_columns_count_wide_and_invisible_characters(text, expected):
     assert columns(text) == expected
 
 
-def test_a_line_that_fits_stays_as_it_is():
+def test_a_line_that_fits_is_unchanged():
     line = "model       new: 32 x 2 layers, 0.2M par"
     assert columns(line) == 40 and wrap(line, 40) == line
 
@@ -39,7 +39,7 @@ def test_an_error_is_indented_under_its_message():
     assert wrap(f"[rank 1] {line}", 50).split("\n")[1].startswith(" " * 16 + "conversations[0]")
 
 
-def test_chinese_is_broken_anywhere_but_before_closing_punctuation():
+def test_chinese_is_not_broken_before_closing_punctuation():
     assert wrap("data        一二三四五六七八九十一二三四，五六", 40) == (
         "data        一二三四五六七八九十一二三\n"
         "            四，五六")
@@ -48,7 +48,7 @@ def test_chinese_is_broken_anywhere_but_before_closing_punctuation():
         "            一二三")
 
 
-def test_a_path_that_is_longer_than_a_line_stays_whole():
+def test_a_path_longer_than_a_line_is_not_broken():
     path = "/data/" + "x" * 60 + "/weights.pth"
     assert wrap(f"wrote       {path} and more", 40) == f"wrote       {path}\n            and more"
 
@@ -76,7 +76,7 @@ def test_a_path_that_does_not_fit_under_the_text_is_moved_left():
         "            and its sidecar")
 
 
-def test_a_step_s_lines_are_indented_alike():
+def test_lines_of_a_step_are_indented_equally():
     for step, total in ((9, 18), (12, 18)):
         line = f"step {step:>6}/{total}: validation loss 8.7848, perplexity 6533.91"
         assert wrap(line, 40).split("\n")[1] == " " * 16 + "perplexity 6533.91"
@@ -90,7 +90,7 @@ def test_a_command_is_not_broken_inside_quotes_or_between_flag_and_value():
                               "            --show_speed 0")
 
 
-def test_a_command_in_colour_after_a_label_of_two_words_is_one_too():
+def test_a_coloured_command_after_a_label_of_two_words_is_wrapped_as_a_command():
     assert wrap("to train    \x1b[32mpython trainer/train_full_sft.py --data_path a.jsonl\x1b[0m", 50) == (
         "to train    \x1b[32mpython trainer/train_full_sft.py \\\n"
         "            --data_path a.jsonl\x1b[0m")

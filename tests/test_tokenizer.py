@@ -26,14 +26,14 @@ SPECIMENS = [
 
 
 def copy_of_model(folder: Path, config: dict | None = None, state: dict | None = None) -> Path:
-    """The bundled folder, with some entries of its two files replaced."""
+    """Copies the bundled folder with some entries of its two files replaced."""
     for name, changes in (("tokenizer.json", state), ("tokenizer_config.json", config)):
         content = json.loads((MODEL / name).read_text(encoding="utf-8"))
         (folder / name).write_text(json.dumps({**content, **(changes or {})}), encoding="utf-8")
     return folder
 
 
-def test_sizes_and_names():
+def test_size_and_special_tokens_of_the_bundled_tokenizer():
     assert BUNDLED.vocab_size == 6400
     assert BUNDLED.special == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
                                "unk_token": "<|endoftext|>"}
@@ -43,7 +43,7 @@ def test_sizes_and_names():
     assert BUNDLED.token_to_id("no such token") is None
 
 
-def test_control_tokens_are_minimind_3s(shared):
+def test_control_tokens_equal_minimind_3_s(shared):
     ours, theirs = (json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
                     for folder in (MODEL, shared / "reference/minimind"))
     assert len(theirs) == 36
@@ -59,7 +59,7 @@ def test_ids_written_out():
 
 @settings(max_examples=300, deadline=None)
 @given(st.text())
-def test_any_unicode_string_comes_back_and_is_never_a_control_token(text):
+def test_any_unicode_string_is_decoded_exactly_without_control_tokens(text):
     ids = BUNDLED.encode_ordinary(text)
     assert BUNDLED.decode(ids) == text
     assert all(token_id >= 36 for token_id in ids)
@@ -68,7 +68,7 @@ def test_any_unicode_string_comes_back_and_is_never_a_control_token(text):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "assistant\n", "<think>", "<|", "|>", "\U000f0000",
                                  "\U000f0001", "中"])).map("".join))
-def test_control_token_text_stays_text(text):
+def test_text_that_spells_control_tokens_stays_text(text):
     ids = BUNDLED.encode_ordinary(text)
     assert BUNDLED.decode(ids) == text
     assert all(token_id >= 36 for token_id in ids)
@@ -79,7 +79,7 @@ def test_text_with_every_private_use_character_is_refused():
         BUNDLED.encode_ordinary("".join(map(chr, range(0xF0000, 0xFFFFE))))
 
 
-def test_hugging_face_gives_the_same_ids():
+def test_ids_equal_those_of_hugging_face():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(MODEL))
     assert len(theirs) == 6400
@@ -101,7 +101,7 @@ def chinese_texts(shared) -> dict[str, list[str]]:
     return texts
 
 
-def test_chinese_rows_need_at_most_a_fifth_more_tokens_than_with_minimind(shared):
+def test_chinese_needs_at_most_a_fifth_more_tokens_than_with_minimind(shared):
     theirs = tokenizers.Tokenizer.from_file(str(shared / "reference/minimind/tokenizer.json"))
     ours = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     for name, texts in chinese_texts(shared).items():
@@ -111,12 +111,12 @@ def test_chinese_rows_need_at_most_a_fifth_more_tokens_than_with_minimind(shared
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 6399)))
-def test_a_stream_says_what_decoding_all_at_once_does(ids):
+def test_a_stream_gives_the_same_text_as_decoding_at_once(ids):
     stream = TextStream(BUNDLED)
     assert "".join(stream.push(token_id) for token_id in ids) + stream.flush() == BUNDLED.decode(ids)
 
 
-def test_a_stream_says_whole_characters_only():
+def test_a_stream_gives_only_whole_characters():
     def pushes(*characters: str) -> list[str]:
         stream = TextStream(BUNDLED)
         return [stream.push(i) for text in characters for i in BUNDLED.encode_ordinary(text)] + [stream.flush()]
@@ -129,14 +129,14 @@ def test_a_stream_says_whole_characters_only():
     assert pushes("\ufffd", "a") == [*[""] * len(BUNDLED.encode_ordinary("\ufffd")), "\ufffda", ""]
 
 
-def test_a_stream_cut_inside_a_character_and_used_again():
+def test_a_stream_can_be_flushed_inside_a_character_and_used_again():
     stream = TextStream(BUNDLED)
     first, *rest = BUNDLED.encode_ordinary("😀")
     assert (stream.push(first), stream.flush(), stream.flush()) == ("", "\ufffd", "")
     assert [stream.push(token_id) for token_id in [first, *rest]] == [""] * len(rest) + ["😀"]
 
 
-def test_a_stream_keeps_the_spaces_that_a_decoder_strips_from_the_front():
+def test_a_stream_keeps_leading_spaces_that_a_decoder_strips():
     """Llama-like tokenizers write a space as part of the next word, and their decoder drops the first."""
     model = tokenizers.models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?")
     words = tokenizers.Tokenizer(model)
@@ -145,7 +145,7 @@ def test_a_stream_keeps_the_spaces_that_a_decoder_strips_from_the_front():
     assert [stream.push(0), stream.push(1), stream.push(0)] == ["a", " b", " a"]
 
 
-def test_control_tokens_are_the_special_the_named_and_what_the_template_writes():
+def test_control_tokens_include_special_tokens_and_those_in_the_template():
     special = BUNDLED.control_tokens("")
     assert len(special) == 21
     assert "<tts_pad>" in special and "<think>" not in special
@@ -178,7 +178,7 @@ def test_broken_folders_are_refused(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
-def test_where_chat_templates_come_from(tmp_path):
+def test_chat_template_jinja_has_precedence_over_the_config(tmp_path):
     copy_of_model(tmp_path, config={"chat_template": [{"name": "tool", "template": "t"},
                                                       {"name": "default", "template": "d"}]})
     assert Tokenizer.from_folder(tmp_path).chat_template == "d"
@@ -189,7 +189,7 @@ def test_where_chat_templates_come_from(tmp_path):
     assert Tokenizer.from_folder(tmp_path).chat_template is None
 
 
-def test_templates_with_names(tmp_path):
+def test_named_templates_come_from_the_config_and_files(tmp_path):
     copy_of_model(tmp_path, config={"chat_template": {"tool_use": "t", "rag": "r"}})
     assert Tokenizer.from_folder(tmp_path).named_templates == {"tool_use": "t", "rag": "r"}
     (tmp_path / "additional_chat_templates").mkdir()
@@ -201,7 +201,7 @@ def test_templates_with_names(tmp_path):
         ChatTemplate(tokenizer)
 
 
-def test_other_forms_of_tokenizer_config(tmp_path):
+def test_other_forms_of_tokenizer_config_are_read(tmp_path):
     """Hugging Face writes special tokens as objects too, may leave some out, and may ask for truncation."""
     copy_of_model(tmp_path, config={"eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": None},
                   state={"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
@@ -211,7 +211,7 @@ def test_other_forms_of_tokenizer_config(tmp_path):
     assert len(tokenizer.encode("1234567")) == 7
 
 
-def test_fingerprint_is_of_what_decides_the_ids(tmp_path):
+def test_the_fingerprint_covers_what_changes_the_ids(tmp_path):
     same = Tokenizer.from_folder(copy_of_model(tmp_path, config={"model_max_length": 1}))
     assert same.fingerprint == BUNDLED.fingerprint
     other = Tokenizer.from_folder(copy_of_model(tmp_path, config={"eos_token": "<|endoftext|>"}))
@@ -226,7 +226,7 @@ def added(token: str, token_id: int) -> dict:
             "normalized": False, "special": True}
 
 
-def test_end_of_document_of_other_tokenizers():
+def test_the_end_of_document_of_other_tokenizers_is_their_eos_token():
     model = tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="a")
     state = json.loads(tokenizers.Tokenizer(model).to_str())
     state["added_tokens"] = [added("<end>", 0)]
@@ -235,8 +235,8 @@ def test_end_of_document_of_other_tokenizers():
         _ = Tokenizer(state, {}).end_of_document_id
 
 
-def test_a_vocabulary_that_holds_control_tokens_as_pieces():
-    """A unigram model would find `<s>` in the text even where no token is added."""
+def test_control_tokens_in_a_unigram_vocabulary_are_not_used_for_text():
+    """A unigram model would encode `<s>` in the text as the control token."""
     pieces = [("<unk>", 0.0), ("<s>", -1.0), ("<", -5.0), ("s", -5.0), (">", -5.0)]
     state = json.loads(tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0)).to_str())
     state["added_tokens"] = [added("<unk>", 0), added("<s>", 1)]
@@ -253,7 +253,7 @@ def test_merges_that_build_a_control_token_are_refused():
         Tokenizer(state, {}).encode_ordinary("ab")
 
 
-def test_a_tokenizer_travels_to_worker_processes():
+def test_a_tokenizer_can_be_pickled():
     copy = pickle.loads(pickle.dumps(BUNDLED))
     assert copy.encode_ordinary("<|im_end|>中") == BUNDLED.encode_ordinary("<|im_end|>中")
     assert (copy.fingerprint, copy.chat_template) == (BUNDLED.fingerprint, BUNDLED.chat_template)
@@ -264,7 +264,7 @@ def train(repository, *arguments) -> subprocess.CompletedProcess:
                           capture_output=True, text=True, timeout=PATIENCE)
 
 
-def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
+def test_train_tokenizer_is_deterministic_and_makes_a_usable_tokenizer(repository, tmp_path):
     text, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
     text.write_text("the cat and the hat and the bat\n" * 20, encoding="utf-8")
     rows.write_text('{"text": "天气很好"}\n' * 20, encoding="utf-8")
@@ -293,7 +293,7 @@ def test_the_recipe_makes_a_tokenizer(repository, tmp_path):
     (("--data_path", os.devnull), f"error: --data_path {os.devnull}: expected a regular file; it is read"),
     (("--vocab_size", "291"), "error: --vocab_size is 291, expected at least 292: the control tokens and"),
 ])
-def test_what_the_recipe_refuses(repository, tmp_path, arguments, message):
+def test_train_tokenizer_refuses_bad_flags(repository, tmp_path, arguments, message):
     done = train(repository, *arguments, "--save_dir", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(message)
@@ -301,7 +301,7 @@ def test_what_the_recipe_refuses(repository, tmp_path, arguments, message):
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_the_recipe_refuses_a_text_with_too_few_words(repository, tmp_path):
+def test_train_tokenizer_refuses_too_little_text(repository, tmp_path):
     (tmp_path / "a.txt").write_text("tiny")
     done = train(repository, "--data_path", tmp_path / "a.txt", "--save_dir", tmp_path / "out")
     assert done.returncode == 2
@@ -341,8 +341,8 @@ def test_the_bundled_tokenizer_is_not_overwritten_by_default(repository, tmp_pat
     assert (repository / "model/tokenizer.json").read_bytes() == before
 
 
-def test_a_full_disk_leaves_the_old_tokenizer_whole(repository, tmp_path):
-    """The second of the two files does not fit."""
+def test_a_full_disk_leaves_the_old_tokenizer_complete(repository, tmp_path):
+    """The disk has no room for the second of the two files."""
     text, out = tiny_text(tmp_path), tmp_path / "out"
     assert train(repository, "--data_path", text, "--vocab_size", 300, "--save_dir", out).returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}

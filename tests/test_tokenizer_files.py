@@ -22,7 +22,7 @@ def added(token: str, token_id: int, **flags: bool) -> dict[str, Any]:
 
 
 def state(vocab: dict[str, int] | None = None, added_tokens: list | None = None) -> dict[str, Any]:
-    """A tokenizer of letters: `<end>` and `<pad>` are in its vocabulary, and no merge leads to them."""
+    """Returns a tokenizer of letters, with `<end>` and `<pad>` in its vocabulary but in no merge."""
     model = tokenizers.models.BPE({**LETTERS, **({"<end>": END, "<pad>": PAD} if vocab is None else vocab)}, [])
     content = json.loads(tokenizers.Tokenizer(model).to_str())
     del content["added_tokens"]
@@ -30,7 +30,7 @@ def state(vocab: dict[str, int] | None = None, added_tokens: list | None = None)
 
 
 def folder(path: Path, main: Any, config: Any, **others: Any) -> Path:
-    """Writes the files; an underscore in a name stands for the dot."""
+    """Writes the files of a tokenizer folder and returns it."""
     files = {"tokenizer.json": main, "tokenizer_config.json": config,
              **{f"{name}.json": content for name, content in others.items()}}
     for name, content in files.items():
@@ -45,7 +45,7 @@ def refused(path: Path) -> str:
     return str(error.value).removeprefix(str(path)).lstrip("/")
 
 
-def test_special_tokens_of_the_vocabulary_that_nothing_added(tmp_path):
+def test_special_tokens_may_be_missing_in_added_tokens(tmp_path):
     """tokenizer.json without added_tokens: `<end>` and `<pad>` are control tokens because the config says so."""
     tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>", "pad_token": "<pad>"}))
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (END, PAD, 32)
@@ -56,7 +56,7 @@ def test_special_tokens_of_the_vocabulary_that_nothing_added(tmp_path):
                                  "special tokens of the other files",)
 
 
-def test_what_looks_like_a_control_token_but_is_named_nowhere_is_said(tmp_path):
+def test_unnamed_tokens_that_look_like_control_tokens_are_noted(tmp_path):
     tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>"}))
     assert tokenizer.encode("<pad>") == [0, 18, 3, 6, 2], "as Hugging Face encodes it"
     assert tokenizer.notices[1] == (f"{tmp_path / 'tokenizer.json'}: it has no added_tokens, and no other file names "
@@ -65,12 +65,12 @@ def test_what_looks_like_a_control_token_but_is_named_nowhere_is_said(tmp_path):
 
 @pytest.mark.parametrize("eos", ["<end>", ["<end>"], {"content": "<end>", "lstrip": False}, END, [END],
                                  {"__type": "AddedToken", "content": "<end>"}])
-def test_forms_of_a_special_token(tmp_path, eos):
+def test_a_special_token_may_have_several_forms(tmp_path, eos):
     main = state(added_tokens=[added("<end>", END)])
     assert Tokenizer.from_folder(folder(tmp_path, main, {"eos_token": eos})).special == {"eos_token": "<end>"}
 
 
-def test_the_token_with_the_id_0_is_a_token(tmp_path):
+def test_a_special_token_may_have_the_id_0(tmp_path):
     assert Tokenizer.from_folder(folder(tmp_path, state(), {"pad_token": 0})).pad_id == 0
 
 
@@ -86,7 +86,7 @@ def test_the_token_with_the_id_0_is_a_token(tmp_path):
     ("<nope>", "'<nope>' is not in tokenizer.json"),
 ])
 @pytest.mark.parametrize("file", ["tokenizer_config", "special_tokens_map"])
-def test_a_special_token_that_is_none_is_named(tmp_path, file, eos, message):
+def test_bad_special_tokens_are_refused(tmp_path, file, eos, message):
     files = {"tokenizer_config": {}, file: {"eos_token": eos}}
     path = folder(tmp_path, state(), files.pop("tokenizer_config"), **files)
     assert refused(path) == f"{file}.json: eos_token: {message}"
@@ -101,7 +101,7 @@ NUMBERED = {"added_tokens": {"</call>": 33, "<call>": 32},
 
 
 @pytest.mark.parametrize("files", [DECODER, NUMBERED], ids=["added_tokens_decoder", "added_tokens.json"])
-def test_tokens_that_only_other_files_add(tmp_path, files):
+def test_tokens_are_added_from_other_files(tmp_path, files):
     path = folder(tmp_path, state(added_tokens=[]), **files)
     tokenizer = Tokenizer.from_folder(path)
     assert tokenizer.vocab_size == 34
@@ -113,12 +113,12 @@ def test_tokens_that_only_other_files_add(tmp_path, files):
     assert transformers.PreTrainedTokenizerFast.from_pretrained(str(path))("a<call></call>")["input_ids"] == [3, 32, 33]
 
 
-def test_special_tokens_map_alone_names_the_end(tmp_path):
+def test_special_tokens_map_alone_may_name_the_eos_token(tmp_path):
     path = folder(tmp_path, state(), {}, special_tokens_map={"eos_token": {"content": "<end>"}})
     assert Tokenizer.from_folder(path).encode("<end>") == [END]
 
 
-def test_tokenizer_config_counts_where_special_tokens_map_differs(tmp_path):
+def test_tokenizer_config_has_precedence_over_special_tokens_map(tmp_path):
     path = folder(tmp_path, state(), {"eos_token": "<end>"}, special_tokens_map={"eos_token": "<pad>"})
     tokenizer = Tokenizer.from_folder(path)
     assert tokenizer.special == {"eos_token": "<end>"}
@@ -126,14 +126,14 @@ def test_tokenizer_config_counts_where_special_tokens_map_differs(tmp_path):
                                     "tokenizer_config.json says <end>, which counts")
 
 
-def test_many_tokens_are_counted(tmp_path):
+def test_notices_about_many_tokens_name_five_and_count_the_rest(tmp_path):
     path = folder(tmp_path, state(added_tokens=[]), {}, added_tokens={f"<{i}>": 32 + i for i in range(8)})
     assert Tokenizer.from_folder(path).notices[0] == (
         f"{tmp_path / 'tokenizer.json'}: its added_tokens lack <0>, <1>, <2>, <3>, <4> and 3 more; taken from "
         f"{tmp_path / 'added_tokens.json'}")
 
 
-def test_additional_tokens_without_an_id_are_said(tmp_path):
+def test_additional_tokens_without_an_id_are_noted(tmp_path):
     main = state(added_tokens=[added("<end>", END)])
     path = folder(tmp_path, main, {"additional_special_tokens": ["<end>", "<call>"],
                                    "extra_special_tokens": {"pad": "<pad>"}})
@@ -144,7 +144,7 @@ def test_additional_tokens_without_an_id_are_said(tmp_path):
 
 
 def test_a_complete_folder_needs_no_notice_and_keeps_its_fingerprint(tmp_path):
-    """The fingerprint is in sidecars and prepared data: files that say the same again must not change it."""
+    """Sidecars and prepared data record the fingerprint, so redundant files must not change it."""
     main = state(added_tokens=[added("<end>", END), added("<pad>", PAD)])
     plain = Tokenizer(main, {"eos_token": "<end>"})
     path = folder(tmp_path, main, {"eos_token": "<end>", "added_tokens_decoder": {str(END): added("<end>", END)}},
@@ -179,7 +179,7 @@ def test_a_complete_folder_needs_no_notice_and_keeps_its_fingerprint(tmp_path):
     ({"main": {}, "config": {}}, "tokenizer.json: not a tokenizer ("),
     ({"main": state({}, [{"id": 30, "content": "x"}]), "config": {}}, "tokenizer.json: not a tokenizer ("),
 ])
-def test_files_that_are_wrong_or_contradict_each_other_are_named(tmp_path, files, message):
+def test_bad_or_contradictory_files_are_named(tmp_path, files, message):
     assert refused(folder(tmp_path, **{"main": state(), **files})).startswith(message)
 
 
@@ -202,7 +202,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
     ("[" * 5000, ": "),
     (None, ": a folder, expected a file"),
 ])
-def test_a_file_that_is_something_else_is_named(tmp_path, name, content, message):
+def test_a_file_with_other_content_is_named(tmp_path, name, content, message):
     path = folder(tmp_path, state(), {})
     (path / name).unlink(missing_ok=True)
     if content is None:
@@ -220,13 +220,13 @@ def test_a_file_that_is_something_else_is_named(tmp_path, name, content, message
     (("tokenizer.model", "tokenizer_config.json"), ": no tokenizer.json, only tokenizer.model (SentencePiece's"),
     (("vocab.txt",), ": no tokenizer.json, only vocab.txt (BERT's format)"),
 ])
-def test_a_folder_without_its_files_says_what_to_do(tmp_path, files, message):
+def test_missing_files_are_reported_with_a_remedy(tmp_path, files, message):
     for name in files:
         (tmp_path / name).write_text("{}")
     assert refused(tmp_path).startswith(message)
 
 
-def test_a_file_or_nothing_in_the_place_of_the_folder(tmp_path):
+def test_a_file_or_a_missing_folder_is_refused(tmp_path):
     path = folder(tmp_path, state(), {})
     with pytest.raises(UserError) as error:
         Tokenizer.from_folder(path / "tokenizer.json")
@@ -235,17 +235,17 @@ def test_a_file_or_nothing_in_the_place_of_the_folder(tmp_path):
         ": no such folder; expected one with tokenizer.json and tokenizer_config.json")
 
 
-def test_a_name_too_long_for_a_folder(tmp_path):
+def test_an_overlong_folder_name_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"x: (cannot be read|no such folder)"):
         Tokenizer.from_folder(tmp_path / ("x" * 5000))
 
 
-def test_a_token_cannot_break_the_line(tmp_path):
+def test_line_ends_in_tokens_are_escaped_in_errors(tmp_path):
     path = folder(tmp_path, state(), {}, added_tokens={"a\nb": "1"})
     assert refused(path) == r'added_tokens.json: a\nb: expected an id, found "1"'
 
 
-def test_folders_of_bug_reports(shared):
+def test_tokenizers_from_public_bug_reports(shared):
     cases = shared / "cases/tokenizers"
     assert refused(cases / "eoslist") == ("tokenizer_config.json: eos_token: expected one token, found a list of 2 "
                                           "(<|im_end|>, <|endoftext|>): keep only the right one")

@@ -1,4 +1,4 @@
-"""docs/tour.md: its quotations are in the code, and its experiments print what the page shows."""
+"""docs/tour.md: its quotations are in the code, and its experiments print the shown output."""
 
 import contextlib
 import io
@@ -24,12 +24,12 @@ def quotations() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("files", "lines"), quotations())
-def test_quotation_is_in_one_of_the_files_named_at_the_stop(files: str, lines: str):
+def test_quotations_are_in_the_files_that_the_stop_names(files: str, lines: str):
     assert any(textwrap.dedent(lines) in _dedented(REPOSITORY / file, lines) for file in files.split()), lines
 
 
 def _dedented(path: Path, lines: str) -> str:
-    """The file with its lines moved left as far as those of the quotation."""
+    """Returns the file with the indentation of the quotation removed."""
     indent = len(lines) - len(lines.lstrip(" "))
     return "".join(line[indent:] if line[:indent].isspace() else line
                    for line in path.read_text(encoding="utf-8").splitlines(keepends=True))

@@ -1,4 +1,4 @@
-"""Flags of a turn are honoured if their meaning is clear and refused otherwise, never ignored."""
+"""Flags of a turn are applied or refused, never ignored."""
 
 import pytest
 from chats import BUNDLED, supervised_texts
@@ -9,7 +9,7 @@ from minimind_sft.errors import UserError
 
 
 def row(flags: dict, user_flags: dict | None = None) -> dict:
-    """Two questions with their answers, the first pair flagged."""
+    """Returns a row of two questions and answers with flags in the first pair."""
     return {"messages": [{"role": "user", "content": "x", **(user_flags or {})},
                          {"role": "assistant", "content": "y", **flags},
                          {"role": "user", "content": "x2"}, {"role": "assistant", "content": "y2"}]}
@@ -31,7 +31,7 @@ def test_an_answer_is_learned_as_its_flag_says(name, value, learned):
     assert supervised_texts(BUNDLED, parse_conversation(row({name: value}), "a:1")) == learned
 
 
-def test_sharegpt_turns_have_flags_too():
+def test_sharegpt_turns_may_have_flags():
     said = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "loss": False},
             {"from": "human", "value": "x2"}, {"from": "gpt", "value": "y2", "loss": True}]
     assert supervised_texts(BUNDLED, parse_conversation({"conversations": said}, "a:1")) == ["y2<|im_end|>"]
@@ -70,7 +70,7 @@ def test_a_flag_in_the_prompt_decides_whether_an_earlier_answer_is_learned():
      'messages[1].train_detail: expected a flag with a clear meaning ("train": false for an answer that should '
      "not be learned), found a list"),
 ])
-def test_a_flag_that_cannot_be_honoured_is_refused(flags, message):
+def test_unclear_flags_are_refused(flags, message):
     assert refusal(row(flags)) == message
 
 
@@ -81,20 +81,20 @@ def test_only_answers_can_be_learned(name):
     assert parse_conversation(row({}, {name: False}), "a:1") == parse_conversation(row({}), "a:1")
 
 
-def test_a_multiplier_of_one_asks_for_nothing():
+def test_a_multiplier_of_one_is_accepted_in_a_user_turn():
     flags = {"weight": 1, "loss_weight": 1.0, "loss_scale": 1}
     assert parse_conversation(row({}, flags), "a:1") == parse_conversation(row({}), "a:1")
     assert refusal(row({}, {"mask": False})).startswith("messages[0].mask: expected a flag with a clear meaning")
 
 
-def test_names_that_look_like_flags():
+def test_looks_like_flag_recognises_names_of_flags():
     assert all(map(looks_like_flag, ["mask", "loss_mask", "lossWeight", "Train", "is_trained", "token-weights",
                                      "trainOnTurn", "no_loss", "supervised", "learnable", "masks"]))
     assert not any(map(looks_like_flag, ["name", "glossary", "id", "restrained", "lossless", "constraint", "weighty",
                                          "damask", "learner_id", ""]))
 
 
-def test_fields_that_pass_unlooked_at_are_no_flags():
+def test_plain_fields_do_not_look_like_flags():
     assert not any(map(looks_like_flag, PLAIN_FIELDS)) and PLAIN_FIELDS.isdisjoint(EXPECTED)
 
 

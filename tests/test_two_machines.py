@@ -1,12 +1,12 @@
-"""Two machines and a cut cable: proofs/two_machines.py, where its network namespaces can be made."""
+"""Two machines and a broken connection: proofs/two_machines.py, if network namespaces are available."""
 
 import pytest
 import two_machines
 
 
 @pytest.mark.skipif(not two_machines.can_run(), reason="needs root and the ip command, for network namespaces")
-def test_a_cut_cable_stops_both_ends_and_costs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(two_machines, "RANK_TIMEOUT", 20)  # a slow machine must not take that long between two steps
+def test_a_broken_connection_stops_both_machines_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_machines, "RANK_TIMEOUT", 20)  # longer than any step of a slow machine
     monkeypatch.setattr(two_machines, "TCP_RETRIES", 5)
     figures = two_machines.cut_and_resume(tmp_path, cuts=1)
     assert figures["differs"] == []

@@ -1,4 +1,4 @@
-"""Weights in and out of files."""
+"""Writing and reading weights."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
 
-def test_names_are_minimind_s():
+def test_file_names_follow_minimind():
     assert str(weights_path("out", "full_sft", TINY)) == "out/full_sft_16.pth"
     assert str(weights_path("out", "full_sft", TINY_MOE)) == "out/full_sft_16_moe.pth"
 
@@ -24,7 +24,7 @@ def test_names_are_minimind_s():
 @pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4.0))],
                          ids=["dense", "moe", "yarn"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_come_back_with_their_configuration(tmp_path, config, suffix):
+def test_weights_are_read_back_with_their_configuration(tmp_path, config, suffix):
     torch.manual_seed(0)
     model, path = MiniMindForCausalLM(config).eval(), tmp_path / f"a_16{suffix}"
     write_weights(path, model, "float32", {"stage": "full_sft"})
@@ -36,8 +36,8 @@ def test_weights_come_back_with_their_configuration(tmp_path, config, suffix):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a_16.json", f"a_16{suffix}"]
 
 
-def test_weights_for_which_there_is_no_room_say_so(tmp_path, monkeypatch):
-    """torch.save itself says "unexpected pos 5696 vs 5590"."""
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    """The message of torch.save is only "unexpected pos 5696 vs 5590"."""
     def fail(*_: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5696 vs 5590")
 
@@ -52,7 +52,7 @@ def test_weights_for_which_there_is_no_room_say_so(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_equal_weights_are_equal_files(tmp_path):
+def test_equal_weights_give_equal_files(tmp_path):
     torch.manual_seed(0)
     model = MiniMindForCausalLM(TINY)
     (tmp_path / "x").mkdir()
@@ -62,7 +62,7 @@ def test_equal_weights_are_equal_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_weights_file_that_its_sidecar_does_not_describe_is_refused(tmp_path, suffix):
+def test_weights_that_do_not_match_their_sidecar_are_refused(tmp_path, suffix):
     """As when a training is killed between writing the two."""
     for name in ("a_16", "b_16"):
         write_weights(tmp_path / f"{name}{suffix}", MiniMindForCausalLM(TINY), "float32", {})
@@ -76,7 +76,7 @@ def test_written_weights_are_half_precision_on_request(tmp_path):
     assert {tensor.dtype for tensor in read_weights(tmp_path / "a_16.pth").tensors.values()} == {torch.float16}
 
 
-def test_a_nan_never_gets_into_a_file(tmp_path):
+def test_weights_with_nan_are_not_written(tmp_path):
     path, model = tmp_path / "a_16.pth", MiniMindForCausalLM(TINY)
     write_weights(path, model, "float16", {})
     before = path.read_bytes()
@@ -88,7 +88,7 @@ def test_a_nan_never_gets_into_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
-def test_minimind_s_own_file_needs_no_sidecar(shared, kind):
+def test_minimind_s_own_weights_need_no_sidecar(shared, kind):
     folder = shared / "reference/minimind" / kind
     said = json.loads((folder / "expected.json").read_text())["config"]
     weights = read_weights(folder / "weights.pth")
@@ -102,7 +102,7 @@ def test_minimind_s_own_file_needs_no_sidecar(shared, kind):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
-def test_a_torn_file_is_refused_in_one_line(tmp_path, suffix, keep):
+def test_a_truncated_file_is_refused_in_one_line(tmp_path, suffix, keep):
     path = tmp_path / f"a_16{suffix}"
     write_weights(path, MiniMindForCausalLM(TINY), "float16", {})
     path.write_bytes(path.read_bytes()[:keep])
@@ -147,8 +147,8 @@ def test_a_sidecar_that_contradicts_the_tensors_is_refused(tmp_path, config, fie
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_padding_rows_of_the_vocabulary_can_be_left_out(tmp_path, tie):
-    """The model without them gives the other tokens the same scores."""
+def test_without_padding_removes_the_padding_rows(tmp_path, tie):
+    """The other tokens keep their logits."""
     torch.manual_seed(0)
     config = replace(TINY, tie_word_embeddings=tie)
     model, path, ids = MiniMindForCausalLM(config).eval(), tmp_path / "a_16.pth", torch.arange(10)
@@ -160,7 +160,7 @@ def test_padding_rows_of_the_vocabulary_can_be_left_out(tmp_path, tie):
     torch.testing.assert_close(logits, model.document_logits(ids, (0, 10))[:, :50])
 
 
-def test_a_tied_head_that_differs_names_the_file(tmp_path):
+def test_a_different_tied_head_is_refused_naming_the_file(tmp_path):
     path = tmp_path / "a_16.safetensors"
     write_weights(path, MiniMindForCausalLM(TINY), "float32", {})
     tensors = {**read_weights(path).tensors, "lm_head.weight": torch.ones(64, 16)}
@@ -171,13 +171,13 @@ def test_a_tied_head_that_differs_names_the_file(tmp_path):
         read_weights(path).build_model()
 
 
-def test_an_untied_head_without_a_sidecar_is_seen(tmp_path):
+def test_an_untied_head_is_recognised_without_a_sidecar(tmp_path):
     model = MiniMindForCausalLM(replace(TINY, tie_word_embeddings=False))
     torch.save(model.state_dict(), tmp_path / "a_16.pth")
     assert read_weights(tmp_path / "a_16.pth").config.tie_word_embeddings is False
 
 
-def test_what_is_no_minimind_model_is_refused(tmp_path):
+def test_other_models_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "a_16.pth")
     with pytest.raises(UserError, match=r"not a MiniMind-3 state dict: it has no model\.embed_tokens\.weight"):
         read_weights(tmp_path / "a_16.pth")
@@ -191,7 +191,7 @@ def test_what_is_no_minimind_model_is_refused(tmp_path):
     ("model.layers.0.self_attn.q_norm.weight", (8, 1), "expected 1 dimensions, found [8, 1]"),
     ("model.layers.0.self_attn.k_proj.weight", (4, 16), None),
 ])
-def test_shapes_of_no_model_are_refused(tmp_path, name, shape, message):
+def test_impossible_shapes_are_refused(tmp_path, name, shape, message):
     torch.save({**MiniMindForCausalLM(TINY).state_dict(), name: torch.zeros(shape)}, tmp_path / "a_16.pth")
     with pytest.raises(UserError) as error:
         read_weights(tmp_path / "a_16.pth")

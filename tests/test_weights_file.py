@@ -1,4 +1,4 @@
-"""Tensors out of files of every kind: read where the meaning is clear, else one line with the file and the remedy."""
+"""Reading tensors from files of every kind; others are refused in one line with a remedy."""
 
 import json
 import pickle
@@ -42,14 +42,14 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
     ("_orig_mod.module.", "the prefix _orig_mod. and module. was removed"),
     ("module._orig_mod.", "the prefix _orig_mod. and module. was removed"),
 ])
-def test_prefixes_of_wrappers_are_taken_off(tmp_path, state_dict, prefix, notice):
+def test_prefixes_of_wrappers_are_removed(tmp_path, state_dict, prefix, notice):
     torch.save({prefix + name: tensor for name, tensor in state_dict.items()}, tmp_path / "a.pth")
     tensors, notices = read_tensors(tmp_path / "a.pth")
     assert same(tensors, state_dict)
     assert len(notices) == 1 and notice in notices[0]
 
 
-def test_layers_that_were_compiled_one_by_one(tmp_path, state_dict):
+def test_prefixes_of_compiled_layers_are_removed(tmp_path, state_dict):
     torch.save({re.sub(r"(layers\.\d+\.)", r"\1_orig_mod.", name): tensor for name, tensor in state_dict.items()},
                tmp_path / "a.pth")
     tensors, notices = read_tensors(tmp_path / "a.pth")
@@ -57,19 +57,19 @@ def test_layers_that_were_compiled_one_by_one(tmp_path, state_dict):
     assert "_orig_mod." in notices[0]
 
 
-def test_a_name_cannot_break_the_line(tmp_path):
+def test_line_ends_in_names_are_escaped_in_errors(tmp_path):
     torch.save({"x\ny": torch.ones(2, dtype=torch.int8)}, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth").startswith(r": x\ny: is int8")
 
 
-def test_a_name_that_a_file_has_twice_is_refused(tmp_path):
+def test_a_repeated_name_is_refused(tmp_path):
     torch.save({"module.x": torch.ones(1), "x": torch.ones(1)}, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth") == ": holds x twice, once as x"
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
-def test_weights_inside_a_checkpoint(tmp_path, state_dict, key):
-    """MiniMind's `*_resume.pth`, and what others call the same."""
+def test_weights_are_read_from_a_checkpoint(tmp_path, state_dict, key):
+    """Like MiniMind's `*_resume.pth` and checkpoints of other projects."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     torch.save({key: state_dict, "optimizer": optimizer.state_dict(), "epoch": 1, "step": 300, "world_size": 1,
                 "scaler": {}, "wandb_id": None}, tmp_path / "a_resume.pth")
@@ -79,7 +79,7 @@ def test_weights_inside_a_checkpoint(tmp_path, state_dict, key):
                        "are used"]
 
 
-def test_minimind_s_resume_file_with_a_prefix_inside(shared, tmp_path):
+def test_prefixes_inside_a_checkpoint_are_removed(shared, tmp_path):
     plain = torch.load(shared / "reference/minimind/dense/weights.pth", weights_only=True)
     torch.save({"model": {f"module.{name}": tensor for name, tensor in plain.items()}, "epoch": 0},
                tmp_path / "a.pth")
@@ -88,7 +88,7 @@ def test_minimind_s_resume_file_with_a_prefix_inside(shared, tmp_path):
     assert len(notices) == 2
 
 
-def test_the_content_decides_and_not_the_suffix(tmp_path, state_dict):
+def test_the_content_decides_the_format_and_not_the_suffix(tmp_path, state_dict):
     save_file(state_dict, tmp_path / "a.pth")
     torch.save(state_dict, tmp_path / "b.safetensors")
     for name, kinds in (("a.pth", "holds safetensors, not PyTorch's format"),
@@ -127,7 +127,7 @@ def test_loading_runs_no_code(tmp_path):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{", b"hello world, this is no weights file", b"PK\x03\x04 and then nothing",
                                      b"\x80\x02.", b"<!DOCTYPE html><html>404</html>", b"\xff" * 100, b"\x00" * 100])
-def test_what_is_no_weights_file_is_one_line(tmp_path, suffix, content):
+def test_other_files_are_refused_in_one_line(tmp_path, suffix, content):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     assert refused(path).startswith(": not a weights file that can be read")
@@ -160,7 +160,7 @@ def nan_at_3() -> torch.Tensor:
     (nan_at_3(), "1 of its 8 values are NaN or infinite: the run that wrote the file diverged"),
     (torch.full((2, 4), -torch.inf, dtype=torch.float16), "8 of its 8 values are NaN or infinite"),
 ])
-def test_a_tensor_that_cannot_be_a_weight_is_named(tmp_path, tensor, message):
+def test_a_tensor_that_cannot_be_a_weight_is_refused(tmp_path, tensor, message):
     torch.save({"fine": torch.ones(2), "model.norm.weight": tensor}, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth").startswith(f": model.norm.weight: {message}")
 
@@ -180,12 +180,12 @@ def test_floating_point_weights_are_read(tmp_path, state_dict, dtype):
     ({7: torch.ones(2)}, "expected a state dict (names and tensors), found a tensor at 7"),
     ({"model": {"x": 1}}, "expected a state dict (names and tensors), found a dict at 'model'"),
 ])
-def test_what_is_no_state_dict_is_named(tmp_path, content, message):
+def test_other_objects_than_a_state_dict_are_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth") == f": {message}"
 
 
-def test_flipped_and_cut_bytes_never_end_in_a_traceback(tmp_path, state_dict):
+def test_damaged_files_never_cause_a_traceback(tmp_path, state_dict):
     torch.save(state_dict, tmp_path / "a.pth")
     save_file(state_dict, tmp_path / "a.safetensors")
     generator = torch.Generator().manual_seed(0)
@@ -202,12 +202,12 @@ def test_flipped_and_cut_bytes_never_end_in_a_traceback(tmp_path, state_dict):
                 assert "weights_only" not in str(error)
 
 
-def test_a_safetensors_header_is_read_whatever_else_it_holds(tmp_path, state_dict):
+def test_safetensors_metadata_is_ignored(tmp_path, state_dict):
     save_file(state_dict, tmp_path / "a.safetensors", metadata={"format": "pt", "note": json.dumps({"x": 1})})
     assert same(read_tensors(tmp_path / "a.safetensors")[0], state_dict)
 
 
-def test_text_in_the_place_of_weights_is_called_so(tmp_path):
+def test_a_text_file_is_refused(tmp_path):
     (tmp_path / "a.pth").write_text("hello world\n", encoding="utf-8")
     assert refused(tmp_path / "a.pth") == (
         ": not a weights file that can be read (it is something else, such as text, or damaged)")

@@ -1,4 +1,4 @@
-"""The programs as people run them: in a process of their own, on small data, with good and bad input."""
+"""The programs run as a user runs them, on small data with good and bad input."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from minimind_sft.device import compiles_rightly
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
-    """A folder with out/pretrain_32.pth, made by the recipe."""
+    """Returns a folder with pretrain_32.pth, made by the recipe."""
     folder = tmp_path_factory.mktemp("out")
     data = write_rows(folder / "text.jsonl", [{"text": f"The number {i} comes before {i + 1}."} for i in range(60)])
     shown = succeed(PRETRAIN, "--data_path", data, "--save_dir", folder, "--hidden_size", 32, "--num_hidden_layers", 2,
@@ -67,14 +67,14 @@ def test_pretrained_weights_continue_text(pretrained):
     assert "tokens/s" in shown
 
 
-def test_sampled_answers_depend_on_the_seed_alone(pretrained):
+def test_sampled_answers_depend_only_on_the_seed(pretrained):
     answer = [succeed(CHAT, "--save_dir", pretrained, "--weight", "pretrain", "--prompt", "The", "--show_speed", 0,
                       "--max_new_tokens", 20, "--temperature", 1.5, "--top_k", 50, "--top_p", 0.95,
                       "--repetition_penalty", 1.2, "--seed", seed) for seed in (1, 1, 2)]
     assert answer[0] == answer[1] != answer[2]
 
 
-def test_mixture_of_experts_has_its_own_file(sft_data, tmp_path):
+def test_mixture_of_experts_weights_have_their_own_file(sft_data, tmp_path):
     succeed(SFT, *NEW, "--use_moe", 1, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
     tensors = torch.load(tmp_path / "full_sft_32_moe.pth", weights_only=True)
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in tensors
@@ -84,7 +84,7 @@ def test_mixture_of_experts_has_its_own_file(sft_data, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_other_precisions_train(sft_data, tmp_path, dtype):
+def test_training_works_in_half_precision(sft_data, tmp_path, dtype):
     shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 6, "--dtype", dtype)
     assert f"parameters; {dtype}" in shown
     assert all(torch.isfinite(tensor).all() for tensor in final_weights(tmp_path).values())
@@ -108,7 +108,7 @@ def test_wandb_logs_offline(sft_data, tmp_path):
     assert b"learning_rate" in next(run_folder.glob("*.wandb")).read_bytes()
 
 
-def test_wandb_that_cannot_start_is_one_line(sft_data, tmp_path):
+def test_wandb_that_cannot_start_is_reported_in_one_line(sft_data, tmp_path):
     common = [SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path / "out", "--max_steps", 2, "--use_wandb", 1]
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online",
               "WANDB_DIR": str(tmp_path)}
@@ -121,7 +121,7 @@ def test_wandb_that_cannot_start_is_one_line(sft_data, tmp_path):
 
 
 @pytest.mark.skipif(not compiles_rightly(), reason="ATEN_CPU_CAPABILITY hides AVX-512 from PyTorch's compiler")
-def test_torch_compile_trains_to_the_same_losses(sft_data, tmp_path):
+def test_torch_compile_gives_the_same_losses(sft_data, tmp_path):
     common = [*NEW, "--num_hidden_layers", 1, "--data_path", sft_data, "--max_steps", 2, "--log_interval", 1,
               "--dtype", "float32"]
     losses = []
@@ -186,7 +186,7 @@ def test_a_bad_flag_is_named_in_one_line(sft_data, tmp_path, fault):
     assert re.search(message, refuse(SFT, *given))
 
 
-def test_flags_that_disagree_with_the_sidecar_are_named_with_both_values(pretrained, sft_data, tmp_path):
+def test_flags_that_contradict_the_weights_are_refused_with_both_values(pretrained, sft_data, tmp_path):
     line = refuse(SFT, "--from_weight", pretrained / "pretrain_32.pth", "--num_hidden_layers", 8,
                   "--data_path", sft_data, "--save_dir", tmp_path)
     assert re.search(r"--num_hidden_layers is 8, but .*pretrain_32\.pth has num_hidden_layers 2", line)
@@ -208,7 +208,7 @@ def test_another_tokenizer_is_refused(pretrained, sft_data, tmp_path):
                     "only here; leave out --tokenizer_path")
 
 
-def test_a_vocabulary_that_does_not_fit_is_named(shared, sft_data, tmp_path):
+def test_a_vocabulary_of_another_size_is_refused(shared, sft_data, tmp_path):
     weights = shared / "reference/minimind/dense/weights.pth"
     for command in ((SFT, "--from_weight", weights, "--data_path", sft_data, "--save_dir", tmp_path),
                     (CHAT, "--weight", weights, "--prompt", "x")):

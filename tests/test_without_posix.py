@@ -1,4 +1,4 @@
-"""The real programs without the names that Windows lacks (tests/without_posix/sitecustomize.py), workers spawned."""
+"""The programs without names that Windows lacks (tests/without_posix/sitecustomize.py), with spawned workers."""
 
 import os
 import re
@@ -20,7 +20,7 @@ WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([
 
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory) -> Path:
-    """Long texts, more than one process works on by itself."""
+    """Writes enough long texts for several worker processes."""
     workers = min(os.cpu_count(), MAX_SPAWNED)
     text = "Say it again, and then say it once more. " * 500
     return write_rows(tmp_path_factory.mktemp("many") / "many.jsonl",
@@ -28,7 +28,7 @@ def many_rows(tmp_path_factory) -> Path:
 
 
 def spawned(log: Path) -> int:
-    """How many worker processes were started since the last call."""
+    """Returns how many worker processes were started since the last call."""
     count = log.read_text(encoding="utf-8").count("--multiprocessing-fork")
     log.unlink()
     return count
@@ -52,7 +52,7 @@ def test_workers_are_spawned_for_data_and_for_batches(many_rows, tmp_path):
     assert spawned(tmp_path / "log") == workers
 
 
-def test_the_job_from_text_to_chat(sft_data, tmp_path):
+def test_converting_training_resuming_chatting_and_inspecting(sft_data, tmp_path):
     converted, out = tmp_path / "sft.jsonl", ["--save_dir", tmp_path / "out"]
     succeed("scripts/convert_data.py", sft_data, "--out", converted, **WITHOUT_POSIX)
     training = [*NEW, *out, "--data_path", converted, "--eval_share", 0]
@@ -67,19 +67,19 @@ def test_the_job_from_text_to_chat(sft_data, tmp_path):
     assert "peak" in succeed("scripts/estimate_memory.py", "--preset", "demo", "--device", "cpu", **WITHOUT_POSIX)
 
 
-def test_a_tokenizer(tmp_path):
+def test_train_tokenizer_works(tmp_path):
     text = write_rows(tmp_path / "text.jsonl", [{"text": " ".join(f"word{i}" for i in range(40))}] * 3)
     shown = succeed("trainer/train_tokenizer.py", "--data_path", text, "--vocab_size", 300, "--save_dir",
                     tmp_path / "tokenizer", **WITHOUT_POSIX)
     assert "with 300 tokens" in shown
 
 
-def test_a_bad_row_is_still_one_line(tmp_path):
+def test_a_bad_row_is_reported_in_one_line(tmp_path):
     data = write_rows(tmp_path / "bad.jsonl", [*questions(3), {"conversations": 5}])
     assert "bad.jsonl:4: " in refuse(SFT, *NEW, "--data_path", data, "--save_dir", tmp_path / "out", **WITHOUT_POSIX)
 
 
-def test_a_run_is_alone_in_its_folder_until_it_is_killed_or_stopped(sft_data, tmp_path):
+def test_a_running_run_locks_its_folder_until_it_ends(sft_data, tmp_path):
     common = [*NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--batch_size", 1, "--log_interval", 1]
     metrics = tmp_path / "full_sft_32_metrics.jsonl"
     command, options = program(SFT, *common, "--epochs", 10_000, **WITHOUT_POSIX)

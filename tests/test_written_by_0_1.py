@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is still read: weights, prepared data, resume states (written_by_0_1/README.md)."""
+"""Weights, prepared data and resume states of version 0.1.0 can still be read (written_by_0_1/README.md)."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_weights_are_read_as_they_were_written(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_models_compute_what_they_computed(name):
+def test_models_compute_the_same_logits(name):
     expected = torch.tensor(json.loads((WRITTEN / "expected/logits.json").read_text())[name])
     model = read_weights(WRITTEN / "out" / name).build_model().eval()
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_models_compute_what_they_computed(name):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory) -> Path:
-    """The folder of the old run, after the trainer of today took it to its end."""
+    """Returns the folder of the old run after the current trainer has finished it."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(WRITTEN, folder, dirs_exist_ok=True)
     before = prepared_files(folder)
@@ -58,13 +58,13 @@ def resumed(tmp_path_factory) -> Path:
 
 
 def prepared_files(folder: Path) -> dict[str, int]:
-    """The files of prepared data and when each was written."""
+    """Returns the files of prepared data with the time each was written."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in (folder / "out/prepared").rglob("*")
             if path.is_file() and path.suffix != ".lock"}
 
 
 def test_a_resumed_run_ends_with_the_same_weights(resumed):
-    """Bit for bit on the machine that wrote them; others add in another order."""
+    """They are equal bit for bit on the machine that wrote them; others sum in another order."""
     (state,) = (resumed / "out/checkpoints/full_sft_16_resume").glob("step-00000021")
     found = load_file(state / "weights-00001-of-00001.safetensors")
     expected = load_file(WRITTEN / "expected/full_precision.safetensors")
