@@ -4,19 +4,11 @@ import gzip
 import json
 
 import pytest
-from chats import BUNDLED
 from programs import questions, refuse, succeed, write_rows
-
-from minimind_sft.data.conversation import parse_row
-from minimind_sft.data.filters import language_share, longest_sequence, not_seen_before, row_text, shortest_answer
-from minimind_sft.data.samples import SFTEncoder
 
 CONVERT = "scripts/convert_data.py"
 SHAREGPT = {"conversations": [{"from": "human", "value": "晴?"}, {"from": "gpt", "value": "是 "}], "id": 5}
 ALPACA = {"instruction": "add", "input": "1 2", "output": "3"}
-CALLS = {"messages": [{"role": "user", "content": "q"},
-                      {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]},
-                      {"role": "tool", "content": "r"}, {"role": "assistant", "content": "long answer"}]}
 
 
 def said(question: str, answer: str) -> dict:
@@ -132,29 +124,6 @@ def test_bad_flags_are_refused(tmp_path, flags, message):
     flags = [str(flag).replace("{out}", str(out)) for flag in flags]
     assert refuse(CONVERT, rows, "--out", out, *flags).startswith(f"error: {message.replace('{out}', str(out))}")
     assert not out.exists()
-
-
-def test_filters_measure_a_row():
-    plain, calls, text = (parse_row(row, "a:1") for row in (said("q", " ab "), CALLS, {"text": "一"}))
-    assert [shortest_answer(row) for row in (plain, calls, text)] == [2, 11, None]
-    assert shortest_answer(parse_row({"instruction": "q", "output": "abc", "history": [["p", "ab"]]}, "a:1")) == 2
-    shown = {"role": "assistant", "content": "", "train": False}
-    flagged = parse_row({"messages": [*said("q", "abc")["conversations"], shown]}, "a:1")
-    assert shortest_answer(flagged) == 3
-    assert [row_text(row) for row in (plain, calls, text)] == ["q\n ab ", "q\nr\nlong answer", "一"]
-    rows = SFTEncoder(BUNDLED, 100)
-    assert longest_sequence(plain, rows) == len(BUNDLED.encode(plain)[0].input_ids)
-    assert longest_sequence("", rows) == 1
-    is_new = not_seen_before()
-    assert [is_new(row) for row in (plain, calls, plain, text, "一")] == [True, True, False, True, False]
-
-
-@pytest.mark.parametrize("text, language, share", [
-    ("中文 abcd 12", "zh", 1 / 3), ("中文", "ja", 1.0), ("ひ中", "ja", 1.0), ("ひ中", "zh", 0.5), ("été 1", "en", 1.0),
-    ("да ok", "ru", 0.5), ("한글", "ko", 1.0), ("123 !?", "zh", 1.0),
-])
-def test_the_share_of_a_language(text, language, share):
-    assert language_share(text, language) == pytest.approx(share)
 
 
 def test_flags_are_parsed_as_in_other_programs(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from chats import MODEL
+from chats import TOKENIZER as BUNDLED
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.data.tokenizer_choice import load_tokenizer, tokenizer_name
 from minimind_sft.errors import UserError
 from minimind_sft.matching import (
     check_template,
@@ -21,8 +22,6 @@ from minimind_sft.matching import (
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import Weights
 
-MODEL = Path(__file__).resolve().parent.parent / "model"
-BUNDLED = Tokenizer.from_folder(MODEL)
 CONFIG = ModelConfig(hidden_size=32, num_hidden_layers=2)
 NO_TENSORS: dict[str, torch.Tensor] = {}
 
@@ -44,14 +43,6 @@ def refused(check, *arguments) -> str:
         check(*arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def test_the_bundled_tokenizer_is_recognised_under_several_names(monkeypatch):
-    monkeypatch.chdir(MODEL.parent / "trainer")
-    for choice in (None, "bundled", "../model", str(MODEL)):
-        assert tokenizer_name(choice) == "bundled"
-        assert load_tokenizer(choice).fingerprint == BUNDLED.fingerprint
-    assert tokenizer_name("model") == "model", "trainer/ has no folder of this name, so it is not the bundled one"
 
 
 @pytest.mark.parametrize(("sidecar", "reason"), [

@@ -14,7 +14,6 @@ from programs import PATIENCE, questions, write_rows
 from minimind_sft.data import prepared, workers
 from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
-from minimind_sft.data.reading import RawRow
 from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.files import FolderLock
@@ -344,28 +343,3 @@ def test_order_and_kind_of_the_files_change_the_folder(tmp_path):
     same.write_bytes(a.read_bytes())
     made = [prepare(files, ENCODER, tmp_path / "prepared").folder.name for files in ([a, b], [b, a], [a], [same])]
     assert len(set(made)) == 4
-
-
-def test_reading_stops_a_few_chunks_ahead_of_a_slow_one(small_chunks):
-    read = 0
-
-    def rows():
-        nonlocal read
-        for read in range(1, 4001):
-            yield RawRow(f"a:{read}", b"{}")
-
-    def work(chunk):
-        if chunk[0].place == "a:1":
-            time.sleep(0.5)
-
-    results = workers.map_chunks(work, rows())
-    next(results)
-    assert read <= 8 * (4 * 3 + 4 * 3 + 1)
-    results.close()
-    assert multiprocessing.active_children() == []
-
-
-def test_chunks_are_also_limited_in_bytes(monkeypatch):
-    monkeypatch.setattr(workers, "CHUNK_BYTES", 100)
-    chunks = list(workers.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
-    assert list(map(len, chunks)) == [2, 2, 1]

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from minimind_sft.data import workers
-from minimind_sft.data.reading import RawRow
 from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals, usable_cores, worker_context
 
 
@@ -31,14 +29,6 @@ def test_usable_cores_are_those_of_this_process_or_all(monkeypatch):
     for count, cores in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         assert usable_cores() == cores
-
-
-def test_one_core_starts_no_worker(monkeypatch):
-    monkeypatch.setattr(workers, "usable_cores", lambda: 1)
-    monkeypatch.setattr(workers, "CHUNK_ROWS", 1)
-    rows = [RawRow(f"a:{number}", b"{}") for number in range(20)]
-    results = list(workers.map_chunks(lambda chunk: (os.getpid(), chunk[0].place), rows))
-    assert [result for _, result in results] == [(os.getpid(), row.place) for row in rows]
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows cannot hold signals back")
