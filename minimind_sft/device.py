@@ -53,7 +53,7 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def position_multiple(device: torch.device, compiled: bool, max_positions: int) -> int:
-    """Returns the number to a multiple of which batches of at most `max_positions` are filled up.
+    """Returns the multiple to which the length of a batch of at most `max_positions` is rounded up.
 
     Matrix products prefer multiples of 16 rows. Layers compiled for fixed shapes (on CUDA) should see only two lengths,
     the whole and half of it: PyTorch stops compiling after a few different ones. On a CPU each length costs some 12 MiB

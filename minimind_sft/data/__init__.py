@@ -1,1 +1,1 @@
-"""A row of JSON becomes a batch."""
+"""Turns rows of JSON into batches."""
