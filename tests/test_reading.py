@@ -3,7 +3,6 @@
 import pytest
 from data_files import rows_or_errors, write
 
-from minimind_sft.data import lines
 from minimind_sft.data.reading import read_rows, read_texts
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
@@ -102,20 +101,6 @@ def test_names_and_globs_give_each_file_once_in_order(tmp_path):
 def test_numbers_that_no_float_can_hold_are_refused(tmp_path):
     file = write(tmp_path / "a.jsonl", b'{"a": 1e999}\n{"a": 1e30}\n')
     assert rows_or_errors(file) == ["1: 1e999 is too large a number", {"a": 1e30}]
-
-
-def test_an_overlong_line_is_an_error_and_the_next_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 2**20)
-    long = b'{"a": "' + b"x" * (3 * 2**20) + b'"}'
-    file = write(tmp_path / "a.jsonl", b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long)
-    too_long = "expected at most 1 MiB in a row, found 3 MiB"
-    assert rows_or_errors(file) == [{"a": 1}, f"2: {too_long}", {"a": 2}, f"4: {too_long}"]
-
-
-def test_a_byte_order_mark_does_not_count_in_the_length_of_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 20)
-    file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
-    assert rows_or_errors(file)[1:] == [{"a": 1}]
 
 
 def test_a_folder_is_refused_with_a_pattern_for_its_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Compressed files are read like their content."""
+"""Reading lines of data files, compressed or not."""
 
 import bz2
 import gzip
@@ -8,6 +8,7 @@ import sys
 import pytest
 from data_files import rows_or_errors, write
 
+from minimind_sft.data import lines
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
 
@@ -54,3 +55,17 @@ def test_zstd_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"a\.jsonl\.zst: reading \.zst needs pyarrow: pip install 'minimind-sft\[parq"):
         rows_or_errors(file)
+
+
+def test_an_overlong_line_is_an_error_and_the_next_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 2**20)
+    long = b'{"a": "' + b"x" * (3 * 2**20) + b'"}'
+    file = write(tmp_path / "a.jsonl", b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long)
+    too_long = "expected at most 1 MiB in a row, found 3 MiB"
+    assert rows_or_errors(file) == [{"a": 1}, f"2: {too_long}", {"a": 2}, f"4: {too_long}"]
+
+
+def test_a_byte_order_mark_does_not_count_in_the_length_of_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 20)
+    file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
+    assert rows_or_errors(file)[1:] == [{"a": 1}]
