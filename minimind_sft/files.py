@@ -62,6 +62,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def peek_object(path: Path) -> dict[str, Any]:
+    """Reads the JSON object that a file holds; returns {} if that is not possible."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def refuse_lfs_pointer(path: Path) -> None:
     """Refuses the small text file that Git LFS leaves in place of a file that was not fetched.
 

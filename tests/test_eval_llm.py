@@ -89,7 +89,7 @@ BAD_SCORES = {
                       r"asks.jsonl: the file exists and holds something other than results of --score"),
     "same file": (["--score", "{folder}/good.jsonl", "--score_out", "{folder}/good.jsonl"],
                   r"good.jsonl: this is the file with the questions"),
-    "no score": (["--score_out", "x.jsonl"], r"--score_out has the results of --score, which is not given"),
+    "no score": (["--score_out", "x.jsonl"], r"--score_out needs --score, whose results it holds"),
     "with a prompt": (["--score", "{folder}/good.jsonl", "--prompt", "x"], r"--prompt does not go with --score"),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import read_object, refuse_lfs_pointer
+from minimind_sft.files import peek_object, read_object, refuse_lfs_pointer
 
 
 def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(tmp_path):
@@ -36,3 +36,10 @@ def test_read_object_raises_value_error_for_other_content(tmp_path, content, pro
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         read_object(tmp_path / "a.json")
+    assert peek_object(tmp_path / "a.json") == {}
+
+
+def test_a_peek_finds_the_object_in_a_file_or_an_empty_one(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8")
+    assert peek_object(tmp_path / "a.json") == {"a": 1}
+    assert peek_object(tmp_path / "absent.json") == {}

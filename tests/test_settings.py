@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.settings.chat import ChatSettings, SamplingSettings
-from minimind_sft.settings.command_line import FlagParser
+from minimind_sft.settings.command_line import FlagParser, parse_flags
 from minimind_sft.settings.scripts import (
     ConvertSettings,
     EstimateSettings,
@@ -189,7 +190,13 @@ def test_switches_are_recorded_as_0_and_1():
     ("temperature", float("nan"), "a finite number"), ("repetition_penalty", 0.0, "more than 0"),
 ])
 def test_a_sampling_setting_out_of_range_is_refused(name, value, expected):
-    assert problems(SamplingSettings(**{name: value})) == [f"--{name} is {value}, expected {expected}"]
+    with pytest.raises(UserError, match=f"^--{name} is {value}, expected {expected}$"):
+        SamplingSettings(**{name: value})
+
+
+def test_sampling_out_of_range_hides_no_other_flag_out_of_range():
+    with pytest.raises(UserError, match=r"--batch_size is 0, expected at least 1\n +--top_k is -1, expected "):
+        parse_flags(ChatSettings, "", ["--top_k", "-1", "--batch_size", "0"])
 
 
 def test_the_inspector_plans_the_run_of_the_trainer_with_the_same_flags():
@@ -214,7 +221,7 @@ def test_the_inspector_refuses_conversation_flags_for_text(name):
     ({"score": ("q.jsonl",), "prompt": ("x",)}, ["--prompt does not go with --score"]),
     ({"score": ("q.jsonl",), "system": "x", "tools": "y"}, ["--system does not go with", "--tools does not go with"]),
     ({"score": ("q.jsonl",), "open_thinking": True}, []),
-    ({"score_out": "o.jsonl"}, ["--score_out has the results of --score, which is not given"]),
+    ({"score_out": "o.jsonl"}, ["--score_out needs --score, whose results it holds"]),
     ({"historys": -2}, ["--historys is -2, expected -1 (all that fit), 0 or more"]),
 ])
 def test_conflicting_chat_flags_are_refused(values, expected):

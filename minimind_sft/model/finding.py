@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import read_object
+from minimind_sft.files import peek_object
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
@@ -31,7 +30,7 @@ class Candidate:
 
     @classmethod
     def at(cls, path: Path) -> "Candidate":
-        sidecar = _sidecar(path)
+        sidecar = peek_object(sidecar_path(path))  # what is wrong with it is reported when the weights are read
         model = sidecar.get("model")
         if not isinstance(model, dict):
             model = {}
@@ -116,14 +115,6 @@ def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig |
 
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
-
-
-def _sidecar(weights: Path) -> dict[str, Any]:
-    """Reads a sidecar; returns {} if that fails, which is reported when the weights are read."""
-    try:
-        return read_object(sidecar_path(weights))
-    except (OSError, ValueError):
-        return {}
 
 
 def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minimind_sft.errors import UserError, first_line
-from minimind_sft.files import read_object, sha256_of_file, temporary_name, write_together
+from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
@@ -175,13 +175,6 @@ def finish_writing(path: Path) -> None:
     """Finishes a write that was killed halfway: moves the sidecar into place if it fits, removes temporary files."""
     temporary_name(path).unlink(missing_ok=True)
     sidecar = temporary_name(sidecar_path(path))
-    if sidecar.is_file() and path.is_file() and _says_sha256(sidecar, sha256_of_file(path)):
+    if sidecar.is_file() and path.is_file() and peek_object(sidecar).get("sha256") == sha256_of_file(path):
         sidecar.replace(sidecar_path(path))
     sidecar.unlink(missing_ok=True)
-
-
-def _says_sha256(sidecar: Path, sha256: str) -> bool:
-    try:
-        return read_object(sidecar).get("sha256") == sha256
-    except (OSError, ValueError):
-        return False

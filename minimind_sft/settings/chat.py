@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from minimind_sft.errors import UserError
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.foreign_flags import load_from_problems, lora_problems
 from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
-from minimind_sft.settings.spec import names_of, same_setting, setting
+from minimind_sft.settings.spec import flags_of, names_of, same_setting, setting, value_problems
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class QuestionSettings:
 
     def problems(self) -> list[str]:
         if self.score_out and not self.score:
-            return ["--score_out has the results of --score, which is not given"]
+            return ["--score_out needs --score, whose results it holds"]
         return []
 
 
@@ -90,6 +91,9 @@ class SamplingSettings:
     `repetition_penalty` where positive and multiplied where negative; all scores are divided by `temperature`; the
     best `top_k` stay; of those, the fewest whose probabilities sum to at least `top_p` stay. The defaults take the
     best token.
+
+    Raises:
+        UserError: for a value out of range.
     """
 
     max_new_tokens: int = setting(512, "maximum tokens of an answer", min=1)
@@ -99,6 +103,10 @@ class SamplingSettings:
         1.0, "sample from the fewest tokens whose probabilities sum to this", above=0, max=1)
     repetition_penalty: float = setting(1.0, "above 1: tokens that already occurred become less likely", above=0)
     seed: int = setting(0, "seed of the sampling")
+
+    def __post_init__(self) -> None:
+        if found := value_problems(flags_of(self)):
+            raise UserError("; ".join(found))
 
 
 @dataclass(frozen=True)

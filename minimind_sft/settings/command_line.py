@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.data import split_share
 from minimind_sft.settings.foreign_flags import explanation
-from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems
+from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems, value_problems
 
 FILES = "FILE"
 """The name of the files that stand on the command line without a flag."""
@@ -43,8 +43,12 @@ def parse_flags(program: type[Settings], description: str, argv: Sequence[str] |
     for flag in flags_of(program):
         value = tuple(values[flag.name]) if flag.many else values[flag.name]
         values[flag.name] = _existing_path(flag, value) if flag.setting.kind == "path" and value else value
-    settings = changed(program(), **values)
-    if found := problems(settings):
+    try:
+        settings = changed(program(), **values)
+        found = problems(settings)
+    except UserError:  # a group refused its own values; those of other groups may be wrong as well
+        found = value_problems([flag._replace(value=values[flag.name]) for flag in flags_of(program)])
+    if found:
         raise UserError("\n       ".join(found))
     return settings
 

@@ -166,8 +166,13 @@ def problems(settings: Any) -> list[str]:
 
     Checks ranges first, then calls the `problems` methods of the groups and of the program.
     """
-    found = [problem for flag in flags_of(settings) for problem in _problems_of(flag)]
+    found = value_problems(flags_of(settings))
     return found + [problem for one in _parts(settings) if hasattr(one, "problems") for problem in one.problems()]
+
+
+def value_problems(flags: list[Flag]) -> list[str]:
+    """Lists what is wrong with the values of flags, each looked at by itself."""
+    return [problem for flag in flags for problem in _problems_of(flag)]
 
 
 def _parts(settings: Any) -> Iterator[Any]:

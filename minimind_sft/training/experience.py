@@ -10,7 +10,7 @@ import numpy as np
 
 from minimind_sft.data.dataset import Samples
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.files import read_object
+from minimind_sft.files import peek_object
 from minimind_sft.model.sidecar import sidecar_path
 
 LARGE_SHARE = 0.1
@@ -32,13 +32,10 @@ class Experience:
 
     @classmethod
     def of_weights(cls, path: Path | None, vocab_size: int) -> Self | None:
-        """Reads it from the sidecar of weights; returns None if that does not say, and no experience for no weights."""
+        """Reads the sidecar of weights. Returns None if it has no record, and empty experience without weights."""
         if path is None:
             return cls.none(vocab_size)
-        try:
-            return cls.from_sidecar(read_object(sidecar_path(path)), vocab_size)
-        except (OSError, ValueError):
-            return None
+        return cls.from_sidecar(peek_object(sidecar_path(path)), vocab_size)
 
     @classmethod
     def from_sidecar(cls, sidecar: dict[str, Any], vocab_size: int) -> Self | None:

@@ -20,7 +20,7 @@ import torch
 
 from minimind_sft import __version__
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, read_object, sha256_of_file, temporary_name, write_atomically
+from minimind_sft.files import check_writable, peek_object, sha256_of_file, temporary_name, write_atomically
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.model.weights import finish_writing
 from minimind_sft.paths import shown
@@ -133,8 +133,8 @@ class Outputs:
         files = [path for path in (self.weights, self.sidecar) if is_there(path)]
         if not files:
             return []
-        sidecar = _read_object(self.sidecar)
-        if sidecar is None or sidecar.get("run") != self.run:
+        sidecar = peek_object(self.sidecar)
+        if not sidecar or sidecar.get("run") != self.run:
             return files
         if self.run is None or not is_there(self.weights):  # earlier versions may leave half of a pair
             return []
@@ -154,7 +154,7 @@ class Outputs:
 
     def _progress(self) -> str:
         """Says how far the run came that wrote the existing weights, if their sidecar tells."""
-        training = (_read_object(self.sidecar) or {}).get("training")
+        training = peek_object(self.sidecar).get("training")
         if not isinstance(training, dict) or not isinstance(training.get("step"), int):
             return ""
         loss = training.get("eval_loss")
@@ -163,7 +163,7 @@ class Outputs:
         return f" (step {training['step']:,} of {total:,}{measured})" if isinstance(total, int) else ""
 
     def _record(self) -> RunRecord | None:
-        values = _read_object(self.states / RECORD)
+        values = peek_object(self.states / RECORD)
         return RunRecord(values.get("run"), str(values.get("launcher"))) if values else None
 
 
@@ -233,11 +233,3 @@ def describe_run(settings: TrainSettings, state: TrainState, total_steps: int,
         },
         "made_with": {"minimind_sft": __version__, "torch": torch.__version__},
     }
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """Reads the JSON object in a file; returns None if it holds none."""
-    try:
-        return read_object(path)
-    except (OSError, ValueError):
-        return None
