@@ -36,6 +36,36 @@ def test_packed_documents_have_the_same_logits_as_alone(config: ModelConfig):
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-11, atol=1e-11)
 
 
+class Shifted(torch.nn.Module):
+    """A head with something around it, as adapters have it."""
+
+    def __init__(self, head: torch.nn.Linear):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) + x.sum(-1, keepdim=True) * torch.arange(self.head.out_features)
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: setattr(model.lm_head, "bias", torch.nn.Parameter(torch.randn(TINY.vocab_size).double())),
+    lambda model: setattr(model, "lm_head", Shifted(model.lm_head)),
+    lambda model: model.lm_head.register_forward_hook(lambda module, inputs, output: output.flip(-1)),
+], ids=["bias", "adapter", "hook"])
+def test_a_changed_head_is_trained_with_its_own_logits(change: Callable[[MiniMindForCausalLM], object]):
+    model = build(TINY, torch.float64)
+    input_ids, labels, cu_seqlens = random_batch([9, 1, 17, 4])
+    before = model(input_ids, labels, cu_seqlens).loss_sum
+    change(model)
+    loss_sum = model(input_ids, labels, cu_seqlens).loss_sum
+    logits = model.document_logits(input_ids, cu_seqlens)
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    torch.testing.assert_close(loss_sum, expected, rtol=1e-11, atol=0)
+    assert abs(float((loss_sum - before).detach())) > 0.01
+    loss_sum.backward()
+    assert all(parameter.grad is not None for parameter in model.lm_head.parameters())
+
+
 def gradients_of_step(model: MiniMindForCausalLM, batch: tuple, micro_batches: list[list[int]]) -> list[torch.Tensor]:
     """Returns the gradients of a step's loss with its documents in these micro-batches."""
     input_ids, labels, cu_seqlens = batch

@@ -24,7 +24,7 @@ PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, n
 
 def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
     """Returns the logits of the prompts and of `count` steps, continuing every sequence with fixed tokens."""
-    weight = model.lm_head.weight
+    weight = model.embed_tokens.weight
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
     cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
     context = cache.prefill([0, *ends])

@@ -106,6 +106,7 @@ CHANGES = {
     "adapter on a value projection": lambda model: put(middle(model).self_attn, "v_proj", LowRank),
     "adapter on a gate projection": lambda model: put(middle(model).mlp, "gate_proj", LowRank),
     "adapter on a down projection": lambda model: put(middle(model).mlp, "down_proj", LowRank),
+    "adapter on the head": lambda model: put(model, "lm_head", LowRank),
     "hook on a key projection": lambda model: with_hook(middle(model).self_attn.k_proj),
     "pre-hook on an output projection": lambda model: with_pre_hook(middle(model).self_attn.o_proj),
     "hook on an up projection": lambda model: with_hook(middle(model).mlp.up_proj),
@@ -133,6 +134,8 @@ CHANGES = {
 EXPERTS = {
     "hook on the experts": lambda model: with_hook(middle(model).mlp.experts),
     "hook on the mixture": lambda model: with_hook(middle(model).mlp),
+    "hook on the router": lambda model: with_hook(middle(model).mlp.gate),
+    "bias on the router": lambda model: with_bias(middle(model).mlp.gate),
     "replaced routing": lambda model: with_replaced(middle(model).mlp, "route"),
 }
 

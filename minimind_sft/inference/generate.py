@@ -55,10 +55,11 @@ def _steps(
     rooms = [_room(model, prompt, settings) for prompt in prompts]
     if not prompts:
         return
-    device = model.lm_head.weight.device
+    weight = model.embed_tokens.weight
+    device = weight.device
     lengths = [len(prompt) for prompt in prompts]
     longest = max(length + room for length, room in zip(lengths, rooms, strict=True))
-    cache = KVCache(model.config, len(prompts), longest, cache_dtype(model.lm_head.weight), device)
+    cache = KVCache(model.config, len(prompts), longest, cache_dtype(weight), device)
     sampler = _Sampler(settings, prompts, model.config.vocab_size, device)
     running = list(range(len(prompts)))
 

@@ -41,7 +41,7 @@ def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | Lowere
     Otherwise packed matrices lie beside the model. They take two bytes per weight for bfloat16 (four once several
     sequences were decoded at once) and four for float32. They do not follow later changes of the model.
     """
-    pack = best_pack(model.lm_head.weight)
+    pack = best_pack(model.embed_tokens.weight)
     return model if pack is None else lower_model(model, pack)
 
 
@@ -58,18 +58,18 @@ class LoweredModel:
     @torch.inference_mode()
     def __init__(self, model: MiniMindForCausalLM, pack: Pack):
         assert not model.training, "only a model in evaluation mode is decoded"
-        self.config, self.training, self.lm_head = model.config, False, model.lm_head
-        lower = Lowering(pack, model.lm_head.weight.dtype)
-        self._embed_tokens = model.model.embed_tokens
+        self.config, self.training, self.embed_tokens = model.config, False, model.embed_tokens
+        weight = self.embed_tokens.weight
+        lower = Lowering(pack, weight.dtype)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing runs in one thread per matrix
             self._layers = list(pool.map(lower, model.model.layers))
         self._norm, self._head = lower(model.model.norm), lower(model.lm_head)
-        self._cos_PK = self._sin_PK = at_least_float32(model.lm_head.weight.new_empty(0, model.config.head_dim))
+        self._cos_PK = self._sin_PK = at_least_float32(weight.new_empty(0, model.config.head_dim))
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:
         """Returns what the head reads, as the model's method of the same name."""
-        x_TD = at_least_float32(self._embed_tokens(input_ids_T))
+        x_TD = at_least_float32(self.embed_tokens(input_ids_T))
         rope = self._rope(positions_T)
         *layers, last = self._layers
         for layer in layers:

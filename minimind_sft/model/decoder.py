@@ -19,9 +19,9 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Attention, Context, Documents
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels import grouped_experts, selection
-from minimind_sft.model.kernels.cross_entropy import ROWS
 from minimind_sft.model.layers import RMSNorm, SwiGLU, cross_entropy_sum, rope_cos_sin
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
+from minimind_sft.model.precision import at_least_float32
 from minimind_sft.model.recompute import recomputed
 
 
@@ -146,11 +146,14 @@ class MiniMindForCausalLM(nn.Module):
         documents = self._documents(input_ids_T, cu_seqlens)
         if supervised_P is None:
             supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
-        read_N = F.pad(supervised_P, (0, -len(supervised_P) % ROWS))  # filled up with position 0
-        hidden_ND = self.hidden_states(input_ids_T, documents.positions_T, documents, read_N)
-        loss_sum = cross_entropy_sum(hidden_ND, self.lm_head.weight, labels_T.index_select(0, supervised_P))
+        hidden_ND = self.model(input_ids_T, documents.positions_T, documents, selection.fill_up(supervised_P))
+        loss_sum = self._loss_sum(hidden_ND, labels_T.index_select(0, supervised_P))
         has_router = self.config.use_moe and self.training
         return Losses(loss_sum, self._aux_loss_sum(documents) if has_router else torch.zeros_like(loss_sum))
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        return self.model.embed_tokens
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:
@@ -168,6 +171,14 @@ class MiniMindForCausalLM(nn.Module):
         """Returns the scores of the next token after each position of each document (T, V)."""
         documents = self._documents(input_ids_T, cu_seqlens)
         return self.logits(self.hidden_states(input_ids_T, documents.positions_T, documents))
+
+    def _loss_sum(self, hidden_ND: Tensor, labels_P: Tensor) -> Tensor:
+        head = self.lm_head
+        if type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks):
+            return cross_entropy_sum(hidden_ND, head.weight, labels_P)
+        # A head with a bias, an adapter or a hook computes its own logits, all of them at once.
+        logits_PV = at_least_float32(self.logits(hidden_ND[: len(labels_P)]))
+        return F.cross_entropy(logits_PV, labels_P, reduction="sum")
 
     def _documents(self, input_ids_T: Tensor, cu_seqlens: Sequence[int]) -> Documents:
         dropout = self.config.dropout if self.training else 0.0

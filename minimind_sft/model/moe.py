@@ -22,7 +22,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.experts_per_token = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate = Router(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.routing: tuple[Tensor, Tensor] | None = None
 
@@ -31,17 +31,22 @@ class MixtureOfExperts(nn.Module):
         return self.experts(x_TD, weight_TC, chosen_TC)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the weights and the indices of each token's experts (T, C).
-
-        Computes in at least float32: rounding must not decide between two experts.
-        """
-        with torch.autocast(x_TD.device.type, enabled=False):
-            probs_TE = F.linear(at_least_float32(x_TD), at_least_float32(self.gate.weight)).softmax(-1)
+        """Returns the weights and the indices of each token's experts (T, C)."""
+        probs_TE = self.gate(x_TD).softmax(-1)
         weight_TC, chosen_TC = probs_TE.topk(self.experts_per_token)
         if self.norm_topk_prob:
             weight_TC = weight_TC / weight_TC.sum(-1, keepdim=True)
         self.routing = (probs_TE, chosen_TC) if self.training else None
         return weight_TC, chosen_TC
+
+
+class Router(nn.Linear):
+    """Scores the experts in at least float32: rounding must not decide between two of them."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            bias_E = None if self.bias is None else at_least_float32(self.bias)
+            return F.linear(at_least_float32(x_TD), at_least_float32(self.weight), bias_E)
 
 
 class Experts(nn.Module):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimind_sft.model.kernels import cross_entropy, gated, grouped_experts, norm, rope
@@ -56,6 +57,7 @@ def implementation(formula: Callable[..., Tensor], *tensors: Tensor) -> Callable
 @contextmanager
 def plain_formulas(*names: str) -> Iterator[None]:
     """Runs formulas as they are written: those of these names (of FORMULAS), or all."""
+    assert set(names) <= set(FORMULAS), names
     before = set(_plain)
     _plain.update(names or FORMULAS)
     try:
@@ -101,6 +103,11 @@ def varlen_fits(v_TGK: Tensor, dropout: float) -> bool:
     from minimind_sft.model.kernels.varlen_attention import groups_heads
 
     return groups_heads()
+
+
+def fill_up(positions_N: Tensor) -> Tensor:
+    """Repeats position 0 until the number of positions is one that the cross-entropy kernel computes fast."""
+    return F.pad(positions_N, (0, -len(positions_N) % cross_entropy.ROWS))
 
 
 def skips_unread_positions(device: torch.device) -> bool:
