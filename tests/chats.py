@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from hypothesis import strategies as st
 
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, has_reasoning
 from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
 
 MODEL = Path(__file__).resolve().parent.parent / "model"
 TOKENIZER = Tokenizer.from_folder(MODEL)
@@ -102,3 +105,21 @@ def chat(*said: str, roles: str = "") -> dict:
     names = {"s": "system", "u": "user", "a": "assistant"}
     return {"conversations": [{"role": names[role], "content": text}
                               for role, text in zip(roles or "ua" * len(said), said, strict=False)]}
+
+
+ALTERNATING = (
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
+    "{% endif %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+WITHOUT_SYSTEM_OR_TOOLS = (
+    "{% for message in messages if message['role'] in ('user', 'assistant') %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def tiny_model(context: int = 4096) -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    return MiniMindForCausalLM(ModelConfig(vocab_size=6400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                           num_key_value_heads=1, intermediate_size=24,
+                                           max_position_embeddings=context)).eval()

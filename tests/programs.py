@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
 PATIENCE = 600.0
 """Seconds after which a process counts as hanging; none needs a tenth of them on a usual machine."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
 
 
@@ -27,6 +28,17 @@ def program(script: str, *arguments: object, module: tuple[str, ...] = (), cwd: 
 def run(script: str, *arguments: object, typed: str = "", **keywords) -> subprocess.CompletedProcess:
     command, options = program(script, *arguments, **keywords)
     return subprocess.run(command, capture_output=True, input=typed, timeout=PATIENCE, **options)
+
+
+def run_without_room(file_bytes: int, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs a program that cannot write a file of more than `file_bytes` and must fail with status 2."""
+    code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, "
+            "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    command, options = program(*arguments)
+    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
 
 
 def succeed(script: str, *arguments: object, **keywords) -> str:

@@ -3,33 +3,23 @@
 from collections.abc import Callable
 
 import pytest
-import torch
-from chats import BUNDLED, CALL, TOKENIZER, TOOLS, conversation, encode_one
+from chats import (
+    ALTERNATING,
+    BUNDLED,
+    CALL,
+    TOKENIZER,
+    TOOLS,
+    WITHOUT_SYSTEM_OR_TOOLS,
+    conversation,
+    encode_one,
+    tiny_model,
+)
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.inference import chat as chat_module
 from minimind_sft.inference.chat import Chat
 from minimind_sft.inference.generate import SamplingSettings
-from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.decoder import MiniMindForCausalLM
-
-ALTERNATING = (
-    "{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
-    "{% endif %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-WITHOUT_SYSTEM_OR_TOOLS = (
-    "{% for message in messages if message['role'] in ('user', 'assistant') %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-
-
-def tiny_model(context: int = 4096) -> MiniMindForCausalLM:
-    torch.manual_seed(0)
-    return MiniMindForCausalLM(ModelConfig(vocab_size=6400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                           num_key_value_heads=1, intermediate_size=24,
-                                           max_position_embeddings=context)).eval()
 
 
 @pytest.fixture
@@ -221,5 +211,3 @@ def test_the_history_stores_reasoning_apart_from_the_answer(monkeypatch):
     chat = make_chat(historys=-1, thinking=True)
     ask(chat, "Is 12 even?")
     assert chat.messages[-1] == {"role": "assistant", "content": "Yes.", "reasoning_content": "12 is even."}
-
-

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from programs import CHAT, NEW, SFT, questions, refuse, run, succeed, write_rows
+from programs import CHAT, NEW, SFT, TORCHRUN, questions, refuse, run, succeed, write_rows
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SHORT = ["--max_steps", 1, "--dtype", "float32", "--save_dtype", "float32"]
 
 

@@ -7,7 +7,7 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from programs import REPOSITORY
+from programs import PATIENCE, REPOSITORY
 from terminals import Terminal
 
 from minimind_sft.inference import dialogue
@@ -247,7 +247,7 @@ def test_ctrl_c_interrupts_an_answer(open_terminal, arguments):
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "ascii"])
 def test_lines_of_a_pipe_are_messages_and_bad_bytes_are_one_error_line(encoding):
     typed = b"one\n\xff\n\n/help me\r\ntwo"
-    done = subprocess.run(PYTHON, input=typed, capture_output=True, timeout=300, cwd=REPOSITORY,
+    done = subprocess.run(PYTHON, input=typed, capture_output=True, timeout=PATIENCE, cwd=REPOSITORY,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding})
     assert done.returncode == 0 and done.stderr == b"", done.stderr
     lines = [line.lstrip("> ") for line in done.stdout.decode(encoding).splitlines()]
@@ -257,7 +257,7 @@ def test_lines_of_a_pipe_are_messages_and_bad_bytes_are_one_error_line(encoding)
 
 def test_missing_standard_input_is_reported_in_one_line():
     done = subprocess.run(f'"{sys.executable}" -c "$PROGRAM" <&-', shell=True, capture_output=True, text=True,
-                          timeout=300, cwd=REPOSITORY,
+                          timeout=PATIENCE, cwd=REPOSITORY,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PROGRAM": PROGRAM})
     assert done.returncode == 2
     assert done.stderr == ("error: there is no standard input to read messages from; --prompt takes them from the "

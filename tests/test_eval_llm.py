@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from chats import MODEL, TOOLS
+from chats import MODEL, TOOLS, tiny_model
 from programs import CHAT, refuse, run, succeed, write_rows
 from terminals import Terminal
-from test_chat import tiny_model
 
 USER = {"role": "user", "content": "Who are you?"}
 ANSWER = {"role": "assistant", "content": "I am Mini."}

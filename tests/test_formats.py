@@ -4,22 +4,13 @@ import json
 
 import pytest
 from chats import BUNDLED, TOKENIZER
+from turns_and_rows import TOOL, assistant, refusal, user
 
 from minimind_sft.data.conversation import Conversation, canonical_row, parse_conversation, parse_row
 from minimind_sft.data.formats import form_name
 from minimind_sft.data.reading import read_rows
-from minimind_sft.errors import UserError
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "罗马"}}}
-TOOL = {"name": "weather", "description": "of a city"}
-
-
-def user(content: str) -> dict:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str, **more) -> dict:
-    return {"role": "assistant", "content": content, **more}
 
 
 def messages(row: dict) -> tuple[dict, ...]:
@@ -27,12 +18,6 @@ def messages(row: dict) -> tuple[dict, ...]:
     # Its canonical row parses to the same conversation.
     assert parse_conversation(json.loads(json.dumps(canonical_row(parsed))), "a.jsonl:7") == parsed
     return parsed.messages
-
-
-def refusal(row: dict) -> str:
-    with pytest.raises(UserError) as error:
-        parse_row(row, "a.jsonl:7")
-    return str(error.value).removeprefix("a.jsonl:7: ")
 
 
 def test_sharegpt_with_tools_a_call_and_its_result():

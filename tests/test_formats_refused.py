@@ -1,7 +1,7 @@
 """Rows in no known format, or with a wrong field: the error names the field as the row does."""
 
 import pytest
-from test_formats import TOOL, assistant, refusal, user
+from turns_and_rows import TOOL, assistant, refusal, user
 
 NO_FORM = ("conversations: expected conversations, messages, a question (prompt, question, query, instruction) with an "
            "answer (completion, response, answer, output), or text, found a row with")

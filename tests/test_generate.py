@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_generation import CONFIGS, PROMPTS, VOCAB, build
 
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import (
@@ -18,29 +19,8 @@ from minimind_sft.inference.generate import (
     generate_stream,
     penalize,
 )
-from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-
-VOCAB = 50
-CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, intermediate_size=40, max_position_embeddings=60)
-CONFIGS = {
-    "dense": CONFIG,
-    "moe": replace(CONFIG, use_moe=True, num_experts_per_tok=2, moe_intermediate_size=16),
-    "yarn": replace(CONFIG, rope_scaling=YarnScaling(factor=4.0, original_max_position_embeddings=15)),
-    "untied": replace(CONFIG, tie_word_embeddings=False),
-}
-PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 6]]
-
-
-def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
-    """Returns a float64 model, so that rounding cannot change the best token."""
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(float(parameter.dim() == 1), 0.4)
-    return model
 
 
 def greedy_without_cache(model: MiniMindForCausalLM, prompt: list[int], settings: SamplingSettings,

@@ -7,43 +7,13 @@ from itertools import chain
 
 import pytest
 import torch
-from test_generate import CONFIGS, PROMPTS, VOCAB, build
+from tiny_generation import CONFIGS, PRODUCTION, PROMPTS, build, half_needed, steps, trained_like
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
 from minimind_sft.inference.lowering import LoweredModel, ready_to_decode
-from minimind_sft.inference.packed import best_pack, plain
-from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.inference.packed import plain
 from minimind_sft.model.kv_cache import KVCache
-
-half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
-PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, intermediate_size=176)
-
-
-def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
-    """Returns the logits of the prompts and of `count` steps, continuing every sequence with fixed tokens."""
-    weight = model.embed_tokens.weight
-    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
-    cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
-    context = cache.prefill([0, *ends])
-    logits = [model.logits(model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context))]
-    for step in range(count):
-        positions_S = cache.advance()
-        tokens_S = (positions_S * 7 + step) % VOCAB
-        logits.append(model.logits(model.hidden_states(tokens_S, positions_S, cache)))
-    return logits
-
-
-def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
-    """Returns a model whose weights are exact in float16, as in a weights file."""
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(float(parameter.dim() == 1), 0.1)
-    return model.half().float().eval()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_generate import CONFIGS, PROMPTS, build
-from test_lowering import PRODUCTION, half_needed, steps, trained_like
+from tiny_generation import CONFIGS, PRODUCTION, PROMPTS, build, half_needed, steps, trained_like
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 

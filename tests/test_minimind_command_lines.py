@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import PRETRAIN, REPOSITORY, SFT, final_weights, program, questions, refuse, write_rows
+from programs import PATIENCE, PRETRAIN, REPOSITORY, SFT, final_weights, program, questions, refuse, write_rows
 
 from minimind_sft.errors import UserError
 from minimind_sft.settings.chat import ChatSettings
@@ -172,7 +172,8 @@ def pasted(tmp_path):
 
     def run(script: str, line: str) -> str:
         command, options = program(script, *shlex.split(line), WANDB_MODE="disabled")
-        done = subprocess.run(command, capture_output=True, timeout=600, **{**options, "cwd": tmp_path / "trainer"})
+        options["cwd"] = tmp_path / "trainer"
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -8,7 +8,19 @@ import tempfile
 from importlib.util import find_spec
 
 import pytest
-from programs import CHAT, NEW, PATIENCE, REPOSITORY, SFT, program, questions, run, write_rows
+from programs import (
+    CHAT,
+    NEW,
+    PATIENCE,
+    REPOSITORY,
+    SFT,
+    TORCHRUN,
+    program,
+    questions,
+    run,
+    run_without_room,
+    write_rows,
+)
 
 CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
     "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py", "scripts/plot_metrics.py",
@@ -141,16 +153,6 @@ def test_every_program_succeeds_when_its_pipe_is_closed(made, tmp_path, name):
         assert (tmp_path / "eval.jsonl").read_text(encoding="utf-8").count("\n") == 5
 
 
-def run_without_room(file_bytes: int, *arguments: object) -> subprocess.CompletedProcess:
-    """Runs a program that cannot write a file of more than `file_bytes`."""
-    code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, "
-            "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    command, options = program(*arguments)
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=300, **options)
-    assert done.returncode == 2, done.stderr
-    return done
-
-
 def without_room(file_bytes: int, *arguments: object) -> str:
     """Returns the error line of such a program."""
     return run_without_room(file_bytes, *arguments).stderr
@@ -184,6 +186,6 @@ def test_a_page_and_a_picture_without_room_are_named(made, tmp_path):
 def test_under_torchrun_our_error_line_is_the_last(tmp_path):
     rows = write_rows(tmp_path / "bad.jsonl", [*questions(1), {"conversations": "x"}])
     done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out",
-               module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+               module=TORCHRUN)
     *_, line, border = done.stderr.strip().splitlines()
     assert line.startswith(f"  traceback : error: {rows}:2: conversations: ") and set(border) == {"="}

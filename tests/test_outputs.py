@@ -11,7 +11,7 @@ from pathlib import Path
 import kill_and_resume
 import pytest
 import torch
-from programs import NEW, PRETRAIN, REPOSITORY, SFT, final_weights, refuse, run, succeed
+from programs import NEW, PRETRAIN, REPOSITORY, SFT, TORCHRUN, final_weights, refuse, run, succeed
 from safetensors.torch import save_file
 from tiny import TINY
 
@@ -22,7 +22,6 @@ from minimind_sft.model.weights import finish_writing, read_weights, write_weigh
 from minimind_sft.training.outputs import Outputs
 
 NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def sums(folder: Path) -> dict[str, str]:

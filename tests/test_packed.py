@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_generation import half_needed
 from torch import Tensor
 
 from minimind_sft.inference import packed
@@ -10,7 +11,6 @@ from minimind_sft.inference.packed import FEW_ROWS, MANY_ROWS, Bfloat16Product, 
 ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 33]
 bfloat16_needed = pytest.mark.skipif(best_pack(torch.zeros(1, dtype=torch.bfloat16)) is not Bfloat16Product,
                                      reason="this processor has no oneDNN product for bfloat16")
-half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
 
 
 def random(*shape: int) -> Tensor:

@@ -8,7 +8,7 @@ import subprocess
 import termios
 
 import pytest
-from programs import NEW, SFT, program, run
+from programs import NEW, PATIENCE, SFT, program, run
 
 from minimind_sft.terminal import columns
 from minimind_sft.training import progress
@@ -114,7 +114,7 @@ def in_terminal(width: int, *arguments: object) -> str:
     except OSError:  # Linux reports the closed other end this way
         pass
     os.close(leader)
-    assert process.wait(60) == 0, written.decode()
+    assert process.wait(PATIENCE) == 0, written.decode()
     return written.decode()
 
 

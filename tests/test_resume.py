@@ -19,6 +19,7 @@ from programs import (
     program,
     questions,
     refuse,
+    run_without_room,
     succeed,
     write_rows,
 )
@@ -156,11 +157,7 @@ def test_a_state_without_a_scaler_continues_in_float16(sft_data, tmp_path):
 
 
 def test_a_full_disk_when_weights_are_written_is_reported_in_one_line(sft_data, tmp_path):
-    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    command, options = program(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
-    done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    done = run_without_room(100_000, SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
     assert re.search(r"full_sft_32\.pth: cannot be written", done.stderr)
 
 

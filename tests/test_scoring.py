@@ -1,8 +1,7 @@
 """Scoring: the expected answer, rows that cannot be compared, the report and the results file."""
 
 import pytest
-from chats import BUNDLED, CALL, TOKENIZER, TOOLS
-from test_chat import ALTERNATING, WITHOUT_SYSTEM_OR_TOOLS, tiny_model
+from chats import ALTERNATING, BUNDLED, CALL, TOKENIZER, TOOLS, WITHOUT_SYSTEM_OR_TOOLS, tiny_model
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_conversation

@@ -1,6 +1,5 @@
 """The tokenizer that --tokenizer_path asks for."""
 
-
 from chats import MODEL
 from chats import TOKENIZER as BUNDLED
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from chats import TOKENIZER as BUNDLED
-from programs import PATIENCE
+from programs import PATIENCE, run_without_room
 
 from minimind_sft.data.tokenizer import Tokenizer
 
@@ -100,11 +100,7 @@ def test_a_full_disk_leaves_the_old_tokenizer_complete(repository, tmp_path):
     assert train(repository, "--data_path", text, "--vocab_size", 300, "--save_dir", out).returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     smaller = min(map(len, before.values()))
-    code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({smaller + 100}, "
-            "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code, "trainer/train_tokenizer.py", "--data_path", str(text),
-                           "--vocab_size", "310", "--save_dir", str(out), "--overwrite"],
-                          cwd=repository, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
+    done = run_without_room(smaller + 100, "trainer/train_tokenizer.py", "--data_path", text, "--vocab_size", 310,
+                            "--save_dir", out, "--overwrite")
     assert done.stderr.splitlines() == [f"error: {out}/tokenizer.json: cannot be written (File too large)"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -12,6 +12,7 @@ from programs import (
     PRETRAIN,
     REPOSITORY,
     SFT,
+    TORCHRUN,
     final_weights,
     questions,
     refuse,
@@ -95,7 +96,7 @@ def test_two_ranks_end_with_the_weights_of_one(sft_data, tmp_path):
               "--save_interval", 1, "--async_save", 1]
     succeed(SFT, *common, "--batch_size", 4, "--save_dir", tmp_path / "one")
     succeed(SFT, *common, "--batch_size", 2, "--save_dir", tmp_path / "two",
-            module=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+            module=TORCHRUN)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)

@@ -1,0 +1,63 @@
+"""Tiny models and prompts for tests of decoding and lowering."""
+
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+
+from minimind_sft.inference.lowering import LoweredModel
+from minimind_sft.inference.packed import best_pack
+from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kv_cache import KVCache
+
+VOCAB = 50
+CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+                     num_key_value_heads=2, intermediate_size=40, max_position_embeddings=60)
+CONFIGS = {
+    "dense": CONFIG,
+    "moe": replace(CONFIG, use_moe=True, num_experts_per_tok=2, moe_intermediate_size=16),
+    "yarn": replace(CONFIG, rope_scaling=YarnScaling(factor=4.0, original_max_position_embeddings=15)),
+    "untied": replace(CONFIG, tie_word_embeddings=False),
+}
+PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 6]]
+
+
+def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
+    """Returns a float64 model, so that rounding cannot change the best token."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), 0.4)
+    return model
+
+
+half_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None, reason="this PyTorch has no FBGEMM float16 product")
+PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+                         num_key_value_heads=2, intermediate_size=176)
+
+
+def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
+    """Returns the logits of the prompts and of `count` steps, continuing every sequence with fixed tokens."""
+    weight = model.embed_tokens.weight
+    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
+    cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
+    context = cache.prefill([0, *ends])
+    logits = [model.logits(model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context))]
+    for step in range(count):
+        positions_S = cache.advance()
+        tokens_S = (positions_S * 7 + step) % VOCAB
+        logits.append(model.logits(model.hidden_states(tokens_S, positions_S, cache)))
+    return logits
+
+
+def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
+    """Returns a model whose weights are exact in float16, as in a weights file."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), 0.1)
+    return model.half().float().eval()
