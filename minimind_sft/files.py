@@ -110,28 +110,33 @@ def sync(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns where `write_atomically` writes first; whatever a killed process leaves there is worthless."""
+    """Returns the path that `write_atomically` writes to first. What a killed process leaves there can go."""
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], before_replacing: Callable[[], object] | None = None,
-                     ) -> None:
-    """Calls `write(temporary path)`, then renames onto `path`, which holds the old content or the new, never a part.
-
-    The temporary name is always the same because torch.save writes it into the file: equal weights are equal files.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file. If the process is killed, `path` holds the old content or the new one, never a part.
 
     Args:
-        before_replacing: called when the new content is on the disk and before anything is replaced.
+        write: writes the content to the temporary path that it is called with. That path is always the same, because
+            torch.save writes its name into the file: equal weights are equal files.
 
     Raises:
         UserError: naming `path`, if it cannot be written, as on a full disk.
     """
-    write_together({path: write}, before_replacing)
+    write_together({path: write})
 
 
 def write_together(files: Mapping[Path, Callable[[Path], object]],
                    before_replacing: Callable[[], object] | None = None) -> None:
-    """Does the same for several files: none is replaced before all are on the disk."""
+    """Replaces several files as `write_atomically` does, once the new content of all is on the disk.
+
+    Args:
+        before_replacing: called when all new content is on the disk, before anything is replaced.
+
+    Raises:
+        UserError: naming the file that cannot be written.
+    """
     temporaries = {path: temporary_name(path) for path in files}
     try:
         for path, write in files.items():

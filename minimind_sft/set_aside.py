@@ -52,7 +52,8 @@ def set_aside_file(path: Path) -> Path | None:
 def set_aside(files: Sequence[Path], previous: Path) -> None:
     """Moves files of one folder into the folder `previous` beside them, which replaces an older one of that name.
 
-    `previous` appears in one step, with all files. `bring_back` undoes what a killed process leaves half done.
+    `previous` appears in one step, with all files in it. If the process is killed before that, `bring_back` undoes the
+    move.
 
     Raises:
         UserError: if the files cannot be moved; they then stay where they were.

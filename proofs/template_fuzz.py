@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from minimind_sft.errors import UserError, run_program
 
-MOST_SHAPES = 50
+MAX_SHAPES = 50
 
 
 class Tally:
@@ -45,7 +45,7 @@ class Tally:
 
     def attack(self, seed: int) -> None:
         """Makes one attack, with the first shape from `seed` on that the template accepts."""
-        for shape in range(MOST_SHAPES * seed, MOST_SHAPES * (seed + 1)):
+        for shape in range(MAX_SHAPES * seed, MAX_SHAPES * (seed + 1)):
             outcome = check_attack(self.subject, *make_attack(self.subject, shape))
             if not outcome.refused_shape:
                 break

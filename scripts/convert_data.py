@@ -102,9 +102,9 @@ def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
         chosen.append((f"less than {share:.0%} {language}",
                        lambda row: language_share(row_text(row), language) >= share))
     if settings.max_tokens:
-        rows = SFTEncoder(make_template(load_tokenizer(settings.tokenizer_path)), settings.max_tokens)
+        encoder = SFTEncoder(make_template(load_tokenizer(settings.tokenizer_path)), settings.max_tokens)
         chosen.append((f"more than {settings.max_tokens:,} tokens",
-                       lambda row: longest_sequence(row, rows) <= settings.max_tokens))
+                       lambda row: longest_sequence(row, encoder) <= settings.max_tokens))
     if settings.drop_in:
         chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(settings.drop_in), reading))))
     if settings.drop_duplicates:

@@ -41,12 +41,12 @@ def main() -> int:
     if any(source.share for source in eval_sources):
         raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
     page = checked_page(wanted.html) if wanted.html else None
-    rows = make_rows(trainer)
+    encoder = make_encoder(trainer)
 
     files = [path for source in (*sources, *eval_sources) for path in source.files]
-    tallies = survey(files, rows, wanted.check_prompts)
-    shown = first_rows(tallies, rows, wanted.show)
-    notes = rows.template.notes if isinstance(rows, SFTEncoder) else []
+    tallies = survey(files, encoder, wanted.check_prompts)
+    shown = first_rows(tallies, encoder, wanted.show)
+    notes = encoder.template.notes if isinstance(encoder, SFTEncoder) else []
     report = make_report(tallies, sources, eval_sources, trainer, settings.run.ranks, wanted.strict, notes)
 
     if page:
@@ -60,8 +60,8 @@ def main() -> int:
     return 0 if report.is_fine else 1
 
 
-def make_rows(trainer: TrainSettings) -> SFTEncoder | PretrainEncoder:
-    """The encoder of the trainer that these settings are for."""
+def make_encoder(trainer: TrainSettings) -> SFTEncoder | PretrainEncoder:
+    """Makes the encoder of the trainer that these settings are for."""
     data = trainer.data
     tokenizer = load_tokenizer(data.tokenizer_path)
     for notice in tokenizer.notices:
@@ -70,7 +70,7 @@ def make_rows(trainer: TrainSettings) -> SFTEncoder | PretrainEncoder:
         return PretrainEncoder(tokenizer, data.max_seq_len)
     template = make_template(tokenizer, data.chat_template, data.end_of_turn)
     return SFTEncoder(template, data.max_seq_len, data.truncation,
-                   Supervision(data.train_turns, data.train_on_prompt))
+                      Supervision(data.train_turns, data.train_on_prompt))
 
 
 def checked_page(name: str) -> Path:

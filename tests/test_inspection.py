@@ -152,8 +152,8 @@ def test_rows_in_both_files_are_wrong_and_repeated_questions_a_hint(tmp_path):
     assert places(evaluation.tally, "leaked") == [(3, f"as {train[1]}:1")]
     assert places(evaluation.tally, "same_question") == [(2, f"as {train[0]}:2")]
     assert (first.verdict, evaluation.verdict) == ("fine", "wrong: 1 also in the training data")
-    assert [part.name for part in report.whole] == ["all 2 files"]
-    assert report.whole[0].tally.counts.rows == 6 and report.whole[0].odd == ["1 duplicated"]
+    assert [part.name for part in report.totals] == ["all 2 files"]
+    assert report.totals[0].tally.counts.rows == 6 and report.totals[0].odd == ["1 duplicated"]
     assert not report.is_fine and report.verdict == f"not fine to train on: {held_out}"
 
 

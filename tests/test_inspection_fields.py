@@ -38,7 +38,7 @@ def test_ignored_fields_are_counted_and_the_data_stay_fine(tmp_path):
     report = report_of(first, second)
     assert report.parts[0].tally.ignored == {"source": 1, "tags": 1, "messages[].id": 2}
     assert report.parts[1].tally.ignored == {"source": 1, "url": 1, "messages[].id": 1}
-    assert report.whole[0].tally.ignored == {"source": 2, "url": 1, "tags": 1, "messages[].id": 3}
+    assert report.totals[0].tally.ignored == {"source": 2, "url": 1, "tags": 1, "messages[].id": 3}
     assert report.parts[1].verdict == "fine" and not report.parts[1].odd
     assert ("ignored", "fields that nothing reads, by rows: messages[].id 2, source 1, tags 1") in figures(
         report.parts[0].tally)
@@ -54,7 +54,8 @@ def test_the_program_lists_ignored_fields_and_exits_with_0(tmp_path):
     assert line.startswith("  ignored   fields that nothing reads, by rows: messages[].id 2, ⟨U+001B⟩[2J")
     assert line.endswith(" 1, source 1") and line.count("⟨U+001B⟩") == 10  # 40 characters of the name
     assert "\x1b" not in done.stdout
-    assert "ignored" not in run(INSPECT, write_rows(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "a"}])).stdout
+    plain = write_rows(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "a"}])
+    assert "fields that nothing reads" not in run(INSPECT, plain).stdout
 
 
 def test_all_other_fields_of_running_text_are_ignored(tmp_path):

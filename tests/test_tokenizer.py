@@ -33,7 +33,7 @@ def test_size_and_special_tokens_of_the_bundled_tokenizer():
     assert BUNDLED.vocab_size == 6400
     assert BUNDLED.special == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
                                "unk_token": "<|endoftext|>"}
-    assert (BUNDLED.bos_id, BUNDLED.eos_id, BUNDLED.pad_id, BUNDLED.end_of_document_id) == (1, 2, 0, 0)
+    assert (BUNDLED.bos_id, BUNDLED.eos_id, BUNDLED.end_of_document_id) == (1, 2, 0)
     assert BUNDLED.token_to_id("</think>") == 26
     assert BUNDLED.id_to_token(25) == "<think>"
     assert BUNDLED.token_to_id("no such token") is None
@@ -203,7 +203,7 @@ def test_other_forms_of_tokenizer_config_are_read(tmp_path):
                   state={"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
                                         "stride": 0}})
     tokenizer = Tokenizer.from_folder(tmp_path)
-    assert (tokenizer.eos_id, tokenizer.pad_id) == (2, None)
+    assert tokenizer.eos_id == 2 and "pad_token" not in tokenizer.special
     assert len(tokenizer.encode("1234567")) == 7
 
 

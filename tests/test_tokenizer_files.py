@@ -48,7 +48,7 @@ def refused(path: Path) -> str:
 def test_special_tokens_may_be_missing_in_added_tokens(tmp_path):
     """tokenizer.json without added_tokens: `<end>` and `<pad>` are control tokens because the config says so."""
     tokenizer = Tokenizer.from_folder(folder(tmp_path, state(), {"eos_token": "<end>", "pad_token": "<pad>"}))
-    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (END, PAD, 32)
+    assert (tokenizer.eos_id, tokenizer.special["pad_token"], tokenizer.vocab_size) == (END, "<pad>", 32)
     assert tokenizer.encode("a<end>") == [3, END]
     assert tokenizer.encode_ordinary("a<end>") == [3, 0, 7, 16, 6, 2]
     assert tokenizer.control_tokens() == ["<end>", "<pad>"]
@@ -71,7 +71,7 @@ def test_a_special_token_may_have_several_forms(tmp_path, eos):
 
 
 def test_a_special_token_may_have_the_id_0(tmp_path):
-    assert Tokenizer.from_folder(folder(tmp_path, state(), {"pad_token": 0})).pad_id == 0
+    assert Tokenizer.from_folder(folder(tmp_path, state(), {"pad_token": 0})).special == {"pad_token": "<"}
 
 
 @pytest.mark.parametrize(("eos", "message"), [
@@ -250,7 +250,7 @@ def test_tokenizers_from_public_bug_reports(shared):
     assert refused(cases / "eoslist") == ("tokenizer_config.json: eos_token: expected one token, found a list of 2 "
                                           "(<|im_end|>, <|endoftext|>): keep only the right one")
     tokenizer = Tokenizer.from_folder(cases / "noadded")
-    assert (tokenizer.eos_id, tokenizer.pad_id) == (3, 1)
+    assert tokenizer.eos_id == 3 and tokenizer.token_to_id(tokenizer.special["pad_token"]) == 1
     template = make_template(tokenizer, "chatml")
     assert template.end_of_turn_id == 3
     ids = template.generation_prompt_ids([{"role": "user", "content": "<|im_end|>"}])

@@ -146,7 +146,7 @@ class ChatTemplate:
         return result
 
     def encode_batch(self, conversations: Iterable[Conversation],
-                   supervision: Supervision = ALL_TURNS) -> list[list[TokenSequence] | UserError]:
+                     supervision: Supervision = ALL_TURNS) -> list[list[TokenSequence] | UserError]:
         """Returns what `encode` returns or raises for each conversation, in less time."""
         outcomes = [self._sequences(conversation, supervision) for conversation in conversations]
         marked = [sequence for outcome in outcomes if isinstance(outcome, list) for sequence in outcome]

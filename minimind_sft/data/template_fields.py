@@ -30,7 +30,8 @@ LABELS: dict[Field, str] = {
 """The fields that are probed, as they are called in messages."""
 
 MAX_REPEATS = 2
-"""Of equal messages in a row and of calls in a message: a template may treat two unlike one, but not three."""
+"""Equal messages in a row, and calls of a message, that are told apart. A template may treat two differently from one;
+three count as two."""
 
 
 class Shape(NamedTuple):

@@ -171,10 +171,6 @@ class Tokenizer:
         return self._special_id("eos_token")
 
     @property
-    def pad_id(self) -> int | None:
-        return self._special_id("pad_token")
-
-    @property
     def unknown_id(self) -> int | None:
         """The token for text that the vocabulary cannot spell; None if it can spell everything."""
         model = self._state["model"]

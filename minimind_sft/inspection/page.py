@@ -41,7 +41,7 @@ def render_page(report: Report, rows: Sequence[ShownRow]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
     source = (files("minimind_sft.inspection") / "page.html.jinja").read_text(encoding="utf-8")
-    parts = [*report.parts, *report.whole]
+    parts = [*report.parts, *report.totals]
     return environment.from_string(source).render(
         report=report, rows=rows, plan_line=figures.plan_line(report.plan), percent=figures.percent,
         stretches=stretches, token_count=lambda tokens: sum(len(token.ids) for token in tokens), parts=parts,

@@ -60,7 +60,7 @@ class Report:
     """All findings of an inspection.
 
     parts: one per file.
-    whole: one per role that has several files.
+    totals: one per role that has several files.
     plan: None if there is nothing to train on.
     strict: whether odd findings count as wrong.
     notes: remarks on the chat template.
@@ -68,7 +68,7 @@ class Report:
     """
 
     parts: list[Part]
-    whole: list[Part]
+    totals: list[Part]
     plan: Plan | None
     max_seq_len: int
     strict: bool
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def is_fine(self) -> bool:
-        return not any(part.wrong or (self.strict and part.odd) for part in (*self.parts, *self.whole))
+        return not any(part.wrong or (self.strict and part.odd) for part in (*self.parts, *self.totals))
 
     @property
     def verdict(self) -> str:
@@ -101,7 +101,7 @@ class Report:
             "commands": self.commands,
             "plan": asdict(self.plan) if self.plan else None,
             "files": [_part_as_json(part) for part in self.parts],
-            "whole": [_part_as_json(part) for part in self.whole],
+            "whole": [_part_as_json(part) for part in self.totals],
         }
 
 
@@ -117,11 +117,11 @@ def make_report(tallies: dict[Path, Tally], sources: Sequence[Source], eval_sour
     eval_index.find_in(train_index)
     roles = {TRAINING: training, EVALUATION: evaluation}
     parts = [_judged(str(path), role, tally) for role, files in roles.items() for path, tally in files.items()]
-    whole = [_judged(f"all {len(files)} files", role, total(files.values()))
-             for role, files in roles.items() if len(files) > 1]
+    totals = [_judged(f"all {len(files)} files", role, total(files.values()))
+              for role, files in roles.items() if len(files) > 1]
     plan = _plan(tallies, sources, bool(eval_sources), settings, ranks)
     next_commands = commands(total(training.values()), total(evaluation.values()), settings) if plan else []
-    return Report(parts, whole, plan, settings.data.max_seq_len, strict, list(notes), next_commands)
+    return Report(parts, totals, plan, settings.data.max_seq_len, strict, list(notes), next_commands)
 
 
 class RowIndex:

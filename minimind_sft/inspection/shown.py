@@ -44,33 +44,33 @@ class ShownRow:
     sequences: list[list[Token]]
 
 
-def first_rows(tallies: dict[Path, Tally], rows: SFTEncoder | PretrainEncoder, count: int) -> list[ShownRow]:
+def first_rows(tallies: dict[Path, Tally], encoder: SFTEncoder | PretrainEncoder, count: int) -> list[ShownRow]:
     """Returns the first `count` rows with something to learn of each file, of at most `MAX_FILES` files."""
     with_rows = [path for path, tally in tallies.items() if tally.usable]
-    return [row for path in with_rows[:MAX_FILES] for row in islice(_shown_rows(path, rows), count)]
+    return [row for path in with_rows[:MAX_FILES] for row in islice(_shown_rows(path, encoder), count)]
 
 
-def _shown_rows(path: Path, rows: SFTEncoder | PretrainEncoder) -> Iterator[ShownRow]:
-    written = "\n".join(rows.template.sources) if isinstance(rows, SFTEncoder) else ""
-    control = {rows.tokenizer.token_to_id(token) for token in rows.tokenizer.control_tokens(written)}
+def _shown_rows(path: Path, encoder: SFTEncoder | PretrainEncoder) -> Iterator[ShownRow]:
+    written = "\n".join(encoder.template.sources) if isinstance(encoder, SFTEncoder) else ""
+    control = {encoder.tokenizer.token_to_id(token) for token in encoder.tokenizer.control_tokens(written)}
     for raw in islice(read_raw_rows(path), MAX_READ):
         try:
-            (encoded,) = rows.encode([(raw.place, parse_raw_row(raw))])
+            (encoded,) = encoder.encode([(raw.place, parse_raw_row(raw))])
         except UserError:
             continue
         if not isinstance(encoded, UserError) and encoded.samples:
-            yield ShownRow(raw.place, [shown_tokens(rows, one, control) for sample in encoded.samples
+            yield ShownRow(raw.place, [shown_tokens(encoder, one, control) for sample in encoded.samples
                                        for one in sample])
 
 
-def shown_tokens(rows: SFTEncoder | PretrainEncoder, example: Example, control: set[int | None]) -> list[Token]:
+def shown_tokens(encoder: SFTEncoder | PretrainEncoder, example: Example, control: set[int | None]) -> list[Token]:
     """Returns the tokens of an Example. Its labels say whether a token is learned; the first never is."""
     ids = example.input_ids.tolist()
     learned = [False, *(example.labels != IGNORE_INDEX).tolist()]
     if learned[-1]:
         ids.append(int(example.labels[-1]))
     tokens = []
-    stream, text, pending = TextStream(rows.tokenizer), "", []
+    stream, text, pending = TextStream(encoder.tokenizer), "", []
     for index, (token_id, supervised) in enumerate(zip(ids, learned, strict=False)):
         pending.append(token_id)
         text += stream.push(token_id)
@@ -87,8 +87,8 @@ def shown_tokens(rows: SFTEncoder | PretrainEncoder, example: Example, control: 
 
 def _visible(texts: Sequence[str]) -> list[str]:
     """Makes all characters visible. Takes all texts together, because neighbours decide which spaces to mark."""
-    whole = "".join(texts)
-    dotted = re.sub(r"^ +| +$| {2,}", lambda spaces: "·" * len(spaces[0]), whole, flags=re.MULTILINE)
+    joined = "".join(texts)
+    dotted = re.sub(r"^ +| +$| {2,}", lambda spaces: "·" * len(spaces[0]), joined, flags=re.MULTILINE)
     pieces, position = [], 0
     for text in texts:
         pieces.append("".join(map(_visible_character, dotted[position:position + len(text)])))

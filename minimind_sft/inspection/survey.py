@@ -23,8 +23,8 @@ from minimind_sft.inspection.tally import Position, Tally, split_place
 from minimind_sft.labels import IGNORE_INDEX
 
 
-def survey(files: Sequence[Path], rows: SFTEncoder | PretrainEncoder, check_prompts: bool = False,
-           show_progress: bool = True) -> dict[Path, Tally]:
+def survey(files: Sequence[Path], encoder: SFTEncoder | PretrainEncoder,
+           check_prompts: bool = False) -> dict[Path, Tally]:
     """Returns the tally of each file.
 
     Raises:
@@ -32,14 +32,15 @@ def survey(files: Sequence[Path], rows: SFTEncoder | PretrainEncoder, check_prom
     """
     tallies = {path: Tally() for path in files}
     by_name = {str(path): tally for path, tally in tallies.items()}
-    work = partial(survey_chunk, rows=rows, check_prompts=check_prompts)
-    for _, found in work_on_files(work, list(tallies), "inspecting", show_progress):
+    work = partial(survey_chunk, encoder=encoder, check_prompts=check_prompts)
+    for _, found in work_on_files(work, list(tallies), "inspecting", show_progress=True):
         for name, tally in found.items():
             by_name[name] += tally
     return tallies
 
 
-def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, check_prompts: bool) -> dict[str, Tally]:
+def survey_chunk(raw_rows: list[RawRow], encoder: SFTEncoder | PretrainEncoder,
+                 check_prompts: bool) -> dict[str, Tally]:
     """Returns the tallies of some rows by the names of their files."""
     readable: list[tuple[str, dict]] = []
     errors: dict[int, UserError] = {}
@@ -48,8 +49,8 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, che
             readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
-    unknown_id = unwritten_unknown_id(rows)
-    results = zip(readable, rows.encode(readable), _answers(rows, readable), strict=True)
+    unknown_id = unwritten_unknown_id(encoder)
+    results = zip(readable, encoder.encode(readable), _answers(encoder, readable), strict=True)
     tallies: dict[str, Tally] = {}
     found: dict[str, list[tuple[Position, int, int]]] = {}
     for number, raw in enumerate(raw_rows):
@@ -64,10 +65,10 @@ def survey_chunk(raw_rows: list[RawRow], rows: SFTEncoder | PretrainEncoder, che
             continue
         _add_row(tally, raw.place, position, row, encoded)
         _add_unknown(tally, position, encoded, unknown_id)
-        if isinstance(encoded.parsed, Conversation) and isinstance(rows, SFTEncoder):
-            _add_answers(tally, position, encoded, answers, rows)
+        if isinstance(encoded.parsed, Conversation) and isinstance(encoder, SFTEncoder):
+            _add_answers(tally, position, encoded, answers, encoder)
             if check_prompts:
-                _compare_prompts(tally, position, encoded.parsed, rows)
+                _compare_prompts(tally, position, encoded.parsed, encoder)
         found.setdefault(name, []).append((position, *_hashes(encoded.parsed)))
     for name, of_file in found.items():
         positions, hashes, questions = zip(*of_file, strict=True)
@@ -109,11 +110,11 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, encoded: E
         tally.findings["not_alternating"].add(position, ", ".join(broken))
 
 
-def unwritten_unknown_id(rows: SFTEncoder | PretrainEncoder) -> int | None:
+def unwritten_unknown_id(encoder: SFTEncoder | PretrainEncoder) -> int | None:
     """Returns the tokenizer's unknown token, or None if there is none or the chat template writes it too."""
-    unknown_id = rows.tokenizer.unknown_id
-    sources = rows.template.sources if isinstance(rows, SFTEncoder) else ()
-    name = None if unknown_id is None else rows.tokenizer.id_to_token(unknown_id)
+    unknown_id = encoder.tokenizer.unknown_id
+    sources = encoder.template.sources if isinstance(encoder, SFTEncoder) else ()
+    name = None if unknown_id is None else encoder.tokenizer.id_to_token(unknown_id)
     return None if name is None or any(name in source for source in sources) else unknown_id
 
 
@@ -133,26 +134,26 @@ def _broken_alternations(roles: list[str]) -> Iterator[str]:
         yield f"ends with a {roles[-1]} turn"
 
 
-def _answers(rows: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]]) -> list:
+def _answers(encoder: SFTEncoder | PretrainEncoder, readable: list[tuple[str, dict]]) -> list:
     """Encodes the rows with only their answers supervised. Returns Nones if training supervises nothing else."""
-    if not (isinstance(rows, SFTEncoder) and rows.supervision.prompt):
+    if not (isinstance(encoder, SFTEncoder) and encoder.supervision.prompt):
         return [None] * len(readable)
-    return SFTEncoder(rows.template, rows.max_seq_len, rows.truncation,
-                      replace(rows.supervision, prompt=False)).encode(readable)
+    return SFTEncoder(encoder.template, encoder.max_seq_len, encoder.truncation,
+                      replace(encoder.supervision, prompt=False)).encode(readable)
 
 
 def _add_answers(tally: Tally, position: Position, encoded: EncodedRow, answers: EncodedRow | None,
-                 rows: SFTEncoder) -> None:
+                 encoder: SFTEncoder) -> None:
     """Counts answers and their ends by the labels that training uses."""
     assert isinstance(encoded.parsed, Conversation)
     trained = answers or encoded
-    cuts_tails = trained.was_cut and rows.truncation == "tail"
+    cuts_tails = trained.was_cut and encoder.truncation == "tail"
     missing = 0
     for example in (example for sample in trained.samples for example in sample):
-        ended, unended, cut_here = answer_ends(example, rows.template.end_of_turn_id)
+        ended, unended, cut_here = answer_ends(example, encoder.template.end_of_turn_id)
         tally.turns += ended + unended
         tally.ended += ended
-        missing += unended - (cut_here and cuts_tails and len(example.labels) == rows.max_seq_len - 1)
+        missing += unended - (cut_here and cuts_tails and len(example.labels) == encoder.max_seq_len - 1)
     # Some templates end a call with another token than an answer, or with none.
     missing -= sum("tool_calls" in message for message in encoded.parsed.messages)
     if missing > 0:
@@ -173,11 +174,11 @@ def answer_ends(example: Example, end_of_turn_id: int) -> tuple[int, int, bool]:
     return int(np.count_nonzero(ended)), int(np.count_nonzero(open_ends)), bool(open_ends[-1])
 
 
-def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, rows: SFTEncoder) -> None:
+def _compare_prompts(tally: Tally, position: Position, conversation: Conversation, encoder: SFTEncoder) -> None:
     answers = sum(message["role"] == "assistant" for message in conversation.messages)
     tally.compared += min(answers, MAX_COMPARED)
     try:
-        mismatches = rows.template.prompt_mismatches(conversation)
+        mismatches = encoder.template.prompt_mismatches(conversation)
     except UserError as error:  # a chat cannot show what training teaches
         mismatches = [str(error)]
     if mismatches:

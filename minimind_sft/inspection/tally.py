@@ -74,9 +74,9 @@ class Finding:
         self.count += 1
         self.places.append((position, detail))
 
-    def merge(self, other: "Finding", most: int) -> None:
+    def merge(self, other: "Finding", max_places: int) -> None:
         self.count += other.count
-        self.places = (self.places + other.places)[:most]
+        self.places = (self.places + other.places)[:max_places]
 
 
 @dataclass
@@ -150,9 +150,9 @@ class Tally:
 
 def total(tallies: Iterable[Tally]) -> Tally:
     """Sums the counts and findings of several files, without places."""
-    whole = Tally()
+    summed = Tally()
     for tally in tallies:
-        whole.add_figures(tally)
+        summed.add_figures(tally)
         for kind, finding in tally.findings.items():
-            whole.findings[kind].count += finding.count
-    return whole
+            summed.findings[kind].count += finding.count
+    return summed

@@ -40,8 +40,8 @@ def as_text(report: Report, rows: Sequence[ShownRow], max_bad: int, in_colour: b
     lines = [*_rows(rows, paint)]
     for part in report.parts:
         lines += [*_part(part, report.max_seq_len, max_bad, paint), ""]
-    for whole in report.whole:
-        lines += [*_part(whole, report.max_seq_len, max_bad, paint), ""]
+    for part in report.totals:
+        lines += [*_part(part, report.max_seq_len, max_bad, paint), ""]
     lines += [f"{'template':<12}{printable(note)}" for note in report.notes]
     lines.append(f"{'steps':<12}{plan_line(report.plan)}")
     lines += [f"{'verdict':<12}{printable(part.name)} ({part.role}): {_verdict(part, paint)}" for part in report.parts]
@@ -80,8 +80,8 @@ def _painted(tokens: Sequence[Token], paint: Painter) -> str:
                 if control and not paint.in_colour:
                     text = f"‹{text}›"
                 inner.append(paint(("supervised" if supervised else "given") + (" control" if control else ""), text))
-        whole = "".join(inner)
-        pieces.append(f"⟦{whole}⟧" if supervised and not paint.in_colour else whole)
+        text = "".join(inner)
+        pieces.append(f"⟦{text}⟧" if supervised and not paint.in_colour else text)
     return "".join(pieces).rstrip("\n")
 
 

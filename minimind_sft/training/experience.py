@@ -32,7 +32,7 @@ class Experience:
 
     @classmethod
     def of_weights(cls, path: Path | None, vocab_size: int) -> Self | None:
-        """Reads the sidecar of weights. Returns None if it has no record, and empty experience without weights."""
+        """Reads the sidecar of weights. Returns None without a record, empty experience if `path` is None."""
         if path is None:
             return cls.none(vocab_size)
         return cls.from_sidecar(peek_object(sidecar_path(path)), vocab_size)
