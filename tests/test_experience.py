@@ -7,7 +7,8 @@ from programs import SFT, succeed, write_rows
 
 from minimind_sft.data.dataset import ExampleDataset, Mixture
 from minimind_sft.data.example import make_example
-from minimind_sft.training.experience import Experience, data_advice
+from minimind_sft.training.advice import data_advice
+from minimind_sft.training.experience import Experience
 
 
 def samples(*documents: tuple[list[int], list[bool]]) -> ExampleDataset:

@@ -27,16 +27,17 @@ from minimind_sft.model.weights import weights_path, write_weights
 from minimind_sft.paths import shown
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.training import SFTSettings
-from minimind_sft.training.advice import opening_lines
+from minimind_sft.training.advice import data_advice, opening_lines
 from minimind_sft.training.distributed import Ranks, join_ranks
-from minimind_sft.training.experience import Experience, data_advice
+from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import check_agreement, run_identity, run_settings
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import fit, planned_steps
+from minimind_sft.training.metrics import read_metrics, start_wandb
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
 from minimind_sft.training.parallel import gather, parallelize
-from minimind_sft.training.progress import Progress, read_metrics, start_wandb
+from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume import is_finished, resume
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.saving import Saver

@@ -1,18 +1,25 @@
-"""Says at the start of a run how long it will be, and which settings are allowed but probably not meant."""
+"""Says at the start of a run how long it will be, and which settings and data are allowed but probably not meant."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from minimind_sft.data.batching import TrainingSteps
 from minimind_sft.data.dataset import Samples
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.training.experience import Experience
 from minimind_sft.training.optim import learning_rate, schedule_length
 from minimind_sft.training.resume_state import TrainState
 
 LARGE_WARMUP = 0.3
 FEW_EVALUATION_SAMPLES = 50
 LARGE_RATE_CHANGE = 0.05
+LARGE_NEW_SHARE = 0.1
+"""To the bundled model, below 1% of the tokens and none of the lengths of the bundled conversations are new; of other
+instructions, web text and tool calls 33 to 52% of the tokens are, of Russian 73%."""
 
 
 def opening_lines(settings: TrainSettings, before: Mapping[str, Any], state: TrainState, steps: TrainingSteps,
@@ -81,3 +88,27 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
     if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
     return [f"note        the learning rate jumps: {was:.3g} with the previous settings, {is_now:.3g} with these"]
+
+
+def data_advice(known: Experience | None, samples: Samples, tokenizer: Tokenizer, weights: str) -> list[str]:
+    """Notes how much of `samples` is new to weights with some experience, if that is much.
+
+    Control tokens do not count: a model that has only read text learns them in every fine-tuning.
+    """
+    if known is None or known.longest == 0:
+        return []
+    counts = samples.label_counts(len(known.seen))
+    control_ids = [tokenizer.token_to_id(token) for token in tokenizer.control_tokens()]
+    counts[[index for index in control_ids if index is not None]] = 0
+    new = counts[~known.seen].sum() / max(counts.sum(), 1)
+    longer = np.mean(samples.document_lengths() > known.longest)
+    facts = []
+    if new > LARGE_NEW_SHARE:
+        facts.append(f"{new:.0%} of the tokens to learn never occurred in what {weights} was trained on")
+    if longer > LARGE_NEW_SHARE:
+        facts.append(f"{longer:.0%} of the samples are longer than any that {weights} was trained on "
+                     f"({known.longest} tokens)")
+    if not facts:
+        return []
+    return [f"note        {'; '.join(facts)}: the model must learn that from your rows alone, and docs/real_run.md "
+            "shows what 10,000 rows give"]

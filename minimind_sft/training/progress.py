@@ -1,24 +1,16 @@
-"""Shows a run's progress: a bar or plain lines, the metrics file, Weights & Biases."""
+"""Shows a run's progress as a bar or plain lines, and passes the rate on to the metrics file."""
 
-import json
-import math
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from minimind_sft.errors import UserError, first_line
-from minimind_sft.files import write_atomically
-from minimind_sft.settings.spec import as_typed
-from minimind_sft.settings.training import TrainSettings
 from minimind_sft.terminal import fitted, width_of
-from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.metrics import Metrics
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
 DEFAULT_WIDTH = 80
@@ -47,8 +39,7 @@ class Progress:
 
     def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
                  wandb_run: Any = None):
-        self.metrics_path, self.is_main, self.wandb_run = metrics_path, is_main, wandb_run
-        self.total_steps, self.log_interval, self.first_step = total_steps, log_interval, step
+        self.total_steps, self.log_interval, self.first_step, self.is_main = total_steps, log_interval, step, is_main
         self.tokens, self.seconds = 0, 0.0
         """Supervised tokens, and seconds of training without evaluations and saves, since this process started."""
         in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
@@ -58,10 +49,7 @@ class Progress:
                          ncols=bar_columns(width), bar_format=bar_format(width))
         self._recent_tokens, self._recent_seconds, self._rate, self._first_seconds = 0, 0.0, 0.0, 0.0
         self._started = self._going_since = self._line_at = time.perf_counter()
-        if is_main:
-            with self._disk():
-                cut_metrics(metrics_path, step)
-                self._file = metrics_path.open("a", encoding="utf-8")
+        self._metrics = Metrics(metrics_path, step, wandb_run) if is_main else None
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +57,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self._bar.close()
-        if self.is_main:
-            with suppress(OSError):  # failed writes have been reported
-                self._file.close()
+        if self._metrics:
+            self._metrics.close()
 
     def advance(self, step: int, loss: float, learning_rate: float, supervised_tokens: int) -> None:
         """Shows that `step` is done."""
@@ -109,29 +96,13 @@ class Progress:
 
     def log(self, step: int, **values: float | str) -> None:
         """Writes a line to the metrics file, and the same to wandb."""
-        if not self.is_main:
-            return
-        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
-                  for name, value in values.items()}
-        line = {"step": step, **finite, "supervised_tokens_per_second": round(self._rate, 1)}
-        with self._disk():
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        if self.wandb_run is not None:
-            self.wandb_run.log(finite, step=step)
+        if self._metrics:
+            self._metrics.write(step, values, self._rate)
 
     def sync(self) -> None:
-        """Makes the lines so far survive a power cut, like the resume state that is written next."""
-        if self.is_main:
-            with self._disk():
-                os.fsync(self._file.fileno())
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror})") from error
+        """Makes the metrics so far survive a power cut."""
+        if self._metrics:
+            self._metrics.sync()
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -171,50 +142,3 @@ def step_label(step: int, total_steps: int) -> str:
 def clock(seconds: float) -> str:
     """Formats seconds as 2:05, or as 1:02:05 with hours."""
     return tqdm.format_interval(seconds).removeprefix("0")
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """Reads the lines of a metrics file; returns none if it cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if line["step"] >= 0]
-    return []
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Removes the lines past `step`, which a resumed run writes again; step 0 starts with an empty file."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and step > 0 else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # half a line, from when the run was killed
-    write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
-
-
-def start_wandb(settings: TrainSettings, name: str, ranks: Ranks) -> Any:
-    """Starts a Weights & Biases run on the main rank if the settings ask for one; returns None otherwise.
-
-    WANDB_MODE=offline keeps it on this machine.
-
-    Raises:
-        UserError: if wandb is not installed, has no key, or cannot reach its server.
-    """
-    started = []  # a run cannot be sent to the other ranks, so it is not what `on_main` returns
-    if settings.logging.use_wandb:
-        ranks.on_main(lambda: started.append(_start_wandb(settings.logging.wandb_project, name, as_typed(settings))))
-    return started[0] if started else None
-
-
-def _start_wandb(project: str, name: str, settings: dict) -> Any:
-    try:
-        import wandb  # takes a second, so only on request
-    except Exception as error:  # a broken installation raises anything
-        raise UserError(f"--use_wandb: the package wandb cannot be imported ({first_line(error)}); pip install wandb, "
-                        "or leave --use_wandb out") from error
-    try:
-        return wandb.init(project=project, name=name, config=settings)
-    except (wandb.errors.Error, ValueError, OSError) as error:
-        reason = first_line(error).removesuffix(".")
-        raise UserError(f"--use_wandb: {reason}; with WANDB_MODE=offline in the environment the log stays on this "
-                        "machine, and wandb sync sends it later") from error
