@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,6 +41,15 @@ def run_without_room(file_bytes: int, *arguments: object) -> subprocess.Complete
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Waits until the condition holds; fails after a while, or when the process has ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.02)
 
 
 def succeed(script: str, *arguments: object, **keywords) -> str:

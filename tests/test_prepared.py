@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER
-from programs import PATIENCE, questions, write_rows
+from programs import PATIENCE, questions, wait_for, write_rows
 
 from minimind_sft.data import prepared, workers
 from minimind_sft.data.example import make_example
@@ -151,13 +151,6 @@ def slow_rows(tmp_path) -> SlowEncoder:
     rows = SlowEncoder(BUNDLED, 100)
     rows.began, rows.go = tmp_path / "began", tmp_path / "go"
     return rows
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_second_process_waits_for_the_first_to_prepare(tmp_path):

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from programs import (
     refuse,
     run_without_room,
     succeed,
+    wait_for,
     write_rows,
 )
 
@@ -180,13 +180,6 @@ def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> Non
     wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 143
-
-
-def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(sft_data, tmp_path):

@@ -114,9 +114,9 @@ def test_truncation_by_turns_keeps_the_longest_fitting_run_of_turns(monkeypatch)
     whole, counts = encode(SFTEncoder(BUNDLED, 1000, "turns"), row)
     assert taught(whole) == ["Hello!<|im_end|>eleven twelve<|im_end|>Ciao<|im_end|>"] and counts.truncated == 0
     length = whole.lengths(0)[0] + 1
-    for max_seq_len, expected in ((length - 1, ["eleven twelve<|im_end|>Ciao<|im_end|>"]), (25, ["Hello!<|im_end|>"])):
+    for max_seq_len, expected in ((length - 1, "Hello!<|im_end|>eleven twelve<|im_end|>"), (25, "Hello!<|im_end|>")):
         kept, counts = encode(SFTEncoder(BUNDLED, max_seq_len, "turns"), row)
-        assert taught(kept) in (expected, ["Hello!<|im_end|>eleven twelve<|im_end|>"])
+        assert taught(kept) == [expected]
         assert seen(kept)[0].startswith("<|im_start|>system\nkind<|im_end|>\n<|im_start|>user\n")
         assert kept.lengths(0)[0] < max_seq_len and counts.truncated == 1
     nothing, counts = encode(SFTEncoder(BUNDLED, 10, "turns"), row)

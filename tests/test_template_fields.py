@@ -93,13 +93,12 @@ def test_a_chat_with_fields_that_the_template_ignores_is_refused():
 @pytest.mark.parametrize("row, name", [
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning": "r"}]},
      "messages[1].reasoning_content"),
-    ({"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": '{"name": "f"}'}]},
+    ({"conversations": [{"from": "human", "value": "x"},
+                        {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
      "conversations[1].tool_calls"),
     ({"system": "s", "instruction": "x", "output": "y"}, "system"),
 ])
 def test_an_error_uses_the_names_of_the_row(row, name):
-    if "from" in str(row):
-        row["conversations"][1]["value"] = '{"name": "f", "arguments": {}}'
     with pytest.raises(UserError, match=r"does not render") as error:
         ChatTemplate(TOKENIZER, NO_SYSTEM).encode(parse_conversation(row, "b.jsonl:1"))
     assert str(error.value).startswith(f"b.jsonl:1: {name}: ")

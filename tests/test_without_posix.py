@@ -5,11 +5,23 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from programs import CHAT, NEW, PRETRAIN, REPOSITORY, SFT, program, questions, refuse, run, succeed, write_rows
+from programs import (
+    CHAT,
+    NEW,
+    PRETRAIN,
+    REPOSITORY,
+    SFT,
+    program,
+    questions,
+    refuse,
+    run,
+    succeed,
+    wait_for,
+    write_rows,
+)
 
 from minimind_sft.data.workers import CHUNK_BYTES, MAX_SPAWNED
 
@@ -102,6 +114,4 @@ def test_a_running_run_locks_its_folder_until_it_ends(sft_data, tmp_path):
 
 
 def wait_for_steps(metrics: Path, process: subprocess.Popen) -> None:
-    while not (metrics.exists() and '"loss"' in metrics.read_text(encoding="utf-8")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: metrics.exists() and '"loss"' in metrics.read_text(encoding="utf-8"), process)
