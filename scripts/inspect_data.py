@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
-from minimind_sft.data.sources import find_sources
+from minimind_sft.data.sources import find_eval_sources, find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable
@@ -37,9 +37,7 @@ def main() -> int:
     data, wanted = settings.data, settings.report
     trainer = settings.trainer()
     sources = find_sources(data.data_path, "FILE")
-    eval_sources = find_sources(data.eval_data_path, "--eval_data_path") if data.eval_data_path else []
-    if any(source.share for source in eval_sources):
-        raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
+    eval_sources = find_eval_sources(data.eval_data_path)
     page = checked_page(wanted.html) if wanted.html else None
     encoder = make_encoder(trainer)
 

@@ -26,7 +26,7 @@ def main() -> None:
     settings = parse_flags(PlotSettings, description=__doc__)
     out = Path(settings.out)
     check_picture(out)
-    draw([(path, read_metrics(path)) for path in map(Path, settings.metrics)], settings.title, out)
+    draw([(path, read_curves(path)) for path in map(Path, settings.metrics)], settings.title, out)
     say(f"wrote {out}")
 
 
@@ -41,7 +41,7 @@ def check_picture(path: Path) -> None:
     check_writable(path.parent, "--out")
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_curves(path: Path) -> list[dict]:
     """Reads the lines of a metrics file.
 
     Raises:
@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> list[dict]:
         for name in CURVES:
             if line.get(name) is not None and not is_number(line[name]):
                 raise UserError(f"{path}:{number}: {name}: expected a number, found {json.dumps(line[name])[:40]}")
-    if not any(columns(parsed, name)[0] for name in CURVES):
+    if not any(curve(parsed, name)[0] for name in CURVES):
         raise UserError(f"{path}: has no loss to draw; a run logs one every --log_interval steps")
     return parsed
 
@@ -82,10 +82,10 @@ def draw(runs: list[tuple[Path, list[dict]]], title: str, out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for index, (path, lines) in enumerate(runs):
         name = path.name.removesuffix("_metrics.jsonl")
-        steps, losses = columns(lines, "loss")
+        steps, losses = curve(lines, "loss")
         axes.plot(steps, losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
         axes.plot(steps, running_mean(losses), color=f"C{index}", label=f"{name}: training")
-        steps, losses = columns(lines, "eval_loss")
+        steps, losses = curve(lines, "eval_loss")
         if steps:
             axes.plot(steps, losses, "o--", color=f"C{index}", markersize=4, linewidth=1, markerfacecolor="white",
                       label=f"{name}: validation {losses[0]:.2f} -> {min(losses):.2f} "
@@ -102,7 +102,7 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def columns(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
+def curve(lines: list[dict], name: str) -> tuple[list[int], list[float]]:
     """Returns (steps, values) of the lines with a number under `name`; a loss that was not finite is null."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]

@@ -6,8 +6,7 @@ from pathlib import Path
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
 from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
 from minimind_sft.data.samples import RowEncoder
-from minimind_sft.data.sources import Source, find_sources
-from minimind_sft.errors import UserError
+from minimind_sft.data.sources import Source, find_eval_sources, find_sources
 from minimind_sft.paths import shown
 from minimind_sft.settings.data import DataSettings
 
@@ -25,9 +24,7 @@ def load_datasets(data: DataSettings, encoder: RowEncoder, folder: Path, say: Ca
         UserError: for files, rows and shares that cannot be used.
     """
     sources = find_sources(data.data_path, "--data_path")
-    eval_sources = find_sources(data.eval_data_path, "--eval_data_path") if data.eval_data_path else []
-    if any(source.share for source in eval_sources):
-        raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
+    eval_sources = find_eval_sources(data.eval_data_path)
     prepared = [prepare(source.files, encoder, folder, data.bad_rows, show_progress, say)
                 for source in (*sources, *eval_sources)]
     training, evaluation = prepared[:len(sources)], prepared[len(sources):]

@@ -54,6 +54,18 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
     return [Source(name, found, float(share)) for name, share, found in parts]
 
 
+def find_eval_sources(texts: Sequence[str]) -> list[Source]:
+    """Resolves `--eval_data_path`; returns no sources for no texts.
+
+    Raises:
+        UserError: for shares, and as `find_sources` does.
+    """
+    sources = find_sources(texts, "--eval_data_path") if texts else []
+    if any(source.share for source in sources):
+        raise UserError("--eval_data_path: expected files without shares; every row is evaluated once")
+    return sources
+
+
 def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
     """Finds the files of names and globs in the order given (a glob's sorted), each file once.
 

@@ -47,7 +47,7 @@ def render_page(report: Report, rows: Sequence[ShownRow]) -> str:
         stretches=stretches, token_count=lambda tokens: sum(len(token.ids) for token in tokens), parts=parts,
         findings=lambda part: figures.findings(part.tally), figures=lambda part: figures.figures(part.tally),
         lengths_line=lambda part: figures.lengths_line(part.tally.lengths, report.max_seq_len),
-        columns=lambda part: columns(part, report.max_seq_len), state=state, kinds=KINDS, most=MAX_LINES,
+        columns=lambda part: length_columns(part, report.max_seq_len), state=state, kinds=KINDS, most=MAX_LINES,
         plot_width=PLOT_WIDTH, plot_height=PLOT_HEIGHT)
 
 
@@ -61,7 +61,7 @@ def stretches(tokens: Sequence[Token]) -> list[tuple[bool, list[Token]]]:
     return [(supervised, list(group)) for supervised, group in groupby(tokens, key=lambda token: token.supervised)]
 
 
-def columns(part: Part, max_seq_len: int) -> list[Column]:
+def length_columns(part: Part, max_seq_len: int) -> list[Column]:
     """Returns the bars of a part's histogram of lengths."""
     bars = figures.bars(part.tally.lengths, max_seq_len)
     tallest = max((bar.sequences for bar in bars), default=1)

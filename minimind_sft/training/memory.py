@@ -35,6 +35,9 @@ HEAP = 3
 
 It is as much with gradient checkpointing, because the same tensors come and go while one layer computes.
 """
+MULTIPLE = 64
+"""Micro-batches are tried in multiples of this many tokens."""
+
 KERNEL = 0.65 * MIB
 """CPU, bfloat16: what oneDNN keeps for every new shape of a matrix product."""
 DDP_BUCKET = 25 * MIB
@@ -209,12 +212,12 @@ def largest_micro_batch(config: ModelConfig, plan: Plan, budget: float) -> int:
     return _largest(lambda tokens: sum(peak(config, replace(plan, micro_batch_tokens=tokens)).values()) <= budget)
 
 
-def _largest(fits: Callable[[int], bool], unit: int = 64) -> int:
-    """Returns the largest multiple of `unit` that `fits`, by bisection, or 0."""
+def _largest(fits: Callable[[int], bool]) -> int:
+    """Returns the largest multiple of `MULTIPLE` that `fits`, by bisection, or 0."""
     low, high = 0, 1
-    while fits(high * unit) and high < 2**24:
+    while fits(high * MULTIPLE) and high < 2**24:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * unit) else (low, middle)
-    return low * unit
+        low, high = (middle, high) if fits(middle * MULTIPLE) else (low, middle)
+    return low * MULTIPLE
