@@ -14,6 +14,8 @@ from minimind_sft.data.chat_template import ChatTemplate, TokenSequence
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SUBJECT = Subject(BUNDLED)
 
 

@@ -23,6 +23,8 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def trl_template(name: str) -> str:
     pytest.importorskip("trl")

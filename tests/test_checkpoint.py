@@ -328,6 +328,7 @@ with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu"
 """
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_use_one_folder(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "resume")], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
@@ -367,6 +368,7 @@ with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu"
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_earlier_states_untouched(tmp_path):
     shown = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "resume"), str(Path(__file__).parent)],
                            capture_output=True, text=True)

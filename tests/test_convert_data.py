@@ -6,6 +6,8 @@ import json
 import pytest
 from programs import questions, refuse, succeed, write_rows
 
+pytestmark = pytest.mark.slow
+
 CONVERT = "scripts/convert_data.py"
 SHAREGPT = {"conversations": [{"from": "human", "value": "晴?"}, {"from": "gpt", "value": "是 "}], "id": 5}
 ALPACA = {"instruction": "add", "input": "1 2", "output": "3"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from programs import CHAT, NEW, SFT, TORCHRUN, questions, refuse, run, succeed, write_rows
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--max_steps", 1, "--dtype", "float32", "--save_dtype", "float32"]
 
 

@@ -175,6 +175,7 @@ def test_dropout_only_acts_in_training_mode():
     assert model.eval()(*batch).loss_sum.item() == plain(*batch).loss_sum.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "moe"])
 def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
     """Uses the backend that only captures graphs; PyTorch tests its own code generator."""
@@ -199,6 +200,7 @@ def counted_graphs() -> tuple[list[torch.fx.GraphModule], Callable]:
     return graphs, backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts one after the other"])
 def test_other_document_lengths_reuse_the_compiled_graphs(config: ModelConfig):
     torch.compiler.reset()
@@ -222,6 +224,7 @@ def test_a_copy_does_not_keep_a_compiled_model_alive():
     assert attention() is None and other.model.layers[0].self_attn is not None
 
 
+@pytest.mark.slow
 def test_the_chat_does_not_load_the_compiler():
     """Loading it would delay every chat by a second."""
     looks = "import sys, minimind_sft.inference.chat; print('torch._dynamo' in sys.modules)"
@@ -303,6 +306,7 @@ def test_on_a_cpu_the_last_feed_forward_network_skips_unsupervised_positions(mon
     assert flops() - early == 128 * 6 * 3 * TINY.hidden_size * TINY.intermediate_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TINY_MOE], ids=["dense", "experts"])
 def test_compiled_layers_share_graphs_and_only_new_shapes_are_compiled(config, monkeypatch):
     torch.compiler.reset()

@@ -76,6 +76,7 @@ def test_the_compiler_is_not_trusted_if_avx512_is_hidden_from_it(monkeypatch):
         assert compiles_rightly() is trusted
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_f"), reason="this processor has no AVX-512 to hide")
 def test_use_compile_is_refused_if_avx512_is_hidden(tmp_path, sft_data):
     line = refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--use_compile", 1, "--device", "cpu",

@@ -10,6 +10,8 @@ from chats import MODEL, TOOLS, tiny_model
 from programs import CHAT, refuse, run, succeed, write_rows
 from terminals import Terminal
 
+pytestmark = pytest.mark.slow
+
 USER = {"role": "user", "content": "Who are you?"}
 ANSWER = {"role": "assistant", "content": "I am Mini."}
 ASKED = ["--max_new_tokens", "2", "--num_hidden_layers", "1", "--tokenizer_path", MODEL, "--show_speed", "0"]

@@ -12,6 +12,8 @@ from programs import CHAT, REPOSITORY, SFT, refuse, succeed
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2)
 
 

@@ -33,6 +33,7 @@ def page_faults(how: str) -> list[int]:
     return [int(one) for one in faults]
 
 
+@pytest.mark.slow
 def test_memory_freed_by_a_step_is_reused_by_the_next():
     """160 MiB are 40,960 pages of the usual size."""
     first, *later = page_faults("keep")

@@ -247,6 +247,7 @@ def test_training_prompts_that_differ_from_a_chat_s_are_wrong(tmp_path, monkeypa
     assert status == 1 and "a chat shows: lines 1 (no room), 2 (no room), 3 (no room)" in printed
 
 
+@pytest.mark.slow
 def test_the_bundled_data_are_fine(inspect, repository):
     training, held_out = (repository / "dataset" / name for name in ("sft_demo.jsonl", "sft_demo_heldout.jsonl"))
     status, printed = inspect(training, "--eval_data_path", held_out, "--strict", 1)
@@ -255,6 +256,7 @@ def test_the_bundled_data_are_fine(inspect, repository):
     assert "9,338 supervised, 100% of them with their end of turn" in printed
 
 
+@pytest.mark.slow
 def test_exit_statuses(tmp_path, defects, inspect):
     fine = write_rows(tmp_path / "fine.jsonl", questions(3))
     twice = write_rows(tmp_path / "twice.jsonl", [*questions(2), *questions(1)])
@@ -346,6 +348,7 @@ def test_the_page_escapes_the_data_and_loads_nothing(tmp_path, inspect):
     assert "prefers-color-scheme: dark" in page and "<svg" in page
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_change_the_exit_status(defects):
     command, options = program(SCRIPT, defects)
     reading, writing = os.pipe()
@@ -369,6 +372,7 @@ def test_a_call_that_ends_with_another_token_is_not_wrong(tmp_path):
     assert (tally.turns, tally.ended, tally.findings["unended"].count) == (2, 1, 0)
 
 
+@pytest.mark.slow
 def test_the_report_names_the_page_and_json_output_stays_valid(tmp_path, inspect):
     data, page = write_rows(tmp_path / "a.jsonl", [chat("q", "a")]), tmp_path / "page.html"
     assert f"\npage        {page}\n" in inspect(data, "--html", page)[1]

@@ -17,6 +17,8 @@ from minimind_sft.inspection.tally import MAX_IGNORED, Tally
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
+pytestmark = pytest.mark.slow
+
 INSPECT = "scripts/inspect_data.py"
 
 

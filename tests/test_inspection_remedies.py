@@ -5,7 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
 from programs import NEW, REPOSITORY, program, run, succeed, write_rows
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = "scripts/inspect_data.py"
 LONG = {"conversations": [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1 2 3 " * 60}]}

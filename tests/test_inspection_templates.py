@@ -9,6 +9,8 @@ from programs import run, write_rows
 
 from minimind_sft.data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "scripts/inspect_data.py"
 SIMPLE = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}")
 CALL = {"messages": [{"role": "user", "content": "time?"},

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from programs import PATIENCE, PRETRAIN, REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("LICENSE", "README.md", "MANIFEST.in", "pyproject.toml", "setup.py", "eval_llm.py", "dataset", "minimind_sft",
          "model", "scripts", "trainer")
 

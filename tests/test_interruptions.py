@@ -18,6 +18,8 @@ from minimind_sft.training import interruptions
 from minimind_sft.training.interruptions import batches_of, stop_on_signals
 from minimind_sft.training.loop import train_step
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_dead_worker_of_the_loader_ends_the_run_with_one_line(tmp_path):
     training = Training(tmp_path, num_workers=1)

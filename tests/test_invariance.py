@@ -3,6 +3,8 @@
 import gradient_invariance
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:

@@ -6,6 +6,8 @@ import kill_and_resume
 import pytest
 from places import PLACES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("variant", kill_and_resume.VARIANTS)
 def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path, variant):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from programs import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 DATASET = Path(__file__).resolve().parent.parent / "dataset"
 FILES = ("pretrain_demo.jsonl", "sft_demo.jsonl", "sft_demo_heldout.jsonl")
 KINDS = {

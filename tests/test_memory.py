@@ -19,6 +19,8 @@ from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, largest_micro_batch, peak
 from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                     head_dim=16, intermediate_size=160)
 EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=96)

@@ -14,6 +14,8 @@ from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.spec import as_typed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {"train_pretrain.py": PretrainSettings, "train_full_sft.py": SFTSettings, "eval_llm.py": ChatSettings}
 
 RUN = [

@@ -18,6 +18,8 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 
+pytestmark = pytest.mark.slow
+
 MPS = torch.device("mps")
 CPU = Ranks(0, 1, torch.device("cpu"))
 

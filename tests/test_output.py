@@ -22,6 +22,8 @@ from programs import (
     write_rows,
 )
 
+pytestmark = pytest.mark.slow
+
 CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
     "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py", "scripts/plot_metrics.py",
     "trainer/train_tokenizer.py")

@@ -21,6 +21,8 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import finish_writing, read_weights, write_weights
 from minimind_sft.training.outputs import Outputs
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from programs import refuse, succeed
 
+pytestmark = pytest.mark.slow
+
 PLOT = "scripts/plot_metrics.py"
 
 

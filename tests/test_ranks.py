@@ -36,6 +36,8 @@ from minimind_sft.training.loop import NOT_FINITE, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import full_tensor, parallelize
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
 

@@ -63,6 +63,7 @@ def test_losses_and_gradients_are_unchanged(use_moe, dtype, dropout):
     assert_same(*(two_steps(ALONE, checkpointing, "ddp", dtype, use_moe, dropout) for checkpointing in (False, True)))
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_unchanged_under_torch_compile():
     torch.compiler.reset()
     plain = two_steps(ALONE, False, "ddp", torch.float32, True, 0.2)

@@ -30,6 +30,8 @@ from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.resume import compare_with_run
 from minimind_sft.training.resume_state import TrainState
 
+pytestmark = pytest.mark.slow
+
 
 def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights(sft_data, tmp_path):
     common = ["--data_path", sft_data, "--batch_size", 2, "--epochs", 8, "--dropout", 0.1, "--keep_best", 0,

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 import row_path
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_path_covers_reading_to_step_without_setup(tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 import two_machines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not two_machines.can_run(), reason="needs root and the ip command, for network namespaces")
 def test_a_broken_connection_stops_both_machines_and_loses_nothing(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from programs import (
 
 from minimind_sft.device import compiles_rightly
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:

@@ -27,7 +27,7 @@ def test_weights_are_read_as_they_were_written(name):
     stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     weights = read_weights(path)
-    assert asdict(weights.config) == sidecar["model"]
+    assert sidecar["model"].items() <= asdict(weights.config).items()  # later versions may add fields
     assert weights.sidecar == sidecar
     assert not weights.notices
     found = weights.build_model().state_dict()
@@ -63,6 +63,7 @@ def prepared_files(folder: Path) -> dict[str, int]:
             if path.is_file() and path.suffix != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(resumed):
     """They are equal bit for bit on the machine that wrote them; others sum in another order."""
     (state,) = (resumed / "out/checkpoints/full_sft_16_resume").glob("step-00000021")
@@ -73,6 +74,7 @@ def test_a_resumed_run_ends_with_the_same_weights(resumed):
         torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_metrics(resumed):
     found, expected = (metrics(folder / "full_sft_16_metrics.jsonl")
                        for folder in (resumed / "out", WRITTEN / "expected"))
@@ -86,12 +88,14 @@ def metrics(path: Path) -> list[dict]:
             for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_describes_its_weights_as_before(resumed):
     found, expected = (json.loads((folder / "full_sft_16.json").read_text(encoding="utf-8"))
                        for folder in (resumed / "out", WRITTEN / "expected"))
     assert found.pop("sha256") and expected.pop("sha256")  # of the file; bits differ between machines
     training, training_then = found.pop("training"), expected.pop("training")
     assert found.pop("made_with").keys() == expected.pop("made_with").keys()
+    assert found.pop("model").items() >= expected.pop("model").items()
     assert found == expected
     assert "--from_resume 1" in training.pop("command") and training_then.pop("command")
     assert training.pop("eval_loss") == pytest.approx(training_then.pop("eval_loss"), rel=1e-5)
