@@ -1,8 +1,9 @@
 """Tests the lines that a run prints before it starts and when it ends."""
 
-
 import pytest
 
+from minimind_sft.data.batching import BatchLayout, TrainingSteps
+from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.advice import describe_length, evaluation_advice, rate_advice, warmup_advice
@@ -24,7 +25,10 @@ def sft(**flags) -> SFTSettings:
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
 ])
 def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line):
-    assert describe_length(sft(**flags).optimizer, 100, 16) == f"training    {line}"
+    optimizer = sft(**flags).optimizer
+    steps = TrainingSteps(ExampleDataset([[]] * 1600), BatchLayout(768), epochs=optimizer.epochs, samples_per_step=16,
+                          seed=1, max_steps=optimizer.max_steps)
+    assert describe_length(optimizer, steps) == f"training    {line}"
 
 
 @pytest.mark.parametrize(("warmup", "line"), [

@@ -97,6 +97,12 @@ def test_the_last_step_of_an_epoch_takes_what_is_left():
     assert plan[3].epoch == 1
 
 
+@pytest.mark.parametrize(("max_steps", "steps"), [(0, 6), (4, 4), (6, 6), (9, 6)])
+def test_a_run_ends_after_its_epochs_or_max_steps_whichever_is_first(max_steps, steps):
+    assert len(TrainingSteps(numbered([3] * 10), BatchLayout(12), epochs=2, samples_per_step=4, seed=7,
+                             max_steps=max_steps)) == steps
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_any_number_of_ranks_shares_the_same_global_batch(ranks):
     dataset = numbered([5, 1, 9, 3, 3, 12, 2, 7, 4])

@@ -18,7 +18,7 @@ from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
-from minimind_sft.training.loop import fit, planned_steps, train_step
+from minimind_sft.training.loop import fit, train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState, load_tensors
@@ -49,9 +49,10 @@ class Training:
         if resume:
             path, self.state, _ = self.checkpoints.newest()
             load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
-        self.steps = TrainingSteps(random_documents(30), BatchLayout(64), epochs=2, samples_per_step=4, seed=1)
-        self.progress = Progress(folder / "metrics.jsonl", total_steps=planned_steps(settings.optimizer, self.steps),
-                                 step=self.state.step, is_main=True)
+        self.steps = TrainingSteps(random_documents(30), BatchLayout(64), epochs=2, samples_per_step=4, seed=1,
+                                   max_steps=settings.optimizer.max_steps)
+        self.progress = Progress(folder / "metrics.jsonl", total_steps=len(self.steps), step=self.state.step,
+                                 is_main=True)
         self.evaluate, self.step, self.weights = evaluate, train_step, {}
 
     def run(self, interrupt_at: int | None = None) -> int:

@@ -30,7 +30,7 @@ from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import check_agreement, run_identity, run_settings
 from minimind_sft.training.learner import Learner
-from minimind_sft.training.loop import fit, planned_steps
+from minimind_sft.training.loop import fit
 from minimind_sft.training.metrics import read_metrics, start_wandb
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
@@ -87,9 +87,8 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
         layout = BatchLayout(runtime.micro_batch_tokens, ranks.rank, ranks.world_size,
                              position_multiple(ranks.device, runtime.use_compile, runtime.micro_batch_tokens))
         steps = TrainingSteps(train_set, layout, epochs=optimizer.epochs, samples_per_step=state.samples_per_step,
-                              seed=data.seed)
-        total_steps = planned_steps(optimizer, steps)
-        if ranks.on_main(lambda: is_finished(state, total_steps, outputs.weights)):
+                              seed=data.seed, max_steps=optimizer.max_steps)
+        if ranks.on_main(lambda: is_finished(state, len(steps), outputs.weights)):
             ranks.say(f"{shown(outputs.weights)}: that run is finished ({state.step} steps); nothing to do")
             return 0
         state.finished = False
@@ -105,7 +104,7 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
             unsharded = gather(model, ranks)
             sidecar = {"stage": "pretrain", "run": outputs.run,
                        **encoding_facts(tokenizer, data.tokenizer_path),
-                       **describe_run(settings, at, total_steps, experience)}
+                       **describe_run(settings, at, len(steps), experience)}
             ranks.on_main(lambda: write_weights(outputs.weights, unsharded, saving.save_dtype, sidecar))
 
         evaluate = None
@@ -116,7 +115,7 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
                       keeps_best=saving.keep_best and evaluate is not None)
         wandb_run = start_wandb(settings, outputs.weights.stem, ranks)
         begin_outputs(outputs, checkpoints, state, ranks)
-        with Progress(outputs.metrics, total_steps=total_steps, step=state.step, is_main=ranks.is_main,
+        with Progress(outputs.metrics, total_steps=len(steps), step=state.step, is_main=ranks.is_main,
                       log_interval=settings.logging.log_interval, wandb_run=wandb_run) as progress:
             status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
 

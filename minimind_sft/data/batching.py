@@ -133,20 +133,24 @@ class BatchLayout:
 
 
 class TrainingSteps(Dataset):
-    """The steps of all epochs: `steps[k]` is the work of this rank in step k.
+    """The steps of a run: `steps[k]` is the work of this rank in step k, and `len(steps)` the number of steps.
 
     The last step of an epoch takes the remaining samples, however few.
+
+    Args:
+        max_steps: ends the run before the last epoch does, if that is earlier; 0 sets no limit.
     """
 
-    def __init__(self, dataset: Samples, layout: BatchLayout, *, epochs: int, samples_per_step: int, seed: int):
+    def __init__(self, dataset: Samples, layout: BatchLayout, *, epochs: int, samples_per_step: int, seed: int,
+                 max_steps: int = 0):
         self.dataset, self.layout = dataset, layout
         self.samples_per_step, self.seed = samples_per_step, seed
         self.steps_per_epoch = -(-len(dataset) // samples_per_step)
-        self.epochs = epochs
+        self.epochs, self.max_steps = epochs, max_steps
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return schedule_length(self.epochs, self.max_steps, self.steps_per_epoch)
 
     def sample_ids(self, step: int) -> list[int]:
         """Returns the sample ids of a step's global batch, in the epoch's order."""
@@ -176,6 +180,11 @@ class TrainingSteps(Dataset):
             supervised_tokens=sum(self.dataset.supervised(sample) for sample in sample_ids),
             real_tokens=sum(sum(one) for one in lengths.values()),
         )
+
+
+def schedule_length(epochs: int, max_steps: int, steps_per_epoch: int) -> int:
+    """Returns the steps of all epochs, or `max_steps` if that is less; 0 sets no limit."""
+    return min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
 
 
 class EvaluationBatches:

@@ -14,7 +14,6 @@ from minimind_sft.data.sources import Source
 from minimind_sft.inspection.remedies import commands
 from minimind_sft.inspection.tally import KINDS, MAX_PLACES, Position, Tally, total
 from minimind_sft.settings.training import TrainSettings
-from minimind_sft.training.loop import planned_steps
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -199,9 +198,9 @@ def _plan(tallies: dict[Path, Tally], sources: Sequence[Source], has_evaluation:
     mixture = Mixture([train for train, _ in parts])  # shares say which samples an epoch takes, not how many
     optimizer = settings.optimizer
     steps = TrainingSteps(mixture, BatchLayout(settings.runtime.micro_batch_tokens, world_size=ranks),
-                          epochs=optimizer.epochs, seed=settings.data.seed,
+                          epochs=optimizer.epochs, seed=settings.data.seed, max_steps=optimizer.max_steps,
                           samples_per_step=optimizer.batch_size * optimizer.accumulation_steps * ranks)
-    return Plan(planned_steps(optimizer, steps), optimizer.epochs, steps.steps_per_epoch, steps.samples_per_step,
+    return Plan(len(steps), optimizer.epochs, steps.steps_per_epoch, steps.samples_per_step,
                 len(mixture), sum(len(held) for _, held in parts if held is not None))
 
 

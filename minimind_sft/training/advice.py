@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from minimind_sft.data.batching import TrainingSteps
+from minimind_sft.data.batching import TrainingSteps, schedule_length
 from minimind_sft.data.dataset import Samples
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.experience import Experience
-from minimind_sft.training.optim import learning_rate, schedule_length
+from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.resume_state import TrainState
 
 LARGE_WARMUP = 0.3
@@ -30,27 +30,25 @@ def opening_lines(settings: TrainSettings, before: Mapping[str, Any], state: Tra
         before: the settings of the run so far (`identity.run_settings`).
         state: where it stands, with the settings that now apply.
     """
-    optimizer = settings.optimizer
-    total_steps = schedule_length(optimizer.epochs, optimizer.max_steps, steps.steps_per_epoch)
-    return [describe_length(optimizer, steps.steps_per_epoch, state.samples_per_step),
-            *warmup_advice(optimizer, total_steps),
+    return [describe_length(settings.optimizer, steps),
+            *warmup_advice(settings.optimizer, len(steps)),
             *evaluation_advice(settings, None if eval_set is None else len(eval_set)),
             *rate_advice(before, state.settings, state.updates, steps.steps_per_epoch)]
 
 
-def describe_length(optimizer: OptimizerSettings, steps_per_epoch: int, samples_per_step: int) -> str:
+def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
     """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
-    steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps_per_epoch
-    total = schedule_length(optimizer.epochs, steps, steps_per_epoch)
+    max_steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps.steps_per_epoch
+    total = len(steps)
     length = f"{optimizer.epochs} epoch{'s' * (optimizer.epochs > 1)}"
     if total < all_epochs:
-        epochs = total / steps_per_epoch
-        length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {steps} ends the run before "
+        epochs = total / steps.steps_per_epoch
+        length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {max_steps} ends the run before "
                   f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
-    elif steps > all_epochs:
-        length += f", which end the run before --max_steps {steps}"
-    return (f"training    {total:,} steps of {samples_per_step} samples, learning rate {optimizer.learning_rate:g}; "
-            f"{length}")
+    elif max_steps > all_epochs:
+        length += f", which end the run before --max_steps {max_steps}"
+    return (f"training    {total:,} steps of {steps.samples_per_step} samples, "
+            f"learning rate {optimizer.learning_rate:g}; {length}")
 
 
 def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:

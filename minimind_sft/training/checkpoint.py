@@ -232,7 +232,7 @@ class Checkpoints:
         return False
 
     def _finish_what_was_killed(self) -> None:
-        """Removes half-written states, and finishes renames between which a process was killed."""
+        """Removes half-written states, and finishes a pair of renames that a kill interrupted."""
         for left_over in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         for replaced in self.folder.glob(".step-*.replaced"):  # see `_seal`

@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.processes import worker_context
-from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
 from minimind_sft.training.learner import Learner
-from minimind_sft.training.optim import learning_rate, schedule_length
+from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import full_tensor, gradient_sync, reshard
-from minimind_sft.training.progress import Progress, step_label
+from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.saving import Saver
 
@@ -95,8 +94,8 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
     Raises:
         UserError: after `--max_bad_steps` steps in a row whose loss or gradient is not finite.
     """
-    ranks, total_steps = learner.ranks, progress.total_steps
-    optimizer = settings.optimizer
+    ranks, total_steps = learner.ranks, len(steps)
+    optimizer, log_interval = settings.optimizer, settings.logging.log_interval
     eval_interval = settings.logging.eval_interval or max(total_steps // 10, 1)
 
     def save(wait: bool = True) -> None:
@@ -119,7 +118,10 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             seed_step(settings.data.seed, batch.step, ranks.rank)
             result = train_step(learner, batch, optimizer.grad_clip)
             count_step(state, batch, result)
-            report_step(learner, state, batch, result, rate, progress)
+            is_last = state.step == total_steps
+            progress.advance(state.step, result.loss, rate, batch.supervised_tokens)
+            if state.step % log_interval == 0 or is_last or result.skipped:
+                report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, gets as many again
                 save()
@@ -132,7 +134,6 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                                                        saver.is_writing)
             if not is_writing:
                 saver.advance()
-            is_last = state.step == total_steps
             if evaluate and (is_last or state.step % eval_interval == 0):
                 validate(learner, state, evaluate, progress, saver)
             if is_last:
@@ -147,11 +148,6 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
         state.finished = True
         save()
     return 0
-
-
-def planned_steps(optimizer: OptimizerSettings, steps: TrainingSteps) -> int:
-    """Counts the steps of all epochs, or of `--max_steps` if that is less."""
-    return schedule_length(optimizer.epochs, optimizer.max_steps, steps.steps_per_epoch)
 
 
 def load_steps(steps: TrainingSteps, numbers: range, num_workers: int, device: torch.device) -> DataLoader:
@@ -174,7 +170,7 @@ def count_step(state: TrainState, batch: StepBatch, result: StepResult) -> None:
     if result.skipped is None:
         state.updates += 1
         state.bad_steps_in_a_row = 0
-        state.eval_loss = None  # it was that of the weights before
+        state.eval_loss = None  # measured on the previous weights
     elif result.skipped == NOT_FINITE:
         state.bad_steps += 1
         state.bad_steps_in_a_row += 1
@@ -182,14 +178,12 @@ def count_step(state: TrainState, batch: StepBatch, result: StepResult) -> None:
 
 def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: StepResult, rate: float,
                 progress: Progress) -> None:
-    """Shows a step, logs it if it is its turn, and says so if it made no update."""
+    """Writes a step to the metrics file, and prints a line if it made no update."""
     step = state.step
-    progress.advance(step, result.loss, rate, batch.supervised_tokens)
-    if step % progress.log_interval == 0 or step == progress.total_steps or result.skipped:
-        aux = {"aux_loss": result.aux_loss} if learner.model.config.use_moe else {}
-        skipped = {"skipped": result.skipped} if result.skipped else {}
-        progress.log(step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate,
-                     grad_norm=result.grad_norm, supervised_tokens=state.supervised_tokens, **skipped)
+    aux = {"aux_loss": result.aux_loss} if learner.model.config.use_moe else {}
+    skipped = {"skipped": result.skipped} if result.skipped else {}
+    progress.log(step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate, grad_norm=result.grad_norm,
+                 supervised_tokens=state.supervised_tokens, **skipped)
     if result.skipped == NOT_FINITE:
         hint = "; in float16 this may be an overflow, and the scale is lowered" if learner.scaler.is_enabled() else ""
         progress.say(f"step {step}: {result.skipped} (loss {result.loss}, gradient norm {result.grad_norm}{hint}); "
@@ -205,8 +199,7 @@ def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluat
     reshard(learner.model)
     learner.model.train()
     state.eval_loss = result.loss if math.isfinite(result.loss) else None
-    progress.say(f"{step_label(state.step, progress.total_steps)} validation loss {result.loss:.4f}, "
-                 f"perplexity {result.perplexity:.2f}")
+    progress.say(f"{progress.label(state.step)} validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}")
     progress.log(state.step, eval_loss=result.loss, perplexity=result.perplexity)
     if state.step > 0 and state.eval_loss is not None and (
             state.best_eval_loss is None or state.eval_loss < state.best_eval_loss):

@@ -21,11 +21,6 @@ def learning_rate(update: int, updates: int, peak: float, min_ratio: float, warm
     return peak * (min_ratio + (1 - min_ratio) * cosine)
 
 
-def schedule_length(epochs: int, max_steps: int, steps_per_epoch: int) -> int:
-    """Returns the steps of all epochs, or `max_steps` if that is less; 0 sets no limit."""
-    return min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
-
-
 def build_optimizer(model: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
     """Returns a fused AdamW with weight decay on matrices (embedding and projections), none on norms."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

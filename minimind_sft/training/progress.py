@@ -91,8 +91,11 @@ class Progress:
         done = step - self.first_step
         seconds_a_step = (self.seconds - self._first_seconds) / (done - 1) if done > 1 else self.seconds
         left = seconds_a_step * (self.total_steps - step)
-        return (f"{step_label(step, self.total_steps)} loss {loss:.4f}, learning rate {learning_rate:.3g}, "
+        return (f"{self.label(step)} loss {loss:.4f}, learning rate {learning_rate:.3g}, "
                 f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
+
+    def label(self, step: int) -> str:
+        return f"step {step:>6}/{self.total_steps}:"
 
     def log(self, step: int, **values: float | str) -> None:
         """Writes a line to the metrics file, and the same to wandb."""
@@ -133,10 +136,6 @@ def bar_format(width: int | None) -> str:
     if width < 100:
         return "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix} [{remaining}]"
     return "{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
-
-
-def step_label(step: int, total_steps: int) -> str:
-    return f"step {step:>6}/{total_steps}:"
 
 
 def clock(seconds: float) -> str:
