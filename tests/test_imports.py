@@ -20,7 +20,7 @@ LAYERS = {
     "matching": {"data", "model"},
     "training": {"settings", "data", "model", "model.config", "matching"},
     "inference": {"settings", "data", "model", "model.config", "matching"},
-    "inspection": {"settings", "data", "training"},
+    "inspection": {"settings", "data"},
 }
 """What each part may import besides itself and the modules that every part may use."""
 
