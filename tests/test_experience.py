@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from programs import SFT, succeed, write_rows
 
 from minimind_sft.data.dataset import ExampleDataset, Mixture
@@ -63,6 +64,7 @@ def test_a_new_model_and_weights_of_unknown_origin_get_no_note_about_the_data():
         assert data_advice(known, samples(([0, 2, 8], [True] * 3)), Controls(), "it") == []
 
 
+@pytest.mark.slow
 def test_the_bundled_weights_know_the_bundled_conversations_but_not_other_chinese_text(repository, tmp_path):
     common = ["--from_weight", "pretrain", "--max_steps", 1, "--eval_share", 0, "--overwrite", "--save_dir", tmp_path]
     some = (repository / "dataset/sft_demo.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:300]

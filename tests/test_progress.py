@@ -118,6 +118,7 @@ def in_terminal(width: int, *arguments: object) -> str:
     return written.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_in_a_terminal_the_bar_and_all_lines_fit_the_width(sft_data, tmp_path, width):
     shown = in_terminal(width, SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
@@ -129,6 +130,7 @@ def test_in_a_terminal_the_bar_and_all_lines_fit_the_width(sft_data, tmp_path, w
     assert "learning rate 0.0005, " not in shown  # the plain lines of a log
 
 
+@pytest.mark.slow
 def test_a_redirected_log_has_plain_lines(sft_data, tmp_path):
     done = run(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3, "--log_interval", 1)
     assert done.returncode == 0 and done.stderr == "" and "\r" not in done.stdout and "%|" not in done.stdout

@@ -86,6 +86,7 @@ def test_suggested_commands_can_be_pasted_in_the_folder_the_run_started_in(tmp_p
         assert all(Path(shlex.split(line)[1]).is_file() for line in (chat, tune, curves))
 
 
+@pytest.mark.slow
 def test_suggested_commands_work(tmp_path):
     rows = write_rows(tmp_path / "text.jsonl", [{"text": f"The number {i} comes before {i + 1}."} for i in range(60)])
     shown = succeed(PRETRAIN, "--data_path", rows, "--save_dir", tmp_path, *NEW, "--max_steps", 2)

@@ -25,7 +25,7 @@ from programs import (
 
 from minimind_sft.data.workers import CHUNK_BYTES, MAX_SPAWNED
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing to take away")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="nothing to take away")]
 WITHOUT_POSIX = {"PYTHONPATH": os.pathsep.join([
     str(Path(__file__).parent / "without_posix"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
 
