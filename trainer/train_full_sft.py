@@ -48,7 +48,7 @@ from minimind_sft.training.summary import closing_lines, next_lines, result_line
 def main() -> int:
     settings = parse_flags(SFTSettings, description=__doc__)
     with join_ranks(settings.runtime.device, settings.runtime.rank_timeout) as ranks:
-        return fine_tune(settings, ranks)  # a function of its own: its DDP model must be gone when the ranks part
+        return fine_tune(settings, ranks)  # a function, so that its DDP model is gone before the ranks part
 
 
 def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:

@@ -46,7 +46,7 @@ from minimind_sft.training.summary import closing_lines, next_lines, result_line
 def main() -> int:
     settings = parse_flags(PretrainSettings, description=__doc__)
     with join_ranks(settings.runtime.device, settings.runtime.rank_timeout) as ranks:
-        return pretrain(settings, ranks)  # a function of its own: its DDP model must be gone when the ranks part
+        return pretrain(settings, ranks)  # a function, so that its DDP model is gone before the ranks part
 
 
 def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:

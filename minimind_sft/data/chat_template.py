@@ -163,7 +163,7 @@ class ChatTemplate:
         return results
 
     def prompt_mismatches(self, conversation: Conversation) -> list[str]:
-        """Describes each turn that is taught after other ids than a chat shows the model at that point.
+        """Describes each turn that training puts after other ids than a chat shows the model at that point.
 
         Compares `encode` with `generation_prompt_ids`. Since each answer renders everything before it, a conversation
         with more than `MAX_COMPARED` answers is compared at its first and last ones.

@@ -8,7 +8,7 @@ fewer operations. The result is that of `MiniMindForCausalLM.hidden_states` and 
 with a hook, a bias, an adapter, a replaced method or quantised weights: correct, only slower, between lowered
 neighbours.
 
-Local letters: A query and key heads, H + G; P positions; n tokens of one expert.
+Local letters: A heads of queries and keys together, H + G; P positions; n tokens of one expert.
 """
 
 import copy
@@ -38,8 +38,8 @@ def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | Lowere
     """Returns the fastest form of `model` for `generate_stream` and `generate_batch`, or `model` if there is none.
 
     A float32 model whose weights float16 can hold may be deleted afterwards: its lowered form takes half the memory.
-    Otherwise packed matrices lie beside the model. They take two bytes per weight for bfloat16 (four once several
-    sequences were decoded at once) and four for float32. They do not follow later changes of the model.
+    Otherwise the packed matrices come on top of the model. They take two bytes per weight for bfloat16 (four once
+    several sequences were decoded at once) and four for float32. They do not follow later changes of the model.
     """
     pack = best_pack(model.embed_tokens.weight)
     return model if pack is None else lower_model(model, pack)
@@ -53,7 +53,7 @@ def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM 
 
 
 class LoweredModel:
-    """A model of lowered modules. It decodes in the place of the plain one, with activations in at least float32."""
+    """A model of lowered modules. It decodes in place of the plain one, with activations in at least float32."""
 
     @torch.inference_mode()
     def __init__(self, model: MiniMindForCausalLM, pack: Pack):

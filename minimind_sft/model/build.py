@@ -35,7 +35,7 @@ def new_model(settings: ModelSettings, vocab_size: int, seed: int) -> MiniMindFo
 
 
 def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
-    """Returns the shape that `--preset` names, or `--hidden_size` and its like with MiniMind's proportions.
+    """Returns the shape that `--preset` names, or that of the other shape flags, with MiniMind's proportions.
 
     Raises:
         UserError: if `--preset` and `--hidden_size` disagree.

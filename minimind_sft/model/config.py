@@ -57,7 +57,7 @@ class ModelConfig:
     norm_topk_prob: bool = False
     router_aux_loss_coef: float = 5e-4
     # "document": per document, weighted by its tokens (DeepSeek-V3's sequence-wise loss), the same however a batch
-    # is cut up. "batch": over all tokens of a micro-batch at once, as MiniMind has it.
+    # is cut up. "batch": over all tokens of a micro-batch at once, as in MiniMind.
     aux_loss_scope: str = "document"
 
     def __post_init__(self) -> None:
@@ -107,4 +107,4 @@ PRESETS = {
     "64m": ModelConfig(hidden_size=768, num_hidden_layers=8),
     "64m-moe": ModelConfig(hidden_size=768, num_hidden_layers=8, use_moe=True),
 }
-"""Models by name; the numbers are the class of their (active) parameters with MiniMind's vocabulary of 6,400."""
+"""Models by name. The number is the size class: (active) parameters with MiniMind's vocabulary of 6,400."""

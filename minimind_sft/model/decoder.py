@@ -26,11 +26,11 @@ from minimind_sft.model.recompute import recomputed
 
 
 class Losses(NamedTuple):
-    """Sums over a flat batch. A step divides them by its own totals, in whatever micro-batches it computed them.
+    """Sums over a flat batch. A step divides them by its own totals, however it was cut into micro-batches.
 
     loss_sum: cross-entropy in nats, summed over supervised positions.
-    aux_loss_sum: the experts' auxiliary loss, summed over documents times their tokens, with router_aux_loss_coef;
-        0 for a dense model and in evaluation mode.
+    aux_loss_sum: the experts' auxiliary loss times router_aux_loss_coef, summed over documents and weighted by
+        their tokens; 0 for a dense model and in evaluation mode.
     """
 
     loss_sum: Tensor
@@ -140,8 +140,8 @@ class MiniMindForCausalLM(nn.Module):
             input_ids_T: int64 token ids, document after document.
             labels_T: int64, already shifted: the token after each position, or IGNORE_INDEX where unsupervised.
             cu_seqlens: document boundaries [0, ...], the last at most T.
-            supervised_P: int64, the positions whose label is not IGNORE_INDEX. If they are missing they are looked
-                up, which on a GPU waits for the device.
+            supervised_P: int64, the positions whose label is not IGNORE_INDEX. None: found from the labels,
+                which on a GPU waits for the device.
         """
         documents = self._documents(input_ids_T, cu_seqlens)
         if supervised_P is None:

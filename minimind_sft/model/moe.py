@@ -80,7 +80,7 @@ def mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, gate_EFD: Tensor
 
 
 def balance_loss_sum(probs_TE: Tensor, chosen_TC: Tensor, document_T: Tensor, documents: int) -> Tensor:
-    """Returns the auxiliary loss of one layer, summed over documents times their tokens, without its coefficient.
+    """Returns the auxiliary loss of one layer without its coefficient: a sum over documents, weighted by their tokens.
 
     For one document of n tokens it is n * E * sum over experts of load_e * mean prob_e, where load_e is how often
     expert e was chosen per token (the sequence-wise balance loss of DeepSeek-V3, arXiv:2412.19437, in MiniMind's

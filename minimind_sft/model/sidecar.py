@@ -72,9 +72,9 @@ def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str, Any]:
-    """Returns the values once every field of the dataclass has one, of its type.
+    """Returns the values after checking that every field of the dataclass has one of the right type.
 
-    A field whose metadata has `since`, the version that added it, may be missing: its default is meant.
+    A field whose metadata has `since`, the version that added it, may be missing; that means its default.
     """
     known = {field.name: field for field in fields(config_class)}
     for name in values:

@@ -87,7 +87,7 @@ def _is_safetensors(start: bytes, path: Path) -> bool:
 
 
 def _pickled_objects(path: Path, error: pickle.UnpicklingError) -> str:
-    """Returns the message for a file with Python objects in it; torch's own advises to run their code."""
+    """Returns the message for a file with Python objects in it; torch's own advises running their code."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return f"{path}: not a weights file that can be read (damaged, or it holds more than tensors)"

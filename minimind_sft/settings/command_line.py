@@ -120,7 +120,7 @@ class FlagParser(argparse.ArgumentParser):
         return [f"{word!a}: expected a plain space after --{found['name']}"] if found["space"] else []
 
     def _bare_switches(self, words: list[str]) -> list[str]:
-        """Keeps a switch from taking the file behind it for its value, in programs whose files stand without a flag."""
+        """Keeps a switch from taking the file after it as its value, in programs that take files without a flag."""
         if FILES not in self.flags:
             return words
         return [f"{word}=1" if word in self.switches and not following.isdigit() else word
@@ -165,7 +165,7 @@ def _add_flag(group: Any, flag: Flag) -> None:
 
 
 def _value_name(flag: Flag) -> str:
-    """Names what stands behind a flag in `--help`."""
+    """Returns what `--help` shows after a flag in place of its value."""
     if flag.setting.kind == "path" or flag.setting.endings:
         return "PATH"
     return {int: "N", float: "X"}.get(flag.type, flag.name.rpartition("_")[2].upper())

@@ -12,14 +12,14 @@ DEVICE_HELP = "auto (CUDA if available, else an Apple GPU, else the CPU), cpu, c
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """Where the run computes, and how; --dtype aside, this decides speed and memory only."""
+    """Where the run computes, and how; apart from --dtype this affects only speed and memory."""
 
     device: str = setting("auto", DEVICE_HELP, decides="machine")
     dtype: str = setting(
-        "auto", "precision of the matrix products; auto: bfloat16 where the device computes in it, else float32; "
+        "auto", "precision of the matrix products; auto: bfloat16 if the hardware multiplies it, else float32; "
                 "float16 uses a GradScaler", choices=DTYPES)
     micro_batch_tokens: int = setting(
-        4096, "maximum tokens in one forward pass; sets memory and speed, never the result")
+        4096, "maximum tokens in one forward pass; affects memory and speed, never the result")
     use_compile: bool = setting(
         False, "compile every layer with torch.compile: a slow start, then faster steps (by a few percent on a CPU)")
     gradient_checkpointing: bool = setting(
@@ -30,7 +30,7 @@ class RuntimeSettings:
                "--save_dir)", choices=("ddp", "fsdp"))
     rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up", min=1)
     local_rank: int = setting(
-        -1, "set by torch.distributed.launch; must agree with the environment variable LOCAL_RANK, which counts",
+        -1, "set by torch.distributed.launch; must equal the environment variable LOCAL_RANK, which the run uses",
         decides="machine")
     num_workers: int = setting(
         0, "worker processes that assemble batches; 0: the training process itself", min=0, decides="machine")

@@ -9,7 +9,7 @@ from minimind_sft.settings.spec import setting
 
 @dataclass(frozen=True)
 class SavingSettings:
-    """What the run writes where, and whether it continues an earlier one."""
+    """What the run writes and where, and whether it continues an earlier one."""
 
     save_dir: str = setting(
         in_repository("out"), "folder for weights, metrics and resume states", kind="path")
@@ -18,7 +18,7 @@ class SavingSettings:
     save_dtype: str = setting("float16", "precision of the written weights", choices=DTYPES[1:])
     from_resume: bool = setting(False, "continue from the newest resume state of --save_weight")
     overwrite: bool = setting(
-        False, "replace files of that name from another run; they move to <name>.previous, which keeps one generation")
+        False, "replace another run's files of the same name; they move to <name>.previous, which keeps one generation")
     allow_changed_data: bool = setting(
         False, "continue from a resume state even if the data, --seed, --max_seq_len or another setting that decides "
                "the samples has changed")

@@ -19,7 +19,7 @@ class TokenizerSettings:
     """Settings of trainer/train_tokenizer.py."""
 
     data_path: tuple[str, ...] = setting(
-        (), "files to learn the merges from; of rows, every string counts", kind="path")
+        (), "files to learn the merges from; in rows, every string is used", kind="path")
     vocab_size: int = setting(6400, "number of tokens, including the 36 control tokens")
     save_dir: str = setting(
         in_repository("model"), "folder for tokenizer.json and tokenizer_config.json", kind="path")
@@ -144,7 +144,7 @@ class ReportSettings:
         False, "compare what stands before every answer in training with what a chat shows the model there, id for id "
                "(the first and last 20 answers of a row); takes several times as long")
     strict: bool = setting(
-        False, "also count rows as wrong that are cut, dropped, duplicated, empty or not alternating")
+        False, "also count as wrong: rows that are cut, dropped, duplicated, empty or not alternating")
     show: int = setting(3, "rows to show of each file", min=0)
     most: int = setting(100, "bad rows to print; 0: all; --json has up to 100,000", min=0)
     html: str | None = setting(

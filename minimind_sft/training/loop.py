@@ -123,7 +123,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             if state.step % log_interval == 0 or is_last or result.skipped:
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
-                state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, gets as many again
+                state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, starts counting anew
                 save()
                 raise UserError(f"{optimizer.max_bad_steps} steps in a row without a finite loss and gradient "
                                 f"(--max_bad_steps {optimizer.max_bad_steps}); the weights are those from before. "
@@ -164,7 +164,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def count_step(state: TrainState, batch: StepBatch, result: StepResult) -> None:
-    """Moves the state past a step."""
+    """Counts a finished step in the state."""
     state.step += 1
     state.supervised_tokens += batch.supervised_tokens
     if result.skipped is None:

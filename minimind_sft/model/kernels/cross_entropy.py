@@ -29,7 +29,7 @@ def cross_entropy_sum(hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> T
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes each chunk's gradient while its logits exist: all logits never do, and none are computed twice."""
+    """Computes each chunk's gradient while its logits exist. Never holds all logits, and computes none twice."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:

@@ -50,6 +50,6 @@ def _sum_of_copies(x_MJD: Tensor) -> Tensor:
 
 
 def count(index: Tensor, bins: int) -> Tensor:
-    """Counts how often each of 0, 1, ..., bins - 1 occurs (bins,): `bincount`, which on CUDA waits for the device."""
+    """Counts how often each of 0, 1, ..., bins - 1 occurs (bins,). Unlike `bincount`, does not wait for the GPU."""
     index = index.flatten()
     return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class _Gated(torch.autograd.Function):
-    """Keeps gate and up only; the backward pass computes silu(gate) again. Autograd would keep it, as large as each.
+    """Keeps gate and up only; the backward pass computes silu(gate) again. Autograd would keep that third tensor.
 
     With s = sigmoid(gate): silu(gate) = gate s, and its derivative is s (1 + gate (1 - s)).
     """

@@ -75,7 +75,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def _blocks(positions: int, queries: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yields of each block: its queries, the positions up to its end, and its own among these."""
+    """Yields for each block: its queries, the positions up to its end, and its own among these."""
     for start in range(0, positions, BLOCK):
         end = min(start + BLOCK, positions)
         yield slice(start * queries, end * queries), slice(end), slice(start, end)
