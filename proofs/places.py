@@ -16,7 +16,7 @@ import torch
 from minimind_sft.model import weights
 from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
 from minimind_sft.training import checkpoint, loop, resume_state
-from minimind_sft.training.progress import Progress
+from minimind_sft.training.metrics import Metrics
 
 Passed = Callable[[], bool]
 
@@ -80,13 +80,13 @@ def in_optimizer_step(passed: Passed) -> None:
 
 
 def in_metrics_line(passed: Passed) -> None:
-    def watch(progress: Progress, step: int, **_) -> None:
+    def watch(metrics: Metrics, step: int, *_) -> None:
         if passed():
-            progress._file.write(f'{{"step": {step}, "lo')
-            progress._file.flush()
+            metrics._file.write(f'{{"step": {step}, "lo')
+            metrics._file.flush()
             die()
 
-    wrap(Progress, "log", before=watch)
+    wrap(Metrics, "write", before=watch)
 
 
 def _half_written(owner: object, name: str, passed: Passed) -> None:
