@@ -118,8 +118,11 @@ def test_the_peak_of_a_process_is_within_15_percent(probe):
 
 
 def test_batch_size_and_row_length_do_not_change_the_peak():
-    """Equal micro-batches of one document instead of eight, and four times as many in a step."""
-    few, many_and_long = (measure(Probe(batches, dtype=FAST, steps=1), threads=1)["peak"]
+    """Equal micro-batches of one document instead of eight, and four times as many in a step.
+
+    The heap's peak varies by 40 MiB from process to process, so the lower of two counts.
+    """
+    few, many_and_long = (min(measure(Probe(batches, dtype=FAST, steps=1), threads=1)["peak"] for _ in range(2))
                           for batches in ([[128] * 8] * 2, [[1024]] * 8))
     assert many_and_long < few + 32 * MIB
 
