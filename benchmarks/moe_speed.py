@@ -3,9 +3,9 @@
     python benchmarks/moe_speed.py --rounds 25 --json benchmarks/results/moe_speed.json
 
 Both models multiply each token by about 30 million parameters. The mixture has 4 experts and sends each token to one;
-it holds 91 million parameters, all of which must be converted, clipped and updated. Whole steps of `train_step`
-(forward, backward, clipping, AdamW) over the same documents take turns: dense, experts with one grouped multiply,
-experts in a loop. The ratio to the dense step is taken within a round, so that other load slows both sides.
+it converts, clips and updates all of its 91 million parameters. Whole steps of `train_step` (forward, backward,
+clipping, AdamW) over the same documents take turns: dense, experts with one grouped multiply, experts in a loop. The
+ratio to the dense step is taken within a round, so that other load slows both sides.
 """
 
 import argparse

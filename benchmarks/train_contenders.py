@@ -39,7 +39,7 @@ MICRO_BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Work:
-    """What all contenders train on, in this order."""
+    """The model, the data and the device that all contenders share."""
 
     model: MiniMindForCausalLM
     dataset: ExampleDataset

@@ -21,7 +21,7 @@ MULTIPLIERS = ("weight", "loss_weight", "loss_scale")
 """Flags whose 1 asks for nothing: tables often have it in every turn."""
 PLAIN_FIELDS = frozenset(["role", "content", "from", "value", "reasoning_content", "tool_calls", "name",
                           "tool_call_id"])
-"""Common fields of a turn, none of which is a flag or looks like one."""
+"""Common fields of a turn that are not flags and do not look like flags."""
 
 _FLAG_WORDS = frozenset([
     "backprop", "learn", "learnable", "learned", "loss", "losses", "mask", "masked", "masks", "supervise", "supervised",

@@ -21,7 +21,7 @@ from minimind_sft.model.precision import matmul_dtype
 
 
 class Context(Protocol):
-    """What the tokens of a forward pass attend to."""
+    """Holds the tokens that a forward pass attends to."""
 
     def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor: ...
 

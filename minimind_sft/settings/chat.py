@@ -49,7 +49,7 @@ class WeightSettings:
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    """What comes before a question."""
+    """The messages and tools that the model sees before a question."""
 
     system: str | None = setting(None, "system turn that opens the conversation", decides="messages")
     tools: str | None = setting(

@@ -8,7 +8,7 @@ from minimind_sft.settings.spec import setting
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """What the run reports, and how often."""
+    """Metrics and evaluations, and how often they are reported."""
 
     log_interval: int = setting(
         10, "steps between lines of the metrics file, and of the output if that is not a terminal", min=1)

@@ -9,7 +9,7 @@ from minimind_sft.settings.spec import setting
 
 @dataclass(frozen=True)
 class SavingSettings:
-    """What the run writes and where, and whether it continues an earlier one."""
+    """Files that the run writes, and the earlier run that it continues."""
 
     save_dir: str = setting(
         in_repository("out"), "folder for weights, metrics and resume states", kind="path")

@@ -61,7 +61,7 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class WritingSettings:
-    """What to write, and where."""
+    """Files to write."""
 
     out: str = setting("", "JSONL file to write", endings=(".jsonl",), required=True)
     to: str = setting("conversations", "format of the rows to write", choices=("conversations", "text"))
@@ -138,7 +138,7 @@ class InspectedRun:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What to check, and how to report it."""
+    """Checks to make, and the form of the report."""
 
     check_prompts: bool = setting(
         False, "compare what stands before every answer in training with what a chat shows the model there, id for id "
@@ -215,7 +215,7 @@ class EstimatedRun:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """What to print."""
+    """Figures to print, and their form."""
 
     memory: float = setting(
         0.0, "GiB that each rank may take: also print the largest --micro_batch_tokens that fits; 0: do not", min=0,

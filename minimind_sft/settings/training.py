@@ -12,7 +12,7 @@ from minimind_sft.settings.saving import SavingSettings
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What all trainers have in common."""
+    """Settings that all trainers share."""
 
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()

@@ -50,7 +50,7 @@ class PendingState(NamedTuple):
     temporary: Path
     record: dict
     task: Future | None
-    """What this rank's thread is doing for it, if anything."""
+    """The work that this rank's thread is doing for it; None if there is none."""
     is_last_task: bool
     """Whether the state is complete once the main rank's thread is done."""
 

@@ -20,7 +20,7 @@ CHANGEABLE = tuple(recorded(SFTSettings, "samples"))
 
 IMPLIED = {**{f"model.{one.name}": one.default for one in fields(ModelConfig)},
            **recorded(SFTSettings, "samples"), **recorded(SFTSettings, "weights")}
-"""What a resume state implies for a key it lacks, because a later version added it: the default."""
+"""Values of keys that a resume state lacks because a later version added them: the defaults."""
 
 
 def run_identity(settings: TrainSettings, encoder: RowEncoder, model: ModelConfig, train_set: Samples,
