@@ -1,24 +1,16 @@
 """Reading a program's settings from its command line, and reporting bad flags."""
 
 import pytest
+from all_settings import PROGRAMS
 
 from minimind_sft.errors import UserError
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.chat import ChatSettings
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.foreign_flags import NOT_HERE, OURS
-from minimind_sft.settings.scripts import (
-    ConvertSettings,
-    EstimateSettings,
-    InspectSettings,
-    PlotSettings,
-    TokenizerSettings,
-)
+from minimind_sft.settings.scripts import InspectSettings
 from minimind_sft.settings.spec import as_typed, flags_of
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
-
-PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
-            ConvertSettings, PlotSettings)
 
 
 def parse(*argv: str, program=SFTSettings):

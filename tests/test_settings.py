@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from all_settings import PROGRAMS
 
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
@@ -21,9 +22,6 @@ from minimind_sft.settings.scripts import (
 from minimind_sft.settings.spec import as_typed, changed, flags_of, names_of, problems, recorded, setting
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.identity import CHANGEABLE, common_settings
-
-PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
-            ConvertSettings, PlotSettings)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,14 @@
+"""The settings of every program."""
+
+from minimind_sft.settings.chat import ChatSettings
+from minimind_sft.settings.scripts import (
+    ConvertSettings,
+    EstimateSettings,
+    InspectSettings,
+    PlotSettings,
+    TokenizerSettings,
+)
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
+
+PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
+            ConvertSettings, PlotSettings)
