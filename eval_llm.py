@@ -37,7 +37,7 @@ from minimind_sft.inference.scoring import (
 )
 from minimind_sft.matching import check_template, check_tokenizer
 from minimind_sft.model.build import check_shape
-from minimind_sft.model.config import YarnScaling
+from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import Weights, read_weights
 from minimind_sft.settings.chat import (
@@ -153,7 +153,7 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
 def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
     """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
     if stretch:
-        weights = replace(weights, config=replace(weights.config, rope_scaling=YarnScaling()))
+        weights = replace(weights, config=replace(weights.config, rope_scaling=RopeScaling()))
     device = resolve_device(runtime.device)
     return ready_to_decode(weights.build_model().to(device, resolve_dtype(runtime.dtype, device)).eval())
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 # MiniMind's own numbers
@@ -135,7 +135,7 @@ def test_logits_equal_those_of_transformers_qwen3(config: ModelConfig, tmp_path:
 
 
 def test_yarn_logits_equal_those_of_transformers_qwen3(tmp_path: Path):
-    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=200, beta_fast=8.0, beta_slow=1.0,
+    yarn = RopeScaling(factor=4.0, original_max_position_embeddings=200, beta_fast=8.0, beta_slow=1.0,
                        attention_factor=1.2)
     model = build(replace(TINY, head_dim=32, rope_theta=1000.0, rope_scaling=yarn, max_position_embeddings=800),
                   std=0.1).eval()

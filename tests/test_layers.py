@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from tiny import TINY
 
-from minimind_sft.model.config import YarnScaling
+from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.layers import SwiGLU, apply_rope, cross_entropy_sum, rms_norm, rope_cos_sin, rope_frequencies
 
-YARN = YarnScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
+YARN = RopeScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
                    attention_factor=1.5)
 YARN_CONFIG = replace(TINY, head_dim=16, rope_theta=10000.0, rope_scaling=YARN, max_position_embeddings=4096)
 
@@ -28,7 +28,7 @@ def test_yarn_frequencies_literally():
 
 def test_yarn_fully_stretches_the_last_pair_if_every_pair_turns_at_least_once():
     """MiniMind's blend ends at the last pair (that of transformers ends beyond it)."""
-    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
+    yarn = RopeScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
     config = replace(TINY, head_dim=4, rope_theta=10000.0, rope_scaling=yarn, max_position_embeddings=2_000_000)
     frequencies = rope_frequencies(config, torch.float64, torch.device("cpu"))
     assert frequencies.tolist() == pytest.approx([1.0, 0.01 / 4], rel=1e-12)

@@ -8,11 +8,11 @@ from tiny import TINY, TINY_MOE
 
 from minimind_sft.errors import UserError
 from minimind_sft.model import sidecar
-from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.sidecar import model_config, read_sidecar
 
 MODEL = asdict(TINY)
-YARN = asdict(YarnScaling())
+YARN = asdict(RopeScaling())
 
 
 def refused(path) -> str:
@@ -23,7 +23,7 @@ def refused(path) -> str:
     return message.removeprefix(str(path))
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4))])
+@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=RopeScaling(factor=4))])
 def test_a_configuration_is_read_back(tmp_path, config):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"model": asdict(config)}))

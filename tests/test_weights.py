@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny import TINY, TINY_MOE
 
 from minimind_sft.errors import UserError
-from minimind_sft.model.config import YarnScaling
+from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
@@ -21,7 +21,7 @@ def test_file_names_follow_minimind():
     assert str(weights_path("out", "full_sft", TINY_MOE)) == "out/full_sft_16_moe.pth"
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=YarnScaling(factor=4.0))],
+@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=RopeScaling(factor=4.0))],
                          ids=["dense", "moe", "yarn"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_are_read_back_with_their_configuration(tmp_path, config, suffix):

@@ -8,7 +8,7 @@ import torch
 
 from minimind_sft.inference.lowering import LoweredModel
 from minimind_sft.inference.packed import best_pack
-from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kv_cache import KVCache
 
@@ -18,7 +18,7 @@ CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_
 CONFIGS = {
     "dense": CONFIG,
     "moe": replace(CONFIG, use_moe=True, num_experts_per_tok=2, moe_intermediate_size=16),
-    "yarn": replace(CONFIG, rope_scaling=YarnScaling(factor=4.0, original_max_position_embeddings=15)),
+    "yarn": replace(CONFIG, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=15)),
     "untied": replace(CONFIG, tie_word_embeddings=False),
 }
 PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 6]]

@@ -8,11 +8,11 @@ and how training went.
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from minimind_sft.errors import UserError, describe, first_line, printable
 from minimind_sft.files import read_object, refuse_lfs_pointer
-from minimind_sft.model.config import ModelConfig, YarnScaling
+from minimind_sft.model.config import ModelConfig, RopeScaling
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
                 "chat_template_facts": dict, "training": dict}
@@ -20,7 +20,7 @@ OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": 
 
 MAX_SIZE = 10**9
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object",
-         YarnScaling: "an object"}
+         RopeScaling: "an object", tuple: "a list of whole numbers"}
 
 
 def sidecar_path(weights: Path) -> Path:
@@ -60,11 +60,15 @@ def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
     values = _checked(ModelConfig, sidecar["model"], f"{path}: model")
     if values["rope_scaling"] is not None:
         place = f"{path}: model.rope_scaling"
-        scaling = _checked(YarnScaling, values["rope_scaling"], place)
+        scaling = _checked(RopeScaling, values["rope_scaling"], place)
         for name, value in scaling.items():
-            if value <= 0:
+            if type(value) in (int, float) and value <= 0:
                 raise UserError(f"{place}.{name}: expected a number above 0, found {value}")
-        values["rope_scaling"] = YarnScaling(**scaling)
+        try:
+            values["rope_scaling"] = RopeScaling(**scaling)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return ModelConfig(**values)
     except UserError as error:
@@ -87,7 +91,7 @@ def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str
             raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")
         if values[name] is None and field.default is None:
             continue
-        kinds = get_args(field.type) or (field.type,)
+        kinds = (tuple,) if get_origin(field.type) is tuple else get_args(field.type) or (field.type,)
         if not any(_is(values[name], kind) for kind in kinds):
             raise UserError(f"{place}.{name}: expected {KINDS[kinds[0]]}, found {describe(values[name])}")
     return dict(values)
@@ -98,6 +102,8 @@ def _is(value: Any, kind: type) -> bool:
         return type(value) is int and abs(value) <= MAX_SIZE
     if kind is float:
         return type(value) in (int, float) and abs(value) <= MAX_SIZE and math.isfinite(value)
-    if kind is YarnScaling:
+    if kind is RopeScaling:
         return isinstance(value, dict)
+    if kind is tuple:
+        return isinstance(value, list) and all(_is(item, int) for item in value)
     return type(value) is kind

@@ -18,7 +18,8 @@ from minimind_sft.training.distributed import Ranks
 CHANGEABLE = tuple(recorded(SFTSettings, "samples"))
 """Keys of `run_identity` that `--allow_changed_data 1` lets a resumed run change: all that decides the samples."""
 
-IMPLIED = {**{f"model.{one.name}": one.default for one in fields(ModelConfig)},
+IMPLIED = {**{f"model.{one.name}": list(one.default) if isinstance(one.default, tuple) else one.default
+              for one in fields(ModelConfig)},
            **recorded(SFTSettings, "samples"), **recorded(SFTSettings, "weights")}
 """Values of keys that a resume state lacks because a later version added them: the defaults."""
 
@@ -27,7 +28,8 @@ def run_identity(settings: TrainSettings, encoder: RowEncoder, model: ModelConfi
                  eval_set: Samples | None) -> dict[str, Any]:
     """Collects what a resumed run must have in common with the one it continues."""
     identity = {
-        **{f"model.{name}": value for name, value in asdict(replace(model, dropout=0.0)).items()},
+        **{f"model.{name}": list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+           for name, value in asdict(replace(model, dropout=0.0)).items()},
         "chat_template": None,
         **{name: value for name, value in encoder.settings.items() if name != "rows"},
         "data": train_set.fingerprint,
