@@ -39,7 +39,8 @@ from minimind_sft.matching import check_template, check_tokenizer
 from minimind_sft.model.build import check_shape
 from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.finding import find_weights
-from minimind_sft.model.weights import Weights, read_weights
+from minimind_sft.model.loaded import Weights
+from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.chat import (
     ChatRuntimeSettings,
     ChatSettings,

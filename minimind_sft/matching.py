@@ -9,8 +9,8 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, tokenizer_name
 from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
 from minimind_sft.errors import UserError
+from minimind_sft.model.loaded import Weights
 from minimind_sft.model.sidecar import sidecar_path
-from minimind_sft.model.weights import Weights
 
 OWN_TEMPLATE = "the tokenizer's own"
 FIRST_DIFFERENCES = 2

@@ -20,7 +20,7 @@ from minimind_sft.matching import (
     tokenizer_facts,
 )
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.weights import Weights
+from minimind_sft.model.loaded import Weights
 
 CONFIG = ModelConfig(hidden_size=32, num_hidden_layers=2)
 NO_TENSORS: dict[str, torch.Tensor] = {}

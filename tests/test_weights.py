@@ -2,7 +2,9 @@
 
 import json
 import re
+import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from tiny import TINY, TINY_MOE
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.loaded import Weights
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
 
@@ -169,6 +172,59 @@ def test_a_different_tied_head_is_refused_naming_the_file(tmp_path):
     sidecar.write_text(re.sub(r'"sha256": "\w{64}",', "", sidecar.read_text()))
     with pytest.raises(UserError, match=r"a_16\.safetensors: lm_head\.weight differs from model\.embed_tokens"):
         read_weights(path).build_model()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("value", "dtype", "count"), [
+    (float("nan"), torch.float32, "1"), (-float("inf"), torch.float16, "1"), (1e300, torch.float64, "1")])
+def test_a_value_that_is_not_finite_is_refused(tmp_path, suffix, value, dtype, count):
+    """1e300 is finite as it is stored, but not in the float32 that the model computes in."""
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in MiniMindForCausalLM(TINY).state_dict().items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    path = tmp_path / f"a_16{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    with pytest.raises(UserError) as error:
+        read_weights(path).build_model()
+    assert str(error.value) == (
+        f"{path}: model.layers.1.mlp.up_proj.weight: {count} of its 384 values are NaN or infinite: the run that wrote "
+        "the file diverged; use earlier weights")
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, tie_word_embeddings=False)])
+def test_loading_draws_no_random_numbers(tmp_path, config):
+    """Nothing is initialised that is overwritten; and nothing is left as it was in memory."""
+    torch.manual_seed(0)
+    expected = MiniMindForCausalLM(config)
+    write_weights(tmp_path / "a_16.pth", expected, "float32", {})
+    before = torch.random.get_rng_state()
+    model = read_weights(tmp_path / "a_16.pth").build_model()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert (model.lm_head.weight is model.embed_tokens.weight) == config.tie_word_embeddings
+    assert not list(model.buffers()), "a buffer would be built, not read"
+
+
+class Counted(dict):
+    """Counts how many of its tensors are alive while a model is filled."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors)
+        self.alive, self.most = weakref.WeakSet(), 0
+
+    def __getitem__(self, name):
+        tensor = super().__getitem__(name).clone()
+        self.alive.add(tensor)
+        self.most = max(self.most, len(self.alive))
+        return tensor
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_MOE])
+def test_a_model_is_filled_one_tensor_at_a_time(config):
+    tensors = Counted(MiniMindForCausalLM(config).half().state_dict())
+    Weights(Path("a.pth"), config, tensors, None).build_model()
+    assert tensors.most == 1
+    assert not tensors.alive
 
 
 def test_an_untied_head_is_recognised_without_a_sidecar(tmp_path):

@@ -44,7 +44,7 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 ])
 def test_prefixes_of_wrappers_are_removed(tmp_path, state_dict, prefix, notice):
     torch.save({prefix + name: tensor for name, tensor in state_dict.items()}, tmp_path / "a.pth")
-    tensors, notices = read_tensors(tmp_path / "a.pth")
+    tensors, _, notices = read_tensors(tmp_path / "a.pth")
     assert same(tensors, state_dict)
     assert len(notices) == 1 and notice in notices[0]
 
@@ -52,7 +52,7 @@ def test_prefixes_of_wrappers_are_removed(tmp_path, state_dict, prefix, notice):
 def test_prefixes_of_compiled_layers_are_removed(tmp_path, state_dict):
     torch.save({re.sub(r"(layers\.\d+\.)", r"\1_orig_mod.", name): tensor for name, tensor in state_dict.items()},
                tmp_path / "a.pth")
-    tensors, notices = read_tensors(tmp_path / "a.pth")
+    tensors, _, notices = read_tensors(tmp_path / "a.pth")
     assert same(tensors, state_dict)
     assert "_orig_mod." in notices[0]
 
@@ -73,7 +73,7 @@ def test_weights_are_read_from_a_checkpoint(tmp_path, state_dict, key):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     torch.save({key: state_dict, "optimizer": optimizer.state_dict(), "epoch": 1, "step": 300, "world_size": 1,
                 "scaler": {}, "wandb_id": None}, tmp_path / "a_resume.pth")
-    tensors, notices = read_tensors(tmp_path / "a_resume.pth")
+    tensors, _, notices = read_tensors(tmp_path / "a_resume.pth")
     assert same(tensors, state_dict)
     assert notices == [f"{tmp_path / 'a_resume.pth'} is a checkpoint (epoch 1, step 300); only its weights ({key}) "
                        "are used"]
@@ -83,7 +83,7 @@ def test_prefixes_inside_a_checkpoint_are_removed(shared, tmp_path):
     plain = torch.load(shared / "reference/minimind/dense/weights.pth", weights_only=True)
     torch.save({"model": {f"module.{name}": tensor for name, tensor in plain.items()}, "epoch": 0},
                tmp_path / "a.pth")
-    tensors, notices = read_tensors(tmp_path / "a.pth")
+    tensors, _, notices = read_tensors(tmp_path / "a.pth")
     assert same(tensors, plain)
     assert len(notices) == 2
 
@@ -93,14 +93,14 @@ def test_the_content_decides_the_format_and_not_the_suffix(tmp_path, state_dict)
     torch.save(state_dict, tmp_path / "b.safetensors")
     for name, kinds in (("a.pth", "holds safetensors, not PyTorch's format"),
                         ("b.safetensors", "holds PyTorch's format, not safetensors")):
-        tensors, notices = read_tensors(tmp_path / name)
+        tensors, _, notices = read_tensors(tmp_path / name)
         assert same(tensors, state_dict)
         assert len(notices) == 1 and kinds in notices[0]
 
 
 def test_the_format_of_old_pytorch_is_read(tmp_path, state_dict):
     torch.save(state_dict, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    tensors, notices = read_tensors(tmp_path / "a.pth")
+    tensors, _, notices = read_tensors(tmp_path / "a.pth")
     assert same(tensors, state_dict) and notices == []
 
 
@@ -142,12 +142,6 @@ def test_pointers_folders_and_gguf_are_named(tmp_path):
     assert refused(tmp_path / "c.pth") == ": a GGUF file, expected a state dict (.pth or .safetensors)"
 
 
-def nan_at_3() -> torch.Tensor:
-    tensor = torch.ones(2, 4)
-    tensor[0, 3] = float("nan")
-    return tensor
-
-
 @pytest.mark.parametrize(("tensor", "message"), [
     (torch.ones(2, 4, dtype=torch.int8), "is int8, expected float16, bfloat16 or float32; quantized weights cannot be"),
     (torch.ones(2, 4, dtype=torch.int64), "is int64, expected float16"),
@@ -157,8 +151,7 @@ def nan_at_3() -> torch.Tensor:
     (torch.ones(2, 4).to_sparse(), "is float32 and sparse, expected float16"),
     (torch.tensor(1.0), "is a single number, expected a vector or a matrix"),
     (torch.ones(0, 4), r"is empty (shape [0, 4])"),
-    (nan_at_3(), "1 of its 8 values are NaN or infinite: the run that wrote the file diverged"),
-    (torch.full((2, 4), -torch.inf, dtype=torch.float16), "8 of its 8 values are NaN or infinite"),
+    (torch.ones(2, 4, device="meta"), "is float32 without data, expected float16"),
 ])
 def test_a_tensor_that_cannot_be_a_weight_is_refused(tmp_path, tensor, message):
     torch.save({"fine": torch.ones(2), "model.norm.weight": tensor}, tmp_path / "a.pth")
@@ -168,7 +161,7 @@ def test_a_tensor_that_cannot_be_a_weight_is_refused(tmp_path, tensor, message):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floating_point_weights_are_read(tmp_path, state_dict, dtype):
     torch.save({name: tensor.to(dtype) for name, tensor in state_dict.items()}, tmp_path / "a.pth")
-    tensors, _ = read_tensors(tmp_path / "a.pth")
+    tensors, _, _ = read_tensors(tmp_path / "a.pth")
     assert {tensor.dtype for tensor in tensors.values()} == {dtype}
 
 

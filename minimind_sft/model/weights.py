@@ -8,8 +8,8 @@ as shapes go; the rest is MiniMind-3's default.
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +21,9 @@ from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.loaded import EMBEDDING, HEAD, Weights, equal_values
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The contents of a weights file and its sidecar.
-
-    sidecar: None if there is none.
-    notices: lines for the user about how the file was read.
-    """
-
-    path: Path
-    config: ModelConfig
-    tensors: dict[str, torch.Tensor]
-    sidecar: dict[str, Any] | None
-    notices: tuple[str, ...] = ()
-
-    def without_padding(self, vocab_size: int) -> "Weights":
-        """Returns the same weights with only the first `vocab_size` rows of embedding and head.
-
-        Rows beyond the tokenizer's vocabulary are padding; once they are gone, sampling cannot choose them.
-        """
-        tensors = {name: tensor[:vocab_size] if name in ("model.embed_tokens.weight", "lm_head.weight") else tensor
-                   for name, tensor in self.tensors.items()}
-        return replace(self, config=replace(self.config, vocab_size=vocab_size), tensors=tensors)
-
-    def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
-        """Returns a float32 model with exactly these weights.
-
-        Raises:
-            UserError: if a tensor is missing, unknown or of another shape; names it.
-        """
-        model = MiniMindForCausalLM(replace(self.config, dropout=dropout))
-        try:
-            model.load_state_dict(self.tensors, strict=True)
-        except RuntimeError as error:
-            details = " ".join(str(error).split("\n\t", 1)[-1].split())
-            raise UserError(f"{self.path}: {details[:300]}") from error
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
-        return model
 
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
@@ -75,8 +36,8 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
     Raises:
         UserError: if either cannot be read, if they contradict each other, or if this is no MiniMind model.
     """
-    tensors, notices = read_tensors(path)
-    shapes = config_from_shapes(tensors, path)
+    tensors, tensor_shapes, notices = read_tensors(path)
+    shapes = config_from_shapes(tensors, tensor_shapes, path)
     described_by = sidecar_path(path)
     sidecar = read_sidecar(described_by)
     if sidecar is None:
@@ -99,34 +60,34 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
     return Weights(path, config, tensors, sidecar, tuple(notices))
 
 
-def config_from_shapes(tensors: dict[str, torch.Tensor], path: Path) -> ModelConfig:
+def config_from_shapes(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]],
+                       path: Path) -> ModelConfig:
     """Reads a configuration off the shapes of a MiniMind-3 state dict; all else is MiniMind-3's default.
 
     Raises:
         UserError: if a tensor that every MiniMind-3 model has is missing or has an impossible shape.
     """
-    def shape(name: str, dimensions: int = 2) -> torch.Size:
-        if name not in tensors:
+    def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
+        if name not in shapes:
             raise UserError(f"{path}: not a MiniMind-3 state dict: it has no {name}")
-        if tensors[name].dim() != dimensions:
-            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found {list(tensors[name].shape)}")
-        return tensors[name].shape
+        if len(shapes[name]) != dimensions:
+            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found {list(shapes[name])}")
+        return shapes[name]
 
     first = "model.layers.0."
     vocab_size, hidden_size = shape("model.embed_tokens.weight")
     head_dim = shape(first + "self_attn.q_norm.weight", 1)[0]
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    use_moe = first + "mlp.gate.weight" in tensors
+    layers = {int(match[1]) for name in shapes if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    use_moe = first + "mlp.gate.weight" in shapes
     experts = shape(first + "mlp.gate.weight")[0] if use_moe else ModelConfig.num_experts
     width = shape(first + ("mlp.experts.0." if use_moe else "mlp.") + "gate_proj.weight")[0]
-    lm_head = tensors.get("lm_head.weight")
     try:
         return ModelConfig(
             vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=len(layers), head_dim=head_dim,
             num_attention_heads=shape(first + "self_attn.q_proj.weight")[0] // head_dim,
             num_key_value_heads=shape(first + "self_attn.k_proj.weight")[0] // head_dim,
             intermediate_size=width, use_moe=use_moe, num_experts=experts, moe_intermediate_size=width,
-            tie_word_embeddings=lm_head is None or torch.equal(lm_head, tensors["model.embed_tokens.weight"]),
+            tie_word_embeddings=HEAD not in shapes or equal_values(tensors[HEAD], tensors[EMBEDDING]),
             norm_topk_prob=True,
         )
     except UserError as error:

@@ -3,45 +3,131 @@
 A file is a plain state dict in PyTorch's format or safetensors, written by this project or by MiniMind. Some files
 prefix every name (`torch.compile` and DistributedDataParallel do) or keep the state dict one level down (MiniMind's
 `*_resume.pth`); these are read too, with a notice. Loading runs no code: `weights_only=True`, or safetensors.
+
+Files are mapped into memory, and each tensor is read when it is asked for. What was read leaves memory again with the
+next tensor, so that reading a large file does not take the file's size.
 """
 
+import ctypes
+import mmap
 import pickle
 import re
+import sys
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from torch import Tensor
 
 from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.model.loaded import LazyTensors
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 """Keys under which larger checkpoints keep their weights."""
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool",
+                      "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"} | {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+"""PyTorch's names of safetensors' dtypes."""
+
+ZIP = b"PK\x03\x04"
 
 # DistributedDataParallel puts `module.` first; torch.compile puts `_orig_mod.` before the module it compiled.
 PREFIX = re.compile(r"^(?:_orig_mod\.)*(?:module\.)+|(?:^|(?<=\.))_orig_mod\.")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Reads the state dict at `path`; also returns notices for the user about how it was read.
+class Source(Protocol):
+    """A file of tensors: shapes and dtypes cost nothing, `read` reads one tensor.
+
+    dtypes: PyTorch's names without `torch.`, with a remark if the tensor is not a plain one.
+    """
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, str]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def read_tensors(path: Path) -> tuple[LazyTensors, dict[str, tuple[int, ...]], list[str]]:
+    """Opens the state dict at `path`; returns its tensors, each read when it is asked for, and their shapes.
+
+    Also returns notices for the user about how it was read.
 
     Raises:
-        UserError: if the file cannot be read or is not a state dict of finite floating-point tensors.
+        UserError: if the file cannot be read or is not a state dict of floating-point tensors.
     """
-    content, notices = _load(path)
-    content = _unwrapped(content, path, notices)
-    content = _without_prefixes(content, path, notices)
-    for name, tensor in content.items():
-        if problem := _problem(tensor):
+    source, notices = _open(path)
+    stored_as = _without_prefixes(source.shapes, path, notices)
+    for name, stored in stored_as.items():
+        if problem := _problem(source.shapes[stored], source.dtypes[stored]):
             raise UserError(f"{path}: {printable(name)}: {problem}")
-    return content, notices
+    return (LazyTensors(stored_as, lambda name: source.read(stored_as[name])),
+            {name: source.shapes[stored] for name, stored in stored_as.items()}, notices)
 
 
-def _load(path: Path) -> tuple[Any, list[str]]:
+class SafetensorsFile:
+    """A file in safetensors format. It is opened anew for each tensor: closing it gives back the memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                entry = file.get_slice(name)
+                self.shapes[name] = tuple(entry.get_shape())
+                self.dtypes[name] = SAFETENSORS_DTYPES.get(entry.get_dtype(), entry.get_dtype())
+
+    def read(self, name: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+
+class PytorchFile:
+    """A state dict in PyTorch's format.
+
+    mapped: whether the tensors lie in a mapped file. Their pages then leave memory with the next tensor that is read;
+        a tensor that is used later brings its pages back.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], mapped: bool):
+        self.tensors = tensors
+        self.mapped = mapped
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.dtypes = {name: _described_dtype(tensor) for name, tensor in tensors.items()}
+        self._last: Tensor | None = None
+
+    def read(self, name: str) -> Tensor:
+        if self.mapped and self._last is not None:
+            _release_pages(self._last)
+        self._last = self.tensors[name].detach()
+        return self._last
+
+
+def _release_pages(tensor: Tensor) -> None:
+    """Tells the system that the pages of a tensor in a mapped file are not needed now.
+
+    Only Linux counts such pages as the process's memory until it is told.
+    """
+    if sys.platform != "linux":
+        return
+    start = tensor.untyped_storage().data_ptr()
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + tensor.untyped_storage().nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _open(path: Path) -> tuple[Source, list[str]]:
     if path.is_dir():
         raise UserError(f"{path}: a folder, expected a weights file (.pth or .safetensors)")
     refuse_lfs_pointer(path)
@@ -55,12 +141,15 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     if start.startswith(b"GGUF"):
         raise UserError(f"{path}: a GGUF file, expected a state dict (.pth or .safetensors)")
     named, found = path.suffix == ".safetensors", _is_safetensors(start, path)
-    notices = []
+    notices: list[str] = []
     if named != found:
         kinds = {True: "safetensors", False: "PyTorch's format"}
         notices.append(f"{path} holds {kinds[found]}, not {kinds[named]} as its name says; it was read as such")
     try:
-        return (load_file(path) if found else _load_pytorch(path)), notices
+        if found:
+            return SafetensorsFile(path), notices
+        mapped = start.startswith(ZIP) and not named
+        content = _load_pytorch(path, mapped)
     except pickle.UnpicklingError as error:
         raise UserError(_pickled_objects(path, error)) from error
     except Exception as error:  # on damaged bytes torch.load raises KeyError, struct.error and more
@@ -70,20 +159,25 @@ def _load(path: Path) -> tuple[Any, list[str]]:
         elif isinstance(error, KeyError):  # an unknown byte in a pickle; torch gives only its number
             reason = "it is something else, such as text, or damaged"
         raise UserError(f"{path}: not a weights file that can be read ({reason})") from error
+    return PytorchFile(_unwrapped(content, path, notices), mapped), notices
 
 
-def _load_pytorch(path: Path) -> Any:
-    # A file and not its path: newer versions of torch take a path that ends in .safetensors for that format.
-    with path.open("rb") as file, warnings.catch_warnings():
+def _load_pytorch(path: Path, mapped: bool) -> Any:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # our one line says what is wrong
-        return torch.load(file, map_location="cpu", weights_only=True)
+        if mapped:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # The format of old PyTorch cannot be mapped. A file and not its path: newer versions of torch take a path that
+        # ends in .safetensors for that format.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
     """Decides by the first bytes (a JSON header, a zip archive or a pickle), and by the name if they do not tell."""
     if start[8:] == b"{":
         return True
-    return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80\x02"))
+    return path.suffix == ".safetensors" and not start.startswith((ZIP, b"\x80\x02"))
 
 
 def _pickled_objects(path: Path, error: pickle.UnpicklingError) -> str:
@@ -116,36 +210,37 @@ def _unwrapped(content: Any, path: Path, notices: list[str]) -> dict[str, Any]:
     return content
 
 
-def _without_prefixes(tensors: dict[str, torch.Tensor], path: Path, notices: list[str]) -> dict[str, torch.Tensor]:
-    plain, found = {}, set()
-    for name, tensor in tensors.items():
+def _without_prefixes(names: Iterable[str], path: Path, notices: list[str]) -> dict[str, str]:
+    """Returns the names without prefixes, and as the file has them."""
+    stored_as: dict[str, str] = {}
+    found = set()
+    for name in names:
         short = PREFIX.sub("", name)
-        if short in plain:
+        if short in stored_as:
             raise UserError(f"{path}: holds {printable(short)} twice, once as {printable(name)}")
-        plain[short] = tensor
+        stored_as[short] = name
         if short != name:
             found |= {prefix for prefix in ("module.", "_orig_mod.") if prefix in name}
     if found:
         notices.append(f"{path}: the prefix {' and '.join(sorted(found))} was removed from the tensors' names")
-    return plain
+    return stored_as
 
 
-def _problem(tensor: torch.Tensor) -> str | None:
+def _problem(shape: tuple[int, ...], dtype: str) -> str | None:
     """Returns why a tensor cannot be a weight, or None."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPES:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        hint = "" if tensor.dtype.is_complex else "; quantized weights cannot be used"
-        return f"is {dtype}{'' if tensor.layout == torch.strided else ' and sparse'}, expected float16, bfloat16 or " \
-               f"float32{hint}"
-    if tensor.dim() == 0:
+    if dtype not in DTYPES:
+        hint = "" if dtype.startswith(("complex", "float32 without")) else "; quantized weights cannot be used"
+        return f"is {dtype}, expected float16, bfloat16 or float32{hint}"
+    if not shape:
         return "is a single number, expected a vector or a matrix"
-    if tensor.numel() == 0:
-        return f"is empty (shape {list(tensor.shape)})"
-    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-    if bad:
-        return (f"{bad:,} of its {tensor.numel():,} values are NaN or infinite: the run that wrote the file "
-                "diverged; use earlier weights")
+    if 0 in shape:
+        return f"is empty (shape {list(shape)})"
     return None
+
+
+def _described_dtype(tensor: Tensor) -> str:
+    remark = " and sparse" if tensor.layout != torch.strided else " without data" if tensor.is_meta else ""
+    return str(tensor.dtype).removeprefix("torch.") + remark
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,145 @@
+"""Weights as they were read: a configuration, and tensors that are read when they are needed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from minimind_sft.errors import UserError, printable
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MAX_NAMED = 3
+"""Tensors named in one error."""
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name; each is read when it is asked for, and none is kept."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]):
+        self._names = dict.fromkeys(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a Mapping's own method would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model, whatever file or folder they come from.
+
+    path: the file or folder.
+    tensors: by our names, in their stored dtype. Asking for one reads it, so ask once; names cost nothing.
+    sidecar: None if there is none.
+    notices: lines for the user about how the weights were read.
+    family: the name of the family that the weights were found in; None for our own layout.
+    """
+
+    path: Path
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    sidecar: dict[str, Any] | None
+    notices: tuple[str, ...] = ()
+    family: str | None = None
+
+    def without_padding(self, vocab_size: int) -> "Weights":
+        """Returns the same weights with only the first `vocab_size` rows of embedding and head.
+
+        Rows beyond the tokenizer's vocabulary are padding; once they are gone, sampling cannot choose them.
+        """
+        if vocab_size == self.config.vocab_size:
+            return self
+
+        def read(name: str) -> Tensor:
+            return self.tensors[name][:vocab_size] if name in (EMBEDDING, HEAD) else self.tensors[name]
+
+        return replace(self, config=replace(self.config, vocab_size=vocab_size),
+                       tensors=LazyTensors(self.tensors, read))
+
+    def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
+        """Returns a float32 model with exactly these weights.
+
+        Beside the model, at most one tensor is in memory at a time.
+
+        Raises:
+            UserError: if a tensor is missing, unknown, of another shape, or not finite; names it.
+        """
+        with _Uninitialised():
+            model = MiniMindForCausalLM(replace(self.config, dropout=dropout))
+        places = model.state_dict()
+        if self.config.tie_word_embeddings and HEAD not in set(self.tensors):
+            del places[HEAD]
+        self._check_names(places)
+        # Large tensors first: while their copy in the stored dtype is in memory, little of the model is.
+        for name in sorted(places, key=lambda name: -places[name].numel()):
+            self._fill(places[name], name)
+        return model
+
+    def _check_names(self, places: Mapping[str, Tensor]) -> None:
+        there = set(self.tensors)
+        problems = [f"{kind} key(s): {_listed(names)}" for kind, names in (
+            ("Missing", [name for name in places if name not in there]),
+            ("Unexpected", [name for name in self.tensors if name not in places])) if names]
+        if problems:
+            raise UserError(f"{self.path}: {'; '.join(problems)}")
+
+    @torch.no_grad()
+    def _fill(self, place: Tensor, name: str) -> None:
+        """Copies one tensor into its place in the model."""
+        tensor = self.tensors[name]
+        if tensor.shape != place.shape:
+            raise UserError(f"{self.path}: size mismatch for {name}: {list(tensor.shape)} in the file, "
+                            f"{list(place.shape)} in the model")
+        if name == HEAD and self.config.tie_word_embeddings:
+            if not equal_values(place, tensor):
+                raise UserError(f"{self.path}: {HEAD} differs from {EMBEDDING}, but the model ties them "
+                                "(tie_word_embeddings is true)")
+            return
+        place.copy_(tensor)
+        low, high = place.aminmax()  # NaN if any value is
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            bad = place.numel() - int(torch.isfinite(place).sum())
+            raise UserError(f"{self.path}: {printable(name)}: {bad:,} of its {place.numel():,} values are NaN or "
+                            "infinite: the run that wrote the file diverged; use earlier weights")
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips the random initialisation of new modules, whose weights are about to be overwritten.
+
+    Their memory is then only reserved: a page takes memory when it is first written.
+    """
+
+    SKIPPED = ("normal_", "uniform_", "kaiming_uniform_")
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if function.__name__ in self.SKIPPED:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def equal_values(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
+    """Compares two matrices of any dtypes, in pieces: no second copy of a large one is made."""
+    return a.shape == b.shape and all(torch.equal(x.double(), y.double())
+                                      for x, y in zip(a.split(rows), b.split(rows), strict=True))
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(map(printable, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
