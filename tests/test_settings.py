@@ -119,7 +119,7 @@ def test_groups_and_names_of_fine_tuning_settings():
         "data": ["data_path", "eval_data_path", "eval_share", "bad_rows", "prepared_dir", "tokenizer_path",
                  "max_seq_len", "seed", "truncation", "train_turns", "train_on_prompt", "chat_template",
                  "end_of_turn"],
-        "model": ["from_weight", "preset", "hidden_size", "num_hidden_layers", "use_moe", "dropout"],
+        "model": ["from_weight", "preset", "hidden_size", "num_hidden_layers", "use_moe", "dropout", "freeze"],
         "optimizer": ["epochs", "max_steps", "batch_size", "accumulation_steps", "learning_rate", "min_lr_ratio",
                       "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
         "runtime": ["device", "dtype", "micro_batch_tokens", "use_compile", "gradient_checkpointing", "parallel",
@@ -154,8 +154,8 @@ def test_settings_that_change_only_with_allow_changed_data():
 
 def test_settings_recorded_in_the_resume_state():
     assert list(recorded(SFTSettings, "weights")) == [
-        "dropout", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay", "grad_clip",
-        "keep_best"]
+        "dropout", "freeze", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay",
+        "grad_clip", "keep_best"]
 
 
 def test_ranks_may_differ_in_paths_and_machines_only():

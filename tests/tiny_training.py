@@ -17,6 +17,7 @@ from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.freezing import freeze
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import fit, train_step
 from minimind_sft.training.optim import build_optimizer
@@ -41,6 +42,7 @@ class Training:
             learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
         torch.manual_seed(0)
         self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
+        freeze(self.model, settings.model.freeze)
         self.optimizer = build_optimizer(self.model, settings.optimizer.learning_rate, settings.optimizer.weight_decay)
         self.learner = Learner(self.model, self.model, self.optimizer, torch.amp.GradScaler("cpu", enabled=False),
                                CPU, torch.float32)

@@ -8,7 +8,7 @@ from minimind_sft.settings.spec import setting
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The weights to start from, or the shape of a new model."""
+    """The weights to start from, or the shape of a new model, and what of it trains."""
 
     from_weight: str = setting(
         "none", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or .safetensors, then the repository's "
@@ -22,3 +22,6 @@ class ModelSettings:
         None, "mixture of experts (default: as --from_weight or --preset, else 0)", decides="shape")
     dropout: float = setting(
         0.0, "dropout on the attention weights and on what each block adds", min=0, below=1, decides="weights")
+    freeze: tuple[str, ...] = setting(
+        (), "parts of the model that stay as they are, by name: embed_tokens, lm_head, norm, layers.0-5, layers.*.mlp "
+            "('*', '?' and '[...]' as in a shell, quoted; a range includes both ends)", decides="weights")

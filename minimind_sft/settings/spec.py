@@ -138,10 +138,10 @@ def names_of(settings: Any, decides: Decides) -> list[str]:
 
 
 def recorded(settings: Any, decides: Decides) -> dict[str, Any]:
-    """Returns the settings that decide something, by their keys in resume states, as `as_typed` has them."""
+    """Returns the settings that decide something, by their keys in resume states, as JSON gives them back."""
     typed = as_typed(settings)
-    return {flag.setting.recorded_as or flag.name: typed[flag.name] for flag in flags_of(settings)
-            if flag.setting.decides == decides}
+    return {flag.setting.recorded_as or flag.name: list(flag.value) if flag.many else typed[flag.name]
+            for flag in flags_of(settings) if flag.setting.decides == decides}
 
 
 def as_typed(settings: Any) -> dict[str, Any]:

@@ -22,7 +22,10 @@ def learning_rate(update: int, updates: int, peak: float, min_ratio: float, warm
 
 
 def build_optimizer(model: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """Returns a fused AdamW with weight decay on matrices (embedding and projections), none on norms."""
+    """Returns a fused AdamW with weight decay on matrices (embedding and projections), none on norms.
+
+    It leaves frozen parameters alone, weight decay included.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},

@@ -112,6 +112,8 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
             raise UserError(f"{path}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}")
         with torch.no_grad():
             parameter.copy_(read("weights", name, weights[name], parameter))
+        if not parameter.requires_grad:  # frozen now; if it trained before, its moments are of no use
+            continue
         optimizer.state[parameter] = {key.split("|", 1)[0]: read("optimizer", key, kind, parameter)
                                       for key, kind in moments.items() if key.endswith(f"|{name}")}
     scaling = ranks.on_main(lambda: read_object(path / STATE)["scaler"])

@@ -11,6 +11,7 @@ from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.data import SFTDataSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.freezing import freeze
 from minimind_sft.training.outputs import continues_a_run
 from minimind_sft.training.summary import describe_model
 
@@ -23,7 +24,8 @@ def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Token
         template: what the run trains with; None for running text, which any weights can learn.
 
     Raises:
-        UserError: if the weights disagree with the flags, the tokenizer or the chat template.
+        UserError: if the weights disagree with the flags, the tokenizer or the chat template, or `--freeze` names a
+            part that the model does not have.
     """
     data = settings.data
     if start is None:
@@ -38,6 +40,7 @@ def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Token
             assert isinstance(data, SFTDataSettings)
             check_template(weights, template, data.chat_template, data.end_of_turn)
         model = weights.build_model(settings.model.dropout)
+    ranks.say(*(f"frozen      {notice}" for notice in freeze(model, settings.model.freeze)))
     ranks.say(describe_model(model, start, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
     return model

@@ -13,6 +13,7 @@ from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import place, program, shown
 from minimind_sft.settings.spec import names_of
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.training.freezing import trained_parameters
 from minimind_sft.training.progress import Effort, clock
 from minimind_sft.training.resume_state import TrainState
 
@@ -22,8 +23,10 @@ MIN_EVALUATIONS_SINCE_LOWEST = 2
 def describe_model(model: MiniMindForCausalLM, start: Path | None, dtype: str, device: torch.device) -> str:
     """Gives the model's origin, shape and size, and where it computes; `dtype` is `--dtype`."""
     shape, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
+    trained = trained_parameters(model)
+    part = f", of which {trained / 1e6:.1f}M train" if trained < parameters else ""
     return (f"model       {shown(start) if start else 'new'}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
-            f"{parameters / 1e6:.1f}M parameters{', mixture of experts' if shape.use_moe else ''}; "
+            f"{parameters / 1e6:.1f}M parameters{part}{', mixture of experts' if shape.use_moe else ''}; "
             f"{described_dtype(dtype, device)} on {device}")
 
 

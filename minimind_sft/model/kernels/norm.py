@@ -21,12 +21,17 @@ class _RMSNorm(torch.autograd.Function):
         return (x * inverse_rms).mul_(weight_D)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight_D, inverse_rms = ctx.saved_tensors
-        normed, grad_normed = x * inverse_rms, grad * weight_D
-        mean = _mean_of_product(grad_normed, normed)
-        grad_x = grad_normed.addcmul_(normed, mean, value=-1).mul_(inverse_rms)
-        return grad_x, normed.mul_(grad).flatten(0, -2).sum(0), None
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        normed, grad_x, grad_weight_D = x * inverse_rms, None, None
+        if wants_x:
+            grad_normed = grad * weight_D
+            mean = _mean_of_product(grad_normed, normed)
+            grad_x = grad_normed.addcmul_(normed, mean, value=-1).mul_(inverse_rms)
+        if wants_weight:
+            grad_weight_D = normed.mul_(grad).flatten(0, -2).sum(0)
+        return grad_x, grad_weight_D, None
 
 
 def _mean_of_product(x: Tensor, y: Tensor) -> Tensor:
