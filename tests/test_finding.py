@@ -53,7 +53,7 @@ def test_a_missing_file_is_reported_with_the_command_and_existing_files(tmp_path
 def test_a_path_is_taken_as_a_path(tmp_path):
     touch(tmp_path, "x.pth")
     assert find_weights(str(tmp_path / "x.pth"), "nowhere", flag="--w") == tmp_path / "x.pth"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         find_weights(str(tmp_path / "y.pth"), "nowhere", flag="--w")
 
 
@@ -105,13 +105,39 @@ def test_a_file_name_is_first_looked_up_in_the_working_directory(tmp_path, monke
     monkeypatch.chdir(tmp_path / "here")
     assert find_weights("a_512.pth", tmp_path, flag="--w").samefile(tmp_path / "here/a_512.pth")
     assert find_weights("pretrain_256.pth", tmp_path, flag="--w") == repository / "out/pretrain_256.pth"
-    with pytest.raises(UserError, match=rf"--w b.pth: no such file \(looked here and in {tmp_path}, .*out\)"):
+    with pytest.raises(UserError, match=rf"--w b.pth: no such file or folder \(looked here and in {tmp_path}, .*out\)"):
         find_weights("b.pth", tmp_path, flag="--w")
 
 
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"is a folder, expected a file that ends in \.pth or \.safetensors"):
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r": a folder without config\.json, expected a file that ends in \.pth, "
+                                        r"\.safetensors or \.gguf, or a folder of Hugging Face"):
         find_weights(f"{tmp_path}/", tmp_path, flag="--w")
+
+
+def test_a_folder_of_hugging_face_and_a_gguf_file_are_paths(tmp_path, monkeypatch):
+    touch(tmp_path / "SmolLM2-135M", "config.json")
+    touch(tmp_path / "adapter", "adapter_config.json")
+    touch(tmp_path, "q4.gguf")
+    monkeypatch.chdir(tmp_path)
+    for name in ("./SmolLM2-135M", "SmolLM2-135M/", str(tmp_path / "adapter"), "q4.gguf", "./q4.gguf"):
+        assert find_weights(name, "nowhere", flag="--w").samefile(name)
+    with pytest.raises(UserError, match=r"; for the folder of that name give --w \./SmolLM2-135M; there is"):
+        find_weights("SmolLM2-135M", tmp_path, flag="--w")
+
+
+@pytest.mark.parametrize(("name", "meant"), [
+    ("pretrian", "pretrain"), ("ful_sft", "full_sft"), ("full_stf_64", "full_sft"), ("./SmolLM", "SmolLM2"),
+    ("full_sft_46.pth", "full_sft_64.pth"), ("SmolLM3/", "SmolLM2")])
+def test_a_mistyped_name_is_guessed_in_the_message(tmp_path, monkeypatch, name, meant):
+    touch(tmp_path, "full_sft_64.pth", "mine_64_moe.safetensors", "notes.txt")
+    touch(tmp_path / "SmolLM2", "config.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"; did you mean {meant}\?"):
+        find_weights(name, tmp_path, flag="--w")
+    with pytest.raises(UserError) as error:
+        find_weights("quite_another", tmp_path, flag="--w")
+    assert "did you mean" not in str(error.value)
 
 
 @pytest.mark.parametrize("sidecar", ["[]", "{", '{"model": 3, "parameters": "many"}'])

@@ -1,7 +1,9 @@
-"""Finds the weights file that a name means."""
+"""Finds the weights that a name means: a file, or a Hugging Face folder."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from minimind_sft.errors import UserError
@@ -11,6 +13,12 @@ from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
 
 SUFFIXES = (".pth", ".safetensors")
+"""Endings of the files that this project writes and names."""
+
+PATH_SUFFIXES = (*SUFFIXES, ".gguf")
+FOLDER_FILES = ("config.json", "adapter_config.json")
+"""A folder of Hugging Face has one of them; an adapter's is refused when it is read."""
+
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
 SIZE = re.compile(r".*_(\d+)(_moe)?")
 MIB = 2**20
@@ -51,7 +59,8 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     """Finds the file that a name means, first in `save_dir`, then in the repository's `out/`.
 
     `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors; `full_sft_512` means that file; a name with a
-    suffix means the file of that name, which may also be in the working directory. A name with a slash is a path.
+    suffix means the file of that name, which may also be in the working directory. A name with a slash is a path, to
+    a file or to a folder of Hugging Face.
 
     Args:
         hidden_size, use_moe: requirements on the file.
@@ -63,8 +72,8 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     folders = [Path(save_dir)]
     if folders[0].resolve() != (REPOSITORY / "out").resolve():
         folders.append(REPOSITORY / "out")
-    if Path(name).name != name or name.endswith(SUFFIXES):
-        return _file(name, folders, flag)
+    if name != Path(name).name or name.endswith(PATH_SUFFIXES):
+        return _path(name, folders, flag)
     stem = re.compile(re.escape(name) + r"(_\d+(_moe)?)?")
     for folder in folders:
         found = [one for one in map(Candidate.at, _weight_files(folder)) if stem.fullmatch(one.path.stem)
@@ -76,18 +85,23 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
 
 
-def _file(name: str, folders: list[Path], flag: str) -> Path:
-    """Returns the file at a path; a bare file name may also be in one of `folders`."""
+def _path(name: str, folders: list[Path], flag: str) -> Path:
+    """Returns the file or folder at a path; a bare file name may also be in one of `folders`."""
     path = Path(name)
+    expected = f"expected a file that ends in {', '.join(PATH_SUFFIXES[:-1])} or {PATH_SUFFIXES[-1]}"
     places = [path, *(folder / name for folder in folders if path.name == name)]
     found = next((place for place in places if place.is_file()), None)
     if found is None and path.is_dir():
-        raise UserError(f"{flag} {name}: is a folder, expected a file that ends in {' or '.join(SUFFIXES)}")
+        if any((path / file).exists() for file in FOLDER_FILES):
+            return path
+        raise UserError(f"{flag} {name}: a folder without config.json, {expected}, or a folder of Hugging Face")
     if found is None:
         looked = f" (looked here and in {', '.join(map(str, folders))})" if len(places) > 1 else ""
-        raise UserError(f"{flag} {name}: no such file{looked}")
-    if not name.endswith(SUFFIXES):
-        raise UserError(f"{flag} {name}: expected a file that ends in {' or '.join(SUFFIXES)}")
+        beside = [one.name for folder in {place.parent for place in places} if folder.is_dir()
+                  for one in folder.iterdir() if one.is_dir() or one.name.endswith(PATH_SUFFIXES)]
+        raise UserError(f"{flag} {name}: no such file or folder{looked}{_meant(path.name, beside)}")
+    if not name.endswith(PATH_SUFFIXES):
+        raise UserError(f"{flag} {name}: {expected}")
     return found
 
 
@@ -120,7 +134,15 @@ def _weight_files(folder: Path) -> list[Path]:
 def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:
     size = "*" if hidden_size is None else hidden_size
     moe = "[_moe]" if use_moe is None else "_moe" * use_moe
-    there = [str(path) for folder in folders for path in _weight_files(folder)]
+    there = [path for folder in folders for path in _weight_files(folder)]
     made_by = f"; python trainer/{RECIPES[name]}.py makes it" if name in RECIPES else ""
-    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{made_by}; "
-            f"there is {', '.join(there) or 'nothing'}")
+    here = f"; for the folder of that name give {flag} ./{name}" if Path(name, FOLDER_FILES[0]).exists() else ""
+    meant = here or made_by or _meant(name, (re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there))
+    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{meant}; "
+            f"there is {', '.join(map(str, there)) or 'nothing'}")
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    """Suggests the most similar name, for one that was mistyped."""
+    similar = get_close_matches(name, sorted(set(names)), n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
