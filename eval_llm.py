@@ -152,9 +152,13 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
 
 
 def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
-    """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
-    if stretch:
-        weights = replace(weights, config=replace(weights.config, rope_scaling=RopeScaling()))
+    """Builds the model in its fast form for decoding.
+
+    `stretch` applies YaRN for longer contexts, as in MiniMind: if the model has more positions than YaRN starts from.
+    """
+    yarn = RopeScaling()
+    if stretch and weights.config.max_position_embeddings > yarn.original_max_position_embeddings:
+        weights = replace(weights, config=replace(weights.config, rope_scaling=yarn))
     device = resolve_device(runtime.device)
     return ready_to_decode(weights.build_model().to(device, resolve_dtype(runtime.dtype, device)).eval())
 

@@ -54,9 +54,9 @@ def test_plain_formulas_switches_single_kernels_off():
 def test_a_cpu_uses_short_attention_up_to_384_tokens(dropout, short, monkeypatch):
     seen, original = [], padded_attention.short_attention
 
-    def spy(q_BLQK, k_BLK, v_BLK):
+    def spy(q_BLQK, *others):
         seen.append(q_BLQK.shape[1])
-        return original(q_BLQK, k_BLK, v_BLK)
+        return original(q_BLQK, *others)
 
     monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)
     monkeypatch.setattr(padded_attention, "short_attention", spy)

@@ -9,35 +9,11 @@ import torch.nn.functional as F
 from tiny import TINY
 
 from minimind_sft.model.config import RopeScaling
-from minimind_sft.model.layers import SwiGLU, apply_rope, cross_entropy_sum, rms_norm, rope_cos_sin, rope_frequencies
+from minimind_sft.model.layers import SwiGLU, apply_rope, cross_entropy_sum, rms_norm, rope_cos_sin
 
 YARN = RopeScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
                    attention_factor=1.5)
 YARN_CONFIG = replace(TINY, head_dim=16, rope_theta=10000.0, rope_scaling=YARN, max_position_embeddings=4096)
-
-
-def test_yarn_frequencies_literally():
-    """By hand: the pair with 32 turns in 1024 positions is 16 ln(1024 / 64 pi) / (2 ln 10^4) = 1.41, that with one
-    turn 4.42. Pairs up to 1 keep their frequency, from 5 on it is a quarter, and between them the blend is linear.
-    """
-    plain = [1.0, 10**-0.5, 0.1, 10**-1.5, 0.01, 10**-2.5, 0.001, 10**-3.5]
-    blend = [1.0, 1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25, 0.25]
-    frequencies = rope_frequencies(YARN_CONFIG, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([f * b for f, b in zip(plain, blend, strict=True)], rel=1e-12)
-
-
-def test_yarn_fully_stretches_the_last_pair_if_every_pair_turns_at_least_once():
-    """MiniMind's blend ends at the last pair (that of transformers ends beyond it)."""
-    yarn = RopeScaling(factor=4.0, original_max_position_embeddings=1_000_000, beta_fast=1e5, beta_slow=1.0)
-    config = replace(TINY, head_dim=4, rope_theta=10000.0, rope_scaling=yarn, max_position_embeddings=2_000_000)
-    frequencies = rope_frequencies(config, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([1.0, 0.01 / 4], rel=1e-12)
-
-
-def test_yarn_changes_nothing_within_the_original_context():
-    inside = replace(YARN_CONFIG, max_position_embeddings=1024)
-    frequencies = rope_frequencies(inside, torch.float64, torch.device("cpu"))
-    assert frequencies.tolist() == pytest.approx([10 ** (-i / 2) for i in range(8)], rel=1e-12)
 
 
 def test_rope_cos_sin_include_the_attention_factor():

@@ -48,7 +48,8 @@ def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | Lowere
 def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM | LoweredModel":
     """Returns the model's lowered form, or `model` itself if the whole model or its whole decoder was changed."""
     known = (has_only(model, MiniMindForCausalLM, {"model", "lm_head"})
-             and has_only(model.model, Decoder, {"embed_tokens", "layers", "norm"}))
+             and has_only(model.model, Decoder, {"embed_tokens", "layers", "norm"})
+             and not model.config.rope_follows_length)
     return LoweredModel(model, pack) if known else model
 
 
@@ -166,8 +167,8 @@ class _DecoderLayer:
 
 class _Attention:
     def __init__(self, attention: Attention, lower: Lowering):
-        self._index = attention.layer_index
-        fuses = (lower.knows(nn.Linear, attention.q_proj, attention.k_proj, attention.v_proj)
+        self._index, self._window = attention.layer_index, attention.window
+        fuses = (attention.rotates and lower.knows(nn.Linear, attention.q_proj, attention.k_proj, attention.v_proj)
                  and lower.knows(RMSNorm, attention.q_norm, attention.k_norm)
                  and attention.q_norm.eps == attention.k_norm.eps)
         self._heads = _FusedHeads(attention, lower.pack) if fuses else _Heads(attention, lower)
@@ -175,20 +176,23 @@ class _Attention:
 
     def __call__(self, x_TD: Tensor, rope: _Rope, context: Context) -> Tensor:
         q_THK, k_TGK, v_TGK = self._heads(x_TD, rope)
-        return self._out(context.attend(self._index, q_THK, k_TGK, v_TGK).flatten(1))
+        return self._out(context.attend(self._index, q_THK, k_TGK, v_TGK, self._window).flatten(1))
 
 
 class _Heads:
     """Computes queries, keys and values with the attention's own projections."""
 
     def __init__(self, attention: Attention, lower: Lowering):
-        self._project, self._dtype = attention.project, lower.dtype
+        self._project, self._dtype, self._rotates = attention.project, lower.dtype, attention.rotates
         self._q_norm, self._k_norm = lower(attention.q_norm), lower(attention.k_norm)
 
     def __call__(self, x_TD: Tensor, rope: _Rope) -> tuple[Tensor, Tensor, Tensor]:
         q_THK, k_TGK, v_TGK = map(at_least_float32, self._project(x_TD.to(self._dtype)))
+        q_THK, k_TGK = self._q_norm(q_THK), self._k_norm(k_TGK)
+        if not self._rotates:
+            return q_THK, k_TGK, v_TGK
         angles = rope.halves()
-        return apply_rope(self._q_norm(q_THK), angles), apply_rope(self._k_norm(k_TGK), angles), v_TGK
+        return apply_rope(q_THK, angles), apply_rope(k_TGK, angles), v_TGK
 
 
 class _FusedHeads:
@@ -199,6 +203,7 @@ class _FusedHeads:
     """
 
     def __init__(self, attention: Attention, pack: Pack):
+        assert isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm)
         self._head_dim = attention.head_dim
         self._qkv = pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         self._heads, self._kv_heads = (
@@ -252,9 +257,13 @@ class _MixtureOfExperts:
         router = copy.copy(mlp)
         router._modules = {"gate": mlp.gate}  # does not keep the experts' weights
         self._route, self._experts = router.route, lower(mlp.experts)
+        self._shared = [lower(expert) for expert in mlp.shared_experts]
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        return self._experts(x_TD, *self._route(x_TD))
+        y_TD = self._experts(x_TD, *self._route(x_TD))
+        for expert in self._shared:
+            y_TD = y_TD + expert(x_TD)
+        return y_TD
 
 
 class _Experts:
@@ -296,7 +305,7 @@ FAST_FORMS: dict[type, FastForm] = {
     Attention: FastForm(_Attention, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}),
     SwiGLU: FastForm(_swiglu, {"gate_proj", "up_proj", "down_proj"}),
     Experts: FastForm(_Experts, {"gate_proj", "up_proj", "down_proj"}),
-    MixtureOfExperts: FastForm(_MixtureOfExperts, {"gate", "experts"}),
+    MixtureOfExperts: FastForm(_MixtureOfExperts, {"gate", "experts", "shared_experts"}),
     DecoderLayer: FastForm(_DecoderLayer, {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp",
                                            "dropout"}),
 }

@@ -23,6 +23,8 @@ class RopeScaling:
 
     rope_type: "yarn" (Peng et al. 2023, arXiv:2309.00071), "linear" (Chen et al. 2023, arXiv:2306.15595), "dynamic"
         (NTK-aware, by the length of each document) or "llama3" (Grattafiori et al. 2024, arXiv:2407.21783).
+    original_max_position_embeddings: the context of the first training. For "dynamic", transformers keeps it in
+        `max_position_embeddings`; "linear" does not need it.
     beta_fast, beta_slow, attention_factor, truncate: yarn only. Without `truncate`, the bounds of its blend are not
         rounded to whole pairs.
     low_freq_factor, high_freq_factor: llama3 only.
@@ -117,6 +119,11 @@ class ModelConfig:
         if problems:
             raise UserError("model configuration: " + "; ".join(problems))
 
+    @property
+    def rope_follows_length(self) -> bool:
+        """Whether the angles depend on the length of a document, and not on the position alone."""
+        return self.positions == "rope" and self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic"
+
     def _problems(self) -> list[str]:
         problems = []
         for one in fields(self):
@@ -127,8 +134,12 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.positions == "rope":
             problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE rotates pairs)")
+        if self.rope_follows_length and self.head_dim < 4:
+            problems.append(f"head_dim is {self.head_dim}, expected at least 4 (dynamic RoPE scaling)")
+        if self.use_moe and (self.mlp != "swiglu" or self.mlp_bias):
+            problems.append("use_moe is true: experts need mlp 'swiglu' and mlp_bias false")
         if self.num_experts_per_tok > self.num_experts:
             problems.append(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
         if not self.rope_theta > 1:

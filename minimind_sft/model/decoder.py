@@ -19,7 +19,7 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Attention, Context, Documents
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels import grouped_experts, selection
-from minimind_sft.model.layers import RMSNorm, SwiGLU, cross_entropy_sum, rope_cos_sin
+from minimind_sft.model.layers import FEED_FORWARDS, NORMS, cross_entropy_sum, rope_cos_sin
 from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 from minimind_sft.model.precision import at_least_float32
 from minimind_sft.model.recompute import recomputed
@@ -42,13 +42,15 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        norm, feed_forward = NORMS[config.norm], FEED_FORWARDS[config.mlp]
+        self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MixtureOfExperts(config) if config.use_moe else SwiGLU(config.hidden_size, config.intermediate_size)
+        self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = (MixtureOfExperts(config) if config.use_moe
+                    else feed_forward(config.hidden_size, config.intermediate_size, config.mlp_bias))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], context: Context,
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor] | None, context: Context,
                 read_N: Tensor | None = None) -> Tensor:
         """Returns the next layer's input (T, D), or only its rows `read_N` (N, D), see `_feed_forward_at`."""
         x_TD = x_TD + self.dropout(self.self_attn(self.input_layernorm(x_TD), rope, context))
@@ -82,8 +84,10 @@ class DecoderLayer(nn.Module):
     def matrices(self) -> list[nn.Module]:
         """Returns the modules whose weights are multiplied in autocast's dtype: all but norms and the router."""
         attention, mlp = self.self_attn, self.mlp
-        feed_forward = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else [*mlp.children()]
-        return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *feed_forward]
+        networks = mlp.shared_experts if isinstance(mlp, MixtureOfExperts) else [mlp]
+        feed_forward = [matrix for network in networks for matrix in network.children()]
+        experts = [mlp.experts] if isinstance(mlp, MixtureOfExperts) else []
+        return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *experts, *feed_forward]
 
 
 class Decoder(nn.Module):
@@ -97,14 +101,21 @@ class Decoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = NORMS[config.norm](config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                 read_N: Tensor | None = None) -> Tensor:
         """Returns hidden states (T, D), or those of the positions `read_N` (N, D)."""
-        x_TD = self.embed_tokens(input_ids_T)
-        rope = rope_cos_sin(self.config, positions_T, torch.promote_types(x_TD.dtype, torch.float32))
+        x_TD, rope = self.embed_tokens(input_ids_T), None
+        if self.config.positions == "learned":
+            x_TD = x_TD + self.embed_positions(positions_T)
+        else:
+            length_T = context.length_T if self.config.rope_follows_length else None
+            dtype = torch.promote_types(x_TD.dtype, torch.float32)
+            rope = rope_cos_sin(self.config, positions_T, dtype, length_T)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         all_layers = cast(Iterable[DecoderLayer], self.layers)
         *layers, last = [partial(recomputed, layer) if recompute else layer for layer in all_layers]
@@ -200,12 +211,14 @@ class MiniMindForCausalLM(nn.Module):
     def _initialize(self) -> None:
         """Draws weights with standard deviation 0.02, less where a layer adds to the residual stream.
 
-        As in GPT-2 (Radford et al. 2019): there are two additions per layer.
+        As in GPT-2 (Radford et al. 2019): there are two additions per layer. Biases start at 0, norms at 1.
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0.0, residual_std if "o_proj" in name or "down_proj" in name else 0.02)
+            elif name.endswith(".bias"):
+                parameter.zero_()
 
 
 def _complete_tied_head(module: MiniMindForCausalLM, state_dict: dict, prefix: str, *_: object) -> None:

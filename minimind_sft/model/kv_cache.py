@@ -62,7 +62,13 @@ class KVCache:
         self._write = list(zip(keys_YSGLK[:, :, :, -1].unbind(), values_YSGLK[:, :, :, -1].unbind(), strict=True))
         return self._new_S
 
-    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> Tensor:
+    @property
+    def length_T(self) -> Tensor:
+        """The length reached so far, for each new token."""
+        return self._new_S + 1
+
+    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor,
+               window: int | None = None) -> Tensor:
         """Appends the key and value of one token per sequence, then attends to all tokens of the sequence."""
         keys_SGLK, values_SGLK = self._read[layer_index]
         if self._rows_S is None:
@@ -73,8 +79,13 @@ class KVCache:
             self.store(layer_index, self._rows_S, self._new_S, k_SGK, v_SGK)
         # Query heads that share a key/value head take the place of query positions, so no key or value is repeated.
         q_SGQK = q_SHK.to(keys_SGLK.dtype).unflatten(1, (k_SGK.shape[1], -1))
+        read_S11L = self._past_S11L
+        if window is not None and window < max(self.lengths):
+            column_L = torch.arange(max(self.lengths), device=self._device)
+            last_S111 = self._new_S[:, None, None, None]
+            read_S11L = (column_L <= last_S111) & (column_L > last_S111 - window)
         with torch.autocast(q_SHK.device.type, enabled=False):
-            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=self._past_S11L)
+            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=read_S11L)
         return out_SGQK.flatten(1, 2).to(v_SGK.dtype)
 
     def keep(self, slots: list[int]) -> None:
@@ -104,6 +115,12 @@ class Prefill:
         self.positions_T = documents.positions_T
         self._documents, self._cache = documents, cache
 
-    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    @property
+    def length_T(self) -> Tensor:
+        """The length of each token's prompt."""
+        return self._documents.length_T
+
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor,
+               window: int | None = None) -> Tensor:
         self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGK, v_TGK)
-        return self._documents.attend(layer_index, q_THK, k_TGK, v_TGK)
+        return self._documents.attend(layer_index, q_THK, k_TGK, v_TGK, window)

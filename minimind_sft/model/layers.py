@@ -1,10 +1,8 @@
-"""RMSNorm, RoPE, SwiGLU and the loss as their papers state them.
+"""Norms, RoPE, feed-forward networks and the loss as their papers state them.
 
 Functions marked `@accelerated` define what is computed; kernels/ has faster ways to compute it, and the tests compare
 each with the function here.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels.selection import accelerated
 from minimind_sft.model.precision import at_least_float32, matmul_dtype
+from minimind_sft.model.rope_scaling import rope_frequencies
 
 
 class RMSNorm(nn.Module):
@@ -33,35 +32,41 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight_D
 
 
-def rope_frequencies(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the radians per position of each pair of dimensions (R,): theta^(-2i/K), stretched by YaRN if configured.
+class LayerNorm(nn.Module):
+    """Normalises mean and variance over the last dimension, in at least float32; the result has the weight's dtype."""
 
-    YaRN (Peng et al. 2023, arXiv:2309.00071, section 3.2) divides by `factor` the frequencies of pairs that turn at
-    most `beta_slow` times within the original context, keeps those that turn at least `beta_fast` times, and blends
-    linearly in between.
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight_D, bias_D = at_least_float32(self.weight), at_least_float32(self.bias)
+        return layer_norm(at_least_float32(x), weight_D, bias_D, self.eps).to(self.weight.dtype)
+
+
+@accelerated
+def layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """Returns (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight_D + bias_D
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+def rope_cos_sin(config: ModelConfig, positions_T: Tensor, dtype: torch.dtype,
+                 length_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns cos and sin (T, 1, R) of each pair's angle at each position, times YaRN's attention factor.
+
+    Args:
+        length_T: the length of each token's document, for dynamic scaling only.
     """
-    pair_R = torch.arange(config.head_dim // 2, dtype=dtype, device=device)
-    frequency_R = 1.0 / config.rope_theta ** (2 * pair_R / config.head_dim)
-    yarn = config.rope_scaling
-    if yarn is None or config.max_position_embeddings <= yarn.original_max_position_embeddings:
-        return frequency_R
-
-    def pair_that_turns(times: float) -> float:
-        """Returns the (fractional) pair that makes this many full turns within the original context."""
-        wavelength = yarn.original_max_position_embeddings / times
-        return config.head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), len(pair_R) - 1)
-    stretched_R = ((pair_R - low) / max(high - low, 0.001)).clamp(0, 1)
-    return frequency_R * (1 - stretched_R + stretched_R / yarn.factor)
-
-
-def rope_cos_sin(config: ModelConfig, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns cos and sin (T, 1, R) of each pair's angle at each position, times YaRN's attention factor."""
-    angle_T1R = positions_T[:, None, None] * rope_frequencies(config, dtype, positions_T.device)
-    scale = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
-    return angle_T1R.cos() * scale, angle_T1R.sin() * scale
+    angle_TR = positions_T[:, None] * rope_frequencies(config, dtype, positions_T.device, length_T)
+    scaling = config.rope_scaling
+    scale = scaling.attention_factor if scaling and scaling.rope_type == "yarn" else 1.0
+    return angle_TR[:, None].cos() * scale, angle_TR[:, None].sin() * scale
 
 
 @accelerated
@@ -79,17 +84,35 @@ def apply_rope(x_THK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """The dense feed-forward network: down(silu(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
+    """A feed-forward network: down(silu(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, hidden_size: int, width: int):
+    def __init__(self, hidden_size: int, width: int, bias: bool = False):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, width, bias)
+        self.up_proj = nn.Linear(hidden_size, width, bias)
+        self.down_proj = nn.Linear(width, hidden_size, bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         x_TD = x_TD.to(matmul_dtype(x_TD))  # autocast by itself would convert it for each product
         return self.down_proj(gated(self.gate_proj(x_TD), self.up_proj(x_TD)))
+
+
+class GELUNetwork(nn.Module):
+    """A feed-forward network: down(gelu(up x)) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+
+    With the approximation of GELU by tanh, as GPT-2 has it.
+    """
+
+    def __init__(self, hidden_size: int, width: int, bias: bool = False):
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, width, bias)
+        self.down_proj = nn.Linear(width, hidden_size, bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x_TD), approximate="tanh"))
+
+
+FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUNetwork}
 
 
 @accelerated

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels.dispatch import count
 from minimind_sft.model.kernels.selection import accelerated
-from minimind_sft.model.layers import gated
+from minimind_sft.model.layers import SwiGLU, gated
 from minimind_sft.model.precision import at_least_float32
 
 
 class MixtureOfExperts(nn.Module):
     """Sums the outputs of each token's `num_experts_per_tok` most probable experts, weighted by the router.
+
+    Shared experts (Dai et al. 2024, arXiv:2401.06066) add theirs for every token.
 
     In training mode `self.routing` keeps the last routing for `balance_loss_sum`: probabilities (T, E) and chosen
     experts (T, C).
@@ -24,11 +26,16 @@ class MixtureOfExperts(nn.Module):
         self.norm_topk_prob = config.norm_topk_prob
         self.gate = Router(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        self.shared_experts = nn.ModuleList(
+            SwiGLU(config.hidden_size, config.moe_intermediate_size) for _ in range(config.num_shared_experts))
         self.routing: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         weight_TC, chosen_TC = self.route(x_TD)
-        return self.experts(x_TD, weight_TC, chosen_TC)
+        y_TD = self.experts(x_TD, weight_TC, chosen_TC)
+        for expert in self.shared_experts:
+            y_TD = y_TD + expert(x_TD)
+        return y_TD
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the weights and the indices of each token's experts (T, C)."""

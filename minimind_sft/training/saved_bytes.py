@@ -75,7 +75,9 @@ def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int,
     The first pass also counts what all layers share, such as RoPE's angles.
     """
     with torch.device("meta"):  # the weights' values do not matter; drawing them would take most of the time
-        model = MiniMindForCausalLM(replace(config, vocab_size=1, num_hidden_layers=1))
+        model = MiniMindForCausalLM(replace(
+            config, vocab_size=1, num_hidden_layers=1, full_attention_layers=(), layers_without_rope=(),
+            max_position_embeddings=max(config.max_position_embeddings, FEW)))
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.zero_()

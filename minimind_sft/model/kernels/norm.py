@@ -1,4 +1,4 @@
-"""RMSNorm with its gradient written out. Plain twin: layers.rms_norm."""
+"""RMSNorm with its gradient written out, and PyTorch's norms. Plain twins: layers.rms_norm, layers.layer_norm."""
 
 from typing import Any
 
@@ -49,3 +49,8 @@ rms_norm = _RMSNorm.apply
 def pytorch_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Calls PyTorch's norm, which is a single kernel on a GPU and about ten operations on a CPU."""
     return F.rms_norm(x, weight_D.shape, weight_D, eps)
+
+
+def pytorch_layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """Calls PyTorch's norm, which is a single kernel on every device."""
+    return F.layer_norm(x, weight_D.shape, weight_D, bias_D, eps)

@@ -19,12 +19,12 @@ from minimind_sft.model.precision import matmul_dtype
 SHORT = 384
 """Up to this (padded) length a CPU keeps the attention weights of documents, see short_attention.py."""
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""attend(q_THK, k_TGK, v_TGK) -> out_THK, for the documents it was made for."""
+Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+"""attend(q_THK, k_TGK, v_TGK, window) -> out_THK, for the documents it was made for."""
 
 _plain: set[str] = set()
 
-FORMULAS = ("rms_norm", "apply_rope", "gated", "cross_entropy_sum", "mixture", "document_attention")
+FORMULAS = ("rms_norm", "layer_norm", "apply_rope", "gated", "cross_entropy_sum", "mixture", "document_attention")
 
 
 def accelerated(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -42,6 +42,8 @@ def implementation(formula: Callable[..., Tensor], *tensors: Tensor) -> Callable
     match formula.__name__:
         case "rms_norm":
             return norm.rms_norm if tensors[0].device.type == "cpu" else norm.pytorch_rms_norm
+        case "layer_norm":
+            return norm.pytorch_layer_norm
         case "apply_rope":
             return rope.apply_rope
         case "gated":

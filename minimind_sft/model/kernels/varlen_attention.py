@@ -24,10 +24,11 @@ class VarlenAttention:
         self._cu_seqlens = send(torch.tensor(cu_seqlens, dtype=torch.int32), device)
         self._longest = max(end - start for start, end in pairwise(cu_seqlens))
 
-    def __call__(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    def __call__(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None = None) -> Tensor:
+        past = -1 if window is None or window >= self._longest else window - 1  # -1: all of it
         out_THK = varlen.varlen_attn(
             q_THK.to(v_TGK.dtype), k_TGK.to(v_TGK.dtype), v_TGK, self._cu_seqlens, self._cu_seqlens, self._longest,
-            self._longest, window_size=(-1, 0), enable_gqa=True,  # (-1, 0): all of the past, nothing of the future
+            self._longest, window_size=(past, 0), enable_gqa=True,  # (past, 0): nothing of the future
         )
         assert isinstance(out_THK, Tensor), "varlen_attn returns more only where more is asked for"
         return out_THK
