@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from minimind_sft.data.tokenizer_files import read_tokenizer_files
+from minimind_sft.data.gguf_tokenizer import read_gguf_tokenizer
+from minimind_sft.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from minimind_sft.errors import UserError, describe, one_line
 from minimind_sft.files import read_text
 
@@ -123,11 +124,25 @@ class Tokenizer:
         """
         folder = Path(path)
         files = read_tokenizer_files(folder)
-        templates = _chat_templates(folder, files.config)
+        return cls._from_files(files, _chat_templates(folder, files.config), folder / "tokenizer.json")
+
+    @classmethod
+    def from_gguf(cls, path: str | Path) -> "Tokenizer":
+        """Makes the tokenizer that a GGUF file describes.
+
+        Raises:
+            UserError: naming the file and the field that is missing, wrong or of another kind.
+        """
+        files = read_gguf_tokenizer(Path(path))
+        return cls._from_files(files, _given_templates(files.config, f"{path}: tokenizer.chat_template"), Path(path))
+
+    @classmethod
+    def _from_files(cls, files: TokenizerFiles, templates: tuple[str | None, dict[str, str]],
+                    main: Path) -> "Tokenizer":
         try:
             tokenizer = cls(files.state, files.special, *templates)
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({one_line(error)})") from error
+            raise UserError(f"{main}: not a tokenizer ({one_line(error)})") from error
         for token, place in files.added_from.items():
             said, has = tokenizer._added[token]["id"], tokenizer.token_to_id(token)
             if said != has:
@@ -285,7 +300,15 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
     Raises:
         UserError: naming the file and the field, for anything else.
     """
-    where = f"{folder / 'tokenizer_config.json'}: chat_template"
+    default, named = _given_templates(config, f"{folder / 'tokenizer_config.json'}: chat_template")
+    named = {**named, **{file.stem: read_text(file)
+                         for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
+    file = folder / "chat_template.jinja"
+    return read_text(file) if file.exists() else default, named
+
+
+def _given_templates(config: dict, where: str) -> tuple[str | None, dict[str, str]]:
+    """Returns the default template and the named ones in `chat_template`, whose place is `where`."""
     given = config.get("chat_template")
     if isinstance(given, list):
         if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in given):
@@ -297,9 +320,5 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
             raise UserError(f"{where}: {name}: expected a string, found {describe(template)}")
     if not isinstance(given, str | dict | None):
         raise UserError(f"{where}: expected a string, found {describe(given)}")
-    default = given if isinstance(given, str) else named.get("default")
-    named = {**named, **{file.stem: read_text(file)
-                         for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
-    file = folder / "chat_template.jinja"
-    return read_text(file) if file.exists() else default, named
+    return given if isinstance(given, str) else named.get("default"), named
 

