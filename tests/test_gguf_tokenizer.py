@@ -72,7 +72,7 @@ def test_templates_may_have_names(tmp_path):
 @pytest.mark.parametrize("pre", ["default", None])
 def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
     (notice,) = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", pre=pre)).notices
-    assert f"tokenizer.ggml.pre: {pre or 'missing'}: whoever wrote the file did not know" in notice
+    assert f"tokenizer.ggml.pre: {pre or 'missing'}: the program that wrote the file did not" in notice
     assert "--tokenizer_path FOLDER" in notice
 
 

@@ -93,9 +93,9 @@ def _pre_tokenizer(fields: _Fields) -> tuple[PreTokenizer, list[str]]:
     """Returns how text is split before merges, and notices."""
     name = fields.get("pre")
     if name is None or BY_NAME.get(name) is UNRECOGNISED:
-        return UNRECOGNISED, [f"{fields.path}: tokenizer.ggml.pre: {'missing' if name is None else name}: whoever wrote "
-                              "the file did not know how its tokenizer splits text; as llama.cpp does, a default is "
-                              f"used, which the model was not trained with; {FROM_FOLDER}"]
+        return UNRECOGNISED, [f"{fields.path}: tokenizer.ggml.pre: {'missing' if name is None else name}: the program "
+                              "that wrote the file did not recognise how its tokenizer splits text; a default is used, "
+                              f"as in llama.cpp, but the model was trained with another way; {FROM_FOLDER}"]
     if name not in BY_NAME:
         raise fields.error("pre", f"the unknown pre-tokenizer {printable(str(name))}, expected one of "
                                   f"{', '.join(BY_NAME)}; {FROM_FOLDER}")
