@@ -59,6 +59,7 @@ class Family:
     write_config: ours -> theirs.
     entries: the tensors of a model, ours and theirs, for a configuration; every one of ours exactly once.
     no_weights: patterns (for `re.fullmatch`) of tensors in their files that hold no weights, such as RoPE's tables.
+    prefix: what begins the name of every tensor but the head's. Files that were saved without the head lack it.
     """
 
     name: str
@@ -66,3 +67,4 @@ class Family:
     write_config: Callable[[ModelConfig], dict[str, Any]]
     entries: Callable[[ModelConfig], list[Entry]]
     no_weights: tuple[str, ...] = ()
+    prefix: str = ""

@@ -1,0 +1,31 @@
+"""Llama 2 and 3, and the models with their architecture: TinyLlama, SmolLM and SmolLM2, Yi, DeepSeek LLM."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.families.common import read_shape, same_names, write_shape
+from minimind_sft.model.families.family import Family
+from minimind_sft.model.families.fields import Fields
+
+ABSENT = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
+ROTARY_TABLE = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
+
+def read_config(values: Mapping[str, Any]) -> ModelConfig:
+    fields = Fields(values)
+    shape = read_shape(fields, ABSENT)
+    biases = {"attention_bias": "all" if fields.flag("attention_bias", False) else "none",
+              "mlp_bias": fields.flag("mlp_bias", False)}
+    fields.only("pretraining_tp", 1)
+    fields.without_influence("is_llama_config", "max_sequence_length")
+    fields.finish()
+    return ModelConfig(**shape, **biases, qk_norm=False)
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **write_shape(config),
+            "attention_bias": config.attention_bias == "all", "mlp_bias": config.mlp_bias}
+
+
+LLAMA = Family("llama", read_config, write_config, same_names, (ROTARY_TABLE,), prefix="model.")

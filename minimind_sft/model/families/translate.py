@@ -1,0 +1,106 @@
+"""Reads our tensors from a file of another family, strictly and one at a time."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minimind_sft.errors import UserError, printable
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.families.family import Entry, Family
+from minimind_sft.model.families.tensor_shapes import tensor_shapes
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+MAX_LISTED = 3
+
+
+class Source(Protocol):
+    """A file or folder with tensors under the names of their family. `shapes` is known without reading data."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class Translated(Mapping[str, Tensor]):
+    """Our tensors by name, in their stored dtype; each is read when it is asked for.
+
+    shapes: the shapes of our tensors by name.
+
+    Raises:
+        UserError: if one of their tensors is missing, unknown or of another shape than the configuration says.
+    """
+
+    def __init__(self, family: Family, config: ModelConfig, source: Source):
+        self.shapes = tensor_shapes(config)
+        self._source = source
+        self._prefix = family.prefix if any(name.startswith(family.prefix) for name in source.shapes) else ""
+        self._dropped = "" if self._prefix else family.prefix
+        entries = family.entries(config)
+        self._entry = {name: entry for entry in entries for name in entry.ours}
+        assert self._entry.keys() == self.shapes.keys(), "a family's entries hold every tensor exactly once"
+        self._joined: tuple[Entry, list[Tensor]] | None = None
+        self._check(entries, family, tied=config.tie_word_embeddings)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entry[name]
+        if len(entry.ours) == 1:
+            return self._parts(entry)[0]
+        if self._joined is None or self._joined[0] is not entry:  # the parts of one tensor are usually read in a row
+            self._joined = (entry, self._parts(entry))
+        return self._joined[1][entry.ours.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def _parts(self, entry: Entry) -> list[Tensor]:
+        return entry.to_ours(self._source.read(self._stored(entry.theirs)), [self.shapes[name][0] for name in entry.ours])
+
+    def _stored(self, theirs: str) -> str:
+        """Returns a tensor's name in this file, which may lack the prefix (it was saved without its head)."""
+        return theirs.removeprefix(self._dropped)
+
+    def _check(self, entries: list[Entry], family: Family, tied: bool) -> None:
+        found = self._source.shapes
+        expected = {self._stored(entry.theirs): self._shape_of(entry) for entry in entries}
+        self._refuse([name for name in expected if name not in found], "missing: the file is incomplete, or config.json "
+                     "is another model's")
+        for name, shape in expected.items():
+            if tuple(found[name]) != shape:
+                raise UserError(f"{self._source.path}: {name}: has shape {list(found[name])}, but the configuration "
+                                f"says {list(shape)}")
+        no_weights = re.compile("|".join(family.no_weights) or r"(?!)")
+        unknown = [name for name in found if name not in expected and not (tied and name == HEAD)
+                   and not no_weights.fullmatch(name) and not no_weights.fullmatch(self._dropped + name)]
+        self._refuse(unknown, f"unknown in a model of the family {family.name} with this configuration")
+        if tied and HEAD in found and not self._equals_embedding():
+            raise UserError(f"{self._source.path}: {HEAD}: differs from the embedding, but the configuration ties them: "
+                            "set tie_word_embeddings to false in config.json if the head is the model's own")
+
+    def _equals_embedding(self) -> bool:
+        head, embedding = self._source.read(HEAD), self[EMBEDDING]
+        return head.shape == embedding.shape and torch.equal(head, embedding)
+
+    def _shape_of(self, entry: Entry) -> tuple[int, ...]:
+        """Returns the shape that their tensor must have."""
+        shapes = [self.shapes[name] for name in entry.ours]
+        if entry.stacked:
+            return (len(shapes), *shapes[0])
+        joined = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return joined[::-1] if entry.transposed else joined
+
+    def _refuse(self, names: list[str], problem: str) -> None:
+        if names:
+            more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+            listed = ", ".join(map(printable, names[:MAX_LISTED]))
+            raise UserError(f"{self._source.path}: {listed}{more}: {problem}")
