@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[LazyTensors, dict[str, tuple[int, ...]], l
     Raises:
         UserError: if the file cannot be read or is not a state dict of floating-point tensors.
     """
-    source, notices = _open(path)
+    source, notices = open_source(path)
     stored_as = _without_prefixes(source.shapes, path, notices)
     for name, stored in stored_as.items():
         if problem := _problem(source.shapes[stored], source.dtypes[stored]):
@@ -127,7 +127,12 @@ def _release_pages(tensor: Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
-def _open(path: Path) -> tuple[Source, list[str]]:
+def open_source(path: Path) -> tuple[Source, list[str]]:
+    """Opens a file of tensors, of whatever names and dtypes; also returns notices about how it was read.
+
+    Raises:
+        UserError: if the file cannot be read or holds anything but tensors.
+    """
     if path.is_dir():
         raise UserError(f"{path}: a folder, expected a weights file (.pth or .safetensors)")
     refuse_lfs_pointer(path)

@@ -23,7 +23,8 @@ NO_INFLUENCE = frozenset({
     "bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
     # how transformers runs the model
     "_attn_implementation_autoset", "_flash_attn_2_enabled", "chunk_size_feed_forward", "gradient_checkpointing",
-    "is_decoder", "output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_cache", "use_return_dict",
+    "is_decoder", "output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_cache",
+    "use_return_dict",
     # how it was initialised and trained; dropout is set by --dropout
     "attention_dropout", "attn_pdrop", "embd_pdrop", "initializer_range", "neftune_noise_alpha", "resid_pdrop",
     # heads for other tasks

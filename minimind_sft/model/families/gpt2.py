@@ -9,13 +9,13 @@ from minimind_sft.model.families.fields import Fields
 
 NAMES = {"vocab_size": "vocab_size", "n_embd": "hidden_size", "n_layer": "num_hidden_layers",
          "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}
-KIND = {"attention_bias": "all", "mlp_bias": True, "qk_norm": False, "norm": "layer", "mlp": "gelu",
+KIND: dict[str, Any] = {"attention_bias": "all", "mlp_bias": True, "qk_norm": False, "norm": "layer", "mlp": "gelu",
         "positions": "learned"}
 
 
 def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values)
-    shape = {ours: fields.whole(theirs) for theirs, ours in NAMES.items()}
+    shape: dict[str, Any] = {ours: fields.whole(theirs) for theirs, ours in NAMES.items()}
     heads, hidden_size = shape["num_attention_heads"], shape["hidden_size"]
     if hidden_size % heads:
         fields.refuse("n_head", f"{heads} heads do not divide n_embd {hidden_size}")

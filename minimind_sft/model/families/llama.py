@@ -8,19 +8,19 @@ from minimind_sft.model.families.common import read_shape, same_names, write_sha
 from minimind_sft.model.families.family import Family
 from minimind_sft.model.families.fields import Fields
 
-ABSENT = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
+ABSENT: dict[str, Any] = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
 ROTARY_TABLE = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 
 def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values)
     shape = read_shape(fields, ABSENT)
-    biases = {"attention_bias": "all" if fields.flag("attention_bias", False) else "none",
-              "mlp_bias": fields.flag("mlp_bias", False)}
+    attention_bias = "all" if fields.flag("attention_bias", False) else "none"
+    mlp_bias = fields.flag("mlp_bias", False)
     fields.only("pretraining_tp", 1)
     fields.without_influence("is_llama_config", "max_sequence_length")
     fields.finish()
-    return ModelConfig(**shape, **biases, qk_norm=False)
+    return ModelConfig(**shape, attention_bias=attention_bias, mlp_bias=mlp_bias, qk_norm=False)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from minimind_sft.model.families.family import Entry, Family
 from minimind_sft.model.families.fields import Fields
 from minimind_sft.model.families.tensor_shapes import tensor_shapes
 
-ABSENT = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
-JOINED = {"q_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")), "gate_proj": ("gate_up_proj", ("gate_proj", "up_proj"))}
+ABSENT: dict[str, Any] = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
+JOINED = {"q_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+          "gate_proj": ("gate_up_proj", ("gate_proj", "up_proj"))}
+"""What joins each first part, and all its parts."""
+
 PART = re.compile(r"(.*)\b(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight")
 
 
@@ -19,7 +22,7 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values)
     shape = read_shape(fields, ABSENT)
     if shape["rope_scaling"] is not None:  # transformers takes "yarn" here for longrope
-        fields.refuse("rope_scaling", "the decoder computes Phi-3 only without it: use the version with a short context")
+        fields.refuse("rope_scaling", "the decoder computes Phi-3 only without it: use a version with a short context")
     window = fields.whole_or_null("sliding_window", None)
     fields.only("attention_bias", False)
     fields.without_influence("original_max_position_embeddings")  # longrope only

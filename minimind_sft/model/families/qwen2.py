@@ -8,7 +8,7 @@ from minimind_sft.model.families.common import read_shape, read_windows, same_na
 from minimind_sft.model.families.family import Family
 from minimind_sft.model.families.fields import Fields
 
-ABSENT = {"head_dim": None, "tie_word_embeddings": False}
+ABSENT: dict[str, Any] = {"head_dim": None, "tie_word_embeddings": False}
 
 
 def read_config(values: Mapping[str, Any]) -> ModelConfig:

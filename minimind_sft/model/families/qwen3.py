@@ -10,7 +10,7 @@ from minimind_sft.model.families.fields import Fields
 from minimind_sft.model.families.qwen2 import read_upper_windows
 
 ABSENT = {"tie_word_embeddings": False}
-MOE_ABSENT = {"head_dim": None, "tie_word_embeddings": False}
+MOE_ABSENT: dict[str, Any] = {"head_dim": None, "tie_word_embeddings": False}
 
 
 def read_config(values: Mapping[str, Any]) -> ModelConfig:

@@ -8,7 +8,7 @@ from minimind_sft.model.families.common import read_shape, read_windows, same_na
 from minimind_sft.model.families.family import Family
 from minimind_sft.model.families.fields import Fields
 
-ABSENT = {"head_dim": None, "tie_word_embeddings": True}
+ABSENT: dict[str, Any] = {"head_dim": None, "tie_word_embeddings": True}
 DEFAULT_THETA = 2_000_000.0
 DEFAULT_INTERVAL = 4
 
@@ -19,12 +19,13 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     rotates = _rotating_layers(fields, shape["num_hidden_layers"])
     window = fields.whole_or_null("sliding_window", None) if fields.flag("use_sliding_window", False) else None
     windows = read_windows(fields, window, [not rotated for rotated in rotates])
-    biases = {"attention_bias": "all" if fields.flag("attention_bias", False) else "none",
-              "mlp_bias": fields.flag("mlp_bias", False)}
+    attention_bias = "all" if fields.flag("attention_bias", False) else "none"
+    mlp_bias = fields.flag("mlp_bias", False)
     fields.without_influence("sliding_window", "max_window_layers", "pretraining_tp")
     fields.finish()
     without_rope = tuple(layer for layer, rotated in enumerate(rotates) if not rotated)
-    return ModelConfig(**shape, **windows, **biases, layers_without_rope=without_rope, qk_norm=False)
+    return ModelConfig(**shape, **windows, attention_bias=attention_bias, mlp_bias=mlp_bias,
+                       layers_without_rope=without_rope, qk_norm=False)
 
 
 def _rotating_layers(fields: Fields, layers: int) -> list[bool]:

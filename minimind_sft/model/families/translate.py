@@ -1,20 +1,17 @@
 """Reads our tensors from a file of another family, strictly and one at a time."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from minimind_sft.errors import UserError, printable
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.families.family import Entry, Family
 from minimind_sft.model.families.tensor_shapes import tensor_shapes
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-MAX_LISTED = 3
+from minimind_sft.model.loaded import EMBEDDING, HEAD, MAX_NAMED, LazyTensors, equal_values
 
 
 class Source(Protocol):
@@ -29,10 +26,8 @@ class Source(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
-class Translated(Mapping[str, Tensor]):
-    """Our tensors by name, in their stored dtype; each is read when it is asked for.
-
-    shapes: the shapes of our tensors by name.
+class Translated(LazyTensors):
+    """Our tensors in their file, by our names and in their stored dtype. A tied head is left out.
 
     Raises:
         UserError: if one of their tensors is missing, unknown or of another shape than the configuration says.
@@ -40,56 +35,48 @@ class Translated(Mapping[str, Tensor]):
 
     def __init__(self, family: Family, config: ModelConfig, source: Source):
         self.shapes = tensor_shapes(config)
+        super().__init__(self.shapes, self._translate)
         self._source = source
-        self._prefix = family.prefix if any(name.startswith(family.prefix) for name in source.shapes) else ""
-        self._dropped = "" if self._prefix else family.prefix
+        has_prefix = any(name.startswith(family.prefix) for name in source.shapes)
+        self._dropped = "" if has_prefix else family.prefix
         entries = family.entries(config)
         self._entry = {name: entry for entry in entries for name in entry.ours}
         assert self._entry.keys() == self.shapes.keys(), "a family's entries hold every tensor exactly once"
         self._joined: tuple[Entry, list[Tensor]] | None = None
         self._check(entries, family, tied=config.tie_word_embeddings)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _translate(self, name: str) -> Tensor:
         entry = self._entry[name]
         if len(entry.ours) == 1:
             return self._parts(entry)[0]
-        if self._joined is None or self._joined[0] is not entry:  # the parts of one tensor are usually read in a row
+        if self._joined is None or self._joined[0] is not entry:  # the parts of one tensor are mostly read in a row
             self._joined = (entry, self._parts(entry))
         return self._joined[1][entry.ours.index(name)]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
     def _parts(self, entry: Entry) -> list[Tensor]:
-        return entry.to_ours(self._source.read(self._stored(entry.theirs)), [self.shapes[name][0] for name in entry.ours])
+        rows = [self.shapes[name][0] for name in entry.ours]
+        return entry.to_ours(self._source.read(self._stored(entry.theirs)), rows)
 
     def _stored(self, theirs: str) -> str:
-        """Returns a tensor's name in this file, which may lack the prefix (it was saved without its head)."""
+        """Returns a tensor's name in this file, which lacks the prefix if it was saved without the head."""
         return theirs.removeprefix(self._dropped)
 
     def _check(self, entries: list[Entry], family: Family, tied: bool) -> None:
         found = self._source.shapes
         expected = {self._stored(entry.theirs): self._shape_of(entry) for entry in entries}
-        self._refuse([name for name in expected if name not in found], "missing: the file is incomplete, or config.json "
-                     "is another model's")
+        self._refuse([name for name in expected if name not in found],
+                     "missing: the weights are incomplete or belong to another configuration")
         for name, shape in expected.items():
             if tuple(found[name]) != shape:
                 raise UserError(f"{self._source.path}: {name}: has shape {list(found[name])}, but the configuration "
                                 f"says {list(shape)}")
         no_weights = re.compile("|".join(family.no_weights) or r"(?!)")
-        unknown = [name for name in found if name not in expected and not (tied and name == HEAD)
-                   and not no_weights.fullmatch(name) and not no_weights.fullmatch(self._dropped + name)]
-        self._refuse(unknown, f"unknown in a model of the family {family.name} with this configuration")
-        if tied and HEAD in found and not self._equals_embedding():
-            raise UserError(f"{self._source.path}: {HEAD}: differs from the embedding, but the configuration ties them: "
-                            "set tie_word_embeddings to false in config.json if the head is the model's own")
-
-    def _equals_embedding(self) -> bool:
-        head, embedding = self._source.read(HEAD), self[EMBEDDING]
-        return head.shape == embedding.shape and torch.equal(head, embedding)
+        self._refuse([name for name in found if name not in expected and not (tied and name == HEAD)
+                      and not any(map(no_weights.fullmatch, (name, self._dropped + name)))],
+                     f"unknown in a model of the family {family.name} with this configuration")
+        if tied and HEAD in found and not equal_values(self._source.read(HEAD), self[EMBEDDING]):
+            raise UserError(f"{self._source.path}: {HEAD}: differs from the embedding, but tie_word_embeddings is true: set "
+                            " it to false in config.json if the model has a head of its own")
 
     def _shape_of(self, entry: Entry) -> tuple[int, ...]:
         """Returns the shape that their tensor must have."""
@@ -101,6 +88,6 @@ class Translated(Mapping[str, Tensor]):
 
     def _refuse(self, names: list[str], problem: str) -> None:
         if names:
-            more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-            listed = ", ".join(map(printable, names[:MAX_LISTED]))
+            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            listed = ", ".join(map(printable, names[:MAX_NAMED]))
             raise UserError(f"{self._source.path}: {listed}{more}: {problem}")

@@ -1,0 +1,65 @@
+"""Reads a Hugging Face folder: config.json, and weights in one file or several."""
+
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.errors import UserError, first_line
+from minimind_sft.files import peek_object, read_object, refuse_lfs_pointer
+from minimind_sft.model.families.registry import family_of
+from minimind_sft.model.families.translate import Translated
+from minimind_sft.model.loaded import Weights
+from minimind_sft.model.shards import Shards
+
+
+def read_folder(path: Path) -> Weights:
+    """Reads a model's folder. Tensors are read when they are asked for.
+
+    Raises:
+        UserError: if it is no model's folder, one of its files cannot be read, or the decoder cannot compute the model;
+            names the file, the field and what to do.
+    """
+    values = _read_config(path)
+    try:
+        family = family_of(values)
+        config = family.read_config(values)
+    except UserError as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from error
+    shards = Shards(path)
+    return Weights(path, config, Translated(family, config, shards), None, tuple(shards.notices), family.name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        base = peek_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise UserError(f"{folder}: an adapter{f' of {base}' if base else ''}, not a model: merge it into its base "
+                        "model (in PEFT merge_and_unload, then save_pretrained) and give that folder")
+    if not path.exists():
+        raise UserError(f"{folder}: a folder without config.json, expected a model's folder as Hugging Face has them"
+                        f"{_advice(folder)}")
+    refuse_lfs_pointer(path)
+    try:
+        return read_object(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a configuration that can be read ({first_line(error)})") from error
+
+
+def _advice(folder: Path) -> str:
+    """Returns what to give instead of a folder that is not a model's."""
+    def first(pattern: str) -> Path | None:
+        return min(folder.glob(pattern), default=None)
+
+    checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "config.json").exists()]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        return f"; it holds the checkpoints of a run: give one of them, such as {newest}"
+    if first("step-*/manifest.json"):
+        return "; it holds the resume states of a run: continue with --from_resume 1, or give its weights in --save_dir"
+    for pattern in ("*.gguf", "*.pth", "*.safetensors"):
+        if (found := first(pattern)) and not (folder / "params.json").exists():
+            return f"; it holds weights: give the file, such as {found}"
+    if first("*.pth") or first("tokenizer.model"):
+        return "; it is in the layout of the model's maker: get the version for transformers"
+    return ""
