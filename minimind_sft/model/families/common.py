@@ -11,6 +11,8 @@ from minimind_sft.model.families.tensor_shapes import tensor_shapes
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "max_position_embeddings")
+NO_SPECIAL_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+"""Written out, because transformers has other defaults, which may lie outside the vocabulary."""
 WINDOW, FULL = "sliding_attention", "full_attention"
 
 
@@ -41,7 +43,8 @@ def read_shape(fields: Fields, defaults: Mapping[str, Any], default_theta: float
 def write_shape(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields of config.json that `read_shape` reads."""
     names = (*SIZES, "head_dim", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings")
-    return {name: getattr(config, name) for name in names} | write_rope(config) | {"hidden_act": "silu"}
+    return {name: getattr(config, name) for name in names} | write_rope(config) | {
+        "hidden_act": "silu", **NO_SPECIAL_TOKENS}
 
 
 def read_windows(fields: Fields, window: int | None, windowed: Sequence[bool]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Family:
 
     name: its `model_type` in config.json, or `general.architecture` in a GGUF file.
     read_config: their configuration -> ours. Refuses by name what the decoder cannot compute and what it does not know.
-    write_config: ours -> theirs.
+    write_config: ours -> theirs, without special tokens: those belong to the tokenizer.
     entries: the tensors of a model, ours and theirs, for a configuration; every one of ours exactly once.
     no_weights: patterns (for `re.fullmatch`) of tensors in their files that hold no weights, such as RoPE's tables.
     prefix: what begins the name of every tensor but the head's. Files that were saved without the head lack it.

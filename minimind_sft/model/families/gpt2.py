@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.families.common import NO_SPECIAL_TOKENS
 from minimind_sft.model.families.family import Entry, Family
 from minimind_sft.model.families.fields import Fields
 
@@ -35,7 +36,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
             **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()}, "n_inner": config.intermediate_size,
             "layer_norm_epsilon": config.rms_norm_eps, "tie_word_embeddings": config.tie_word_embeddings,
-            "activation_function": "gelu_new"}
+            "activation_function": "gelu_new", **NO_SPECIAL_TOKENS}
 
 
 def entries(config: ModelConfig) -> list[Entry]:

@@ -75,7 +75,7 @@ class Translated(LazyTensors):
                       and not any(map(no_weights.fullmatch, (name, self._dropped + name)))],
                      f"unknown in a model of the family {family.name} with this configuration")
         if tied and HEAD in found and not equal_values(self._source.read(HEAD), self[EMBEDDING]):
-            raise UserError(f"{self._source.path}: {HEAD}: differs from the embedding, but tie_word_embeddings is true: "
+            raise UserError(f"{self._source.path}: {HEAD}: differs from the embedding, but tie_word_embeddings is on: "
                             "set that to false in config.json if the model has a head of its own")
 
     def _shape_of(self, entry: Entry) -> tuple[int, ...]:
