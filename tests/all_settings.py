@@ -1,6 +1,7 @@
 """The settings of every program."""
 
 from minimind_sft.settings.chat import ChatSettings
+from minimind_sft.settings.convert import ConvertModelSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
     EstimateSettings,
@@ -11,4 +12,4 @@ from minimind_sft.settings.scripts import (
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
 PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
-            ConvertSettings, PlotSettings)
+            ConvertSettings, ConvertModelSettings, PlotSettings)

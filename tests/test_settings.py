@@ -12,6 +12,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.settings.chat import ChatSettings, SamplingSettings
 from minimind_sft.settings.command_line import FlagParser, parse_flags
+from minimind_sft.settings.convert import ConvertModelSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
     EstimateSettings,
@@ -138,6 +139,7 @@ PATHS = {
     EstimateSettings: ["from_weight", "save_dir", "tokenizer_path"],
     TokenizerSettings: ["data_path", "save_dir"],
     ConvertSettings: ["files", "tokenizer_path", "drop_in"],
+    ConvertModelSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
     PlotSettings: ["metrics"],
 }
 
@@ -168,7 +170,7 @@ def test_settings_repeated_in_suggested_commands():
     assert names_of(SFTSettings, "tokens") == ["tokenizer_path", "chat_template", "end_of_turn"]
 
 
-@pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings])
+@pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings, ConvertModelSettings])
 def test_shape_settings_are_fields_of_the_model_config(program):
     assert names_of(program, "shape") == ["hidden_size", "num_hidden_layers", "use_moe"]
     assert all(hasattr(ModelConfig(), name) for name in names_of(program, "shape"))
@@ -226,3 +228,18 @@ def test_conflicting_chat_flags_are_refused(values, expected):
     found = problems(changed(ChatSettings(), **values))
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({"to": "gguf", "output": "a.gguf", "dtype": "q8_0"}, []),
+    ({"to": "minimind", "output": "a.pth", "dtype": "float32"}, []),
+    ({"to": "huggingface", "output": "SmolLM2-1.7B"}, []),
+    ({"to": "gguf", "output": "folder"}, ["--output folder: expected a name that ends in .gguf for --to gguf"]),
+    ({"to": "minimind", "output": "a.safetensors"},
+     ["--output a.safetensors: expected a name that ends in .pth for --to minimind"]),
+    ({"to": "huggingface", "output": "model.safetensors", "dtype": "q8_0"},
+     ["--output model.safetensors: expected the name of a folder for --to huggingface, not of a file",
+      "--dtype q8_0: --to huggingface has float32, float16, bfloat16"]),
+])
+def test_outputs_that_the_format_does_not_have_are_refused(values, expected):
+    assert problems(changed(ConvertModelSettings(), **values)) == expected

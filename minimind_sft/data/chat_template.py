@@ -225,6 +225,12 @@ class ChatTemplate:
         """The Jinja sources of all templates in use."""
         return (self.source,) if self.tool_source is None else (self.source, self.tool_source)
 
+    def complete_sources(self) -> tuple[str, ...]:
+        """Returns the sources with a generation prompt where a template has none: the header that replaces it."""
+        return tuple(f"{source.removesuffix(chr(10))}{{{{ {json.dumps(template.header, ensure_ascii=False)} if "
+                     "add_generation_prompt else '' }}" if template.header else source
+                     for template, source in zip(self._templates.values(), self.sources, strict=False))
+
     @property
     def notes(self) -> list[str]:
         """Lines about the template that a person should read."""

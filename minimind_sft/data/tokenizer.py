@@ -173,6 +173,11 @@ class Tokenizer:
         return self._tokenizer.id_to_token(token_id)
 
     @property
+    def state(self) -> dict:
+        """The content of tokenizer.json, with all added tokens."""
+        return self._state
+
+    @property
     def added_tokens(self) -> list[str]:
         """Tokens that are found in a text before it is split, control tokens among them."""
         return list(self._added)
@@ -184,6 +189,10 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         return self._special_id("eos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._special_id("pad_token")
 
     @property
     def unknown_id(self) -> int | None:

@@ -1,0 +1,4 @@
+"""Writes weights, tokenizer and chat template in the formats of other programs, and reads back what it wrote.
+
+Local letters: none; tensors here have the shapes of weights.
+"""

@@ -1,0 +1,14 @@
+"""Shows how far a pass over many tensors is, once it takes longer than a moment."""
+
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BEFORE_A_BAR = 2.0
+
+
+def with_bar(items: Collection[Item], label: str) -> Iterator[Item]:
+    """Yields the items; in a terminal, a bar shows how many are done."""
+    yield from tqdm(items, desc=label, unit=" tensors", delay=SECONDS_BEFORE_A_BAR, leave=False, disable=None)

@@ -1,0 +1,110 @@
+"""Writes an output, a folder or a few files, completely or not at all.
+
+Everything is written into a hidden folder beside the output and moved into place at the end. A failure or Ctrl-C
+removes that folder; after a power cut or SIGKILL the next export to the same place does.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import sync, temporary_name
+from minimind_sft.set_aside import check_replaceable, is_there, previous_name, remove, set_aside_file
+
+MARKER = "config.json"
+"""A folder that has it is a model's and may be moved aside; any other folder may hold anything."""
+
+
+def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
+    """Refuses an output that exists, unless `overwrite` is set, and one that cannot be written.
+
+    Args:
+        files: the files of the output; empty if the output is a folder.
+
+    Raises:
+        UserError: naming the path.
+    """
+    if files:
+        check_replaceable(files, overwrite, "choose another --output")
+    elif output.is_dir() and not any(output.iterdir()):
+        pass  # somebody made room for it
+    elif is_there(output) and not output.is_dir():
+        raise UserError(f"--output {output}: is a file, expected a folder or nothing")
+    elif is_there(output) and not (output / MARKER).is_file():
+        raise UserError(f"--output {output}: is a folder without {MARKER}, so not one of a model; choose another "
+                        "--output")
+    elif is_there(output) and not overwrite:
+        raise UserError(f"{output}: exists already; choose another --output, or --overwrite moves it to "
+                        f"{previous_name(output)}")
+    _make_staging(output)
+    remove(temporary_name(output))
+
+
+def check_apart(output: Path, source: Path) -> None:
+    """Refuses an output that is, holds or lies in the folder of the weights to export.
+
+    Raises:
+        UserError: naming both.
+    """
+    here, there = output.resolve(), source.resolve()
+    if here == there or here in there.parents:
+        raise UserError(f"--output {output}: would replace {source}, which --weight names; choose another place")
+    if there.is_dir() and there in here.parents:
+        raise UserError(f"--output {output}: lies inside {source}, which --weight names; choose another place")
+
+
+@contextmanager
+def staged(output: Path, files: Sequence[Path]) -> Iterator[Path]:
+    """Yields a folder to write into, and moves what it holds into place when the block ends without an error.
+
+    What has the name by then moves to `<name>.previous`.
+
+    Args:
+        files: the files to move; empty if the whole folder becomes `output`.
+
+    Raises:
+        UserError: naming the output, if it cannot be written.
+    """
+    staging = _make_staging(output)
+    try:
+        yield staging
+        for path in staging.rglob("*"):
+            sync(path)
+        if files:
+            for path in files:
+                set_aside_file(path)
+                (staging / path.name).replace(path)
+        else:
+            _set_aside_folder(output)
+            staging.rename(output)
+        sync(output.parent)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
+    finally:
+        if is_there(staging):
+            remove(staging)
+
+
+def _make_staging(output: Path) -> Path:
+    staging = temporary_name(output)
+    try:
+        if is_there(staging):
+            remove(staging)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there ({error.strerror})") from error
+    return staging
+
+
+def _set_aside_folder(output: Path) -> None:
+    if not is_there(output):
+        return
+    if not any(output.iterdir()):
+        output.rmdir()
+        return
+    previous = previous_name(output)
+    if is_there(previous):
+        remove(previous)
+    shutil.move(output, previous)

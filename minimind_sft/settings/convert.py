@@ -1,0 +1,62 @@
+"""Settings of scripts/convert_model.py."""
+
+from dataclasses import dataclass
+
+from minimind_sft.settings.chat import WeightSettings
+from minimind_sft.settings.spec import same_setting, setting
+
+FORMATS = ("huggingface", "gguf", "minimind")
+ENDINGS = {"gguf": ".gguf", "minimind": ".pth"}
+"""How the name of an output file ends; a Hugging Face folder has no ending."""
+WEIGHT_ENDINGS = (".gguf", ".pth", ".pt", ".safetensors", ".bin", ".json")
+DTYPES = {"huggingface": ("float32", "float16", "bfloat16"), "gguf": ("float32", "float16", "bfloat16", "q8_0"),
+          "minimind": ("float16", "bfloat16", "float32")}
+
+
+@dataclass(frozen=True)
+class ConvertedWeights:
+    """The weights to convert, and what belongs to them."""
+
+    weight: str = same_setting(
+        WeightSettings, "weight", help="weights to convert: a NAME (reads <save_dir>/NAME_*.pth or .safetensors), a "
+                                       "file, a Hugging Face folder or a GGUF file")
+    save_dir: str = same_setting(WeightSettings, "save_dir")
+    tokenizer_path: str | None = same_setting(WeightSettings, "tokenizer_path")
+    chat_template: str | None = same_setting(WeightSettings, "chat_template")
+    end_of_turn: str | None = same_setting(WeightSettings, "end_of_turn")
+    hidden_size: int | None = same_setting(WeightSettings, "hidden_size")
+    num_hidden_layers: int | None = same_setting(WeightSettings, "num_hidden_layers")
+    use_moe: bool | None = same_setting(WeightSettings, "use_moe")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What to write."""
+
+    to: str = setting(
+        "huggingface", "format: a folder for transformers and vLLM, a GGUF file for llama.cpp and Ollama, or "
+                       "MiniMind's .pth", choices=FORMATS, required=True)
+    output: str = setting("", "the folder or file to write", required=True)
+    dtype: str | None = setting(
+        None, "dtype of the matrices; q8_0 only for gguf (default: that of the weights; minimind: float16)",
+        choices=("float32", "float16", "bfloat16", "q8_0"))
+    overwrite: bool = setting(False, "replace --output if it exists; the old one becomes <output>.previous")
+
+    def problems(self) -> list[str]:
+        found = []
+        ending = ENDINGS.get(self.to)
+        if self.output and ending and not self.output.endswith(ending):
+            found.append(f"--output {self.output}: expected a name that ends in {ending} for --to {self.to}")
+        if not ending and self.output.endswith(WEIGHT_ENDINGS):
+            found.append(f"--output {self.output}: expected the name of a folder for --to {self.to}, not of a file")
+        if self.dtype not in (None, *DTYPES[self.to]):
+            found.append(f"--dtype {self.dtype}: --to {self.to} has {', '.join(DTYPES[self.to])}")
+        return found
+
+
+@dataclass(frozen=True)
+class ConvertModelSettings:
+    """Settings of scripts/convert_model.py."""
+
+    weights: ConvertedWeights = ConvertedWeights()
+    output: OutputSettings = OutputSettings()

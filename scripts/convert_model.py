@@ -1,0 +1,165 @@
+"""Writes weights in another program's format, reads them back, and compares.
+
+    python scripts/convert_model.py --weight full_sft --to huggingface --output minimind-3
+    python scripts/convert_model.py --weight full_sft --to gguf --dtype q8_0 --output full_sft.gguf
+    python scripts/convert_model.py --weight ../Qwen3-0.6B --to gguf --output qwen3.gguf
+    python scripts/convert_model.py --weight minimind-3 --to minimind --output out/full_sft_768.pth
+
+--to huggingface writes a folder for transformers, vLLM and whatever else reads that format; --to gguf a file for
+llama.cpp, with a Modelfile for Ollama; --to minimind a .pth for MiniMind's own programs. The tokenizer and chat
+template of the weights go along. Nothing is left if the copy does not compute the same. docs/export.md explains it.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from minimind_sft.data.chat_template import ChatTemplate, make_template
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import FOLDER, load_tokenizer
+from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.export import huggingface, minimind
+from minimind_sft.export.check import compare
+from minimind_sft.export.choice import choose_family
+from minimind_sft.export.model import Export, stored_dtype
+from minimind_sft.export.staging import check_apart, check_output, staged
+from minimind_sft.matching import check_template, check_tokenizer, encoding_facts
+from minimind_sft.model.build import check_shape
+from minimind_sft.model.families.registry import FAMILIES
+from minimind_sft.model.finding import find_weights
+from minimind_sft.model.weights import Weights, read_weights
+from minimind_sft.paths import place, program
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
+from minimind_sft.terminal import say
+
+NO_FLAGS = ("what to convert, and to what? MiniMind's script of this name has the paths in its code; here flags name "
+            "them, for example: python scripts/convert_model.py --weight full_sft --to huggingface --output minimind-3 "
+            "(--help lists all flags)")
+QUESTION = "Who are you?"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to write one format.
+
+    files: the files to write; empty if the output is a folder.
+    write: writes them, under their names, into the folder it is called with.
+    form: the format in words.
+    next_steps: lines that say how to use the output.
+    """
+
+    files: list[Path]
+    write: Callable[[Path], object]
+    form: str
+    next_steps: list[str]
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        raise UserError(NO_FLAGS)
+    settings = parse_flags(ConvertModelSettings, description=__doc__)
+    chosen, output = settings.weights, Path(settings.output.output)
+    weights, tokenizer, template = load(chosen)
+    export = Export(weights, tokenizer, template, settings.output.dtype or default_dtype(settings.output.to, weights))
+    plan = PLANS[settings.output.to](export, chosen, output)
+    check_apart(output, weights.path)
+    check_output(output, plan.files, settings.output.overwrite)
+
+    say(f"{'weights':<12}{weights.path}: {weights.config.hidden_size} x {weights.config.num_hidden_layers} layers")
+    say(f"{'writing':<12}{plan.form}, {export.dtype}")
+    with staged(output, plan.files) as folder:
+        plan.write(folder)
+        written = folder / plan.files[0].name if plan.files else folder
+        differences = compare(export, read_weights(written), read_tokenizer(written, tokenizer))
+    say(f"{'read back':<12}{differences}")
+    say(f"{output}: {sizes(plan.files or sorted(output.iterdir()))}")
+    for line in plan.next_steps:
+        say(line)
+
+
+def load(chosen: ConvertedWeights) -> tuple[Weights, Tokenizer, ChatTemplate | None]:
+    """Finds and reads the weights, with the tokenizer and chat template that belong to them.
+
+    Raises:
+        UserError: if they do not belong together.
+    """
+    tokenizer = load_tokenizer(chosen.tokenizer_path)
+    path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
+                        use_moe=chosen.use_moe, tokenizer=tokenizer.fingerprint)
+    weights = read_weights(path)
+    check_shape(chosen, weights.config, path)
+    notices = [*tokenizer.notices, *weights.notices, *check_tokenizer(weights, tokenizer, chosen.tokenizer_path)]
+    template = None
+    if chosen.chat_template is not None or tokenizer.chat_template is not None:
+        template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
+        check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
+    for notice in notices:
+        say(harmless(notice))
+    return weights, tokenizer, template
+
+
+def default_dtype(to: str, weights: Weights) -> str:
+    return "float16" if to == "minimind" else stored_dtype(weights)
+
+
+def plan_huggingface(export: Export, _: ConvertedWeights, output: Path) -> Plan:
+    """Plans a Hugging Face folder in the layout of the weights' own family, or of the first that can hold them."""
+    family = choose_family(export.weights.config, FAMILIES, export.weights.family)
+    asked = (f"tokenizer.apply_chat_template([{{'role': 'user', 'content': '{QUESTION}'}}], "
+             "add_generation_prompt=True, return_tensors='pt', return_dict=True)" if export.template else
+             f"tokenizer('{QUESTION}', return_tensors='pt')")
+    return Plan([], partial(huggingface.write_folder, export=export, family=family),
+                f"a Hugging Face folder in the layout of {family.name}",
+                ["Use it with transformers:",
+                 "    from transformers import AutoModelForCausalLM, AutoTokenizer",
+                 f"    tokenizer = AutoTokenizer.from_pretrained({str(output)!r})",
+                 f"    model = AutoModelForCausalLM.from_pretrained({str(output)!r})",
+                 f"    prompt = {asked}",
+                 "    print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
+                 f"or here: {eval_command(output)}"])
+
+
+def plan_minimind(export: Export, chosen: ConvertedWeights, output: Path) -> Plan:
+    """Plans MiniMind's .pth and a sidecar, which MiniMind ignores."""
+    generation = minimind.generation_of(export.weights.config)
+    facts = encoding_facts(export.tokenizer, chosen.tokenizer_path, export.template, chosen.chat_template)
+    return Plan([output, output.with_suffix(".json")],
+                lambda folder: minimind.write_state_dict(folder / output.name, export, facts),
+                f"a state dict of {generation.name}",
+                [*minimind.next_steps(export.weights.config, output, chosen.tokenizer_path or FOLDER),
+                 f"or here: {eval_command(output)}"])
+
+
+def plan_gguf(export: Export, chosen: ConvertedWeights, output: Path) -> Plan:
+    """Plans a GGUF file and a Modelfile for Ollama."""
+    raise UserError("--to gguf: not here yet")
+
+
+PLANS: dict[str, Callable[[Export, ConvertedWeights, Path], Plan]] = {
+    "huggingface": plan_huggingface, "gguf": plan_gguf, "minimind": plan_minimind}
+
+
+def read_tokenizer(written: Path, tokenizer: Tokenizer) -> Tokenizer:
+    """Reads the tokenizer that was written along; MiniMind's file has none."""
+    return Tokenizer.from_folder(written) if written.is_dir() else tokenizer
+
+
+def eval_command(output: Path) -> str:
+    return f"python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(place(output))}"
+
+
+def sizes(files: list[Path]) -> str:
+    """Lists files with their sizes."""
+    return ", ".join(f"{path.name} {_size(path.stat().st_size)}" for path in files if path.is_file())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"
+
+
+if __name__ == "__main__":
+    run_program(main)
