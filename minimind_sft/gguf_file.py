@@ -243,6 +243,15 @@ class _Header:
                             f"{MAX_METADATA_BYTES:,} bytes: the file is damaged")
 
 
+def is_gguf(path: Path) -> bool:
+    """Tells whether a file is, or is meant to be, a GGUF file: by its first bytes or its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
+    except OSError:
+        return path.suffix == ".gguf"
+
+
 def gguf_package() -> Any:
     """Returns the `gguf` package.
 

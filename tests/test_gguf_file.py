@@ -8,26 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_files import write
 
 from minimind_sft.errors import UserError
 from minimind_sft.gguf_file import GGUFFile
 
 QUANTISED = [gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
-
-
-def write(path, tensors=None, values=None, endian=gguf.GGUFEndian.LITTLE):
-    """Writes a file with the gguf package; tensors are arrays, or (array, type)."""
-    writer = gguf.GGUFWriter(path, "llama", endianess=endian)
-    for key, (value, kind, *items) in (values or {}).items():
-        writer.add_key_value(key, value, kind, *items)
-    for name, tensor in (tensors or {}).items():
-        array, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
-        writer.add_tensor(name, array, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def refusal(path):

@@ -133,13 +133,11 @@ def test_other_files_are_refused_in_one_line(tmp_path, suffix, content):
     assert refused(path).startswith(": not a weights file that can be read")
 
 
-def test_pointers_folders_and_gguf_are_named(tmp_path):
+def test_pointers_and_folders_are_named(tmp_path):
     (tmp_path / "a.pth").write_text(LFS_POINTER)
     assert refused(tmp_path / "a.pth").startswith(": a Git LFS pointer")
     (tmp_path / "b.pth").mkdir()
     assert refused(tmp_path / "b.pth") == ": a folder, expected a weights file (.pth or .safetensors)"
-    (tmp_path / "c.pth").write_bytes(b"GGUF\x03\x00\x00\x00\x00\x00")
-    assert refused(tmp_path / "c.pth") == ": a GGUF file, expected a state dict (.pth or .safetensors)"
 
 
 @pytest.mark.parametrize(("tensor", "message"), [

@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 
 from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
+from minimind_sft.gguf_file import is_gguf
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.folder import read_folder
+from minimind_sft.model.gguf import read_gguf
 from minimind_sft.model.loaded import EMBEDDING, HEAD, Weights, equal_values
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
@@ -34,13 +36,15 @@ def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
 def read_weights(path: Path, check_sum: bool = True) -> Weights:
     """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 in the sidecar.
 
-    A folder is read as Hugging Face's.
+    A folder is read as Hugging Face's, a GGUF file as llama.cpp's; neither has a sidecar.
 
     Raises:
         UserError: if either cannot be read, if they contradict each other, or if this is no MiniMind model.
     """
     if path.is_dir():
         return read_folder(path)
+    if is_gguf(path):
+        return read_gguf(path)
     tensors, tensor_shapes, notices = read_tensors(path)
     shapes = config_from_shapes(tensors, tensor_shapes, path)
     described_by = sidecar_path(path)

@@ -143,8 +143,6 @@ def open_source(path: Path) -> tuple[Source, list[str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
         raise UserError(f"{path}: not a weights file that can be read (the file is empty)")
-    if start.startswith(b"GGUF"):
-        raise UserError(f"{path}: a GGUF file, expected a state dict (.pth or .safetensors)")
     named, found = path.suffix == ".safetensors", _is_safetensors(start, path)
     notices: list[str] = []
     if named != found:

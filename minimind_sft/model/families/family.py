@@ -64,7 +64,7 @@ class Family:
 
     name: str
     read_config: Callable[[Any], ModelConfig]
-    write_config: Callable[[ModelConfig], dict[str, Any]]
+    write_config: Callable[[ModelConfig], Any]
     entries: Callable[[ModelConfig], list[Entry]]
     no_weights: tuple[str, ...] = ()
     prefix: str = ""
