@@ -15,7 +15,8 @@ def flat_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> list[torch.Tens
             for heads in (HEADS, KV_HEADS, KV_HEADS)]
 
 
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: tuple[int, ...]) -> torch.Tensor:
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: tuple[int, ...],
+                    window: int | None = None) -> torch.Tensor:
     """Attends token by token and head by head; query heads 0, 1 read key/value head 0 and heads 2, 3 head 1."""
     out = torch.zeros_like(q)
     rows = []
@@ -23,7 +24,7 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlen
         for t in range(start, end):
             heads = []
             for h in range(HEADS):
-                past = slice(start, t + 1)
+                past = slice(start if window is None else max(start, t + 1 - window), t + 1)
                 scores = k[past, h // 2] @ q[t, h] / math.sqrt(HEAD_DIM)
                 heads.append(scores.softmax(0) @ v[past, h // 2])
             rows.append(torch.stack(heads))

@@ -1,11 +1,11 @@
-"""RMSNorm's kernels compared with the formula, and the written-out gradient with finite differences."""
+"""The kernels of the norms compared with the formulas, and the written-out gradient with finite differences."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minimind_sft.model.kernels import norm
-from minimind_sft.model.layers import RMSNorm, rms_norm
+from minimind_sft.model.layers import RMSNorm, layer_norm, rms_norm
 
 plain = rms_norm.__wrapped__
 LARGE_EPS = 1e-2  # large, so that a misplaced eps shows
@@ -26,6 +26,16 @@ def test_values_and_gradients_equal_the_formula_s(kernel, dtype, tolerance):
     torch.testing.assert_close(ours, formula, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(torch.autograd.grad(ours, (x, weight), grad),
                                torch.autograd.grad(formula, (x, weight), grad), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_layer_norm_s_values_and_gradients_equal_the_formula_s(dtype, tolerance):
+    x, weight, grad = inputs(dtype)
+    arguments = (x, weight, torch.randn(6, dtype=dtype, requires_grad=True))
+    ours, formula = (form(*arguments, LARGE_EPS) for form in (norm.pytorch_layer_norm, layer_norm.__wrapped__))
+    torch.testing.assert_close(ours, formula, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(torch.autograd.grad(ours, arguments, grad),
+                               torch.autograd.grad(formula, arguments, grad), rtol=tolerance, atol=tolerance)
 
 
 def test_the_gradient_equals_finite_differences():

@@ -27,6 +27,47 @@ def test_values_and_gradients_equal_the_formula_s(cu_seqlens, short, block, dtyp
                                rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("short", [0, 9999], ids=["flash", "short"])
+@pytest.mark.parametrize("window", [1, 2, 5, 11, 12, 30])
+@pytest.mark.parametrize("cu_seqlens", [(0, 9, 10, 15, 20, 22), (0, 0, 12, 12, 40), (0, 11, 22)])
+def test_with_a_window_values_and_gradients_equal_the_formula_s(cu_seqlens, window, short, monkeypatch):
+    """Blocks of 4 positions, so that documents have first blocks, whole ones and the rest of one."""
+    monkeypatch.setattr(short_attention, "BLOCK", 4)
+    monkeypatch.setattr(padded_attention, "MAX_BLOCK", 4)
+    qkv = flat_qkv(cu_seqlens[-1])
+    ours = PaddedAttention(cu_seqlens, qkv[2], short=short)(*qkv, window)
+    formula = document_attention(*qkv, cu_seqlens, window=window)
+    torch.testing.assert_close(ours, formula, rtol=1e-11, atol=1e-11)
+    weight = torch.randn_like(formula)
+    torch.testing.assert_close(torch.autograd.grad(ours, qkv, weight), torch.autograd.grad(formula, qkv, weight),
+                               rtol=1e-11, atol=1e-11)
+
+
+def test_a_band_literally():
+    assert (padded_attention.band(3, torch.zeros(1)) == 0).int().tolist() == [
+        [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(("window", "blocks"), [(None, 1), (700, 1), (600, 2), (512, 2), (325, 3)])
+def test_documents_longer_than_the_window_are_cut_into_blocks(window, blocks, monkeypatch):
+    """A window that no document exceeds changes nothing; below 384 - 64 `short_attention` computes it."""
+    calls, original = [], padded_attention.flash_attention
+    monkeypatch.setattr(padded_attention, "flash_attention", lambda *args: calls.append(1) or original(*args))
+    qkv = flat_qkv(700)
+    Documents((0, 700), CPU).attend(0, *qkv, window)
+    assert len(calls) == blocks
+
+
+def test_layers_share_the_mask_of_a_window(monkeypatch):
+    """The backward pass of each layer keeps it."""
+    made, original = [], padded_attention.band
+    monkeypatch.setattr(padded_attention, "band", lambda *args: made.append(args[0]) or original(*args))
+    qkv, documents = flat_qkv(900), Documents((0, 450, 900), CPU)
+    for layer in range(3):
+        documents.attend(layer, *qkv, 400)
+    assert made == [400]
+
+
 def test_documents_of_one_block_several_blocks_and_too_long_for_blocks(monkeypatch):
     """Documents of 64, 65, 384 and 385 tokens, each in its own group."""
     monkeypatch.setattr(padded_attention, "MAX_PADDING", 0.0)

@@ -20,22 +20,23 @@ needs_varlen = pytest.mark.skipif(not groups_heads(), reason="PyTorch before 2.1
 
 
 @needs_varlen
+@pytest.mark.parametrize(("window", "past"), [(None, -1), (3, 2), (1, 0), (99, -1)])
 @pytest.mark.parametrize("cu_seqlens", BOUNDARIES)
-def test_varlen_attention_gets_the_arguments_it_expects(monkeypatch, cu_seqlens):
+def test_varlen_attention_gets_the_arguments_it_expects(monkeypatch, cu_seqlens, window, past):
     """Uses a stand-in with the signature of PyTorch's function, because the kernel needs CUDA."""
     def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
-        assert cu_q.dtype == cu_k.dtype == torch.int32 and enable_gqa and window_size == (-1, 0)
+        assert cu_q.dtype == cu_k.dtype == torch.int32 and enable_gqa and window_size == (past, 0)
         assert max_q == max_k == max(cu_q.diff().tolist())
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16
-        return plain_attention(q.double(), k.double(), v.double(), tuple(cu_q.tolist()))
+        return plain_attention(q.double(), k.double(), v.double(), tuple(cu_q.tolist()), window)
 
     monkeypatch.setattr(varlen_attention.varlen, "varlen_attn", mock.create_autospec(
         varlen_attention.varlen.varlen_attn, side_effect=stand_in))
     q, k, v = flat_qkv(cu_seqlens[-1])
     rounded = [x.bfloat16().double() for x in (q, k, v)]
     with torch.no_grad():
-        out = VarlenAttention(cu_seqlens, CPU)(q.float(), k.float(), v.bfloat16())
-    torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens), rtol=1e-12, atol=1e-12)
+        out = VarlenAttention(cu_seqlens, CPU)(q.float(), k.float(), v.bfloat16(), window)
+    torch.testing.assert_close(out, plain_attention(*rounded, cu_seqlens, window), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("device", "dtype", "dropout", "head_dim", "rows", "fits"), [
@@ -70,17 +71,18 @@ def test_support_for_grouped_heads_is_detected():
 
 
 @needs_cuda
+@pytest.mark.parametrize("window", [None, 60])
 @pytest.mark.parametrize("kernel", [pytest.param("varlen", marks=needs_varlen), "padded"])
-def test_on_cuda_every_kernel_gives_the_same_outputs_and_gradients(kernel):
+def test_on_cuda_every_kernel_gives_the_same_outputs_and_gradients(kernel, window):
     cu_seqlens = (0, 70, 71, 300, 600)
     torch.manual_seed(0)
     qkv = [torch.randn(600, heads, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for heads in (4, 2, 2)]
     grad = torch.randn_like(qkv[0])
     reference = [x.detach().cpu().double().requires_grad_() for x in qkv]
-    plain = document_attention(*reference, cu_seqlens)
+    plain = document_attention(*reference, cu_seqlens, window=window)
     attend = (VarlenAttention(cu_seqlens, qkv[2].device) if kernel == "varlen"
               else PaddedAttention(cu_seqlens, qkv[2]))
-    ours = attend(*qkv)
+    ours = attend(*qkv, window)
     for one, other in zip([ours, *torch.autograd.grad(ours, qkv, grad)],
                           [plain, *torch.autograd.grad(plain, reference, grad.cpu().double())], strict=True):
         assert (one.cpu().double() - other).norm() <= 0.02 * other.norm()

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from tiny import TINY
 
 from minimind_sft.model.config import RopeScaling
-from minimind_sft.model.layers import SwiGLU, apply_rope, cross_entropy_sum, rms_norm, rope_cos_sin
+from minimind_sft.model.layers import (
+    GELUNetwork,
+    SwiGLU,
+    apply_rope,
+    cross_entropy_sum,
+    layer_norm,
+    rms_norm,
+    rope_cos_sin,
+)
 
 YARN = RopeScaling(factor=4.0, original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0,
                    attention_factor=1.5)
@@ -58,6 +66,14 @@ def test_rms_norm_equals_pytorch_s():
     torch.testing.assert_close(rms_norm.__wrapped__(x, weight, 1e-2), F.rms_norm(x, (6,), weight, 1e-2))
 
 
+def test_layer_norm_literally():
+    """By hand: mean 3, variance 4, eps 5: (x - 3) / 3 * 6 + 1."""
+    x, weight = torch.tensor([[1.0, 5.0], [7.0, 7.0]], dtype=torch.float64), torch.full((2,), 6.0, dtype=torch.float64)
+    expected = torch.tensor([[-3.0, 5.0], [1.0, 1.0]], dtype=torch.float64)
+    for function in (layer_norm, layer_norm.__wrapped__):
+        torch.testing.assert_close(function(x, weight, torch.ones_like(weight), 5.0), expected)
+
+
 def test_swiglu_literally():
     """gate 2 and up 3 x of x = 1: silu(2) = 2 / (1 + exp(-2)) = 1.761594, times 3, times down's 10."""
     module = SwiGLU(1, 1)
@@ -65,6 +81,26 @@ def test_swiglu_literally():
         for projection, weight in ((module.gate_proj, 2.0), (module.up_proj, 3.0), (module.down_proj, 10.0)):
             projection.weight.fill_(weight)
     assert module(torch.ones(1, 1)).item() == pytest.approx(52.84782, rel=1e-6)
+
+
+def test_swiglu_with_biases_literally():
+    """As above, but the 2 and the 3 are 1 + 1 and 1 + 2, and 5 is added at the end."""
+    module = SwiGLU(1, 1, bias=True)
+    with torch.no_grad():
+        for projection, weight, bias in ((module.gate_proj, 1.0, 1.0), (module.up_proj, 1.0, 2.0),
+                                         (module.down_proj, 10.0, 5.0)):
+            projection.weight.fill_(weight)
+            projection.bias.fill_(bias)
+    assert module(torch.ones(1, 1)).item() == pytest.approx(57.84782, rel=1e-6)
+
+
+def test_gelu_network_literally():
+    """up 2 x of x = 1: gelu(2) = 1 + tanh(sqrt(2 / pi) * (2 + 0.044715 * 8)) = 1.9545977, times down's 10."""
+    module = GELUNetwork(1, 1)
+    with torch.no_grad():
+        module.up_proj.weight.fill_(2.0)
+        module.down_proj.weight.fill_(10.0)
+    assert module(torch.ones(1, 1)).item() == pytest.approx(19.545977, rel=1e-6)
 
 
 def test_two_equally_likely_tokens_cost_log_2_per_position():

@@ -44,6 +44,23 @@ def test_outputs_and_gradients_equal_a_loop_over_tokens(experts_per_token, norm)
                                torch.autograd.grad(plain.square().sum(), weights), rtol=1e-10, atol=1e-10)
 
 
+def test_shared_experts_add_their_output_for_every_token():
+    torch.manual_seed(0)
+    module = MixtureOfExperts(ModelConfig(hidden_size=HIDDEN, num_attention_heads=1, num_key_value_heads=1,
+                                          use_moe=True, moe_intermediate_size=WIDTH, num_shared_experts=2)).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(7, HIDDEN, dtype=torch.float64)
+    weights, chosen = module.route(x)
+    expected = module.experts(x, weights, chosen)
+    for shared in module.shared_experts:
+        gate, up, down = shared.gate_proj.weight, shared.up_proj.weight, shared.down_proj.weight
+        expected = expected + (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    assert {name for name in module.state_dict() if "shared" in name} == {
+        f"shared_experts.{i}.{name}_proj.weight" for i in (0, 1) for name in ("gate", "up", "down")}
+
+
 @pytest.mark.parametrize(("norm", "router_learns"), [(False, True), (True, False)])
 def test_the_top_1_router_learns_from_the_output_unless_weights_are_normalised(norm, router_learns):
     module = mixture(1, norm)
