@@ -11,7 +11,7 @@ the chat template.
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.conversation import read_tools
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.data.tokenizer_choice import BUNDLED, load_tokenizer, tokenizer_name
+from minimind_sft.data.tokenizer_choice import BUNDLED, brings_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.inference.chat import Chat, continue_text
@@ -57,25 +57,28 @@ def main() -> int:
     chosen, conversation = settings.weights, settings.conversation
     tools = read_tools(conversation.tools) if conversation.tools else None
     rows = scored_rows(settings.questions)
-    tokenizer = load_tokenizer(chosen.tokenizer_path)
-    template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
     path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
-                        use_moe=chosen.use_moe, tokenizer=tokenizer.fingerprint)
+                        use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)
+    tokenizer = load_tokenizer(chosen.tokenizer_path, path)
     weights = read_weights(path)
-    for notice in (*tokenizer.notices, *weights.notices, *check_weights(chosen, weights, tokenizer, template)):
-        say(harmless(notice))
-    for note in template.notes:
-        say(f"{'template':<12}{note}")
+    say_all("tokenizer", tokenizer.notices)
+    say_all("weights", (*weights.notices, *check_weights(chosen, weights, tokenizer)))
+    continues = is_pretrained_only(weights, tokenizer, chosen)
+    template = None
+    if rows or not continues:
+        template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
+        check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
+        say_all("template", template.notes)
     model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size),
                         stretch=chosen.inference_rope_scaling)
     if rows:
         return print_score(settings, rows, model, template)
 
-    if is_pretrained_only(weights):
-        tell_unused(conversation)
+    if template is None:
+        tell_unused(chosen, conversation)
+        framed = tokenizer.adds_bos or is_minimind(weights)
         return talk(settings.questions, f"{path.name} continues the text you type.",
-                    lambda prompt: continue_text(model, tokenizer, prompt, settings.sampling, weights.sidecar is None),
-                    lambda: None)
+                    lambda prompt: continue_text(model, tokenizer, prompt, settings.sampling, framed), lambda: None)
     chat = Chat(model, tokenizer, template, settings.sampling, conversation.system, tools, conversation.historys,
                 conversation.open_thinking, notify=say)
     chat.check_opening()
@@ -129,26 +132,24 @@ def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, t
     return 0
 
 
-def tell_unused(conversation: ConversationSettings) -> None:
+def tell_unused(chosen: WeightSettings, conversation: ConversationSettings) -> None:
     """Names the flags that have no effect on weights that only continue text."""
-    given = [f"--{name}" for name, value in asdict(conversation).items() if value]
+    flags = {"chat_template": chosen.chat_template, "end_of_turn": chosen.end_of_turn, **asdict(conversation)}
+    given = [f"--{name}" for name, value in flags.items() if value]
     if given:
         say(f"{', '.join(given)}: not used; weights that have only been pretrained continue each text by itself")
 
 
-def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokenizer,
-                  template: ChatTemplate) -> list[str]:
-    """Compares the weights with flags, tokenizer and template; returns what the user should know.
+def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokenizer) -> list[str]:
+    """Compares the weights with flags and tokenizer; returns what the user should know.
 
     Raises:
-        UserError: if the weights disagree with the flags, or were trained with another tokenizer or chat template.
+        UserError: if the weights disagree with the flags, or were trained with another tokenizer.
     """
     check_shape(settings, weights.config, weights.path)
     # In MiniMind, `--load_from model` names its own tokenizer; the folder of that name here holds the bundled one.
     is_ours = settings.load_from is not None and tokenizer_name(settings.load_from) == BUNDLED
-    notices = check_tokenizer(weights, tokenizer, None if is_ours else settings.tokenizer_path)
-    check_template(weights, template, settings.chat_template, settings.end_of_turn)
-    return notices
+    return check_tokenizer(weights, tokenizer, None if is_ours else settings.tokenizer_path)
 
 
 def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
@@ -163,11 +164,24 @@ def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -
     return ready_to_decode(weights.build_model().to(device, resolve_dtype(runtime.dtype, device)).eval())
 
 
-def is_pretrained_only(weights: Weights) -> bool:
-    """Says whether the weights have seen no chats, by the sidecar or, like MiniMind, by the file's name."""
-    if weights.sidecar is None:
-        return "pretrain" in weights.path.name
-    return weights.sidecar.get("stage") == "pretrain"
+def is_pretrained_only(weights: Weights, tokenizer: Tokenizer, settings: WeightSettings) -> bool:
+    """Says whether the weights have seen no chats: by the sidecar, like MiniMind by the file's name, or because a base
+    model has no chat template."""
+    if weights.sidecar is not None:
+        return weights.sidecar.get("stage") == "pretrain"
+    if brings_tokenizer(weights.path):
+        return not (tokenizer.chat_template or tokenizer.named_templates or settings.chat_template)
+    return "pretrain" in weights.path.name
+
+
+def is_minimind(weights: Weights) -> bool:
+    """Says whether the weights are MiniMind's, whose .pth files have no sidecar."""
+    return weights.sidecar is None and not brings_tokenizer(weights.path)
+
+
+def say_all(label: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        say(f"{label:<12}{harmless(line)}")
 
 
 if __name__ == "__main__":

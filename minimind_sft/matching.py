@@ -6,7 +6,7 @@ from typing import Any
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.template_marks import PROBE
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.data.tokenizer_choice import BUNDLED, tokenizer_name
+from minimind_sft.data.tokenizer_choice import BUNDLED, recorded_name, tokenizer_name
 from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
 from minimind_sft.errors import UserError
 from minimind_sft.model.loaded import Weights
@@ -18,10 +18,10 @@ MAX_ADDED = 100
 """Added tokens listed in a sidecar."""
 
 
-def tokenizer_facts(tokenizer: Tokenizer, choice: str | None) -> dict[str, Any]:
-    """Returns facts about the tokenizer for the sidecar, from which a mismatch can be explained."""
+def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns facts about the tokenizer for the sidecar, which find it again and explain a mismatch."""
     size = tokenizer.vocab_size
-    return {"name": tokenizer_name(choice), "vocab_size": size,
+    return {"name": recorded_name(tokenizer_name(tokenizer.name)), "vocab_size": size,
             **{name: tokenizer.special.get(name) for name in SPECIAL_NAMES},
             "added_tokens": tokenizer.added_tokens[:MAX_ADDED],
             "tokens": {str(index): tokenizer.id_to_token(index) for index in (size // 4, size // 2, size - 1)}}
@@ -32,13 +32,13 @@ def template_facts(template: ChatTemplate, choice: str | None) -> dict[str, Any]
     return {"name": choice or OWN_TEMPLATE, "end_of_turn": template.end_of_turn, "example": template.render(PROBE)}
 
 
-def encoding_facts(tokenizer: Tokenizer, tokenizer_choice: str | None, template: ChatTemplate | None = None,
-                   template_choice: str | None = None) -> dict[str, Any]:
-    """Collects for the sidecar which tokenizer and which chat template weights are trained with; the choices are
-    `--tokenizer_path` and `--chat_template`."""
-    return {"tokenizer": tokenizer.fingerprint, "tokenizer_facts": tokenizer_facts(tokenizer, tokenizer_choice),
+def encoding_facts(tokenizer: Tokenizer, template: ChatTemplate | None = None,
+                   choice: str | None = None) -> dict[str, Any]:
+    """Collects for the sidecar which tokenizer and which chat template weights are trained with; `choice` is
+    `--chat_template`."""
+    return {"tokenizer": tokenizer.fingerprint, "tokenizer_facts": tokenizer_facts(tokenizer),
             "chat_template": template.fingerprint if template else None,
-            "chat_template_facts": template_facts(template, template_choice) if template else None}
+            "chat_template_facts": template_facts(template, choice) if template else None}
 
 
 def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) -> list[str]:
@@ -50,29 +50,29 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) 
     Raises:
         UserError: if they differ, if nothing says which it was, or if the embedding has too few rows.
     """
-    sidecar = weights.sidecar or {}
+    sidecar, is_own = weights.sidecar or {}, tokenizer.name == str(weights.path)
     fingerprint, rows = sidecar.get("tokenizer"), weights.config.vocab_size
-    if fingerprint is None and choice is None:
+    if fingerprint is None and choice is None and not is_own:
         raise UserError(
             f"{weights.path}: nothing says which tokenizer these weights were trained with "
             f"({'its sidecar has no field tokenizer' if weights.sidecar else 'it has no sidecar'}): give "
             "--tokenizer_path FOLDER (for MiniMind's weights, its folder model/), or --tokenizer_path "
             f"{BUNDLED} for the one of this repository")
-    name = tokenizer_name(choice)
+    name = tokenizer_name(tokenizer.name)
     if fingerprint not in (None, tokenizer.fingerprint):
         facts = sidecar.get("tokenizer_facts") or {"vocab_size": rows}
         was = _recorded(facts, sidecar, "--tokenizer_path", BUNDLED)
         there = {None: "another tokenizer", BUNDLED: "the bundled tokenizer"}.get(was, f"the tokenizer {was}")
         here = "the bundled one" if name == BUNDLED else name
         raise UserError(f"{sidecar_path(weights.path)}: the weights were trained with {there}, not with "
-                        f"{'this version of it' if was == name else here}: "
-                        f"{_differences(facts, tokenizer_facts(tokenizer, choice))}; "
+                        f"{'this version of it' if was in (name, recorded_name(name)) else here}: "
+                        f"{_differences(facts, tokenizer_facts(tokenizer))}; "
                         f"{_tokenizer_remedy(was, name)}")
     if rows < tokenizer.vocab_size:
         raise UserError(f"{weights.path}: the embedding has {rows:,} rows, but the tokenizer {name} has "
                         f"{tokenizer.vocab_size:,} tokens: --tokenizer_path must name the one they were trained with")
     notices = []
-    if fingerprint is None:
+    if fingerprint is None and not is_own:
         hint = "; MiniMind's own weights need MiniMind's tokenizer, a different one" if name == BUNDLED else ""
         notices.append(f"{weights.path}: assuming the tokenizer {name}, as --tokenizer_path says{hint}")
     if rows > tokenizer.vocab_size:

@@ -55,7 +55,8 @@ def main() -> int:
 def model_asked_for(settings: EstimatedModel) -> ModelConfig:
     if settings.from_weight == "none":
         return new_model_config(settings, settings.vocab_size)
-    path = find_start(settings, settings.save_dir, load_tokenizer(settings.tokenizer_path).fingerprint)
+    path = find_start(settings, settings.save_dir, lambda: load_tokenizer(settings.tokenizer_path).fingerprint)
+    assert path is not None, "--from_weight is not none"
     weights = read_weights(path)
     for notice in weights.notices:
         print(harmless(notice), file=sys.stderr)

@@ -55,8 +55,8 @@ def test_weights_of_another_size_than_the_flags_say_are_refused(flags, message):
 def test_from_weight_names_a_file_or_none(tmp_path):
     model = new_model(ModelSettings(hidden_size=32, num_hidden_layers=1), 50, 1)
     write_weights(tmp_path / "mine_32.pth", model, "float32", {})
-    assert find_start(ModelSettings(from_weight="none"), str(tmp_path), "abc") is None
-    assert find_start(ModelSettings(from_weight="mine"), str(tmp_path), "abc") == tmp_path / "mine_32.pth"
+    assert find_start(ModelSettings(from_weight="none"), str(tmp_path), lambda: "abc") is None
+    assert find_start(ModelSettings(from_weight="mine"), str(tmp_path), lambda: "abc") == tmp_path / "mine_32.pth"
 
 
 def test_gradient_checkpointing_is_set_in_the_model():

@@ -75,20 +75,20 @@ def test_the_tokenizer_decides_among_several(tmp_path):
     describe(tmp_path, "a_256", tokenizer="theirs", model={"hidden_size": 256, "num_hidden_layers": 4},
              parameters=4_000_512)
     describe(tmp_path, "a_512", tokenizer="mine")
-    for tokenizer, found in (("mine", "a_512.pth"), ("theirs", "a_256.pth")):
+    for tokenizer, found in ((lambda: "mine", "a_512.pth"), (lambda: "theirs", "a_256.pth")):
         assert find_weights("a", tmp_path, flag="--w", tokenizer=tokenizer) == tmp_path / found
     with pytest.raises(UserError, match=r"a_256\.pth \(256 x 4 layers, 4\.0M parameters\), .*; none of them was "
                                         r"trained with the tokenizer in use: give --tokenizer_path FOLDER"):
-        find_weights("a", tmp_path, flag="--w", tokenizer="another")
+        find_weights("a", tmp_path, flag="--w", tokenizer=lambda: "another")
     touch(tmp_path, "a_768.pth")  # without a sidecar it may be of any tokenizer
     with pytest.raises(UserError, match="means several files"):
-        find_weights("a", tmp_path, flag="--w", tokenizer="mine")
+        find_weights("a", tmp_path, flag="--w", tokenizer=lambda: "mine")
 
 
 def test_another_tokenizer_does_not_exclude_the_only_file(tmp_path):
     """The difference is reported when the weights are read."""
     describe(tmp_path, "a_256", tokenizer="theirs")
-    assert find_weights("a", tmp_path, flag="--w", tokenizer="mine") == tmp_path / "a_256.pth"
+    assert find_weights("a", tmp_path, flag="--w", tokenizer=lambda: "mine") == tmp_path / "a_256.pth"
 
 
 @pytest.mark.parametrize(("name", "found"), [

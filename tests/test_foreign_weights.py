@@ -44,10 +44,11 @@ def test_minimind_weights_need_tokenizer_path(from_minimind, sft_data, tmp_path)
     succeed(*commands[1], "--load_from", tokenizer)
 
     succeed(*commands[0], "--tokenizer_path", tokenizer)
-    line = refuse(CHAT, "--save_dir", tmp_path, "--prompt", "x")
+    line = refuse(CHAT, "--save_dir", tmp_path, "--prompt", "x", "--tokenizer_path", "bundled")
     assert re.search(r"full_sft_32\.json: the weights were trained with the tokenizer .*/minimind, not with the "
                      r"bundled one: token 1600 was '.+', here it is '.+'; give --tokenizer_path .*/minimind", line)
-    succeed(CHAT, "--save_dir", tmp_path, "--prompt", "x", "--max_new_tokens", 2, "--tokenizer_path", tokenizer)
+    said = succeed(CHAT, "--save_dir", tmp_path, "--prompt", "x", "--max_new_tokens", 2, cwd=tmp_path)
+    assert re.search(r"tokenizer +that of .*minimind, as .*full_sft_32\.json says", said)
 
 
 def test_padding_rows_of_an_embedding_never_appear_in_answers(sft_data, tmp_path):

@@ -26,7 +26,7 @@ def starts_together(ranks: Ranks, data: Path, out: Path, *odd_flags: str) -> str
         "--save_dir", str(out), *flags, *(() if "--data_path" in flags else ("--data_path", str(data)))])
     template = ChatTemplate(load_tokenizer(settings.data.tokenizer_path))
     encoder = SFTEncoder(template, settings.data.max_seq_len)
-    model = starting_model(settings, None, template.tokenizer, template, ranks)
+    model, _ = starting_model(settings, None, template.tokenizer, template, ranks)
     train_set = prepare(find_files(settings.data.data_path), encoder, out / "prepared")
     try:
         check_agreement(run_identity(settings, encoder, model.config, train_set, None), settings, model, ranks)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def other_tokenizer(folder: Path, **config: str) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
+def named(name: str | None, tokenizer: Tokenizer = BUNDLED) -> Tokenizer:
+    """Returns the tokenizer as if it had been read from `name`."""
+    renamed = copy(tokenizer)
+    renamed.name = name or "bundled"
+    return renamed
+
+
 def refused(check, *arguments) -> str:
     with pytest.raises(UserError) as error:
         check(*arguments)
@@ -52,7 +60,7 @@ def test_weights_without_a_recorded_tokenizer_need_the_flag(sidecar, reason):
         f"w.pth: nothing says which tokenizer these weights were trained with ({reason}): give --tokenizer_path FOLDER "
         "(for MiniMind's weights, its folder model/), or --tokenizer_path bundled for the one of this "
         "repository")
-    assert check_tokenizer(weights(sidecar), BUNDLED, "mine") == [
+    assert check_tokenizer(weights(sidecar), named("mine"), "mine") == [
         "w.pth: assuming the tokenizer mine, as --tokenizer_path says"]
     assert check_tokenizer(weights(sidecar), BUNDLED, "bundled") == [
         "w.pth: assuming the tokenizer bundled, as --tokenizer_path says; MiniMind's own weights need "
@@ -70,7 +78,7 @@ def test_more_rows_than_tokens_are_padding_with_a_notice():
 
 
 def test_fewer_rows_than_tokens_are_refused():
-    assert refused(check_tokenizer, weights(None, 6399), BUNDLED, "x") == (
+    assert refused(check_tokenizer, weights(None, 6399), named("x"), "x") == (
         "w.pth: the embedding has 6,399 rows, but the tokenizer x has 6,400 tokens: --tokenizer_path must name the one "
         "they were trained with")
 
@@ -105,21 +113,22 @@ def command(*flags: str) -> dict:
 ])
 def test_another_tokenizer_is_described(recorded, choice, message):
     """Sidecars of earlier versions have no facts, only the command that made the weights."""
-    line = refused(check_tokenizer, weights({"tokenizer": "0" * 64, **recorded}), BUNDLED, choice)
+    line = refused(check_tokenizer, weights({"tokenizer": "0" * 64, **recorded}), named(choice), choice)
     assert line.startswith(f"w.json: the weights were trained with {message}")
 
 
 def test_tokenizer_facts_explain_the_difference(tmp_path):
     other = other_tokenizer(tmp_path, eos_token="<|endoftext|>", bos_token=None)
-    sidecar = {"tokenizer": other.fingerprint, "tokenizer_facts": tokenizer_facts(other, "mine")}
+    sidecar = {"tokenizer": other.fingerprint, "tokenizer_facts": tokenizer_facts(named("mine", other))}
     sidecar = json.loads(json.dumps(sidecar))
     assert check_tokenizer(weights(sidecar), other, "elsewhere/mine") == []
+    mine = sidecar["tokenizer_facts"]["name"]
     assert ("bos_token was None, here it is '<|im_start|>', eos_token was '<|endoftext|>', here it is '<|im_end|>'; "
-            "give --tokenizer_path mine") in refused(check_tokenizer, weights(sidecar), BUNDLED, None)
+            f"give --tokenizer_path {mine}") in refused(check_tokenizer, weights(sidecar), BUNDLED, None)
 
 
 def test_facts_of_the_bundled_tokenizer_and_template():
-    facts = tokenizer_facts(BUNDLED, None)
+    facts = tokenizer_facts(BUNDLED)
     assert facts["name"] == "bundled" and facts["vocab_size"] == 6400 and facts["eos_token"] == "<|im_end|>"
     assert facts["added_tokens"][:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert list(facts["tokens"]) == ["1600", "3200", "6399"]

@@ -57,8 +57,10 @@ def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:
     if runtime.use_compile:
         check_compiler(ranks.device)
 
-    # Tokenizer and template turn a conversation into tokens, and say which of them are learned.
-    tokenizer = load_tokenizer(data.tokenizer_path)
+    # Tokenizer and template turn a conversation into tokens, and say which of them are learned. The weights to start
+    # from bring their own.
+    start = find_start(settings.model, saving.save_dir, lambda: load_tokenizer(data.tokenizer_path).fingerprint)
+    tokenizer = load_tokenizer(data.tokenizer_path, start)
     template = make_template(tokenizer, data.chat_template, data.end_of_turn)
     encoder = SFTEncoder(template, data.max_seq_len, data.truncation,
                          Supervision(data.train_turns, data.train_on_prompt))
@@ -66,8 +68,7 @@ def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:
     ranks.say(*(f"tokenizer   {notice}" for notice in tokenizer.notices))
 
     # Model and output files come before the data: a wrong flag should show in seconds, and preparing takes minutes.
-    start = find_start(settings.model, saving.save_dir, tokenizer.fingerprint)
-    model = starting_model(settings, start, tokenizer, template, ranks)
+    model, family = starting_model(settings, start, tokenizer, template, ranks)
     outputs = Outputs(weights_path(saving.save_dir, saving.save_weight, model.config))
     shared = runtime.parallel == "fsdp"
     with claim_outputs(outputs, saving, ranks, reads=start, shared=shared) as checkpoints:
@@ -107,8 +108,8 @@ def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:
         def write(at: TrainState) -> None:
             """Writes the weights as they are now, for use, with a sidecar that describes them."""
             unsharded = gather(model, ranks)
-            sidecar = {"stage": "full_sft", "run": outputs.run,
-                       **encoding_facts(tokenizer, data.tokenizer_path, template, data.chat_template),
+            sidecar = {"stage": "full_sft", "run": outputs.run, "family": family,
+                       **encoding_facts(tokenizer, template, data.chat_template),
                        **describe_run(settings, at, len(steps), experience)}
             ranks.on_main(lambda: write_weights(outputs.weights, unsharded, saving.save_dtype, sidecar))
 

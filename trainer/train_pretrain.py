@@ -55,14 +55,14 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
     if runtime.use_compile:
         check_compiler(ranks.device)
 
-    # Text becomes tokens, all of which are learned.
-    tokenizer = load_tokenizer(data.tokenizer_path)
+    # Text becomes tokens, all of which are learned. The weights to start from bring their own tokenizer.
+    start = find_start(settings.model, saving.save_dir, lambda: load_tokenizer(data.tokenizer_path).fingerprint)
+    tokenizer = load_tokenizer(data.tokenizer_path, start)
     encoder = PretrainEncoder(tokenizer, data.max_seq_len)
     ranks.say(*(f"tokenizer   {notice}" for notice in tokenizer.notices))
 
     # Model and output files come before the data: a wrong flag should show in seconds, and preparing takes minutes.
-    start = find_start(settings.model, saving.save_dir, tokenizer.fingerprint)
-    model = starting_model(settings, start, tokenizer, None, ranks)
+    model, family = starting_model(settings, start, tokenizer, None, ranks)
     outputs = Outputs(weights_path(saving.save_dir, saving.save_weight, model.config))
     shared = runtime.parallel == "fsdp"
     with claim_outputs(outputs, saving, ranks, reads=start, shared=shared) as checkpoints:
@@ -102,8 +102,8 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
         def write(at: TrainState) -> None:
             """Writes the weights as they are now, for use, with a sidecar that describes them."""
             unsharded = gather(model, ranks)
-            sidecar = {"stage": "pretrain", "run": outputs.run,
-                       **encoding_facts(tokenizer, data.tokenizer_path),
+            sidecar = {"stage": "pretrain", "run": outputs.run, "family": family,
+                       **encoding_facts(tokenizer),
                        **describe_run(settings, at, len(steps), experience)}
             ranks.on_main(lambda: write_weights(outputs.weights, unsharded, saving.save_dtype, sidecar))
 

@@ -53,7 +53,8 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
              "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                        "ignore_merges": how.ignore_merges, "vocab": vocab, "merges": _merges(fields)}}
-    return TokenizerFiles(state, special, {"chat_template": _templates(fields)}, {}, notices)
+    adds_bos = bool(how.adds_bos if fields.get("add_bos_token") is None else fields.get("add_bos_token"))
+    return TokenizerFiles(state, special, {"chat_template": _templates(fields)}, {}, notices, adds_bos)
 
 
 class _Fields:

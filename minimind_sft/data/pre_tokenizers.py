@@ -47,11 +47,13 @@ class PreTokenizer:
     ignore_merges: whether a piece that is itself a token becomes that token, whatever the merges say; the field of this
         name in tokenizer.json's `model`.
     names: its names in GGUF files; the first is the one to write.
+    adds_bos: whether texts begin with bos if the file does not say.
     """
 
     steps: dict[str, Any]
     names: tuple[str, ...]
     ignore_merges: bool = False
+    adds_bos: bool = False
 
 
 # llama.cpp's fallback for files whose writer did not recognise the tokenizer; no model is trained with it.
@@ -64,9 +66,9 @@ PRE_TOKENIZERS = (
     PreTokenizer(in_sequence(DIGITS, byte_level(use_regex=True)), ("smollm", "starcoder")),  # the bundled one as well
     PreTokenizer(by_regex(QWEN2), ("qwen2", "deepseek-r1-qwen", "megrez")),
     PreTokenizer(by_regex(QWEN35), ("qwen35",)),
-    PreTokenizer(by_regex(LLAMA3), ("llama-bpe", "llama3", "llama-v3"), ignore_merges=True),
+    PreTokenizer(by_regex(LLAMA3), ("llama-bpe", "llama3", "llama-v3"), ignore_merges=True, adds_bos=True),
     PreTokenizer(by_regex(LLAMA3), ("smaug-bpe", "dbrx")),
-    PreTokenizer(by_regex(TEKKEN), ("tekken",), ignore_merges=True),
+    PreTokenizer(by_regex(TEKKEN), ("tekken",), ignore_merges=True, adds_bos=True),
     UNRECOGNISED,
 )
 

@@ -60,6 +60,7 @@ class SFTEncoder:
         self._text = PretrainEncoder(template.tokenizer, max_seq_len)
         self.settings = {"rows": "conversations", "tokenizer": self.tokenizer.fingerprint,
                          "chat_template": template.fingerprint, "max_seq_len": max_seq_len, "truncation": truncation,
+                         **begins_with_bos(self.tokenizer),
                          **{f"supervised_{name}": value for name, value in asdict(supervision).items()}}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
@@ -97,13 +98,16 @@ class SFTEncoder:
 class PretrainEncoder:
     """Encodes running text: each text ends with `<|endoftext|>` and is supervised on every token but the first.
 
+    With a tokenizer that `adds_bos`, each text begins with it.
+
     A text longer than `max_seq_len` tokens is split into chunks, each a sample of its own. Consecutive chunks share
     one token, so that every token after the first is predicted exactly once.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_seq_len: int):
         self.tokenizer, self.max_seq_len = tokenizer, max_seq_len
-        self.settings = {"rows": "text", "tokenizer": tokenizer.fingerprint, "max_seq_len": max_seq_len}
+        self.settings = {"rows": "text", "tokenizer": tokenizer.fingerprint, "max_seq_len": max_seq_len,
+                         **begins_with_bos(tokenizer)}
 
     def encode(self, rows: Sequence[tuple[str, dict]]) -> list[EncodedRow | UserError]:
         encoded: list[EncodedRow | UserError] = []
@@ -122,9 +126,14 @@ class PretrainEncoder:
             ids = [token for part in text_parts(text) for token in self.tokenizer.encode_ordinary(part)]
         except UserError as error:
             return UserError(f"{place}: text: {error}")
-        ids.append(self.tokenizer.end_of_document_id)
+        ids = [*self.tokenizer.before_text, *ids, self.tokenizer.end_of_document_id]
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
         return EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False, text)
+
+
+def begins_with_bos(tokenizer: Tokenizer) -> dict[str, bool]:
+    """Returns the part of an encoder's settings that says so, if texts do; the fingerprint of a tokenizer does not."""
+    return {"begins_with_bos": True} if tokenizer.adds_bos else {}
 
 
 def text_parts(text: str) -> Iterator[str]:

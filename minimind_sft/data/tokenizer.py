@@ -97,20 +97,26 @@ class Tokenizer:
     special: the strings of `bos_token`, `eos_token`, `pad_token` and `unk_token`, if given.
     chat_template: the Jinja source in the folder, or None.
     named_templates: all Jinja sources in the folder that have a name, such as `default` and `tool_use`.
+    adds_bos: whether the model was trained on texts that begin with bos. Chat templates write it themselves.
     fingerprint: SHA-256 (hex) of everything that decides which ids a text gets.
-    notices: lines about how the folder was read.
+    name: where it was read from, as typed; `bundled` for the repository's own.
+    notices: lines about how it was read.
     """
 
+    name = "a tokenizer"
     notices: tuple[str, ...] = ()
 
     def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None,
-                 named_templates: dict[str, str] | None = None):
+                 named_templates: dict[str, str] | None = None, adds_bos: bool | None = None):
         self._state = {**state, "added_tokens": state.get("added_tokens") or [], "truncation": None, "padding": None}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
         self._marks: dict[int, Marks] = {}
         self._added = {token["content"]: token for token in self._state["added_tokens"]}
         self.special = special
         self.chat_template, self.named_templates = chat_template, named_templates or {}
+        if adds_bos is None:  # then the post-processor of tokenizer.json decides
+            adds_bos = self._tokenizer.encode("").ids[:1] == [self.bos_id]
+        self.adds_bos = adds_bos and self.bos_id is not None
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         content = [{k: v for k, v in self._state.items() if k != "version"}, special]
         self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -124,7 +130,7 @@ class Tokenizer:
         """
         folder = Path(path)
         files = read_tokenizer_files(folder)
-        return cls._from_files(files, _chat_templates(folder, files.config), folder / "tokenizer.json")
+        return cls._from_files(str(path), files, _chat_templates(folder, files.config), folder / "tokenizer.json")
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Tokenizer":
@@ -134,13 +140,14 @@ class Tokenizer:
             UserError: naming the file and the field that is missing, wrong or of another kind.
         """
         files = read_gguf_tokenizer(Path(path))
-        return cls._from_files(files, _given_templates(files.config, f"{path}: tokenizer.chat_template"), Path(path))
+        templates = _given_templates(files.config, f"{path}: tokenizer.chat_template")
+        return cls._from_files(str(path), files, templates, Path(path))
 
     @classmethod
-    def _from_files(cls, files: TokenizerFiles, templates: tuple[str | None, dict[str, str]],
+    def _from_files(cls, name: str, files: TokenizerFiles, templates: tuple[str | None, dict[str, str]],
                     main: Path) -> "Tokenizer":
         try:
-            tokenizer = cls(files.state, files.special, *templates)
+            tokenizer = cls(files.state, files.special, *templates, files.adds_bos)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise UserError(f"{main}: not a tokenizer ({one_line(error)})") from error
         for token, place in files.added_from.items():
@@ -148,11 +155,11 @@ class Tokenizer:
             if said != has:
                 raise UserError(f"{place}: {token!r} has the id {said}, but {has} is the next free id in "
                                 "tokenizer.json")
-        tokenizer.notices = tuple(files.notices)
+        tokenizer.name, tokenizer.notices = name, tuple(files.notices)
         return tokenizer
 
     def __reduce__(self) -> tuple:
-        return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates)
+        return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates, self.adds_bos)
 
     def encode(self, text: str) -> list[int]:
         """Returns ids as Hugging Face does: control tokens that the text spells out become control tokens."""
@@ -193,6 +200,11 @@ class Tokenizer:
     @property
     def pad_id(self) -> int | None:
         return self._special_id("pad_token")
+
+    @property
+    def before_text(self) -> list[int]:
+        """The ids that every text of pretraining begins with."""
+        return [self.bos_id] if self.adds_bos and self.bos_id is not None else []
 
     @property
     def unknown_id(self) -> int | None:

@@ -30,6 +30,7 @@ class TokenizerFiles(NamedTuple):
     config: tokenizer_config.json.
     added_from: the source of each token that is missing from the added tokens of tokenizer.json.
     notices: lines for the user about how the files were read.
+    adds_bos: whether texts begin with bos; None if the post-processor in `state` decides it.
     """
 
     state: dict[str, Any]
@@ -37,6 +38,7 @@ class TokenizerFiles(NamedTuple):
     config: dict[str, Any]
     added_from: dict[str, str]
     notices: list[str]
+    adds_bos: bool | None = None
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -61,7 +63,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     tokens.add_numbered(optional["added_tokens.json"], listed)
     tokens.add_special(listed)
     tokens.check_named(special)
-    return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, tokens.notices())
+    adds_bos = config.get("add_bos_token")
+    return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, tokens.notices(),
+                          adds_bos if isinstance(adds_bos, bool) else None)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

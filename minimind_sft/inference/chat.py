@@ -150,16 +150,17 @@ def assistant_message(text: str, thinking: bool) -> dict:
 
 
 def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings,
-                  from_minimind: bool = False) -> Iterator[str]:
+                  between_bos_and_eos: bool = False) -> Iterator[str]:
     """Yields how a pretrained model continues `prompt`, up to the end of the document; pieces as in `stream_text`.
 
-    MiniMind pretrains on texts between bos and eos, this project on texts that end with `<|endoftext|>`.
+    MiniMind pretrains on texts between bos and eos, as Llama's makers did, and this project on texts that end with
+    `<|endoftext|>`.
 
     Raises:
         UserError: before the first piece, if the prompt is empty, is not valid text, or leaves no room for an answer.
     """
     check_text(prompt)
     ids, stop_ids = tokenizer.encode_ordinary(prompt), {tokenizer.end_of_document_id}
-    if from_minimind and tokenizer.bos_id is not None and tokenizer.eos_id is not None:
+    if between_bos_and_eos and tokenizer.bos_id is not None and tokenizer.eos_id is not None:
         ids, stop_ids = [tokenizer.bos_id, *ids], {*stop_ids, tokenizer.eos_id}
     return stream_text(model, tokenizer, ids, settings, stop_ids)

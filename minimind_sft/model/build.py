@@ -1,5 +1,6 @@
 """Builds a model: a new one from settings, or one that starts from weights."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from minimind_sft.settings.runtime import RuntimeSettings
 from minimind_sft.settings.spec import names_of
 
 
-def find_start(settings: ModelSettings, save_dir: str, tokenizer: str) -> Path | None:
+def find_start(settings: ModelSettings, save_dir: str, tokenizer: Callable[[], str]) -> Path | None:
     """Finds the weights that `--from_weight` names; returns None for a new model.
 
     Args:
-        tokenizer: the fingerprint of the tokenizer, which decides among several files of that name.
+        tokenizer: returns the fingerprint of a tokenizer, which decides among several files of that name.
     """
     if settings.from_weight == "none":
         return None
@@ -79,6 +80,16 @@ def check_size(settings: ModelSettings, model: ModelConfig, path: Path) -> None:
             has, expected = int(getattr(model, name)), int(getattr(preset, name))
             if expected != has:
                 raise UserError(f"--preset {settings.preset} has {name} {expected}, but {path} has {has}")
+
+
+def check_context(max_seq_len: int, model: ModelConfig, path: Path) -> None:
+    """
+    Raises:
+        UserError: if documents may be longer than the context of the weights at `path`.
+    """
+    if max_seq_len > model.max_position_embeddings:
+        raise UserError(f"--max_seq_len is {max_seq_len:,}, but {path} has a context of "
+                        f"{model.max_position_embeddings:,} tokens (max_position_embeddings)")
 
 
 def place_model(model: MiniMindForCausalLM, runtime: RuntimeSettings, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Finds the weights that a name means: a file, or a Hugging Face folder."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -55,7 +55,8 @@ class Candidate:
 
 
 def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,
-                 use_moe: int | None = None, preset: ModelConfig | None = None, tokenizer: str | None = None) -> Path:
+                 use_moe: int | None = None, preset: ModelConfig | None = None,
+                 tokenizer: Callable[[], str] | None = None) -> Path:
     """Finds the file that a name means, first in `save_dir`, then in the repository's `out/`.
 
     `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors; `full_sft_512` means that file; a name with a
@@ -64,7 +65,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
 
     Args:
         hidden_size, use_moe: requirements on the file.
-        preset, tokenizer: the model and the tokenizer's fingerprint, which decide among several files.
+        preset, tokenizer: the model, and what returns the tokenizer's fingerprint; they decide among several files.
 
     Raises:
         UserError: if there is no such file (lists the files there are and the program that makes one), or several.
@@ -105,7 +106,8 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
     return found
 
 
-def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig | None, tokenizer: str | None) -> Path:
+def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig | None,
+             tokenizer: Callable[[], str] | None) -> Path:
     """Returns the one file that fits preset and tokenizer.
 
     Raises:
@@ -116,7 +118,8 @@ def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig |
     if preset is not None:
         left = [one for one in left if (one.hidden_size, one.use_moe) == (preset.hidden_size, int(preset.use_moe))]
     if tokenizer is not None and len(left) > 1:
-        left = [one for one in left if one.tokenizer in (None, tokenizer)]
+        fingerprint = tokenizer()
+        left = [one for one in left if one.tokenizer in (None, fingerprint)]
         if not left:
             raise UserError(f"{listed}; none of them was trained with the tokenizer in use: give "
                             "--tokenizer_path FOLDER")

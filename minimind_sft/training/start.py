@@ -5,7 +5,7 @@ from pathlib import Path
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.matching import check_template, check_tokenizer
-from minimind_sft.model.build import check_size, new_model, place_model
+from minimind_sft.model.build import check_context, check_size, new_model, place_model
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.data import SFTDataSettings
@@ -17,8 +17,10 @@ from minimind_sft.training.summary import describe_model
 
 
 def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Tokenizer, template: ChatTemplate | None,
-                   ranks: Ranks) -> MiniMindForCausalLM:
+                   ranks: Ranks) -> tuple[MiniMindForCausalLM, str | None]:
     """Builds the model of the weights at `start`, or a new one, on this rank's device, and describes it.
+
+    Also returns the name of the family that the weights came from, None for our own.
 
     Args:
         template: what the run trains with; None for running text, which any weights can learn.
@@ -27,20 +29,21 @@ def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Token
         UserError: if the weights disagree with the flags, the tokenizer or the chat template, or `--freeze` names a
             part that the model does not have.
     """
-    data = settings.data
+    data, family = settings.data, None
     if start is None:
         model = new_model(settings.model, tokenizer.vocab_size, data.seed)
     else:
         # A resumed run takes its weights from the resume state; these may be its own, half written.
         weights = read_weights(start, check_sum=not continues_a_run(settings.saving))
         check_size(settings.model, weights.config, start)
+        check_context(data.max_seq_len, weights.config, start)
         notices = (*weights.notices, *check_tokenizer(weights, tokenizer, data.tokenizer_path))
         ranks.say(*(f"weights     {notice}" for notice in notices))
         if template is not None:
             assert isinstance(data, SFTDataSettings)
             check_template(weights, template, data.chat_template, data.end_of_turn)
-        model = weights.build_model(settings.model.dropout)
+        model, family = weights.build_model(settings.model.dropout), weights.family
     ranks.say(*(f"frozen      {notice}" for notice in freeze(model, settings.model.freeze)))
     ranks.say(describe_model(model, start, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
-    return model
+    return model, family
