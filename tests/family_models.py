@@ -1,5 +1,6 @@
 """Tiny models of every family in transformers, which is the judge, and ours read from their folders."""
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
@@ -132,7 +133,7 @@ def gradients(model: torch.nn.Module) -> torch.nn.Module:
 
 def as_old(values: dict[str, Any]) -> dict[str, Any]:
     """Returns a config.json of transformers 5 as version 4 wrote it, before it knew the keys of later years."""
-    values = dict(values)
+    values = copy.deepcopy(values)
     rope = values.pop("rope_parameters", None)
     if rope is not None:
         values["rope_theta"] = rope.pop("rope_theta")

@@ -126,6 +126,12 @@ class Fields:
             self.refuse(name, f"is {describe(value)}, the decoder computes only {' or '.join(map(describe, values))}: "
                         "use another model")
 
+    def equal(self, name: str, value: Any, other: str) -> None:
+        """Accepts the field if it is absent or null, or equals the value of another field, which says the same."""
+        own = self._take(name, None)
+        if own is not None and not _same(own, value):
+            self.refuse(name, f"is {describe(own)}, but {other} is {describe(value)}: remove the one that is wrong")
+
     def without_influence(self, *names: str) -> None:
         """Accepts fields that do not change what this family computes."""
         self._used.update(names)

@@ -25,7 +25,7 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
-    fields.only("n_ctx", shape["max_position_embeddings"])
+    fields.equal("n_ctx", shape["max_position_embeddings"], "n_positions")
     fields.without_influence("reorder_and_upcast_attn")  # another order of the same computation, for half precision
     fields.finish()
     return ModelConfig(**shape, num_key_value_heads=heads, intermediate_size=width, rms_norm_eps=eps,

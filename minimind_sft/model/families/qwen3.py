@@ -59,7 +59,7 @@ def _mixture(fields: Fields) -> dict[str, Any]:
     fields.without_influence("output_router_logits")  # of the auxiliary loss, only the coefficient is taken over
     name = "num_local_experts" if "num_local_experts" in fields else "num_experts"  # transformers 5 and 4
     experts = fields.whole(name)
-    fields.only("num_experts", experts)
+    fields.equal("num_experts", experts, name)
     return {
         "num_experts": experts,
         "num_experts_per_tok": fields.whole("num_experts_per_tok"),

@@ -43,14 +43,17 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _read(inner: Fields, theta: float | None, max_position_embeddings: int, default_theta: float) -> Rope:
     kind = inner.text("rope_type", inner.text("type", "default"))
-    inner.only("type", kind)
+    inner.equal("type", kind, "rope_type")
+    if kind == "default" and "factor" in inner:
+        inner.refuse("rope_type", "missing or \"default\", but there is a factor: name the kind of scaling, such as "
+                     '"linear", or remove the factor')
     inner.only("partial_rotary_factor", 1.0)
     if kind != "default" and kind not in READERS:
         inner.refuse("rope_type", f"is {kind!r}, the decoder computes only {', '.join(['default', *READERS])}: use "
                      "another model")
     own = inner.number_or_null("rope_theta")
-    if own is not None and theta is not None and own != theta:
-        inner.refuse("rope_theta", f"is {own:g}, but rope_theta beside it is {theta:g}: remove the one that is wrong")
+    if theta is not None:
+        inner.equal("rope_theta", theta, "the file's own rope_theta")
     scaling = None if kind == "default" else READERS[kind](inner, max_position_embeddings)
     inner.finish()
     return next(value for value in (own, theta, default_theta) if value is not None), scaling
@@ -62,7 +65,7 @@ def _linear(inner: Fields, max_position_embeddings: int) -> RopeScaling:
 
 def _dynamic(inner: Fields, max_position_embeddings: int) -> RopeScaling:
     """transformers 5 counts from max_position_embeddings, version 4 from the other field if there is one."""
-    inner.only("original_max_position_embeddings", max_position_embeddings)
+    inner.equal("original_max_position_embeddings", max_position_embeddings, "max_position_embeddings")
     return RopeScaling("dynamic", _factor(inner), max_position_embeddings)
 
 
