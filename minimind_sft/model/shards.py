@@ -75,7 +75,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
                         f"found {describe(weight_map)}")
     listed = defaultdict(set)
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or shard in ("", ".", "..") or "/" in shard or "\\" in shard:
             raise UserError(f"{index}: weight_map: {printable(name)}: expected the name of a file in the same folder, "
                             f"found {describe(shard)}")
         listed[shard].add(name)
