@@ -168,8 +168,8 @@ def with_both(folder: Path) -> None:
      f"FOLDER/{INDEX}: 1 of 2 shards are missing, the first is {SHARDS[1]}: download the model again"),
     (index_another, f"FOLDER/{SHARDS[0]}: model.norm.weight is in the index, but not in this file: download the model "
      "again"),
-    (index_too_few, f"FOLDER/{SHARDS[0]}: model.layers.0.input_layernorm.weight (and 1 more) is in this file, but not in "
-     "the index, or there in another file: download the model again"),
+    (index_too_few, f"FOLDER/{SHARDS[0]}: model.layers.0.input_layernorm.weight (and 1 more) is in this file, but not "
+     "in the index, or there in another file: download the model again"),
     (lambda folder: write_index(folder, {"a": "../../secret.safetensors"}), f"FOLDER/{INDEX}: weight_map: a: expected "
      'the name of a file in the same folder, found "../../secret.safetensors"'),
     (lambda folder: write_index(folder, {"a": "/etc/passwd"}),
