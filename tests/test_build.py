@@ -1,12 +1,15 @@
 """Models from settings: shapes, presets, and flags that disagree with weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.model.build import (
+    check_context,
     check_shape,
     check_size,
     find_start,
@@ -15,10 +18,15 @@ from minimind_sft.model.build import (
     new_model_config,
     place_model,
 )
-from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.model.config import PRESETS, ModelConfig, RopeScaling
+from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import write_weights
 from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.runtime import RuntimeSettings
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import PretrainSettings
+from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.start import starting_model
 
 
 def test_a_new_model_has_the_shape_that_flags_give_and_minimind_s_otherwise():
@@ -71,3 +79,29 @@ def test_a_shape_that_the_weights_do_not_have_is_refused():
     assert given_shape(model) == {"hidden_size": 256, "use_moe": True}
     with pytest.raises(ValueError, match=r"^--use_moe is 1, but w\.pth has use_moe 0$"):
         check_shape(model, PRESETS["demo"], Path("w.pth"))
+
+
+def test_sequences_longer_than_the_context_are_refused():
+    model = replace(PRESETS["demo"], positions="learned", max_position_embeddings=512)
+    with pytest.raises(UserError, match=r"^--max_seq_len is 1,513, but w\.pth has a context of 512 tokens \(max_posit"):
+        check_context(1513, model, Path("w.pth"))
+    check_context(512, model, Path("w.pth"))
+
+
+def test_dynamic_scaling_lengthens_the_context():
+    """transformers keeps the context of the first training in max_position_embeddings."""
+    dynamic = RopeScaling("dynamic", factor=2.5, original_max_position_embeddings=512)
+    model = replace(PRESETS["demo"], max_position_embeddings=512, rope_scaling=dynamic)
+    check_context(1280, model, Path("w.pth"))
+    with pytest.raises(UserError, match="w.pth has a context of 1,280 tokens"):
+        check_context(1281, model, Path("w.pth"))
+
+
+def test_a_run_that_would_exceed_the_context_ends_before_its_data_are_prepared(tmp_path):
+    tokenizer = load_tokenizer(PretrainSettings().data.tokenizer_path)
+    model = MiniMindForCausalLM(ModelConfig(tokenizer.vocab_size, 32, 1, 2, 2, positions="learned",
+                                            max_position_embeddings=64))
+    write_weights(tmp_path / "w.pth", model, "float32", {})
+    with pytest.raises(UserError, match=r"^--max_seq_len is 65, .*w\.pth has a context of 64 tokens"):
+        starting_model(changed(PretrainSettings(), max_seq_len=65), tmp_path / "w.pth", tokenizer, None,
+                       Ranks(0, 1, torch.device("cpu")))

@@ -87,9 +87,9 @@ def check_context(max_seq_len: int, model: ModelConfig, path: Path) -> None:
     Raises:
         UserError: if documents may be longer than the context of the weights at `path`.
     """
-    if max_seq_len > model.max_position_embeddings:
-        raise UserError(f"--max_seq_len is {max_seq_len:,}, but {path} has a context of "
-                        f"{model.max_position_embeddings:,} tokens (max_position_embeddings)")
+    if max_seq_len > model.context:
+        raise UserError(f"--max_seq_len is {max_seq_len:,}, but {path} has a context of {model.context:,} tokens "
+                        "(max_position_embeddings)")
 
 
 def place_model(model: MiniMindForCausalLM, runtime: RuntimeSettings, device: torch.device) -> None:

@@ -124,6 +124,14 @@ class ModelConfig:
         """Whether the angles depend on the length of a document, and not on the position alone."""
         return self.positions == "rope" and self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic"
 
+    @property
+    def context(self) -> int:
+        """The maximum number of tokens of a sequence; dynamic scaling is there to exceed that of the first training."""
+        if not self.rope_follows_length:
+            return self.max_position_embeddings
+        scaling = cast(RopeScaling, self.rope_scaling)
+        return max(self.max_position_embeddings, int(scaling.original_max_position_embeddings * scaling.factor))
+
     def _problems(self) -> list[str]:
         problems = []
         for one in fields(self):
