@@ -93,7 +93,7 @@ def test_dynamic_scaling_lengthens_the_context():
     dynamic = RopeScaling("dynamic", factor=2.5, original_max_position_embeddings=512)
     model = replace(PRESETS["demo"], max_position_embeddings=512, rope_scaling=dynamic)
     check_context(1280, model, Path("w.pth"))
-    with pytest.raises(UserError, match="w.pth has a context of 1,280 tokens"):
+    with pytest.raises(UserError, match=r"w\.pth has a context of 1,280 tokens"):
         check_context(1281, model, Path("w.pth"))
 
 

@@ -90,7 +90,7 @@ class Chat:
             messages = [*self._opening(), *history[2 * dropped:], asked]
             return self.template.generation_prompt_ids(messages, self.tools, self.thinking)
 
-        context = self.model.config.max_position_embeddings
+        context = self.model.config.context
         longest = context - min(self.settings.max_new_tokens, context // 2)
         prompt = prompt_without(0)
         if len(prompt) <= longest or not history:

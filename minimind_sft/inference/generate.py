@@ -88,7 +88,7 @@ def _steps(
 
 def _room(model: LanguageModel, prompt: Sequence[int], settings: SamplingSettings) -> int:
     """Returns how many tokens may follow the prompt."""
-    context = model.config.max_position_embeddings
+    context = model.config.context
     if len(prompt) == 0:
         raise UserError("the prompt is empty: expected at least one token")
     if len(prompt) >= context:
