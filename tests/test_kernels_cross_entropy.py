@@ -37,6 +37,31 @@ def test_loss_and_gradients_equal_the_formula_s(problem, monkeypatch, chunk, row
     torch.testing.assert_close(ours_grads, theirs_grads, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(("block", "cached"), [(1, 1), (4, 9), (5, 26), (9, 2**19), (100, 40)])
+def test_a_large_vocabulary_is_computed_in_parts(problem, monkeypatch, block, cached):
+    """9 tokens of the vocabulary: `block` of them at a time, and `cached // 9` rows of logits, at least one."""
+    hidden, head, labels = problem
+    whole = torch.autograd.grad(cross_entropy_sum(hidden, head, labels), (hidden, head))
+    monkeypatch.setattr(cross_entropy, "BLOCK", block)
+    monkeypatch.setattr(cross_entropy, "CACHED", cached)
+    parts = torch.autograd.grad(cross_entropy_sum(hidden, head, labels), (hidden, head))
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("vocab_size", "rows"), [(64, 64), (6400, 64), (32_000, 16), (49_152, 10), (151_936, 3),
+                                                  (2**20, 1)])
+def test_rows_of_logits_in_the_cache(vocab_size, rows):
+    assert cross_entropy.rows_at_once(vocab_size) == rows
+
+
+def test_a_second_backward_pass_is_refused_not_computed_wrongly(problem):
+    """The first one changes the gradients in place."""
+    loss = 2 * cross_entropy_sum(*problem)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_the_head_multiplies_only_supervised_positions_in_chunks(problem, monkeypatch):
     rows = []
 

@@ -113,6 +113,18 @@ def test_recomputing_does_not_replace_the_routing():
     assert all(layer.mlp.routing is routing for layer, routing in zip(model.model.layers, first, strict=True))
 
 
+def test_autocast_keeps_no_copies_of_weights():
+    """Neither run of a layer needs a copy twice. They are as large as half of the model."""
+    model, kept = build(False, 0.0, True), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    with torch.autocast("cpu", BF16):
+        loss, _ = saved_by_forward(model)
+        assert torch.is_autocast_cache_enabled()
+    loss.backward()
+    assert kept == [False] * 4
+
+
 def test_evaluation_recomputes_nothing(monkeypatch):
     monkeypatch.setattr(recompute, "checkpoint", None)
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): less memory, more time, the same numbers."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +22,21 @@ def recomputed(layer: nn.Module, x_TD: Tensor, *arguments: object) -> Tensor:
 
 
 def _first_and_second_run(layer: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _same_routing(layer)
+    return _nothing_kept_by_autocast(), _same_routing(layer)
+
+
+@contextmanager
+def _nothing_kept_by_autocast() -> Iterator[None]:
+    """Lets go of a weight's copy in autocast's dtype after its product.
+
+    Autocast would keep the copies of all layers until the end of the forward pass, for products that never come.
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 @contextmanager
@@ -32,7 +47,8 @@ def _same_routing(layer: nn.Module) -> Iterator[None]:
     """
     routings = [(module, module.routing) for module in layer.modules() if isinstance(module, MixtureOfExperts)]
     try:
-        yield
+        with _nothing_kept_by_autocast():
+            yield
     finally:
         for experts, routing in routings:
             experts.routing = routing

@@ -1,6 +1,7 @@
 """Summed cross-entropy of the next token, a chunk of positions at a time. Plain twin: layers.cross_entropy_sum.
 
-Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it.
+Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it; B tokens of the
+vocabulary.
 """
 
 from typing import Any
@@ -16,10 +17,13 @@ CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
 ROWS = 64
-"""Chunks are padded to a multiple of this: on a CPU each new size of a bfloat16 product costs memory.
+"""Chunks are padded to a multiple of this: on a CPU each new size of a bfloat16 product costs memory."""
 
-A CPU also turns this many rows of logits into their gradient at a time: few enough to stay in its cache.
-"""
+CACHED = 2**19
+"""A CPU turns so many logits into their gradient at a time, at most `ROWS` rows of them: few enough for its cache."""
+
+BLOCK = 8192
+"""Tokens of the vocabulary for which the head's gradient is computed at a time, before it is added to the total."""
 
 
 def cross_entropy_sum(hidden_ND: Tensor, head_VD: Tensor, labels_P: Tensor) -> Tensor:
@@ -50,7 +54,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[chunk] = (logits_WV @ weight_VD)[:real]
                 if grad_head_VD is not None:
-                    grad_head_VD += logits_WV.T @ hidden_WD
+                    for grad_BD, logits_WB in zip(grad_head_VD.split(BLOCK), logits_WV.split(BLOCK, 1), strict=True):
+                        grad_BD += logits_WB.T @ hidden_WD
                 del logits_WV  # or it would live until the next chunk's exists
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return loss_sum
@@ -59,9 +64,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        # In place: a copy of the head's gradient would take as much memory as the head.
         return (
-            None if grad_hidden_ND is None else grad_hidden_ND * grad_loss,
-            None if grad_head_VD is None else grad_head_VD * grad_loss,
+            None if grad_hidden_ND is None else grad_hidden_ND.mul_(grad_loss),
+            None if grad_head_VD is None else grad_head_VD.mul_(grad_loss),
             None,
         )
 
@@ -72,7 +78,7 @@ def _replace_by_gradient(logits_WV: Tensor, labels: Tensor) -> Tensor:
     The gradient of the logits is softmax minus one-hot. Rows without a label end up finite and meaningless.
     """
     loss_sum = at_least_float32(logits_WV.new_zeros(()))
-    rows = ROWS if logits_WV.device.type == "cpu" else len(logits_WV)
+    rows = rows_at_once(logits_WV.shape[1]) if logits_WV.device.type == "cpu" else len(logits_WV)
     for logits_JV, labels_J in zip(logits_WV.split(rows), labels.split(rows), strict=True):
         logprobs_JV = at_least_float32(logits_JV).log_softmax(-1)
         labelled = logprobs_JV[: len(labels_J)]
@@ -80,3 +86,8 @@ def _replace_by_gradient(logits_WV: Tensor, labels: Tensor) -> Tensor:
         labelled.exp_().scatter_add_(1, labels_J[:, None], labelled.new_full((len(labels_J), 1), -1.0))
         logits_JV.copy_(logprobs_JV)
     return loss_sum
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """Returns how many rows of logits a CPU turns into their gradient at a time."""
+    return min(ROWS, max(CACHED // vocab_size, 1))
