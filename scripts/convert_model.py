@@ -87,9 +87,9 @@ def load(chosen: ConvertedWeights) -> tuple[Weights, Tokenizer, ChatTemplate | N
     Raises:
         UserError: if they do not belong together.
     """
-    tokenizer = load_tokenizer(chosen.tokenizer_path)
     path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
-                        use_moe=chosen.use_moe, tokenizer=tokenizer.fingerprint)
+                        use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)
+    tokenizer = load_tokenizer(chosen.tokenizer_path, path)
     weights = read_weights(path)
     check_shape(chosen, weights.config, path)
     notices = [*tokenizer.notices, *weights.notices, *check_tokenizer(weights, tokenizer, chosen.tokenizer_path)]

@@ -1,13 +1,16 @@
 """What is supervised, encoding many rows at once, and the choice of a template."""
 
+import json
+import re
 from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 import pytest
-from chats import BUNDLED, CALL, TOKENIZER, TOOLS, conversation, encode, encode_one, supervised_texts
+from chats import BUNDLED, CALL, MODEL, TOKENIZER, TOOLS, conversation, encode, encode_one, supervised_texts
 
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, make_template
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 
 LAST, EVERYTHING = Supervision(turns="last"), Supervision(prompt=True)
@@ -181,3 +184,19 @@ def test_the_fingerprint_covers_the_date_and_an_appended_end_of_turn(monkeypatch
     monkeypatch.setattr("minimind_sft.data.chat_template.PINNED_DATE", datetime(2027, 1, 1))
     assert ChatTemplate(TOKENIZER, dated).fingerprint != before
     assert ChatTemplate(TOKENIZER).fingerprint == BUNDLED.fingerprint
+
+
+def test_without_chatml_s_control_tokens_alpaca_is_advised():
+    bare = Tokenizer(without_chatml(), {"eos_token": "<|endoftext|>"})
+    advice = "give --chat_template alpaca --end_of_turn '<|endoftext|>', which needs no other control token, or a file"
+    with pytest.raises(UserError, match=re.escape(f"the tokenizer unnamed has no chat template; {advice}")):
+        make_template(bare)
+    with pytest.raises(UserError, match=re.escape("has no <|im_start|> and <|im_end|>; " + advice)):
+        make_template(bare, "chatml")
+    assert make_template(bare, "alpaca", "<|endoftext|>").end_of_turn == "<|endoftext|>"
+
+
+def without_chatml() -> dict:
+    """Returns the bundled tokenizer.json with `<|endoftext|>` as its only control token, as GPT-2's."""
+    state = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    return {**state, "added_tokens": state["added_tokens"][:1]}

@@ -33,10 +33,12 @@ RUN = [
     "python eval_llm.py --weight full_sft --inference_rope_scaling",
 ]
 
+WHOLE_MODEL = [
+    "python eval_llm.py --load_from ./minimind-3",
+    "python eval_llm.py --load_from ./minimind-3 --open_thinking 1",
+]
+
 REFUSED = {
-    "python eval_llm.py --load_from ./minimind-3": "--load_from ./minimind-3 is a folder in transformers' format",
-    "python eval_llm.py --load_from ./minimind-3 --open_thinking 1":
-        "--load_from ./minimind-3 is a folder in transformers' format",
     "python eval_llm.py --weight full_sft --lora_weight lora_medical":
         "--lora_weight lora_medical: LoRA adapters cannot be loaded yet",
     "python eval_llm.py --weight full_sft --lora_weight lora_identity":
@@ -89,6 +91,15 @@ def test_a_command_line_of_minimind_is_understood(line, folder, monkeypatch):
         assert Path(settings["tokenizer_path"]).resolve() == REPOSITORY / "model"
 
 
+@pytest.mark.parametrize("line", WHOLE_MODEL)
+def test_load_from_may_name_a_whole_model(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minimind-3").mkdir()
+    (tmp_path / "minimind-3/model.safetensors").touch()
+    settings = parse(line)
+    assert (settings["weight"], settings["tokenizer_path"]) == ("./minimind-3", None)
+
+
 @pytest.mark.parametrize("line", REFUSED)
 def test_unsupported_features_are_refused_in_one_line(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -115,7 +126,7 @@ def test_every_flag_of_minimind_accepts_minimind_s_default(name, folder, monkeyp
 
 def test_the_page_lists_these_command_lines_and_flags():
     page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
-    for line in (*RUN, *REFUSED):
+    for line in (*RUN, *WHOLE_MODEL, *REFUSED):
         assert line in page
     for name in {flag for flags in DEFAULTS.values() for flag in flags}:
         assert f"`--{name}`" in page
@@ -138,12 +149,11 @@ def test_the_page_s_commands_reproduce_minimind_s_defaults():
     ("--load_from nowhere", "--load_from nowhere: no such folder"),
     ("--load_from one --tokenizer_path two",
      "--load_from one and --tokenizer_path two both name the tokenizer's folder: give one of them"),
-    ("--load_from hf", "cannot be loaded yet; for a MiniMind-3 give --weight hf/model.safetensors --tokenizer_path hf"),
-    ("--load_from bin", "cannot be loaded yet; for a MiniMind-3 give --weight FILE.pth --tokenizer_path bin"),
+    ("--load_from hf --weight bin", "--load_from hf and --weight bin both name the weights: give one of them"),
 ])
-def test_an_unusable_load_from_folder_is_refused(argv, message, tmp_path, monkeypatch):
+def test_an_unusable_load_from_is_refused(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("hf/model.safetensors", "bin/pytorch_model.bin"):
+    for name in ("hf/model.safetensors", "one/tokenizer.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="load_from") as error:

@@ -6,6 +6,7 @@ Ids and mask come from the same pieces of it, so neither is ever derived from th
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -81,10 +82,8 @@ class ChatTemplate:
         self.tool_source = tokenizer.named_templates.get("tool_use") if source is None else None
         source = tokenizer.chat_template if source is None else source
         if source is None:
-            choices = ", ".join((*tokenizer.named_templates, *BUNDLED_TEMPLATES))
-            raise UserError("the tokenizer folder has no chat template (tokenizer_config.json, chat_template)"
-                            + " of the name default" * bool(tokenizer.named_templates)
-                            + f"; --chat_template takes {choices} or a file")
+            which = " of the name default" * bool(tokenizer.named_templates)
+            raise UserError(f"the tokenizer {tokenizer.name} has no chat template{which}; {_advice(tokenizer)}")
         self.tokenizer, self.source = tokenizer, source.removeprefix("\ufeff")
 
         template = tool_template = MarkedTemplate(tokenizer, self.source)
@@ -253,10 +252,9 @@ class ChatTemplate:
     def _lost_field(self, conversation: Conversation, lost: Lost) -> UserError:
         """Returns the error about a field that the template does not render."""
         name = lost.name if lost.message is None else conversation.name(lost.message, lost.name)
-        has_chatml = {"<|im_start|>", "<|im_end|>"}.issubset(self.tokenizer.added_tokens)
         return UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
                          "would not see what the row says; --chat_template names one that does"
-                         f"{', such as chatml' if has_chatml else ''}")
+                         f"{', such as chatml' if has_chatml(self.tokenizer) else ''}")
 
     def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
         """Returns the token that ends a turn, and whether to append it because the template does not write it."""
@@ -354,7 +352,24 @@ def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: 
     """
     if choice is None:
         return ChatTemplate(tokenizer, None, end_of_turn)
+    if choice == "chatml" and end_of_turn is None and not has_chatml(tokenizer):
+        raise UserError(f"--chat_template chatml: the tokenizer {tokenizer.name} has no <|im_start|> and "
+                        f"<|im_end|>; {_advice(tokenizer)}")
     return ChatTemplate(tokenizer, tokenizer.named_templates.get(choice) or _template_source(choice), end_of_turn)
+
+
+def has_chatml(tokenizer: Tokenizer) -> bool:
+    return {"<|im_start|>", "<|im_end|>"}.issubset(tokenizer.added_tokens)
+
+
+def _advice(tokenizer: Tokenizer) -> str:
+    """Returns the flags that give a tokenizer without a chat template one."""
+    if tokenizer.named_templates:
+        return f"--chat_template takes {', '.join((*tokenizer.named_templates, *BUNDLED_TEMPLATES))} or a file"
+    if has_chatml(tokenizer):
+        return "give --chat_template chatml, whose control tokens it has, or a file"
+    end = shlex.quote(tokenizer.special.get("eos_token", "TOKEN"))
+    return f"give --chat_template alpaca --end_of_turn {end}, which needs no other control token, or a file"
 
 
 def _template_source(choice: str) -> str:

@@ -103,7 +103,7 @@ class Tokenizer:
     notices: lines about how it was read.
     """
 
-    name = "a tokenizer"
+    name = "unnamed"
     notices: tuple[str, ...] = ()
 
     def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from minimind_sft.errors import UserError
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
-from minimind_sft.settings.foreign_flags import load_from_problems, lora_problems
+from minimind_sft.settings.foreign_flags import holds_model, load_from_problems, lora_problems
 from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
 from minimind_sft.settings.spec import flags_of, names_of, same_setting, setting, value_problems
 
@@ -15,13 +15,12 @@ class WeightSettings:
     """The weights to chat with, and what belongs to them."""
 
     weight: str = setting(
-        "full_sft", "weights to chat with: a NAME (reads <save_dir>/NAME_*.pth or .safetensors) or a path",
-        kind="path")
+        "full_sft", "weights to chat with: a NAME (reads <save_dir>/NAME_*.pth or .safetensors), or the path of such a "
+                    "file, of a Hugging Face folder or of a GGUF file", kind="path")
     save_dir: str = setting(in_repository("out"), "folder of the weights", kind="path")
     tokenizer_path: str | None = same_setting(DataSettings, "tokenizer_path")
     load_from: str | None = setting(
-        None, "MiniMind's name for --tokenizer_path; a folder in transformers' format cannot be loaded yet",
-        kind="path")
+        None, "MiniMind's name for --tokenizer_path or, if the folder holds a model, for --weight", kind="path")
     lora_weight: str = setting(
         "None", "MiniMind's flag for LoRA adapters; they cannot be loaded yet, so only None is accepted")
     chat_template: str | None = same_setting(
@@ -39,12 +38,14 @@ class WeightSettings:
         False, "stretch RoPE with YaRN, for contexts longer than those in training")
 
     def __post_init__(self) -> None:
-        if self.load_from and self.tokenizer_path is None:
-            object.__setattr__(self, "tokenizer_path", self.load_from)
+        if not self.load_from:
+            return
+        name = "weight" if holds_model(self.load_from) else "tokenizer_path"
+        if getattr(self, name) == getattr(type(self), name):  # its default
+            object.__setattr__(self, name, self.load_from)
 
     def problems(self) -> list[str]:
-        other = None if self.tokenizer_path == self.load_from else self.tokenizer_path
-        return load_from_problems(self.load_from, other) + lora_problems(self.lora_weight)
+        return load_from_problems(self.load_from, self.weight, self.tokenizer_path) + lora_problems(self.lora_weight)
 
 
 @dataclass(frozen=True)

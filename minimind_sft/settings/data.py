@@ -34,9 +34,9 @@ class DataSettings:
     prepared_dir: str | None = setting(
         None, "folder for prepared data, which later runs use again (default: <save_dir>/prepared)", kind="path")
     tokenizer_path: str | None = setting(
-        None, "folder with tokenizer.json and tokenizer_config.json, or bundled for the repository's model/ (default: "
-              "bundled; weights without a sidecar, such as MiniMind's, need an explicit choice)", kind="path",
-        decides="tokens")
+        None, "tokenizer: a folder from Hugging Face or MiniMind, a GGUF file, or bundled for the repository's model/ "
+              "(default: that of the weights, where they bring or name one, else bundled; MiniMind's .pth files need "
+              "an explicit choice)", kind="path", decides="tokens")
     max_seq_len: int = setting(512, "maximum tokens of a document", min=2, decides="samples")
     seed: int = setting(
         42, "seed of the data order, the held-out rows, new weights and dropout", min=0, decides="samples")

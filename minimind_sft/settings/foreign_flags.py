@@ -90,29 +90,26 @@ def explanation(name: str, flags: Collection[str]) -> str:
     return f"did you mean --{likely[0]}?" if likely else ""
 
 
-def load_from_problems(load_from: str | None, other: str | None) -> list[str]:
-    """Lists what is wrong with `--load_from`.
+def holds_model(load_from: str) -> bool:
+    """Whether `--load_from` names a whole model: a folder in transformers' format, or a GGUF file.
 
-    In MiniMind it names the tokenizer's folder if the weights are a .pth file, and otherwise a folder in transformers'
-    format, weights included.
-
-    Args:
-        other: `--tokenizer_path`, if it names another folder.
+    In MiniMind, a folder without weights is that of the tokenizer.
     """
+    path = Path(load_from)
+    return path.is_file() or any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+
+
+def load_from_problems(load_from: str | None, weight: str, tokenizer_path: str | None) -> list[str]:
+    """Lists what is wrong with `--load_from`, which stands for `--weight` or `--tokenizer_path`."""
     if not load_from:
         return []
-    if other:
-        return [f"--load_from {load_from} and --tokenizer_path {other} both name the tokenizer's folder: give "
-                "one of them"]
-    folder = Path(load_from)
-    if not folder.is_dir():
+    if not Path(load_from).exists():
         return [f"--load_from {load_from}: no such folder"]
-    weights = sorted(path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern))
-    if not weights:
+    flag, other, what = (("--weight", weight, "the weights") if holds_model(load_from) else
+                         ("--tokenizer_path", tokenizer_path, "the tokenizer's folder"))
+    if other == load_from:
         return []
-    file = weights[0] if weights[0].name == "model.safetensors" else "FILE.pth"
-    return [f"--load_from {load_from} is a folder in transformers' format, which cannot be loaded yet; for a "
-            f"MiniMind-3 give --weight {file} --tokenizer_path {load_from}"]
+    return [f"--load_from {load_from} and {flag} {other} both name {what}: give one of them"]
 
 
 def lora_problems(lora_weight: str) -> list[str]:

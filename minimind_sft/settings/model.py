@@ -12,7 +12,8 @@ class ModelSettings:
 
     from_weight: str = setting(
         "none", "weights to start from: a NAME (reads <save_dir>/NAME_*.pth or .safetensors, then the repository's "
-                "out/), a path, or none for a new model", kind="path")
+                "out/), the path of such a file, of a Hugging Face folder (./SmolLM2) or of a GGUF file, or none for a "
+                "new model", kind="path")
     preset: str | None = setting(None, "shape of a new model, by name", choices=tuple(PRESETS))
     hidden_size: int | None = setting(
         None, "hidden size (default: that of --from_weight or --preset, else 512)", min=1, decides="shape")
