@@ -1,4 +1,4 @@
-"""Asks llama.cpp, through node-llama-cpp, what it makes of a GGUF file.
+"""Asks llama.cpp, through node-llama-cpp, what it makes of GGUF files.
 
 Install it once, with Node 20 or later (no compiler is needed):
 
@@ -24,20 +24,20 @@ def node_modules() -> Path | None:
     return folder if shutil.which("node") and (folder / "node-llama-cpp").is_dir() else None
 
 
-def ask(model: Path, **request: Any) -> dict[str, Any]:
-    """Returns llama.cpp's answer to a request; judge.mjs describes both.
+def ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns llama.cpp's answers to requests; judge.mjs describes both.
 
     Raises:
-        RuntimeError: with llama.cpp's own words, if it cannot load the file.
+        RuntimeError: with llama.cpp's own words, if it cannot load a file.
     """
     modules = node_modules()
     if modules is None:
         raise RuntimeError(INSTALL)
     with tempfile.TemporaryDirectory() as folder:
-        question, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        question.write_text(json.dumps({"model": str(model), **request}), encoding="utf-8")
-        done = subprocess.run(["node", HERE / "judge.mjs", modules, question, answer], capture_output=True,
+        questions, answers = Path(folder) / "requests.json", Path(folder) / "answers.json"
+        questions.write_text(json.dumps(requests, default=str), encoding="utf-8")
+        done = subprocess.run(["node", HERE / "judge.mjs", modules, questions, answers], capture_output=True,
                               timeout=SECONDS, encoding="utf-8", errors="replace", check=False)
-        if done.returncode or not answer.is_file():
-            raise RuntimeError(f"llama.cpp cannot use {model}: {(done.stderr or done.stdout).strip()[-1000:]}")
-        return json.loads(answer.read_text(encoding="utf-8"))
+        if done.returncode or not answers.is_file():
+            raise RuntimeError(f"llama.cpp: {(done.stderr or done.stdout).strip()[-1000:]}")
+        return json.loads(answers.read_text(encoding="utf-8"))

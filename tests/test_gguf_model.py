@@ -89,9 +89,9 @@ def test_rope_scaling(tmp_path):
     assert scaling(scaling__factor=2.5) == RopeScaling("linear", 2.5)  # llama.cpp's default is linear
     assert scaling(scaling__type="yarn", scaling__factor=4.0, scaling__original_context_length=16) == RopeScaling(
         "yarn", 4.0, 16, attention_factor=pytest.approx(1.1386294361119891))  # 0.1 ln 4 + 1
-    assert scaling(scaling__type="yarn", scaling__factor=4.0, scaling__attn_factor=0.5, scaling__yarn_beta_fast=8.0,
-                   scaling__yarn_beta_slow=2.0) == RopeScaling(
-        "yarn", 4.0, 64, beta_fast=8.0, beta_slow=2.0, attention_factor=pytest.approx(0.56931471805599))
+    assert scaling(scaling__type="yarn", scaling__factor=4.0, scaling__attn_factor=0.5,
+                   scaling__yarn_beta_fast=32.0) == RopeScaling(
+        "yarn", 4.0, 64, attention_factor=pytest.approx(0.56931471805599))
 
 
 @pytest.mark.parametrize("expected", [
@@ -134,6 +134,7 @@ def test_divisors_of_no_known_parameters_are_refused(refusal):
     ({"logit_scale": 2.0}, "llama.logit_scale: is 2.0, a field unknown here: "),
     ({"rope.dimension_count": 2}, "llama.rope.dimension_count: is 2, the decoder computes only 4: "),
     ({"rope.scaling.type": "longrope"}, "llama.rope.scaling.type: is 'longrope', the decoder computes only none, "),
+    ({"rope.scaling.yarn_beta_fast": 8.0}, "llama.rope.scaling.yarn_beta_fast: is 8.0, the decoder computes only 32.0"),
     ({"attention.value_length": 8}, "llama.attention.value_length: is 8, the decoder computes only 4: "),
     ({"vocab_size": 6}, "llama.vocab_size: is 6, the decoder computes only 5: "),
     ({"attention.layer_norm_rms_epsilon": None}, "llama.attention.layer_norm_rms_epsilon: missing; "),

@@ -19,6 +19,8 @@ from minimind_sft.model.rope_scaling import rope_frequencies
 
 DIVISORS = "rope_freqs.weight"
 DEFAULT_THETA = 10_000.0
+NOT_READ = {"yarn_log_multiplier": 0.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+"""Keys of `rope.scaling` that llama.cpp reads for other architectures only, with the values that it uses for these."""
 LOW, HIGH = 1.0, 4.0
 """Of every published model with Llama 3's scaling."""
 TOLERANCE = 1e-5
@@ -37,8 +39,8 @@ def read_rope(fields: Fields, shape: dict[str, Any], divisors_R: Tensor | None =
     """
     fields.only("rope.dimension_count", shape["head_dim"])
     fields.only("rope.scale_linear", 1.0)
-    fields.only("rope.scaling.yarn_log_multiplier", 0.0)
-    fields.only("rope.scaling.yarn_attn_factor", 1.0)
+    for name, value in NOT_READ.items():
+        fields.only(f"rope.scaling.{name}", value)
     fields.without_influence("rope.scaling.finetuned")
     theta = fields.number("rope.freq_base", DEFAULT_THETA)
     kind, factor = fields.text("rope.scaling.type", "linear"), fields.number("rope.scaling.factor", 1.0) or 1.0
@@ -52,8 +54,7 @@ def read_rope(fields: Fields, shape: dict[str, Any], divisors_R: Tensor | None =
         return {"rope_theta": theta, "rope_scaling": _llama3(divisors_R, shape["head_dim"], theta, candidates)}
     if kind == "yarn":
         return {"rope_theta": theta, "rope_scaling": _yarn(fields, factor, shape["max_position_embeddings"])}
-    fields.without_influence("rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor",
-                             "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
+    fields.without_influence("rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor")
     fields.only("rope.scaling.attn_factor", 1.0)
     scaled = kind == "linear" and factor != 1
     return {"rope_theta": theta, "rope_scaling": RopeScaling("linear", factor) if scaled else None}
@@ -74,7 +75,6 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
     return values | {
         "rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor,
         "rope.scaling.attn_factor": scaling.attention_factor / _default_attention_factor(scaling.factor),
-        "rope.scaling.yarn_beta_fast": scaling.beta_fast, "rope.scaling.yarn_beta_slow": scaling.beta_slow,
     }
 
 
@@ -91,10 +91,9 @@ def frequency_divisors(head_dim: int, theta: float, scaling: RopeScaling | None)
 def _yarn(fields: Fields, factor: float, context_length: int) -> RopeScaling:
     fields.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
     attention_factor = fields.number("rope.scaling.attn_factor", 1.0) * _default_attention_factor(factor)
-    return RopeScaling(
-        "yarn", factor, fields.whole("rope.scaling.original_context_length", context_length),
-        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0), attention_factor=attention_factor)
+    return RopeScaling("yarn", factor, fields.whole("rope.scaling.original_context_length", context_length),
+                       beta_fast=NOT_READ["yarn_beta_fast"], beta_slow=NOT_READ["yarn_beta_slow"],
+                       attention_factor=attention_factor)
 
 
 def _default_attention_factor(factor: float) -> float:

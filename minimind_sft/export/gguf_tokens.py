@@ -1,0 +1,87 @@
+"""A tokenizer as the metadata of a GGUF file.
+
+llama.cpp has its own byte-level BPE and takes from the file what differs: vocabulary, merges, types of tokens, and a
+name for how text is split before it merges. A tokenizer that does more than that is refused.
+"""
+
+from typing import Any
+
+from minimind_sft.data.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer_name
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError, describe
+from minimind_sft.export.model import Export
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+"""ggml's types of tokens. Added tokens that are not special are user-defined: text always becomes them."""
+COMPOSING = ("qwen2", "qwen35")
+"""Pre-tokenizers of tokenizers that compose accents first (NFC). llama.cpp leaves that out, for Qwen's own files as
+well, so text that is not composed gets other ids there."""
+
+
+def tokenizer_metadata(export: Export) -> dict[str, Any]:
+    """Returns the metadata that describe tokenizer and chat template; lists hold one value per row of the embedding.
+
+    Raises:
+        UserError: naming the field of tokenizer.json that llama.cpp cannot express.
+    """
+    tokenizer, template = export.tokenizer, export.template
+    tokens, types = _tokens(tokenizer, export.weights.config.vocab_size)
+    metadata = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _pre_tokenizer(tokenizer.state),
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge)
+                                  for merge in tokenizer.state["model"]["merges"]],
+        # A chat template writes the first token itself, and this project trains on text without one.
+        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id,
+           "unknown": tokenizer.unknown_id, "eot": None if template is None else template.end_of_turn_id}
+    metadata |= {f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in ids.items() if token_id is not None}
+    if template is not None:
+        source, *tool_source = template.complete_sources()
+        metadata["tokenizer.chat_template"] = source
+        for one in tool_source:
+            metadata |= {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": one}
+    return metadata
+
+
+def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:
+    """Returns the text and the type of each row's token; rows without one are unused."""
+    added = {entry["content"]: entry for entry in tokenizer.state["added_tokens"]}
+    for content, entry in added.items():
+        for rule in ("single_word", "lstrip", "rstrip"):
+            if entry.get(rule):
+                raise UserError(f"tokenizer.json: added_tokens: {content!r} has {rule}, which a GGUF file cannot say")
+    tokens, types = [f"[PAD{row}]" for row in range(rows)], [UNUSED] * rows
+    if tokenizer.vocab_size > rows:
+        raise UserError(f"tokenizer.json: {tokenizer.vocab_size:,} tokens, but the model's embedding has {rows:,} rows")
+    for row in range(tokenizer.vocab_size):
+        if (token := tokenizer.id_to_token(row)) is not None:
+            tokens[row] = token
+            types[row] = NORMAL if token not in added else CONTROL if added[token]["special"] else USER_DEFINED
+    return tokens, types
+
+
+def _pre_tokenizer(state: dict[str, Any]) -> str:
+    """Returns the name of how text is split.
+
+    Raises:
+        UserError: if it has none, or if the tokenizer does something else that llama.cpp does not.
+    """
+    model, name = state["model"], pre_tokenizer_name(state)
+    if model.get("type", "BPE") != "BPE":
+        raise UserError(f"tokenizer.json: model.type: is {describe(model['type'])}, a GGUF file is written only with "
+                        "byte-level BPE")
+    if name is None:
+        known = ", ".join(one.names[0] for one in PRE_TOKENIZERS)
+        raise UserError("tokenizer.json: pre_tokenizer: splits text in a way that has no name in GGUF files (known are "
+                        f"{known}); --to huggingface can write it")
+    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(field):
+            raise UserError(f"tokenizer.json: model.{field}: is {describe(model[field])}, which a GGUF file cannot say")
+    normalizer = state.get("normalizer")
+    if normalizer and not (normalizer == {"type": "NFC"} and name in COMPOSING):
+        raise UserError(f"tokenizer.json: normalizer: is {describe(normalizer.get('type'))}, which a GGUF file cannot "
+                        "say; --to huggingface can write it")
+    return name
