@@ -24,14 +24,19 @@ from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.export import huggingface, minimind
 from minimind_sft.export.check import compare
 from minimind_sft.export.choice import choose_family
+from minimind_sft.export.gguf import write_gguf
+from minimind_sft.export.gguf_tokens import tokenizer_metadata
 from minimind_sft.export.model import Export, stored_dtype
+from minimind_sft.export.modelfile import modelfile
 from minimind_sft.export.staging import check_apart, check_output, staged
 from minimind_sft.matching import check_template, check_tokenizer, encoding_facts
 from minimind_sft.model.build import check_shape
+from minimind_sft.model.families.gguf_registry import GGUF_FAMILIES
 from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import Weights, read_weights
 from minimind_sft.paths import place, program
+from minimind_sft.settings.chat import ChatSettings
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
 from minimind_sft.terminal import say
@@ -134,9 +139,21 @@ def plan_minimind(export: Export, chosen: ConvertedWeights, output: Path) -> Pla
                  f"or here: {eval_command(output)}"])
 
 
-def plan_gguf(export: Export, chosen: ConvertedWeights, output: Path) -> Plan:
+def plan_gguf(export: Export, _: ConvertedWeights, output: Path) -> Plan:
     """Plans a GGUF file and a Modelfile for Ollama."""
-    raise UserError("--to gguf: not here yet")
+    family = choose_family(export.weights.config, GGUF_FAMILIES, None)
+    tokenizer_metadata(export)  # refuses a tokenizer that llama.cpp does not have before anything is written
+    model, ollama = output, output.with_suffix(".Modelfile")
+
+    def write(folder: Path) -> None:
+        write_gguf(folder / model.name, export, family)
+        text = modelfile(export, model.name, ChatSettings().sampling)
+        (folder / ollama.name).write_text(text, encoding="utf-8", newline="\n")
+
+    return Plan([model, ollama], write, f"a GGUF file of the architecture {family.name}",
+                [f"Use it with llama.cpp: llama-cli -m {shlex.quote(str(model))}",
+                 f"with Ollama: ollama create {shlex.quote(model.stem)} -f {shlex.quote(str(ollama))}",
+                 f"or here: {eval_command(output)}"])
 
 
 PLANS: dict[str, Callable[[Export, ConvertedWeights, Path], Plan]] = {
@@ -145,7 +162,9 @@ PLANS: dict[str, Callable[[Export, ConvertedWeights, Path], Plan]] = {
 
 def read_tokenizer(written: Path, tokenizer: Tokenizer) -> Tokenizer:
     """Reads the tokenizer that was written along; MiniMind's file has none."""
-    return Tokenizer.from_folder(written) if written.is_dir() else tokenizer
+    if written.is_dir():
+        return Tokenizer.from_folder(written)
+    return Tokenizer.from_gguf(written) if written.suffix == ".gguf" else tokenizer
 
 
 def eval_command(output: Path) -> str:

@@ -21,7 +21,7 @@ LAYERS = {
     "training": {"settings", "data", "model", "model.config", "matching"},
     "inference": {"settings", "data", "model", "model.config", "matching"},
     "inspection": {"settings", "data"},
-    "export": {"data", "model", "model.config"},
+    "export": {"settings", "data", "model", "model.config"},
 }
 """What each part may import besides itself and the modules that every part may use."""
 

@@ -8,7 +8,9 @@ from exports import QWEN3, export_of
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.export.modelfile import frames_of, modelfile
+from minimind_sft.settings.chat import SamplingSettings
 
+SAMPLING = SamplingSettings(temperature=0.85, top_p=0.9)
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>system
 Be brief.<|im_end|>
@@ -23,7 +25,7 @@ def template(source: str) -> ChatTemplate:
 
 
 def test_the_modelfile_of_the_bundled_template():
-    assert modelfile(export_of(QWEN3), "answers.gguf", 0.85) == """\
+    assert modelfile(export_of(QWEN3), "answers.gguf", SAMPLING) == """\
 FROM ./answers.gguf
 TEMPLATE \"\"\"{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system
 {{ .Content }}<|im_end|>
@@ -45,11 +47,14 @@ PARAMETER stop "<|im_end|>"
 PARAMETER stop "<|endoftext|>"
 PARAMETER num_ctx 512
 PARAMETER temperature 0.85
+PARAMETER top_p 0.9
+PARAMETER top_k 0
+PARAMETER repeat_penalty 1
 """
 
 
 def test_a_default_system_message_is_one_in_the_modelfile():
-    text = modelfile(replace(export_of(QWEN3), template=template(CHATML)), "m.gguf", 0.0)
+    text = modelfile(replace(export_of(QWEN3), template=template(CHATML)), "m.gguf", SAMPLING)
     assert 'SYSTEM """Be brief."""\n' in text
     frames = frames_of(template(CHATML))
     assert frames is not None and frames.around["user"] == ("<|im_start|>user\n", "<|im_end|>\n")
@@ -75,11 +80,11 @@ def test_alpaca_is_a_template_too():
 ], ids=["changes the text", "counts messages", "quotes"])
 def test_a_template_that_does_more_is_left_out(source):
     assert frames_of(template(source)) is None
-    text = modelfile(replace(export_of(QWEN3), template=template(source)), "m.gguf", 0.0)
+    text = modelfile(replace(export_of(QWEN3), template=template(source)), "m.gguf", SAMPLING)
     assert "TEMPLATE " not in text.replace("Without TEMPLATE,", "") and "# The chat template does more than" in text
 
 
 def test_weights_without_a_template_continue_text():
     export = replace(export_of(QWEN3), template=None)
-    assert 'TEMPLATE """{{ .Prompt }}"""\n' in modelfile(export, "m.gguf", 1.0)
-    assert BUNDLED.source not in modelfile(export, "m.gguf", 1.0)
+    assert 'TEMPLATE """{{ .Prompt }}"""\n' in modelfile(export, "m.gguf", SAMPLING)
+    assert BUNDLED.source not in modelfile(export, "m.gguf", SAMPLING)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.export.model import Export
+from minimind_sft.settings.chat import SamplingSettings
 
 SYSTEM, USER, ANSWER, QUESTION = PROBE = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000",
                                           "\ue000question\ue000")
@@ -50,18 +51,19 @@ class Frames:
         return f"{self.start}{{{{ range .Messages }}}}{{{{ {cases}{{{{ end }}}}{{{{ end }}}}{self.prompt}"
 
 
-def modelfile(export: Export, file_name: str, temperature: float) -> str:
+def modelfile(export: Export, file_name: str, sampling: SamplingSettings) -> str:
     """Returns the content of a Modelfile.
 
     Args:
         file_name: of the GGUF file, in the same folder.
-        temperature: for sampling.
+        sampling: how the next token is chosen; Ollama's own defaults differ.
     """
     lines = [f"FROM ./{file_name}", *_template_lines(export.template)]
     for token_id in export.stop_ids:
         lines.append(f"PARAMETER stop {json.dumps(export.tokenizer.id_to_token(token_id), ensure_ascii=False)}")
     lines += [f"PARAMETER num_ctx {export.weights.config.max_position_embeddings}",
-              f"PARAMETER temperature {temperature:g}"]
+              f"PARAMETER temperature {sampling.temperature:g}", f"PARAMETER top_p {sampling.top_p:g}",
+              f"PARAMETER top_k {sampling.top_k}", f"PARAMETER repeat_penalty {sampling.repetition_penalty:g}"]
     return "\n".join(lines) + "\n"
 
 
