@@ -4,6 +4,7 @@ Local letter: Y layers.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,11 @@ class KVCache:
         self._set_lengths(documents.lengths)
         return Prefill(documents, self)
 
+    @property
+    def length_T(self) -> Tensor:
+        """How many tokens the sequences have reached (S,), those that `advance` made room for included."""
+        return self._next_S
+
     def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
         """Writes the keys and values of T tokens to their positions in their sequences."""
         for kept_YSGLK, new_TGK in ((self._keys_YSGLK, k_TGK), (self._values_YSGLK, v_TGK)):
@@ -51,26 +57,18 @@ class KVCache:
         self._new_S, self._next_S = self._next_S, self._next_S + 1
         self.lengths = [length + 1 for length in self.lengths]
         sequences, longest = len(self.lengths), max(self.lengths)
-        self._rows_S = self._past_S11L = None
-        if min(self.lengths) < longest:
-            self._rows_S = torch.arange(sequences, device=self._device)
-            column_L = torch.arange(longest, device=self._device)
-            self._past_S11L = column_L <= self._new_S[:, None, None, None]
-        # Views for every layer to read and write, cut out once for all layers.
-        keys_YSGLK, values_YSGLK = (x[:, :sequences, :, :longest] for x in (self._keys_YSGLK, self._values_YSGLK))
-        self._read = list(zip(keys_YSGLK.unbind(), values_YSGLK.unbind(), strict=True))
-        self._write = list(zip(keys_YSGLK[:, :, :, -1].unbind(), values_YSGLK[:, :, :, -1].unbind(), strict=True))
+        self._rows_S = torch.arange(sequences, device=self._device) if min(self.lengths) < longest else None
+        # Views for every layer to write and read, cut out once for all layers.
+        self._write = _by_layer(*(x[:, :sequences, :, longest - 1] for x in (self._keys_YSGLK, self._values_YSGLK)))
+        self._past: dict[int | None, _Past] = {}  # by window, made when the first layer with this window reads
         return self._new_S
 
-    @property
-    def length_T(self) -> Tensor:
-        """The length reached so far, for each new token."""
-        return self._new_S + 1
-
-    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor,
-               window: int | None = None) -> Tensor:
-        """Appends the key and value of one token per sequence, then attends to all tokens of the sequence."""
-        keys_SGLK, values_SGLK = self._read[layer_index]
+    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, window: int | None) -> Tensor:
+        """Appends the key and value of one token per sequence, then attends to the sequence's tokens in the window."""
+        if window not in self._past:
+            self._past[window] = self._read_by(window)
+        past = self._past[window]
+        keys_SGLK, values_SGLK = past.of_layer[layer_index]
         if self._rows_S is None:
             last_key_SGK, last_value_SGK = self._write[layer_index]
             last_key_SGK.copy_(k_SGK)
@@ -79,13 +77,8 @@ class KVCache:
             self.store(layer_index, self._rows_S, self._new_S, k_SGK, v_SGK)
         # Query heads that share a key/value head take the place of query positions, so no key or value is repeated.
         q_SGQK = q_SHK.to(keys_SGLK.dtype).unflatten(1, (k_SGK.shape[1], -1))
-        read_S11L = self._past_S11L
-        if window is not None and window < max(self.lengths):
-            column_L = torch.arange(max(self.lengths), device=self._device)
-            last_S111 = self._new_S[:, None, None, None]
-            read_S11L = (column_L <= last_S111) & (column_L > last_S111 - window)
         with torch.autocast(q_SHK.device.type, enabled=False):
-            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=read_S11L)
+            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=past.mask_S11L)
         return out_SGQK.flatten(1, 2).to(v_SGK.dtype)
 
     def keep(self, slots: list[int]) -> None:
@@ -98,9 +91,38 @@ class KVCache:
                 self._values_YSGLK[:, target, :, :length] = self._values_YSGLK[:, source, :, :length]
         self._set_lengths([self.lengths[source] for source in slots])
 
+    def _read_by(self, window: int | None) -> "_Past":
+        """Returns what the newest tokens read; the positions L begin where the shortest sequence's window does."""
+        longest = max(self.lengths)
+        first = 0 if window is None else max(min(self.lengths) - window, 0)
+        keys_YSGLK, values_YSGLK = (
+            x[:, :len(self.lengths), :, first:longest] for x in (self._keys_YSGLK, self._values_YSGLK))
+        mask_S11L = None
+        if self._rows_S is not None:
+            back_S11L = self._new_S[:, None, None, None] - torch.arange(first, longest, device=self._device)
+            mask_S11L = back_S11L >= 0
+            if window is not None:
+                mask_S11L &= back_S11L < window
+        return _Past(_by_layer(keys_YSGLK, values_YSGLK), mask_S11L)
+
     def _set_lengths(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
         self._next_S = torch.tensor(self.lengths, device=self._device)
+
+
+class _Past(NamedTuple):
+    """The keys and values that one new token per sequence reads.
+
+    of_layer: (S, G, L, K) each.
+    mask_S11L: which of them a sequence reads; None: all.
+    """
+
+    of_layer: list[tuple[Tensor, Tensor]]
+    mask_S11L: Tensor | None
+
+
+def _by_layer(keys_YSGLK: Tensor, values_YSGLK: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(keys_YSGLK.unbind(), values_YSGLK.unbind(), strict=True))
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
@@ -113,14 +135,9 @@ class Prefill:
 
     def __init__(self, documents: Documents, cache: KVCache):
         self.positions_T = documents.positions_T
+        self.length_T = documents.length_T
         self._documents, self._cache = documents, cache
 
-    @property
-    def length_T(self) -> Tensor:
-        """The length of each token's prompt."""
-        return self._documents.length_T
-
-    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor,
-               window: int | None = None) -> Tensor:
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
         self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGK, v_TGK)
         return self._documents.attend(layer_index, q_THK, k_TGK, v_TGK, window)
