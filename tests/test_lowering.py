@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
-from tiny_generation import CONFIGS, PRODUCTION, PROMPTS, build, half_needed, steps, trained_like
+from tiny_generation import CONFIGS, DYNAMIC, PRODUCTION, PROMPTS, build, half_needed, steps, trained_like
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
@@ -16,11 +16,11 @@ from minimind_sft.inference.packed import plain
 from minimind_sft.model.kv_cache import KVCache
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "dynamic"])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
 @torch.inference_mode()
 def test_logits_equal_the_model_s(name: str, prompts: list[list[int]]):
-    model = build(CONFIGS[name])
+    model = build({**CONFIGS, "dynamic": DYNAMIC}[name])
     for expected, logits in zip(steps(model, prompts), steps(LoweredModel(model, plain), prompts), strict=True):
         torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
 
@@ -38,19 +38,24 @@ def test_computing_only_read_positions_gives_the_same_states(name: str):
         with FlopCounterMode(display=False) as flops:
             wanted = form.hidden_states(prompt_ids, context.positions_T, context, ends - 1)
         if not model.config.use_moe:
-            per_position = 6 * model.config.hidden_size * model.config.intermediate_size
+            matrices = {"swiglu": 3, "gelu": 2}[model.config.mlp]
+            per_position = matrices * 2 * model.config.hidden_size * model.config.intermediate_size
             spared = (len(prompt_ids) - len(ends)) * per_position
             assert all_flops.get_total_flops() - flops.get_total_flops() == spared
         torch.testing.assert_close(wanted, every[ends - 1], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("experts", [0, 1])
+@pytest.mark.parametrize("changes", [
+    {}, {"use_moe": True, "num_experts_per_tok": 2}, {"qk_norm": False, "attention_bias": "qkv"},
+    {"qk_norm": False, "attention_bias": "all", "mlp": "gelu", "mlp_bias": True, "norm": "layer",
+     "positions": "learned"},
+], ids=["dense", "moe", "qwen2", "gpt2"])
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
 @half_needed
 @torch.inference_mode()
-def test_packed_float32_logits_equal_the_model_s(experts: int, half: bool, prompts: list[list[int]]):
-    model = trained_like(replace(PRODUCTION, use_moe=bool(experts), num_experts_per_tok=2))
+def test_packed_float32_logits_equal_the_model_s(changes: dict, half: bool, prompts: list[list[int]]):
+    model = trained_like(replace(PRODUCTION, **changes))
     if not half:
         for parameter in model.parameters():
             parameter.mul_(1.001)
@@ -60,11 +65,13 @@ def test_packed_float32_logits_equal_the_model_s(experts: int, half: bool, promp
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False, "attention_bias": "all", "mlp_bias": True}],
+                         ids=["no biases", "biases"])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4])
 @half_needed
 @torch.inference_mode()
-def test_packed_bfloat16_logits_are_more_exact_than_the_model_s(prompts: list[list[int]]):
-    model = trained_like(PRODUCTION).bfloat16()
+def test_packed_bfloat16_logits_are_more_exact_than_the_model_s(changes: dict, prompts: list[list[int]]):
+    model = trained_like(replace(PRODUCTION, **changes)).bfloat16()
     exact = torch.cat(steps(model.double(), prompts))
     model = model.bfloat16()
     ours, models = (torch.cat(steps(m, prompts)).double() for m in (ready_to_decode(model), model))

@@ -182,14 +182,15 @@ def test_packed_neighbours_of_an_unknown_module_agree_with_the_model(name: str, 
 
 
 @pytest.mark.parametrize(("name", "unpacked"), [
-    ("bias on a query projection", 3), ("bias on an output projection", 1), ("adapter on a gate projection", 1),
+    ("bias on a query projection", 0), ("bias on the head", 0), ("hook on a key projection", 3),
+    ("adapter on a gate projection", 1),
     ("unknown norm", 0), ("unknown feed-forward network", 3), ("hook on attention", 4), ("hook on a layer", 7)])
 def test_only_unknown_modules_are_left_unpacked(name: str, unpacked: int):
     packed = []
 
-    def pack(weights: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def pack(weights: list[Tensor], bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         packed.extend(weights)
-        return plain(weights)
+        return plain(weights, bias)
 
     model = build(CONFIGS["dense"])
     change(model, name)

@@ -17,11 +17,17 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def relative_error(pack: Pack, weights: list[Tensor], rows: int) -> float:
+def relative_error(pack: Pack, weights: list[Tensor], rows: int, bias: Tensor | None = None) -> float:
     """Returns the largest error of the product, divided by the standard deviation of the results."""
     x_SK = random(rows, weights[0].shape[1])
-    expected = x_SK.double() @ torch.cat(weights).double().T
-    return float((pack(weights)(x_SK).double() - expected).abs().max() / expected.std())
+    expected = x_SK.double() @ torch.cat(weights).double().T + (0 if bias is None else bias.double())
+    return float((pack(weights, bias)(x_SK).double() - expected).abs().max() / expected.std())
+
+
+def biases(weights: list[Tensor]) -> list[Tensor | None]:
+    """Returns no bias, and one as large as the products."""
+    size = weights[0].float().std() * weights[0].shape[1] ** 0.5
+    return [None, (random(sum(map(len, weights))) * size).to(weights[0].dtype)]
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -29,7 +35,7 @@ def relative_error(pack: Pack, weights: list[Tensor], rows: int) -> float:
 def test_weights_exact_in_float16_give_float32_precision(rows: int):
     weights = [(random(n, 96) * 0.02).half().float() for n in (40, 7)]
     assert HalfProduct(weights).parts == 1
-    assert relative_error(HalfProduct, weights, rows) < 2e-6
+    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
 
 
 @pytest.mark.parametrize("size", [1e-12, 0.02, 1.0, 1e9])
@@ -38,7 +44,15 @@ def test_weights_exact_in_float16_give_float32_precision(rows: int):
 def test_weights_of_any_size_give_float32_precision(size: float, rows: int):
     weights = [random(40, 96) * size, random(7, 96) * size]
     assert HalfProduct(weights).parts == 2
-    assert relative_error(HalfProduct, weights, rows) < 2e-6
+    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
+
+
+@pytest.mark.parametrize("rows", [3, MANY_ROWS])
+@half_needed
+def test_bfloat16_weights_of_very_different_sizes_give_float32_precision(rows: int):
+    weights = [(random(40, 96) * torch.logspace(-13, 0, 96)).bfloat16()]
+    assert HalfProduct(weights).parts == 2
+    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
 
 
 @half_needed
@@ -58,13 +72,15 @@ def test_weights_of_zero_give_zero():
 @bfloat16_needed
 def test_bfloat16_arithmetic_is_used_only_for_many_rows(rows: int):
     weights = [(random(n, 96) * 0.02).bfloat16() for n in (40, 7)]
-    error = relative_error(Bfloat16Product, weights, rows)
-    assert error < 2e-6 if rows <= FEW_ROWS else 1e-4 < error < 0.03
+    for bias in biases(weights):
+        error = relative_error(Bfloat16Product, weights, rows, bias)
+        assert error < 2e-6 if rows <= FEW_ROWS else 1e-4 < error < 0.03
 
 
 def test_the_plain_product_concatenates_the_outputs_of_the_weights():
-    weights, x_SK = [random(4, 6), random(3, 6)], random(2, 6)
+    weights, x_SK, bias = [random(4, 6), random(3, 6)], random(2, 6), random(7)
     assert torch.allclose(plain(weights)(x_SK), x_SK @ torch.cat(weights).T, atol=1e-6)
+    assert torch.allclose(plain(weights, bias)(x_SK), x_SK @ torch.cat(weights).T + bias, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "with_onednn", "without"), [

@@ -20,7 +20,17 @@ CONFIGS = {
     "moe": replace(CONFIG, use_moe=True, num_experts_per_tok=2, moe_intermediate_size=16),
     "yarn": replace(CONFIG, rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=15)),
     "untied": replace(CONFIG, tie_word_embeddings=False),
+    "qwen2": replace(CONFIG, qk_norm=False, attention_bias="qkv"),
+    "window": replace(CONFIG, qk_norm=False, sliding_window=5, full_attention_layers=(1,)),
+    "some layers rotate": replace(CONFIG, layers_without_rope=(1,), mlp_bias=True),
+    "some layers rotate, no QK-norm": replace(CONFIG, qk_norm=False, layers_without_rope=(0,)),
+    "gpt2": replace(CONFIG, qk_norm=False, attention_bias="all", mlp="gelu", mlp_bias=True, norm="layer",
+                    positions="learned", num_key_value_heads=4),
+    "shared experts": replace(CONFIG, qk_norm=False, use_moe=True, num_shared_experts=2, moe_intermediate_size=16),
 }
+DYNAMIC = replace(CONFIG, qk_norm=False, rope_scaling=RopeScaling("dynamic", 2.0, original_max_position_embeddings=6))
+"""Beyond its original context, decoding with the cache and without differ, as they do in transformers."""
+
 PROMPTS = [[7, 3, 9, 12], [1], [5, 5, 20, 31, 8, 2, 40, 11], [33, 4], [9, 8, 7, 6]]
 
 
@@ -29,8 +39,8 @@ def build(config: ModelConfig = CONFIG) -> MiniMindForCausalLM:
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config).double().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(float(parameter.dim() == 1), 0.4)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(float(name.endswith("norm.weight")), 0.1 if name.endswith("bias") else 0.4)
     return model
 
 
@@ -58,6 +68,6 @@ def trained_like(config: ModelConfig) -> MiniMindForCausalLM:
     torch.manual_seed(0)
     model = MiniMindForCausalLM(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(float(parameter.dim() == 1), 0.1)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(float(name.endswith("norm.weight")), 0.1)
     return model.half().float().eval()

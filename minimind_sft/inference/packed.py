@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-"""product(x_TI) -> y_TO: x times the transposed weights."""
+"""product(x_TI) -> y_TO: x times the transposed weights, plus their bias if they have one."""
 
-Pack = Callable[[Sequence[Tensor]], Product]
-"""pack(weights_OI) -> product with all these weights; their outputs follow one another in O."""
+Pack = Callable[[Sequence[Tensor], Tensor | None], Product]
+"""pack(weights_OI, bias_O) -> product with all these weights, whose outputs follow one another in O, plus the bias."""
 
 MANY_ROWS = 16
 """From here on arithmetic takes longer than reading, so one float32 product beats two with float16."""
@@ -30,17 +30,18 @@ REMAINDER_SCALE = 2.0**11
 """float16 has 11 significant bits; the remainder is stored multiplied by this."""
 
 
-def plain(weights: Sequence[Tensor]) -> Product:
+def plain(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
     """Returns the product as the model computes it, on the model's own weights."""
     def product(x_TI: Tensor) -> Tensor:
-        return torch.cat([F.linear(x_TI, weight) for weight in weights], dim=-1)
+        y_TO = torch.cat([F.linear(x_TI, weight.to(x_TI.dtype)) for weight in weights], dim=-1)
+        return y_TO if bias_O is None else y_TO.add_(bias_O)
     return product
 
 
 class HalfProduct:
     """Multiplies in float32 with weights packed as float16, or as two float16 if one is not exact."""
 
-    def __init__(self, weights: Sequence[Tensor]):
+    def __init__(self, weights: Sequence[Tensor], bias_O: Tensor | None = None):
         weight_OI = torch.cat([weight.detach().float() for weight in weights])
         self._inverse_scale = 1.0
         parts = [weight_OI]
@@ -53,10 +54,12 @@ class HalfProduct:
             remainder_OI = (weight_OI - parts[0]) * REMAINDER_SCALE
             if remainder_OI.any():
                 parts.append(remainder_OI)
-                self._plain = plain(weights)
+                self._plain = plain(weights, bias_O)
         self._outputs = len(weight_OI)
         self.parts = len(parts)
-        self._packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(parts), None)
+        if bias_O is not None:  # joins the first part
+            bias_O = F.pad(bias_O.detach().float() / self._inverse_scale, (0, self._outputs * (self.parts - 1)))
+        self._packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(parts), bias_O)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         if self.parts == 2 and len(x_TI) >= MANY_ROWS:
@@ -74,9 +77,9 @@ class Bfloat16Product:
     The second packing is made when the first larger batch comes.
     """
 
-    def __init__(self, weights: Sequence[Tensor]):
-        self._few = HalfProduct(weights)
-        self._weights = weights
+    def __init__(self, weights: Sequence[Tensor], bias_O: Tensor | None = None):
+        self._few = HalfProduct(weights, bias_O)
+        self._weights, self._bias_O = weights, bias_O
         self._packed: Tensor | None = None
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -84,11 +87,7 @@ class Bfloat16Product:
             return self._few(x_TI)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(self._weights)), 16)
-        return _onednn_product(x_TI.bfloat16(), self._packed)
-
-
-def _onednn_product(x_TI: Tensor, packed: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x_TI, packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x_TI.bfloat16(), self._packed, self._bias_O, "none", [], "")
 
 
 def best_pack(weight: Tensor) -> Pack | None:
@@ -110,10 +109,11 @@ def _onednn_works() -> bool:
 
 
 def _agrees(pack: Pack, dtype: torch.dtype, rows: int) -> bool:
-    """Whether a product of small integers, which needs no rounding, is right."""
+    """Whether a product of small integers plus a bias, which needs no rounding, is right."""
     weight_OI = (torch.arange(24 * 16).view(24, 16) % 7 - 3).to(dtype)
+    bias_O = (torch.arange(24) % 3 - 1).to(dtype)
     x_TI = (torch.arange(rows * 16).view(rows, 16) % 5 - 2).float()
     try:
-        return torch.equal(pack([weight_OI])(x_TI).float(), F.linear(x_TI, weight_OI.float()))
+        return torch.equal(pack([weight_OI], bias_O)(x_TI).float(), F.linear(x_TI, weight_OI.float(), bias_O.float()))
     except (RuntimeError, AttributeError):  # this build lacks the operator, or lacks it for this processor
         return False
