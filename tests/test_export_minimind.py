@@ -54,8 +54,9 @@ def test_names_of_a_mixture_of_the_second_generation(tmp_path):
     assert not any("norm" in name and "self_attn" in name for name in state)
 
 
-@pytest.mark.parametrize("config", [QWEN3, CONFIGS["qwen3_moe"], replace(QWEN3, tie_word_embeddings=False)],
-                         ids=["dense", "moe", "untied"])
+@pytest.mark.parametrize("config", [QWEN3, CONFIGS["qwen3_moe"], replace(QWEN3, tie_word_embeddings=False),
+                                    TINY_SECOND, TINY_SECOND_MOE],
+                         ids=["dense", "moe", "untied", "second", "second moe"])
 def test_it_is_read_back_as_it_was(config, tmp_path):
     export = export_of(config)
     write(tmp_path / "a_32.pth", export)

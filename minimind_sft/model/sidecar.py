@@ -3,6 +3,9 @@
 `out/full_sft_512.json` describes `out/full_sft_512.pth`. It holds the model's configuration (`model`), the SHA-256 of
 the weights file, the fingerprints of the tokenizer and chat template used in training, some readable facts about both,
 and how training went.
+
+The user may write one for weights from elsewhere. It then holds `assume` in place of `model`: fields of the
+configuration that the weights do not tell and that differ from what would be assumed.
 """
 
 import math
@@ -15,7 +18,7 @@ from minimind_sft.files import read_object, refuse_lfs_pointer
 from minimind_sft.model.config import ModelConfig, RopeScaling
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
-                "chat_template_facts": dict, "training": dict}
+                "chat_template_facts": dict, "training": dict, "family": str, "assume": dict}
 """The types of the fields that the code reads, besides `model`; each may be missing or null."""
 
 MAX_SIZE = 10**9
@@ -42,7 +45,9 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: not a sidecar that can be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: not a sidecar that can be read ({first_line(error)})") from error
-    if not isinstance(sidecar.get("model"), dict):
+    if "assume" in sidecar and "model" in sidecar:
+        raise UserError(f"{path}: assume: not possible beside model, which has all fields")
+    if "assume" not in sidecar and not isinstance(sidecar.get("model"), dict):
         raise UserError(f"{path}: model: expected an object with the model's configuration, "
                         f"found {describe(sidecar['model']) if 'model' in sidecar else 'no such field'}")
     for name, kind in OTHER_FIELDS.items():
@@ -57,28 +62,46 @@ def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
     Raises:
         UserError: if a field is missing, unknown or of the wrong type; names the file and the field.
     """
-    values = _checked(ModelConfig, sidecar["model"], f"{path}: model")
-    if values["rope_scaling"] is not None:
-        place = f"{path}: model.rope_scaling"
-        scaling = _checked(RopeScaling, values["rope_scaling"], place)
-        for name, value in scaling.items():
-            if type(value) in (int, float) and value <= 0:
-                raise UserError(f"{place}.{name}: expected a number above 0, found {value}")
-        try:
-            values["rope_scaling"] = RopeScaling(**scaling)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    values = _typed(sidecar["model"], f"{path}: model")
     try:
         return ModelConfig(**values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str, Any]:
+def assumed_fields(sidecar: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    """Returns the fields of the configuration that the user gave for weights that do not tell them.
+
+    Raises:
+        UserError: if a field is unknown or of the wrong type; names the file and the field.
+    """
+    assumed = (sidecar or {}).get("assume")
+    return _typed(assumed, f"{path}: assume", partial=True) if assumed else {}
+
+
+def _typed(values: dict[str, Any], place: str, partial: bool = False) -> dict[str, Any]:
+    """Returns the fields of a configuration, read from JSON, with the types they have in `ModelConfig`."""
+    values = _checked(ModelConfig, values, place, partial)
+    if values.get("rope_scaling") is not None:
+        inner = f"{place}.rope_scaling"
+        scaling = _checked(RopeScaling, values["rope_scaling"], inner)
+        for name, value in scaling.items():
+            if type(value) in (int, float) and value <= 0:
+                raise UserError(f"{inner}.{name}: expected a number above 0, found {value}")
+        try:
+            values["rope_scaling"] = RopeScaling(**scaling)
+        except UserError as error:
+            raise UserError(f"{inner}: {error}") from error
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _checked(config_class: type, values: dict[str, Any], place: str, partial: bool = False) -> dict[str, Any]:
     """Returns the values after checking that every field of the dataclass has one of the right type.
 
     A field whose metadata has `since`, the version that added it, may be missing; that means its default.
+
+    Args:
+        partial: any field may be missing.
     """
     known = {field.name: field for field in fields(config_class)}
     for name in values:
@@ -86,7 +109,7 @@ def _checked(config_class: type, values: dict[str, Any], place: str) -> dict[str
             raise UserError(f"{place}.{printable(name)}: unknown field (written by a later version, or misspelled)")
     for name, field in known.items():
         if name not in values:
-            if "since" in field.metadata:
+            if partial or "since" in field.metadata:
                 continue
             raise UserError(f"{place}.{name}: missing; a sidecar has every field of the configuration")
         if values[name] is None and field.default is None:

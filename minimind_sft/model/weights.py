@@ -1,14 +1,12 @@
 """Reads and writes weights files, together with the sidecar that describes them.
 
 `out/full_sft_512.pth` is a plain state dict, half precision by default; `out/full_sft_512.json` beside it is its
-sidecar. MiniMind's own .pth files have no sidecar. Their configuration is read off the shapes of their tensors, as far
-as shapes go; the rest is MiniMind-3's default.
+sidecar. MiniMind's own .pth files have no sidecar (minimind.py).
 """
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,13 @@ from safetensors.torch import save_file
 from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
 from minimind_sft.gguf_file import is_gguf
+from minimind_sft.model import minimind
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.folder import read_folder
 from minimind_sft.model.gguf import read_gguf
-from minimind_sft.model.loaded import EMBEDDING, HEAD, Weights, equal_values
-from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
+from minimind_sft.model.loaded import LazyTensors, Weights
+from minimind_sft.model.sidecar import assumed_fields, model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
 
 
@@ -39,75 +38,32 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
     A folder is read as Hugging Face's, a GGUF file as llama.cpp's; neither has a sidecar.
 
     Raises:
-        UserError: if either cannot be read, if they contradict each other, or if this is no MiniMind model.
+        UserError: if either cannot be read, if they contradict each other, or if this is no model known here.
     """
     if path.is_dir():
         return read_folder(path)
     if is_gguf(path):
         return read_gguf(path)
-    tensors, tensor_shapes, notices = read_tensors(path)
-    shapes = config_from_shapes(tensors, tensor_shapes, path)
+    tensors, shapes, notices = read_tensors(path)
+    tables = [name for name in tensors if minimind.ROPE_TABLES.fullmatch(name)]
+    if tables:
+        notices.append(f"{path}: {', '.join(tables)}: not used; tables of RoPE follow from the configuration")
+        tensors = LazyTensors((name for name in tensors if name not in tables), tensors.__getitem__)
     described_by = sidecar_path(path)
     sidecar = read_sidecar(described_by)
-    if sidecar is None:
-        config = shapes
-        notices.append(
-            f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
-            f"{config.num_attention_heads}/{config.num_key_value_heads} heads, vocabulary {config.vocab_size}; for "
-            f"the rest MiniMind-3's defaults are used: rope_theta {config.rope_theta:g}"
-            + (f", {config.num_experts_per_tok} expert per token, weights normalised" if config.use_moe else ""))
-    else:
-        if check_sum and sidecar.get("sha256") not in (None, sha256_of_file(path)):
-            raise UserError(f"{path} is not the file that {described_by} describes (sha256): if a run was killed "
-                            "between writing the two, --from_resume 1 writes them again; if you changed the weights "
-                            "on purpose, remove the sha256 line")
-        config = model_config(sidecar, described_by)
-        for name in _fields_in_shapes(shapes):
-            if getattr(config, name) != getattr(shapes, name):
-                raise UserError(f"{described_by}: model.{name}: is {getattr(config, name)}, but the tensors in {path} "
-                                f"have {getattr(shapes, name)}")
-    return Weights(path, config, tensors, sidecar, tuple(notices))
-
-
-def config_from_shapes(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]],
-                       path: Path) -> ModelConfig:
-    """Reads a configuration off the shapes of a MiniMind-3 state dict; all else is MiniMind-3's default.
-
-    Raises:
-        UserError: if a tensor that every MiniMind-3 model has is missing or has an impossible shape.
-    """
-    def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
-        if name not in shapes:
-            raise UserError(f"{path}: not a MiniMind-3 state dict: it has no {name}")
-        if len(shapes[name]) != dimensions:
-            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found {list(shapes[name])}")
-        return shapes[name]
-
-    first = "model.layers.0."
-    vocab_size, hidden_size = shape("model.embed_tokens.weight")
-    head_dim = shape(first + "self_attn.q_norm.weight", 1)[0]
-    layers = {int(match[1]) for name in shapes if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    use_moe = first + "mlp.gate.weight" in shapes
-    experts = shape(first + "mlp.gate.weight")[0] if use_moe else ModelConfig.num_experts
-    width = shape(first + ("mlp.experts.0." if use_moe else "mlp.") + "gate_proj.weight")[0]
-    try:
-        return ModelConfig(
-            vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=len(layers), head_dim=head_dim,
-            num_attention_heads=shape(first + "self_attn.q_proj.weight")[0] // head_dim,
-            num_key_value_heads=shape(first + "self_attn.k_proj.weight")[0] // head_dim,
-            intermediate_size=width, use_moe=use_moe, num_experts=experts, moe_intermediate_size=width,
-            tie_word_embeddings=HEAD not in shapes or equal_values(tensors[HEAD], tensors[EMBEDDING]),
-            norm_topk_prob=True,
-        )
-    except UserError as error:
-        raise UserError(f"{path}: its shapes do not make a model: {error}") from error
-
-
-def _fields_in_shapes(shapes: ModelConfig) -> tuple[str, ...]:
-    """Returns the fields that shapes decide; a sidecar with another value is wrong."""
-    width = ("num_experts", "moe_intermediate_size") if shapes.use_moe else ("intermediate_size",)
-    return ("vocab_size", "hidden_size", "num_hidden_layers", "use_moe", "head_dim", "num_attention_heads",
-            "num_key_value_heads", *width)
+    if sidecar is None or "assume" in sidecar:
+        config, notice = minimind.describe(tensors, shapes, path, assumed_fields(sidecar, described_by))
+        return Weights(path, config, tensors, None, (*notices, notice))
+    if check_sum and sidecar.get("sha256") not in (None, sha256_of_file(path)):
+        raise UserError(f"{path} is not the file that {described_by} describes (sha256): if a run was killed between "
+                        "writing the two, --from_resume 1 writes them again; if you changed the weights on purpose, "
+                        "remove the sha256 line")
+    config = model_config(sidecar, described_by)
+    for name, value in minimind.facts_in_shapes(shapes, path, config.num_attention_heads).items():
+        if getattr(config, name) != value:
+            raise UserError(f"{described_by}: model.{name}: is {getattr(config, name)}, but the tensors in {path} "
+                            f"have {value}")
+    return Weights(path, config, tensors, sidecar, tuple(notices), sidecar.get("family"))
 
 
 def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
