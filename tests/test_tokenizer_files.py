@@ -214,16 +214,20 @@ def test_a_file_with_other_content_is_named(tmp_path, name, content, message):
 
 @pytest.mark.parametrize(("files", "message"), [
     ((), ": no tokenizer.json in it; a tokenizer folder has tokenizer.json and tokenizer_config.json"),
-    (("tokenizer.json",), ": no tokenizer_config.json in it; a tokenizer folder has"),
-    (("vocab.json", "merges.txt"), ": no tokenizer.json, only vocab.json and merges.txt (GPT-2's format): convert it "
-                                   "with transformers, AutoTokenizer.from_pretrained("),
-    (("tokenizer.model", "tokenizer_config.json"), ": no tokenizer.json, only tokenizer.model (SentencePiece's"),
+    (("tokenizer.model", "tokenizer_config.json"),
+     ": no tokenizer.json, only tokenizer.model (SentencePiece's format): python -c \"from transformers import Auto"),
     (("vocab.txt",), ": no tokenizer.json, only vocab.txt (BERT's format)"),
 ])
 def test_missing_files_are_reported_with_a_remedy(tmp_path, files, message):
     for name in files:
         (tmp_path / name).write_text("{}")
     assert refused(tmp_path).startswith(message)
+
+
+def test_tokenizer_config_may_be_missing(tmp_path):
+    main = state(added_tokens=[added("<end>", END), added("<pad>", PAD)])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(main), encoding="utf-8")
+    assert Tokenizer.from_folder(tmp_path).fingerprint == Tokenizer(main, {}).fingerprint
 
 
 def test_a_file_or_a_missing_folder_is_refused(tmp_path):

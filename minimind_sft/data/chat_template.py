@@ -352,9 +352,9 @@ def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: 
     """
     if choice is None:
         return ChatTemplate(tokenizer, None, end_of_turn)
-    if choice == "chatml" and end_of_turn is None and not has_chatml(tokenizer):
-        raise UserError(f"--chat_template chatml: the tokenizer {tokenizer.name} has no <|im_start|> and "
-                        f"<|im_end|>; {_advice(tokenizer)}")
+    if choice == "chatml" and end_of_turn is None and "<|im_end|>" not in tokenizer.added_tokens:
+        raise UserError(f"--chat_template chatml: the tokenizer {tokenizer.name} has no <|im_end|>; "
+                        f"{_advice(tokenizer)}")
     return ChatTemplate(tokenizer, tokenizer.named_templates.get(choice) or _template_source(choice), end_of_turn)
 
 

@@ -1,13 +1,15 @@
 """Reads the files of a tokenizer folder in the forms that different tools and versions write.
 
-tokenizer.json holds the vocabulary. Its control tokens are listed there (`added_tokens`), or in tokenizer_config.json
-(`added_tokens_decoder`, `eos_token` and the like), added_tokens.json or special_tokens_map.json.
+tokenizer.json holds the vocabulary, or vocab.json and merges.txt do (bpe_files.py). Its control tokens are listed
+there (`added_tokens`), or in tokenizer_config.json (`added_tokens_decoder`, `eos_token` and the like),
+added_tokens.json or special_tokens_map.json.
 """
 
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minimind_sft.data.bpe_files import FILES, bpe_state, class_tokens, conversion
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import read_text
@@ -17,8 +19,7 @@ LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED_AT_ONCE = 5
 
-OTHER_FORMATS = {("vocab.json", "merges.txt"): "GPT-2's", ("tokenizer.model",): "SentencePiece's",
-                 ("vocab.txt",): "BERT's"}
+OTHER_FORMATS = {"tokenizer.model": "SentencePiece's", "vocab.txt": "BERT's"}
 """Files of other tokenizer formats, and the model that the format is known from."""
 
 
@@ -51,16 +52,23 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _check_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    state, config = (_read_object(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     optional = {name: _read_object(folder / name) if (folder / name).exists() else {}
-                for name in ("special_tokens_map.json", "added_tokens.json")}
-    tokens = _Tokens(folder, state)
+                for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")}
+    config = optional["tokenizer_config.json"]
+    is_old = not (folder / "tokenizer.json").exists()
+    state = bpe_state(folder, config) if is_old else _read_object(folder / "tokenizer.json")
+    tokens = _Tokens(folder, state, folder / ("vocab.json" if is_old else "tokenizer.json"))
     naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
     special = tokens.named(naming)
     # The unknown token stands for text outside the vocabulary; spelled out in a text it means nothing.
     listed = tokens.listed(naming) | {token for name, token in special.items() if name != "unk_token"}
     tokens.add_declared(config.get("added_tokens_decoder") or {})
     tokens.add_numbered(optional["added_tokens.json"], listed)
+    if is_old or (folder / "config.json").exists():
+        given = {name for content in naming.values() for name in content}
+        defaults = class_tokens(folder, config)
+        special |= {name: token for name, token in defaults.items() if name not in given and tokens.know(token)}
+        listed |= {special[name] for name in defaults if name in special}
     tokens.add_special(listed)
     tokens.check_named(special)
     adds_bos = config.get("add_bos_token")
@@ -89,23 +97,21 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: a file, expected the folder of a tokenizer: give {folder.parent}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with tokenizer.json and tokenizer_config.json")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            continue
-        found = next((files for files in OTHER_FORMATS if all((folder / file).exists() for file in files)), None)
-        if name == "tokenizer.json" and found:
-            raise UserError(
-                f"{folder}: no tokenizer.json, only {' and '.join(found)} ({OTHER_FORMATS[found]} format): convert it "
-                f"with transformers, AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)")
-        raise UserError(f"{folder}: no {name} in it; a tokenizer folder has tokenizer.json and "
-                        "tokenizer_config.json")
+    if (folder / "tokenizer.json").exists() or all((folder / file).exists() for file in FILES):
+        return
+    found = next((file for file in OTHER_FORMATS if (folder / file).exists()), None)
+    if found:
+        raise UserError(f"{folder}: no tokenizer.json, only {found} ({OTHER_FORMATS[found]} format): "
+                        f"{conversion(folder)} writes one (pip install transformers sentencepiece protobuf)")
+    raise UserError(f"{folder}: no tokenizer.json in it; a tokenizer folder has tokenizer.json and "
+                    "tokenizer_config.json")
 
 
 class _Tokens:
     """Collects the tokens of a folder and their ids while its files are compared."""
 
-    def __init__(self, folder: Path, state: dict[str, Any]):
-        self._folder, self._main = folder, folder / "tokenizer.json"
+    def __init__(self, folder: Path, state: dict[str, Any], main: Path):
+        self._folder, self._main = folder, main
         self._added = {entry["content"]: entry for entry in _added_entries(state.get("added_tokens"), self._main)}
         self._had_added = bool(self._added)
         self._ids = {**_vocabulary(state), **{token: entry["id"] for token, entry in self._added.items()}}
@@ -175,7 +181,11 @@ class _Tokens:
         """Refuses a named special token that is not in the vocabulary."""
         for name, token in special.items():
             if self._ids and token not in self._ids:
-                raise UserError(f"{self._place_of[name]}: {token!r} is not in tokenizer.json")
+                raise UserError(f"{self._place_of[name]}: {token!r} is not in {self._main.name}")
+
+    def know(self, token: str) -> bool:
+        """Whether a file gives the token an id."""
+        return token in self._ids
 
     def completed(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns the content of tokenizer.json with all added tokens."""
@@ -186,6 +196,8 @@ class _Tokens:
     def notices(self) -> list[str]:
         """Returns lines for the user about how the files were read."""
         said = list(self._notices)
+        if self._main.name in FILES:  # it never lists them
+            return said
         if self.added_from:
             said.append(f"{self._main}: its added_tokens lack {_some(self.added_from)}; taken from "
                         f"{' and '.join(dict.fromkeys(self.added_from.values()))}")
@@ -214,10 +226,10 @@ class _Tokens:
 
     def _add(self, token: str, token_id: int, flags: dict[str, bool], place: str) -> None:
         if self._ids.get(token, token_id) != token_id:
-            raise UserError(f"{place}: {token!r} has the id {token_id}, but {self._ids[token]} in tokenizer.json")
+            raise UserError(f"{place}: {token!r} has the id {token_id}, but {self._ids[token]} in {self._main.name}")
         if self._tokens.get(token_id, token) != token:
             raise UserError(f"{place}: {token!r} has the id {token_id}, which is {self._tokens[token_id]!r} in "
-                            "tokenizer.json")
+                            f"{self._main.name}")
         if token in self._added or not token:
             return
         is_special = flags.get("special", False)
