@@ -11,10 +11,9 @@ from programs import refuse, succeed
 
 from minimind_sft.device import cpu_multiplies_bfloat16
 from minimind_sft.labels import IGNORE_INDEX
-from minimind_sft.model import decoder
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.layers import SwiGLU
+from minimind_sft.model.layers import FEED_FORWARDS, SwiGLU
 from minimind_sft.training import memory
 from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, largest_micro_batch, peak
 from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
@@ -24,6 +23,9 @@ pytestmark = pytest.mark.slow
 SMALL = ModelConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
                     head_dim=16, intermediate_size=160)
 EXPERTS = replace(SMALL, use_moe=True, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=96)
+GPT2 = replace(SMALL, qk_norm=False, attention_bias="all", mlp_bias=True, norm="layer", mlp="gelu", positions="learned",
+               max_position_embeddings=999)
+WINDOW = replace(EXPERTS, qk_norm=False, num_shared_experts=1, sliding_window=100)
 TOKENS = 320
 
 
@@ -50,7 +52,8 @@ def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [160, 480, 800], ids=["weights", "flash", "long"])
-@pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1)], ids=["dense", "experts", "dropout"])
+@pytest.mark.parametrize("config", [SMALL, EXPERTS, replace(SMALL, dropout=0.1), GPT2, WINDOW],
+                         ids=["dense", "experts", "dropout", "gpt2", "window"])
 def test_a_layer_keeps_what_is_estimated(config, length, dtype):
     """Uses a document of `length` tokens and one of three fifths, about the shortest that is padded to it."""
     lengths = [length * 3 // 5, length]
@@ -67,7 +70,7 @@ def test_the_estimate_follows_a_change_of_the_layer(monkeypatch):
             return super().forward(x_TD) + x_TD.exp()  # autograd saves the result, 48 numbers per token
 
     before = saved_outside_attention(SMALL, torch.float32)["feed-forward"]
-    monkeypatch.setattr(decoder, "SwiGLU", LeakySwiGLU)
+    monkeypatch.setitem(FEED_FORWARDS, "swiglu", LeakySwiGLU)
     another = replace(SMALL, rope_theta=1e4)  # the answer for SMALL is cached
     assert saved_outside_attention(another, torch.float32)["feed-forward"] == before + 4 * 48
 

@@ -118,7 +118,10 @@ def saved_by_attention(config: ModelConfig, dtype: torch.dtype, length: int) -> 
 
 
 def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int]) -> float:
-    """Counts bytes per token in documents of these lengths, without the indices that all layers share."""
+    """Counts bytes per token in documents of these lengths, without the indices that all layers share.
+
+    A window counts for every layer: short ones keep their attention weights in documents of any length.
+    """
     tokens = sum(lengths)
     context = Documents((0, *accumulate(lengths)), torch.device("cpu"), config.dropout)
     q_THK = torch.zeros(tokens, config.num_attention_heads, config.head_dim, requires_grad=True)
@@ -127,5 +130,5 @@ def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequen
     saved = SavedBytes()
     with saved.counting():
         for saved.part in (("first", ATTENTION), ("second", ATTENTION)):
-            context.attend(0, q_THK, k_TGK, v_TGK)
+            context.attend(0, q_THK, k_TGK, v_TGK, config.sliding_window)
     return saved.by_part["second", ATTENTION] / tokens
