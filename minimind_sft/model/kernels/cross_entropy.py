@@ -75,15 +75,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _replace_by_gradient(logits_WV: Tensor, labels: Tensor) -> Tensor:
     """Returns the summed cross-entropy of as many rows as there are labels; overwrites them with its gradient.
 
-    The gradient of the logits is softmax minus one-hot. Rows without a label end up finite and meaningless.
+    The gradient of the logits is softmax minus one-hot. Rows without a label stay as they are.
     """
     loss_sum = at_least_float32(logits_WV.new_zeros(()))
     rows = rows_at_once(logits_WV.shape[1]) if logits_WV.device.type == "cpu" else len(logits_WV)
-    for logits_JV, labels_J in zip(logits_WV.split(rows), labels.split(rows), strict=True):
+    for logits_JV, labels_J in zip(logits_WV[: len(labels)].split(rows), labels.split(rows), strict=True):
         logprobs_JV = at_least_float32(logits_JV).log_softmax(-1)
-        labelled = logprobs_JV[: len(labels_J)]
-        loss_sum += F.nll_loss(labelled, labels_J, reduction="sum")
-        labelled.exp_().scatter_add_(1, labels_J[:, None], labelled.new_full((len(labels_J), 1), -1.0))
+        loss_sum += F.nll_loss(logprobs_JV, labels_J, reduction="sum")
+        logprobs_JV.exp_().scatter_add_(1, labels_J[:, None], logprobs_JV.new_full((len(labels_J), 1), -1.0))
         logits_JV.copy_(logprobs_JV)
     return loss_sum
 
