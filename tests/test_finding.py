@@ -109,12 +109,6 @@ def test_a_file_name_is_first_looked_up_in_the_working_directory(tmp_path, monke
         find_weights("b.pth", tmp_path, flag="--w")
 
 
-def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r": a folder without config\.json, expected a file that ends in \.pth, "
-                                        r"\.safetensors or \.gguf, or a folder of Hugging Face"):
-        find_weights(f"{tmp_path}/", tmp_path, flag="--w")
-
-
 def test_a_folder_of_hugging_face_and_a_gguf_file_are_paths(tmp_path, monkeypatch):
     touch(tmp_path / "SmolLM2-135M", "config.json")
     touch(tmp_path / "adapter", "adapter_config.json")

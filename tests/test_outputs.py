@@ -93,7 +93,7 @@ def test_bundled_weights_are_protected_too(sft_data, tmp_path):
 def test_a_run_does_not_move_the_weights_it_starts_from(trained, sft_data, tmp_path):
     """Weights in the other format would move to .previous, where a resumed run could not find them."""
     weights = tmp_path / "full_sft_32.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in final_weights(trained[1]).items()}, weights)
+    save_file({name: tensor.clone() for name, tensor in final_weights(trained[1]).items()}, weights)
     sidecar = json.loads((trained[1] / "full_sft_32.json").read_text())
     del sidecar["sha256"]
     weights.with_suffix(".json").write_text(json.dumps(sidecar))

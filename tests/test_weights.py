@@ -15,6 +15,7 @@ from tiny import TINY, TINY_MOE
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
@@ -254,3 +255,26 @@ def test_impossible_shapes_are_refused(tmp_path, name, shape, message):
     assert str(error.value) == f"{tmp_path / 'a_16.pth'}: " + (
         f"{name}: {message}" if message else
         "its shapes do not make a model: model configuration: num_key_value_heads is 0, expected at least 1")
+
+
+@pytest.mark.parametrize(("suffix", "names"), [(".pth", {"lm_head.weight"}), (".safetensors", set())])
+def test_a_tied_head_takes_no_room_in_the_file(tmp_path, suffix, names):
+    """MiniMind's readers expect its name in a .pth file; safetensors cannot share."""
+    config = replace(TINY, vocab_size=4000)
+    path = tmp_path / f"a_16{suffix}"
+    write_weights(path, MiniMindForCausalLM(config), "float16", {})
+    weights = read_weights(path)
+    assert set(weights.tensors) == names | (MiniMindForCausalLM(config).state_dict().keys() - {"lm_head.weight"})
+    assert path.stat().st_size < 2 * sum(p.numel() for p in weights.build_model().parameters()) + 20_000
+
+
+def test_a_file_of_a_hugging_face_folder_means_the_folder(tmp_path):
+    """Its config.json says what the shapes do not."""
+    config = replace(TINY, rope_theta=1234.0)
+    model = MiniMindForCausalLM(config)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"},
+              tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["qwen3"].write_config(config)))
+    weights = read_weights(tmp_path / "model.safetensors")
+    assert (weights.path, weights.family, weights.config.rope_theta) == (tmp_path, "qwen3", 1234.0)
+    assert weights.notices[0] == f"{tmp_path}/model.safetensors: part of the model in {tmp_path}, which was read"

@@ -16,9 +16,6 @@ SUFFIXES = (".pth", ".safetensors")
 """Endings of the files that this project writes and names."""
 
 PATH_SUFFIXES = (*SUFFIXES, ".gguf")
-FOLDER_FILES = ("config.json", "adapter_config.json")
-"""A folder of Hugging Face has one of them; an adapter's is refused when it is read."""
-
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
 SIZE = re.compile(r".*_(\d+)(_moe)?")
 MIB = 2**20
@@ -93,9 +90,7 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
     places = [path, *(folder / name for folder in folders if path.name == name)]
     found = next((place for place in places if place.is_file()), None)
     if found is None and path.is_dir():
-        if any((path / file).exists() for file in FOLDER_FILES):
-            return path
-        raise UserError(f"{flag} {name}: a folder without config.json, {expected}, or a folder of Hugging Face")
+        return path  # whether it is a model's is said when it is read
     if found is None:
         looked = f" (looked here and in {', '.join(map(str, folders))})" if len(places) > 1 else ""
         beside = [one.name for folder in {place.parent for place in places} if folder.is_dir()
@@ -139,7 +134,7 @@ def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int |
     moe = "[_moe]" if use_moe is None else "_moe" * use_moe
     there = [path for folder in folders for path in _weight_files(folder)]
     made_by = f"; python trainer/{RECIPES[name]}.py makes it" if name in RECIPES else ""
-    here = f"; for the folder of that name give {flag} ./{name}" if Path(name, FOLDER_FILES[0]).exists() else ""
+    here = f"; for the folder of that name give {flag} ./{name}" if Path(name, "config.json").exists() else ""
     meant = here or made_by or _meant(name, (re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there))
     return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{meant}; "
             f"there is {', '.join(map(str, there)) or 'nothing'}")

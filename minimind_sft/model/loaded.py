@@ -86,8 +86,8 @@ class Weights:
         if self.config.tie_word_embeddings and HEAD not in set(self.tensors):
             del places[HEAD]
         self._check_names(places)
-        # Large tensors first: while their copy in the stored dtype is in memory, little of the model is.
-        for name in sorted(places, key=lambda name: -places[name].numel()):
+        # The largest tensors first: while their copy in the stored dtype is in memory, little of the model is.
+        for name in sorted(places, key=lambda name: name not in (EMBEDDING, HEAD)):
             self._fill(places[name], name)
         return model
 
@@ -112,8 +112,7 @@ class Weights:
                                 "(tie_word_embeddings is true)")
             return
         place.copy_(tensor)
-        low, high = place.aminmax()  # NaN if any value is
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not all_finite(place):
             bad = place.numel() - int(torch.isfinite(place).sum())
             raise UserError(f"{self.path}: {printable(name)}: {bad:,} of its {place.numel():,} values are NaN or "
                             "infinite: the run that wrote the file diverged; use earlier weights")
@@ -132,6 +131,12 @@ class _Uninitialised(TorchFunctionMode):
         if function.__name__ in self.SKIPPED:
             return args[0] if args else (kwargs or {})["tensor"]
         return function(*args, **(kwargs or {}))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tells whether no value is NaN or infinite, without a mask as large as the tensor."""
+    low, high = tensor.aminmax()  # NaN if any value is
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def equal_values(a: Tensor, b: Tensor, rows: int = 4096) -> bool:

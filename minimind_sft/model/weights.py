@@ -5,6 +5,7 @@ sidecar. MiniMind's own .pth files have no sidecar (minimind.py).
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,9 +24,12 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.folder import read_folder
 from minimind_sft.model.gguf import read_gguf
-from minimind_sft.model.loaded import LazyTensors, Weights
+from minimind_sft.model.loaded import EMBEDDING, HEAD, LazyTensors, Weights, all_finite
 from minimind_sft.model.sidecar import assumed_fields, model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
+
+IN_FOLDER = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
+"""Names of weights in a Hugging Face folder."""
 
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
@@ -35,7 +39,8 @@ def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
 def read_weights(path: Path, check_sum: bool = True) -> Weights:
     """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 in the sidecar.
 
-    A folder is read as Hugging Face's, a GGUF file as llama.cpp's; neither has a sidecar.
+    A GGUF file is read as llama.cpp's, a folder as Hugging Face's, and so is the folder of a file that belongs to one,
+    by its name and a config.json beside it. None of these has a sidecar.
 
     Raises:
         UserError: if either cannot be read, if they contradict each other, or if this is no model known here.
@@ -44,6 +49,10 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
         return read_folder(path)
     if is_gguf(path):
         return read_gguf(path)
+    if IN_FOLDER.fullmatch(path.name) and (path.parent / "config.json").is_file() and not sidecar_path(path).exists():
+        weights = read_folder(path.parent)
+        return replace(weights, notices=(f"{path}: part of the model in {path.parent}, which was read",
+                                         *weights.notices))
     tensors, shapes, notices = read_tensors(path)
     tables = [name for name in tensors if minimind.ROPE_TABLES.fullmatch(name)]
     if tables:
@@ -74,10 +83,9 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
     Raises:
         UserError: if the weights are not finite in `dtype` or cannot be written. The old files then stay in place.
     """
-    tensors = {name: tensor.detach().to("cpu", getattr(torch, dtype), copy=True).contiguous()
-               for name, tensor in model.state_dict().items()}
+    tensors = _in_dtype(model, getattr(torch, dtype), may_share=path.suffix != ".safetensors")
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"{path}: {name} is not finite in {dtype}; nothing was written (--save_dtype float32 holds "
                             "larger numbers)")
     save: Callable[[Path], None] = (
@@ -95,6 +103,21 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
         if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < needed:
             reason = f"No space left on device: {needed / 1e6:.1f} MB are needed"  # torch.save does not say so
         raise UserError(f"{path}: cannot be written ({reason})") from error
+
+
+def _in_dtype(model: MiniMindForCausalLM, dtype: torch.dtype, may_share: bool) -> dict[str, torch.Tensor]:
+    """Returns the state dict on the CPU, without copies of what has that dtype already.
+
+    Args:
+        may_share: whether a tied head may stay one tensor with the embedding; safetensors leaves it out instead.
+    """
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tied = model.config.tie_word_embeddings
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()
+               if not (tied and name == HEAD)}
+    if tied and may_share:
+        tensors[HEAD] = tensors[EMBEDDING]
+    return tensors
 
 
 def finish_writing(path: Path) -> None:
