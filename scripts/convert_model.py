@@ -12,14 +12,14 @@ template of the weights go along. Nothing is left if the copy does not compute t
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.data.tokenizer_choice import FOLDER, load_tokenizer
+from minimind_sft.data.tokenizer_choice import BUNDLED, FOLDER, load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.export import huggingface, minimind
 from minimind_sft.export.check import compare
@@ -97,14 +97,28 @@ def load(chosen: ConvertedWeights) -> tuple[Weights, Tokenizer, ChatTemplate | N
     tokenizer = load_tokenizer(chosen.tokenizer_path, path)
     weights = read_weights(path)
     check_shape(chosen, weights.config, path)
-    notices = [*tokenizer.notices, *weights.notices, *check_tokenizer(weights, tokenizer, chosen.tokenizer_path)]
-    template = None
-    if chosen.chat_template is not None or tokenizer.chat_template is not None:
-        template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
-        check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
-    for notice in notices:
-        say(harmless(notice))
-    return weights, tokenizer, template
+    say_all("tokenizer", tokenizer.notices)
+    say_all("weights", (*weights.notices, *check_tokenizer(weights, tokenizer, chosen.tokenizer_path)))
+    return weights, tokenizer, template_of(chosen, weights, tokenizer)
+
+
+def template_of(chosen: ConvertedWeights, weights: Weights, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Returns the chat template that the weights were trained with; None for weights that have seen no chats."""
+    if chosen.chat_template is None:
+        if (weights.sidecar or {}).get("stage") == "pretrain":
+            say_all("template", ["none, as the weights have only been pretrained; --chat_template chatml adds one"])
+            return None
+        if tokenizer.chat_template is None and not tokenizer.named_templates:
+            return None
+    template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
+    check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
+    say_all("template", template.notes)
+    return template
+
+
+def say_all(label: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        say(f"{label:<12}{harmless(line)}")
 
 
 def default_dtype(to: str, weights: Weights) -> str:
@@ -131,11 +145,12 @@ def plan_huggingface(export: Export, _: ConvertedWeights, output: Path) -> Plan:
 def plan_minimind(export: Export, chosen: ConvertedWeights, output: Path) -> Plan:
     """Plans MiniMind's .pth and a sidecar, which MiniMind ignores."""
     generation = minimind.generation_of(export.weights.config)
-    facts = encoding_facts(export.tokenizer, chosen.tokenizer_path, export.template, chosen.chat_template)
+    facts = encoding_facts(export.tokenizer, export.template, chosen.chat_template)
+    tokenizer = FOLDER if export.tokenizer.name == BUNDLED else Path(export.tokenizer.name)
     return Plan([output, output.with_suffix(".json")],
                 lambda folder: minimind.write_state_dict(folder / output.name, export, facts),
                 f"a state dict of {generation.name}",
-                [*minimind.next_steps(export.weights.config, output, chosen.tokenizer_path or FOLDER),
+                [*minimind.next_steps(export.weights.config, output, tokenizer),
                  f"or here: {eval_command(output)}"])
 
 

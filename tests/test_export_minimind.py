@@ -30,7 +30,7 @@ LAYER = ["input_layernorm", *(f"mlp.{name}" for name in EXPERT), "post_attention
 
 
 def write(path, export):
-    write_state_dict(path, export, encoding_facts(TOKENIZER, None, export.template))
+    write_state_dict(path, export, encoding_facts(TOKENIZER, export.template))
     return torch.load(path, weights_only=True)
 
 

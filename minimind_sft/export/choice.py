@@ -21,6 +21,10 @@ SCALING_FIELDS = {
 }
 """The fields of `RopeScaling` that each type reads."""
 
+REASONS = {"norm_topk_prob": "its readers divide the weights of the chosen experts by their sum, and no field tells "
+                             "them not to; --to huggingface has one (qwen3_moe)"}
+"""Why a field that is missing in a format matters, and what to do."""
+
 
 def choose_family(config: ModelConfig, families: Mapping[str, Family], first: str | None) -> Family:
     """Returns a family whose configuration can say what the model computes.
@@ -40,8 +44,9 @@ def choose_family(config: ModelConfig, families: Mapping[str, Family], first: st
             return families[name]
     nearest = min(names, key=lambda name: len(lost[name]))
     what = "; ".join(f"{field} {getattr(config, field, None)!r}" for field in lost[nearest])
+    why = "".join(f"; {reason}" for field, reason in REASONS.items() if field in lost[nearest])
     raise UserError(f"no family among {', '.join(families)} can express this model; the nearest, {nearest}, has no "
-                    f"place for {what}")
+                    f"place for {what}{why}")
 
 
 def lost_fields(config: ModelConfig, family: Family) -> list[str]:

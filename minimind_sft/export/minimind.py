@@ -5,8 +5,10 @@ build the model from their flags and `MiniMindConfig`'s defaults. Each generatio
 (jingyaogong/minimind, model/model_minimind.py: generation 3 since 2026, generation 2 before).
 """
 
+import errno
 import json
 import math
+import os
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,7 +145,10 @@ def write_state_dict(path: Path, export: Export, facts: dict[str, Any]) -> None:
     tensors = {name: rounded(export.weights.tensors[name], name, export.dtype)
                for name in with_bar(shapes, f"reading {export.weights.path.name}")}
     tensors.setdefault(HEAD, tensors[EMBEDDING])
-    torch.save(tensors, path)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # PyTorch's for a file that cannot be written to its end
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     earlier = {name: value for name, value in (export.weights.sidecar or {}).items() if name in ("stage", "training")}
     sidecar = {"sha256": sha256_of_file(path), "model": asdict(replace(config, dropout=0.0)), "dtype": export.dtype,
                "parameters": sum(math.prod(shape) for shape in shapes.values()), **earlier, **facts}
