@@ -73,8 +73,9 @@ def test_no_prompts_give_no_answers():
     assert generate_batch(build(), [], SamplingSettings(5), ()) == []
 
 
-def test_answers_end_at_the_end_of_the_context():
-    model = build()
+@pytest.mark.parametrize("name", ["dense", "gpt2"])
+def test_answers_end_at_the_end_of_the_context(name: str):
+    model = build(CONFIGS[name])
     prompts = [[1] * 58, [1] * 30, [1] * 59]
     answers = generate_batch(model, prompts, SamplingSettings(10), ())
     assert [len(answer) for answer in answers] == [2, 10, 1]

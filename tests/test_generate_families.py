@@ -1,0 +1,80 @@
+"""Greedy answers of every family equal those of transformers: alone, in batches, with and without the cache."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers
+from family_models import CASES, our_model, their_model
+
+from minimind_sft.inference.generate import LanguageModel, generate_batch
+from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.settings.chat import SamplingSettings
+
+PROMPTS = [[7, 3, 9, 12, 5, 20, 31], [1], [13, 40, 2, 8, 33, 4, 60, 17, 9, 58, 6, 3, 22, 45, 11, 30, 27, 50, 19, 41]]
+"""The last is longer than every window, and than the context before it is scaled."""
+
+NEW = 12
+ROOM = 48
+"""Our generation ends at the context. transformers goes on, so the cases get one with room for an answer."""
+
+
+@dataclass
+class Case:
+    """One family: transformers' model, ours read from its folder, and ours in its fast form."""
+
+    theirs: transformers.PreTrainedModel
+    ours: MiniMindForCausalLM
+    lowered: LanguageModel
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    model_type, values = CASES[request.param]
+    if request.param == "llama dynamic":
+        factor = ROOM / values["max_position_embeddings"]
+        values = {**values, "rope_scaling": {"rope_type": "dynamic", "factor": factor}}
+    elif model_type != "gpt2":
+        values = {**values, "max_position_embeddings": ROOM}
+    theirs, folder = their_model(model_type, values, seed=1), tmp_path_factory.mktemp("model")
+    theirs.save_pretrained(folder)
+    theirs.generation_config.eos_token_id = theirs.config.eos_token_id = None
+    ours = our_model(folder)
+    return Case(theirs, ours, ready_to_decode(ours))
+
+
+def their_answer(model: transformers.PreTrainedModel, prompt: list[int], use_cache: bool) -> list[int]:
+    model = copy.deepcopy(model)  # dynamic RoPE scaling remembers the longest sequence it has seen
+    prompt_ids = torch.tensor([prompt])
+    ids = model.generate(prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False, max_new_tokens=NEW,
+                         pad_token_id=0, use_cache=use_cache)
+    return ids[0, len(prompt):].tolist()
+
+
+@torch.no_grad()
+def uncached_answer(model: MiniMindForCausalLM, prompt: list[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(NEW):
+        ids.append(int(model.document_logits(torch.tensor(ids), (0, len(ids)))[-1].argmax()))
+    return ids[len(prompt):]
+
+
+def test_answers_equal_those_of_transformers(case: Case):
+    expected = [their_answer(case.theirs, prompt, use_cache=True) for prompt in PROMPTS]
+    assert sum(len(set(answer)) for answer in expected) > 8
+    settings = SamplingSettings(NEW)
+    for model in (case.ours, case.lowered):
+        assert [generate_batch(model, [prompt], settings, ())[0] for prompt in PROMPTS] == expected
+        assert generate_batch(model, PROMPTS, settings, ()) == expected
+        assert generate_batch(model, PROMPTS[::-1], settings, {expected[0][2]})[::-1] == [
+            answer[:answer.index(expected[0][2])] if expected[0][2] in answer else answer for answer in expected]
+
+
+def test_answers_without_a_cache_equal_those_of_transformers(case: Case):
+    for prompt in PROMPTS:
+        assert uncached_answer(case.ours, prompt) == their_answer(case.theirs, prompt, use_cache=False)
