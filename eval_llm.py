@@ -11,7 +11,7 @@ the chat template.
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from minimind_sft.inference.scoring import (
     score,
     write_output,
 )
+from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import check_template, check_tokenizer
 from minimind_sft.model.build import check_shape
 from minimind_sft.model.config import RopeScaling
@@ -63,6 +64,7 @@ def main() -> int:
     weights = read_weights(path)
     say_all("tokenizer", tokenizer.notices)
     say_all("weights", (*weights.notices, *check_weights(chosen, weights, tokenizer)))
+    stop_ids = named_stop_ids(path, tokenizer)
     continues = is_pretrained_only(weights, tokenizer, chosen)
     template = None
     if rows or not continues:
@@ -72,15 +74,16 @@ def main() -> int:
     model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size),
                         stretch=chosen.inference_rope_scaling)
     if rows:
-        return print_score(settings, rows, model, template)
+        return print_score(settings, rows, model, template, stop_ids)
 
     if template is None:
         tell_unused(chosen, conversation)
         framed = tokenizer.adds_bos or is_minimind(weights)
         return talk(settings.questions, f"{path.name} continues the text you type.",
-                    lambda prompt: continue_text(model, tokenizer, prompt, settings.sampling, framed), lambda: None)
+                    lambda prompt: continue_text(model, tokenizer, prompt, settings.sampling, framed, stop_ids),
+                    lambda: None)
     chat = Chat(model, tokenizer, template, settings.sampling, conversation.system, tools, conversation.historys,
-                conversation.open_thinking, notify=say)
+                conversation.open_thinking, notify=say, stop_ids=stop_ids)
     chat.check_opening()
     return talk(settings.questions, f"{path.name} is listening.", chat.reply, chat.clear)
 
@@ -117,12 +120,12 @@ def scored_rows(questions: QuestionSettings) -> list[Row]:
     return read_scored_rows(files)
 
 
-def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, template: ChatTemplate) -> int:
+def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, template: ChatTemplate,
+                stop_ids: Collection[int]) -> int:
     """Answers the questions of the rows, writes --score_out and prints the table."""
     questions, thinks = settings.questions, settings.conversation.open_thinking
-    context = model.config.max_position_embeddings
-    asked = [make_question(row, template, thinks, context) for row in rows]
-    results = score(model, template, asked, settings.sampling, questions.batch_size)
+    asked = [make_question(row, template, thinks, model.config.context) for row in rows]
+    results = score(model, template, asked, settings.sampling, questions.batch_size, stop_ids)
     try:
         if questions.score_out:
             write_output(results, Path(questions.score_out))

@@ -264,11 +264,14 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns ids that come one at a time into text, in whole characters only."""
+    """Turns ids that come one at a time into text, in whole characters only.
 
-    def __init__(self, tokenizer: Tokenizer):
+    before: the ids of the text that they continue; without it they are a text of their own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._before: list[int] = []  # the ids of the last text: some decoders treat a first token differently
+        self._before = list(before)  # the ids of the last text: some decoders treat a first token differently
         self._ids: list[int] = []
         self._said = 0
 

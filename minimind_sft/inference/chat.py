@@ -1,7 +1,7 @@
 """Chats with a model, one turn at a time, and streams its answers."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,6 +10,7 @@ from minimind_sft.data.conversation import MAX_CHARACTERS, Conversation
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_stream
+from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
 
 THINK_END = "</think>"
 
@@ -23,6 +24,7 @@ class Chat:
         do not fit into the model's context, the oldest are dropped for good. Room for an answer of `max_new_tokens`
         stays free, but at most half the context.
     notify: receives a line when messages are dropped for lack of room.
+    stop_ids: tokens that end an answer, besides the template's end of turn and the tokenizer's end of document.
     messages: the questions and answers that the model saw last, and the newest ones.
     """
 
@@ -35,6 +37,7 @@ class Chat:
     historys: int = 0
     thinking: bool = False
     notify: Callable[[str], None] = print
+    stop_ids: Collection[int] = ()
     messages: list[dict] = field(default_factory=list)
 
     def check_opening(self) -> None:
@@ -69,7 +72,7 @@ class Chat:
         check_text(question)
         asked = {"role": "user", "content": question}
         history, prompt = self._fitting(asked)
-        stop_ids = {self.template.end_of_turn_id, self.tokenizer.end_of_document_id}
+        stop_ids = chat_stop_ids(self.template, self.stop_ids)
         pieces = []
         for piece in stream_text(self.model, self.tokenizer, prompt, self.settings, stop_ids):
             pieces.append(piece)
@@ -133,9 +136,12 @@ def check_text(text: str) -> None:
 
 def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], settings: SamplingSettings,
                 stop_ids: set[int]) -> Iterator[str]:
-    """Yields the text after `prompt`, one piece per token. A piece is empty while its character is incomplete."""
-    text = TextStream(tokenizer)
-    for token_id in generate_stream(model, prompt, settings, stop_ids):
+    """Yields the text of the answer to `prompt`, one piece per token, empty while its character is incomplete."""
+    return _texts(TextStream(tokenizer), generate_stream(model, prompt, settings, stop_ids))
+
+
+def _texts(text: TextStream, token_ids: Iterator[int]) -> Iterator[str]:
+    for token_id in token_ids:
         yield text.push(token_id)
     if rest := text.flush():
         yield rest
@@ -150,17 +156,21 @@ def assistant_message(text: str, thinking: bool) -> dict:
 
 
 def continue_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, settings: SamplingSettings,
-                  between_bos_and_eos: bool = False) -> Iterator[str]:
+                  between_bos_and_eos: bool = False, stop_ids: Collection[int] = ()) -> Iterator[str]:
     """Yields how a pretrained model continues `prompt`, up to the end of the document; pieces as in `stream_text`.
 
     MiniMind pretrains on texts between bos and eos, as Llama's makers did, and this project on texts that end with
     `<|endoftext|>`.
 
+    Args:
+        stop_ids: further tokens that end the text.
+
     Raises:
         UserError: before the first piece, if the prompt is empty, is not valid text, or leaves no room for an answer.
     """
     check_text(prompt)
-    ids, stop_ids = tokenizer.encode_ordinary(prompt), {tokenizer.end_of_document_id}
+    ids, ends = tokenizer.encode_ordinary(prompt), {*document_end_ids(tokenizer), *stop_ids}
     if between_bos_and_eos and tokenizer.bos_id is not None and tokenizer.eos_id is not None:
-        ids, stop_ids = [tokenizer.bos_id, *ids], {*stop_ids, tokenizer.eos_id}
-    return stream_text(model, tokenizer, ids, settings, stop_ids)
+        ids, ends = [tokenizer.bos_id, *ids], {*ends, tokenizer.eos_id}
+    # Some decoders drop the blank before a text's first word, and here it is not the first.
+    return _texts(TextStream(tokenizer, before=ids), generate_stream(model, ids, settings, ends))

@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from minimind_sft.errors import UserError, harmless
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.inference.chat import THINK_END
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.terminal import columns
 
 PROBLEMS_NAMED = 5
@@ -112,18 +113,21 @@ def _taught_text(template: ChatTemplate, conversation: Conversation) -> str:
 
 
 def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Question], settings: SamplingSettings,
-          batch_size: int) -> list[Scored]:
-    """Answers the questions greedily, `batch_size` at a time; questions with a problem get no answer."""
+          batch_size: int, stop_ids: Collection[int] = ()) -> list[Scored]:
+    """Answers the questions greedily, `batch_size` at a time; questions with a problem get no answer.
+
+    Args:
+        stop_ids: tokens that end an answer, besides the template's end of turn and the tokenizer's end of document.
+    """
     settings = replace(settings, temperature=0.0)
-    tokenizer = template.tokenizer
-    stop_ids = {template.end_of_turn_id, tokenizer.end_of_document_id}
+    stop_ids = chat_stop_ids(template, stop_ids)
     asked = [question for question in questions if not question.problem]
     said: list[str] = []
     with tqdm(total=len(asked), desc="answering", unit=" questions", leave=False, disable=None) as bar:
         for start in range(0, len(asked), batch_size):
             prompts = [question.prompt for question in asked[start:start + batch_size]]
             answers = generate_batch(model, prompts, settings, stop_ids)
-            said += [without_reasoning(tokenizer.decode(ids)) for ids in answers]
+            said += [without_reasoning(template.tokenizer.decode(ids)) for ids in answers]
             bar.update(len(prompts))
     answer = iter(said)
     return [Scored(question, None if question.problem else next(answer)) for question in questions]

@@ -1,0 +1,56 @@
+"""Which tokens end an answer."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import brings_tokenizer
+from minimind_sft.errors import UserError, describe
+from minimind_sft.files import read_object
+
+CONFIGS = ("generation_config.json", "config.json")
+"""Files of a Hugging Face folder that may name ends of a text; the first that does counts, as in transformers."""
+
+
+def chat_stop_ids(template: ChatTemplate, named: Collection[int] = ()) -> set[int]:
+    """Returns the tokens that end an answer in a chat.
+
+    They are the template's end of turn, the end of a document if the tokenizer has one, and those of `named`.
+    """
+    return {template.end_of_turn_id, *document_end_ids(template.tokenizer), *named}
+
+
+def document_end_ids(tokenizer: Tokenizer) -> set[int]:
+    """Returns the token that ends a document, if the tokenizer has one."""
+    try:
+        return {tokenizer.end_of_document_id}
+    except UserError:
+        return set()
+
+
+def named_stop_ids(weights: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Returns the tokens that a base model says end a text: those in its folder's configuration, or else eos.
+
+    Our own weights say nothing about it: in training, the chat template decides how an answer ends.
+
+    Raises:
+        UserError: if a file says something other than ids; names the file and the field.
+    """
+    if not brings_tokenizer(weights):
+        return frozenset()
+    for name in CONFIGS:
+        if (weights / name).is_file() and (ids := _named_in(weights / name)):
+            return ids
+    return frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
+
+
+def _named_in(path: Path) -> frozenset[int]:
+    try:
+        found = read_object(path).get("eos_token_id")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(each) is int for each in ids):
+        raise UserError(f"{path}: eos_token_id: expected a token's id or a list of ids, found {describe(found)}")
+    return frozenset(ids)
