@@ -191,7 +191,7 @@ def test_without_chatml_s_control_tokens_alpaca_is_advised():
     advice = "give --chat_template alpaca --end_of_turn '<|endoftext|>', which needs no other control token, or a file"
     with pytest.raises(UserError, match=re.escape(f"the tokenizer unnamed has no chat template; {advice}")):
         make_template(bare)
-    with pytest.raises(UserError, match=re.escape("has no <|im_end|>; " + advice)):
+    with pytest.raises(UserError, match=re.escape("--chat_template chatml: unnamed has no <|im_end|>; " + advice)):
         make_template(bare, "chatml")
     assert make_template(bare, "alpaca", "<|endoftext|>").end_of_turn == "<|endoftext|>"
 

@@ -17,9 +17,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from minimind_sft.data.conversation import Conversation
+from minimind_sft.data.pieces import MarkedSequence, Piece, TokenSequence, tokenize
 from minimind_sft.data.template_fields import Lost
 from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
-from minimind_sft.data.tokenizer import MarkedSequence, Marks, Piece, Tokenizer, TokenSequence, tokenize
+from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_text
 
@@ -353,8 +354,7 @@ def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: 
     if choice is None:
         return ChatTemplate(tokenizer, None, end_of_turn)
     if choice == "chatml" and end_of_turn is None and "<|im_end|>" not in tokenizer.added_tokens:
-        raise UserError(f"--chat_template chatml: the tokenizer {tokenizer.name} has no <|im_end|>; "
-                        f"{_advice(tokenizer)}")
+        raise UserError(f"--chat_template chatml: {tokenizer.name} has no <|im_end|>; {_advice(tokenizer)}")
     return ChatTemplate(tokenizer, tokenizer.named_templates.get(choice) or _template_source(choice), end_of_turn)
 
 
@@ -363,7 +363,7 @@ def has_chatml(tokenizer: Tokenizer) -> bool:
 
 
 def _advice(tokenizer: Tokenizer) -> str:
-    """Returns the flags that give a tokenizer without a chat template one."""
+    """Returns the flags that give such a tokenizer a chat template."""
     if tokenizer.named_templates:
         return f"--chat_template takes {', '.join((*tokenizer.named_templates, *BUNDLED_TEMPLATES))} or a file"
     if has_chatml(tokenizer):

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
-from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision, TokenSequence
+from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
+from minimind_sft.data.pieces import TokenSequence
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
@@ -123,7 +124,8 @@ class PretrainEncoder:
     def encode_text(self, text: str, place: str) -> EncodedRow | UserError:
         """Encodes the text of the row at `place`; returns an error if it uses up the characters that marks need."""
         try:
-            ids = [token for part in text_parts(text) for token in self.tokenizer.encode_ordinary(part)]
+            ids = [token for number, part in enumerate(text_parts(text))
+                   for token in self.tokenizer.encode_ordinary(part, inside=number > 0)]
         except UserError as error:
             return UserError(f"{place}: text: {error}")
         ids = [*self.tokenizer.before_text, *ids, self.tokenizer.end_of_document_id]

@@ -6,14 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import tokenizers
 
 from minimind_sft.data.gguf_tokenizer import read_gguf_tokenizer
+from minimind_sft.data.prefix_space import Scheme, normalizer_prepends, prefix_scheme, without_prefix
 from minimind_sft.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from minimind_sft.errors import UserError, describe, one_line
 from minimind_sft.files import read_text
@@ -28,16 +26,36 @@ class Marks:
     """One private-use character for each added token, and a shield. None of them occurs in the text at hand.
 
     tokenizer: encodes a mark as the token it stands for, and everything else as ordinary text.
+    prefix, inside: before which text `tokenizer` puts a space; `inside` puts one nowhere. None if both are the same.
+    strip_before, strip_after: marks of tokens that take the whitespace before or after them with them.
     """
 
     of_token: dict[str, str]
     shield: str
     tokenizer: tokenizers.Tokenizer
+    prefix: Scheme = "none"
+    inside: tokenizers.Tokenizer | None = None
+    strip_before: frozenset[str] = frozenset()
+    strip_after: frozenset[str] = frozenset()
 
     @cached_property
     def tokens(self) -> dict[int, str]:
         """The token of each mark by code point; the shield stands for nothing."""
         return {ord(mark): token for token, mark in self.of_token.items()} | {ord(self.shield): ""}
+
+    @cached_property
+    def all_marks(self) -> frozenset[str]:
+        return frozenset(self.of_token.values())
+
+    @property
+    def depends_on_place(self) -> bool:
+        """Whether the ids of a piece depend on what is before and after it."""
+        return bool(self.inside or self.strip_before or self.strip_after)
+
+    def find(self, text: str) -> int:
+        """Returns where the first mark is, or the length of the text if it has none."""
+        found = self._pattern.search(text)
+        return found.start() if found else len(text)
 
     def spelled(self, text: str) -> str:
         """Returns the text with marks replaced by their tokens, and without shields."""
@@ -46,49 +64,6 @@ class Marks:
     @cached_property
     def _pattern(self) -> re.Pattern:
         return re.compile(f"[{chr(min(self.tokens))}-{chr(max(self.tokens))}]")
-
-
-class Piece(NamedTuple):
-    """Marked text that is tokenized by itself."""
-
-    text: str
-    supervised: bool
-
-
-class MarkedSequence(NamedTuple):
-    """One sequence of marked text, before it is tokenized."""
-
-    pieces: list[Piece]
-    marks: Marks
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSequence:
-    """One sequence of T tokens; `supervised[t]` tells whether `input_ids[t]` is learned. Nothing is shifted yet.
-
-    input_ids: int32, (T,).
-    supervised: bool, (T,).
-    """
-
-    input_ids: np.ndarray
-    supervised: np.ndarray
-
-
-def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
-    """Turns marked text into ids and loss mask; equal pieces, such as the end of a line, are tokenized once."""
-    ids_of: dict[str, dict[str, list[int]]] = {}
-    for marks in {marks.shield: marks for _, marks in sequences}.values():
-        texts = list({piece.text: None for pieces, its_marks in sequences if its_marks is marks for piece in pieces})
-        encodings = marks.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids_of[marks.shield] = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
-
-    # All sequences in one array: numpy is slow on many short ones.
-    parts = [ids_of[marks.shield][piece.text] for pieces, marks in sequences for piece in pieces]
-    part_ends = np.cumsum([0, *map(len, parts)])
-    supervised = np.repeat([piece.supervised for pieces, _ in sequences for piece in pieces], np.diff(part_ends))
-    input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
-    ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
-    return [TokenSequence(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
 
 
 class Tokenizer:
@@ -165,9 +140,14 @@ class Tokenizer:
         """Returns ids as Hugging Face does: control tokens that the text spells out become control tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Returns the ids of ordinary text: nothing in it can become a control token."""
-        return self.marks(text).tokenizer.encode(text, add_special_tokens=False).ids
+    def encode_ordinary(self, text: str, inside: bool = False) -> list[int]:
+        """Returns the ids of ordinary text: nothing in it can become a control token.
+
+        `inside` tells that other text comes right before it; some tokenizers put a space before a text.
+        """
+        marks = self.marks(text)
+        tokenizer = marks.inside if inside and marks.inside else marks.tokenizer
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, with control tokens spelled out."""
@@ -229,7 +209,7 @@ class Tokenizer:
     def control_tokens(self, template_source: str = "") -> list[str]:
         """Returns added tokens that mean more than their letters: special ones, bos/eos/pad, those in the template."""
         named = set(self.special.values())
-        return [token for token, entry in self._added.items()
+        return [token for token, entry in self._marked.items()
                 if entry["special"] or token in named or token in template_source]
 
     def marks(self, *texts: str) -> Marks:
@@ -239,7 +219,7 @@ class Tokenizer:
             UserError: if the texts leave no run of private-use characters free, or if the tokenizer would make
                 control tokens out of ordinary text.
         """
-        width = len(self._added) + 1
+        width = len(self._marked) + 1
         for start in range(MARKS_START, MARKS_END - width, width):
             taken = re.compile(f"[{chr(start)}-{chr(start + width - 1)}]")
             if not any(taken.search(text) for text in texts):
@@ -248,16 +228,31 @@ class Tokenizer:
                 return self._marks[start]
         raise UserError("the text uses up the private-use characters U+F0000 to U+FFFFD that control tokens need")
 
+    @cached_property
+    def _marked(self) -> dict[str, dict]:
+        """The added tokens that get marks: all but runs of blanks, which are ordinary text."""
+        return {token: entry for token, entry in self._added.items() if entry["special"] or not token.isspace()}
+
     def _make_marks(self, start: int) -> Marks:
-        of_token = {token: chr(start + index) for index, token in enumerate(self._added)}
-        state = _rename_tokens(self._state, of_token)
-        try:
-            renamed = tokenizers.Tokenizer.from_str(json.dumps(state))
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"the tokenizer's model builds a control token out of text ({one_line(error)})") from error
+        of_token = {token: chr(start + index) for index, token in enumerate(self._marked)}
+        state, prefix = _rename_tokens(self._state, of_token), prefix_scheme(self._state)
+        self._check_found()
+        renamed = _from_state(state)
         for token, mark in of_token.items():
             assert renamed.token_to_id(mark) == self.token_to_id(token), token
-        return Marks(of_token, chr(start + len(of_token)), renamed)
+        strip_before, strip_after = (frozenset(of_token[token] for token, entry in self._marked.items() if entry[side])
+                                     for side in ("lstrip", "rstrip"))
+        inside = None if prefix == "none" else _from_state(without_prefix(state))
+        return Marks(of_token, chr(start + len(of_token)), renamed, prefix, inside, strip_before, strip_after)
+
+    def _check_found(self) -> None:
+        """Refuses tokens that are found or not by what is beside them, which differs between a piece and the text."""
+        prepends = normalizer_prepends(self._state)
+        for token, entry in self._marked.items():
+            name = "single_word" if entry["single_word"] else "normalized"
+            if entry["single_word"] or (entry["normalized"] and prepends):
+                raise UserError(f"the tokenizer {self.name}: added_tokens: {token!r} has {name} true, so the text "
+                                f"beside it decides whether it is found; set {name} to false in tokenizer.json")
 
     def _special_id(self, name: str) -> int | None:
         return self.token_to_id(self.special[name]) if name in self.special else None
@@ -279,9 +274,11 @@ class TextStream:
         """Returns the text that is complete by now; empty while the last character is not."""
         self._ids.append(token_id)
         text = self._pending()
-        # An incomplete character decodes to one U+FFFD at the end. A real U+FFFD there waits for the next token.
+        # An incomplete character decodes to U+FFFD at the end, with byte fallback one for each of its bytes. A real
+        # U+FFFD there waits for the next token.
         if text.endswith("\ufffd"):
-            new, self._said = text[self._said:-1], len(text) - 1
+            complete = len(text.rstrip("\ufffd"))
+            new, self._said = text[self._said:complete], max(self._said, complete)
             return new
         new = text[self._said:]
         self._before, self._ids, self._said = self._ids, [], 0
@@ -296,6 +293,17 @@ class TextStream:
     def _pending(self) -> str:
         before = self._tokenizer.decode(self._before)
         return self._tokenizer.decode(self._before + self._ids)[len(before):]
+
+
+def _from_state(state: dict) -> tokenizers.Tokenizer:
+    """
+    Raises:
+        UserError: if the model contains a control token that was renamed.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(state))
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise UserError(f"the tokenizer's model builds a control token out of text ({one_line(error)})") from error
 
 
 def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:

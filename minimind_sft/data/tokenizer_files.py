@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.data.bpe_files import FILES, bpe_state, class_tokens, conversion
+from minimind_sft.data.prefix_space import prefix_scheme
 from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import read_text
@@ -71,8 +72,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         listed |= {special[name] for name in defaults if name in special}
     tokens.add_special(listed)
     tokens.check_named(special)
-    adds_bos = config.get("add_bos_token")
-    return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, tokens.notices(),
+    adds_bos, notices = config.get("add_bos_token"), tokens.notices() + _unlike_transformers(folder, state, config)
+    return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, notices,
                           adds_bos if isinstance(adds_bos, bool) else None)
 
 
@@ -105,6 +106,18 @@ def _check_folder(folder: Path) -> None:
                         f"{conversion(folder)} writes one (pip install transformers sentencepiece protobuf)")
     raise UserError(f"{folder}: no tokenizer.json in it; a tokenizer folder has tokenizer.json and "
                     "tokenizer_config.json")
+
+
+def _unlike_transformers(folder: Path, state: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Says if transformers 5 puts spaces before other texts: for its Llama class, `legacy` decides, not the file."""
+    if str(config.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
+        return []
+    ours, theirs = prefix_scheme(state), "always" if config.get("legacy") else "first"
+    if ours in ("none", theirs):
+        return []
+    where = {"always": "every control token and the start", "first": "only the start"}
+    return [f"{folder / 'tokenizer.json'}: it puts a space after {where[ours]} of a text, and that counts, as in "
+            f"transformers 4; transformers 5 does so after {where[theirs]} (tokenizer_config.json: legacy)"]
 
 
 class _Tokens:
