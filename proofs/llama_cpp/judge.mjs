@@ -6,6 +6,7 @@
 //   generate   `count` ids, greedily, or fewer if the model ends its text
 //   score      the most likely id after each position
 //   ends       whether llama.cpp stops at this id
+// The KV cache is float32, so that llama.cpp rounds as little as it can.
 import {readFileSync, writeFileSync} from "node:fs";
 import path from "node:path";
 import {pathToFileURL} from "node:url";
@@ -43,7 +44,8 @@ async function answer(request) {
     };
     if (request.contextSize) {
         const context = await model.createContext({
-            contextSize: request.contextSize, batchSize: request.contextSize, flashAttention: false, threads: 1
+            contextSize: request.contextSize, batchSize: request.contextSize, flashAttention: false, threads: 1,
+            experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"
         });
         const sequence = context.getSequence();
         for (const prompt of request.generate ?? [])
