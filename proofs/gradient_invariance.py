@@ -52,7 +52,6 @@ FAMILIES = {
     "GPT-2": replace(_PLAIN, attention_bias="all", mlp_bias=True, norm="layer", mlp="gelu", positions="learned",
                      num_key_value_heads=4, max_position_embeddings=LONGEST),
     "Llama, dynamic RoPE": replace(_PLAIN, rope_scaling=RopeScaling("dynamic", 4.0, 16)),
-    "Llama 3": replace(_PLAIN, rope_scaling=RopeScaling("llama3", 8.0, 16)),
     "MiniMind-2-MoE": replace(MODELS["experts"], qk_norm=False, num_shared_experts=2, norm_topk_prob=True),
 }
 COMPARED = {**MODELS, **FAMILIES}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minimind_sft.model.kernels import norm
-from minimind_sft.model.layers import RMSNorm, layer_norm, rms_norm
+from minimind_sft.model.layers import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 plain = rms_norm.__wrapped__
 LARGE_EPS = 1e-2  # large, so that a misplaced eps shows
@@ -59,14 +59,17 @@ def test_autocast_changes_neither_the_value_nor_the_gradient():
     torch.testing.assert_close(under, exact, rtol=0, atol=0)
 
 
-def test_the_module_normalises_bfloat16_inputs_in_float32():
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+def test_the_module_normalises_bfloat16_inputs_in_float32(kind):
     torch.manual_seed(0)
-    module, x = RMSNorm(64, LARGE_EPS), torch.randn(9, 64).bfloat16()
-    torch.nn.init.normal_(module.weight)
+    module, x = kind(64, LARGE_EPS), torch.randn(9, 64).bfloat16()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
     out = module(x)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, module(x.float()), rtol=0, atol=0)
     module.bfloat16()
-    expected = F.rms_norm(x.float(), (64,), module.weight.float(), LARGE_EPS)
+    exact = {RMSNorm: F.rms_norm, LayerNorm: F.layer_norm}[kind](
+        x.float(), (64,), *(parameter.float() for parameter in module.parameters()), eps=LARGE_EPS)
     assert module(x).dtype == torch.bfloat16
-    torch.testing.assert_close(module(x).float(), expected, rtol=2**-8, atol=0)
+    torch.testing.assert_close(module(x).float(), exact, rtol=2**-8, atol=0)
