@@ -1,7 +1,8 @@
 """Greedy answers of every family equal those of transformers: alone, in batches, with and without the cache."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from family_models import CASES, our_model, their_model
 from minimind_sft.inference.generate import LanguageModel, generate_batch
 from minimind_sft.inference.lowering import ready_to_decode
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.folder import read_folder
 from minimind_sft.settings.chat import SamplingSettings
 
 PROMPTS = [[7, 3, 9, 12, 5, 20, 31], [1], [13, 40, 2, 8, 33, 4, 60, 17, 9, 58, 6, 3, 22, 45, 11, 30, 27, 50, 19, 41]]
@@ -48,11 +50,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(theirs, ours, ready_to_decode(ours))
 
 
-def their_answer(model: transformers.PreTrainedModel, prompt: list[int], use_cache: bool) -> list[int]:
+def their_answer(model: transformers.PreTrainedModel, prompt: list[int], use_cache: bool, **options) -> list[int]:
     model = copy.deepcopy(model)  # dynamic RoPE scaling remembers the longest sequence it has seen
     prompt_ids = torch.tensor([prompt])
     ids = model.generate(prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False, max_new_tokens=NEW,
-                         pad_token_id=0, use_cache=use_cache)
+                         pad_token_id=0, use_cache=use_cache, **options)
     return ids[0, len(prompt):].tolist()
 
 
@@ -78,3 +80,27 @@ def test_answers_equal_those_of_transformers(case: Case):
 def test_answers_without_a_cache_equal_those_of_transformers(case: Case):
     for prompt in PROMPTS:
         assert uncached_answer(case.ours, prompt) == their_answer(case.theirs, prompt, use_cache=False)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])  # untied and tied
+def test_padding_rows_of_the_embedding_are_never_sampled(name: str, tmp_path: Path):
+    """Every setting of the sampler; without the cut, padding would be most of what is sampled."""
+    tokens, model_type, values = 50, *CASES[name]
+    theirs = their_model(model_type, values)
+    with torch.no_grad():
+        theirs.get_output_embeddings().weight[tokens:] *= 20
+    theirs.save_pretrained(tmp_path)
+    weights, prompts = read_folder(tmp_path), [[7, 3, 9], [1, 20, 4, 30]]
+    sampled = SamplingSettings(10, temperature=5.0)
+    ways = [SamplingSettings(10), sampled, replace(sampled, top_k=40), replace(sampled, top_p=0.99),
+            replace(sampled, top_k=55, top_p=0.99), replace(sampled, repetition_penalty=1.5)]
+    whole, cut = weights.build_model().eval(), weights.without_padding(tokens).build_model().eval()
+
+    def highest(model: LanguageModel) -> int:
+        return max(max(answer) for way in ways for answer in generate_batch(model, prompts, way, ()))
+
+    assert highest(cut) < tokens and highest(ready_to_decode(cut)) < tokens <= highest(whole)
+    theirs.generation_config.eos_token_id = theirs.config.eos_token_id = None
+    padding = [*range(tokens, 61)]
+    expected = [their_answer(theirs, prompt, use_cache=True, suppress_tokens=padding) for prompt in prompts]
+    assert generate_batch(cut, prompts, SamplingSettings(NEW), ()) == expected
