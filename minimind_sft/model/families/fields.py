@@ -28,7 +28,7 @@ NO_INFLUENCE = frozenset({
     # how it was initialised and trained; dropout is set by --dropout
     "attention_dropout", "attn_pdrop", "embd_pdrop", "initializer_range", "neftune_noise_alpha", "resid_pdrop",
     # heads for other tasks
-    "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "summary_activation",
+    "_num_labels", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
     # defaults of sampling
     "begin_suppress_tokens", "do_sample", "max_length", "max_new_tokens", "min_length", "num_beams",

@@ -26,7 +26,8 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.equal("n_ctx", shape["max_position_embeddings"], "n_positions")
-    fields.without_influence("reorder_and_upcast_attn")  # another order of the same computation, for half precision
+    # The first is another order of the same computation, for half precision; the others are of the first releases.
+    fields.without_influence("reorder_and_upcast_attn", "n_special", "output_past", "predict_special_tokens")
     fields.finish()
     return ModelConfig(**shape, num_key_value_heads=heads, intermediate_size=width, rms_norm_eps=eps,
                        tie_word_embeddings=tied, **KIND)
