@@ -48,6 +48,7 @@ def read(values: dict[str, Any], **changed: Any) -> ModelConfig:
     (LLAMA, {"vocab_size": None}, "vocab_size: expected a whole number from 1, found null"),
     (LLAMA, {"hidden_size": True}, "hidden_size: expected a whole number from 1, found true"),
     (LLAMA, {"num_hidden_layers": 0}, "num_hidden_layers: expected a whole number from 1, found 0"),
+    (LLAMA, {"num_hidden_layers": 10**9}, "num_hidden_layers: is 1,000,000,000, expected at most 10,000"),
     (LLAMA, {"hidden_size": 10**12}, "hidden_size: expected a whole number from 1, found 1000000000000"),
     (LLAMA, {"rms_norm_eps": "1e-5"}, 'rms_norm_eps: expected a number from 0, found "1e-5"'),
     (LLAMA, {"rms_norm_eps": float("nan")}, "rms_norm_eps: expected a number from 0, found NaN"),

@@ -200,6 +200,8 @@ def with_both(folder: Path) -> None:
      "FOLDER/config.json: vocab_size: expected a whole number from 1, found null"),
     (lambda folder: write_config(folder, vocab_size=62),
      "FOLDER: model.embed_tokens.weight: has shape [61, 16], but the configuration says [62, 16]"),
+    (lambda folder: write_config(folder, num_hidden_layers=9000),
+     "FOLDER: its 20 tensors are fewer than the 9,000 layers or experts of config.json: download the model again"),
     (with_both, None),
     (lambda folder: [(folder / name).unlink() for name in (*SHARDS, INDEX)],
      "FOLDER: has a config.json but no weights: expected model.safetensors, or model.safetensors.index.json and its "

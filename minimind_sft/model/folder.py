@@ -25,6 +25,10 @@ def read_folder(path: Path) -> Weights:
     except UserError as error:
         raise UserError(f"{path / 'config.json'}: {error}") from error
     shards = Shards(path)
+    modules = config.num_hidden_layers * (config.num_experts if config.use_moe else 1)
+    if modules > len(shards.shapes):  # before a model with a million experts is laid out
+        raise UserError(f"{path}: its {len(shards.shapes)} tensors are fewer than the {modules:,} layers or experts of "
+                        "config.json: download the model again")
     return Weights(path, config, Translated(family, config, shards), None, tuple(shards.notices), family.name)
 
 

@@ -9,8 +9,7 @@ from minimind_sft.model.families.fields import REQUIRED, Fields
 from minimind_sft.model.families.rope import DEFAULT_THETA, read_rope, write_rope
 from minimind_sft.model.families.tensor_shapes import tensor_shapes
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-         "max_position_embeddings")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
 NO_SPECIAL_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """Written out, because transformers has other defaults, which may lie outside the vocabulary."""
 WINDOW, FULL = "sliding_attention", "full_attention"
@@ -28,6 +27,7 @@ def read_shape(fields: Fields, defaults: Mapping[str, Any], default_theta: float
         defaults: what absent fields mean; without a default they are refused.
     """
     shape: dict[str, Any] = {name: fields.whole(name) for name in SIZES}
+    shape["num_hidden_layers"] = fields.layers("num_hidden_layers")
     head_dim = fields.whole_or_null("head_dim", defaults.get("head_dim", REQUIRED))
     kv_heads = fields.whole_or_null("num_key_value_heads", defaults.get("num_key_value_heads", REQUIRED))
     theta, scaling = read_rope(fields, shape["max_position_embeddings"], default_theta)
@@ -42,7 +42,7 @@ def read_shape(fields: Fields, defaults: Mapping[str, Any], default_theta: float
 
 def write_shape(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields of config.json that `read_shape` reads."""
-    names = (*SIZES, "head_dim", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings")
+    names = (*SIZES, "num_hidden_layers", "head_dim", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings")
     return {name: getattr(config, name) for name in names} | write_rope(config) | {
         "hidden_act": "silu", **NO_SPECIAL_TOKENS}
 

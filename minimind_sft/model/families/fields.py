@@ -11,6 +11,7 @@ from typing import Any
 from minimind_sft.errors import UserError, describe, printable
 
 MAX_SIZE = 10**9
+MAX_LAYERS = 10_000
 
 REQUIRED: Any = object()
 """The default of a field that every file has."""
@@ -70,6 +71,13 @@ class Fields:
         value = self._take(name, default)
         if value is not default and not (type(value) is int and least <= value <= MAX_SIZE):
             self.refuse(name, f"expected a whole number from {least}, found {describe(value)}")
+        return value
+
+    def layers(self, name: str) -> int:
+        """Returns a number of layers, few enough to make a list of them."""
+        value = self.whole(name)
+        if value > MAX_LAYERS:
+            self.refuse(name, f"is {value:,}, expected at most {MAX_LAYERS:,}")
         return value
 
     def whole_or_null(self, name: str, default: Any = REQUIRED, least: int = 1) -> int | None:

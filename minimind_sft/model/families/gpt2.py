@@ -8,8 +8,8 @@ from minimind_sft.model.families.common import NO_SPECIAL_TOKENS
 from minimind_sft.model.families.family import Entry, Family
 from minimind_sft.model.families.fields import Fields
 
-NAMES = {"vocab_size": "vocab_size", "n_embd": "hidden_size", "n_layer": "num_hidden_layers",
-         "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}
+NAMES = {"vocab_size": "vocab_size", "n_embd": "hidden_size", "n_head": "num_attention_heads",
+         "n_positions": "max_position_embeddings"}
 KIND: dict[str, Any] = {"attention_bias": "all", "mlp_bias": True, "qk_norm": False, "norm": "layer", "mlp": "gelu",
         "positions": "learned"}
 
@@ -17,6 +17,7 @@ KIND: dict[str, Any] = {"attention_bias": "all", "mlp_bias": True, "qk_norm": Fa
 def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values)
     shape: dict[str, Any] = {ours: fields.whole(theirs) for theirs, ours in NAMES.items()}
+    shape["num_hidden_layers"] = fields.layers("n_layer")
     heads, hidden_size = shape["num_attention_heads"], shape["hidden_size"]
     if hidden_size % heads:
         fields.refuse("n_head", f"{heads} heads do not divide n_embd {hidden_size}")
@@ -35,7 +36,8 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-            **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()}, "n_inner": config.intermediate_size,
+            **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()}, "n_layer": config.num_hidden_layers,
+            "n_inner": config.intermediate_size,
             "layer_norm_epsilon": config.rms_norm_eps, "tie_word_embeddings": config.tie_word_embeddings,
             "activation_function": "gelu_new", **NO_SPECIAL_TOKENS}
 
