@@ -80,7 +80,7 @@ class Weights:
         Raises:
             UserError: if a tensor is missing, unknown, of another shape, or not finite; names it.
         """
-        with _Uninitialised():
+        with Uninitialised():
             model = MiniMindForCausalLM(replace(self.config, dropout=dropout))
         places = model.state_dict()
         if self.config.tie_word_embeddings and HEAD not in set(self.tensors):
@@ -118,7 +118,7 @@ class Weights:
                             "infinite: the run that wrote the file diverged; use earlier weights")
 
 
-class _Uninitialised(TorchFunctionMode):
+class Uninitialised(TorchFunctionMode):
     """Skips the random initialisation of new modules, whose weights are about to be overwritten.
 
     Their memory is then only reserved: a page takes memory when it is first written.
