@@ -5,7 +5,6 @@ only at the start of a text or beside a control token, it must not do, or still 
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -20,10 +19,12 @@ BLANKS_AT_START, BLANKS_AT_END = re.compile(f"^{WHITESPACE}"), re.compile(f"{WHI
 
 
 class Piece(NamedTuple):
-    """Marked text that is tokenized by itself."""
+    """Marked text that is tokenized by itself; `inside` tells whether it continues text, so that no space belongs
+    before it."""
 
     text: str
     supervised: bool
+    inside: bool = False
 
 
 class MarkedSequence(NamedTuple):
@@ -31,14 +32,6 @@ class MarkedSequence(NamedTuple):
 
     pieces: list[Piece]
     marks: Marks
-
-
-class Part(NamedTuple):
-    """A piece, or a part of one; `inside` tells whether it continues text, so that no space belongs before it."""
-
-    text: str
-    supervised: bool
-    inside: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,52 +48,52 @@ class TokenSequence:
 
 def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
     """Turns marked text into ids and loss mask; equal pieces, such as the end of a line, are tokenized once."""
-    cut = [(list(parts_of(pieces, marks)), marks) for pieces, marks in sequences]
+    sequences = [MarkedSequence(cut_further(pieces, marks), marks) if marks.depends_on_place else sequence
+                 for sequence in sequences for pieces, marks in [sequence]]
     ids_of: dict[tuple[str, bool], dict[str, list[int]]] = {}
-    for marks in {marks.shield: marks for _, marks in cut}.values():
-        for inside in (False, True):
-            texts = list({part.text: None for parts, its_marks in cut if its_marks is marks
-                          for part in parts if part.inside == inside})
-            tokenizer = marks.inside if inside else marks.tokenizer
-            if texts and tokenizer is not None:
+    for marks in {marks.shield: marks for _, marks in sequences}.values():
+        for inside, tokenizer in ((False, marks.tokenizer), (True, marks.inside)):
+            if tokenizer is not None:
+                texts = list({text: None for pieces, its_marks in sequences if its_marks is marks
+                              for text, _, is_inside in pieces if is_inside == inside})
                 encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
                 ids_of[marks.shield, inside] = {text: encoding.ids
                                                 for text, encoding in zip(texts, encodings, strict=True)}
 
     # All sequences in one array: numpy is slow on many short ones.
-    ids = [ids_of[marks.shield, part.inside][part.text] for parts, marks in cut for part in parts]
-    part_ends = np.cumsum([0, *map(len, ids)])
-    supervised = np.repeat([part.supervised for parts, _ in cut for part in parts], np.diff(part_ends))
-    input_ids = np.fromiter(chain.from_iterable(ids), np.int32, len(supervised))
-    ends = part_ends[np.cumsum([0, *(len(parts) for parts, _ in cut)])]
+    parts = [ids_of[marks.shield, inside][text] for pieces, marks in sequences for text, _, inside in pieces]
+    part_ends = np.cumsum([0, *map(len, parts)])
+    supervised = np.repeat([piece.supervised for pieces, _ in sequences for piece in pieces], np.diff(part_ends))
+    input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
+    ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
     return [TokenSequence(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
 
 
-def parts_of(pieces: list[Piece], marks: Marks) -> Iterator[Part]:
-    """Yields parts that, tokenized one by one, give the ids of the whole text."""
-    if not marks.depends_on_place:
-        yield from (Part(*piece) for piece in pieces)
-        return
+def cut_further(pieces: list[Piece], marks: Marks) -> list[Piece]:
+    """Returns pieces that, tokenized one by one, give the ids of the whole text, for tokenizers where the place of a
+    piece makes a difference."""
+    further = []
     before = ""  # the last character so far
     for piece in _stripped(pieces, marks):
         first_mark = marks.find(piece.text)
         if not before or marks.inside is None:
-            yield Part(*piece)
+            further.append(piece)
         elif marks.prefix == "first":
-            yield Part(*piece, inside=True)
+            further.append(piece._replace(inside=True))
         elif before in marks.all_marks or first_mark == 0:
-            yield Part(*piece)
+            further.append(piece)
         else:  # a space belongs before the text after each control token, but not before this one
-            yield Part(piece.text[:first_mark], piece.supervised, inside=True)
+            further.append(Piece(piece.text[:first_mark], piece.supervised, inside=True))
             if first_mark < len(piece.text):
-                yield Part(piece.text[first_mark:], piece.supervised)
+                further.append(Piece(piece.text[first_mark:], piece.supervised))
         before = piece.text[-1]
+    return further
 
 
 def _stripped(pieces: list[Piece], marks: Marks) -> list[Piece]:
     """Returns the pieces that have text, without whitespace that control tokens across a cut take with them."""
     kept: list[Piece] = []
-    for text, supervised in pieces:
+    for text, supervised, _ in pieces:
         text = _without_taken(text, marks)
         if kept and kept[-1].text[-1] in marks.strip_after:
             text = BLANKS_AT_START.sub("", text)
