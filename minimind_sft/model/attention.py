@@ -104,6 +104,7 @@ class Documents:
 
     @cached_property
     def length_T(self) -> Tensor:
+        """The length of each token's document."""
         lengths_S = torch.tensor(self._cu_seqlens, dtype=torch.int64).diff()
         return send(lengths_S.repeat_interleave(lengths_S), self.positions_T.device)
 
