@@ -29,6 +29,7 @@ from minimind_sft.export.gguf_tokens import tokenizer_metadata
 from minimind_sft.export.model import Export, stored_dtype
 from minimind_sft.export.modelfile import modelfile
 from minimind_sft.export.staging import check_apart, check_output, staged
+from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import check_template, check_tokenizer, encoding_facts
 from minimind_sft.model.build import check_shape
 from minimind_sft.model.families.gguf_registry import GGUF_FAMILIES
@@ -69,7 +70,8 @@ def main() -> None:
     settings = parse_flags(ConvertModelSettings, description=__doc__)
     chosen, output = settings.weights, Path(settings.output.output)
     weights, tokenizer, template = load(chosen)
-    export = Export(weights, tokenizer, template, settings.output.dtype or default_dtype(settings.output.to, weights))
+    export = Export(weights, tokenizer, template, settings.output.dtype or default_dtype(settings.output.to, weights),
+                    named_stop_ids(weights.path, tokenizer))
     plan = PLANS[settings.output.to](export, chosen, output)
     check_apart(output, weights.path)
     check_output(output, plan.files, settings.output.overwrite)

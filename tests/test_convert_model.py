@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from exports import CONFIGS, QWEN3, UNNORMALISED, weights_of
+from export_models import CONFIGS, QWEN3, UNNORMALISED, random_weights
 from programs import CHAT, REPOSITORY, program, refuse, run_without_room, succeed, wait_for
 from safetensors.torch import load_file
 
@@ -27,7 +27,7 @@ TOKENIZER = load_tokenizer(None)
 def write(path, config, template=None, choice=None, **sidecar):
     """Writes the weights of `exports` as a trainer would."""
     model = MiniMindForCausalLM(config)
-    model.load_state_dict(weights_of(config).tensors, strict=not config.tie_word_embeddings)
+    model.load_state_dict(random_weights(config).tensors, strict=not config.tie_word_embeddings)
     facts = encoding_facts(TOKENIZER, template or ChatTemplate(TOKENIZER), choice)
     write_weights(path, model, "float32", {**facts, **sidecar})
     return path
@@ -81,7 +81,7 @@ def test_a_gguf_file_and_back(dense, convert, tmp_path):
     assert names(tmp_path) == ["chat.Modelfile", "chat.gguf"]
     assert "in the layout of qwen3, float32" in convert("--weight", file, "--to", "huggingface", "--output", folder)
     tensors = load_file(folder / "model.safetensors")
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in weights_of(QWEN3).tensors.items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in random_weights(QWEN3).tensors.items())
 
 
 def test_rounded_values_are_reported(dense, convert, tmp_path):
@@ -157,7 +157,7 @@ def test_an_output_inside_the_weights_or_in_their_place_is_refused(dense, conver
 
 
 def test_weights_of_unknown_origin_need_their_tokenizer(convert, tmp_path):
-    torch.save(weights_of(QWEN3).tensors, tmp_path / "a.pth")
+    torch.save(random_weights(QWEN3).tensors, tmp_path / "a.pth")
     with pytest.raises(UserError, match="nothing says which tokenizer these weights were trained with"):
         convert("--weight", tmp_path / "a.pth", "--to", "huggingface", "--output", tmp_path / "x")
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chats import TOKENIZER
-from exports import CONFIGS, LONG, QWEN3, export_of
+from export_models import CONFIGS, LONG, QWEN3
+from exports import export_of
 
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError

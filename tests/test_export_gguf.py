@@ -6,7 +6,8 @@ import gguf
 import pytest
 import torch
 from chats import TOKENIZER
-from exports import CONFIGS, LLAMA, LONG, QWEN3, UNNORMALISED, export_of, weights_of
+from export_models import CONFIGS, LLAMA, LONG, QWEN3, UNNORMALISED, random_weights
+from exports import export_of
 from llama_cpp_judge import INSTALL, ask, node_modules
 
 from minimind_sft.data.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def judged(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_computes_the_same(name, judged):
     """The most likely token after each position, and a greedy answer, beyond the original context of scaled RoPE."""
-    model = weights_of(MODELS[name]).build_model().eval()
+    model = random_weights(MODELS[name]).build_model().eval()
     logits = model.document_logits(torch.tensor(IDS), [0, len(IDS)])
     assert judged[name]["score"] == [logits.argmax(-1).tolist()]
     settings = SamplingSettings(max_new_tokens=24, temperature=0.0)

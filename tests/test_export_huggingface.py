@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chats import BUNDLED, TOKENIZER, TOOLS
-from exports import CONFIGS, LONG, QWEN3, UNNORMALISED, export_of, weights_of
+from export_models import CONFIGS, LONG, QWEN3, UNNORMALISED, random_weights
+from exports import export_of
 from safetensors.torch import load_file
 
 from minimind_sft.data.chat_template import ChatTemplate
@@ -146,7 +147,7 @@ def test_a_template_for_tools_goes_along(tmp_path):
     tokenizer = Tokenizer(TOKENIZER.state, TOKENIZER.special, BUNDLED.source,
                           {"tool_use": BUNDLED.source.replace("# Tools", "# Functions")})
     template = ChatTemplate(tokenizer)
-    folder = write(tmp_path / "folder", Export(weights_of(QWEN3), tokenizer, template, "float32"))
+    folder = write(tmp_path / "folder", Export(random_weights(QWEN3), tokenizer, template, "float32"))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "Weather in Rome?"}]
     for tools in (None, TOOLS):
@@ -169,6 +170,11 @@ def test_weights_without_a_template_get_none(tmp_path):
     folder = write(tmp_path / "folder", replace(export_of(QWEN3), template=None))
     assert not (folder / "chat_template.jinja").exists()
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
+
+
+def test_ends_of_text_that_a_base_names_are_kept(tmp_path):
+    folder = write(tmp_path / "folder", replace(export_of(QWEN3), named_stop_ids=frozenset({7, 2})))
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0, 7]
 
 
 def test_values_too_large_for_the_dtype_are_refused(tmp_path):

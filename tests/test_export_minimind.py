@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chats import TOKENIZER
-from exports import CONFIGS, QWEN3, UNNORMALISED, export_of
+from export_models import CONFIGS, QWEN3, UNNORMALISED
+from exports import export_of
 
 from minimind_sft.errors import UserError
 from minimind_sft.export.check import compare

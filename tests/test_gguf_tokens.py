@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 from chats import BUNDLED, TOKENIZER
-from exports import QWEN3, export_of, weights_of
+from export_models import QWEN3, random_weights
+from exports import export_of
 from llama_cpp_judge import INSTALL, ask, node_modules
 
 from minimind_sft.data.chat_template import make_template
@@ -55,12 +56,12 @@ KINDS = {
 
 
 def metadata_of(tokenizer: Tokenizer, **config) -> dict:
-    weights = weights_of(replace(QWEN3, hidden_size=8, vocab_size=config.pop("vocab_size", tokenizer.vocab_size)))
+    weights = random_weights(replace(QWEN3, hidden_size=8, vocab_size=config.pop("vocab_size", tokenizer.vocab_size)))
     return tokenizer_metadata(Export(weights, tokenizer, None, "float32"))
 
 
 def written(path: Path, tokenizer: Tokenizer) -> Path:
-    weights = weights_of(replace(QWEN3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    weights = random_weights(replace(QWEN3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                  vocab_size=tokenizer.vocab_size))
     write_gguf(path, Export(weights, tokenizer, None, "float32"), choose_family(weights.config, GGUF_FAMILIES, None))
     return path

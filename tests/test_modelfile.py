@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from chats import BUNDLED, TOKENIZER
-from exports import QWEN3, export_of
+from export_models import QWEN3
+from exports import export_of
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.export.modelfile import frames_of, modelfile

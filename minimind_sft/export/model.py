@@ -16,18 +16,21 @@ class Export:
 
     template: None for weights that only continue text.
     dtype: the dtype to write: float32, float16, bfloat16, or q8_0 in a GGUF file.
+    named_stop_ids: further tokens that end an answer, as the folder of a base model names them.
     """
 
     weights: Weights
     tokenizer: Tokenizer
     template: ChatTemplate | None
     dtype: str
+    named_stop_ids: frozenset[int] = frozenset()
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """The tokens at which an answer ends, the end of a turn first."""
         end_of_turn = None if self.template is None else self.template.end_of_turn_id
-        ids = (end_of_turn, self.tokenizer.eos_id, self.tokenizer.token_to_id(END_OF_DOCUMENT))
+        ids = (end_of_turn, self.tokenizer.eos_id, self.tokenizer.token_to_id(END_OF_DOCUMENT),
+               *sorted(self.named_stop_ids))
         return list(dict.fromkeys(one for one in ids if one is not None))
 
 
