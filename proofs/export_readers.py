@@ -175,7 +175,7 @@ def llama_column(dtype: str) -> str:
 def transformers_gguf(path: Path, ours: Ours, folder: Path) -> str:
     """Loads a GGUF file with transformers; with the configuration of `folder` where it does not read all from the file.
 
-    transformers 5.24 takes some sizes for granted: Qwen3's head_dim, Qwen3-MoE's moe_intermediate_size, GPT-2's context.
+    transformers 5.24 assumes sizes: head_dim of Qwen3, moe_intermediate_size of Qwen3-MoE, the context of GPT-2.
     """
     if not find_spec("transformers"):
         return "not installed"

@@ -33,6 +33,10 @@ def test_nothing_is_left_after_an_error(error, tmp_path):
         (folder / "config.json").write_text("{}")
         raise error
     assert names(tmp_path) == []
+    with pytest.raises(type(error) if not isinstance(error, OSError) else UserError), \
+            staged(tmp_path / "a" / "b" / "x.gguf", [tmp_path / "a" / "b" / "x.gguf"]):
+        raise error
+    assert names(tmp_path) == []
     if isinstance(error, OSError):
         assert str(raised.value) == f"--output {tmp_path / 'model'}: cannot be written (No space left)"
 
@@ -77,6 +81,7 @@ def test_outputs_that_are_refused(tmp_path):
         check_output(tmp_path / "file", [tmp_path / "file"], overwrite=False)
     check_output(tmp_path / "model", [], overwrite=True)
     check_output(tmp_path / "empty", [], overwrite=False)
+    check_output(tmp_path / "new" / "folders" / "x", [], overwrite=False)
     with staged(tmp_path / "empty", []) as folder:
         (folder / "config.json").write_text("{}")
     assert names(tmp_path) == ["empty", "file", "model", "photos"]

@@ -6,10 +6,10 @@ removes that folder; after a power cut or SIGKILL the next export to the same pl
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import sync, temporary_name
 from minimind_sft.set_aside import check_replaceable, is_there, previous_name, remove, set_aside_file
 
@@ -38,8 +38,9 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     elif is_there(output) and not overwrite:
         raise UserError(f"{output}: exists already; choose another --output, or --overwrite moves it to "
                         f"{previous_name(output)}")
-    _make_staging(output)
-    remove(temporary_name(output))
+    created = _missing_folders(output)
+    remove(_make_staging(output))
+    _remove_empty(created)
 
 
 def check_apart(output: Path, source: Path) -> None:
@@ -67,6 +68,7 @@ def staged(output: Path, files: Sequence[Path]) -> Iterator[Path]:
     Raises:
         UserError: naming the output, if it cannot be written.
     """
+    created = _missing_folders(output)
     staging = _make_staging(output)
     try:
         yield staging
@@ -81,10 +83,12 @@ def staged(output: Path, files: Sequence[Path]) -> Iterator[Path]:
             staging.rename(output)
         sync(output.parent)
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
+        reason = error.strerror or f"probably no space left: {first_line(error)}"  # NumPy's errors have no number
+        raise UserError(f"--output {output}: cannot be written ({reason})") from error
     finally:
         if is_there(staging):
             remove(staging)
+        _remove_empty(created)
 
 
 def _make_staging(output: Path) -> Path:
@@ -96,6 +100,17 @@ def _make_staging(output: Path) -> Path:
     except OSError as error:
         raise UserError(f"--output {output}: cannot write there ({error.strerror})") from error
     return staging
+
+
+def _missing_folders(output: Path) -> list[Path]:
+    """Returns the folders above the output that do not exist yet, the innermost first."""
+    return [folder for folder in output.parents if not is_there(folder)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _set_aside_folder(output: Path) -> None:

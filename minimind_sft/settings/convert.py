@@ -1,6 +1,7 @@
 """Settings of scripts/convert_model.py."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from minimind_sft.settings.chat import WeightSettings
 from minimind_sft.settings.spec import same_setting, setting
@@ -45,7 +46,7 @@ class OutputSettings:
     def problems(self) -> list[str]:
         found = []
         ending = ENDINGS.get(self.to)
-        if self.output and ending and not self.output.endswith(ending):
+        if self.output and ending and Path(self.output).suffix != ending:
             found.append(f"--output {self.output}: expected a name that ends in {ending} for --to {self.to}")
         if not ending and self.output.endswith(WEIGHT_ENDINGS):
             found.append(f"--output {self.output}: expected the name of a folder for --to {self.to}, not of a file")
