@@ -214,3 +214,32 @@ def test_what_a_family_cannot_express_differs_when_read_back():
     assert found["qwen3"] == {"attention_bias"}
     assert found["llama"] == {"attention_bias", "qk_norm", "sliding_window", "full_attention_layers"}
     assert found["gpt2"] >= {"qk_norm", "norm", "mlp", "positions"}
+
+
+def test_a_llama_that_transformers_refuses_is_not_written():
+    config = ModelConfig(hidden_size=24, num_attention_heads=5, num_key_value_heads=5, head_dim=8, qk_norm=False)
+    with pytest.raises(UserError, match=r"^num_attention_heads: 5 heads do not divide hidden_size 24, as "):
+        FAMILIES["llama"].write_config(config)
+    assert FAMILIES["mistral"].read_config(FAMILIES["mistral"].write_config(config)).head_dim == 8
+
+
+NONSENSE = (None, True, -1, 0, 1, 1.5, 10**20, float("nan"), float("inf"), "", "x", [], [1], ["x"], [None], {},
+            {"a": 1})
+
+
+@pytest.mark.parametrize("values", [LLAMA, QWEN2, QWEN3, MOE, MISTRAL, GPT2, SMOLLM3, PHI3],
+                         ids=lambda values: values["model_type"])
+def test_nonsense_in_any_field_is_read_or_refused_in_one_line(values: dict[str, Any]):
+    family = family_of(values)
+    for rope in ({}, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "attention_factor": None}},
+                 {"rope_parameters": {"rope_type": "llama3", **LLAMA3, "rope_theta": 1e4}}):
+        whole = {**family.write_config(read(values)), **rope}
+        inside = [(name, key) for name, value in whole.items() if isinstance(value, dict) for key in value]
+        for path in [(name,) for name in whole] + inside:
+            for nonsense in NONSENSE:
+                changed = ({**whole, path[0]: nonsense} if len(path) == 1 else
+                           {**whole, path[0]: {**whole[path[0]], path[1]: nonsense}})
+                try:
+                    family_of(changed).read_config(changed)
+                except UserError as error:
+                    assert "\n" not in str(error) and len(str(error)) < 250, error

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.families.common import read_shape, same_names, write_shape
 from minimind_sft.model.families.family import Family
@@ -24,6 +25,13 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: if the heads do not divide the hidden size; transformers refuses such a Llama, whatever its head_dim.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(f"num_attention_heads: {config.num_attention_heads} heads do not divide hidden_size "
+                        f"{config.hidden_size}, as transformers requires of a Llama")
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **write_shape(config),
             "attention_bias": config.attention_bias == "all", "mlp_bias": config.mlp_bias}
 

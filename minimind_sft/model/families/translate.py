@@ -42,16 +42,19 @@ class Translated(LazyTensors):
         entries = family.entries(config)
         self._entry = {name: entry for entry in entries for name in entry.ours}
         assert self._entry.keys() == self.shapes.keys(), "a family's entries hold every tensor exactly once"
-        self._joined: tuple[Entry, list[Tensor]] | None = None
+        # The last matrix and the last vector with several of ours: their parts are mostly asked for in a row.
+        self._joined: dict[int, tuple[Entry, list[Tensor]]] = {}
         self._check(entries, family, tied=config.tie_word_embeddings)
 
     def _translate(self, name: str) -> Tensor:
         entry = self._entry[name]
         if len(entry.ours) == 1:
             return self._parts(entry)[0]
-        if self._joined is None or self._joined[0] is not entry:  # the parts of one tensor are mostly read in a row
-            self._joined = (entry, self._parts(entry))
-        return self._joined[1][entry.ours.index(name)]
+        dimensions = len(self.shapes[name])
+        if dimensions not in self._joined or self._joined[dimensions][0] is not entry:
+            self._joined.pop(dimensions, None)  # before the next one is read
+            self._joined[dimensions] = (entry, self._parts(entry))
+        return self._joined[dimensions][1][entry.ours.index(name)]
 
     def _parts(self, entry: Entry) -> list[Tensor]:
         rows = [self.shapes[name][0] for name in entry.ours]
