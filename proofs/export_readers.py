@@ -10,6 +10,7 @@ reader that is not installed is left out by name. Prints a Markdown table and st
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 import types
@@ -164,7 +165,7 @@ def gguf_cells(export: Export, folder: Path) -> Cells:
 
 def refused(error: UserError) -> str:
     """Shortens a refusal to the field that it names."""
-    fields = [name for name in ModelConfig.__dataclass_fields__ if name in str(error)]
+    fields = [name for name in ModelConfig.__dataclass_fields__ if re.search(rf"\b{name}\b", str(error))]
     return f"refused: {', '.join(fields)}"
 
 

@@ -158,7 +158,10 @@ def plan_minimind(export: Export, chosen: ConvertedWeights, output: Path) -> Pla
 
 def plan_gguf(export: Export, _: ConvertedWeights, output: Path) -> Plan:
     """Plans a GGUF file and a Modelfile for Ollama."""
-    family = choose_family(export.weights.config, GGUF_FAMILIES, None)
+    try:
+        family = choose_family(export.weights.config, GGUF_FAMILIES, None)
+    except UserError as error:
+        raise UserError(f"--to gguf: {error}; --to huggingface says more about a model") from error
     tokenizer_metadata(export)  # refuses a tokenizer that llama.cpp does not have before anything is written
     model, ollama = output, output.with_suffix(".Modelfile")
 

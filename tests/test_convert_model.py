@@ -127,7 +127,7 @@ def test_a_call_without_flags_explains_itself(convert):
 
 @pytest.mark.parametrize(("config", "to", "output", "expected"), [
     (UNNORMALISED, "minimind", "x.pth", "norm_topk_prob is off: the chosen experts count by their probabilities"),
-    (UNNORMALISED, "gguf", "x.gguf", "norm_topk_prob False; its readers divide .*--to huggingface has one"),
+    (UNNORMALISED, "gguf", "x.gguf", "norm_topk_prob False; its readers divide .*--to huggingface says more"),
     (CONFIGS["gpt2"], "minimind", "x.pth", "norm is 'layer', MiniMind-2 has only 'rms'"),
     (CONFIGS["mistral"], "gguf", "x.gguf", "no place for sliding_window 8"),
     (QWEN3, "huggingface", "x.gguf", "expected the name of a folder for --to huggingface, not of a file"),

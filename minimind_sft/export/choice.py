@@ -22,8 +22,8 @@ SCALING_FIELDS = {
 """The fields of `RopeScaling` that each type reads."""
 
 REASONS = {"norm_topk_prob": "its readers divide the weights of the chosen experts by their sum, and no field tells "
-                             "them not to; --to huggingface has one (qwen3_moe)"}
-"""Why a field that is missing in a format matters, and what to do."""
+                             "them not to"}
+"""Why a field that is missing in a format matters."""
 
 
 def choose_family(config: ModelConfig, families: Mapping[str, Family], first: str | None) -> Family:
