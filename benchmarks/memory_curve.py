@@ -18,7 +18,7 @@ from memory_probe import Probe, measure
 from peak import timed_dtypes
 
 from minimind_sft.model.config import PRESETS
-from minimind_sft.training.memory import MIB, Plan, peak
+from minimind_sft.training.memory import MIB, peak
 
 FIXED = 2048
 """Tokens of a micro-batch while something else varies."""
@@ -77,11 +77,8 @@ def main() -> None:
 def row_of(point: Point, arguments: argparse.Namespace) -> dict:
     probe = Probe(point.micro_batches, preset=arguments.preset, dtype=arguments.dtype, device=arguments.device,
                   gradient_checkpointing=point.checkpointing, steps=2)
-    plan = Plan(sum(point.micro_batches[0]), max(point.micro_batches[0]), getattr(torch, arguments.dtype),
-                on_cpu=arguments.device == "cpu", gradient_checkpointing=point.checkpointing,
-                several_micro_batches=len(point.micro_batches) > 1)
     return {"curve": point.curve, "x": point.x, "checkpointing": point.checkpointing,
-            "measured": measure(probe)["peak"] / MIB, "predicted": sum(peak(probe.config, plan).values()) / MIB}
+            "measured": measure(probe)["peak"] / MIB, "predicted": sum(peak(probe.config, probe.plan).values()) / MIB}
 
 
 def draw(rows: list[dict], title: str, path: Path) -> None:

@@ -24,9 +24,11 @@ from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.freezing import freeze
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
+from minimind_sft.training.memory import Plan
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import parallelize
 
@@ -42,6 +44,7 @@ class Probe:
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = False
     supervised_share: float = 1.0
+    freeze: Sequence[str] = ()
     device: str = "cpu"
     parallel: str = "ddp"
     steps: int = 3
@@ -49,6 +52,14 @@ class Probe:
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(**{**asdict(PRESETS[self.preset]), "rope_scaling": None, **self.model})
+
+    @property
+    def plan(self) -> Plan:
+        """The same run for the memory estimate."""
+        return Plan(max(map(sum, self.micro_batches)), max(map(max, self.micro_batches)), getattr(torch, self.dtype),
+                    on_cpu=self.device == "cpu", gradient_checkpointing=self.gradient_checkpointing,
+                    several_micro_batches=len(self.micro_batches) > 1, supervised_share=self.supervised_share,
+                    freeze=tuple(self.freeze))
 
 
 def measure(probe: Probe, threads: int | None = None) -> dict:
@@ -87,6 +98,7 @@ def take_steps(probe: Probe, ranks: Ranks) -> dict:
     torch.manual_seed(0)
     model = MiniMindForCausalLM(probe.config).to(ranks.device)
     model.model.gradient_checkpointing = probe.gradient_checkpointing
+    freeze(model, probe.freeze)
     wrapped = parallelize(model, ranks, probe.parallel, dtype)
     optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)
     learner, peaks = Learner(model, wrapped, optimizer, scaler, ranks, dtype), []

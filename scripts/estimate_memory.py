@@ -38,7 +38,8 @@ from minimind_sft.training.memory import (
 
 def main() -> int:
     settings = parse_flags(EstimateSettings, description=__doc__)
-    model, plan = model_asked_for(settings.model), plan_asked_for(settings.run)
+    model = model_asked_for(settings.model)
+    plan = replace(plan_asked_for(settings.run), freeze=settings.model.freeze)
     parts, memory = peak(model, plan), settings.answer.memory
     fits = largest_micro_batch(model, plan, memory * GIB) if memory else None
     if settings.answer.json:
@@ -77,11 +78,13 @@ def plan_asked_for(settings: EstimatedRun) -> Plan:
 
 
 def asked(model: ModelConfig, plan: Plan) -> list[str]:
+    sizes = Sizes.of(model, plan.freeze)
+    part = f", of which {sizes.trained / 1e6:.1f}M train" if plan.freeze else ""
     experts = ", mixture of experts" if model.use_moe else ""
     ranks = f"; each of {plan.ranks} ranks ({plan.parallel})" if plan.ranks > 1 else ""
     again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
     return [f"model       {model.hidden_size} x {model.num_hidden_layers} layers, "
-            f"{Sizes.of(model).total / 1e6:.1f}M parameters{experts}",
+            f"{sizes.total / 1e6:.1f}M parameters{part}{experts}",
             f"training    micro-batches of {plan.micro_batch_tokens:,} tokens, "
             f"{str(plan.dtype).removeprefix('torch.')} on {'cpu' if plan.on_cpu else 'cuda'}{again}{ranks}"]
 
@@ -95,7 +98,8 @@ def table(parts: dict[str, float]) -> list[str]:
 def notes(model: ModelConfig, plan: Plan) -> list[str]:
     kept = kept_by_layer(model, plan)
     parts = ", ".join(f"{name} {value:,.0f}" for name, value in kept.items())
-    lines = [f"A layer keeps {sum(kept.values()):,.0f} bytes per token for its backward pass: {parts}."]
+    most = "Of layers that train, one keeps at most" if plan.freeze else "A layer keeps"
+    lines = [f"{most} {sum(kept.values()):,.0f} bytes per token for its backward pass: {parts}."]
     if plan.on_cpu and plan.dtype != torch.float32:
         lines.append("One size of micro-batch is counted. For every other number of tokens oneDNN keeps about "
                      f"{kernels_of_one_length(model) / MIB:.0f} MiB more.")

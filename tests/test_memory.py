@@ -15,7 +15,8 @@ from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.layers import FEED_FORWARDS, SwiGLU
 from minimind_sft.training import memory
-from minimind_sft.training.memory import MIB, Plan, in_use, kept_by_layer, largest_micro_batch, peak
+from minimind_sft.training.freezing import freeze
+from minimind_sft.training.memory import MIB, Plan, Sizes, in_use, kept_by_layer, largest_micro_batch, peak
 from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
 
 pytestmark = pytest.mark.slow
@@ -29,9 +30,11 @@ WINDOW = replace(EXPERTS, qk_norm=False, num_shared_experts=1, sliding_window=10
 TOKENS = 320
 
 
-def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], supervised: int) -> int:
+def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], supervised: int,
+                   frozen: tuple[str, ...] = ()) -> int:
     """Returns the bytes that the graph of one forward pass keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
+    freeze(model, frozen)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
     sizes = {}
 
@@ -62,6 +65,48 @@ def test_a_layer_keeps_what_is_estimated(config, length, dtype):
     outside = saved_outside_attention(config, dtype)
     estimated = sum(outside.values()) - outside[READ] + saved_by_attention(config, dtype, length)
     assert estimated * sum(lengths) == pytest.approx((three - one) / 2, rel=0.03)
+
+
+@pytest.mark.parametrize(("patterns", "fewer"), [
+    (("layers.*.mlp",), 1), (("layers.*.self_attn", "embed_tokens"), 1), (("embed_tokens", "layers.0-1"), 3)],
+    ids=["feed-forward", "attention", "lower layers"])
+@pytest.mark.parametrize("config", [SMALL, EXPERTS, GPT2], ids=["dense", "experts", "gpt2"])
+def test_a_frozen_part_keeps_what_is_estimated(config, patterns, fewer):
+    """Layers below all that trains keep nothing; a model with two more layers keeps what two others keep."""
+    if config is GPT2 and "embed_tokens" in patterns:
+        patterns = (*patterns, "embed_positions")
+    lengths = [96, 160]
+    few, many = (bytes_in_graph(replace(config, num_hidden_layers=layers), torch.float32, lengths, sum(lengths),
+                                patterns) for layers in (fewer, fewer + 2))
+    kept = kept_by_layer(replace(config, num_hidden_layers=fewer + 2),
+                         Plan(256, 160, torch.float32, freeze=patterns))
+    assert sum(kept.values()) * sum(lengths) == pytest.approx((many - few) / 2, rel=0.03)
+    whole = kept_by_layer(config, Plan(256, 160, torch.float32))
+    assert (kept == whole) == ("layers.0-1" in patterns)
+
+
+def test_frozen_parameters_have_no_gradients_and_no_moments():
+    large = replace(SMALL, vocab_size=150_000, num_hidden_layers=4)
+    embedding = 150_000 * 48
+    plan = Plan(TOKENS, 160, torch.float32)
+    whole, part = (in_use(large, each) for each in (plan, replace(plan, freeze=("lm_head",))))
+    assert whole["optimizer"] - part["optimizer"] == 8 * embedding
+    assert whole["gradients"] - part["gradients"] == 4 * embedding
+    assert whole["weights"] == part["weights"]
+    upper = Sizes.of(large, ("embed_tokens", "layers.0-2"))
+    assert len(upper.layers) == 1 and upper.head == upper.embedding == 0
+    assert upper.trained == upper.total - embedding - 3 * (upper.total - embedding - 48) // 4
+    assert kept_by_layer(large, replace(plan, freeze=("embed_tokens", "layers"))) == {}
+
+
+def test_layers_with_and_without_a_window_are_counted_apart():
+    mixed = replace(SMALL, num_hidden_layers=4, sliding_window=100, full_attention_layers=(1,),
+                    layers_without_rope=(1,))
+    plan = Plan(TOKENS, 160, torch.float32)
+    window, whole = (in_use(replace(SMALL, num_hidden_layers=4, sliding_window=size), plan)["activations"]
+                     for size in (100, None))
+    assert in_use(mixed, plan)["activations"] == pytest.approx((3 * window + whole) / 4, rel=0.01)
+    assert len(set(Sizes.of(mixed).layers)) == 2
 
 
 def test_the_estimate_follows_a_change_of_the_layer(monkeypatch):
@@ -100,6 +145,16 @@ def test_attention_of_mixed_lengths_counts_as_the_larger_kind():
     assert on_gpu == 2 * (64 + 2 * 32 + 64) + 4 * 4 + 2 * 64  # q, k, v, out; a sum per head; what o_proj reads
 
 
+LLAMA = {"vocab_size": 16_000, "hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
+         "intermediate_size": 1024, "qk_norm": False, "tie_word_embeddings": False}
+QWEN2 = {"vocab_size": 80_000, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+         "intermediate_size": 1408, "qk_norm": False, "attention_bias": "qkv"}
+SHAPE_OF_GPT2 = {"vocab_size": 25_000, "hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 6,
+                 "head_dim": 64, "intermediate_size": 1536, "qk_norm": False, "attention_bias": "all",
+                 "mlp_bias": True, "norm": "layer", "mlp": "gelu", "positions": "learned",
+                 "max_position_embeddings": 1024}
+"""Shapes of other families in small."""
+
 FAST = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
 IMPORTS = 271 * MIB
 """The part of `LIBRARIES` for the interpreter and PyTorch; the rest is what their kernels allocate at first use."""
@@ -109,14 +164,15 @@ IMPORTS = 271 * MIB
     Probe([[512, 512, 512, 512], [1500]], dtype=FAST),
     Probe([[2048], [300, 700, 512]], dtype=FAST, gradient_checkpointing=True),
     Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, supervised_share=0.3),
-], ids=["dense", "checkpointing", "experts"])
+    Probe([[400, 300], [600]], dtype=FAST, model=LLAMA, steps=2),
+    Probe([[400, 300], [600]], dtype=FAST, model=QWEN2, steps=2, gradient_checkpointing=True),
+    Probe([[700], [600]], dtype=FAST, model=QWEN2, steps=2, freeze=["embed_tokens", "layers.0-1"]),
+    Probe([[400, 300], [600]], dtype=FAST, model=SHAPE_OF_GPT2, steps=2),
+], ids=["dense", "checkpointing", "experts", "llama", "qwen2", "qwen2, partly frozen", "gpt2"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
     """The prediction uses the measured imports; this machine's kernels may allocate less than is counted."""
-    plan = Plan(max(map(sum, probe.micro_batches)), max(map(max, probe.micro_batches)), getattr(torch, probe.dtype),
-                gradient_checkpointing=probe.gradient_checkpointing, supervised_share=probe.supervised_share,
-                several_micro_batches=len(probe.micro_batches) > 1)
     measured = measure(probe, threads=1)
-    without_set_up = sum(peak(probe.config, plan).values()) - memory.LIBRARIES + measured["before"]
+    without_set_up = sum(peak(probe.config, probe.plan).values()) - memory.LIBRARIES + measured["before"]
     assert without_set_up / 1.15 < measured["peak"] < 1.15 * (without_set_up + memory.LIBRARIES - IMPORTS)
 
 

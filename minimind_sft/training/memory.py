@@ -14,12 +14,15 @@ import torch
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels import cross_entropy
+from minimind_sft.model.kernels.cross_entropy import rows_at_once
 from minimind_sft.model.kernels.selection import SHORT, skips_unread_positions
+from minimind_sft.training.freezing import freeze, trained_parameters
 from minimind_sft.training.saved_bytes import (
     ATTENTION,
     FEED_FORWARD,
     PROJECTIONS,
     READ,
+    layer_config,
     saved_by_attention,
     saved_outside_attention,
 )
@@ -58,42 +61,83 @@ class Plan:
     ranks: int = 1
     parallel: str = "ddp"
     async_save: bool = False
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that takes part in the backward pass."""
+
+    config: ModelConfig
+    """That of a model with this layer alone."""
+    frozen: frozenset[str]
+    """Its parameters that do not train, by their names in the layer."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts the parameters of a model."""
+    """Counts the parameters of a model, and which of its layers take part in the backward pass."""
 
     total: int
+    trained: int
     layer_matrices: int
-    """In all layers, those that autocast converts: projections, feed-forward networks, experts."""
+    """In one layer, those that autocast converts: projections, feed-forward networks, experts."""
+    embedding: int
+    """The embedding's matrix, V * D, or 0 if it is frozen."""
     head: int
-    """The head's matrix, V * D (tied or not)."""
-    layers: int
+    """The same for the head, tied or not."""
+    layers: tuple[Layer, ...]
+    """All from the first that trains, or from below which a gradient is wanted."""
 
     @classmethod
     @cache
-    def of(cls, config: ModelConfig) -> "Sizes":
+    def of(cls, config: ModelConfig, patterns: tuple[str, ...] = ()) -> "Sizes":
+        """
+        Raises:
+            UserError: if `--freeze` has a pattern that names nothing.
+        """
         with torch.device("meta"):
             model = MiniMindForCausalLM(config)
+        freeze(model, patterns)
         layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
-        matrices = sum(parameter.numel() for layer in layers for module in layer.matrices()
-                       for parameter in module.parameters())
-        return cls(sum(parameter.numel() for parameter in model.parameters()), matrices,
-                   config.vocab_size * config.hidden_size, config.num_hidden_layers)
+        below = [child for name, child in model.model.named_children() if name.startswith("embed_")]
+        reached = [any(parameter.requires_grad for module in (*below, *layers[: index + 1])
+                       for parameter in module.parameters()) for index in range(len(layers))]
+        embedding, head = (config.vocab_size * config.hidden_size * matrix.weight.requires_grad
+                           for matrix in (model.embed_tokens, model.lm_head))
+        frozen = [frozenset(name for name, parameter in layer.named_parameters() if not parameter.requires_grad)
+                  for layer in layers]
+        return cls(
+            total=sum(parameter.numel() for parameter in model.parameters()), trained=trained_parameters(model),
+            layer_matrices=sum(parameter.numel() for matrices in layers[0].matrices()
+                               for parameter in matrices.parameters()),
+            embedding=embedding, head=head,
+            layers=tuple(Layer(layer_config(config, index), frozen[index])
+                         for index in range(len(layers)) if reached[index]))
 
 
 def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Returns the bytes per token that one layer's forward pass keeps for its backward pass, by part."""
-    saved = saved_outside_attention(config, plan.dtype)
+    """Returns the bytes per token that one layer's forward pass keeps for its backward pass, by part.
+
+    If layers differ, it is the one that keeps most; nothing if no layer takes part in the backward pass.
+    """
+    return max((_kept(layer, plan) for layer in set(Sizes.of(config, plan.freeze).layers)), key=_total, default={})
+
+
+def _total(parts: dict[str, float]) -> float:
+    return sum(parts.values())
+
+
+def _kept(layer: Layer, plan: Plan) -> dict[str, float]:
+    saved = saved_outside_attention(layer.config, plan.dtype, layer.frozen)
     kept = {part: saved[part] for part in saved if part != READ and saved[part]}
     if plan.on_cpu:
         # Short and long documents are attended to in different ways. Any mix may come, so the worse one counts.
-        kept[ATTENTION] += max(saved_by_attention(config, plan.dtype, length)
-                               for length in (plan.max_seq_len, min(plan.max_seq_len, SHORT)))
+        attention = max(saved_by_attention(layer.config, plan.dtype, length)
+                        for length in (plan.max_seq_len, min(plan.max_seq_len, SHORT)))
     else:
-        kept[ATTENTION] += _saved_by_flash_attention(config, plan.dtype)
-    return kept
+        attention = _saved_by_flash_attention(layer.config, plan.dtype)
+    return {**kept, ATTENTION: kept.get(ATTENTION, 0.0) + attention}
 
 
 def _saved_by_flash_attention(config: ModelConfig, dtype: torch.dtype) -> float:
@@ -112,37 +156,72 @@ def _read(plan: Plan) -> float:
 
 
 def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Returns the bytes that one rank has in use at its peak, by purpose."""
-    sizes, tokens = Sizes.of(config), plan.micro_batch_tokens
-    layer = sum(kept_by_layer(config, plan).values()) * tokens
-    entry = FLOAT * config.hidden_size * tokens
-    unread = (tokens - _read(plan)) * saved_outside_attention(config, plan.dtype)[READ]  # in the last layer
-    activations = sizes.layers * entry if plan.gradient_checkpointing else sizes.layers * layer - unread
-    again = layer if plan.gradient_checkpointing else 0.0
-    resident = _resident(sizes, plan)
-    # The peak is either in the loss or in the backward pass of the last layer, which comes first.
-    in_loss = {"loss": _loss(config, plan)}
-    in_backward = {"recomputed layer": again, "backward": _backward(config, plan)}
-    highest = max(in_loss, in_backward, key=lambda parts: sum(parts.values()))
-    return {**resident, "activations": activations + _embedded(config, plan), **highest}
+    """Returns the bytes that one rank has in use at its peak, by purpose.
+
+    The peak is in the loss, in the backward pass of the last layer, which comes first, or at the end of the backward
+    pass, when all gradients exist.
+    """
+    sizes, tokens = Sizes.of(config, plan.freeze), plan.micro_batch_tokens
+    kept = [sum(_kept(layer, plan).values()) * tokens for layer in sizes.layers]
+    embedded, head = _embedded(config, plan), FLOAT * sizes.head
+    if plan.gradient_checkpointing:
+        activations = {"activations": FLOAT * config.hidden_size * tokens * len(kept) + embedded}
+        again = {"recomputed layer": max(kept, default=0.0) + _copies(sizes, plan, 1)}
+    else:
+        unread = (tokens - _read(plan)) * sum(saved_outside_attention(last.config, plan.dtype, last.frozen)[READ]
+                                              for last in sizes.layers[-1:])
+        activations = {**_named_copies(sizes, plan), "activations": sum(kept) - unread + embedded}
+        again = {}
+    waits = head if config.tie_word_embeddings or not plan.several_micro_batches else 0.0
+    moments: tuple[dict[str, float], ...] = (
+        {**activations, "loss": _loss(config, plan)},
+        {**activations, **again, "backward": _backward(config, plan) + waits},
+        {"activations": embedded, **_last_gradients(config, plan)},
+    )
+    return _resident(sizes, plan) | max(moments, key=_total)
 
 
 def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
     """Returns what stays in memory throughout a micro-batch."""
-    m = plan.dtype.itemsize
     shards = _shards(plan)
-    gradients = FLOAT * sizes.total * (plan.several_micro_batches or (plan.ranks > 1 and shards == 1))
-    parts = {"weights": FLOAT * sizes.total / shards, "optimizer": 2 * FLOAT * sizes.total / shards,
+    gradients = FLOAT * sizes.trained if _gradients_wait(plan) else 0.0
+    parts = {"weights": FLOAT * sizes.total / shards, "optimizer": 2 * FLOAT * sizes.trained / shards,
              "gradients": gradients}
     if shards > 1:
         # Two layers are gathered at a time (one computes, the next is fetched); embedding and head stay gathered.
-        parts["gathered weights"] = 2 * m * sizes.layer_matrices / sizes.layers + FLOAT * sizes.head
-        return parts
-    if plan.ranks > 1:
-        parts["exchange"] = min(DDP_BUCKET, FLOAT * sizes.total)
-    if m < FLOAT:
-        parts["weights in " + str(plan.dtype).removeprefix("torch.")] = m * sizes.layer_matrices
+        parts["gathered weights"] = 2 * plan.dtype.itemsize * sizes.layer_matrices + FLOAT * sizes.head
+    elif plan.ranks > 1:
+        parts["exchange"] = min(DDP_BUCKET, FLOAT * sizes.trained)
     return parts
+
+
+def _gradients_wait(plan: Plan) -> bool:
+    """Says whether all gradients have their memory during the whole step, DDP's in its buckets."""
+    return plan.several_micro_batches or (plan.ranks > 1 and _shards(plan) == 1)
+
+
+def _copies(sizes: Sizes, plan: Plan, layers: int) -> float:
+    """Returns the bytes of the matrices of some layers in autocast's dtype."""
+    m = plan.dtype.itemsize
+    return m * sizes.layer_matrices * layers if m < FLOAT and _shards(plan) == 1 else 0.0
+
+
+def _named_copies(sizes: Sizes, plan: Plan) -> dict[str, float]:
+    copies = _copies(sizes, plan, len(sizes.layers))
+    return {f"weights in {str(plan.dtype).removeprefix('torch.')}": copies} if copies else {}
+
+
+def _last_gradients(config: ModelConfig, plan: Plan) -> dict[str, float]:
+    """Returns the gradients at the end of the backward pass, beyond those that had their memory before.
+
+    That of a tied head waits there for the embedding's, which is added to it.
+    """
+    sizes = Sizes.of(config, plan.freeze)
+    embedding = FLOAT * sizes.embedding * (1 + config.tie_word_embeddings)
+    if _gradients_wait(plan):
+        return {"gradients of this micro-batch": embedding}
+    return {"gradients of this micro-batch":
+            (FLOAT * (sizes.trained - sizes.embedding)) / _shards(plan) + embedding}
 
 
 def _shards(plan: Plan) -> int:
@@ -152,7 +231,8 @@ def _shards(plan: Plan) -> int:
 
 def _embedded(config: ModelConfig, plan: Plan) -> float:
     """Returns the bytes of the tokens' ids, labels, positions and indices, and of RoPE's cos and sin."""
-    return plan.micro_batch_tokens * (7 * INDEX + FLOAT * config.head_dim)
+    rope = FLOAT * config.head_dim if config.positions == "rope" else 0
+    return plan.micro_batch_tokens * (7 * INDEX + rope)
 
 
 def _loss(config: ModelConfig, plan: Plan) -> float:
@@ -160,23 +240,26 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
 
     There are hidden states and their gradient, one chunk of logits, and the head's gradient.
     """
-    m, head = plan.dtype.itemsize, config.vocab_size * config.hidden_size
+    m, matrix = plan.dtype.itemsize, config.vocab_size * config.hidden_size
     supervised = plan.supervised_share * plan.micro_batch_tokens
     hidden = FLOAT * config.hidden_size * (2 * _read(plan) + 2 * supervised)
     chunk = min(cross_entropy.CHUNK, supervised) * config.vocab_size
-    float32_logits = cross_entropy.ROWS * config.vocab_size if plan.on_cpu else chunk
-    logits = m * chunk + 2 * FLOAT * float32_logits  # and their log-softmax
-    products = m * chunk + (FLOAT + m if m < FLOAT else m) * head  # the logits' gradient, and the head's by this chunk
-    head_in_use = (FLOAT + (m if m < FLOAT else 0)) * head  # its gradient, its copy for the product
-    return hidden + head_in_use + max(logits, products)
+    float32_logits = rows_at_once(config.vocab_size) * config.vocab_size if plan.on_cpu else chunk
+    product = min(cross_entropy.BLOCK, config.vocab_size) * config.hidden_size
+    gradients = FLOAT * Sizes.of(config, plan.freeze).head
+    copy = m * matrix if m < FLOAT else 0
+    return hidden + gradients + copy + m * chunk + max(
+        2 * FLOAT * float32_logits,  # a few rows and their log-softmax
+        (FLOAT + m if m < FLOAT else m) * product)  # a block of the head's gradient by this chunk
 
 
 def _backward(config: ModelConfig, plan: Plan) -> float:
     """Returns the bytes of the gradients inside one feed-forward network: residual stream, gate and up, one matrix."""
     m, D = plan.dtype.itemsize, config.hidden_size
-    copies = config.num_experts_per_tok if config.use_moe else 1
+    copies = config.num_experts_per_tok + config.num_shared_experts if config.use_moe else 1
     width = config.moe_intermediate_size if config.use_moe else config.intermediate_size
-    per_token = (2 * FLOAT + m * copies) * D + 2 * m * copies * width
+    inputs = 1 if config.mlp == "gelu" and not config.use_moe else 2
+    per_token = (2 * FLOAT + m * copies) * D + inputs * m * copies * width
     return per_token * plan.micro_batch_tokens + (FLOAT + m) * D * width
 
 
@@ -184,26 +267,30 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
     """Returns the peak of one rank in bytes, by purpose: the whole process on a CPU, PyTorch's allocations on a GPU.
 
     A GPU's context (a few hundred MiB) and its allocator's reserve come on top.
+
+    Raises:
+        UserError: if `--freeze` has a pattern that names nothing.
     """
     parts = in_use(config, plan)
     if plan.on_cpu:
-        kept = kept_by_layer(config, plan)
+        kept = kept_by_layer(config, replace(plan, freeze=()))  # a frozen layer computes with the same tensors
         held = HEAP * (kept[PROJECTIONS] + kept[FEED_FORWARD]) * plan.micro_batch_tokens
         kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
         if plan.async_save:
-            parts["state being written"] = 3 * FLOAT * Sizes.of(config).total / _shards(plan)
+            sizes = Sizes.of(config, plan.freeze)
+            parts["state being written"] = FLOAT * (sizes.total + 2 * sizes.trained) / _shards(plan)
     return parts
 
 
 def kernels_of_one_length(config: ModelConfig) -> float:
     """Returns what oneDNN keeps for one number of tokens (CPU, bfloat16): three products for each shape of matrix.
 
-    Every expert of every layer has its own number of tokens.
+    Every expert of every layer has its own number of tokens; shared experts have all of them.
     """
     projections, head, feed_forward = 3, 1, 2
     if config.use_moe:
-        feed_forward *= config.num_experts * config.num_hidden_layers
+        feed_forward *= config.num_experts * config.num_hidden_layers + (config.num_shared_experts > 0)
     return 3 * (projections + head + feed_forward) * KERNEL
 
 

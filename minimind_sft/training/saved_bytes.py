@@ -52,15 +52,26 @@ class SavedBytes:
         return tensor
 
 
+def layer_config(config: ModelConfig, layer: int) -> ModelConfig:
+    """Returns the configuration of a model of one layer, which is like layer number `layer` of another model."""
+    return replace(config, num_hidden_layers=1, full_attention_layers=(),
+                   sliding_window=None if layer in config.full_attention_layers else config.sliding_window,
+                   layers_without_rope=(0,) if layer in config.layers_without_rope else ())
+
+
 @cache
-def saved_outside_attention(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
+def saved_outside_attention(config: ModelConfig, dtype: torch.dtype,
+                            frozen: frozenset[str] = frozenset()) -> dict[str, float]:
     """Returns the bytes per token that a layer saves, by part; `ATTENTION` is what its output projection saves.
 
     `READ` is the share of the feed-forward network that the last layer saves only for positions that the head reads.
+
+    Args:
+        frozen: the layer's parameters that do not train, by their names in the layer. Its input does have a gradient.
     """
     # Copies of weights in `dtype` are saved as well. They cancel out: all runs have the same.
-    one, two = (_saved_by_model(config, dtype, documents) for documents in (1, 2))
-    unread = _saved_by_model(config, dtype, 1, IGNORE_INDEX)
+    one, two = (_saved_by_model(config, dtype, documents, frozen) for documents in (1, 2))
+    unread = _saved_by_model(config, dtype, 1, frozen, IGNORE_INDEX)
     saved = {part: (two["second", part] - one["second", part]) / FEW
              for part in (PROJECTIONS, ATTENTION, FEED_FORWARD, DROPOUT)}
     saved[PROJECTIONS] -= _saved_by_attention(config, dtype, [FEW])
@@ -68,21 +79,22 @@ def saved_outside_attention(config: ModelConfig, dtype: torch.dtype) -> dict[str
     return saved
 
 
-def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int,
+def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, frozen: frozenset[str],
                     label: int = 0) -> Counter[tuple[str, str]]:
     """Runs a model of three layers, all of them the same one, and counts what each pass through it saves, by part.
 
     The first pass also counts what all layers share, such as RoPE's angles.
     """
     with torch.device("meta"):  # the weights' values do not matter; drawing them would take most of the time
-        model = MiniMindForCausalLM(replace(
-            config, vocab_size=1, num_hidden_layers=1, full_attention_layers=(), layers_without_rope=(),
-            max_position_embeddings=max(config.max_position_embeddings, FEW)))
+        model = MiniMindForCausalLM(replace(layer_config(config, 0), vocab_size=1,
+                                            max_position_embeddings=max(config.max_position_embeddings, FEW)))
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.zero_()
     layer = model.model.layers[0]
     assert isinstance(layer, DecoderLayer)
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
     model.model.layers = nn.ModuleList([layer] * 3)
 
     saved, passes = SavedBytes(), iter(("first", "second", "last"))
@@ -118,10 +130,7 @@ def saved_by_attention(config: ModelConfig, dtype: torch.dtype, length: int) -> 
 
 
 def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int]) -> float:
-    """Counts bytes per token in documents of these lengths, without the indices that all layers share.
-
-    A window counts for every layer: short ones keep their attention weights in documents of any length.
-    """
+    """Counts bytes per token in documents of these lengths, without the indices that all layers share."""
     tokens = sum(lengths)
     context = Documents((0, *accumulate(lengths)), torch.device("cpu"), config.dropout)
     q_THK = torch.zeros(tokens, config.num_attention_heads, config.head_dim, requires_grad=True)
@@ -130,5 +139,5 @@ def _saved_by_attention(config: ModelConfig, dtype: torch.dtype, lengths: Sequen
     saved = SavedBytes()
     with saved.counting():
         for saved.part in (("first", ATTENTION), ("second", ATTENTION)):
-            context.attend(0, q_THK, k_TGK, v_TGK, config.sliding_window)
+            context.attend(0, q_THK, k_TGK, v_TGK, layer_config(config, 0).sliding_window)
     return saved.by_part["second", ATTENTION] / tokens
