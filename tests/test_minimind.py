@@ -223,3 +223,10 @@ def test_a_file_of_another_family_is_not_taken_for_minimind_s(tmp_path):
     assert refused(tmp_path / "a.safetensors") == (
         f"{tmp_path}/a.safetensors: not a model of MiniMind's (attention_bias qkv), and no sidecar describes it: give "
         "the folder of Hugging Face or the GGUF file that it belongs to")
+
+
+def test_an_adapter_is_refused_by_name(tmp_path):
+    torch.save({"model.layers.0.self_attn.q_proj.lora.A.weight": torch.ones(16, 32)}, tmp_path / "a.pth")
+    assert refused(tmp_path / "a.pth") == (
+        f"{tmp_path}/a.pth: model.layers.0.self_attn.q_proj.lora.A.weight: an adapter (LoRA), not a whole model: merge "
+        "it into its base model first")

@@ -4,12 +4,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from programs import NEW, PRETRAIN, REPOSITORY, questions, succeed, write_rows
+from tiny import TINY
 
+from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.progress import Effort
-from minimind_sft.training.summary import closing_lines, next_lines
+from minimind_sft.training.summary import closing_lines, describe_model, next_lines
 
 
 def sft(**flags) -> SFTSettings:
@@ -100,3 +103,11 @@ def test_suggested_commands_work(tmp_path):
     assert "(4 questions)" in succeed(*score, "--max_new_tokens", 2)
     pytest.importorskip("matplotlib")
     assert "wrote" in succeed(*curves, "--out", tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("start", "family", "line"), [
+    (None, None, "model       new: 16 x 2 layers, 0.0M parameters; float32 on cpu"),
+    (Path("/x/SmolLM2"), "llama", "model       /x/SmolLM2: llama, 16 x 2 layers, 0.0M parameters; float32 on cpu"),
+])
+def test_the_model_is_described_with_its_family(start, family, line):
+    assert describe_model(MiniMindForCausalLM(TINY), start, family, "float32", torch.device("cpu")) == line

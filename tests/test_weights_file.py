@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,43 @@ def test_a_text_file_is_refused(tmp_path):
     (tmp_path / "a.pth").write_text("hello world\n", encoding="utf-8")
     assert refused(tmp_path / "a.pth") == (
         ": not a weights file that can be read (it is something else, such as text, or damaged)")
+
+
+def repacked(path: Path, change=lambda data: data, **options: int) -> None:
+    """Writes the records of an archive anew, each tensor's through `change`."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in records.items():
+            archive.writestr(name, change(data) if "/data/" in name else data)
+
+
+def test_a_compressed_archive_is_read(tmp_path, state_dict):
+    """It cannot be mapped into memory; torch.load would take the compressed bytes for numbers."""
+    torch.save(state_dict, tmp_path / "a.pth")
+    repacked(tmp_path / "a.pth", compression=zipfile.ZIP_DEFLATED)
+    assert same(read_tensors(tmp_path / "a.pth")[0], state_dict)
+
+
+def test_an_archive_with_too_few_bytes_is_refused(tmp_path, state_dict):
+    """torch.load would take the bytes of the next record for the rest."""
+    torch.save(state_dict, tmp_path / "a.pth")
+    repacked(tmp_path / "a.pth", change=lambda data: data[:len(data) // 2])
+    assert refused(tmp_path / "a.pth") == (
+        ": not a weights file that can be read (damaged: it has fewer bytes than its tensors)")
+
+
+def test_other_archives_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("photo.txt", "hello")
+    assert refused(tmp_path / "a.pth") == (
+        ": not a weights file that can be read (it is an archive of something else, or damaged)")
+
+
+def test_a_tensor_can_be_used_after_the_next_was_read(tmp_path, state_dict):
+    """Its pages were given back to the system, which brings them again."""
+    large = {name: torch.randn(300, 300) for name in "abc"}
+    torch.save(large, tmp_path / "a.pth")
+    tensors, _, _ = read_tensors(tmp_path / "a.pth")
+    held = {name: tensors[name] for name in tensors}
+    assert same(held, large)

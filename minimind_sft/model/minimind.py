@@ -99,6 +99,9 @@ def describe(tensors: Mapping[str, Tensor], shapes: Shapes, path: Path,
         raise UserError(f"{path}: {earlier}: a file of MiniMind from before 26 April 2025, whose tensors have other "
                         "names and another order; weights from later versions can be read, such as those of "
                         "MiniMind2 on Hugging Face and ModelScope")
+    adapter = next((name for name in shapes if re.search(r"\.lora\.|lora_[AB]\b", name)), None)
+    if adapter:
+        raise UserError(f"{path}: {adapter}: an adapter (LoRA), not a whole model: merge it into its base model first")
     generation = 3 if f"{LAYER}self_attn.q_norm.weight" in shapes else 2
     defaults = (GENERATION_3 if generation == 3 else GENERATION_2) | assumed
     facts = facts_in_shapes(shapes, path, defaults["num_attention_heads"])

@@ -14,6 +14,8 @@ import pickle
 import re
 import sys
 import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,8 +153,9 @@ def open_source(path: Path) -> tuple[Source, list[str]]:
     try:
         if found:
             return SafetensorsFile(path), notices
-        mapped = start.startswith(ZIP) and not named
-        content = _load_pytorch(path, mapped)
+        # A path that ends in .safetensors means that format to newer versions of torch.
+        records = _records(path) if start.startswith(ZIP) and not named else None
+        content = _load_pytorch(path, mapped=records is not None)
     except pickle.UnpicklingError as error:
         raise UserError(_pickled_objects(path, error)) from error
     except Exception as error:  # on damaged bytes torch.load raises KeyError, struct.error and more
@@ -161,8 +164,30 @@ def open_source(path: Path) -> tuple[Source, list[str]]:
             reason = "it holds more than tensors, or a very old PyTorch wrote it"
         elif isinstance(error, KeyError):  # an unknown byte in a pickle; torch gives only its number
             reason = "it is something else, such as text, or damaged"
+        elif reason.startswith("[enforce fail"):  # torch's message names a line of its own source
+            reason = "it is an archive of something else, or damaged"
         raise UserError(f"{path}: not a weights file that can be read ({reason})") from error
-    return PytorchFile(_unwrapped(content, path, notices), mapped), notices
+    tensors = _unwrapped(content, path, notices)
+    if records is not None and _storages(tensors) - records:
+        raise UserError(f"{path}: not a weights file that can be read (damaged: it has fewer bytes than its tensors)")
+    return PytorchFile(tensors, mapped=records is not None), notices
+
+
+def _records(path: Path) -> Counter[int] | None:
+    """Returns how many tensors' storages of each size an archive has; None if it is compressed: that cannot be mapped.
+
+    torch.load reads a mapped archive without looking at either.
+    """
+    with zipfile.ZipFile(path) as archive:
+        data = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+    return None if any(entry.compress_type for entry in data) else Counter(entry.file_size for entry in data)
+
+
+def _storages(tensors: Mapping[str, Tensor]) -> Counter[int]:
+    """Returns how many storages of each size some tensors have; they may share one."""
+    storages = [tensor.untyped_storage() for tensor in tensors.values()
+                if tensor.layout == torch.strided and not tensor.is_meta]
+    return Counter({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 
 
 def _load_pytorch(path: Path, mapped: bool) -> Any:
@@ -170,8 +195,7 @@ def _load_pytorch(path: Path, mapped: bool) -> Any:
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # our one line says what is wrong
         if mapped:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        # The format of old PyTorch cannot be mapped. A file and not its path: newer versions of torch take a path that
-        # ends in .safetensors for that format.
+        # The format of old PyTorch cannot be mapped. A file and not its path, see above.
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 

@@ -44,6 +44,6 @@ def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Token
             check_template(weights, template, data.chat_template, data.end_of_turn)
         model, family = weights.build_model(settings.model.dropout), weights.family
     ranks.say(*(f"frozen      {notice}" for notice in freeze(model, settings.model.freeze)))
-    ranks.say(describe_model(model, start, settings.runtime.dtype, ranks.device))
+    ranks.say(describe_model(model, start, family, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
     return model, family

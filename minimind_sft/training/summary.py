@@ -20,12 +20,14 @@ from minimind_sft.training.resume_state import TrainState
 MIN_EVALUATIONS_SINCE_LOWEST = 2
 
 
-def describe_model(model: MiniMindForCausalLM, start: Path | None, dtype: str, device: torch.device) -> str:
-    """Gives the model's origin, shape and size, and where it computes; `dtype` is `--dtype`."""
+def describe_model(model: MiniMindForCausalLM, start: Path | None, family: str | None, dtype: str,
+                   device: torch.device) -> str:
+    """Gives the model's origin, family, shape and size, and where it computes; `dtype` is `--dtype`."""
     shape, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
     trained = trained_parameters(model)
     part = f", of which {trained / 1e6:.1f}M train" if trained < parameters else ""
-    return (f"model       {shown(start) if start else 'new'}: {shape.hidden_size} x {shape.num_hidden_layers} layers, "
+    return (f"model       {shown(start) if start else 'new'}: {f'{family}, ' if family else ''}"
+            f"{shape.hidden_size} x {shape.num_hidden_layers} layers, "
             f"{parameters / 1e6:.1f}M parameters{part}{', mixture of experts' if shape.use_moe else ''}; "
             f"{described_dtype(dtype, device)} on {device}")
 
