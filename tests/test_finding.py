@@ -140,3 +140,11 @@ def test_an_unreadable_sidecar_is_ignored(tmp_path, sidecar):
     (tmp_path / "a_512.json").write_text(sidecar)
     with pytest.raises(UserError, match=r"a_512\.pth \(no sidecar, 0\.0 MiB\)"):
         find_weights("a", tmp_path, flag="--w")
+
+
+def test_a_name_on_hugging_face_s_hub_is_answered_with_the_command_that_fetches_it(tmp_path):
+    with pytest.raises(UserError, match=r"; to fetch it: hf download \S+/SmolLM2-135M --local-dir SmolLM2-135M$"):
+        find_weights("HuggingFaceTB/SmolLM2-135M", tmp_path, flag="--w")
+    for name in ("nowhere/mine_256.pth", "./mine", "a/b/c"):
+        with pytest.raises(UserError, match=r"no such file or folder$"):
+            find_weights(name, tmp_path, flag="--w")

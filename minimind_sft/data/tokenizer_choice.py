@@ -36,7 +36,7 @@ def load_tokenizer(choice: str | None, base: Path | None = None) -> Tokenizer:
     try:
         tokenizer = read_tokenizer(base)
     except UserError as error:
-        raise UserError(f"{error} (without --tokenizer_path, the tokenizer of the base model is used)") from error
+        raise UserError(f"{error} (the base model brings the tokenizer, unless --tokenizer_path names one)") from error
     tokenizer.notices = (f"that of {shown(base)}, {tokenizer.vocab_size:,} tokens", *tokenizer.notices)
     return tokenizer
 

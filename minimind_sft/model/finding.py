@@ -18,6 +18,8 @@ SUFFIXES = (".pth", ".safetensors")
 PATH_SUFFIXES = (*SUFFIXES, ".gguf")
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
 SIZE = re.compile(r".*_(\d+)(_moe)?")
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.pth)(?<!\.safetensors)(?<!\.gguf)")
+"""How models are named on Hugging Face's hub, as in HuggingFaceTB/SmolLM2-135M. Nothing is downloaded here."""
 MIB = 2**20
 
 
@@ -95,7 +97,8 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
         looked = f" (looked here and in {', '.join(map(str, folders))})" if len(places) > 1 else ""
         beside = [one.name for folder in {place.parent for place in places} if folder.is_dir()
                   for one in folder.iterdir() if one.is_dir() or one.name.endswith(PATH_SUFFIXES)]
-        raise UserError(f"{flag} {name}: no such file or folder{looked}{_meant(path.name, beside)}")
+        hub = f"; to fetch it: hf download {name} --local-dir {path.name}" if HUB_NAME.fullmatch(name) else ""
+        raise UserError(f"{flag} {name}: no such file or folder{looked}{_meant(path.name, beside) or hub}")
     if not name.endswith(PATH_SUFFIXES):
         raise UserError(f"{flag} {name}: {expected}")
     return found

@@ -66,4 +66,6 @@ def _advice(folder: Path) -> str:
             return f"; it holds weights: give the file, such as {found}"
     if first("*.pth") or first("tokenizer.model"):
         return "; it is in the layout of the model's maker: get the version for transformers"
+    if first("tokenizer.json"):
+        return "; it holds only a tokenizer, which --tokenizer_path takes"
     return ""
