@@ -3,7 +3,7 @@
     python scripts/convert_model.py --weight full_sft --to huggingface --output minimind-3
     python scripts/convert_model.py --weight full_sft --to gguf --dtype q8_0 --output full_sft.gguf
     python scripts/convert_model.py --weight ../Qwen3-0.6B --to gguf --output qwen3.gguf
-    python scripts/convert_model.py --weight minimind-3 --to minimind --output out/full_sft_768.pth
+    python scripts/convert_model.py --weight ./minimind-3 --to minimind --output out/full_sft_768.pth
 
 --to huggingface writes a folder for transformers, vLLM and whatever else reads that format; --to gguf a file for
 llama.cpp, with a Modelfile for Ollama; --to minimind a .pth for MiniMind's own programs. The tokenizer and chat
@@ -188,7 +188,10 @@ def read_tokenizer(written: Path, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def eval_command(output: Path) -> str:
-    return f"python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(place(output))}"
+    path = place(output)
+    if not output.suffix and Path(path).name == path:
+        path = f"./{path}"  # a bare name would be one of the files in --save_dir
+    return f"python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(path)}"
 
 
 def sizes(files: list[Path]) -> str:

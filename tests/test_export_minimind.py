@@ -71,7 +71,7 @@ def test_its_sidecar_says_what_belongs_to_it(tmp_path):
     write(tmp_path / "a_32.pth", Export(trained, TOKENIZER, export.template, "float16"))
     sidecar = json.loads((tmp_path / "a_32.json").read_text())
     assert sidecar["tokenizer"] == TOKENIZER.fingerprint and sidecar["chat_template"] == export.template.fingerprint
-    assert (sidecar["stage"], sidecar["training"], sidecar["dtype"]) == ("pretrain", {"step": 3}, "float16")
+    assert (sidecar["stage"], sidecar["training"], sidecar["family"]) == ("pretrain", {"step": 3}, "x")
     assert sidecar["parameters"] == sum(tensor.numel() for tensor in trained.tensors.values())
 
 
@@ -120,5 +120,9 @@ def test_the_command_for_minimind(tmp_path):
         "Use it in a clone of MiniMind-3:",
         f"    python eval_llm.py --save_dir {tmp_path} --weight chat --hidden_size 768 --num_hidden_layers 6 "
         f"--use_moe 1 --load_from {tmp_path / 'model'}"]
-    renamed, *_ = next_steps(THIRD, tmp_path / "chat.pth", tmp_path)
+    (tmp_path / "x.gguf").touch()
+    for tokenizer, expected in ((tmp_path / "x.gguf", "as a folder: --to huggingface writes one"),
+                                (tmp_path / "folder", "only if its path contains the word model: copy")):
+        assert expected in next_steps(THIRD, tmp_path / "chat_768.pth", tokenizer)[0]
+    renamed, *_ = next_steps(THIRD, tmp_path / "chat.pth", tmp_path / "model")
     assert renamed == "MiniMind's programs look for NAME_768.pth: rename the file to chat_768.pth"

@@ -13,8 +13,6 @@ from minimind_sft.export.safetensors_writer import SHARD_BYTES, write_shards
 from minimind_sft.export.tensors import TheirTensors
 from minimind_sft.model.families.family import Family
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 def write_folder(folder: Path, export: Export, family: Family, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes config.json, generation_config.json, the weights and the tokenizer's files into an empty folder.

@@ -26,7 +26,8 @@ from minimind_sft.model.families.tensor_shapes import tensor_shapes
 from minimind_sft.model.loaded import EMBEDDING, HEAD
 from minimind_sft.model.sidecar import sidecar_path
 
-DTYPES = ("float16", "bfloat16", "float32")
+KEPT = ("stage", "training", "family")
+"""Fields of the weights' own sidecar that stay true."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def write_state_dict(path: Path, export: Export, facts: dict[str, Any]) -> None:
         torch.save(tensors, path)
     except RuntimeError as error:  # PyTorch's for a file that cannot be written to its end
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-    earlier = {name: value for name, value in (export.weights.sidecar or {}).items() if name in ("stage", "training")}
+    earlier = {name: value for name, value in (export.weights.sidecar or {}).items() if name in KEPT}
     sidecar = {"sha256": sha256_of_file(path), "model": asdict(replace(config, dropout=0.0)), "dtype": export.dtype,
                "parameters": sum(math.prod(shape) for shape in shapes.values()), **earlier, **facts}
     sidecar_path(path).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -159,7 +160,7 @@ def next_steps(config: ModelConfig, output: Path, tokenizer: str | Path) -> list
     """Returns lines that say how to use the file in a clone of MiniMind, whose programs find weights by name and size.
 
     Args:
-        tokenizer: the folder of the weights' tokenizer.
+        tokenizer: the folder of the weights' tokenizer, or the GGUF file that has it.
     """
     ending = f"_{config.hidden_size}{'_moe' if config.use_moe else ''}"
     name = output.stem.removesuffix(ending)
@@ -171,6 +172,11 @@ def next_steps(config: ModelConfig, output: Path, tokenizer: str | Path) -> list
         listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         lines.append(f"{generation}'s programs have no flags for some of its sizes: put {listed} into their "
                      "MiniMindConfig(...)")
+    if Path(tokenizer).is_file():
+        lines.append(f"MiniMind needs the tokenizer of {tokenizer} as a folder: --to huggingface writes one")
+    elif "model" not in str(Path(tokenizer).resolve()):
+        lines.append(f"MiniMind takes a folder for a tokenizer's only if its path contains the word model: copy "
+                     f"{tokenizer} to such a place")
     flags = [f"--num_hidden_layers {config.num_hidden_layers}"] * (config.num_hidden_layers != 8)
     flags += ["--use_moe 1"] * config.use_moe
     save_dir, load_from = (shlex.quote(str(Path(one).resolve())) for one in (output.parent, tokenizer))
