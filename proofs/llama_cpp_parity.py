@@ -6,7 +6,8 @@
 Two comparisons. Ids: 1,000 mixed lines (prose in two languages, code, JSON, random characters of many scripts) through
 each tokenizer. Greedy answers: llama.cpp's for each file and dtype, and ours with the weights read back from that file,
 in float32. llama.cpp rounds activations to the dtype of the matrices, to 8 bits for quantised ones, so two tokens of
-nearly equal score can change places; where answers part, the table says by how much ours preferred its own token.
+nearly equal score can change places; where answers part, the table says by how much ours preferred its own token. The
+rows "q8_0, then float32" have the weights of the q8_0 file in float32: without that rounding, answers are equal.
 
 The bundled weights and a random model of each architecture are always compared; --base adds GGUF files, Hugging Face
 folders or .pth files, --tokenizer tokenizers alone, --text more lines. The results go to proofs/results.
@@ -44,7 +45,8 @@ from minimind_sft.paths import REPOSITORY
 RESULTS = Path(__file__).resolve().parent / "results" / "llama_cpp_parity.json"
 LINES, MAX_CHARACTERS = 1000, 2000
 NEW_TOKENS = 48
-DTYPES, AS_IT_IS = ("float32", "float16", "q8_0"), "as it is"
+WIDENED, AS_IT_IS = "q8_0, then float32", "as it is"
+DTYPES = ("float32", "float16", "q8_0", WIDENED)
 QUESTIONS = (
     "What is the capital of France?", "Who are you?", "Write a haiku about the sea.", "What is 12 times 12?",
     "Give me three tips for staying healthy.", "Explain photosynthesis in one sentence.", "Name three primary colours.",
@@ -185,11 +187,13 @@ def compare_ids(name: str, tokenizer: Tokenizer, lines: list[str]) -> dict[str, 
 
 def compare_answers(model: Model, dtype: str) -> dict[str, Any]:
     """Compares greedy answers; both sides have the weights of one GGUF file."""
-    export = Export(model.weights, model.tokenizer, model.template, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        path = model.weights.path if dtype == AS_IT_IS else Path(folder) / "model.gguf"
-        if dtype != AS_IT_IS:
-            write_gguf(path, export, choose_family(model.weights.config, GGUF_FAMILIES, None))
+        path, weights = model.weights.path, model.weights
+        for one in dtype.split(", then ") if dtype != AS_IT_IS else ():
+            path = Path(folder) / f"{one}.gguf"
+            write_gguf(path, Export(weights, model.tokenizer, model.template, one),
+                       choose_family(weights.config, GGUF_FAMILIES, None))
+            weights = read_weights(path)
         (answer,) = ask([{"model": path, "contextSize": max(map(len, model.prompts)) + NEW_TOKENS + 1,
                           "generate": [{"ids": prompt, "count": NEW_TOKENS} for prompt in model.prompts]}])
         ours = read_weights(path).build_model().eval()

@@ -143,3 +143,12 @@ def test_what_llama_cpp_does_not_compute_is_refused(config, field):
     message = str(error.value)
     assert message.startswith("no family among qwen3, qwen3moe, qwen2, llama, smollm3, gpt2 can express this model; ")
     assert f"has no place for {field}" in message
+
+
+def test_the_experts_of_a_layer_are_read_once(tmp_path, monkeypatch):
+    """A file keeps all experts' matrices of a kind together; to build a model, each is asked for by itself."""
+    path = write(tmp_path / "model.gguf", export_of(CONFIGS["qwen3_moe"]))
+    read, names = GGUFFile.read, []
+    monkeypatch.setattr(GGUFFile, "read", lambda file, name: names.append(name) or read(file, name))
+    read_weights(path).build_model()
+    assert sorted(names) == sorted(GGUFFile(path).shapes)

@@ -136,9 +136,9 @@ def test_divisors_of_no_known_parameters_are_refused(refusal):
     ({"rope.scaling.type": "longrope"}, "llama.rope.scaling.type: is 'longrope', the decoder computes only none, "),
     ({"rope.scaling.yarn_beta_fast": 8.0}, "llama.rope.scaling.yarn_beta_fast: is 8.0, the decoder computes only 32.0"),
     ({"attention.value_length": 8}, "llama.attention.value_length: is 8, the decoder computes only 4: "),
-    ({"vocab_size": 6}, "llama.vocab_size: is 6, the decoder computes only 5: "),
+    ({"vocab_size": 6}, "llama.vocab_size: is 6, but the tensors are those of 5: the file is damaged or "),
+    ({"block_count": 10**9}, "llama.block_count: is 1000000000, but the tensors are those of 1: the file is damaged "),
     ({"attention.layer_norm_rms_epsilon": None}, "llama.attention.layer_norm_rms_epsilon: missing; "),
-    ({"block_count": 2}, "blk.1.attn_norm.weight, "),
     ({"feed_forward_length": 8}, "blk.0.ffn_gate.weight: has shape [16, 8], but the configuration says [8, 8]"),
 ])
 def test_what_is_not_computed_is_refused(refusal, values, message):

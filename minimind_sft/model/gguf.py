@@ -1,5 +1,6 @@
 """Reads a model from a GGUF file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from minimind_sft.model.families.gguf_registry import GGUF_FAMILIES
 from minimind_sft.model.families.gguf_rope import DIVISORS
 from minimind_sft.model.families.translate import Translated
 from minimind_sft.model.loaded import Weights
+
+LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 def read_gguf(path: Path) -> Weights:
@@ -39,8 +42,9 @@ def _description(file: GGUFFile) -> Description:
     if EMBEDDING not in file.shapes:
         raise UserError(f"{EMBEDDING}: missing; the file holds no whole model")
     biases: dict[str, Any] = {"all": "blk.0.attn_output.bias", "qkv": "blk.0.attn_q.bias"}
+    layers = {int(found[1]) for name in file.shapes if (found := LAYER.match(name))}
     return Description(
-        file.metadata, vocab_size=file.shapes[EMBEDDING][0], has_head=HEAD in file.shapes,
+        file.metadata, layers=len(layers), vocab_size=file.shapes[EMBEDDING][0], has_head=HEAD in file.shapes,
         attention_bias=next((which for which, name in biases.items() if name in file.shapes), "none"),
         mlp_bias="blk.0.ffn_up.bias" in file.shapes,
         rope_divisors=file.read(DIVISORS) if DIVISORS in file.shapes else None)

@@ -20,12 +20,13 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 class Description:
     """What a GGUF file says about a model: its metadata, and what follows from its tensors.
 
-    attention_bias, mlp_bias, has_head: as the tensors' names show.
+    attention_bias, mlp_bias, has_head, layers: as the tensors' names show.
     vocab_size: the number of rows of the embedding.
     rope_divisors: the numbers by which RoPE's frequencies are divided (R,), or None.
     """
 
     metadata: Mapping[str, Any]
+    layers: int
     vocab_size: int
     has_head: bool
     attention_bias: str
@@ -51,8 +52,8 @@ def describe(config: ModelConfig, architecture: str, values: Mapping[str, Any],
         values: the metadata of the architecture, without its prefix.
     """
     metadata = {f"{architecture}.{name}": value for name, value in values.items()}
-    return Description(metadata, config.vocab_size, not config.tie_word_embeddings, config.attention_bias,
-                       config.mlp_bias, rope_divisors)
+    return Description(metadata, config.num_hidden_layers, config.vocab_size, not config.tie_word_embeddings,
+                       config.attention_bias, config.mlp_bias, rope_divisors)
 
 
 def read_shape(fields: Fields, description: Description) -> dict[str, Any]:
@@ -65,11 +66,14 @@ def read_shape(fields: Fields, description: Description) -> dict[str, Any]:
     head_dim = fields.whole("attention.key_length", hidden_size // heads)
     fields.only("attention.value_length", head_dim)
     fields.only("attention.causal", True)
-    fields.only("vocab_size", description.vocab_size)
+    for name, found in (("block_count", description.layers), ("vocab_size", description.vocab_size)):
+        if fields.whole(name, found) != found:
+            fields.refuse(name, f"is {fields.whole(name)}, but the tensors are those of {found}: the file is damaged "
+                          "or incomplete")
     fields.only("tensor_data_layout", "Meta AI original pth", "Reference")
     return {
         "vocab_size": description.vocab_size, "hidden_size": hidden_size,
-        "num_hidden_layers": fields.whole("block_count"), "num_attention_heads": heads, "head_dim": head_dim,
+        "num_hidden_layers": description.layers, "num_attention_heads": heads, "head_dim": head_dim,
         "num_key_value_heads": fields.whole("attention.head_count_kv", heads),
         "intermediate_size": fields.whole("feed_forward_length"),
         "max_position_embeddings": fields.whole("context_length"), "tie_word_embeddings": not description.has_head,
