@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chats import BUNDLED, TOKENIZER, TOOLS
-from export_models import CONFIGS, LONG, QWEN3, UNNORMALISED, random_weights
+from export_models import CONFIGS, LLAMA, LONG, QWEN3, UNNORMALISED, random_weights
 from exports import export_of
 from safetensors.torch import load_file
 
@@ -37,10 +37,10 @@ def loaded(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "phi3"])
 def test_transformers_computes_the_same_from_the_folder_of_each_family(name, tmp_path):
-    export = export_of(CONFIGS[name])
-    folder = write(tmp_path / "folder", export)
+    export = export_of(CONFIGS.get(name, LLAMA))
+    folder = write(tmp_path / "folder", export, name if name not in CONFIGS else None)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == name
     theirs, ours = loaded(folder), export.weights.build_model().eval()
@@ -123,6 +123,23 @@ def test_around_earlier_answers_the_text_is_the_same_but_not_every_id(tmp_path):
     ours = BUNDLED.generation_prompt_ids(messages)
     assert theirs.decode(ids) == theirs.decode(ours)
     assert len(ids) == len(ours) + 1  # the two line ends before the answer are one token in training
+
+
+def test_a_minimind_3_with_its_own_tokenizer_becomes_a_qwen3(shared, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    reference = shared / "reference" / "minimind"
+    tokenizer = Tokenizer.from_folder(reference)
+    template, weights = ChatTemplate(tokenizer), read_weights(reference / "moe" / "weights.pth")
+    folder = write(tmp_path / "folder", Export(weights, tokenizer, template, "float32"))
+    theirs, (expected,) = loaded(folder), load_file(reference / "moe" / "expected.safetensors")["logits"][:1]
+    ids = load_file(reference / "moe" / "expected.safetensors")["input_ids"][:1]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits[0], expected, rtol=0, atol=1e-4)
+    assert type(theirs).__name__ == "Qwen3MoeForCausalLM"
+    messages = [{"role": "user", "content": "你是谁？ 12+3"}]
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokens.apply_chat_template(messages, tools=TOOLS, add_generation_prompt=True, return_dict=False)
+    assert ids == template.generation_prompt_ids(messages, TOOLS)
 
 
 HEADERLESS = ("{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chats import TOKENIZER
+from chats import BUNDLED, TOKENIZER
 from export_models import CONFIGS, QWEN3, UNNORMALISED
 from exports import export_of
 
 from minimind_sft.errors import UserError
 from minimind_sft.export.check import compare
 from minimind_sft.export.minimind import arguments_of, generation_of, next_steps, write_state_dict
-from minimind_sft.export.model import Export
+from minimind_sft.export.model import Export, stored_dtype
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.weights import read_weights
@@ -126,3 +126,12 @@ def test_the_command_for_minimind(tmp_path):
         assert expected in next_steps(THIRD, tmp_path / "chat_768.pth", tokenizer)[0]
     renamed, *_ = next_steps(THIRD, tmp_path / "chat.pth", tmp_path / "model")
     assert renamed == "MiniMind's programs look for NAME_768.pth: rename the file to chat_768.pth"
+
+
+@pytest.mark.parametrize("name", ["dense", "moe", "moe_top2"])
+def test_weights_that_minimind_saved_come_back_as_they_were(name, shared, tmp_path):
+    file = shared / "reference" / "minimind" / name / "weights.pth"
+    weights, saved = read_weights(file), torch.load(file, weights_only=True)
+    state = write(tmp_path / "a.pth", Export(weights, TOKENIZER, BUNDLED, stored_dtype(weights)))
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) and state[name].dtype == saved[name].dtype for name in saved)
