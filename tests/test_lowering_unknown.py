@@ -137,6 +137,19 @@ EXPERTS = {
     "bias on the router": lambda model: with_bias(middle(model).mlp.gate),
     "replaced routing": lambda model: with_replaced(middle(model).mlp, "route"),
 }
+FAMILIES = {
+    "hook on position vectors": lambda model: with_hook(model.model.embed_positions),
+    "hook on a shared expert": lambda model: with_hook(middle(model).mlp.shared_experts[1]),
+}
+OTHER_FAMILIES = {
+    "gpt2": ["hook on a key projection", "adapter on a value projection", "hook on an up projection",
+             "adapter on a down projection", "hook on a norm", "unknown norm", "hook on attention", "hook on a layer",
+             "hook on position vectors"],
+    "some layers rotate": ["hook on a key projection", "unknown query norm", "hook on a layer"],
+    "some layers rotate, no QK-norm": ["adapter on a value projection", "hook on attention"],
+    "window": ["hook on a key projection", "hook on attention", "hook on a layer"],
+    "shared experts": ["hook on a shared expert", "hook on the experts", "hook on the mixture"],
+}
 
 
 def middle(model: MiniMindForCausalLM) -> DecoderLayer:
@@ -145,12 +158,15 @@ def middle(model: MiniMindForCausalLM) -> DecoderLayer:
 
 def change(model: MiniMindForCausalLM, name: str) -> None:
     torch.manual_seed(3)
-    (CHANGES | EXPERTS)[name](model)
+    (CHANGES | EXPERTS | FAMILIES)[name](model)
 
 
 def cases() -> list:
     dense = [pytest.param("dense", name, id=name) for name in CHANGES]
-    return dense + [pytest.param("moe", name, id=name) for name in EXPERTS]
+    experts = [pytest.param("moe", name, id=name) for name in EXPERTS]
+    others = [pytest.param(config, name, id=f"{config}: {name}") for config in OTHER_FAMILIES
+              for name in OTHER_FAMILIES[config]]
+    return dense + experts + others
 
 
 @pytest.mark.parametrize(("config", "name"), cases())
