@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
+from minimind_sft.model.loaded import Uninitialised
 from minimind_sft.training.distributed import Ranks
 
 
@@ -114,7 +115,8 @@ def gather(model: MiniMindForCausalLM, ranks: Ranks) -> MiniMindForCausalLM | No
     """
     if not is_sharded(model):
         return model
-    copy = MiniMindForCausalLM(model.config) if ranks.is_main else None
+    with Uninitialised():
+        copy = MiniMindForCausalLM(model.config) if ranks.is_main else None
     for name, parameter in model.named_parameters():
         unsharded = full_tensor(parameter.detach())
         if copy is not None:
