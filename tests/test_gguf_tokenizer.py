@@ -1,6 +1,9 @@
 """The tokenizer of a GGUF file; llama.cpp and transformers are the judges."""
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from minimind_sft.errors import UserError
 
 gguf = pytest.importorskip("gguf")
 
+PROJECT = Path(__file__).resolve().parent.parent
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 TOKENS = ["<end>", "<|user|>", "<think>", *"abcdeĠĊ1", "ab", "Ġab", "[PAD13]"]
 FIELDS: dict[str, Any] = {
@@ -23,14 +27,17 @@ TEMPLATE = ("{% for m in messages %}<|user|>{{ m.content }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<|user|>{% endif %}")
 
 
-def gguf_file(path: Path, templates: dict[str, Any] | None = None, **changed: Any) -> Path:
+def gguf_file(path: Path, templates: dict[str, Any] | None = None, architecture: str = "llama",
+              **changed: Any) -> Path:
     """Writes a GGUF file without tensors; a field that is None is left out."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     fields = {**FIELDS, **changed}
     fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()} | (templates or {})
     for name, value in fields.items():
         if isinstance(value, list):
             writer.add_array(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
         elif isinstance(value, int):
             writer.add_uint32(name, value)
         elif value is not None:
@@ -77,8 +84,11 @@ def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"model": "llama"}, "tokenizer.ggml.model: the tokenizer is SentencePiece (llama), and only byte-level BPE (gpt2) "
-                         "can be read from a GGUF file; --tokenizer_path FOLDER can name "),
+    ({"model": "bert"}, "tokenizer.ggml.model: the tokenizer is WordPiece (bert), and only byte-level BPE (gpt2) and "
+                        "SentencePiece's BPE (llama) can be read from a GGUF file; --tokenizer_path FOLDER can name "),
+    ({"model": "llama"}, "tokenizer.ggml.scores: expected a list, found no such field; --tokenizer_path FOLDER"),
+    ({"model": "llama", "architecture": "phi3"}, "tokenizer.ggml.model: SentencePiece (llama) can be read for the "
+                                                 "architecture llama, found phi3; --tokenizer_path FOLDER"),
     ({"model": "new"}, "tokenizer.ggml.model: the tokenizer is of an unknown kind (new), and only "),
     ({"model": None}, "tokenizer.ggml.model: expected a string, found no such field; --tokenizer_path FOLDER"),
     ({"pre": "falcon"}, "tokenizer.ggml.pre: the unknown pre-tokenizer falcon, expected one of gpt-2, phi-2, smollm,"),
@@ -98,12 +108,56 @@ def test_bad_metadata_are_named(tmp_path, changed, message):
     assert refused(tmp_path, **changed).startswith(message)
 
 
+def test_a_small_one_in_sentencepiece_s_manner(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "<0xC3>", "<0xA9>", "\u2581", "a", "b", "\u2581a", "ab", "\u2581ab"]
+    types = [2, CONTROL, CONTROL, 6, 6, 6, *[NORMAL] * 6]
+    scores = [0.0] * 6 + [-float(index) for index in range(6)]
+    fields = {"model": "llama", "pre": None, "merges": None, "tokens": tokens, "token_type": types, "scores": scores}
+    tokenizer = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", **fields, eos_token_id=2))
+    assert tokenizer.encode("ab a\né") == [11, 9, 3, 4, 5], "\u2581a has a better score than ab"
+    assert tokenizer.encode("a</s>b") == [9, 2, 6, 8]
+    assert tokenizer.decode([11, 9, 3, 4, 5]) == "ab a\né"
+    assert tokenizer.adds_bos and tokenizer.bos_id == 1
+
+
 def strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from strings(part)
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory) -> Path:
+    """The vocabularies of real models in llama.cpp's repository, with texts and the ids that transformers gives them.
+
+    node-llama-cpp comes with the repository as a git bundle.
+    """
+    modules = Path(os.environ.get("MINIMIND_NODE_MODULES", PROJECT / "proofs/llama_cpp/node_modules"))
+    bundle = modules / "node-llama-cpp/llama/gitRelease.bundle"
+    if not bundle.exists() or shutil.which("git") is None:
+        pytest.skip("needs git, and node-llama-cpp in proofs/llama_cpp/node_modules or $MINIMIND_NODE_MODULES")
+    folder = tmp_path_factory.mktemp("llama.cpp")
+    git = ("git", "-C", str(folder))
+    heads = subprocess.run(["git", "bundle", "list-heads", str(bundle)], capture_output=True, text=True, check=True)
+    commit = heads.stdout.split()[0]
+    for command in ((*git, "init", "-q"), (*git, "fetch", "-q", str(bundle), commit),
+                    (*git, "checkout", "-q", commit, "--", "models")):
+        subprocess.run(command, check=True, capture_output=True)
+    return folder / "models"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "llama-spm", "qwen2"])
+def test_real_vocabularies_give_the_ids_of_transformers(name, vocabularies):
+    path = vocabularies / f"ggml-vocab-{name}.gguf"
+    tokenizer = Tokenizer.from_gguf(path)
+    texts = Path(f"{path}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    expected = Path(f"{path}.out").read_text(encoding="utf-8").splitlines()
+    assert len(expected) > 40
+    for text, ids in zip(texts, expected, strict=False):  # the file of texts ends with a separator
+        assert tokenizer.encode(text) == [int(one) for one in ids.split()], text
 
 
 @pytest.mark.slow

@@ -1,26 +1,29 @@
 """Makes a tokenizer from the metadata of a GGUF file, which hold vocabulary, merges and chat templates.
 
-The fields are those of ggml's docs/gguf.md; llama.cpp's src/llama-vocab.cpp says what they mean. Byte-level BPE only
-("gpt2"). A file does not say whether the tokenizer that its model was trained with normalises text first (Qwen's
-composes accents, NFC); like llama.cpp, this one does not.
+The fields are those of ggml's docs/gguf.md; llama.cpp's src/llama-vocab.cpp says what they mean. A file does not say
+whether the tokenizer that its model was trained with normalises text first (Qwen's composes accents, NFC); like
+llama.cpp, this one does not.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from minimind_sft.data.pre_tokenizers import BY_NAME, UNRECOGNISED, PreTokenizer, byte_level
+from minimind_sft.data.pre_tokenizers import BY_NAME, UNRECOGNISED, byte_level
 from minimind_sft.data.tokenizer_files import TokenizerFiles
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.gguf_file import GGUFFile
 
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of tokens. Unused ones fill the embedding up to its size; no text becomes one."""
 
 SPECIAL_FIELDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id",
                   "unk_token": "unknown_token_id"}
-OTHER_MODELS = {"llama": "SentencePiece", "gemma4": "SentencePiece", "bert": "WordPiece", "t5": "Unigram",
-                "rwkv": "RWKV"}
+OTHER_MODELS = {"gemma4": "Gemma's", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
+BPE = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 FROM_FOLDER = "--tokenizer_path FOLDER can name the folder of the same model's tokenizer from Hugging Face"
 
 
@@ -33,10 +36,10 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
     """
     fields = _Fields(path, GGUFFile(path).metadata)
     model = fields.value("model", str)
-    if model != "gpt2":
+    if model not in ("gpt2", "llama"):
         raise fields.error("model", f"the tokenizer is {OTHER_MODELS.get(model, 'of an unknown kind')} ({model}), and "
-                                    f"only byte-level BPE (gpt2) can be read from a GGUF file; {FROM_FOLDER}")
-    how, notices = _pre_tokenizer(fields)
+                                    "only byte-level BPE (gpt2) and SentencePiece's BPE (llama) can be read from a "
+                                    f"GGUF file; {FROM_FOLDER}")
     tokens = fields.strings("tokens")
     types = fields.numbers("token_type", len(tokens))
     vocab = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}
@@ -48,13 +51,12 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
              for token, index in vocab.items() if types[index] in (UNKNOWN, CONTROL, USER_DEFINED)]
     special = {name: token for name, field in SPECIAL_FIELDS.items()
                if (token := _token_named(fields, field, tokens, types)) is not None}
-    state = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-             "pre_tokenizer": how.steps, "post_processor": None, "decoder": byte_level(use_regex=True),
-             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                       "ignore_merges": how.ignore_merges, "vocab": vocab, "merges": _merges(fields)}}
-    adds_bos = bool(how.adds_bos if fields.get("add_bos_token") is None else fields.get("add_bos_token"))
-    return TokenizerFiles(state, special, {"chat_template": _templates(fields)}, {}, notices, adds_bos)
+    how, notices = _sentencepiece(fields, vocab, types) if model == "llama" else _byte_level(fields, vocab)
+    state = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": None,
+             **how.steps}
+    adds_bos = fields.get("add_bos_token")
+    return TokenizerFiles(state, special, {"chat_template": _templates(fields)}, {}, notices,
+                          bool(how.adds_bos if adds_bos is None else adds_bos))
 
 
 class _Fields:
@@ -90,17 +92,56 @@ class _Fields:
         return found
 
 
-def _pre_tokenizer(fields: _Fields) -> tuple[PreTokenizer, list[str]]:
-    """Returns how text is split before merges, and notices."""
-    name = fields.get("pre")
+class _Kind(NamedTuple):
+    """Normalizer, pre-tokenizer, model and decoder of tokenizer.json; whether texts begin with bos by default."""
+
+    steps: dict[str, Any]
+    adds_bos: bool
+
+
+def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[_Kind, list[str]]:
+    """Returns byte-level BPE, and notices about it."""
+    name, notices = fields.get("pre"), []
     if name is None or BY_NAME.get(name) is UNRECOGNISED:
-        return UNRECOGNISED, [f"{fields.path}: tokenizer.ggml.pre: {'missing' if name is None else name}: the program "
-                              "that wrote the file did not recognise how its tokenizer splits text; a default is used, "
-                              f"as in llama.cpp, but the model was trained with another way; {FROM_FOLDER}"]
-    if name not in BY_NAME:
+        name = "missing" if name is None else name
+        notices.append(f"{fields.path}: tokenizer.ggml.pre: {name}: the program that wrote the file did not recognise "
+                       "how its tokenizer splits text; a default is used, as in llama.cpp, but the model was trained "
+                       f"with another way; {FROM_FOLDER}")
+    elif name not in BY_NAME:
         raise fields.error("pre", f"the unknown pre-tokenizer {printable(str(name))}, expected one of "
                                   f"{', '.join(BY_NAME)}; {FROM_FOLDER}")
-    return BY_NAME[name], []
+    how = BY_NAME.get(name, UNRECOGNISED)
+    model = {**BPE, "vocab": vocab, "merges": _merges(fields), "ignore_merges": how.ignore_merges}
+    return _Kind({"normalizer": None, "pre_tokenizer": how.steps, "model": model,
+                  "decoder": byte_level(use_regex=True)}, how.adds_bos), notices
+
+
+def _sentencepiece(fields: _Fields, vocab: dict[str, int], types: list[int]) -> tuple[_Kind, list[str]]:
+    """Returns SentencePiece's BPE with byte fallback, which merges the pair that makes the token of the best score.
+
+    llama.cpp puts a space before the text and after every control token, unless `add_space_prefix` is off.
+    """
+    family = fields.metadata.get("general.architecture")
+    if family != "llama":  # Phi-3's control tokens take the blanks after them, Gemma's scores are no order of merges
+        raise fields.error("model", f"SentencePiece (llama) can be read for the architecture llama, found "
+                                    f"{printable(str(family))}; {FROM_FOLDER}")
+    scores = fields.numbers("scores", len(types))
+    best_first = sorted((token for token, index in vocab.items() if types[index] == NORMAL),
+                        key=lambda token: -scores[vocab[token]])
+    merges = [[token[:at], token[at:]] for token in best_first
+              for at in sorted((at for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab),
+                               key=lambda at: (vocab[token[:at]], vocab[token[at:]]))]
+    unknown = next((token for token, index in vocab.items() if types[index] == UNKNOWN), None)
+    prepend = [] if fields.get("add_space_prefix") is False else [{"type": "Prepend", "prepend": SPACE}]
+    decoders = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    return _Kind({
+        "normalizer": {"type": "Sequence", "normalizers": [
+            *prepend, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
+        "pre_tokenizer": None,
+        "model": {**BPE, "vocab": vocab, "merges": merges, "unk_token": unknown, "fuse_unk": True,
+                  "byte_fallback": True},
+        "decoder": {"type": "Sequence", "decoders": decoders if prepend else decoders[:-1]}}, True), []
 
 
 def _token_named(fields: _Fields, name: str, tokens: list[str], types: list[int]) -> str | None:
