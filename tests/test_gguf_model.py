@@ -148,6 +148,7 @@ def test_what_is_not_computed_is_refused(refusal, values, message):
 def test_files_without_a_model_are_refused(refusal):
     assert refusal(type="adapter").startswith('general.type: is "adapter", expected a whole model: ')
     assert refusal(architecture="mamba").startswith('general.architecture: is "mamba", expected qwen3, ')
+    assert refusal(architecture=["llama"]).startswith("general.architecture: is a list, expected qwen3, ")
     assert refusal(tensors={"token_embd.weight": None}) == "token_embd.weight: missing; the file holds no whole model"
     assert refusal(tensors={"blk.0.attn_sinks.weight": np.ones(2, np.float32)}).startswith(
         "blk.0.attn_sinks.weight: unknown in a model of the family llama")

@@ -180,6 +180,7 @@ def test_one_expert_per_token_is_not_normalised(tmp_path):
 
 @pytest.mark.parametrize(("sidecar", "message"), [
     ({"assume": {"num_attention_heads": 5}}, "a.pth: its shapes do not make a model: 5 heads do not divide"),
+    ({"assume": {"num_attention_heads": 0}}, "a.json: assume.num_attention_heads: expected at least 1, found 0"),
     ({"assume": {"heads": 5}}, "a.json: assume.heads: unknown field"),
     ({"assume": {"rope_theta": "10000"}}, 'a.json: assume.rope_theta: expected a number, found "10000"'),
     ({"assume": {"hidden_size": 64}}, "a.json: assume.hidden_size: is 64, but the tensors in"),

@@ -27,7 +27,7 @@ def read_gguf(path: Path) -> Weights:
     if kind != "model":
         raise UserError(f"{path}: general.type: is {shown(kind)}, expected a whole model: an adapter has to be merged "
                         "into its base first")
-    if name not in GGUF_FAMILIES:
+    if not isinstance(name, str) or name not in GGUF_FAMILIES:
         raise UserError(f"{path}: general.architecture: {f'is {shown(name)}' if name else 'missing'}, expected "
                         f"{', '.join(GGUF_FAMILIES)}: other architectures cannot be read")
     family = GGUF_FAMILIES[name]

@@ -73,10 +73,12 @@ def assumed_fields(sidecar: dict[str, Any] | None, path: Path) -> dict[str, Any]
     """Returns the fields of the configuration that the user gave for weights that do not tell them.
 
     Raises:
-        UserError: if a field is unknown or of the wrong type; names the file and the field.
+        UserError: if a field is unknown, of the wrong type or impossible; names the file and the field.
     """
-    assumed = (sidecar or {}).get("assume")
-    return _typed(assumed, f"{path}: assume", partial=True) if assumed else {}
+    assumed = _typed((sidecar or {}).get("assume") or {}, f"{path}: assume", partial=True)
+    if (heads := assumed.get("num_attention_heads", 1)) < 1:
+        raise UserError(f"{path}: assume.num_attention_heads: expected at least 1, found {heads}")
+    return assumed
 
 
 def _typed(values: dict[str, Any], place: str, partial: bool = False) -> dict[str, Any]:
