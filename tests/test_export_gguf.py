@@ -134,8 +134,8 @@ def test_values_too_large_for_the_dtype_are_refused(dtype, tmp_path):
     (replace(CONFIGS["qwen3_moe"], qk_norm=False), "qk_norm False"),
     (replace(QWEN3, attention_bias="qkv"), "attention_bias 'qkv'"),
     (replace(QWEN3, norm="layer"), "norm 'layer'"),
-    (replace(QWEN3, rope_scaling=RopeScaling("dynamic", 2.0)), "rope_scaling RopeScaling(rope_type='dynamic'"),
-    (replace(QWEN3, rope_scaling=replace(YARN, beta_fast=8.0)), "rope_scaling RopeScaling(rope_type='yarn'"),
+    (replace(QWEN3, rope_scaling=RopeScaling("dynamic", 2.0)), "rope_scaling dynamic (factor 2"),
+    (replace(QWEN3, rope_scaling=replace(YARN, beta_fast=8.0)), "rope_scaling yarn (factor 4"),
 ], ids=lambda value: value.split()[0] if isinstance(value, str) else "")
 def test_what_llama_cpp_does_not_compute_is_refused(config, field):
     with pytest.raises(UserError) as error:

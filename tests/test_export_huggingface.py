@@ -18,6 +18,7 @@ from minimind_sft.export.choice import choose_family
 from minimind_sft.export.huggingface import write_folder
 from minimind_sft.export.model import Export
 from minimind_sft.inference.generate import SamplingSettings, generate_batch
+from minimind_sft.model.config import RopeScaling
 from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.weights import read_weights
 
@@ -210,6 +211,8 @@ def test_the_family_of_the_weights_comes_first():
 @pytest.mark.parametrize(("changes", "named"), [
     ({"num_shared_experts": 1, "use_moe": True}, "num_shared_experts 1"),
     ({"norm": "layer"}, "norm 'layer'"),
+    ({"rope_scaling": RopeScaling("dynamic", 2.0, 64)},
+     r"rope_scaling dynamic \(factor 2, original_max_position_embeddings 64\)"),
     ({"sliding_window": 8, "use_moe": True, "full_attention_layers": (0,)}, "full_attention_layers"),
 ])
 def test_what_no_family_can_express_is_refused_by_field(changes, named):

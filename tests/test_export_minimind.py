@@ -109,7 +109,7 @@ def test_sizes_that_minimind_has_no_flags_for(config, expected):
     (replace(TINY_SECOND_MOE, num_experts_per_tok=1), "norm_topk_prob is on"),
 ])
 def test_what_minimind_cannot_express_is_refused_by_field(config, named):
-    with pytest.raises(UserError, match=r"MiniMind cannot express this model: .*--to huggingface") as raised:
+    with pytest.raises(UserError, match=r"MiniMind cannot express this model: .*; try --to huggingface") as raised:
         generation_of(config)
     assert named in str(raised.value)
 

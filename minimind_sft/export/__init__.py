@@ -1,4 +1,1 @@
-"""Writes weights, tokenizer and chat template in the formats of other programs, and reads back what it wrote.
-
-Local letters: none; tensors here have the shapes of weights.
-"""
+"""Writes weights, tokenizer and chat template in the formats of other programs, and reads back what it wrote."""

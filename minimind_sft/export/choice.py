@@ -43,7 +43,7 @@ def choose_family(config: ModelConfig, families: Mapping[str, Family], first: st
         if not lost[name]:
             return families[name]
     nearest = min(names, key=lambda name: len(lost[name]))
-    what = "; ".join(f"{field} {getattr(config, field, None)!r}" for field in lost[nearest])
+    what = "; ".join(f"{field} {_shown(getattr(config, field))}" for field in lost[nearest])
     why = "".join(f"; {reason}" for field, reason in REASONS.items() if field in lost[nearest])
     raise UserError(f"no family among {', '.join(families)} can express this model; the nearest, {nearest}, has no "
                     f"place for {what}{why}")
@@ -53,8 +53,8 @@ def lost_fields(config: ModelConfig, family: Family) -> list[str]:
     """Lists the fields that a family's configuration cannot express; empty if its reader computes the same."""
     try:
         back = family.read_config(family.write_config(config))
-    except UserError as error:
-        return [named] if (named := _field_named_in(str(error))) else [one.name for one in fields(ModelConfig)]
+    except UserError:  # no reader of this family accepts such a configuration
+        return [one.name for one in fields(ModelConfig)]
     return differing_fields(config, back)
 
 
@@ -83,7 +83,8 @@ def _as_float32(value: Any) -> Any:
     return float(np.float32(value)) if isinstance(value, float) else value
 
 
-def _field_named_in(message: str) -> str | None:
-    """Returns the field of our configuration that a refusal names, if it names one."""
-    names = (one.name for one in fields(ModelConfig))
-    return next((name for name in sorted(names, key=len, reverse=True) if name in message), None)
+def _shown(value: Any) -> str:
+    if not isinstance(value, RopeScaling):
+        return repr(value)
+    parameters = ", ".join(f"{name} {getattr(value, name):g}" for name in SCALING_FIELDS[value.rope_type])
+    return f"{value.rope_type} ({parameters})"

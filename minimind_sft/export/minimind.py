@@ -78,7 +78,7 @@ def generation_of(config: ModelConfig) -> Generation:
     if config.rope_scaling is not None and not stretched:
         problems.append(f"rope_scaling is {config.rope_scaling.rope_type}, {generation.name} has only its own YaRN")
     if problems:
-        raise UserError(f"MiniMind cannot express this model: {'; '.join(problems)}; --to huggingface can write it")
+        raise UserError(f"MiniMind cannot express this model: {'; '.join(problems)}; try --to huggingface")
     return generation
 
 
