@@ -8,6 +8,8 @@ from export_models import QWEN3
 from exports import export_of
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.export.gguf_tokens import tokenizer_metadata
 from minimind_sft.export.modelfile import frames_of, modelfile
 from minimind_sft.settings.chat import SamplingSettings
 
@@ -67,6 +69,20 @@ def test_text_before_the_first_message_comes_once():
     frames = frames_of(template("<|endoftext|>" + CHATML.replace("Be brief.", "{{ '' }}")
                                 .replace("{% if loop.first", "{% if false and loop.first")))
     assert frames is not None and frames.start == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("default", ["", "Be brief."])
+def test_llama_cpp_writes_bos_for_a_tokenizer_that_adds_it(default):
+    """Once: a template that begins with it is then written without. A template without it does not get it."""
+    adding = Tokenizer(TOKENIZER.state, {**TOKENIZER.special, "bos_token": "<|endoftext|>"}, adds_bos=True)
+    chatml = CHATML if default else CHATML.replace("{% if loop.first", "{% if false and loop.first")
+    for source, expected in ((chatml, False), ("{{ bos_token }}" + chatml, True)):
+        export = replace(export_of(QWEN3), tokenizer=adding, template=ChatTemplate(adding, source))
+        assert tokenizer_metadata(export)["tokenizer.ggml.add_bos_token"] is expected
+        text = modelfile(export, "m.gguf", SAMPLING)
+        assert "<|endoftext|>" not in text.replace('stop "<|endoftext|>"', "")
+        assert text.count("SYSTEM") == bool(default)
+    assert tokenizer_metadata(replace(export, template=None))["tokenizer.ggml.add_bos_token"] is True
 
 
 def test_alpaca_is_a_template_too():

@@ -31,8 +31,7 @@ def tokenizer_metadata(export: Export) -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge)
                                   for merge in tokenizer.state["model"]["merges"]],
-        # A chat template writes the first token itself, and this project trains on text without one.
-        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_bos_token": adds_bos(export), "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": False,
     }
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id,
@@ -44,6 +43,17 @@ def tokenizer_metadata(export: Export) -> dict[str, Any]:
         for one in tool_source:
             metadata |= {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": one}
     return metadata
+
+
+def adds_bos(export: Export) -> bool:
+    """Tells whether llama.cpp shall put bos before every text; it does so once where the chat template writes it too.
+
+    Not if the template does without: then no chat that the model was trained on began with it.
+    """
+    tokenizer, template = export.tokenizer, export.template
+    if template is None or not tokenizer.adds_bos:
+        return tokenizer.adds_bos
+    return template.render([{"role": "user", "content": ""}]).startswith(tokenizer.special["bos_token"])
 
 
 def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:

@@ -5,10 +5,11 @@ before and after each message, depending on its role. What that is, is found wit
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
+from minimind_sft.export.gguf_tokens import adds_bos
 from minimind_sft.export.model import Export
 from minimind_sft.settings.chat import SamplingSettings
 
@@ -44,6 +45,12 @@ class Frames:
         texts = (message["content"].join(self.around[message["role"]]) for message in messages)
         return self.start + "".join(texts) + self.prompt
 
+    def without_start(self, text: str) -> "Frames":
+        """Returns the same without `text` at the beginning of every conversation."""
+        before, after = self.around["system"]
+        around = self.around if self.start else {**self.around, "system": (before.removeprefix(text), after)}
+        return replace(self, start=self.start.removeprefix(text), around=around)
+
     def go_template(self) -> str:
         """Returns the template in Go's language."""
         cases = "{{ else ".join(f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
@@ -58,7 +65,7 @@ def modelfile(export: Export, file_name: str, sampling: SamplingSettings) -> str
         file_name: of the GGUF file, in the same folder.
         sampling: how the next token is chosen; Ollama's own defaults differ.
     """
-    lines = [f"FROM ./{file_name}", *_template_lines(export.template)]
+    lines = [f"FROM ./{file_name}", *_template_lines(export)]
     for token_id in export.stop_ids:
         lines.append(f"PARAMETER stop {json.dumps(export.tokenizer.id_to_token(token_id), ensure_ascii=False)}")
     lines += [f"PARAMETER num_ctx {export.weights.config.max_position_embeddings}",
@@ -67,13 +74,15 @@ def modelfile(export: Export, file_name: str, sampling: SamplingSettings) -> str
     return "\n".join(lines) + "\n"
 
 
-def _template_lines(template: ChatTemplate | None) -> list[str]:
-    if template is None:
+def _template_lines(export: Export) -> list[str]:
+    if export.template is None:
         return ['TEMPLATE """{{ .Prompt }}"""']
-    frames = frames_of(template)
+    frames = frames_of(export.template)
     if frames is None:
         return ["# The chat template does more than one of Ollama's can. Without TEMPLATE, Ollama uses its own",
                 "# version of the one in the GGUF file, if it knows it."]
+    if adds_bos(export):  # then it comes before the template's text
+        frames = frames.without_start(export.tokenizer.special["bos_token"])
     system = [f'SYSTEM """{frames.system}"""'] if frames.system else []
     return [f'TEMPLATE """{frames.go_template()}"""', *system]
 
