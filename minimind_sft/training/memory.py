@@ -212,16 +212,14 @@ def _named_copies(sizes: Sizes, plan: Plan) -> dict[str, float]:
 
 
 def _last_gradients(config: ModelConfig, plan: Plan) -> dict[str, float]:
-    """Returns the gradients at the end of the backward pass, beyond those that had their memory before.
+    """Returns the gradients at the end of the backward pass.
 
-    That of a tied head waits there for the embedding's, which is added to it.
+    There the embedding's is computed, to be added to that of a tied head, and the sum to those of earlier
+    micro-batches.
     """
-    sizes = Sizes.of(config, plan.freeze)
-    embedding = FLOAT * sizes.embedding * (1 + config.tie_word_embeddings)
-    if _gradients_wait(plan):
-        return {"gradients of this micro-batch": embedding}
-    return {"gradients of this micro-batch":
-            (FLOAT * (sizes.trained - sizes.embedding)) / _shards(plan) + embedding}
+    sizes, wait = Sizes.of(config, plan.freeze), _gradients_wait(plan)
+    return {"gradients": FLOAT * sizes.trained / (1 if wait else _shards(plan)),
+            "embedding's gradient": FLOAT * sizes.embedding * (config.tie_word_embeddings + wait)}
 
 
 def _shards(plan: Plan) -> int:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_object, sha256_of_file, sync
+from minimind_sft.model.loaded import all_finite
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.manifest import MANIFEST, Damaged, verify
 from minimind_sft.training.parallel import is_sharded, own_part, place
@@ -153,7 +154,7 @@ def write_shard(folder: Path, files: dict[str, dict[str, Tensor]]) -> dict[str, 
     checksums = {}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
+            if tensor.numel() and not all_finite(tensor):
                 raise UserError(f"{name} is not finite")
         save_file(tensors, folder / file)
         sync(folder / file)
