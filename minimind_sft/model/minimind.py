@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, printable
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.loaded import EMBEDDING, HEAD, equal_values
 from minimind_sft.model.sidecar import sidecar_path
@@ -94,21 +94,11 @@ def describe(tensors: Mapping[str, Tensor], shapes: Shapes, path: Path,
     Raises:
         UserError: if these are the weights of another model, or of MiniMind before April 2025.
     """
-    earlier = next(filter(EARLIER.fullmatch, shapes), None)
-    if earlier:
-        raise UserError(f"{path}: {earlier}: a file of MiniMind from before 26 April 2025, whose tensors have other "
-                        "names and another order; weights from later versions can be read, such as those of "
-                        "MiniMind2 on Hugging Face and ModelScope")
-    adapter = next((name for name in shapes if re.search(r"\.lora\.|lora_[AB]\b", name)), None)
-    if adapter:
-        raise UserError(f"{path}: {adapter}: an adapter (LoRA), not a whole model: merge it into its base model first")
+    _refuse_other_files(shapes, path)
     generation = 3 if f"{LAYER}self_attn.q_norm.weight" in shapes else 2
     defaults = (GENERATION_3 if generation == 3 else GENERATION_2) | assumed
     facts = facts_in_shapes(shapes, path, defaults["num_attention_heads"])
-    other = [f"{name} {value}" for name, value in facts.items() if value != MINIMIND.get(name, value)]
-    if other:
-        raise UserError(f"{path}: not a model of MiniMind's ({', '.join(other)}), and no sidecar describes it: give "
-                        "the folder of Hugging Face or the GGUF file that it belongs to")
+    _refuse_other_models(facts, path)
     for name, value in facts.items():
         if assumed.get(name, value) != value:
             raise UserError(f"{sidecar_path(path)}: assume.{name}: is {assumed[name]}, but the tensors in {path} have "
@@ -126,6 +116,24 @@ def describe(tensors: Mapping[str, Tensor], shapes: Shapes, path: Path,
     return config, _notice(config, path, generation, assumed)
 
 
+def _refuse_other_files(shapes: Shapes, path: Path) -> None:
+    earlier = next(filter(EARLIER.fullmatch, shapes), None)
+    if earlier:
+        raise UserError(f"{path}: {earlier}: a file of MiniMind from before 26 April 2025, whose tensors have other "
+                        "names and another order; only weights from later versions can be read")
+    adapter = next((name for name in shapes if re.search(r"\.lora\.|lora_[AB]\b", name)), None)
+    if adapter:
+        raise UserError(f"{path}: {printable(adapter)}: an adapter (LoRA), not a whole model: merge it into its base "
+                        "model first")
+
+
+def _refuse_other_models(facts: dict[str, Any], path: Path) -> None:
+    other = [f"{name} {value}" for name, value in facts.items() if value != MINIMIND.get(name, value)]
+    if other:
+        raise UserError(f"{path}: not a model of MiniMind's ({', '.join(other)}), and no sidecar describes it: give "
+                        "the folder of Hugging Face or the GGUF file that it belongs to")
+
+
 def _notice(config: ModelConfig, path: Path, generation: int, assumed: dict[str, Any]) -> str:
     heads = f"{config.num_attention_heads}/{config.num_key_value_heads} heads, "
     rest = [f"rope_theta {config.rope_theta:g}", f"rms_norm_eps {config.rms_norm_eps:g}"]
@@ -134,7 +142,8 @@ def _notice(config: ModelConfig, path: Path, generation: int, assumed: dict[str,
         rest += [f"{chosen} expert{'s' * (chosen > 1)} per token",
                  "weights normalised" if config.norm_topk_prob else "weights not normalised"]
     given = f" (as {sidecar_path(path)} says: {', '.join(assumed)})" if assumed else ""
-    return (f"{path} has no sidecar; its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
+    start = f"{path}: " if assumed else f"{path} has no sidecar; "
+    return (f"{start}its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
             f"{heads if generation == 3 else ''}vocabulary {config.vocab_size}; for the rest "
             f"{NAMES[generation]}'s defaults are used: {'' if generation == 3 else heads}{', '.join(rest)}{given}; "
             + _how_to_assume(path, generation))
