@@ -120,6 +120,15 @@ def test_a_folder_of_hugging_face_and_a_gguf_file_are_paths(tmp_path, monkeypatc
         find_weights("SmolLM2-135M", tmp_path, flag="--w")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_a_file_of_a_hugging_face_folder_means_the_folder(tmp_path, name):
+    """So its tokenizer is found as well."""
+    touch(tmp_path / "base", "config.json", name)
+    assert find_weights(f"{tmp_path}/base/{name}", tmp_path, flag="--w") == tmp_path / "base"
+    touch(tmp_path / "single", "model.safetensors")
+    assert find_weights("model.safetensors", tmp_path / "single", flag="--w") == tmp_path / "single/model.safetensors"
+
+
 @pytest.mark.parametrize(("name", "meant"), [
     ("pretrian", "pretrain"), ("ful_sft", "full_sft"), ("full_stf_64", "full_sft"), ("./SmolLM", "SmolLM2"),
     ("full_sft_46.pth", "full_sft_64.pth"), ("SmolLM3/", "SmolLM2")])

@@ -16,6 +16,9 @@ SUFFIXES = (".pth", ".safetensors")
 """Endings of the files that this project writes and names."""
 
 PATH_SUFFIXES = (*SUFFIXES, ".gguf")
+IN_FOLDER = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
+"""Names of weights in a Hugging Face folder."""
+
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
 SIZE = re.compile(r".*_(\d+)(_moe)?")
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.pth)(?<!\.safetensors)(?<!\.gguf)")
@@ -60,7 +63,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
 
     `full_sft` means `full_sft_<hidden_size>[_moe].pth` or .safetensors; `full_sft_512` means that file; a name with a
     suffix means the file of that name, which may also be in the working directory. A name with a slash is a path, to
-    a file or to a folder of Hugging Face.
+    a file or to a folder of Hugging Face; a file in such a folder means the folder.
 
     Args:
         hidden_size, use_moe: requirements on the file.
@@ -99,9 +102,17 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
                   for one in folder.iterdir() if one.is_dir() or one.name.endswith(PATH_SUFFIXES)]
         hub = f"; to fetch it: hf download {name} --local-dir {path.name}" if HUB_NAME.fullmatch(name) else ""
         raise UserError(f"{flag} {name}: no such file or folder{looked}{_meant(path.name, beside) or hub}")
+    if folder := folder_of(found):
+        return folder
     if not name.endswith(PATH_SUFFIXES):
         raise UserError(f"{flag} {name}: {expected}")
     return found
+
+
+def folder_of(path: Path) -> Path | None:
+    """Returns the Hugging Face folder that a weights file is part of, by its name and the files beside it, or None."""
+    is_part = IN_FOLDER.fullmatch(path.name) and (path.parent / "config.json").is_file()
+    return path.parent if is_part and not sidecar_path(path).exists() else None
 
 
 def _the_one(found: list[Candidate], flag: str, name: str, preset: ModelConfig | None,

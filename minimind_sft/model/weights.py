@@ -5,7 +5,6 @@ sidecar. MiniMind's own .pth files have no sidecar (minimind.py).
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,14 +21,12 @@ from minimind_sft.gguf_file import is_gguf
 from minimind_sft.model import minimind
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.finding import folder_of
 from minimind_sft.model.folder import read_folder
 from minimind_sft.model.gguf import read_gguf
 from minimind_sft.model.loaded import EMBEDDING, HEAD, LazyTensors, Weights, all_finite
 from minimind_sft.model.sidecar import assumed_fields, model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
-
-IN_FOLDER = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
-"""Names of weights in a Hugging Face folder."""
 
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
@@ -39,8 +36,8 @@ def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
 def read_weights(path: Path, check_sum: bool = True) -> Weights:
     """Reads a weights file and its sidecar; `check_sum` compares the file with the SHA-256 in the sidecar.
 
-    A GGUF file is read as llama.cpp's, a folder as Hugging Face's, and so is the folder of a file that belongs to one,
-    by its name and a config.json beside it. None of these has a sidecar.
+    A GGUF file is read as llama.cpp's, a folder as Hugging Face's, and so is the folder of a file that belongs to one.
+    None of these has a sidecar.
 
     Raises:
         UserError: if either cannot be read, if they contradict each other, or if this is no model known here.
@@ -49,10 +46,9 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
         return read_folder(path)
     if is_gguf(path):
         return read_gguf(path)
-    if IN_FOLDER.fullmatch(path.name) and (path.parent / "config.json").is_file() and not sidecar_path(path).exists():
-        weights = read_folder(path.parent)
-        return replace(weights, notices=(f"{path}: part of the model in {path.parent}, which was read",
-                                         *weights.notices))
+    if folder := folder_of(path):
+        weights = read_folder(folder)
+        return replace(weights, notices=(f"{path}: part of the model in {folder}, which was read", *weights.notices))
     tensors, shapes, notices = read_tensors(path)
     tables = [name for name in tensors if minimind.ROPE_TABLES.fullmatch(name)]
     if tables:
