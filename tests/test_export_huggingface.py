@@ -184,14 +184,27 @@ def test_the_tokenizer_in_the_folder_is_the_same_one(tmp_path):
         assert theirs.decode(TOKENIZER.encode(text)) == text
 
 
+def test_texts_begin_with_bos_where_they_did_in_training(tmp_path):
+    """transformers looks for that in tokenizer.json; a GGUF file and tokenizer_config.json have it elsewhere."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer, special = TOKENIZER, {**TOKENIZER.special, "bos_token": "<|im_start|>"}
+    for adds_bos in (True, False):
+        tokenizer = Tokenizer(tokenizer.state, special, adds_bos=adds_bos)
+        folder = write(tmp_path / str(adds_bos), Export(export_of(QWEN3).weights, tokenizer, None, "float32"))
+        expected = [*([tokenizer.bos_id] if adds_bos else []), *tokenizer.encode("Hello")]
+        assert transformers.AutoTokenizer.from_pretrained(folder)("Hello").input_ids == expected
+        tokenizer = Tokenizer.from_folder(folder)
+        assert tokenizer.adds_bos is adds_bos
+
+
 def test_weights_without_a_template_get_none(tmp_path):
     folder = write(tmp_path / "folder", replace(export_of(QWEN3), template=None))
     assert not (folder / "chat_template.jinja").exists()
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
 
 
-def test_ends_of_text_that_a_base_names_are_kept(tmp_path):
-    folder = write(tmp_path / "folder", replace(export_of(QWEN3), named_stop_ids=frozenset({7, 2})))
+def test_ends_of_text_that_a_base_names_are_kept_if_they_are_tokens(tmp_path):
+    folder = write(tmp_path / "folder", replace(export_of(QWEN3), named_stop_ids=frozenset({7, 2, -1, 10**9})))
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0, 7]
 
 

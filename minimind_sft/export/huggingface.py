@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.export.model import Export
 from minimind_sft.export.safetensors_writer import SHARD_BYTES, write_shards
 from minimind_sft.export.tensors import TheirTensors
@@ -51,7 +52,7 @@ def write_tokenizer(folder: Path, export: Export) -> None:
     transformers' `AutoTokenizer` and `Tokenizer.from_folder` read them.
     """
     tokenizer = export.tokenizer
-    _write_json(folder / "tokenizer.json", tokenizer.state)
+    _write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special, "clean_up_tokenization_spaces": False,
         "model_max_length": export.weights.config.max_position_embeddings})
@@ -63,6 +64,21 @@ def write_tokenizer(folder: Path, export: Export) -> None:
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "tool_use.jinja").write_text(one, encoding="utf-8",
                                                                                   newline="\n")
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the content of tokenizer.json; its post-processor tells transformers whether texts begin with bos."""
+    if Tokenizer(tokenizer.state, tokenizer.special).adds_bos == tokenizer.adds_bos:
+        return tokenizer.state
+    return {**tokenizer.state, "post_processor": _bos_first(tokenizer) if tokenizer.adds_bos else None}
+
+
+def _bos_first(tokenizer: Tokenizer) -> dict[str, Any]:
+    bos = tokenizer.special["bos_token"]
+    parts = [[{"SpecialToken": {"id": bos, "type_id": index}}, {"Sequence": {"id": name, "type_id": index}}]
+             for index, name in enumerate("AB")]
+    return {"type": "TemplateProcessing", "single": parts[0], "pair": parts[0] + parts[1],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}}}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

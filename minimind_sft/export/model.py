@@ -31,7 +31,8 @@ class Export:
         end_of_turn = None if self.template is None else self.template.end_of_turn_id
         ids = (end_of_turn, self.tokenizer.eos_id, self.tokenizer.token_to_id(END_OF_DOCUMENT),
                *sorted(self.named_stop_ids))
-        return list(dict.fromkeys(one for one in ids if one is not None))
+        named = (one for one in ids if one is not None and 0 <= one < self.tokenizer.vocab_size)
+        return list(dict.fromkeys(one for one in named if self.tokenizer.id_to_token(one) is not None))
 
 
 def stored_dtype(weights: Weights) -> str:
