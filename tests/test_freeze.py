@@ -11,11 +11,12 @@ from tiny import TINY, TINY_MOE, random_documents
 from tiny_training import CPU, NO_SCALER, Training
 
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
+from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.spec import changed, recorded
-from minimind_sft.settings.training import SFTSettings
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.freezing import freeze, trained_parameters
 from minimind_sft.training.identity import run_settings
@@ -25,6 +26,7 @@ from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.parallel import full_tensor, parallelize
 from minimind_sft.training.resume import compare_with_run
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.start import starting_model
 from minimind_sft.training.summary import describe_model
 
 UNTIED = replace(TINY, tie_word_embeddings=False)
@@ -105,8 +107,20 @@ def test_the_user_hears_that_a_tied_head_is_frozen_too_and_how_much_trains():
         "embedding and head share one matrix in this model, so --freeze keeps both as they are"]
     assert freeze(MiniMindForCausalLM(UNTIED), ["embed_tokens"]) == []
     assert trained_parameters(model) == 16 * (3 * 16 + 2 * 8) - 16 * 16 + 3 * 16 * 24 + 2 * 16 + 2 * 8 + 16
-    line = describe_model(model, None, "float32", torch.device("cpu"))
+    line = describe_model(model, None, None, "float32", torch.device("cpu"))
     assert line == "model       new: 16 x 2 layers, 0.0M parameters, of which 0.0M train; float32 on cpu"
+
+
+def test_a_run_begins_with_what_is_frozen_and_how_much_trains(capsys):
+    tokenizer = load_tokenizer(None)
+    settings = changed(PretrainSettings(), hidden_size=256, num_hidden_layers=2, freeze=("embed_tokens",))
+    model, _ = starting_model(settings, None, tokenizer, None, CPU)
+    assert frozen(model) == {"model.embed_tokens.weight"}
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("frozen      embedding and head share one matrix")
+    assert shown[1].startswith("model       new: 256 x 2 layers, 3.3M parameters, of which 1.7M train; ")
+    with pytest.raises(UserError, match=r"^--freeze embed: no 'embed' here"):
+        starting_model(changed(settings, freeze=("embed",)), None, tokenizer, None, CPU)
 
 
 def steps_of(layout: BatchLayout) -> TrainingSteps:

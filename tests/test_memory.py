@@ -1,6 +1,8 @@
 """The memory estimate compared with what autograd saves and with training processes."""
 
 import json
+import runpy
+import sys
 from dataclasses import replace
 from itertools import accumulate
 
@@ -8,12 +10,16 @@ import pytest
 import torch
 from memory_probe import Probe, measure
 from programs import refuse, succeed
+from safetensors.torch import save_file
 
 from minimind_sft.device import cpu_multiplies_bfloat16
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.layers import FEED_FORWARDS, SwiGLU
+from minimind_sft.model.shards import Shards
+from minimind_sft.paths import REPOSITORY
 from minimind_sft.training import memory
 from minimind_sft.training.freezing import freeze
 from minimind_sft.training.memory import MIB, Plan, Sizes, in_use, kept_by_layer, largest_micro_batch, peak
@@ -215,10 +221,25 @@ def test_a_background_save_counts_a_copy_of_weights_and_moments():
 
 
 def test_estimate_memory_prints_the_estimate_as_text_and_json(tmp_path):
-    shown = succeed("scripts/estimate_memory.py", "--preset", "26m", "--device", "cpu", "--memory", 4)
-    assert "512 x 8 layers, 30.0M parameters" in shown and "largest --micro_batch_tokens that fits into 4 GiB" in shown
+    shown = succeed("scripts/estimate_memory.py", "--preset", "26m", "--device", "cpu", "--memory", 4, "--freeze",
+                    "embed_tokens")
+    assert "512 x 8 layers, 30.0M parameters, of which 26.7M train" in shown
+    assert "largest --micro_batch_tokens that fits into 4 GiB" in shown
     told = json.loads(succeed("scripts/estimate_memory.py", "--preset", "64m-moe", "--device", "cuda", "--dtype",
                               "bfloat16", "--gradient_checkpointing", 1, "--json"))
     assert told["peak"] == pytest.approx(sum(told["parts"].values()), abs=10)
     assert "libraries" not in told["parts"]
     assert "below --max_seq_len" in refuse("scripts/estimate_memory.py", "--max_seq_len", 9999)
+
+
+def test_a_folder_is_estimated_by_its_shapes_alone(tmp_path, monkeypatch, capsys):
+    model = MiniMindForCausalLM(replace(SMALL, vocab_size=6400, num_hidden_layers=3))
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["qwen3"].write_config(model.config)))
+    save_file({name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"},
+              tmp_path / "model.safetensors")
+    monkeypatch.setattr(Shards, "read", None)
+    monkeypatch.setattr(sys, "argv", ["estimate_memory.py", "--from_weight", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts/estimate_memory.py"), run_name="__main__")
+    assert not ended.value.code
+    assert "48 x 3 layers, 0.4M parameters" in capsys.readouterr().out
