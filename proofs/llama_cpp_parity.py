@@ -27,6 +27,7 @@ from llama_cpp_judge import HERE, ask
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.data.tokenizer_choice import brings_tokenizer, load_tokenizer, read_tokenizer
 from minimind_sft.errors import run_program
 from minimind_sft.export.choice import choose_family
 from minimind_sft.export.gguf import write_gguf
@@ -104,14 +105,14 @@ class Parting:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, what in (("--base", "weights with a tokenizer"), ("--tokenizer", "tokenizer folder"),
+    for flag, what in (("--base", "weights with a tokenizer"), ("--tokenizer", "tokenizer folder or GGUF file"),
                        ("--text", "file with more lines")):
         parser.add_argument(flag, nargs="*", type=Path, default=[], metavar="PATH", help=what)
     arguments = parser.parse_args()
     bases = [load(path) for path in arguments.base]
     bundled = load(REPOSITORY / "out" / "pretrain_256.pth")
     tokenizers = {"bundled": bundled.tokenizer, **{model.name: model.tokenizer for model in bases},
-                  **{path.name: Tokenizer.from_folder(path) for path in arguments.tokenizer}}
+                  **{path.name: read_tokenizer(path) for path in arguments.tokenizer}}
     version = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]["node-llama-cpp"]
     result: dict[str, Any] = {"node-llama-cpp": version, "tokenizers": [], "greedy": []}
 
@@ -133,8 +134,7 @@ def main() -> None:
 
 def load(path: Path) -> Model:
     """Reads weights with their tokenizer; the bundled one for our own files."""
-    tokenizer = (Tokenizer.from_gguf(path) if path.suffix == ".gguf" else
-                 Tokenizer.from_folder(path if path.is_dir() else REPOSITORY / "model"))
+    tokenizer = load_tokenizer(None, path if brings_tokenizer(path) else None)
     template = make_template(tokenizer) if tokenizer.chat_template else None
     prompts = [tokenizer.encode_ordinary(question) if template is None else
                template.generation_prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]

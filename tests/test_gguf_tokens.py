@@ -13,6 +13,7 @@ from exports import export_of
 from llama_cpp_judge import INSTALL, ask, node_modules
 
 from minimind_sft.data.chat_template import make_template
+from minimind_sft.data.gguf_tokenizer import merges_in_order
 from minimind_sft.data.pre_tokenizers import LLAMA3, QWEN2, by_regex, byte_level
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
@@ -48,6 +49,24 @@ def trained(**changes) -> Tokenizer:
     return Tokenizer({**state, **changes}, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
 
+def sentencepiece(space_prefix: bool = True, **changes) -> Tokenizer:
+    """A small tokenizer in the manner of Llama 2's: characters, parts of words, and bytes for everything else."""
+    words = [word for text in TEXTS for word in text.replace(" ", " \u2581").split()]
+    parts = [word[at:at + size] for size in (2, 3, 4) for word in words for at in range(len(word) - size + 1)]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
+              *dict.fromkeys((*"".join(words), *parts))]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    prepend = [{"type": "Prepend", "prepend": "\u2581"}] if space_prefix else []
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges_in_order(tokens[259:], vocab), "unk_token": "<unk>",
+             "fuse_unk": True, "byte_fallback": True}
+    added = [{"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for index, token in enumerate(tokens[:3])]
+    return Tokenizer({"model": {**model, **changes}, "added_tokens": added, "pre_tokenizer": None, "decoder": None,
+                      "post_processor": None, "normalizer": {"type": "Sequence", "normalizers": [*prepend, spaces]}},
+                     {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+
+
 KINDS = {
     "gpt-2": {"pre_tokenizer": byte_level(use_regex=True)},
     "qwen2": {"pre_tokenizer": by_regex(QWEN2), "normalizer": {"type": "NFC"}},
@@ -70,7 +89,9 @@ def written(path: Path, tokenizer: Tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def candidates(shared) -> dict[str, Tokenizer]:
     """Tokenizers by name: those of models, where they are at hand, and one with each way of splitting text."""
-    found = {"bundled": TOKENIZER, **{name: trained(**changes) for name, changes in KINDS.items()}}
+    found = {"bundled": TOKENIZER, "SentencePiece": sentencepiece(),
+             "SentencePiece without a first space": sentencepiece(space_prefix=False)}
+    found |= {name: trained(**changes) for name, changes in KINDS.items()}
     if shared is not None:
         found["MiniMind-3"] = Tokenizer.from_folder(shared / "reference/minimind")
     try:
@@ -138,6 +159,20 @@ def test_what_llama_cpp_cannot_do_is_refused(changes, message):
     with pytest.raises(UserError) as error:
         metadata_of(trained(**{"pre_tokenizer": byte_level(use_regex=True), **changes}))
     assert str(error.value).startswith(message)
+
+
+def test_merges_that_no_scores_give_are_refused():
+    merges = sentencepiece().state["model"]["merges"]
+    with pytest.raises(UserError, match=r"^tokenizer.json: model.merges: are in no order of the tokens"):
+        metadata_of(sentencepiece(merges=merges[1:]))
+
+
+def test_a_vocabulary_without_its_characters_is_refused():
+    state = copy.deepcopy(sentencepiece().state)
+    del state["model"]["vocab"]["首"]
+    state["model"]["merges"] = [pair for pair in state["model"]["merges"] if "首" not in pair]
+    with pytest.raises(UserError, match=r"^tokenizer.json: model.vocab: lacks characters of its longer tokens"):
+        metadata_of(Tokenizer(state, sentencepiece().special))
 
 
 def test_tokens_that_take_spaces_along_are_refused():

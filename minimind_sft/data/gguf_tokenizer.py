@@ -128,9 +128,7 @@ def _sentencepiece(fields: _Fields, vocab: dict[str, int], types: list[int]) -> 
     scores = fields.numbers("scores", len(types))
     best_first = sorted((token for token, index in vocab.items() if types[index] == NORMAL),
                         key=lambda token: -scores[vocab[token]])
-    merges = [[token[:at], token[at:]] for token in best_first
-              for at in sorted((at for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab),
-                               key=lambda at: (vocab[token[:at]], vocab[token[at:]]))]
+    merges = merges_in_order(best_first, vocab)
     unknown = next((token for token, index in vocab.items() if types[index] == UNKNOWN), None)
     prepend = [] if fields.get("add_space_prefix") is False else [{"type": "Prepend", "prepend": SPACE}]
     decoders = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
@@ -142,6 +140,13 @@ def _sentencepiece(fields: _Fields, vocab: dict[str, int], types: list[int]) -> 
         "model": {**BPE, "vocab": vocab, "merges": merges, "unk_token": unknown, "fuse_unk": True,
                   "byte_fallback": True},
         "decoder": {"type": "Sequence", "decoders": decoders if prepend else decoders[:-1]}}, True), []
+
+
+def merges_in_order(tokens: list[str], vocab: Mapping[str, int]) -> list[list[str]]:
+    """Returns every pair of tokens that makes one of `tokens`, in their order: SentencePiece's merges, best first."""
+    return [[token[:at], token[at:]] for token in tokens
+            for at in sorted((at for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab),
+                             key=lambda at: (vocab[token[:at]], vocab[token[at:]]))]
 
 
 def _token_named(fields: _Fields, name: str, tokens: list[str], types: list[int]) -> str | None:
