@@ -69,8 +69,9 @@ def check_tokenizer(weights: Weights, tokenizer: Tokenizer, choice: str | None) 
                         f"{_differences(facts, tokenizer_facts(tokenizer))}; "
                         f"{_tokenizer_remedy(was, name)}")
     if rows < tokenizer.vocab_size:
-        raise UserError(f"{weights.path}: the embedding has {rows:,} rows, but the tokenizer {name} has "
-                        f"{tokenizer.vocab_size:,} tokens: --tokenizer_path must name the one they were trained with")
+        which = "its own tokenizer" if is_own else f"the tokenizer {name}"
+        raise UserError(f"{weights.path}: the embedding has {rows:,} rows, but {which} has {tokenizer.vocab_size:,} "
+                        "tokens: --tokenizer_path must name the one they were trained with")
     notices = []
     if fingerprint is None and not is_own:
         hint = "; MiniMind's own weights need MiniMind's tokenizer, a different one" if name == BUNDLED else ""

@@ -83,6 +83,13 @@ def test_fewer_rows_than_tokens_are_refused():
         "they were trained with")
 
 
+def test_a_base_model_s_own_tokenizer_needs_no_flag():
+    own = named("w.pth")
+    assert check_tokenizer(weights(None), own, None) == []
+    assert refused(check_tokenizer, weights(None, 6399), own, None).startswith(
+        "w.pth: the embedding has 6,399 rows, but its own tokenizer has 6,400 tokens: --tokenizer_path must name")
+
+
 def command(*flags: str) -> dict:
     return {"command": " ".join(["python trainer/train_full_sft.py", *flags])}
 

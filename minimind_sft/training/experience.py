@@ -10,6 +10,7 @@ import numpy as np
 
 from minimind_sft.data.dataset import Samples
 from minimind_sft.files import peek_object
+from minimind_sft.model.finding import SUFFIXES
 from minimind_sft.model.sidecar import sidecar_path
 
 
@@ -29,10 +30,13 @@ class Experience:
     def of_weights(cls, path: Path | None, vocab_size: int) -> Self | None:
         """Reads the sidecar of weights.
 
-        Returns None if the sidecar has no record, and empty experience if `path` is None (a new model).
+        Returns None if the sidecar has no record, as for base models, which have no sidecar, and empty experience if
+        `path` is None (a new model).
         """
         if path is None:
             return cls.none(vocab_size)
+        if path.suffix not in SUFFIXES:
+            return None
         return cls.from_sidecar(peek_object(sidecar_path(path)), vocab_size)
 
     @classmethod
