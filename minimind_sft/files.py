@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from minimind_sft.errors import UserError, describe
+from minimind_sft.errors import UserError, describe, printable
 
 try:
     import fcntl
@@ -54,12 +54,25 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: saying what it holds instead.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {describe(value)}")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: for a name with two values, of which a reader would have to choose one.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise ValueError(f"{printable(name)} is there twice, with different values")
+    return found
 
 
 def peek_object(path: Path) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_a_llama_that_transformers_refuses_is_not_written():
     assert FAMILIES["mistral"].read_config(FAMILIES["mistral"].write_config(config)).head_dim == 8
 
 
-NONSENSE = (None, True, -1, 0, 1, 1.5, 10**20, float("nan"), float("inf"), "", "x", [], [1], ["x"], [None], {},
+NONSENSE = (None, True, -1, 0, 1, 1.5, 10**20, 10**400, float("nan"), float("inf"), "", "x", [], [1], ["x"], [None], {},
             {"a": 1})
 
 

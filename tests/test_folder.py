@@ -1,6 +1,7 @@
 """Hugging Face folders that are incomplete, damaged or something else, and how their files are found."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minimind_sft.data.tokenizer_choice import brings_tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -205,6 +207,11 @@ def with_both(folder: Path) -> None:
      "FOLDER/config.json: not a configuration that can be read (expected a JSON object, found an empty list)"),
     (lambda folder: (folder / "config.json").write_text(POINTER),
      "FOLDER/config.json: a Git LFS pointer, not the file itself: run git lfs pull in its repository"),
+    (lambda folder: (folder / "config.json").write_text('{"vocab_size": 61, "vocab_size": 64}'),
+     "FOLDER/config.json: not a configuration that can be read (vocab_size is there twice, with different values)"),
+    (lambda folder: write_config(folder, num_attention_heads=10**9, num_key_value_heads=10**9, head_dim=10**9),
+     "FOLDER/config.json: model configuration: num_attention_heads x head_dim is "
+     "1,000,000,000,000,000,000, expected at most 1,000,000,000"),
     (lambda folder: write_config(folder, vocab_size=None),
      "FOLDER/config.json: vocab_size: expected a whole number from 1, found null"),
     (lambda folder: write_config(folder, vocab_size=62),
@@ -236,12 +243,29 @@ def test_damaged(folder: Path, damage: Callable[[Path], object], message: str | 
         "belong to the model"))
 
 
+def test_a_shard_s_name_that_no_file_can_have(folder: Path):
+    write_index(folder, {"a": "b" * 300})
+    assert refusal(folder).endswith("bbb: cannot be read (File name too long)")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission(folder: Path):
+    folder.chmod(0)
+    try:
+        assert refusal(folder) == "FOLDER/adapter_config.json: cannot be read (Permission denied)"
+        with pytest.raises(UserError, match=r"config\.json: cannot be read \(Permission denied\)$"):
+            brings_tokenizer(folder)
+    finally:
+        folder.chmod(0o755)
+
+
 # Folders of other kinds
 
 
 @pytest.mark.parametrize(("files", "message"), [
     ({}, ""),
     ({"adapter_config.json": '{"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}', "config.json": "{}"}, None),
+    ({"adapter_config.json": '{"base_model_name_or_path": "a\\nb"}'}, "adapter of a\\nb"),
     ({"b.gguf": "", "a.gguf": ""}, "; it holds weights: give the file, such as FOLDER/a.gguf"),
     ({"full_sft_512.pth": ""}, "; it holds weights: give the file, such as FOLDER/full_sft_512.pth"),
     ({"checkpoint-20/config.json": "{}"}, "; it holds the checkpoints of a run: give one of them, such as "
@@ -259,4 +283,6 @@ def test_folders_of_other_kinds(tmp_path: Path, files: dict[str, str], message: 
     assert refusal(tmp_path) == (
         "FOLDER: an adapter of Qwen/Qwen2.5-0.5B, not a model: merge it into its base model (in PEFT merge_and_unload, "
         "then save_pretrained) and give that folder" if message is None else
+        f"FOLDER: an {message}, not a model: merge it into its base model (in PEFT merge_and_unload, then "
+        "save_pretrained) and give that folder" if message.startswith("adapter") else
         f"FOLDER: a folder without config.json, expected a model's folder as Hugging Face has them{message}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
-from minimind_sft.files import peek_object
+from minimind_sft.files import path_exists, peek_object
 from minimind_sft.gguf_file import is_gguf
 from minimind_sft.paths import CLONE, REPOSITORY, shown
 
@@ -58,7 +58,7 @@ def read_tokenizer(place: str | Path) -> Tokenizer:
 
 def brings_tokenizer(weights: Path) -> bool:
     """Whether weights come with a tokenizer: a Hugging Face folder or a GGUF file."""
-    return (weights / "config.json").is_file() or is_gguf(weights)
+    return path_exists(weights / "config.json") or is_gguf(weights)
 
 
 def tokenizer_name(choice: str | None) -> str:

@@ -142,6 +142,8 @@ class ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
+        if (width := self.num_attention_heads * self.head_dim) > MAX_WIDTH:
+            problems.append(f"num_attention_heads x head_dim is {width:,}, expected at most {MAX_WIDTH:,}")
         if self.head_dim % 2 and self.positions == "rope":
             problems.append(f"head_dim is {self.head_dim}, expected an even number (RoPE rotates pairs)")
         if self.rope_follows_length and self.head_dim < 4:
@@ -169,6 +171,9 @@ class ModelConfig:
                                 f"{self.num_hidden_layers - 1}")
         return problems
 
+
+MAX_WIDTH = 10**9
+"""A wider matrix would have more values than PyTorch can count."""
 
 CHOICES = {
     "aux_loss_scope": ("document", "batch"),

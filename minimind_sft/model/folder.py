@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.errors import UserError, first_line
-from minimind_sft.files import peek_object, read_object, refuse_lfs_pointer
+from minimind_sft.errors import UserError, first_line, printable
+from minimind_sft.files import path_exists, peek_object, read_object, refuse_lfs_pointer
 from minimind_sft.model.families.registry import family_of
 from minimind_sft.model.families.translate import Translated
 from minimind_sft.model.loaded import Weights
@@ -34,11 +34,12 @@ def read_folder(path: Path) -> Weights:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if (folder / "adapter_config.json").exists():
+    if path_exists(folder / "adapter_config.json"):
         base = peek_object(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise UserError(f"{folder}: an adapter{f' of {base}' if base else ''}, not a model: merge it into its base "
-                        "model (in PEFT merge_and_unload, then save_pretrained) and give that folder")
-    if not path.exists():
+        of_base = f" of {printable(base)}" if isinstance(base, str) else ""
+        raise UserError(f"{folder}: an adapter{of_base}, not a model: merge it into its base model (in PEFT "
+                        "merge_and_unload, then save_pretrained) and give that folder")
+    if not path_exists(path):
         raise UserError(f"{folder}: a folder without config.json, expected a model's folder as Hugging Face has them"
                         f"{_advice(folder)}")
     refuse_lfs_pointer(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minimind_sft.errors import UserError, describe, first_line, printable
-from minimind_sft.files import read_object, refuse_lfs_pointer
+from minimind_sft.files import path_exists, read_object, refuse_lfs_pointer
 from minimind_sft.model.weights_file import DTYPES, Source, open_source
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -56,7 +56,7 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
             return {**listed}
         if (folder / single).exists():
             return {single: None}
-    there = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
     raise UserError(f"{folder}: has a config.json but no weights: expected {SINGLE_FILES[0]}, or "
                     f"{SINGLE_FILES[0]}.index.json and its shards; there is {', '.join(there) or 'neither'}")
 
@@ -79,7 +79,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
             raise UserError(f"{index}: weight_map: {printable(name)}: expected the name of a file in the same folder, "
                             f"found {describe(shard)}")
         listed[shard].add(name)
-    missing = sorted(shard for shard in listed if not (index.parent / shard).exists())
+    missing = sorted(shard for shard in listed if not path_exists(index.parent / shard))
     if missing:
         raise UserError(f"{index}: {len(missing)} of {len(listed)} shards are missing, the first is "
                         f"{printable(missing[0])}: download the model again")

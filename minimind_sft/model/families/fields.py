@@ -4,7 +4,7 @@ Each field is used, has the one value that the decoder computes, or is known to 
 Every other field is refused by name, so that no model is silently computed in another way than its makers meant.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,7 +88,7 @@ class Fields:
         value = self._take(name, default)
         if value is default:
             return default
-        if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:  # a whole number may be larger
             self.refuse(name, f"expected a number from 0, found {describe(value)}")
         return float(value)
 
