@@ -1,9 +1,9 @@
 """Weights as they were read: a configuration, and tensors that are read when they are needed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_NAMED = 3
 """Tensors named in one error."""
+
+
+class Source(Protocol):
+    """A file or folder of tensors, whatever their names: shapes cost nothing, `read` reads one tensor."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> Tensor: ...
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -93,7 +105,7 @@ class Weights:
 
     def _check_names(self, places: Mapping[str, Tensor]) -> None:
         there = set(self.tensors)
-        problems = [f"{kind} key(s): {_listed(names)}" for kind, names in (
+        problems = [f"{kind} key(s): {listed(names)}" for kind, names in (
             ("Missing", [name for name in places if name not in there]),
             ("Unexpected", [name for name in self.tensors if name not in places])) if names]
         if problems:
@@ -145,6 +157,7 @@ def equal_values(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
                                       for x, y in zip(a.split(rows), b.split(rows), strict=True))
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names the first of some tensors and counts the rest, for an error."""
     more = len(names) - MAX_NAMED
     return ", ".join(map(printable, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")

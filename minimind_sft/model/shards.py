@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minimind_sft.errors import UserError, describe, first_line, printable
 from minimind_sft.files import path_exists, read_object, refuse_lfs_pointer
-from minimind_sft.model.weights_file import DTYPES, Source, open_source
+from minimind_sft.model.weights_file import DTYPES, TensorFile, open_source
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """The names of weights in one file; if they are in several, the index has that name and `.index.json`."""
@@ -23,7 +23,7 @@ class Shards:
     def __init__(self, folder: Path):
         self.path = folder
         self.notices: list[str] = []
-        self._source_of: dict[str, Source] = {}
+        self._source_of: dict[str, TensorFile] = {}
         for shard, listed in _shards(folder).items():
             source, notices = open_source(folder / shard)
             self.notices += notices

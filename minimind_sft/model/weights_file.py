@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import refuse_lfs_pointer
-from minimind_sft.model.loaded import LazyTensors
+from minimind_sft.model.loaded import LazyTensors, Source
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 """Keys under which larger checkpoints keep their weights."""
@@ -44,19 +44,14 @@ ZIP = b"PK\x03\x04"
 PREFIX = re.compile(r"^(?:_orig_mod\.)*(?:module\.)+|(?:^|(?<=\.))_orig_mod\.")
 
 
-class Source(Protocol):
-    """A file of tensors: shapes and dtypes cost nothing, `read` reads one tensor.
+class TensorFile(Source, Protocol):
+    """A file of tensors whose dtypes are known without reading data.
 
     dtypes: PyTorch's names without `torch.`, with a remark if the tensor is not a plain one.
     """
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    @property
     def dtypes(self) -> Mapping[str, str]: ...
-
-    def read(self, name: str) -> Tensor: ...
 
 
 def read_tensors(path: Path) -> tuple[LazyTensors, dict[str, tuple[int, ...]], list[str]]:
@@ -101,7 +96,8 @@ class PytorchFile:
         a tensor that is used later brings its pages back.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], mapped: bool):
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], mapped: bool):
+        self.path = path
         self.tensors = tensors
         self.mapped = mapped
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -129,7 +125,7 @@ def _release_pages(tensor: Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
-def open_source(path: Path) -> tuple[Source, list[str]]:
+def open_source(path: Path) -> tuple[TensorFile, list[str]]:
     """Opens a file of tensors, of whatever names and dtypes; also returns notices about how it was read.
 
     Raises:
@@ -170,7 +166,7 @@ def open_source(path: Path) -> tuple[Source, list[str]]:
     tensors = _unwrapped(content, path, notices)
     if records is not None and _storages(tensors) - records:
         raise UserError(f"{path}: not a weights file that can be read (damaged: it has fewer bytes than its tensors)")
-    return PytorchFile(tensors, mapped=records is not None), notices
+    return PytorchFile(path, tensors, mapped=records is not None), notices
 
 
 def _records(path: Path) -> Counter[int] | None:

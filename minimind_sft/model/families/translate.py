@@ -1,29 +1,14 @@
 """Reads our tensors from a file of another family, strictly and one at a time."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
-from minimind_sft.errors import UserError, printable
+from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.families.family import Entry, Family
 from minimind_sft.model.families.tensor_shapes import tensor_shapes
-from minimind_sft.model.loaded import EMBEDDING, HEAD, MAX_NAMED, LazyTensors, equal_values
-
-
-class Source(Protocol):
-    """A file or folder with tensors under the names of their family. `shapes` is known without reading data."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def read(self, name: str) -> Tensor: ...
+from minimind_sft.model.loaded import EMBEDDING, HEAD, LazyTensors, Source, equal_values, listed
 
 
 class Translated(LazyTensors):
@@ -91,6 +76,4 @@ class Translated(LazyTensors):
 
     def _refuse(self, names: list[str], problem: str) -> None:
         if names:
-            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-            listed = ", ".join(map(printable, names[:MAX_NAMED]))
-            raise UserError(f"{self._source.path}: {listed}{more}: {problem}")
+            raise UserError(f"{self._source.path}: {listed(names)}: {problem}")
