@@ -73,6 +73,19 @@ def test_no_modules_import_each_other():
         pytest.fail(" -> ".join(name or "minimind_sft" for name in reversed(error.args[1])))
 
 
+def test_a_family_is_data():
+    """Translators know our configuration and the names and shapes of our tensors; nothing of files and programs."""
+    known = {"errors", "model.config", "model.decoder", "model.loaded", "model.rope_scaling"}
+    families = {name for name in MODULES if name.startswith("model.families")}
+    assert not {f"{module} imports {name}" for module in families for name in own(IMPORTED[module]) - families - known}
+
+
+@pytest.mark.parametrize(("package", "users"), [("transformers", set()), ("gguf", {"gguf_file"})])
+def test_packages_that_need_not_be_installed_have_one_way_in(package, users):
+    found = {module for module, imported in IMPORTED.items() if package in {name.split(".")[0] for name in imported}}
+    assert found == users
+
+
 def test_the_library_never_imports_the_programs():
     assert not {f"{module} imports {name}" for module, imported in IMPORTED.items() for name in imported
                 if name.split(".")[0] in PROGRAMS}
