@@ -40,7 +40,7 @@ DEQUANTISED_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in the file, and how.
+    """The place and layout of a tensor in the file.
 
     shape: rows first, as PyTorch has it.
     type: ggml's name of its type, such as "Q8_0".

@@ -93,7 +93,7 @@ def judged(export: Export, folder: Path, clone: Path | None) -> Cells:
 
 
 class Ours:
-    """What our own model computes: the reference for a reader of the same file."""
+    """The results of our own model: the reference for a reader of the same file."""
 
     def __init__(self, export: Export, weights: Weights):
         model = weights.build_model().eval()

@@ -92,7 +92,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where an answer of llama.cpp leaves ours.
+    """The place where an answer of llama.cpp leaves ours.
 
     gap: by how much our logit of our token exceeds that of llama.cpp's token; `deviation` is that of all logits there.
     """

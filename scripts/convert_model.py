@@ -50,7 +50,7 @@ QUESTION = "Who are you?"
 
 @dataclass(frozen=True)
 class Plan:
-    """How to write one format.
+    """A way to write one format.
 
     files: the files to write; empty if the output is a folder.
     write: writes them, under their names, into the folder it is called with.

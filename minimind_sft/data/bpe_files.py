@@ -17,7 +17,7 @@ END = "<|endoftext|>"
 
 
 class BPEClass(NamedTuple):
-    """What a class of transformers adds to the two files.
+    """The part of a tokenizer that a class of transformers has in its code.
 
     special: its special tokens, unless a file names others.
     """

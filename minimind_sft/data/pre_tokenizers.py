@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers split text before they merge, by the names that GGUF files give these ways.
+"""The ways in which byte-level BPE tokenizers split text before they merge, by their names in GGUF files.
 
 tokenizer.json spells the splitting out; a GGUF file has only a name (`tokenizer.ggml.pre`), which llama.cpp translates
 (src/llama-vocab.cpp). The expressions are those of the tokenizer that a name comes from.

@@ -34,7 +34,7 @@ UNCHANGED_LOGITS = 1e-4
 
 @dataclass(frozen=True)
 class Differences:
-    """What rounding changed.
+    """The changes that rounding made.
 
     tensors, rounded: how many there are, and in how many of them some value changed.
     weight: the largest change of a value.

@@ -22,7 +22,7 @@ well, so text that is not composed gets other ids there."""
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 SPACES = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-"""What SentencePiece does to spaces."""
+"""SentencePiece's way of writing spaces."""
 
 
 def tokenizer_metadata(export: Export) -> dict[str, Any]:

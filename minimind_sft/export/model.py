@@ -1,4 +1,4 @@
-"""What an export consists of: weights, and the tokenizer and chat template that belong to them."""
+"""Puts together an export: weights, and the tokenizer and chat template that belong to them."""
 
 from dataclasses import dataclass
 from functools import cached_property

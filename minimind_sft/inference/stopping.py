@@ -1,4 +1,4 @@
-"""Which tokens end an answer."""
+"""Finds the tokens that end an answer."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -26,7 +26,7 @@ class Context(Protocol):
 
     @property
     def length_T(self) -> Tensor:
-        """How many tokens each token's document has, as far as they are known. Dynamic RoPE scaling goes by it."""
+        """The length of each token's document (T,), as far as it is known. Dynamic RoPE scaling goes by it."""
 
     def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
         """Returns what each token reads (T, H, K): its document's past, or the last `window` tokens of it."""

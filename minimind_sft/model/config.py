@@ -17,7 +17,7 @@ ROPE_TYPES = ("linear", "dynamic", "yarn", "llama3")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How RoPE's frequencies change for contexts longer than the model was first trained on.
+    """Other frequencies of RoPE, for contexts longer than that of the first training.
 
     Names are those of Hugging Face's `rope_parameters`; the defaults are MiniMind-3's YaRN.
 

@@ -44,7 +44,7 @@ class KVCache:
 
     @property
     def length_T(self) -> Tensor:
-        """How many tokens the sequences have reached (S,), those that `advance` made room for included."""
+        """The lengths of the sequences (S,), with the tokens that `advance` made room for."""
         return self._next_S
 
     def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:

@@ -32,7 +32,7 @@ class ConvertedWeights:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What to write."""
+    """The output: its format, its place and its dtype."""
 
     to: str = setting(
         "huggingface", "format: a folder for transformers and vLLM, a GGUF file for llama.cpp and Ollama, or "

@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """How one family writes a model.
+    """One family's way of writing a model.
 
     name: its `model_type` in config.json, or `general.architecture` in a GGUF file.
     read_config: their configuration -> ours. Refuses by name what the decoder cannot compute and what it does not know.

@@ -1,4 +1,4 @@
-"""What GGUF architectures share: metadata under their names in llama.cpp, and the tensors of a decoder.
+"""Reads and writes what GGUF architectures share: metadata under llama.cpp's names, and the tensors of a decoder.
 
 Names are those of gguf-py's constants.py and of llama.cpp's src/llama-arch.cpp.
 """
@@ -18,7 +18,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 @dataclass(frozen=True)
 class Description:
-    """What a GGUF file says about a model: its metadata, and what follows from its tensors.
+    """A model as a GGUF file describes it: by metadata, and by which tensors there are.
 
     attention_bias, mlp_bias, has_head, layers: as the tensors' names show.
     vocab_size: the number of rows of the embedding.

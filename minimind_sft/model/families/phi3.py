@@ -13,7 +13,7 @@ from minimind_sft.model.families.tensor_shapes import tensor_shapes
 ABSENT: dict[str, Any] = {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False}
 JOINED = {"q_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
           "gate_proj": ("gate_up_proj", ("gate_proj", "up_proj"))}
-"""What joins each first part, and all its parts."""
+"""By the first part of each joined matrix: its name, and all its parts."""
 
 PART = re.compile(r"(.*)\b(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight")
 
