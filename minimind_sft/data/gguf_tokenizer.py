@@ -89,6 +89,8 @@ class _Fields:
         found = self.value(name, list)
         if len(found) != count:
             raise self.error(name, f"{len(found):,} values for {count:,} tokens")
+        if not all(type(one) in (int, float) for one in found):
+            raise self.error(name, "expected a list of numbers")
         return found
 
 
@@ -101,14 +103,14 @@ class _Kind(NamedTuple):
 
 def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[_Kind, list[str]]:
     """Returns byte-level BPE, and notices about it."""
-    name, notices = fields.get("pre"), []
+    name, notices = None if fields.get("pre") is None else fields.value("pre", str), []
     if name is None or BY_NAME.get(name) is UNRECOGNISED:
         name = "missing" if name is None else name
         notices.append(f"{fields.path}: tokenizer.ggml.pre: {name}: the program that wrote the file did not recognise "
                        "how its tokenizer splits text; a default is used, as in llama.cpp, but the model was trained "
                        f"with another way; {FROM_FOLDER}")
     elif name not in BY_NAME:
-        raise fields.error("pre", f"the unknown pre-tokenizer {printable(str(name))}, expected one of "
+        raise fields.error("pre", f"the unknown pre-tokenizer {printable(name)}, expected one of "
                                   f"{', '.join(BY_NAME)}; {FROM_FOLDER}")
     how = BY_NAME.get(name, UNRECOGNISED)
     model = {**BPE, "vocab": vocab, "merges": _merges(fields), "ignore_merges": how.ignore_merges}
@@ -174,5 +176,7 @@ def _templates(fields: _Fields) -> str | dict[str, Any] | None:
     """Returns the chat template, or all templates by name if some have names."""
     default = fields.metadata.get("tokenizer.chat_template")
     names = fields.metadata.get("tokenizer.chat_templates") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{fields.path}: tokenizer.chat_templates: expected a list of names")
     named = {name: fields.metadata.get(f"tokenizer.chat_template.{name}") for name in names}
     return {**({"default": default} if default is not None else {}), **named} if named else default
