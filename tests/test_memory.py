@@ -105,6 +105,17 @@ def test_frozen_parameters_have_no_gradients_and_no_moments():
     assert kept_by_layer(large, replace(plan, freeze=("embed_tokens", "layers"))) == {}
 
 
+def test_where_the_peak_is():
+    """With a large vocabulary and one micro-batch, at the end: all gradients, and the embedding's beside the head's."""
+    large, plan = replace(SMALL, vocab_size=150_000, num_hidden_layers=4), Plan(TOKENS, 160, torch.float32)
+    assert "loss" in in_use(large, plan)
+    assert "loss" in in_use(large, replace(plan, freeze=("embed_tokens",), gradient_checkpointing=True))
+    alone = in_use(large, replace(plan, micro_batch_tokens=64, several_micro_batches=False))
+    assert alone["embedding's gradient"] == 4 * 150_000 * 48
+    assert alone["gradients"] == alone["weights"] and "loss" not in alone
+    assert "backward" in in_use(SMALL, replace(plan, micro_batch_tokens=4096, gradient_checkpointing=True))
+
+
 def test_layers_with_and_without_a_window_are_counted_apart():
     mixed = replace(SMALL, num_hidden_layers=4, sliding_window=100, full_attention_layers=(1,),
                     layers_without_rope=(1,))

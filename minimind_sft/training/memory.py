@@ -178,7 +178,8 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
         {**activations, **again, "backward": _backward(config, plan) + waits},
         {"activations": embedded, **_last_gradients(config, plan)},
     )
-    return _resident(sizes, plan) | max(moments, key=_total)
+    resident = _resident(sizes, plan)
+    return max((resident | moment for moment in moments), key=_total)
 
 
 def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
