@@ -37,8 +37,7 @@ from minimind_sft.inference.scoring import (
 )
 from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import check_template, check_tokenizer
-from minimind_sft.model.build import check_shape
-from minimind_sft.model.config import RopeScaling
+from minimind_sft.model.build import check_shape, stretched
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.weights import read_weights
@@ -156,13 +155,9 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
 
 
 def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
-    """Builds the model in its fast form for decoding.
-
-    `stretch` applies YaRN for longer contexts, as in MiniMind: if the model has more positions than YaRN starts from.
-    """
-    yarn = RopeScaling()
-    if stretch and weights.config.max_position_embeddings > yarn.original_max_position_embeddings:
-        weights = replace(weights, config=replace(weights.config, rope_scaling=yarn))
+    """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
+    if stretch:
+        weights = replace(weights, config=stretched(weights.config, weights.path))
     device = resolve_device(runtime.device)
     return ready_to_decode(weights.build_model().to(device, resolve_dtype(runtime.dtype, device)).eval())
 

@@ -17,6 +17,7 @@ from minimind_sft.model.build import (
     new_model,
     new_model_config,
     place_model,
+    stretched,
 )
 from minimind_sft.model.config import PRESETS, ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -95,6 +96,19 @@ def test_dynamic_scaling_lengthens_the_context():
     check_context(1280, model, Path("w.pth"))
     with pytest.raises(UserError, match=r"w\.pth has a context of 1,280 tokens"):
         check_context(1281, model, Path("w.pth"))
+
+
+def test_only_rope_without_scaling_is_stretched():
+    """As in MiniMind, from more than 2,048 positions on; another scaling would silently give way to YaRN."""
+    plain, yarn = replace(PRESETS["demo"], max_position_embeddings=4096), RopeScaling()
+    assert stretched(plain, Path("w.pth")).rope_scaling == yarn
+    assert stretched(replace(plain, rope_scaling=yarn), Path("w.pth")).rope_scaling == yarn
+    short = replace(plain, max_position_embeddings=2048)
+    assert stretched(short, Path("w.pth")) == short
+    for config, has in ((replace(plain, positions="learned"), "learned positions"),
+                        (replace(plain, rope_scaling=RopeScaling("llama3")), "a RoPE scaling of its own, llama3")):
+        with pytest.raises(UserError, match=rf"^--inference_rope_scaling 1: w\.pth has {has}$"):
+            stretched(config, Path("w.pth"))
 
 
 def test_a_run_that_would_exceed_the_context_ends_before_its_data_are_prepared(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from minimind_sft.errors import UserError
-from minimind_sft.model.config import PRESETS, ModelConfig
+from minimind_sft.model.config import PRESETS, ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.finding import find_weights
 from minimind_sft.settings.model import ModelSettings
@@ -90,6 +90,22 @@ def check_context(max_seq_len: int, model: ModelConfig, path: Path) -> None:
     if max_seq_len > model.context:
         raise UserError(f"--max_seq_len is {max_seq_len:,}, but {path} has a context of {model.context:,} tokens "
                         "(max_position_embeddings)")
+
+
+def stretched(model: ModelConfig, path: Path) -> ModelConfig:
+    """Applies YaRN for longer contexts, as MiniMind does: if the model has more positions than YaRN starts from.
+
+    Raises:
+        UserError: if the weights at `path` have no RoPE to stretch, or a scaling of their own.
+    """
+    yarn = RopeScaling()
+    if model.positions != "rope":
+        raise UserError(f"--inference_rope_scaling 1: {path} has learned positions")
+    if model.rope_scaling is not None and model.rope_scaling != yarn:
+        raise UserError(f"--inference_rope_scaling 1: {path} has a RoPE scaling of its own, "
+                        f"{model.rope_scaling.rope_type}")
+    is_longer = model.max_position_embeddings > yarn.original_max_position_embeddings
+    return replace(model, rope_scaling=yarn) if is_longer else model
 
 
 def place_model(model: MiniMindForCausalLM, runtime: RuntimeSettings, device: torch.device) -> None:
