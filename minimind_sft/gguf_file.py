@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimind_sft.errors import UserError, first_line, printable
+from minimind_sft.errors import UserError, describe, first_line, printable
 from minimind_sft.files import refuse_lfs_pointer
 
 MAGIC = b"GGUF"
@@ -25,6 +25,8 @@ MAX_METADATA_BYTES = 1 << 28
 """The header of a model with 256,000 tokens has 16 MB."""
 MAX_ARRAY_LENGTH = 1 << 24
 MAX_DIMENSIONS = 4
+MAX_SHOWN = 100
+"""Characters of a name that errors show: names may be damaged too."""
 DEFAULT_ALIGNMENT = 32
 SPLIT_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -84,7 +86,7 @@ class GGUFFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         if (parts := self.metadata.get("split.count", 0)) not in (0, 1):
-            raise UserError(f"{self.path}: split.count: {_one_of_several(parts)}")
+            raise UserError(f"{self.path}: split.count: {_one_of_several(describe(parts))}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -153,7 +155,7 @@ class _Header:
             key = self._string()
             if key in metadata:
                 raise UserError(f"{self.path}: {printable(key)}: the metadata have it twice")
-            self.place = printable(key)
+            self.place = printable(key[:MAX_SHOWN])
             metadata[key] = self._value(self._number("<I"))
         return metadata
 
@@ -166,13 +168,20 @@ class _Header:
             name = self._string()
             if name in listed:
                 raise UserError(f"{self.path}: {printable(name)}: the file has this tensor twice")
-            self.place = printable(name)
+            self.place = printable(name[:MAX_SHOWN])
             listed[name] = self._tensor()
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise UserError(f"{self.path}: general.alignment: is {alignment!r:.40}, expected a power of two")
         data_start = -(-self.file.tell() // alignment) * alignment
-        return {name: self._placed(name, stored, data_start) for name, stored in listed.items()}
+        placed, expected = {}, 0
+        for name, stored in listed.items():
+            placed[name] = self._placed(name, stored, data_start)
+            if stored.offset != expected:  # as in ggml, tensors lie in their order without gaps
+                raise UserError(f"{self.path}: {printable(name[:MAX_SHOWN])}: begins at byte {stored.offset:,} of the "
+                                f"data, not {expected:,}: the file is damaged, fetch it again")
+            expected = -(-(expected + stored.nbytes) // alignment) * alignment
+        return placed
 
     def _tensor(self) -> StoredTensor:
         """Reads one entry; its offset counts from the start of the data, which is not known yet."""
@@ -191,8 +200,8 @@ class _Header:
     def _placed(self, name: str, stored: StoredTensor, data_start: int) -> StoredTensor:
         offset = data_start + stored.offset
         if offset + stored.nbytes > self.size:
-            raise UserError(f"{self.path}: {printable(name)}: ends at byte {offset + stored.nbytes:,}, but the file "
-                            f"has {self.size:,}: it is truncated, fetch it again")
+            raise UserError(f"{self.path}: {printable(name[:MAX_SHOWN])}: ends at byte {offset + stored.nbytes:,}, but "
+                            f"the file has {self.size:,}: it is truncated, fetch it again")
         return StoredTensor(stored.shape, stored.type, stored.row_bytes, offset)
 
     def _value(self, kind: int) -> Any:

@@ -174,6 +174,10 @@ def test_impossible_tensors_are_refused(tmp_path):
     assert refusal(with_tensor(tensor(shape=(2**40, 2**40)))).startswith("w: ends at byte ")
     assert refusal(with_tensor(tensor(offset=2**63))).startswith("w: ends at byte ")
     assert refusal(with_tensor(tensor() * 2, count=2)) == "w: the file has this tensor twice"
+    other = "the file is damaged, fetch it again"
+    assert refusal(with_tensor(tensor() + tensor("v"), count=2)) == f"v: begins at byte 0 of the data, not 32: {other}"
+    assert refusal(with_tensor(tensor(offset=64))) == f"w: begins at byte 64 of the data, not 0: {other}"
+    assert len(refusal(with_tensor(tensor("w" * 1000, kind=99)))) < 200
 
 
 def test_impossible_metadata_are_refused(tmp_path):

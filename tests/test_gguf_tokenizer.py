@@ -92,20 +92,23 @@ def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
                                                  "architecture llama, found phi3; --tokenizer_path FOLDER"),
     ({"model": "new"}, "tokenizer.ggml.model: the tokenizer is of an unknown kind (new), and only "),
     ({"model": None}, "tokenizer.ggml.model: expected a string, found no such field; --tokenizer_path FOLDER"),
+    ({"model": "a\nb"}, "tokenizer.ggml.model: the tokenizer is of an unknown kind (a\\nb), and only "),
+    ({"pre": ["gpt-2"]}, "tokenizer.ggml.pre: expected a string, found a list"),
     ({"pre": "falcon"}, "tokenizer.ggml.pre: the unknown pre-tokenizer falcon, expected one of gpt-2, phi-2, smollm,"),
-    ({"pre": ["qwen2"]}, "tokenizer.ggml.pre: expected a string, found a list"),
     ({"tokens": None}, "tokenizer.ggml.tokens: expected a list, found no such field"),
     ({"tokens": [1, 2]}, "tokenizer.ggml.tokens: expected a list of strings"),
     ({"tokens": [*TOKENS[:-2], "ab", "x"]}, "tokenizer.ggml.tokens: 'ab' is in the list twice"),
+    ({"token_type": ["1"] * 14}, "tokenizer.ggml.token_type: expected a list of whole numbers"),
+    ({"token_type": [*[1] * 13, 99]}, "tokenizer.ggml.token_type: 99 is no type of token, expected 0 to 6"),
     ({"token_type": [1, 1]}, "tokenizer.ggml.token_type: 2 values for 14 tokens"),
-    ({"token_type": ["3"] * 14}, "tokenizer.ggml.token_type: expected a list of numbers"),
     ({"merges": None}, "tokenizer.ggml.merges: expected a list, found no such field"),
     ({"merges": ["a b", "ab"]}, "tokenizer.ggml.merges: number 1: expected two tokens, found 'ab'"),
     ({"merges": ["a c"]}, "not a tokenizer ("),
     ({"eos_token_id": 99}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 99"),
     ({"eos_token_id": 13}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 13"),
     ({"templates": {"tokenizer.chat_template": 3}}, "tokenizer.chat_template: expected a string, found 3"),
-    ({"templates": {"tokenizer.chat_templates": 7}}, "tokenizer.chat_templates: expected a list of names"),
+    ({"add_bos_token": "no"}, 'tokenizer.ggml.add_bos_token: expected true or false, found "no"'),
+    ({"templates": {"tokenizer.chat_templates": "x"}}, 'tokenizer.chat_templates: expected a list of names, found "x"'),
     ({"templates": {"tokenizer.chat_templates": ["x"]}}, "tokenizer.chat_template: x: expected a string, found null"),
 ])
 def test_bad_metadata_are_named(tmp_path, changed, message):
@@ -122,6 +125,15 @@ def test_a_small_one_in_sentencepiece_s_manner(tmp_path):
     assert tokenizer.encode("a</s>b") == [9, 2, 6, 8]
     assert tokenizer.decode([11, 9, 3, 4, 5]) == "ab a\né"
     assert tokenizer.adds_bos and tokenizer.bos_id == 1
+
+
+def test_an_empty_control_token_means_nothing(tmp_path):
+    tokens = ["", *TOKENS[1:]]
+    path = gguf_file(tmp_path / "x.gguf", {"tokenizer.chat_template": TEMPLATE.replace("<end>", "<|user|>")},
+                     tokens=tokens, eos_token_id=1)
+    tokenizer = Tokenizer.from_gguf(path)
+    assert "" not in tokenizer.added_tokens
+    assert ChatTemplate(tokenizer).end_of_turn == "<|user|>"
 
 
 def strings(value: Any) -> Iterator[str]:

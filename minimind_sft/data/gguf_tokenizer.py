@@ -16,6 +16,8 @@ from minimind_sft.gguf_file import GGUFFile
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of tokens. Unused ones fill the embedding up to its size; no text becomes one."""
+TYPES = set(range(7))
+"""Of the others, 0 means nothing and 6 is a byte."""
 
 SPECIAL_FIELDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id",
                   "unk_token": "unknown_token_id"}
@@ -37,11 +39,13 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
     fields = _Fields(path, GGUFFile(path).metadata)
     model = fields.value("model", str)
     if model not in ("gpt2", "llama"):
-        raise fields.error("model", f"the tokenizer is {OTHER_MODELS.get(model, 'of an unknown kind')} ({model}), and "
-                                    "only byte-level BPE (gpt2) and SentencePiece's BPE (llama) can be read from a "
-                                    f"GGUF file; {FROM_FOLDER}")
+        known = OTHER_MODELS.get(model, "of an unknown kind")
+        raise fields.error("model", f"the tokenizer is {known} ({printable(model)}), and only byte-level BPE (gpt2) "
+                                    f"and SentencePiece's BPE (llama) can be read from a GGUF file; {FROM_FOLDER}")
     tokens = fields.strings("tokens")
-    types = fields.numbers("token_type", len(tokens))
+    types = fields.numbers("token_type", len(tokens), int)
+    if unknown := set(types) - TYPES:
+        raise fields.error("token_type", f"{min(unknown)} is no type of token, expected 0 to {max(TYPES)}")
     vocab = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}
     if len(vocab) < len(tokens) - types.count(UNUSED):
         twice = next(token for index, token in enumerate(tokens) if types[index] != UNUSED and vocab[token] != index)
@@ -54,7 +58,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
     how, notices = _sentencepiece(fields, vocab, types) if model == "llama" else _byte_level(fields, vocab)
     state = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": None,
              **how.steps}
-    adds_bos = fields.get("add_bos_token")
+    adds_bos = fields.optional("add_bos_token", bool, "true or false")
     return TokenizerFiles(state, special, {"chat_template": _templates(fields)}, {}, notices,
                           bool(how.adds_bos if adds_bos is None else adds_bos))
 
@@ -79,18 +83,25 @@ class _Fields:
             raise self.error(name, f"expected {'a list' if kind is list else 'a string'}, found {what}; {FROM_FOLDER}")
         return found
 
+    def optional(self, name: str, kind: type, expected: str) -> Any:
+        """Returns the value of a field, or None without it."""
+        found = self.get(name)
+        if not isinstance(found, kind | None):
+            raise self.error(name, f"expected {expected}, found {describe(found)}")
+        return found
+
     def strings(self, name: str) -> list[str]:
         found = self.value(name, list)
         if not all(isinstance(one, str) for one in found):
             raise self.error(name, "expected a list of strings")
         return found
 
-    def numbers(self, name: str, count: int) -> list[int]:
+    def numbers(self, name: str, count: int, kind: type) -> list[Any]:
         found = self.value(name, list)
+        if not all(type(one) is kind for one in found):
+            raise self.error(name, f"expected a list of {'whole ' * (kind is int)}numbers")
         if len(found) != count:
             raise self.error(name, f"{len(found):,} values for {count:,} tokens")
-        if not all(type(one) in (int, float) for one in found):
-            raise self.error(name, "expected a list of numbers")
         return found
 
 
@@ -103,7 +114,7 @@ class _Kind(NamedTuple):
 
 def _byte_level(fields: _Fields, vocab: dict[str, int]) -> tuple[_Kind, list[str]]:
     """Returns byte-level BPE, and notices about it."""
-    name, notices = None if fields.get("pre") is None else fields.value("pre", str), []
+    name, notices = fields.optional("pre", str, "a string"), []
     if name is None or BY_NAME.get(name) is UNRECOGNISED:
         name = "missing" if name is None else name
         notices.append(f"{fields.path}: tokenizer.ggml.pre: {name}: the program that wrote the file did not recognise "
@@ -127,7 +138,7 @@ def _sentencepiece(fields: _Fields, vocab: dict[str, int], types: list[int]) -> 
     if family != "llama":  # Phi-3's control tokens take the blanks after them, Gemma's scores are no order of merges
         raise fields.error("model", f"SentencePiece (llama) can be read for the architecture llama, found "
                                     f"{printable(str(family))}; {FROM_FOLDER}")
-    scores = fields.numbers("scores", len(types))
+    scores = fields.numbers("scores", len(types), float)
     best_first = sorted((token for token, index in vocab.items() if types[index] == NORMAL),
                         key=lambda token: -scores[vocab[token]])
     merges = merges_in_order(best_first, vocab)
@@ -177,6 +188,6 @@ def _templates(fields: _Fields) -> str | dict[str, Any] | None:
     default = fields.metadata.get("tokenizer.chat_template")
     names = fields.metadata.get("tokenizer.chat_templates") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{fields.path}: tokenizer.chat_templates: expected a list of names")
+        raise UserError(f"{fields.path}: tokenizer.chat_templates: expected a list of names, found {describe(names)}")
     named = {name: fields.metadata.get(f"tokenizer.chat_template.{name}") for name in names}
     return {**({"default": default} if default is not None else {}), **named} if named else default

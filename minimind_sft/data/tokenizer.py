@@ -86,7 +86,8 @@ class Tokenizer:
         self._state = {**state, "added_tokens": state.get("added_tokens") or [], "truncation": None, "padding": None}
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
         self._marks: dict[int, Marks] = {}
-        self._added = {token["content"]: token for token in self._state["added_tokens"]}
+        # `tokenizers` ignores empty ones
+        self._added = {token["content"]: token for token in self._state["added_tokens"] if token["content"]}
         self.special = special
         self.chat_template, self.named_templates = chat_template, named_templates or {}
         if adds_bos is None:  # then the post-processor of tokenizer.json decides
