@@ -28,7 +28,7 @@ MAX_DIMENSIONS = 4
 MAX_SHOWN = 100
 """Characters of a name that errors show: names may be damaged too."""
 DEFAULT_ALIGNMENT = 32
-SPLIT_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+SPLIT_NAME = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.gguf$")
 
 # The types of metadata, by their number in the file.
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",

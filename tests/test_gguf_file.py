@@ -127,6 +127,8 @@ def test_parts_of_a_model_are_refused(tmp_path):
     assert refusal(part) == f"one of several files that make a model together; {advice}"
     renamed = write(tmp_path / "m.gguf", values={"split.count": (2, gguf.GGUFValueType.UINT16)})
     assert refusal(renamed) == f"split.count: one of 2 files that make a model together; {advice}"
+    only = write(tmp_path / "m-00001-of-00001.gguf", values={"split.count": (1, gguf.GGUFValueType.UINT16)})
+    assert GGUFFile(only).metadata["split.count"] == 1
 
 
 def test_a_file_truncated_anywhere_is_refused(tmp_path):

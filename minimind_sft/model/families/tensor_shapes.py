@@ -6,7 +6,7 @@ import torch
 
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.loaded import Uninitialised
+from minimind_sft.model.loaded import HEAD, Uninitialised
 
 
 @lru_cache(maxsize=8)
@@ -15,4 +15,4 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"), Uninitialised():  # without the second, PyTorch loads its compiler, for a second
         tensors = MiniMindForCausalLM(config).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()
-            if not (name == "lm_head.weight" and config.tie_word_embeddings)}
+            if not (name == HEAD and config.tie_word_embeddings)}
