@@ -157,3 +157,8 @@ def test_a_name_on_hugging_face_s_hub_is_answered_with_the_command_that_fetches_
     for name in ("nowhere/mine_256.pth", "./mine", "a/b/c"):
         with pytest.raises(UserError, match=r"no such file or folder$"):
             find_weights(name, tmp_path, flag="--w")
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)$"):
+        find_weights(f"./{'a' * 300}.gguf", tmp_path, flag="--weight")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import peek_object
+from minimind_sft.files import path_exists, peek_object
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
@@ -93,7 +93,7 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
     path = Path(name)
     expected = f"expected a file that ends in {', '.join(PATH_SUFFIXES[:-1])} or {PATH_SUFFIXES[-1]}"
     places = [path, *(folder / name for folder in folders if path.name == name)]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if path_exists(place) and place.is_file()), None)
     if found is None and path.is_dir():
         return path  # whether it is a model's is said when it is read
     if found is None:
