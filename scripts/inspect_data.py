@@ -3,6 +3,7 @@
     python scripts/inspect_data.py dataset/sft_demo.jsonl --eval_data_path dataset/sft_demo_heldout.jsonl
     python scripts/inspect_data.py a.jsonl:0.7 'more/*.jsonl:0.3' --max_seq_len 512 --html report.html
     python scripts/inspect_data.py sft.jsonl --check_prompts 1 --strict 1 && python trainer/train_full_sft.py ...
+    python scripts/inspect_data.py sft.jsonl --from_weight ../Qwen2.5-0.5B
     python scripts/inspect_data.py book.txt --rows text --json
 
 Takes the flags of the trainer. The exit status is 0 if the data are fine to train on, 2 for unusable flags and files,
@@ -26,6 +27,7 @@ from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
+from minimind_sft.model.build import find_start
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import InspectSettings
 from minimind_sft.settings.training import SFTSettings, TrainSettings
@@ -39,7 +41,7 @@ def main() -> int:
     sources = find_sources(data.data_path, "FILE")
     eval_sources = find_eval_sources(data.eval_data_path)
     page = checked_page(wanted.html) if wanted.html else None
-    encoder = make_encoder(trainer)
+    encoder = make_encoder(trainer, base=find_base(trainer) if data.from_weight else None)
 
     files = [path for source in (*sources, *eval_sources) for path in source.files]
     tallies = survey(files, encoder, wanted.check_prompts)
@@ -58,10 +60,16 @@ def main() -> int:
     return 0 if report.is_fine else 1
 
 
-def make_encoder(trainer: TrainSettings) -> SFTEncoder | PretrainEncoder:
-    """Makes the encoder of the trainer that these settings are for."""
+def find_base(trainer: TrainSettings) -> Path | None:
+    """Finds the weights of --from_weight, as the trainer does."""
+    return find_start(trainer.model, trainer.saving.save_dir,
+                      tokenizer=lambda: load_tokenizer(trainer.data.tokenizer_path).fingerprint)
+
+
+def make_encoder(trainer: TrainSettings, base: Path | None) -> SFTEncoder | PretrainEncoder:
+    """Makes the encoder of the trainer that these settings are for; `base` brings its tokenizer."""
     data = trainer.data
-    tokenizer = load_tokenizer(data.tokenizer_path)
+    tokenizer = load_tokenizer(data.tokenizer_path, base)
     for notice in tokenizer.notices:
         print(harmless(notice), file=sys.stderr)
     if not isinstance(trainer, SFTSettings):

@@ -68,3 +68,12 @@ def test_an_unknown_token_written_by_the_template_is_not_counted(tmp_path):
     data = write_rows(tmp_path / "data.jsonl", [FINE])
     report = json.loads(run(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
     assert report["files"][0]["findings"]["unknown"]["count"] == 0
+
+
+def test_a_base_model_brings_its_tokenizer_and_template(tmp_path):
+    folder = word_level(tmp_path / "words")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    data = write_rows(tmp_path / "data.jsonl", [FINE])
+    done = run(SCRIPT, data, "--from_weight", folder)
+    assert "‹<|im_start|>›" in done.stdout and "<unk>" in done.stdout
+    assert f"--from_weight {folder}" in done.stdout.splitlines()[-1]

@@ -28,3 +28,8 @@ def test_a_contradictory_model_is_refused(fields, message):
 
 def test_without_rope_heads_may_have_any_width():
     assert ModelConfig(head_dim=7, positions="learned").head_dim == 7
+
+
+def test_llama_3s_scaling_needs_a_range_to_blend_in():
+    with pytest.raises(UserError, match=r"low_freq_factor is 4\.0, expected a number between 0"):
+        RopeScaling("llama3", low_freq_factor=4.0, high_freq_factor=4.0)

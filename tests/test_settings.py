@@ -135,7 +135,7 @@ PATHS = {
     SFTSettings: ["data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "from_weight",
                   "save_dir"],
     ChatSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "score", "tools"],
-    InspectSettings: ["data_path", "eval_data_path", "tokenizer_path", "chat_template"],
+    InspectSettings: ["data_path", "eval_data_path", "from_weight", "tokenizer_path", "chat_template"],
     EstimateSettings: ["from_weight", "save_dir", "tokenizer_path"],
     TokenizerSettings: ["data_path", "save_dir"],
     ConvertSettings: ["files", "tokenizer_path", "drop_in"],

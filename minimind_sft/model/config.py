@@ -43,6 +43,9 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise UserError(f"rope_type is {self.rope_type!r}, expected {' or '.join(map(repr, ROPE_TYPES))}")
+        if self.rope_type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise UserError(f"low_freq_factor is {self.low_freq_factor}, expected a number between 0 and "
+                            f"high_freq_factor {self.high_freq_factor}")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,9 @@ class InspectedData:
     rows: str = setting(
         "conversations", "read rows as conversations, like train_full_sft.py, or as text, like train_pretrain.py",
         choices=("conversations", "text"))
+    from_weight: str | None = same_setting(
+        ModelSettings, "from_weight", default=None, help="weights that training would start from, if their tokenizer "
+                                                         "and chat template are to be used: as for the trainers")
     tokenizer_path: str | None = same_setting(DataSettings, "tokenizer_path")
     max_seq_len: int | None = same_setting(
         DataSettings, "max_seq_len", default=None, help="maximum tokens of a sequence (default: the trainer's, 768; "
