@@ -10,6 +10,7 @@ next tensor, so that reading a large file does not take the file's size.
 
 import ctypes
 import mmap
+import os
 import pickle
 import re
 import sys
@@ -116,7 +117,7 @@ def _release_pages(tensor: Tensor) -> None:
 
     Only Linux counts such pages as the process's memory until it is told.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or os.name != "posix":
         return
     start = tensor.untyped_storage().data_ptr()
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
