@@ -10,7 +10,6 @@ next tensor, so that reading a large file does not take the file's size.
 
 import ctypes
 import mmap
-import os
 import pickle
 import re
 import sys
@@ -117,13 +116,17 @@ def _release_pages(tensor: Tensor) -> None:
 
     Only Linux counts such pages as the process's memory until it is told.
     """
-    if sys.platform != "linux" or os.name != "posix":
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (TypeError, OSError, AttributeError):  # Windows has no such library
+        return
+    if sys.platform != "linux":
         return
     start = tensor.untyped_storage().data_ptr()
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (start + tensor.untyped_storage().nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def open_source(path: Path) -> tuple[TensorFile, list[str]]:
