@@ -65,7 +65,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     Raises:
-        ValueError: for a name with two values, of which a reader would have to choose one.
+        ValueError: if a name has two different values; readers disagree about which one counts.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

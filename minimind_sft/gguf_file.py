@@ -282,7 +282,7 @@ def _dequantiser_works(type_name: str) -> bool:
     _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     try:
         gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # how the package says that it cannot dequantise this type
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What families compute differently, each in a tiny model: the same result however the batch is cut and computed."""
+"""Each feature that only some families have, in a tiny model: the batch may be divided and computed in any way."""
 
 import itertools
 import math

@@ -14,7 +14,7 @@ import numpy as np
 from minimind_sft.data.tokenizer import Marks
 
 WHITESPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
-"""What control tokens with `lstrip` or `rstrip` take with them: Unicode's White_Space."""
+"""The blanks that control tokens with `lstrip` or `rstrip` swallow: Unicode's White_Space."""
 BLANKS_AT_START, BLANKS_AT_END = re.compile(f"^{WHITESPACE}"), re.compile(f"{WHITESPACE}$")
 
 

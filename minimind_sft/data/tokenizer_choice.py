@@ -18,8 +18,8 @@ def load_tokenizer(choice: str | None, base: Path | None = None) -> Tokenizer:
     """Loads the tokenizer that `--tokenizer_path` asks for, or without one that of the weights at `base`.
 
     A Hugging Face folder and a GGUF file bring their own. The sidecar of a weights file names the tokenizer that they
-    were trained with. Without weights, and for weights of which nothing says it, that is the bundled one;
-    `matching.check_tokenizer` refuses the latter.
+    were trained with. In all other cases the bundled one is loaded; `matching.check_tokenizer` then refuses weights
+    without a sidecar, because nothing says which tokenizer is theirs.
 
     Args:
         choice: a folder, a GGUF file or `bundled`.

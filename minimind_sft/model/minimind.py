@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 LAYER = "model.layers.0."
 MINIMIND = {"attention_bias": "none", "norm": "rms", "positions": "rope", "mlp": "swiglu", "mlp_bias": False}
-"""What all generations have in common."""
+"""The values of `ModelConfig` that all generations share."""
 
 EARLIER = re.compile(r"tok_embeddings\.weight|layers\.\d+\.attention\.wq\.weight")
 ROPE_TABLES = re.compile(r"model\.freqs_(cos|sin)")

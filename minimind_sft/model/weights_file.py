@@ -116,11 +116,11 @@ def _release_pages(tensor: Tensor) -> None:
 
     Only Linux counts such pages as the process's memory until it is told.
     """
+    if sys.platform != "linux":
+        return
     try:
         madvise = ctypes.CDLL(None).madvise
-    except (TypeError, OSError, AttributeError):  # Windows has no such library
-        return
-    if sys.platform != "linux":
+    except (TypeError, AttributeError):  # no handle for this process's libraries, or a C library without madvise
         return
     start = tensor.untyped_storage().data_ptr()
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
