@@ -11,7 +11,7 @@ the chat template.
 
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,6 +37,9 @@ from minimind_sft.inference.scoring import (
 )
 from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import check_template, check_tokenizer
+from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.applying import apply_adapters
+from minimind_sft.model.adapters.reading import read_adapters
 from minimind_sft.model.build import check_shape, stretched
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.loaded import Weights
@@ -63,14 +66,15 @@ def main() -> int:
     weights = read_weights(path)
     say_all("tokenizer", tokenizer.notices)
     say_all("weights", (*weights.notices, *check_weights(chosen, weights, tokenizer)))
+    adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, "--lora_weight")
     stop_ids = named_stop_ids(path, tokenizer)
-    continues = is_pretrained_only(weights, tokenizer, chosen)
+    continues = not adapters and is_pretrained_only(weights, tokenizer, chosen)
     template = None
     if rows or not continues:
         template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
         check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
         say_all("template", template.notes)
-    model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size),
+    model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size), adapters,
                         stretch=chosen.inference_rope_scaling)
     if rows:
         return print_score(settings, rows, model, template, stop_ids)
@@ -154,12 +158,16 @@ def check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeniz
     return check_tokenizer(weights, tokenizer, None if is_ours else settings.tokenizer_path)
 
 
-def build_model(runtime: ChatRuntimeSettings, weights: Weights, stretch: bool) -> LanguageModel:
+def build_model(runtime: ChatRuntimeSettings, weights: Weights, adapters: Sequence[tuple[Adapter, float]],
+                stretch: bool) -> LanguageModel:
     """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
     if stretch:
         weights = replace(weights, config=stretched(weights.config, weights.path))
     device = resolve_device(runtime.device)
-    return ready_to_decode(weights.build_model().to(device, resolve_dtype(runtime.dtype, device)).eval())
+    model = weights.build_model()
+    if adapters:
+        apply_adapters(model, adapters)
+    return ready_to_decode(model.to(device, resolve_dtype(runtime.dtype, device)).eval())
 
 
 def is_pretrained_only(weights: Weights, tokenizer: Tokenizer, settings: WeightSettings) -> bool:

@@ -82,7 +82,7 @@ def test_a_mistyped_choice_gets_a_suggestion(found, meant):
     (["--m", "0.1"], "--m: did you mean --max_seq_len?"),
     (["--bf16=True"], "--bf16: here it is --dtype bfloat16"),
     (["--out_dir", "x"], "--out_dir: here it is --save_dir"),
-    (["--lora_name", "x"], "--lora_name: LoRA is not here yet; trainer/train_full_sft.py trains all weights"),
+    (["--lora_name", "x"], "--lora_name: trainer/train_lora.py trains adapters"),
     (["--beta", "1"], "--beta: preference optimisation and reinforcement learning are not here yet"),
     (["--zzz"], "--zzz"),
 ])

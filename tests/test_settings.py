@@ -125,8 +125,8 @@ def test_groups_and_names_of_fine_tuning_settings():
                       "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
         "runtime": ["device", "dtype", "micro_batch_tokens", "use_compile", "gradient_checkpointing", "parallel",
                     "rank_timeout", "local_rank", "num_workers"],
-        "saving": ["save_dir", "save_weight", "save_dtype", "from_resume", "overwrite", "allow_changed_data",
-                   "keep_checkpoints", "save_interval", "async_save", "keep_best"],
+        "saving": ["save_dir", "save_dtype", "from_resume", "overwrite", "allow_changed_data", "keep_checkpoints",
+                   "save_interval", "async_save", "keep_best", "save_weight"],
         "logging": ["log_interval", "eval_interval", "use_wandb", "wandb_project"],
     }
 

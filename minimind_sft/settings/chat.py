@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from minimind_sft.errors import UserError
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
-from minimind_sft.settings.foreign_flags import holds_model, load_from_problems, lora_problems
+from minimind_sft.settings.foreign_flags import holds_model, load_from_problems
 from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
 from minimind_sft.settings.spec import flags_of, names_of, same_setting, setting, value_problems
 
@@ -21,8 +21,9 @@ class WeightSettings:
     tokenizer_path: str | None = same_setting(DataSettings, "tokenizer_path")
     load_from: str | None = setting(
         None, "MiniMind's name for --tokenizer_path or, if the folder holds a model, for --weight", kind="path")
-    lora_weight: str = setting(
-        "None", "MiniMind's flag for LoRA adapters; they cannot be loaded yet, so only None is accepted")
+    lora_weight: tuple[str, ...] = setting(
+        (), "adapters to apply, by NAME (reads <save_dir>/lora_NAME_*.safetensors) or path; give each a weight to mix "
+            "them, as in style:0.5 calls")
     chat_template: str | None = same_setting(
         SFTDataSettings, "chat_template", help="chat template that the weights were trained with, if not the "
                                                "tokenizer's own: a Jinja file, chatml or alpaca")
@@ -38,6 +39,8 @@ class WeightSettings:
         False, "stretch RoPE with YaRN, for contexts longer than those in training")
 
     def __post_init__(self) -> None:
+        if [name.lower() for name in self.lora_weight] == ["none"]:  # MiniMind's default
+            object.__setattr__(self, "lora_weight", ())
         if not self.load_from:
             return
         name = "weight" if holds_model(self.load_from) else "tokenizer_path"
@@ -45,7 +48,7 @@ class WeightSettings:
             object.__setattr__(self, name, self.load_from)
 
     def problems(self) -> list[str]:
-        return load_from_problems(self.load_from, self.weight, self.tokenizer_path) + lora_problems(self.lora_weight)
+        return load_from_problems(self.load_from, self.weight, self.tokenizer_path)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ OURS = {
 """Our flag, and what others call it. A program suggests only flags that it has."""
 
 NOT_HERE = {
-    "LoRA is not here yet; trainer/train_full_sft.py trains all weights":
+    "trainer/train_lora.py trains adapters":
         ("lora_name", "lora_r", "lora_rank", "lora_alpha", "lora_target", "lora_target_modules", "use_peft",
          "finetuning_type", "load_in_4bit", "load_in_8bit"),
     "preference optimisation and reinforcement learning are not here yet":
@@ -110,11 +110,3 @@ def load_from_problems(load_from: str | None, weight: str, tokenizer_path: str |
     if other == load_from:
         return []
     return [f"--load_from {load_from} and {flag} {other} both name {what}: give one of them"]
-
-
-def lora_problems(lora_weight: str) -> list[str]:
-    """Lists what is wrong with `--lora_weight`: anything but MiniMind's `None`."""
-    if lora_weight.lower() == "none":
-        return []
-    return [f"--lora_weight {lora_weight}: LoRA adapters cannot be loaded yet; merge them into the weights with "
-            "convert_merge_base_lora in MiniMind's scripts/convert_model.py, and give the result to --weight"]

@@ -13,10 +13,8 @@ class SavingSettings:
 
     save_dir: str = setting(
         in_repository("out"), "folder for weights, metrics and resume states", kind="path")
-    save_weight: str = setting(
-        "", "name of the weights to write, as <save_dir>/<save_weight>_<hidden_size>[_moe].pth", kind="name")
     save_dtype: str = setting("float16", "precision of the written weights", choices=DTYPES[1:])
-    from_resume: bool = setting(False, "continue from the newest resume state of --save_weight")
+    from_resume: bool = setting(False, "continue from the newest resume state of that name")
     overwrite: bool = setting(
         False, "replace another run's files of the same name; they move to <name>.previous, which keeps one generation")
     allow_changed_data: bool = setting(
@@ -31,3 +29,11 @@ class SavingSettings:
     keep_best: bool = setting(
         True, "write the weights with the lowest validation loss, if there is an evaluation set; 0: the last ones",
         decides="weights")
+
+
+@dataclass(frozen=True)
+class WeightSavingSettings(SavingSettings):
+    """Files that the run writes, and the earlier run that it continues."""
+
+    save_weight: str = setting(
+        "", "name of the weights to write, as <save_dir>/<save_weight>_<hidden_size>[_moe].pth", kind="name")

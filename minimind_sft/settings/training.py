@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.logging import LoggingSettings
+from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.runtime import RuntimeSettings, room_problems
-from minimind_sft.settings.saving import SavingSettings
+from minimind_sft.settings.saving import SavingSettings, WeightSavingSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PretrainSettings(TrainSettings):
     """Settings of trainer/train_pretrain.py."""
 
     optimizer: OptimizerSettings = OptimizerSettings(accumulation_steps=8)
-    saving: SavingSettings = SavingSettings(save_weight="pretrain")
+    saving: WeightSavingSettings = WeightSavingSettings(save_weight="pretrain")
 
 
 @dataclass(frozen=True)
@@ -40,4 +41,23 @@ class SFTSettings(TrainSettings):
     data: SFTDataSettings = SFTDataSettings()
     model: ModelSettings = ModelSettings(from_weight="pretrain")
     optimizer: OptimizerSettings = OptimizerSettings(epochs=2, batch_size=16)
-    saving: SavingSettings = SavingSettings(save_weight="full_sft")
+    saving: WeightSavingSettings = WeightSavingSettings(save_weight="full_sft")
+
+
+@dataclass(frozen=True)
+class LoraSFTSettings(TrainSettings):
+    """Settings of trainer/train_lora.py."""
+
+    data: SFTDataSettings = SFTDataSettings()
+    model: ModelSettings = ModelSettings(from_weight="full_sft")
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(epochs=2, batch_size=16, learning_rate=1e-3)
+    saving: SavingSettings = SavingSettings(save_dtype="float32")
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.model.from_weight == "none":
+            found.append("--from_weight none: an adapter needs a base model")
+        if self.model.freeze:
+            found.append("--freeze: not needed; adapters leave everything else as it is, except --modules_to_save")
+        return found

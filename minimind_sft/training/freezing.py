@@ -6,14 +6,11 @@ first six layers, `layers.*.mlp` for every feed-forward network, `layers.*.self_
 The leading `model.` that most names have in a state dict may be left out.
 """
 
-import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
-
-RANGE = re.compile(r"(\d+)-(\d+)")
+from minimind_sft.model.part_names import RANGE, part_matches
 
 
 def freeze(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[str]:
@@ -51,8 +48,7 @@ def _named_by(pattern: str, names: Sequence[str]) -> list[str]:
         rest = {name: split for name, split in rest.items() if len(split) > depth}
         there = {split[depth] for split in rest.values()}
         ends = RANGE.fullmatch(part)
-        numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
-        found = {one for one in there if fnmatchcase(one, part) or (one.isdigit() and int(one) in numbers)}
+        found = {one for one in there if part_matches(part, one)}
         if not found or any(str(int(end)) not in there for end in (ends.groups() if ends else ())):
             before = ".".join(parts[:depth]) or "the model"
             raise UserError(f"--freeze {pattern}: no {part!r} here; {before} has {_listed(there) or 'no parts'}")

@@ -51,7 +51,8 @@ class Outputs:
     Call the methods while holding that folder's lock, except `begun_elsewhere`.
     """
 
-    def __init__(self, weights: Path):
+    def __init__(self, weights: Path, name_flag: str = "--save_weight"):
+        self.name_flag = name_flag
         self.weights, self.states = weights, weights.parent / "checkpoints" / f"{weights.stem}_resume"
         self.sidecar, self.metrics = sidecar_path(weights), weights.with_name(f"{weights.stem}_metrics.jsonl")
         self.previous = weights.with_name(f"{weights.stem}.previous")
@@ -87,10 +88,11 @@ class Outputs:
         self._in_the_way = self._all_files() if is_new else self._not_own()
         for path in self._in_the_way:
             if path.is_dir():
-                raise UserError(f"{path}: is a folder, expected a file or nothing; --save_weight NAME writes beside it")
+                raise UserError(f"{path}: is a folder, expected a file or nothing; {self.name_flag} NAME "
+                                "writes beside it")
         if is_new and reads is not None and any(reads.samefile(path) for path in self._in_the_way if path.exists()):
             raise UserError(f"--from_weight reads {shown(reads)}, and this run would replace it: choose another "
-                            "--save_weight")
+                            f"{self.name_flag}")
         if not overwrite and (self._in_the_way or (fresh and has_states)):
             raise UserError(self._refusal(is_new, has_states))
 
@@ -125,8 +127,8 @@ class Outputs:
 
     def _all_files(self) -> list[Path]:
         """Lists files of this run's name, including weights in the other format, which share the sidecar's name."""
-        return [path for path in (self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)
-                if is_there(path)]
+        return [path for path in dict.fromkeys((
+            self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)) if is_there(path)]
 
     def _not_own(self) -> list[Path]:
         """Lists weights and sidecar unless this run wrote them."""
@@ -145,12 +147,12 @@ class Outputs:
         moves = f"--overwrite moves it to {shown(self.aside)}"
         if not self._in_the_way:
             return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 continues it, "
-                    "--save_weight NAME writes beside it, --overwrite sets them aside")
+                    f"{self.name_flag} NAME writes beside it, --overwrite sets them aside")
         there = shown(self._in_the_way[0])
         if not is_new:
             return f"{there} was not written by the run that --from_resume 1 continues: {moves}"
         goes_on = "--from_resume 1 continues that run, " if has_states else ""
-        return f"{there} exists already{self._progress()}: {goes_on}--save_weight NAME writes beside it, {moves}"
+        return f"{there} exists already{self._progress()}: {goes_on}{self.name_flag} NAME writes beside it, {moves}"
 
     def _progress(self) -> str:
         """Says how far the run came that wrote the existing weights, if their sidecar tells."""

@@ -1,9 +1,10 @@
 """Reads and writes one resume state: everything a run needs to continue from a step, in full precision.
 
-A state is a folder `step-00000123/`: counters in `state.json`; the model's parameters and AdamW's moments as
-safetensors, `weights-00001-of-00001.safetensors` and `optimizer-00001-of-00001.safetensors`, or a pair per rank if the
-model is sharded. The shards of a tensor follow one another along its first dimension, so a state written by any number
-of ranks can be read by any other number. A manifest lists the SHA-256 of each file (manifest.py).
+A state is a folder `step-00000123/`: counters in `state.json`; the model's parameters (of a model with adapters only
+those that train) and AdamW's moments as safetensors, `weights-00001-of-00001.safetensors` and
+`optimizer-00001-of-00001.safetensors`, or a pair per rank if the model is sharded. The shards of a tensor follow one
+another along its first dimension, so a state written by any number of ranks can be read by any other number. A manifest
+lists the SHA-256 of each file (manifest.py).
 
 No random state is needed: dropout's is a pure function of (seed, step, rank), set at every step (`loop.seed_step`),
 and the data order is one of (seed, epoch).
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_object, sha256_of_file, sync
 from minimind_sft.model.loaded import all_finite
+from minimind_sft.model.lora import own_parameters
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.manifest import MANIFEST, Damaged, verify
 from minimind_sft.training.parallel import is_sharded, own_part, place
@@ -103,7 +105,7 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         tensor = _read_tensor(path, part, key) if ranks.is_main else torch.empty(shape, dtype=dtype)
         return place(tensor, like, ranks)
 
-    parameters = dict(model.named_parameters())
+    parameters = own_parameters(model)
     if set(weights) != set(parameters):
         odd = sorted(set(weights) ^ set(parameters))[0]
         raise UserError(f"{path}: not the parameters of this model: {odd} is on one side only")
@@ -133,7 +135,7 @@ def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, wor
     shards = world_size if is_sharded(model) else 1
     if rank >= shards:
         return {}
-    weights = dict(model.named_parameters())
+    weights = own_parameters(model)
     assert is_sharded(model) == all(isinstance(weight, DTensor) for weight in weights.values()), "see parallel.reshard"
     # Keyed by "<kind>|<parameter name>", which does not depend on how the optimizer groups parameters.
     moments = {f"{kind}|{name}": tensor for name, parameter in weights.items()

@@ -1,0 +1,35 @@
+"""Applies adapters to a model: one, or several with a weight each."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from minimind_sft.errors import UserError
+from minimind_sft.model.adapters.adapter import Adapter, Change
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.lora import LoraShape, adapted, add_adapters
+
+
+@torch.no_grad()
+def apply_adapters(model: MiniMindForCausalLM, adapters: Sequence[tuple[Adapter, float]]) -> None:
+    """Adds the weighted sum of several adapters to a model. The sum of changes is one change of a higher rank:
+    w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]."""
+    names = list(dict.fromkeys(name for adapter, _ in adapters for name in adapter.changes))
+    add_adapters(model, names, LoraShape(rank=1, alpha=1.0))
+    for name, place in adapted(model):
+        summed = joined([adapter.changes[name]._replace(scale=adapter.changes[name].scale * weight)
+                         for adapter, weight in adapters if name in adapter.changes])
+        place.lora_A = nn.Parameter(summed.a, requires_grad=False)
+        place.lora_B = nn.Parameter(summed.b, requires_grad=False)
+    for adapter, weight in adapters:
+        if adapter.saved and weight != 1:
+            raise UserError(f"{adapter.path}: has parameters trained in full, which cannot be weighted")
+        for name, tensor in adapter.saved.items():
+            model.get_parameter(name).copy_(tensor)
+
+
+def joined(changes: Sequence[Change]) -> Change:
+    """Returns the sum of several changes as one of scale 1."""
+    return Change(torch.cat([change.a for change in changes], -2),
+                  torch.cat([change.b * change.scale for change in changes], -1), 1.0)

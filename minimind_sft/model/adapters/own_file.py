@@ -1,0 +1,49 @@
+"""This project's adapter file: `out/lora_<name>_<hidden_size>[_moe].safetensors` and its sidecar.
+
+The tensors are `<projection>.lora_A` and `<projection>.lora_B`, and whole parameters that were trained in full. The
+sidecar says how strong the adapter is, and which weights it was trained on.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from minimind_sft.errors import UserError
+from minimind_sft.files import sha256_of_file, temporary_name, write_together
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.loaded import all_finite
+from minimind_sft.model.lora import own_parameters
+from minimind_sft.model.sidecar import sidecar_path
+
+PREFIX = "lora_"
+
+
+def adapter_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
+    """Returns the path of an adapter; `lora_x` and `x` are the same name."""
+    moe = "_moe" if config.use_moe else ""
+    return Path(save_dir) / f"{PREFIX}{name.removeprefix(PREFIX)}_{config.hidden_size}{moe}.safetensors"
+
+
+def write_adapter(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
+    """Writes the adapters of a model, and what trained beside them, in `dtype`, with a sidecar; both or neither.
+
+    Raises:
+        UserError: if they are not finite in `dtype` or cannot be written. The old files then stay in place.
+    """
+    tensors = {name: parameter.detach().to("cpu", getattr(torch, dtype)).contiguous()
+               for name, parameter in own_parameters(model).items()}
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise UserError(f"{path}: {name} is not finite in {dtype}; nothing was written (--save_dtype float32 holds "
+                            "larger numbers)")
+
+    def save_sidecar(to: Path) -> None:
+        record = {"sha256": sha256_of_file(temporary_name(path)), "dtype": dtype,
+                  "parameters": sum(tensor.numel() for tensor in tensors.values()), **sidecar}
+        to.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    write_together({path: lambda to: save_file(tensors, to), sidecar_path(path): save_sidecar})

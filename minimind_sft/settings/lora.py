@@ -1,0 +1,34 @@
+"""Settings of adapters: what trainer/train_lora.py trains."""
+
+from dataclasses import dataclass
+
+from minimind_sft.settings.spec import setting
+
+ALL_LINEAR = "all-linear"
+QUANTIZATIONS = ("none", "nf4")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter: its name, its size, and which projections it changes."""
+
+    lora_name: str = setting(
+        "adapter", "name of the adapter to write, as <save_dir>/lora_<lora_name>_<hidden_size>[_moe].safetensors",
+        kind="name")
+    from_lora: str | None = setting(
+        None, "adapter to start from instead of a new one: a NAME or path, of this project, PEFT or MiniMind",
+        kind="path")
+    lora_rank: int = setting(16, "rank of each change B A", min=1)
+    lora_alpha: float = setting(
+        32.0, "strength of the change: it is multiplied by lora_alpha / lora_rank", above=0)
+    lora_dropout: float = setting(
+        0.0, "dropout on what the adapters read", min=0, below=1, decides="weights")
+    use_rslora: bool = setting(
+        False, "multiply by lora_alpha / sqrt(lora_rank) instead, for high ranks")
+    target_modules: tuple[str, ...] = setting(
+        (ALL_LINEAR,), "projections to change, by name or pattern: q_proj, layers.0-5.mlp, self_attn.[qv]_proj; "
+                       "all-linear: all of attention and feed-forward networks")
+    modules_to_save: tuple[str, ...] = setting(
+        (), "modules to train in full beside the adapters, and to write with them: embed_tokens, lm_head, norm")
+    quantize: str = setting(
+        "none", "keep the base's matrices in 4 bits (QLoRA; needs bitsandbytes): nf4", choices=QUANTIZATIONS)

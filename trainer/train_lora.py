@@ -1,0 +1,144 @@
+"""Fine-tunes adapters (LoRA) on conversations; the base model stays as it is.
+
+    python trainer/train_lora.py --from_weight full_sft --lora_name style
+    torchrun --nproc_per_node 2 trainer/train_lora.py --from_weight ./SmolLM2 --lora_name calls --data_path calls.jsonl
+
+Learns from the same data as trainer/train_full_sft.py, with a fraction of the memory: each projection W becomes
+W + scale * B A, and only the small matrices A and B train (minimind_sft/model/lora.py). Writes
+out/lora_<lora_name>_<hidden_size>.safetensors with a sidecar (.json), a metrics file, and resume states for
+--from_resume 1. Chat with it: python eval_llm.py --weight full_sft --lora_weight style.
+"""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minimind_sft.data.batching import BatchLayout, EvaluationBatches, TrainingSteps
+from minimind_sft.data.chat_template import Supervision, make_template
+from minimind_sft.data.loading import load_datasets
+from minimind_sft.data.samples import SFTEncoder
+from minimind_sft.data.tokenizer_choice import load_tokenizer
+from minimind_sft.device import check_compiler, position_multiple, resolve_dtype
+from minimind_sft.errors import run_program
+from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.matching import encoding_facts
+from minimind_sft.model.adapters.own_file import adapter_path, write_adapter
+from minimind_sft.model.build import find_start
+from minimind_sft.paths import shown
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.training import LoraSFTSettings
+from minimind_sft.training.adapting import adapted_model, adapter_identity
+from minimind_sft.training.advice import data_advice, opening_lines
+from minimind_sft.training.distributed import Ranks, join_ranks
+from minimind_sft.training.experience import Experience
+from minimind_sft.training.identity import check_agreement, run_identity, run_settings
+from minimind_sft.training.learner import Learner
+from minimind_sft.training.loop import fit
+from minimind_sft.training.metrics import read_metrics, start_wandb
+from minimind_sft.training.optim import build_optimizer
+from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
+from minimind_sft.training.parallel import gather, parallelize
+from minimind_sft.training.progress import Progress
+from minimind_sft.training.resume import is_finished, resume
+from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.saving import Saver
+from minimind_sft.training.summary import closing_lines, next_lines, result_lines
+
+
+def main() -> int:
+    settings = parse_flags(LoraSFTSettings, description=__doc__)
+    with join_ranks(settings.runtime.device, settings.runtime.rank_timeout) as ranks:
+        return fine_tune(settings, ranks)  # a function, so that its DDP model is gone before the ranks part
+
+
+def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
+    data, optimizer, runtime, saving = settings.data, settings.optimizer, settings.runtime, settings.saving
+    lora = settings.lora
+    dtype = resolve_dtype(runtime.dtype, ranks.device)
+    if runtime.use_compile:
+        check_compiler(ranks.device)
+
+    # Tokenizer and template turn a conversation into tokens, and say which of them are learned. The weights to start
+    # from bring their own.
+    start = find_start(settings.model, saving.save_dir, lambda: load_tokenizer(data.tokenizer_path).fingerprint)
+    tokenizer = load_tokenizer(data.tokenizer_path, start)
+    template = make_template(tokenizer, data.chat_template, data.end_of_turn)
+    encoder = SFTEncoder(template, data.max_seq_len, data.truncation,
+                         Supervision(data.train_turns, data.train_on_prompt))
+    ranks.say(*(f"template    {note}" for note in template.notes))
+    ranks.say(*(f"tokenizer   {notice}" for notice in tokenizer.notices))
+
+    # Model and output files come before the data: a wrong flag should show in seconds, and preparing takes minutes.
+    assert start is not None, "the settings refuse --from_weight none"
+    model, base = adapted_model(settings, start, tokenizer, template, ranks, dtype)
+    outputs = Outputs(adapter_path(saving.save_dir, lora.lora_name, model.config), "--lora_name")
+    shared = runtime.parallel == "fsdp"
+    with claim_outputs(outputs, saving, ranks, reads=start, shared=shared) as checkpoints:
+        # Data: prepared by the first rank of each machine, unless an earlier run has done it.
+        prepared = Path(data.prepared_dir or Path(saving.save_dir, "prepared"))
+        train_set, eval_set = ranks.first_on_each_machine(
+            partial(load_datasets, data, encoder, prepared, ranks.say, show_progress=ranks.is_main))
+        identity = run_identity(settings, encoder, model.config, train_set, eval_set) | adapter_identity(lora, base)
+        check_agreement(identity, settings, model, ranks)
+
+        # The model on all ranks, and what trains it.
+        wrapped = parallelize(model, ranks, runtime.parallel, dtype)
+        adamw = build_optimizer(model, optimizer.learning_rate, optimizer.weight_decay)
+        scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16)
+        learner = Learner(model, wrapped, adamw, scaler, ranks, dtype)
+
+        # Where the run stands: at its beginning, or where its newest resume state was written.
+        state = TrainState(samples_per_step=optimizer.batch_size * optimizer.accumulation_steps * ranks.world_size,
+                           identity=identity, settings=run_settings(settings, dtype))
+        if not checkpoints.fresh:
+            state = resume(checkpoints, state, learner, allow_changed_data=saving.allow_changed_data)
+        layout = BatchLayout(runtime.micro_batch_tokens, ranks.rank, ranks.world_size,
+                             position_multiple(ranks.device, runtime.use_compile, runtime.micro_batch_tokens))
+        steps = TrainingSteps(train_set, layout, epochs=optimizer.epochs, samples_per_step=state.samples_per_step,
+                              seed=data.seed, max_steps=optimizer.max_steps)
+        if ranks.on_main(lambda: is_finished(state, len(steps), outputs.weights)):
+            ranks.say(f"{shown(outputs.weights)}: that run is finished ({state.step} steps); nothing to do")
+            return 0
+        state.finished = False
+        settings_before, state.settings = state.settings, run_settings(settings, dtype)
+
+        known = Experience.of_weights(start, tokenizer.vocab_size)
+        experience = known.after(train_set) if known else None
+        ranks.say(*opening_lines(settings, settings_before, state, steps, eval_set),
+                  *data_advice(known, train_set, tokenizer, f"--from_weight {settings.model.from_weight}"))
+
+        def write(at: TrainState) -> None:
+            """Writes the adapter as it is now, for use, with a sidecar that describes it."""
+            unsharded = gather(model, ranks)
+            sidecar = {"stage": "lora", "run": outputs.run, "base": base, "lora": asdict(lora),
+                       "model": asdict(model.config),
+                       **encoding_facts(tokenizer, template, data.chat_template),
+                       **describe_run(settings, at, len(steps), experience)}
+            ranks.on_main(lambda: write_adapter(outputs.weights, unsharded, saving.save_dtype, sidecar))
+
+        evaluate = None
+        if eval_set is not None:
+            batches = EvaluationBatches(eval_set, layout)
+            evaluate = partial(validation_loss, model, batches, ranks.device, dtype, ranks.sum)
+        saver = Saver(checkpoints, write, interval=saving.save_interval,
+                      keeps_best=saving.keep_best and evaluate is not None)
+        wandb_run = start_wandb(settings, outputs.weights.stem, ranks)
+        begin_outputs(outputs, checkpoints, state, ranks)
+        with Progress(outputs.metrics, total_steps=len(steps), step=state.step, is_main=ranks.is_main,
+                      log_interval=settings.logging.log_interval, wandb_run=wandb_run) as progress:
+            status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
+
+        if wandb_run is not None:
+            wandb_run.finish(exit_code=status)
+        if ranks.is_main:
+            effort = progress.effort(state.step)
+            ranks.say(*closing_lines(read_metrics(outputs.metrics), effort, saver.keeps_best),
+                      *result_lines(state, outputs.weights),
+                      *next_lines("lora", settings, outputs.weights, outputs.metrics))
+        return status
+
+
+if __name__ == "__main__":
+    run_program(main)
