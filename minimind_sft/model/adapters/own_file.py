@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file, temporary_name, write_together
+from minimind_sft.files import read_object, sha256_of_file, temporary_name, write_together
+from minimind_sft.model.adapters.adapter import Adapter, Change
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.loaded import all_finite
-from minimind_sft.model.lora import own_parameters
+from minimind_sft.model.lora import LoraShape, own_parameters
 from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.model.weights_file import read_tensors
 
 PREFIX = "lora_"
 
@@ -26,6 +28,25 @@ def adapter_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
     """Returns the path of an adapter; `lora_x` and `x` are the same name."""
     moe = "_moe" if config.use_moe else ""
     return Path(save_dir) / f"{PREFIX}{name.removeprefix(PREFIX)}_{config.hidden_size}{moe}.safetensors"
+
+
+def read_own(path: Path) -> Adapter:
+    """Reads an adapter of this project.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    described_by = sidecar_path(path)
+    sidecar = read_object(described_by)
+    if sidecar.get("sha256") != sha256_of_file(path):
+        raise UserError(f"{path} is not the file that {described_by} describes (sha256)")
+    lora = sidecar["lora"]
+    scale = LoraShape(lora["lora_rank"], lora["lora_alpha"], use_rslora=lora["use_rslora"]).scale
+    tensors, _, notices = read_tensors(path)
+    read = {name: tensors[name].to(torch.float32) for name in tensors}
+    names = [name.removesuffix(".lora_A") for name in read if name.endswith(".lora_A")]
+    changes = {name: Change(read.pop(f"{name}.lora_A"), read.pop(f"{name}.lora_B"), scale) for name in names}
+    return Adapter(path, changes, read, sidecar["base"], sidecar, tuple(notices))
 
 
 def write_adapter(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:

@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from minimind_sft.errors import UserError
-from minimind_sft.files import read_object, sha256_of_file
-from minimind_sft.model.adapters.adapter import Adapter, Change
-from minimind_sft.model.adapters.own_file import PREFIX
+from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.checking import check_adapter
+from minimind_sft.model.adapters.minimind import read_minimind
+from minimind_sft.model.adapters.own_file import PREFIX, read_own
+from minimind_sft.model.adapters.peft import CONFIG, read_peft
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.fingerprint import fingerprint
 from minimind_sft.model.loaded import Weights
-from minimind_sft.model.lora import LoraShape
-from minimind_sft.model.sidecar import sidecar_path
 
 
 def find_adapter(name: str, save_dir: str | Path, config: ModelConfig, flag: str) -> Path:
@@ -34,26 +31,22 @@ def find_adapter(name: str, save_dir: str | Path, config: ModelConfig, flag: str
     raise UserError(f"{flag} {name}: no {found}, and no file or folder of that name")
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Reads an adapter of this project.
+def read_adapter(path: Path, config: ModelConfig) -> Adapter:
+    """Reads an adapter for a model of this configuration: ours, a folder of PEFT's or a .pth of MiniMind's.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, or does not fit the model; names the file and the field or tensor.
     """
-    described_by = sidecar_path(path)
-    sidecar = read_object(described_by)
-    if sidecar.get("sha256") != sha256_of_file(path):
-        raise UserError(f"{path} is not the file that {described_by} describes (sha256)")
-    lora = sidecar["lora"]
-    scale = LoraShape(lora["lora_rank"], lora["lora_alpha"], use_rslora=lora["use_rslora"]).scale
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not an adapter that can be read ({error})") from error
-    names = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-    changes = {name: Change(tensors.pop(f"{name}.lora_A"), tensors.pop(f"{name}.lora_B"), scale) for name in names}
-    return Adapter(path, changes, tensors, sidecar["base"], sidecar)
+    if path.is_file() and (path.parent / CONFIG).is_file():
+        path = path.parent  # a file of PEFT's folder means the folder
+    if path.is_dir():
+        adapter = read_peft(path, config)
+    elif path.suffix == ".safetensors":
+        adapter = read_own(path)
+    else:
+        adapter = read_minimind(path, config)
+    check_adapter(adapter, config)
+    return adapter
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -74,7 +67,7 @@ def read_adapters(choices: Sequence[str], save_dir: str, weights: Weights, flag:
     adapters = []
     for choice in choices:
         name, weight = split_weight(choice)
-        adapters.append((read_adapter(find_adapter(name, save_dir, weights.config, flag)), weight))
+        adapters.append((read_adapter(find_adapter(name, save_dir, weights.config, flag), weights.config), weight))
     base = fingerprint(weights) if adapters else None
     for adapter, _ in adapters:
         if adapter.base not in (None, base):
