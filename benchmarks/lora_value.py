@@ -1,0 +1,199 @@
+"""Compares full SFT, LoRA and QLoRA on one model and task: what is learned, what is forgotten, what it costs.
+
+    python benchmarks/lora_value.py --from_weight SmolLM2-135M-Instruct.Q4_1.gguf --data_path toolcall.jsonl \\
+        --eval_data_path toolcall_eval.jsonl --questions calls.jsonl --text text.jsonl --folder lora_value \\
+        --json benchmarks/results/lora_value.json -- --chat_template chatml --max_seq_len 1024 --truncation turns \\
+        --batch_size 8 --epochs 1 --warmup_steps 3 --eval_interval 13
+
+The flags after `--` go to the trainer of each run (--chat_template also to eval_llm.py). docs/base_model.md says how to
+make the files. A run is `full:RATE`, `lora:RANK:RATE` or `qlora:RANK:RATE`. Each trains, answers the questions and
+reads the text in processes of its own. What is finished stays in --folder, so the same command continues after an
+interruption, and --runs adds to it.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.paths import REPOSITORY
+
+TABLE = ("base", "full:3e-4", "lora:8:1e-3", "lora:16:1e-3", "lora:64:1e-3", "qlora:16:1e-3")
+CHAT_FLAGS = ("--chat_template", "--end_of_turn")
+"""Flags of the trainers that the chat must be given too."""
+
+
+class Run(NamedTuple):
+    """A run by its name, as in --runs."""
+
+    kind: str
+    rank: int | None = None
+    rate: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> "Run":
+        """Reads `base`, `full:RATE`, `lora:RANK:RATE` or `qlora:RANK:RATE`.
+
+        Raises:
+            UserError: if the text is none of these.
+        """
+        if text == "base":
+            return cls("base")
+        if found := re.fullmatch(r"full:([\d.e+-]+)", text):
+            return cls("full", rate=found[1])
+        if found := re.fullmatch(r"(q?lora):(\d+):([\d.e+-]+)", text):
+            return cls(found[1], int(found[2]), found[3])
+        raise UserError(f"--runs {text}: expected base, full:RATE, lora:RANK:RATE or qlora:RANK:RATE")
+
+    @property
+    def title(self) -> str:
+        names = {"base": "before", "full": "full SFT", "lora": f"LoRA, rank {self.rank}",
+                 "qlora": f"QLoRA, rank {self.rank}"}
+        return names[self.kind]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from_weight", required=True, help="base model, as a path")
+    parser.add_argument("--data_path", required=True, help="conversations to train on")
+    parser.add_argument("--eval_data_path", required=True, help="conversations for the validation loss")
+    parser.add_argument("--questions", required=True, help="questions for the exact match")
+    parser.add_argument("--text", required=True, help="plain text, on which the loss shows what was forgotten")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--runs", nargs="+", default=TABLE, help=f"runs (default: {' '.join(TABLE)})")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("trainer_flags", nargs="*", help="flags of the trainer, after --")
+    arguments = parser.parse_args()
+    results = []
+    for text in arguments.runs:
+        run = Run.of(text)
+        folder = arguments.folder / text.replace(":", "_")
+        figures = measured(run, folder, arguments)
+        results.append({"run": text, **figures})
+        print(json.dumps(results[-1]), flush=True)
+    print(*table([Run.of(text) for text in arguments.runs], results), sep="\n")
+    if arguments.json:
+        command = ["python", "benchmarks/lora_value.py", *sys.argv[1:]]
+        arguments.json.write_text(json.dumps({"command": command, "results": results}, indent=2) + "\n",
+                                  encoding="utf-8")
+
+
+def measured(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Returns the figures of a run; does what is not in `folder` yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "figures.json"
+    figures: dict = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    stages = {"learned": train, "answered": answer, "remembered": remember}
+    for stage, measure in stages.items():
+        if stage not in figures:
+            figures[stage] = measure(run, folder, arguments)
+            kept.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return {name: value for stage in stages for name, value in figures[stage].items()}
+
+
+def train(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Trains; returns validation losses, trained parameters, speed, peak memory and the size of what was written."""
+    if run.kind == "base":
+        return {}
+    assert run.rate is not None
+    flags = ["--from_weight", arguments.from_weight, "--data_path", arguments.data_path,
+             "--eval_data_path", arguments.eval_data_path, "--learning_rate", run.rate, "--save_dir", str(folder)]
+    if run.kind == "full":
+        program, flags = "trainer/train_full_sft.py", [*flags, "--save_weight", "value"]
+    else:
+        program, flags = "trainer/train_lora.py", [*flags, "--lora_name", "value", "--lora_rank", str(run.rank)]
+    if run.kind == "qlora":
+        flags += ["--quantize", "nf4"]
+    said, peak = output_of(program, *flags, *arguments.trainer_flags)
+    (metrics,) = folder.glob("*_metrics.jsonl")
+    losses = [line["eval_loss"] for line in map(json.loads, metrics.open(encoding="utf-8")) if "eval_loss" in line]
+    written = weights_in(folder)
+    return {"eval_loss_before": losses[0], "eval_loss": losses[-1], "lowest_eval_loss": min(losses),
+            "trained_parameters": json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))["parameters"],
+            "supervised_tokens_per_second": float(number(r"time .* ([\d,.]+) supervised tokens/s", said)),
+            "peak_bytes": peak, "file_bytes": written.stat().st_size}
+
+
+def answer(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Returns the exact match on the questions in percent, and their number."""
+    said, _ = output_of("eval_llm.py", *chosen_weights(run, folder, arguments), "--score", arguments.questions,
+                        "--score_out", str(folder / "answers.jsonl"), "--max_new_tokens", "150",
+                        *chat_flags(arguments.trainer_flags))
+    return {"exact_match": float(number(r"exact match: ([\d.]+)%", said)),
+            "questions": int(number(r"exact match: .*\((\d+) questions", said))}
+
+
+def remember(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Returns the loss on the plain text."""
+    said, _ = output_of("benchmarks/text_loss.py", *chosen_weights(run, folder, arguments),
+                        "--data_path", arguments.text)
+    return {"text_loss": float(number(r"loss on text: ([\d.]+)", said))}
+
+
+def chosen_weights(run: Run, folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Returns the flags that choose the weights that a run has trained."""
+    if run.kind == "full":
+        return ["--weight", str(weights_in(folder))]
+    flags = ["--weight", arguments.from_weight]
+    if run.kind != "base":
+        flags += ["--lora_weight", str(weights_in(folder))]
+    return flags + (["--quantize", "nf4"] if run.kind == "qlora" else [])
+
+
+def weights_in(folder: Path) -> Path:
+    (written,) = (path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors"))
+    return written
+
+
+def chat_flags(flags: list[str]) -> list[str]:
+    """Returns those of the trainer's flags that also decide how the chat writes its prompt."""
+    return [part for at, flag in enumerate(flags) if flag in CHAT_FLAGS for part in flags[at:at + 2]]
+
+
+def number(pattern: str, said: str) -> str:
+    found = re.search(pattern, said)
+    assert found, f"{pattern}: not in {said}"
+    return found[1].replace(",", "")
+
+
+def output_of(program: str, *arguments: str) -> tuple[str, int]:
+    """Runs a program of this repository; returns its standard output and its peak resident memory in bytes.
+
+    Raises:
+        UserError: if it fails.
+    """
+    command = [sys.executable, str(REPOSITORY / program), *arguments]
+    print(f"$ {program} {' '.join(arguments)}", file=sys.stderr, flush=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert process.stdout
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{program}: exit status {process.returncode}")
+    return said, usage.ru_maxrss * 1024
+
+
+def table(runs: list[Run], results: list[dict]) -> list[str]:
+    """Returns the figures as a Markdown table, a row per run."""
+    lines = ["| | learning rate | exact match | validation loss | loss on text | trained parameters | "
+             "supervised tokens/s | peak memory | file |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for run, figures in zip(runs, results, strict=True):
+        cells = [run.title, run.rate or "", f"{figures['exact_match']:.1f}%"]
+        if run.kind == "base":
+            cells += ["", f"{figures['text_loss']:.4f}", "", "", "", ""]
+        else:
+            cells += [f"{figures['eval_loss']:.4f}", f"{figures['text_loss']:.4f}",
+                      f"{figures['trained_parameters'] / 1e6:.2f}M", f"{figures['supervised_tokens_per_second']:.0f}",
+                      f"{figures['peak_bytes'] / 2**30:.1f} GiB", f"{figures['file_bytes'] / 2**20:.1f} MiB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_program(main)
