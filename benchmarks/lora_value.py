@@ -2,8 +2,8 @@
 
     python benchmarks/lora_value.py --from_weight SmolLM2-135M-Instruct.Q4_1.gguf --data_path toolcall.jsonl \\
         --eval_data_path toolcall_eval.jsonl --questions calls.jsonl --text text.jsonl --folder lora_value \\
-        --json benchmarks/results/lora_value.json -- --chat_template chatml --max_seq_len 1024 --truncation turns \\
-        --batch_size 8 --epochs 1 --warmup_steps 3 --eval_interval 13
+        --json benchmarks/results/lora_value.json --plot docs/lora.png -- --chat_template chatml \\
+        --max_seq_len 1024 --truncation turns --batch_size 8 --epochs 1 --warmup_steps 3 --eval_interval 13
 
 The flags after `--` go to the trainer of each run (--chat_template also to eval_llm.py). docs/base_model.md says how to
 make the files. A run is `full:RATE`, `lora:RANK:RATE` or `qlora:RANK:RATE`. Each trains, answers the questions and
@@ -67,16 +67,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--runs", nargs="+", default=TABLE, help=f"runs (default: {' '.join(TABLE)})")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--plot", type=Path, help="file for the picture")
     parser.add_argument("trainer_flags", nargs="*", help="flags of the trainer, after --")
     arguments = parser.parse_args()
-    results = []
-    for text in arguments.runs:
-        run = Run.of(text)
-        folder = arguments.folder / text.replace(":", "_")
-        figures = measured(run, folder, arguments)
+    runs, results = [Run.of(text) for text in arguments.runs], []
+    for text, run in zip(arguments.runs, runs, strict=True):
+        figures = measured(run, arguments.folder / text.replace(":", "_"), arguments)
         results.append({"run": text, **figures})
         print(json.dumps(results[-1]), flush=True)
-    print(*table([Run.of(text) for text in arguments.runs], results), sep="\n")
+    print(*table(runs, results), sep="\n")
+    if arguments.plot:
+        draw([f"{run.title}, rate {run.rate}" if run.rate else run.title for run in runs], results, arguments.plot)
     if arguments.json:
         command = ["python", "benchmarks/lora_value.py", *sys.argv[1:]]
         arguments.json.write_text(json.dumps({"command": command, "results": results}, indent=2) + "\n",
@@ -193,6 +194,30 @@ def table(runs: list[Run], results: list[dict]) -> list[str]:
                       f"{figures['peak_bytes'] / 2**30:.1f} GiB", f"{figures['file_bytes'] / 2**20:.1f} MiB"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def draw(titles: list[str], results: list[dict], path: Path) -> None:
+    """Draws what was learned, what was forgotten and what it cost, a bar per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = (("exact_match", "exact match, %", 1), ("eval_loss", "validation loss", 1),
+              ("text_loss", "loss on plain text", 1), ("file_bytes", "file written, MiB", 2**20))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 0.5 + 0.4 * len(titles)), sharey=True,
+                                   layout="constrained")
+    for axis, (name, label, unit) in zip(axes, panels, strict=True):
+        values = [figures.get(name, 0) / unit for figures in results]
+        axis.barh(titles, values, color="#2a6f97")
+        for place, value in enumerate(values):
+            axis.text(value, place, f" {value:.4g}" if name in results[place] else "", va="center", fontsize=8)
+        axis.set_xlim(0, max(values) * 1.3)
+        axis.set_title(label, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
