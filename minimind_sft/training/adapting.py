@@ -12,6 +12,7 @@ from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.fingerprint import fingerprint
 from minimind_sft.model.lora import LoraShape, add_adapters
 from minimind_sft.model.lora_targets import chosen_modules, chosen_projections
+from minimind_sft.model.quantized import describe_quantised, quantize
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.training import LoraSFTSettings
 from minimind_sft.training.distributed import Ranks
@@ -32,6 +33,9 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
     weights = starting_weights(settings, start, tokenizer, template, ranks)
     base = fingerprint(weights)
     model = weights.build_model(settings.model.dropout)
+    if settings.lora.quantize != "none":
+        quantize(model, settings.lora.quantize)
+        ranks.say(f"quantised   {describe_quantised(model)}")
     torch.manual_seed(settings.data.seed)
     attach(model, settings.lora)
     hold_frozen_matrices(model, dtype)

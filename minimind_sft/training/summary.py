@@ -9,6 +9,7 @@ import torch
 
 from minimind_sft.device import described_dtype
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.quantized import quantised_weights
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import place, program, shown
 from minimind_sft.settings.spec import names_of
@@ -23,7 +24,8 @@ MIN_EVALUATIONS_SINCE_LOWEST = 2
 def describe_model(model: MiniMindForCausalLM, start: Path | None, family: str | None, dtype: str,
                    device: torch.device) -> str:
     """Gives the model's origin, family, shape and size, and where it computes; `dtype` is `--dtype`."""
-    shape, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
+    shape = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters()) + quantised_weights(model)
     trained = trained_parameters(model)
     part = f", of which {trained / 1e6:.1f}M train" if trained < parameters else ""
     return (f"model       {shown(start) if start else 'new'}: {f'{family}, ' if family else ''}"
