@@ -1,6 +1,8 @@
 """Checks that weights, tokenizer and chat template belong together, by the facts that sidecars record."""
 
 import shlex
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from minimind_sft.data.chat_template import ChatTemplate
@@ -9,6 +11,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, recorded_name, tokenizer_name
 from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
 from minimind_sft.errors import UserError
+from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.sidecar import sidecar_path
 
@@ -103,6 +106,26 @@ def check_template(weights: Weights, template: ChatTemplate, choice: str | None,
                     f"{'this version of it' if was == now else now}: "
                     f"{_differences(facts, template_facts(template, choice))}; "
                     f"{_template_remedy(was, now, _flag_in_command(sidecar, '--end_of_turn', None), end_of_turn)}")
+
+
+def check_adapters(adapters: Iterable[Adapter], weights: Weights, tokenizer: Tokenizer,
+                   template: ChatTemplate | None, choice: str | None, end_of_turn: str | None) -> None:
+    """Compares tokenizer and chat template with those that adapters for the weights were trained with.
+
+    Args:
+        template: None where no chat is rendered.
+        choice, end_of_turn: `--chat_template` and `--end_of_turn`, or None if not given.
+
+    Raises:
+        UserError: if they differ.
+    """
+    for adapter in adapters:
+        if adapter.sidecar is None:
+            continue
+        described = replace(weights, path=adapter.path, sidecar=adapter.sidecar)
+        check_tokenizer(described, tokenizer, None)
+        if template is not None:
+            check_template(described, template, choice, end_of_turn)
 
 
 def _tokenizer_remedy(was: str | None, now: str) -> str:

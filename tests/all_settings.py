@@ -2,6 +2,7 @@
 
 from minimind_sft.settings.chat import ChatSettings
 from minimind_sft.settings.convert import ConvertModelSettings
+from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
     EstimateSettings,
@@ -12,4 +13,4 @@ from minimind_sft.settings.scripts import (
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
 PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
-            ConvertSettings, ConvertModelSettings, PlotSettings)
+            ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings)

@@ -13,6 +13,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.settings.chat import ChatSettings, SamplingSettings
 from minimind_sft.settings.command_line import FlagParser, parse_flags
 from minimind_sft.settings.convert import ConvertModelSettings
+from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
     EstimateSettings,
@@ -139,7 +140,8 @@ PATHS = {
     EstimateSettings: ["from_weight", "save_dir", "tokenizer_path"],
     TokenizerSettings: ["data_path", "save_dir"],
     ConvertSettings: ["files", "tokenizer_path", "drop_in"],
-    ConvertModelSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
+    ConvertModelSettings: ["weight", "save_dir", "tokenizer_path", "chat_template", "lora_weight"],
+    MergeSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
     PlotSettings: ["metrics"],
 }
 
@@ -170,7 +172,8 @@ def test_settings_repeated_in_suggested_commands():
     assert names_of(SFTSettings, "tokens") == ["tokenizer_path", "chat_template", "end_of_turn"]
 
 
-@pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings, ConvertModelSettings])
+@pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings, ConvertModelSettings,
+                                     MergeSettings])
 def test_shape_settings_are_fields_of_the_model_config(program):
     assert names_of(program, "shape") == ["hidden_size", "num_hidden_layers", "use_moe"]
     assert all(hasattr(ModelConfig(), name) for name in names_of(program, "shape"))

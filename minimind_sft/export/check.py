@@ -69,13 +69,18 @@ def compare(export: Export, written: Weights, tokenizer: Tokenizer) -> Differenc
         raise _wrong(path, f"{name} is {getattr(written.config, name)!r}, but was {getattr(weights.config, name)!r}")
     _check_tokenizer(export, tokenizer, path)
     rounded, largest = _compare_tensors(weights, written, export.dtype)
-    ids = [ids for text in TEXTS if (ids := export.tokenizer.encode_ordinary(text)[:MAX_TOKENS])]
+    ids = documents(export.tokenizer)
     before, after = (_logits(one, ids) for one in (weights, written))
     difference = float((before - after).abs().max())
     if not rounded and not difference <= UNCHANGED_LOGITS * float(before.abs().max()):
         raise _wrong(path, f"the tensors are the same, but the logits differ by {difference:.1e}")
     return Differences(len(tensor_shapes(weights.config)), rounded, largest, difference, float(before.std()),
                        float((before.argmax(-1) == after.argmax(-1)).float().mean()))
+
+
+def documents(tokenizer: Tokenizer) -> list[list[int]]:
+    """Returns the token ids of the fixed texts on which logits are compared."""
+    return [ids for text in TEXTS if (ids := tokenizer.encode_ordinary(text)[:MAX_TOKENS])]
 
 
 def _check_tokenizer(export: Export, tokenizer: Tokenizer, path: Path) -> None:

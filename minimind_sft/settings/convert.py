@@ -15,12 +15,12 @@ DTYPES = {"huggingface": ("float32", "float16", "bfloat16"), "gguf": ("float32",
 
 
 @dataclass(frozen=True)
-class ConvertedWeights:
-    """The weights to convert, and what belongs to them."""
+class ChosenWeights:
+    """The weights to use, and what belongs to them."""
 
     weight: str = same_setting(
-        WeightSettings, "weight", help="weights to convert: a NAME (reads <save_dir>/NAME_*.pth or .safetensors), a "
-                                       "file, a Hugging Face folder or a GGUF file")
+        WeightSettings, "weight", help="weights: a NAME (reads <save_dir>/NAME_*.pth or .safetensors), a file, a "
+                                       "Hugging Face folder or a GGUF file")
     save_dir: str = same_setting(WeightSettings, "save_dir")
     tokenizer_path: str | None = same_setting(WeightSettings, "tokenizer_path")
     chat_template: str | None = same_setting(WeightSettings, "chat_template")
@@ -28,6 +28,15 @@ class ConvertedWeights:
     hidden_size: int | None = same_setting(WeightSettings, "hidden_size")
     num_hidden_layers: int | None = same_setting(WeightSettings, "num_hidden_layers")
     use_moe: bool | None = same_setting(WeightSettings, "use_moe")
+
+
+@dataclass(frozen=True)
+class ConvertedWeights(ChosenWeights):
+    """What to convert, and what belongs to it."""
+
+    lora_weight: str | None = setting(
+        None, "adapter of those weights to convert instead of them, by NAME or path; --to peft or minimind",
+        kind="path")
 
 
 @dataclass(frozen=True)
