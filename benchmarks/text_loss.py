@@ -22,7 +22,9 @@ from minimind_sft.errors import run_program
 from minimind_sft.inference.evaluate import validation_loss
 from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.adapters.reading import read_adapters
+from minimind_sft.model.quantized import quantize
 from minimind_sft.model.weights import read_weights
+from minimind_sft.settings.lora import QUANTIZATIONS
 
 MAX_SEQ_LEN = 512
 MICRO_BATCH_TOKENS = 4096
@@ -32,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weight", type=Path, required=True, help="weights, as a path")
     parser.add_argument("--lora_weight", nargs="*", default=[], help="adapters to apply, as paths")
+    parser.add_argument("--quantize", default="none", choices=QUANTIZATIONS, help="keep the matrices in 4 bits")
     parser.add_argument("--data_path", type=Path, required=True, help="text, one document per row")
     arguments = parser.parse_args()
     device = resolve_device("auto")
@@ -39,6 +42,8 @@ def main() -> None:
     tokenizer = load_tokenizer(None, arguments.weight)
     weights = read_weights(arguments.weight)
     model = weights.build_model()
+    if arguments.quantize != "none":
+        quantize(model, arguments.quantize)
     if arguments.lora_weight:
         apply_adapters(model, read_adapters(arguments.lora_weight, "out", weights, "--lora_weight"))
     with tempfile.TemporaryDirectory() as folder:
