@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minimind_sft.model import moe
+from minimind_sft.model import lora, moe
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.kernels import grouped_experts
-from minimind_sft.model.kernels.grouped_experts import grouped_mm, looped_mm, mixture
+from minimind_sft.model.kernels.grouped_experts import adapted_mixture, grouped_mm, looped_mm, mixture
 from minimind_sft.model.kernels.selection import can_be_grouped
 
 EXPERTS = 4
@@ -40,6 +40,33 @@ def test_values_and_gradients_equal_the_formula_s(tokens, chosen, multiply, dtyp
                                rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("tokens", [0, 13])
+@pytest.mark.parametrize("changed", [(True, True, True), (False, True, False), (True, False, True)])
+@pytest.mark.parametrize(("multiply", "dtype", "tolerance"), [
+    (looped_mm, torch.float64, 1e-11), (grouped_mm, torch.float32, 1e-2)])
+def test_experts_with_adapters_equal_the_formula(tokens, changed, multiply, dtype, tolerance):
+    """The formula is also the mixture of W + B A; an unchanged stack has rank 0."""
+    if multiply is grouped_mm and not tokens:
+        pytest.skip("without tokens there is nothing to launch, and the loop runs")
+    x, weight, index, *stacks = problem(tokens, 2, dtype)
+    matrices, merged = [], []
+    for w_EOI, wanted in zip(stacks, changed, strict=True):
+        rank = 4 if wanted else 0
+        a_ErI, b_EOr = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in (
+            (EXPERTS, rank, w_EOI.shape[2]), (EXPERTS, w_EOI.shape[1], rank)))
+        matrices += [w_EOI.detach(), a_ErI, b_EOr]
+        merged.append(w_EOI.detach() + b_EOr @ a_ErI)
+    learned = [x, weight, *(matrix for matrix in matrices if matrix.requires_grad and matrix.numel())]
+    ours = adapted_mixture(x, weight, index, *matrices, multiply=multiply, dropout=torch.nn.Identity())
+    formula = lora.adapted_mixture.__wrapped__(x, weight, index, *matrices, dropout=torch.nn.Identity())
+    grad = torch.randn_like(ours)
+    gradients = torch.autograd.grad(ours, learned, grad)
+    for expected in (formula, plain(x, weight, index, *merged)):
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(gradients, torch.autograd.grad(expected, learned, grad),
+                                   rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("ends", [(3, 3, 9, 13), (0, 0, 0, 13), (13, 13, 13, 13), (0, 0, 0, 0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 1e-5)])
 def test_the_grouped_product_equals_the_loop(ends, dtype, tolerance):
@@ -62,6 +89,13 @@ def test_the_grouped_product_equals_the_loop(ends, dtype, tolerance):
 def test_experts_are_grouped_if_rows_are_multiples_of_16_bytes(inputs, width, dtype, grouped):
     assert can_be_grouped(*problem(3, 1, dtype, inputs, width)) is grouped
     assert not can_be_grouped(*problem(0, 1, dtype, inputs, width))
+
+
+@pytest.mark.parametrize(("rank", "dtype", "grouped"), [
+    (0, torch.bfloat16, True), (8, torch.bfloat16, True), (12, torch.bfloat16, False), (12, torch.float32, True)])
+def test_experts_with_adapters_are_grouped_if_the_rank_allows_it(rank, dtype, grouped):
+    tensors = problem(3, 1, dtype)
+    assert can_be_grouped(*tensors, torch.empty(EXPERTS, rank, 16), torch.empty(EXPERTS, 24, rank)) is grouped
 
 
 def test_under_autocast_experts_multiply_in_bfloat16_with_float32_gradients(monkeypatch):

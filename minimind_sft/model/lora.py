@@ -9,7 +9,7 @@ Local letters: r rank, I inputs, O outputs of a projection.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.moe import Experts, mixture
+from minimind_sft.model.kernels.selection import accelerated
+from minimind_sft.model.layers import gated
+from minimind_sft.model.moe import Experts
 
 STACKED = ("gate_proj", "up_proj", "down_proj")
 """The stacked matrices of `Experts`."""
@@ -66,28 +68,57 @@ class LoRALinear(LowRank):
         self.base = base
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(self.dropout(x), self.lora_A)
-        return self.base(x) + F.linear(low, self.lora_B) * self.scale
+    def forward(self, x_TI: Tensor) -> Tensor:
+        low_Tr = F.linear(self.dropout(x_TI), self.lora_A)
+        # The narrow factor is scaled, and the sum is part of the product: nothing passes over (T, O) once more.
+        return torch.addmm(self.base(x_TI), low_Tr * self.scale, self.lora_B.T)
 
 
 class LoRAExperts(nn.Module):
     """Stacked experts with an adapter for each expert's matrices."""
 
-    def __init__(self, base: Experts, names: tuple[str, ...], rank: int, scale: float):
+    def __init__(self, base: Experts, names: tuple[str, ...], rank: int, scale: float, dropout: float = 0.0):
         super().__init__()
         self.base = base
+        self.dropout = nn.Dropout(dropout)
         for name in STACKED:
             change = LowRank(base.get_parameter(name).shape, rank, scale) if name in names else None
             self.add_module(name, change)
 
     def forward(self, x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor) -> Tensor:
-        return mixture(x_TD, weight_TC, chosen_TC, *map(self.changed, STACKED))
+        matrices = [matrix for name in STACKED for matrix in self.factors(name)]
+        return adapted_mixture(x_TD, weight_TC, chosen_TC, *matrices, dropout=self.dropout)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a stack W (E, O, I), and A (E, r, I) and scale * B (E, O, r) of its change; without one r is 0."""
+        change, base_EOI = getattr(self, name), self.base.get_parameter(name)
+        if change is None:
+            return base_EOI, base_EOI[:, :0], base_EOI[:, :, :0]
+        return base_EOI, change.lora_A, change.lora_B * change.scale
 
     def changed(self, name: str) -> Tensor:
         """Returns one of the base's stacks with its change."""
-        change, base = getattr(self, name), self.base.get_parameter(name)
-        return base if change is None else base + change.delta()
+        base_EOI, a_ErI, b_EOr = self.factors(name)
+        return base_EOI + b_EOr @ a_ErI
+
+
+@accelerated
+def adapted_mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, *matrices: Tensor,
+                    dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the mixture of experts (moe.mixture) whose projections are W x + B A dropout(x).
+
+    Args:
+        matrices: stacks of W, A and B, three for each of gate, up and down.
+    """
+    def project(x: Tensor, w_OI: Tensor, a_rI: Tensor, b_Or: Tensor) -> Tensor:
+        return F.linear(x, w_OI) + F.linear(F.linear(dropout(x), a_rI), b_Or)
+
+    total_TD = torch.zeros_like(x_TD)
+    for e, expert in enumerate(zip(*matrices, strict=True)):
+        gate, up, down = expert[:3], expert[3:6], expert[6:]
+        y_TD = project(gated(project(x_TD, *gate), project(x_TD, *up)), *down)
+        total_TD = total_TD + (weight_TC * (chosen_TC == e)).sum(-1, keepdim=True) * y_TD
+    return total_TD.to(matrices[-3].dtype)
 
 
 def add_adapters(model: MiniMindForCausalLM, targets: list[str], shape: LoraShape) -> None:
@@ -107,7 +138,8 @@ def add_adapters(model: MiniMindForCausalLM, targets: list[str], shape: LoraShap
         parent, _, own = name.rpartition(".")
         experts = model.get_submodule(name)
         assert isinstance(experts, Experts)
-        setattr(model.get_submodule(parent), own, LoRAExperts(experts, tuple(matrices), shape.rank, shape.scale))
+        setattr(model.get_submodule(parent), own, LoRAExperts(
+            experts, tuple(matrices), shape.rank, shape.scale, shape.dropout))
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, LowRank]]:

@@ -1,6 +1,6 @@
 """All experts at once: one product with each expert's matrix over the tokens that chose it.
 
-Plain twin: moe.mixture.
+Plain twins: moe.mixture, lora.adapted_mixture.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,25 @@ def mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, gate_EFD: Tensor
         return multiply(hidden_NF, down_EDF, ends_E)
 
     return dispatch(x_TD, weight_TC, chosen_TC, len(gate_EFD), network)
+
+
+def adapted_mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, *matrices: Tensor, multiply: Multiply,
+                    dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    """Multiplies by W, A and B as `mixture` does by W, and never by W + B A, whose gradient is as large as W."""
+    dtype = matmul_dtype(matrices[0])
+    gate, up, down = (tuple(matrix.to(dtype) for matrix in matrices[start : start + 3]) for start in (0, 3, 6))
+
+    def project(x_NI: Tensor, w_EOI: Tensor, a_ErI: Tensor, b_EOr: Tensor, ends_E: Tensor) -> Tensor:
+        y_NO = multiply(x_NI, w_EOI, ends_E)
+        if not a_ErI.shape[1]:
+            return y_NO
+        return y_NO + multiply(multiply(dropout(x_NI), a_ErI, ends_E), b_EOr, ends_E)
+
+    def network(x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        x_ND = x_ND.to(dtype)
+        return project(gated(project(x_ND, *gate, ends_E), project(x_ND, *up, ends_E)), *down, ends_E)
+
+    return dispatch(x_TD, weight_TC, chosen_TC, len(matrices[0]), network)
 
 
 def grouped_mm(x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:

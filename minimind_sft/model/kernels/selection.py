@@ -7,6 +7,7 @@ The model is defined by plain formulas. Where one is marked `@accelerated`, a ca
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 _plain: set[str] = set()
 
-FORMULAS = ("rms_norm", "layer_norm", "apply_rope", "gated", "cross_entropy_sum", "mixture", "document_attention")
+FORMULAS = ("rms_norm", "layer_norm", "apply_rope", "gated", "cross_entropy_sum", "mixture",
+            "adapted_mixture", "document_attention")
 
 
 def accelerated(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Marks a plain formula that has kernels. `__wrapped__` of the result is the formula itself."""
     @wraps(formula)
-    def run(*tensors: Tensor) -> Tensor:
-        return implementation(formula, *tensors)(*tensors)
+    def run(*tensors: Tensor, **options: Any) -> Tensor:
+        return implementation(formula, *tensors)(*tensors, **options)
     return run
 
 
@@ -50,9 +52,9 @@ def implementation(formula: Callable[..., Tensor], *tensors: Tensor) -> Callable
             return gated.gated
         case "cross_entropy_sum":
             return cross_entropy.cross_entropy_sum
-        case "mixture":
+        case "mixture" | "adapted_mixture":
             multiply = grouped_experts.grouped_mm if can_be_grouped(*tensors) else grouped_experts.looped_mm
-            return partial(grouped_experts.mixture, multiply=multiply)
+            return partial(getattr(grouped_experts, formula.__name__), multiply=multiply)
     raise KeyError(formula.__name__)
 
 
@@ -77,7 +79,7 @@ def can_be_grouped(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, *weights:
     """
     dtype = matmul_dtype(weights[0])
     dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float16, torch.float32)
-    whole = all(size * dtype.itemsize % 16 == 0 for size in weights[0].shape[1:])
+    whole = all(size * dtype.itemsize % 16 == 0 for weight in weights for size in weight.shape[1:])
     return dtype in dtypes and whole and weights[0].device.type != "mps" and len(x_TD) > 0
 
 
