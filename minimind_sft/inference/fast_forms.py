@@ -5,14 +5,15 @@ operations. So weights are packed (packed.py), matrices that read the same input
 fewer operations.
 
 `FAST_FORMS` has a fast form for each exact type of module. A module of another type stays as it is, and so does one
-with a hook, an adapter, a replaced method or quantised weights: correct, only slower, between lowered neighbours.
+with a hook, a replaced method or quantised weights: correct, only slower, between lowered neighbours. The base of an
+adapter is packed like any other projection, and the change is added to its product (low_rank.py).
 
 Local letters: A heads of queries and keys together, H + G; n tokens of one expert.
 """
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -20,11 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimind_sft.inference.low_rank import ChangedProduct
 from minimind_sft.inference.packed import Pack, Product
+from minimind_sft.model.adapters.adapter import Change
 from minimind_sft.model.attention import Attention, Context
 from minimind_sft.model.decoder import DecoderLayer
 from minimind_sft.model.kernels.dispatch import dispatch
 from minimind_sft.model.layers import GELUNetwork, LayerNorm, RMSNorm, SwiGLU, apply_rope
+from minimind_sft.model.lora import STACKED, LoRAExperts, LoRALinear, LowRank
 from minimind_sft.model.moe import Experts, MixtureOfExperts
 from minimind_sft.model.precision import at_least_float32
 
@@ -57,13 +61,36 @@ class Lowering:
             return at_least_float32(module(x.to(self.dtype), *plain))
         return run
 
-    def packed(self, *linears: nn.Linear) -> Product:
-        """Returns one product with the weights of all, which read the same input."""
-        bias_O = None
+    def can_pack(self, *projections: nn.Module) -> bool:
+        """Whether all are known projections, or known adapters around one."""
+        bases = [projection.base if self.knows(LoRALinear, projection) else projection for projection in projections]
+        return self.knows(nn.Linear, *bases)
+
+    def packed(self, *projections: nn.Linear | LoRALinear) -> Product:
+        """Returns one product with the weights of all, which read the same input, and with the adapters' changes."""
+        linears, bias_O = [_linear(projection) for projection in projections], None
         if any(linear.bias is not None for linear in linears):
             bias_O = torch.cat([linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
                                 for linear in linears])
-        return self.pack([linear.weight for linear in linears], bias_O)
+        changes = [_change(projection) if isinstance(projection, LowRank) else None for projection in projections]
+        return self.packed_matrices([linear.weight for linear in linears], changes, bias_O)
+
+    def packed_matrices(self, weights: Sequence[Tensor], changes: Sequence[Change | None],
+                        bias_O: Tensor | None = None) -> Product:
+        """Returns one product with all matrices (O, I) and their changes."""
+        product = self.pack(weights, bias_O)
+        if all(change is None for change in changes):
+            return product
+        return ChangedProduct(product, [len(weight_OI) for weight_OI in weights], changes)
+
+
+def _linear(projection: nn.Linear | LoRALinear) -> nn.Linear:
+    """Returns the projection itself, or the one that its adapter changes."""
+    return cast(nn.Linear, projection.base) if isinstance(projection, LoRALinear) else projection
+
+
+def _change(adapter: LowRank) -> Change:
+    return Change(adapter.lora_A, adapter.lora_B, adapter.scale)
 
 
 def has_only(module: nn.Module, kind: type, parts: set[str], optional: frozenset[str] = frozenset()) -> bool:
@@ -165,7 +192,7 @@ class _FusedHeads:
     def __init__(self, attention: Attention, qkv: Product, turn: Lowered):
         self._qkv, self._turn, self._head_dim = qkv, turn, attention.head_dim
         self._heads, self._kv_heads = (
-            proj.out_features // self._head_dim for proj in (attention.q_proj, attention.k_proj))
+            _linear(proj).out_features // self._head_dim for proj in (attention.q_proj, attention.k_proj))
 
     def __call__(self, x_TD: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         qkv_TAK = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
@@ -179,12 +206,12 @@ def _fused_heads(attention: Attention, lower: Lowering) -> _FusedHeads | None:
     turn: Lowered
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     q_norm, k_norm = cast(RMSNorm, attention.q_norm), cast(RMSNorm, attention.k_norm)
-    if not lower.knows(nn.Linear, *projections):
+    if not lower.can_pack(*projections):
         return None
     if lower.knows(nn.Identity, q_norm, k_norm):
         turn = _rotated if attention.rotates else _unchanged
     elif lower.knows(RMSNorm, q_norm, k_norm) and q_norm.eps == k_norm.eps:
-        heads, kv_heads = (projection.out_features // attention.head_dim for projection in projections[:2])
+        heads, kv_heads = (_linear(projection).out_features // attention.head_dim for projection in projections[:2])
         weight_AK = torch.cat([q_norm.weight.expand(heads, -1), k_norm.weight.expand(kv_heads, -1)])
         head_norm = _Norm(weight_AK, q_norm.eps)
         turn = _NormAndRope(head_norm) if attention.rotates else lambda heads_TAK, _: head_norm(heads_TAK)
@@ -234,7 +261,7 @@ class _SwiGLU:
 
 
 def _swiglu(mlp: SwiGLU, lower: Lowering) -> _SwiGLU:
-    if lower.knows(nn.Linear, mlp.gate_proj, mlp.up_proj):
+    if lower.can_pack(mlp.gate_proj, mlp.up_proj):
         return _SwiGLU(_halves(lower.packed(mlp.gate_proj, mlp.up_proj)), lower(mlp.down_proj))
     gate, up = lower(mlp.gate_proj), lower(mlp.up_proj)
     return _SwiGLU(lambda x_TD: (gate(x_TD), up(x_TD)), lower(mlp.down_proj))
@@ -266,10 +293,16 @@ class _MixtureOfExperts:
 class _Experts:
     """The experts' networks, each packed on its own, so that experts without a token are not read."""
 
-    def __init__(self, experts: Experts, lower: Lowering):
-        weights = zip(experts.gate_proj.unbind(), experts.up_proj.unbind(), experts.down_proj.unbind(), strict=True)
-        self._networks = [_SwiGLU(_halves(lower.pack([gate_FD, up_FD], None)), lower.pack([down_DF], None))
-                          for gate_FD, up_FD, down_DF in weights]
+    def __init__(self, experts: Experts, lower: Lowering, adapters: Mapping[str, LowRank] | None = None):
+        stacks = {name: experts.get_parameter(name).unbind() for name in STACKED}
+        changes = {name: _changes((adapters or {}).get(name), len(stacks[name])) for name in STACKED}
+
+        def product(expert: int, *names: str) -> Product:
+            return lower.packed_matrices([stacks[name][expert] for name in names],
+                                         [changes[name][expert] for name in names])
+
+        self._networks = [_SwiGLU(_halves(product(expert, "gate_proj", "up_proj")), product(expert, "down_proj"))
+                          for expert in range(len(stacks["gate_proj"]))]
 
     def __call__(self, x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor) -> Tensor:
         return dispatch(x_TD, weight_TC, chosen_TC, len(self._networks), self._run)
@@ -277,6 +310,26 @@ class _Experts:
     def _run(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         rows = x_ND.tensor_split(ends_E[:-1].tolist())
         return torch.cat([network(x_nD) for x_nD, network in zip(rows, self._networks, strict=True) if len(x_nD)])
+
+
+def _changes(adapter: LowRank | None, experts: int) -> Sequence[Change | None]:
+    """Returns the change of each expert's matrix."""
+    if adapter is None:
+        return [None] * experts
+    return [Change(a_rI, b_Or, adapter.scale)
+            for a_rI, b_Or in zip(adapter.lora_A.unbind(), adapter.lora_B.unbind(), strict=True)]
+
+
+def _lora_linear(adapter: LoRALinear, lower: Lowering) -> Lowered:
+    return lower.packed(adapter) if lower.can_pack(adapter) else lower.as_it_is(adapter)
+
+
+def _lora_experts(adapter: LoRAExperts, lower: Lowering) -> Lowered:
+    changes = {name: getattr(adapter, name) for name in STACKED if getattr(adapter, name) is not None}
+    if lower.knows(Experts, adapter.base) and all(has_only(change, LowRank, {"lora_A", "lora_B"})
+                                                  for change in changes.values()):
+        return _Experts(adapter.base, lower, changes)
+    return lower.as_it_is(adapter)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -307,6 +360,8 @@ FAST_FORMS: dict[type, FastForm] = {
     SwiGLU: FastForm(_swiglu, {"gate_proj", "up_proj", "down_proj"}),
     GELUNetwork: FastForm(_gelu_network, {"up_proj", "down_proj"}),
     Experts: FastForm(_Experts, {"gate_proj", "up_proj", "down_proj"}),
+    LoRALinear: FastForm(_lora_linear, {"base", "lora_A", "lora_B", "dropout"}),
+    LoRAExperts: FastForm(_lora_experts, {"base"}, frozenset({*STACKED, "dropout"})),
     MixtureOfExperts: FastForm(_MixtureOfExperts, {"gate", "experts", "shared_experts"}),
     DecoderLayer: FastForm(_DecoderLayer, {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp",
                                            "dropout"}),
