@@ -43,6 +43,7 @@ from minimind_sft.model.adapters.reading import read_adapters
 from minimind_sft.model.build import check_shape, stretched
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.loaded import Weights
+from minimind_sft.model.quantized import base_model
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.chat import (
     ChatRuntimeSettings,
@@ -164,7 +165,7 @@ def build_model(runtime: ChatRuntimeSettings, weights: Weights, adapters: Sequen
     if stretch:
         weights = replace(weights, config=stretched(weights.config, weights.path))
     device = resolve_device(runtime.device)
-    model = weights.build_model()
+    model = base_model(weights, runtime.quantize)
     if adapters:
         apply_adapters(model, adapters)
     return ready_to_decode(model.to(device, resolve_dtype(runtime.dtype, device)).eval())

@@ -1,17 +1,26 @@
 """QLoRA: matrices in 4 bits compute what bitsandbytes' own modules do, and the backward pass keeps no copy."""
 
 import copy
+import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
 from minimind_sft.errors import UserError
+from minimind_sft.inference.generate import generate_batch
+from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.model import quantized
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import LoRALinear, LoraShape, add_adapters
 from minimind_sft.model.lora_targets import projections
-from minimind_sft.model.quantized import NF4Linear, describe_quantised, quantize
+from minimind_sft.model.quantized import NF4Linear, base_model, describe_quantised, quantize
+from minimind_sft.model.weights import read_weights, write_weights
+from minimind_sft.settings.chat import SamplingSettings
+from minimind_sft.settings.lora import LoraSettings
+from minimind_sft.training.adapting import attach
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, which the extra [qlora] installs")
 
@@ -91,3 +100,57 @@ def test_a_mixture_of_experts_is_refused():
                                             num_key_value_heads=1, vocab_size=64, use_moe=True))
     with pytest.raises(UserError, match="--quantize nf4: the stacked experts of a mixture cannot be quantised"):
         quantize(model, "nf4")
+
+
+def test_weights_are_quantised_layer_by_layer_as_they_are_read(tmp_path):
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(TINY)
+    write_weights(tmp_path / "w.pth", model, "float32", {"model": asdict(TINY)})
+    read = base_model(read_weights(tmp_path / "w.pth"), "nf4")
+    quantize(model, "nf4")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(read.buffers(), model.buffers(), strict=True))
+
+
+def test_a_quantised_model_decodes_as_it_computes():
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(TINY).eval()
+    quantize(model, "nf4")
+    settings = SamplingSettings(max_new_tokens=8, temperature=0.0)
+    expected = generate_batch(model, [[5, 6, 7]], settings, ())
+    assert generate_batch(ready_to_decode(model), [[5, 6, 7]], settings, ()) == expected
+
+
+def test_a_matrix_in_4_bits_cannot_train_in_full():
+    model = MiniMindForCausalLM(TINY)
+    quantize(model, "nf4")
+    with pytest.raises(UserError) as error:
+        attach(model, LoraSettings(modules_to_save=("layers.1.mlp",), quantize="nf4"))
+    assert str(error.value) == ("--modules_to_save model.layers.1.mlp: --quantize nf4 keeps its matrix in 4 bits, "
+                                "which cannot train")
+
+
+def test_a_missing_package_is_one_clear_line(monkeypatch):
+    quantized.bitsandbytes.cache_clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"^--quantize nf4 needs the bitsandbytes package: pip install "
+                                        r"'minimind-sft\[qlora\]' \("):
+        quantize(MiniMindForCausalLM(TINY), "nf4")
+
+
+@pytest.mark.parametrize(("name", "replaced", "message"), [
+    ("quantize_4bit", lambda *_, **__: 1 / 0, "--quantize nf4: bitsandbytes cannot run here (division by zero)"),
+    ("dequantize_4bit", lambda *_: torch.zeros(2, 64), "--quantize nf4: bitsandbytes computes wrong values here")])
+def test_a_package_that_cannot_run_is_one_clear_line(monkeypatch, name, replaced, message):
+    quantized.bitsandbytes.cache_clear()
+    monkeypatch.setattr(bnb.functional, name, replaced)
+    with pytest.raises(UserError) as error:
+        quantize(MiniMindForCausalLM(TINY), "nf4")
+    assert str(error.value) == message
+
+
+def test_importing_bitsandbytes_fetches_no_kernel():
+    """Where the package `kernels` is installed, bitsandbytes would download native code as it is imported."""
+    before = sys.modules.get("kernels")
+    quantized.bitsandbytes.cache_clear()
+    quantized.bitsandbytes()
+    assert sys.modules.get("kernels") is before

@@ -1,12 +1,14 @@
 """Weights as they were read: a configuration, and tensors that are read when they are needed."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minimind_sft.errors import UserError, printable
@@ -14,6 +16,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LAYER = re.compile(r"model\.layers\.\d+")
 MAX_NAMED = 3
 """Tensors named in one error."""
 
@@ -84,10 +87,15 @@ class Weights:
         return replace(self, config=replace(self.config, vocab_size=vocab_size),
                        tensors=LazyTensors(self.tensors, read))
 
-    def build_model(self, dropout: float = 0.0) -> MiniMindForCausalLM:
+    def build_model(self, dropout: float = 0.0,
+                    convert: Callable[[nn.Module], None] | None = None) -> MiniMindForCausalLM:
         """Returns a float32 model with exactly these weights.
 
         Beside the model, at most one tensor is in memory at a time.
+
+        Args:
+            convert: is called with each layer once its weights are complete. If it puts smaller matrices in place of
+                the float32 ones, at most one layer is in memory in float32 at a time.
 
         Raises:
             UserError: if a tensor is missing, unknown, of another shape, or not finite; names it.
@@ -99,8 +107,12 @@ class Weights:
             del places[HEAD]
         self._check_names(places)
         # The largest tensors first: while their copy in the stored dtype is in memory, little of the model is.
-        for name in sorted(places, key=lambda name: name not in (EMBEDDING, HEAD)):
-            self._fill(places[name], name)
+        ordered = sorted(places, key=lambda name: name not in (EMBEDDING, HEAD))
+        for layer, names in groupby(ordered, _layer_of):
+            for name in names:
+                self._fill(places.pop(name), name)
+            if layer and convert:
+                convert(model.get_submodule(layer))
         return model
 
     def _check_names(self, places: Mapping[str, Tensor]) -> None:
@@ -143,6 +155,12 @@ class Uninitialised(TorchFunctionMode):
         if function.__name__ in self.SKIPPED:
             return args[0] if args else (kwargs or {})["tensor"]
         return function(*args, **(kwargs or {}))
+
+
+def _layer_of(name: str) -> str:
+    """Returns the name of the decoder layer that a tensor belongs to, "" for the others."""
+    part = LAYER.match(name)
+    return part[0] if part else ""
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -52,7 +52,8 @@ def chosen_modules(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[
     Raises:
         UserError: for a pattern that matches nothing.
     """
-    names = [name for name, module in model.named_modules() if name and list(module.parameters())]
+    names = [name for name, module in model.named_modules()
+             if name and (list(module.parameters()) or list(module.buffers()))]  # a matrix in 4 bits is a buffer
     chosen = []
     for pattern in patterns:
         found = [name for name in names if matches(pattern, name, at_end=True)]

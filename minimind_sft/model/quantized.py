@@ -13,7 +13,7 @@ Local letters: I inputs, O outputs of a projection.
 import copy
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind_sft.errors import UserError, first_line
+from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.moe import MixtureOfExperts
+from minimind_sft.model.loaded import Weights
 from minimind_sft.model.precision import matmul_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,21 +83,58 @@ class _Product(torch.autograd.Function):
         return g @ ctx.dequantised(g.dtype), None, None
 
 
+def base_model(weights: Weights, kind: str, dropout: float = 0.0) -> MiniMindForCausalLM:
+    """Builds the model of the weights; `kind` is `--quantize`.
+
+    A quantised model never is in memory in float32: each layer is quantised before the next one is read.
+
+    Raises:
+        UserError: if the weights cannot be used, or cannot be quantised here.
+    """
+    if kind == "none":
+        return weights.build_model(dropout)
+    check_quantisable(weights.config)
+    return weights.build_model(dropout, quantize_projections)
+
+
 def quantize(model: MiniMindForCausalLM, kind: str) -> None:
-    """Replaces the projections of all layers by quantised ones; head, embedding, router and norms stay as they are.
+    """Replaces the projections of all layers by quantised ones; head, embeddings and norms stay as they are.
 
     Raises:
         UserError: for a mixture of experts, or if bitsandbytes is missing or cannot run.
     """
     assert kind == "nf4", kind
-    if model.config.use_moe:
-        raise UserError("--quantize nf4: the stacked experts of a mixture cannot be quantised; use a dense model")
+    check_quantisable(model.config)
     for layer in model.model.layers:
-        for module in list(layer.modules()):
-            assert not isinstance(module, MixtureOfExperts)
-            for name, linear in list(module.named_children()):
-                if type(linear) is nn.Linear:
-                    setattr(module, name, NF4Linear(linear))
+        quantize_projections(layer)
+
+
+def check_quantisable(config: ModelConfig) -> None:
+    """
+    Raises:
+        UserError: for a mixture of experts, or if bitsandbytes is missing or cannot run.
+    """
+    if config.use_moe:
+        raise UserError("--quantize nf4: the stacked experts of a mixture cannot be quantised; use a dense model")
+    bitsandbytes()
+
+
+def quantize_projections(layer: nn.Module) -> None:
+    """Replaces the projections of one layer, one after the other."""
+    for module in list(layer.modules()):
+        for name, linear in list(module.named_children()):
+            if type(linear) is nn.Linear:
+                setattr(module, name, NF4Linear(linear))
+
+
+def check_trains_no_4_bits(model: nn.Module, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: if one of the modules that `--modules_to_save` names has a matrix in 4 bits.
+    """
+    for name in names:
+        if quantised_weights(model.get_submodule(name)):
+            raise UserError(f"--modules_to_save {name}: --quantize nf4 keeps its matrix in 4 bits, which cannot train")
 
 
 def quantised_weights(model: nn.Module) -> int:
@@ -132,7 +170,7 @@ def bitsandbytes() -> Any:
     except Exception as error:
         raise UserError(f"--quantize nf4: bitsandbytes cannot run here ({first_line(error)})") from error
     if not right:
-        raise UserError("--quantize nf4: bitsandbytes computes wrong values on this machine")
+        raise UserError("--quantize nf4: bitsandbytes computes wrong values here")
     return functional
 
 

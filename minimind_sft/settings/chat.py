@@ -6,6 +6,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.foreign_flags import holds_model, load_from_problems
+from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
 from minimind_sft.settings.spec import flags_of, names_of, same_setting, setting, value_problems
 
@@ -119,6 +120,9 @@ class ChatRuntimeSettings:
 
     device: str = setting("auto", DEVICE_HELP)
     dtype: str = setting("float32", "precision of the weights while answering", choices=DTYPES)
+    quantize: str = same_setting(
+        LoraSettings, "quantize", help="keep the matrices in 4 bits, as train_lora.py --quantize does (needs "
+                                       "bitsandbytes): nf4")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.fingerprint import fingerprint
 from minimind_sft.model.lora import LoraShape, add_adapters
 from minimind_sft.model.lora_targets import chosen_modules, chosen_projections
-from minimind_sft.model.quantized import describe_quantised, quantize
+from minimind_sft.model.quantized import base_model, check_trains_no_4_bits, describe_quantised
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.training import LoraSFTSettings
 from minimind_sft.training.distributed import Ranks
@@ -32,9 +32,8 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
     """
     weights = starting_weights(settings, start, tokenizer, template, ranks)
     base = fingerprint(weights)
-    model = weights.build_model(settings.model.dropout)
+    model = base_model(weights, settings.lora.quantize, settings.model.dropout)
     if settings.lora.quantize != "none":
-        quantize(model, settings.lora.quantize)
         ranks.say(f"quantised   {describe_quantised(model)}")
     torch.manual_seed(settings.data.seed)
     attach(model, settings.lora)
@@ -48,6 +47,7 @@ def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
     """Wraps the projections that the settings name, and lets only adapters and `--modules_to_save` train."""
     targets = chosen_projections(model, lora.target_modules)
     in_full = chosen_modules(model, lora.modules_to_save)
+    check_trains_no_4_bits(model, in_full)
     shape = LoraShape(lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.use_rslora)
     add_adapters(model, targets, shape)
     for name in in_full:

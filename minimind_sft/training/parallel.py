@@ -31,7 +31,8 @@ def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: 
     if parallel == "fsdp":
         return _shard(model, ranks, dtype)
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
+                                      broadcast_buffers=False)  # the only ones are matrices in 4 bits
     _settle_buckets(wrapped, ranks.device)
     return wrapped
 
