@@ -23,6 +23,8 @@ from minimind_sft.data.example import make_example
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.paths import REPOSITORY
+from minimind_sft.settings.lora import LoraSettings
+from minimind_sft.training.adapting import attach, hold_frozen_matrices
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.freezing import freeze
 from minimind_sft.training.heap import keep_freed_memory
@@ -45,6 +47,8 @@ class Probe:
     gradient_checkpointing: bool = False
     supervised_share: float = 1.0
     freeze: Sequence[str] = ()
+    lora: dict | None = None
+    """Settings of adapters; None: everything trains."""
     device: str = "cpu"
     parallel: str = "ddp"
     steps: int = 3
@@ -59,7 +63,12 @@ class Probe:
         return Plan(max(map(sum, self.micro_batches)), max(map(max, self.micro_batches)), getattr(torch, self.dtype),
                     on_cpu=self.device == "cpu", gradient_checkpointing=self.gradient_checkpointing,
                     several_micro_batches=len(self.micro_batches) > 1, supervised_share=self.supervised_share,
-                    freeze=tuple(self.freeze))
+                    freeze=tuple(self.freeze), lora=self.adapters)
+
+    @property
+    def adapters(self) -> LoraSettings | None:
+        return None if self.lora is None else LoraSettings(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in self.lora.items()})
 
 
 def measure(probe: Probe, threads: int | None = None) -> dict:
@@ -94,18 +103,22 @@ def random_step(probe: Probe, step: int) -> StepBatch:
 
 def take_steps(probe: Probe, ranks: Ranks) -> dict:
     before, dtype = resident("VmRSS"), getattr(torch, probe.dtype)
-    keep_freed_memory()
     torch.manual_seed(0)
     model = MiniMindForCausalLM(probe.config).to(ranks.device)
     model.model.gradient_checkpointing = probe.gradient_checkpointing
+    if probe.adapters:
+        attach(model, probe.adapters)
+        hold_frozen_matrices(model, dtype)
     freeze(model, probe.freeze)
+    loaded = resident("VmHWM")
+    keep_freed_memory()  # from here on, as in `fit`
     wrapped = parallelize(model, ranks, probe.parallel, dtype)
     optimizer, scaler = build_optimizer(model, 1e-4, 0.1), torch.amp.GradScaler(enabled=False)
     learner, peaks = Learner(model, wrapped, optimizer, scaler, ranks, dtype), []
     for step in range(probe.steps):
         train_step(learner, random_step(probe, step), 1.0)
         peaks.append(torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else resident("VmHWM"))
-    return {"peak": peaks[-1], "before": before, "steps": peaks}
+    return {"peak": peaks[-1], "before": before, "loaded": loaded, "steps": peaks}
 
 
 def resident(what: str) -> int:

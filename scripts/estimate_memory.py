@@ -2,6 +2,7 @@
 
     python scripts/estimate_memory.py --preset 64m --micro_batch_tokens 8192
     python scripts/estimate_memory.py --from_weight pretrain --gradient_checkpointing 1 --memory 4
+    python scripts/estimate_memory.py --from_weight ./SmolLM2 --lora_rank 16 --quantize nf4
     python scripts/estimate_memory.py --hidden_size 1024 --num_hidden_layers 24 --device cuda --ranks 8 --parallel fsdp
 
 The trainers' flags mean the same here. On a CPU the figure is the memory of the whole process, on a GPU what PyTorch
@@ -21,7 +22,8 @@ from minimind_sft.model.build import check_size, find_start, new_model_config
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.command_line import parse_flags
-from minimind_sft.settings.scripts import EstimatedModel, EstimatedRun, EstimateSettings
+from minimind_sft.settings.lora import LoraSettings
+from minimind_sft.settings.scripts import EstimatedAdapters, EstimatedModel, EstimatedRun, EstimateSettings
 from minimind_sft.terminal import say
 from minimind_sft.training.memory import (
     FLOAT,
@@ -39,7 +41,8 @@ from minimind_sft.training.memory import (
 def main() -> int:
     settings = parse_flags(EstimateSettings, description=__doc__)
     model = model_asked_for(settings.model)
-    plan = replace(plan_asked_for(settings.run), freeze=settings.model.freeze)
+    plan = replace(plan_asked_for(settings.run), freeze=settings.model.freeze,
+                   lora=adapters_asked_for(settings.adapters))
     parts, memory = peak(model, plan), settings.answer.memory
     fits = largest_micro_batch(model, plan, memory * GIB) if memory else None
     if settings.answer.json:
@@ -65,6 +68,14 @@ def model_asked_for(settings: EstimatedModel) -> ModelConfig:
     return replace(weights.config, dropout=settings.dropout)
 
 
+def adapters_asked_for(settings: EstimatedAdapters) -> LoraSettings | None:
+    if settings.lora_rank is None:
+        return None
+    return LoraSettings(lora_rank=settings.lora_rank, lora_dropout=settings.lora_dropout,
+                        target_modules=settings.target_modules, modules_to_save=settings.modules_to_save,
+                        quantize=settings.quantize)
+
+
 def plan_asked_for(settings: EstimatedRun) -> Plan:
     name = settings.device
     if name == "auto":
@@ -78,13 +89,14 @@ def plan_asked_for(settings: EstimatedRun) -> Plan:
 
 
 def asked(model: ModelConfig, plan: Plan) -> list[str]:
-    sizes = Sizes.of(model, plan.freeze)
-    part = f", of which {sizes.trained / 1e6:.1f}M train" if plan.freeze else ""
+    sizes = Sizes.of(model, plan)
+    part = f", of which {sizes.trained / 1e6:.1f}M train" if plan.freeze or plan.lora else ""
+    base = ", base in 4 bits" if plan.lora and plan.lora.quantize != "none" else ""
     experts = ", mixture of experts" if model.use_moe else ""
     ranks = f"; each of {plan.ranks} ranks ({plan.parallel})" if plan.ranks > 1 else ""
     again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
     return [f"model       {model.hidden_size} x {model.num_hidden_layers} layers, "
-            f"{sizes.total / 1e6:.1f}M parameters{part}{experts}",
+            f"{sizes.total / 1e6:.1f}M parameters{part}{experts}{base}",
             f"training    micro-batches of {plan.micro_batch_tokens:,} tokens, "
             f"{str(plan.dtype).removeprefix('torch.')} on {'cpu' if plan.on_cpu else 'cuda'}{again}{ranks}"]
 
@@ -98,11 +110,11 @@ def table(parts: dict[str, float]) -> list[str]:
 def notes(model: ModelConfig, plan: Plan) -> list[str]:
     kept = kept_by_layer(model, plan)
     parts = ", ".join(f"{name} {value:,.0f}" for name, value in kept.items())
-    most = "Of layers that train, one keeps at most" if plan.freeze else "A layer keeps"
+    most = "Of layers that train, one keeps at most" if plan.freeze or plan.lora else "A layer keeps"
     lines = [f"{most} {sum(kept.values()):,.0f} bytes per token for its backward pass: {parts}."]
     if plan.on_cpu and plan.dtype != torch.float32:
         lines.append("One size of micro-batch is counted. For every other number of tokens oneDNN keeps about "
-                     f"{kernels_of_one_length(model) / MIB:.0f} MiB more.")
+                     f"{kernels_of_one_length(model, plan) / MIB:.0f} MiB more.")
     if not plan.on_cpu:
         if plan.async_save:
             lines.append(f"--async_save 1 also takes {3 * FLOAT} bytes of main memory per parameter.")

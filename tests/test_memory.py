@@ -20,10 +20,14 @@ from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.layers import FEED_FORWARDS, SwiGLU
 from minimind_sft.model.shards import Shards
 from minimind_sft.paths import REPOSITORY
+from minimind_sft.settings.lora import LoraSettings
+from minimind_sft.settings.scripts import EstimateSettings
+from minimind_sft.settings.spec import changed, problems
 from minimind_sft.training import memory
+from minimind_sft.training.adapting import attach, hold_frozen_matrices
 from minimind_sft.training.freezing import freeze
 from minimind_sft.training.memory import MIB, Plan, Sizes, in_use, kept_by_layer, largest_micro_batch, peak
-from minimind_sft.training.saved_bytes import READ, saved_by_attention, saved_outside_attention
+from minimind_sft.training.saved_bytes import READ, Layer, saved_by_attention, saved_outside_attention
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +41,12 @@ TOKENS = 320
 
 
 def bytes_in_graph(config: ModelConfig, dtype: torch.dtype, lengths: list[int], supervised: int,
-                   frozen: tuple[str, ...] = ()) -> int:
+                   frozen: tuple[str, ...] = (), lora: LoraSettings | None = None) -> int:
     """Returns the bytes that the graph of one forward pass keeps, without weights and their copies."""
     model = MiniMindForCausalLM(config)
+    if lora:
+        attach(model, lora)
+        hold_frozen_matrices(model, dtype)
     freeze(model, frozen)
     weights = {tuple(shape) for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[1:])}
     sizes = {}
@@ -68,7 +75,7 @@ def test_a_layer_keeps_what_is_estimated(config, length, dtype):
     lengths = [length * 3 // 5, length]
     one, three = (bytes_in_graph(replace(config, num_hidden_layers=layers), dtype, lengths, sum(lengths))
                   for layers in (1, 3))
-    outside = saved_outside_attention(config, dtype)
+    outside = saved_outside_attention(Layer(config), dtype)
     estimated = sum(outside.values()) - outside[READ] + saved_by_attention(config, dtype, length)
     assert estimated * sum(lengths) == pytest.approx((three - one) / 2, rel=0.03)
 
@@ -99,10 +106,57 @@ def test_frozen_parameters_have_no_gradients_and_no_moments():
     assert whole["optimizer"] - part["optimizer"] == 8 * embedding
     assert whole["gradients"] - part["gradients"] == 4 * embedding
     assert whole["weights"] == part["weights"]
-    upper = Sizes.of(large, ("embed_tokens", "layers.0-2"))
+    upper = Sizes.of(large, replace(plan, freeze=("embed_tokens", "layers.0-2")))
     assert len(upper.layers) == 1 and upper.head == upper.embedding == 0
     assert upper.trained == upper.total - embedding - 3 * (upper.total - embedding - 48) // 4
     assert kept_by_layer(large, replace(plan, freeze=("embed_tokens", "layers"))) == {}
+
+
+@pytest.mark.parametrize("lora", [
+    LoraSettings(lora_rank=4), LoraSettings(lora_rank=4, lora_dropout=0.1),
+    LoraSettings(lora_rank=4, target_modules=("q_proj", "v_proj"), modules_to_save=("layers.*.input_layernorm",))],
+    ids=["all", "dropout", "q and v"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [SMALL, GPT2], ids=["dense", "gpt2"])
+def test_a_layer_with_adapters_keeps_what_is_estimated(config, dtype, lora):
+    """Two more layers of a model keep what two layers keep whose input has a gradient."""
+    lengths = [96, 160]
+    few, many = (bytes_in_graph(replace(config, num_hidden_layers=layers), dtype, lengths, sum(lengths), lora=lora)
+                 for layers in (2, 4))
+    kept = kept_by_layer(replace(config, num_hidden_layers=4), Plan(256, 160, dtype, lora=lora))
+    assert sum(kept.values()) * sum(lengths) == pytest.approx((many - few) / 2, rel=0.03)
+
+
+ADAPTERS_OF_SMALL = 4 * (2 * (48 + 64) + 2 * (48 + 32) + 3 * (48 + 160))
+"""Parameters of adapters of rank 4: q and o, k and v, and the feed-forward network."""
+MATRICES_OF_SMALL = 2 * 48 * 64 + 2 * 48 * 32 + 3 * 48 * 160
+
+
+def test_only_adapters_have_gradients_and_moments():
+    plan = Plan(TOKENS, 160, torch.bfloat16, lora=LoraSettings(lora_rank=4))
+    rest = 50 * 48 + 48 + 2 * 48 + 2 * 16  # embedding and norms
+    parts = in_use(SMALL, plan)
+    assert parts["optimizer"] == 8 * ADAPTERS_OF_SMALL
+    assert parts["weights"] == 4 * (ADAPTERS_OF_SMALL + rest) + 2 * MATRICES_OF_SMALL
+    assert parts["gradients"] == 4 * ADAPTERS_OF_SMALL
+    in_4_bits = in_use(SMALL, replace(plan, lora=LoraSettings(lora_rank=4, quantize="nf4")))
+    scales = MATRICES_OF_SMALL / 64 * (1 + 4 / 256)  # 8 bits for 64 numbers, float32 for 256 scales
+    assert in_4_bits["weights"] == 4 * (ADAPTERS_OF_SMALL + rest) + MATRICES_OF_SMALL / 2 + scales
+    with_head = in_use(SMALL, replace(plan, lora=LoraSettings(lora_rank=4, modules_to_save=("lm_head",))))
+    assert with_head["optimizer"] == 8 * (ADAPTERS_OF_SMALL + 50 * 48)
+
+
+def test_the_base_in_float32_may_take_more_than_training():
+    plan = Plan(64, 64, torch.bfloat16, lora=LoraSettings(quantize="nf4"))
+    assert set(peak(PRESETS["64m"], plan)) == {"weights in float32", "libraries"}
+    assert "activations" in peak(PRESETS["64m"], replace(plan, micro_batch_tokens=8192))
+
+
+def test_adapters_are_asked_for_by_their_rank():
+    assert problems(changed(EstimateSettings(), quantize="nf4", lora_dropout=0.1)) == [
+        "--lora_dropout: expected --lora_rank beside it, the rank of the adapters",
+        "--quantize: expected --lora_rank beside it, the rank of the adapters"]
+    assert problems(changed(EstimateSettings(), quantize="nf4", lora_rank=8)) == []
 
 
 def test_where_the_peak_is():
@@ -123,7 +177,7 @@ def test_layers_with_and_without_a_window_are_counted_apart():
     window, whole = (in_use(replace(SMALL, num_hidden_layers=4, sliding_window=size), plan)["activations"]
                      for size in (100, None))
     assert in_use(mixed, plan)["activations"] == pytest.approx((3 * window + whole) / 4, rel=0.01)
-    assert len(set(Sizes.of(mixed).layers)) == 2
+    assert len(set(Sizes.of(mixed, plan).layers)) == 2
 
 
 def test_the_estimate_follows_a_change_of_the_layer(monkeypatch):
@@ -131,10 +185,10 @@ def test_the_estimate_follows_a_change_of_the_layer(monkeypatch):
         def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
             return super().forward(x_TD) + x_TD.exp()  # autograd saves the result, 48 numbers per token
 
-    before = saved_outside_attention(SMALL, torch.float32)["feed-forward"]
+    before = saved_outside_attention(Layer(SMALL), torch.float32)["feed-forward"]
     monkeypatch.setitem(FEED_FORWARDS, "swiglu", LeakySwiGLU)
     another = replace(SMALL, rope_theta=1e4)  # the answer for SMALL is cached
-    assert saved_outside_attention(another, torch.float32)["feed-forward"] == before + 4 * 48
+    assert saved_outside_attention(Layer(another), torch.float32)["feed-forward"] == before + 4 * 48
 
 
 def test_a_dense_layer_keeps_what_its_shapes_say():
@@ -185,7 +239,8 @@ IMPORTS = 271 * MIB
     Probe([[400, 300], [600]], dtype=FAST, model=QWEN2, steps=2, gradient_checkpointing=True),
     Probe([[700], [600]], dtype=FAST, model=QWEN2, steps=2, freeze=["embed_tokens", "layers.0-1"]),
     Probe([[400, 300], [600]], dtype=FAST, model=SHAPE_OF_GPT2, steps=2),
-], ids=["dense", "checkpointing", "experts", "llama", "qwen2", "qwen2, partly frozen", "gpt2"])
+    Probe([[400, 600], [1000]], dtype=FAST, model=LLAMA, steps=2, lora={}),
+], ids=["dense", "checkpointing", "experts", "llama", "qwen2", "qwen2, partly frozen", "gpt2", "adapters"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
     """The prediction uses the measured imports; this machine's kernels may allocate less than is counted."""
     measured = measure(probe, threads=1)

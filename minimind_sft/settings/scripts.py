@@ -6,6 +6,7 @@ from pathlib import Path
 from minimind_sft.languages import LETTERS
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DATA_HELP, DataSettings, SFTDataSettings
+from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.runtime import RuntimeSettings, room_problems
@@ -193,6 +194,26 @@ class EstimatedModel(ModelSettings):
 
 
 @dataclass(frozen=True)
+class EstimatedAdapters:
+    """The adapters to train; without --lora_rank everything trains."""
+
+    lora_rank: int | None = same_setting(
+        LoraSettings, "lora_rank", default=None, help="rank of the adapters of trainer/train_lora.py (default: no "
+                                                      "adapters)")
+    lora_dropout: float = same_setting(LoraSettings, "lora_dropout")
+    target_modules: tuple[str, ...] = same_setting(LoraSettings, "target_modules")
+    modules_to_save: tuple[str, ...] = same_setting(LoraSettings, "modules_to_save")
+    quantize: str = same_setting(LoraSettings, "quantize")
+
+    def problems(self) -> list[str]:
+        if self.lora_rank is not None:
+            return []
+        return [f"--{flag.name}: expected --lora_rank beside it, the rank of the adapters"
+                for flag, default in zip(flags_of(self), flags_of(EstimatedAdapters), strict=True)
+                if flag.value != default.value]
+
+
+@dataclass(frozen=True)
 class EstimatedRun:
     """How the run computes."""
 
@@ -231,5 +252,6 @@ class EstimateSettings:
     """Settings of scripts/estimate_memory.py."""
 
     model: EstimatedModel = EstimatedModel()
+    adapters: EstimatedAdapters = EstimatedAdapters()
     run: EstimatedRun = EstimatedRun()
     answer: AnswerSettings = AnswerSettings()

@@ -10,18 +10,24 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+from torch import nn
 
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels import cross_entropy
 from minimind_sft.model.kernels.cross_entropy import rows_at_once
 from minimind_sft.model.kernels.selection import SHORT, skips_unread_positions
+from minimind_sft.model.lora import LoraShape
+from minimind_sft.model.lora_targets import chosen_projections
+from minimind_sft.settings.lora import LoraSettings
+from minimind_sft.training.adapting import attach
 from minimind_sft.training.freezing import freeze, trained_parameters
 from minimind_sft.training.saved_bytes import (
     ATTENTION,
     FEED_FORWARD,
     PROJECTIONS,
     READ,
+    Layer,
     layer_config,
     saved_by_attention,
     saved_outside_attention,
@@ -38,6 +44,8 @@ HEAP = 3
 
 It is as much with gradient checkpointing, because the same tensors come and go while one layer computes.
 """
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per number in 4 bits: with one 8-bit scale per 64 of them, and one float32 for 256 scales."""
 MULTIPLE = 64
 """Micro-batches are tried in multiples of this many tokens."""
 
@@ -62,16 +70,8 @@ class Plan:
     parallel: str = "ddp"
     async_save: bool = False
     freeze: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer that takes part in the backward pass."""
-
-    config: ModelConfig
-    """That of a model with this layer alone."""
-    frozen: frozenset[str]
-    """Its parameters that do not train, by their names in the layer."""
+    lora: LoraSettings | None = None
+    """The adapters of trainer/train_lora.py; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ class Sizes:
 
     total: int
     trained: int
-    layer_matrices: int
-    """In one layer, those that autocast converts: projections, feed-forward networks, experts."""
+    held: int
+    """Beside adapters: those of frozen matrices in the layers, which the run holds in autocast's dtype or in 4 bits."""
+    converted: int
+    """In one layer, those that autocast converts: trained matrices of projections, feed-forward networks, experts."""
     embedding: int
     """The embedding's matrix, V * D, or 0 if it is frozen."""
     head: int
@@ -90,14 +92,21 @@ class Sizes:
     """All from the first that trains, or from below which a gradient is wanted."""
 
     @classmethod
-    @cache
-    def of(cls, config: ModelConfig, patterns: tuple[str, ...] = ()) -> "Sizes":
+    def of(cls, config: ModelConfig, plan: "Plan") -> "Sizes":
         """
         Raises:
-            UserError: if `--freeze` has a pattern that names nothing.
+            UserError: if `--freeze`, `--target_modules` or `--modules_to_save` has a pattern that names nothing.
         """
+        return cls._of(config, plan.freeze, plan.lora)
+
+    @classmethod
+    @cache
+    def _of(cls, config: ModelConfig, patterns: tuple[str, ...], lora: LoraSettings | None) -> "Sizes":
         with torch.device("meta"):
             model = MiniMindForCausalLM(config)
+            adapted = chosen_projections(model, lora.target_modules) if lora else []
+            if lora:
+                attach(model, lora)
         freeze(model, patterns)
         layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         below = [child for name, child in model.model.named_children() if name.startswith("embed_")]
@@ -105,15 +114,29 @@ class Sizes:
                        for parameter in module.parameters()) for index in range(len(layers))]
         embedding, head = (config.vocab_size * config.hidden_size * matrix.weight.requires_grad
                            for matrix in (model.embed_tokens, model.lm_head))
-        frozen = [frozenset(name for name, parameter in layer.named_parameters() if not parameter.requires_grad)
-                  for layer in layers]
+        held = [sum(parameter.numel() for parameter in matrices_of(layer) if lora and not parameter.requires_grad)
+                for layer in layers]
         return cls(
             total=sum(parameter.numel() for parameter in model.parameters()), trained=trained_parameters(model),
-            layer_matrices=sum(parameter.numel() for matrices in layers[0].matrices()
-                               for parameter in matrices.parameters()),
+            held=sum(held), converted=sum(parameter.numel() for parameter in matrices_of(layers[0])) - held[0],
             embedding=embedding, head=head,
-            layers=tuple(Layer(layer_config(config, index), frozen[index])
-                         for index in range(len(layers)) if reached[index]))
+            layers=tuple(_layer(config, index, layer, adapted, lora)
+                         for index, layer in enumerate(layers) if reached[index]))
+
+
+def matrices_of(layer: DecoderLayer) -> list[nn.Parameter]:
+    """Returns the parameters of the matrices that are multiplied in autocast's dtype."""
+    return [parameter for matrices in layer.matrices() for parameter in matrices.parameters()]
+
+
+def _layer(config: ModelConfig, index: int, layer: DecoderLayer, adapted: list[str],
+           lora: LoraSettings | None) -> Layer:
+    prefix = f"model.layers.{index}."
+    return Layer(
+        layer_config(config, index),
+        frozenset(name for name, parameter in layer.named_parameters() if not parameter.requires_grad),
+        tuple(name.removeprefix(prefix) for name in adapted if name.startswith(prefix)),
+        LoraShape(lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.use_rslora) if lora else None)
 
 
 def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
@@ -121,7 +144,7 @@ def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
 
     If layers differ, it is the one that keeps most; nothing if no layer takes part in the backward pass.
     """
-    return max((_kept(layer, plan) for layer in set(Sizes.of(config, plan.freeze).layers)), key=_total, default={})
+    return max((_kept(layer, plan) for layer in set(Sizes.of(config, plan).layers)), key=_total, default={})
 
 
 def _total(parts: dict[str, float]) -> float:
@@ -129,7 +152,7 @@ def _total(parts: dict[str, float]) -> float:
 
 
 def _kept(layer: Layer, plan: Plan) -> dict[str, float]:
-    saved = saved_outside_attention(layer.config, plan.dtype, layer.frozen)
+    saved = saved_outside_attention(layer, plan.dtype)
     kept = {part: saved[part] for part in saved if part != READ and saved[part]}
     if plan.on_cpu:
         # Short and long documents are attended to in different ways. Any mix may come, so the worse one counts.
@@ -161,14 +184,14 @@ def in_use(config: ModelConfig, plan: Plan) -> dict[str, float]:
     The peak is in the loss, in the backward pass of the last layer, which comes first, or at the end of the backward
     pass, when all gradients exist.
     """
-    sizes, tokens = Sizes.of(config, plan.freeze), plan.micro_batch_tokens
+    sizes, tokens = Sizes.of(config, plan), plan.micro_batch_tokens
     kept = [sum(_kept(layer, plan).values()) * tokens for layer in sizes.layers]
     embedded, head = _embedded(config, plan), FLOAT * sizes.head
     if plan.gradient_checkpointing:
         activations = {"activations": FLOAT * config.hidden_size * tokens * len(kept) + embedded}
         again = {"recomputed layer": max(kept, default=0.0) + _copies(sizes, plan, 1)}
     else:
-        unread = (tokens - _read(plan)) * sum(saved_outside_attention(last.config, plan.dtype, last.frozen)[READ]
+        unread = (tokens - _read(plan)) * sum(saved_outside_attention(last, plan.dtype)[READ]
                                               for last in sizes.layers[-1:])
         activations = {**_named_copies(sizes, plan), "activations": sum(kept) - unread + embedded}
         again = {}
@@ -186,14 +209,20 @@ def _resident(sizes: Sizes, plan: Plan) -> dict[str, float]:
     """Returns what stays in memory throughout a micro-batch."""
     shards = _shards(plan)
     gradients = FLOAT * sizes.trained if _gradients_wait(plan) else 0.0
-    parts = {"weights": FLOAT * sizes.total / shards, "optimizer": 2 * FLOAT * sizes.trained / shards,
+    parts = {"weights": _weights(sizes, plan) / shards, "optimizer": 2 * FLOAT * sizes.trained / shards,
              "gradients": gradients}
     if shards > 1:
         # Two layers are gathered at a time (one computes, the next is fetched); embedding and head stay gathered.
-        parts["gathered weights"] = 2 * plan.dtype.itemsize * sizes.layer_matrices + FLOAT * sizes.head
+        parts["gathered weights"] = 2 * plan.dtype.itemsize * sizes.converted + FLOAT * sizes.head
     elif plan.ranks > 1:
         parts["exchange"] = min(DDP_BUCKET, FLOAT * sizes.trained)
     return parts
+
+
+def _weights(sizes: Sizes, plan: Plan) -> float:
+    """Returns the bytes of all weights, on all ranks together."""
+    bytes_held = NF4 if plan.lora and plan.lora.quantize == "nf4" else plan.dtype.itemsize
+    return FLOAT * (sizes.total - sizes.held) + bytes_held * sizes.held
 
 
 def _gradients_wait(plan: Plan) -> bool:
@@ -204,7 +233,7 @@ def _gradients_wait(plan: Plan) -> bool:
 def _copies(sizes: Sizes, plan: Plan, layers: int) -> float:
     """Returns the bytes of the matrices of some layers in autocast's dtype."""
     m = plan.dtype.itemsize
-    return m * sizes.layer_matrices * layers if m < FLOAT and _shards(plan) == 1 else 0.0
+    return m * sizes.converted * layers if m < FLOAT and _shards(plan) == 1 else 0.0
 
 
 def _named_copies(sizes: Sizes, plan: Plan) -> dict[str, float]:
@@ -218,7 +247,7 @@ def _last_gradients(config: ModelConfig, plan: Plan) -> dict[str, float]:
     There the embedding's is computed, to be added to that of a tied head, and the sum to those of earlier
     micro-batches.
     """
-    sizes, wait = Sizes.of(config, plan.freeze), _gradients_wait(plan)
+    sizes, wait = Sizes.of(config, plan), _gradients_wait(plan)
     return {"gradients": FLOAT * sizes.trained / (1 if wait else _shards(plan)),
             "embedding's gradient": FLOAT * sizes.embedding * (config.tie_word_embeddings + wait)}
 
@@ -245,7 +274,7 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     chunk = min(cross_entropy.CHUNK, supervised) * config.vocab_size
     float32_logits = rows_at_once(config.vocab_size) * config.vocab_size if plan.on_cpu else chunk
     product = min(cross_entropy.BLOCK, config.vocab_size) * config.hidden_size
-    gradients = FLOAT * Sizes.of(config, plan.freeze).head
+    gradients = FLOAT * Sizes.of(config, plan).head
     copy = m * matrix if m < FLOAT else 0
     return hidden + gradients + copy + m * chunk + max(
         2 * FLOAT * float32_logits,  # a few rows and their log-softmax
@@ -265,32 +294,36 @@ def _backward(config: ModelConfig, plan: Plan) -> float:
 def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
     """Returns the peak of one rank in bytes, by purpose: the whole process on a CPU, PyTorch's allocations on a GPU.
 
-    A GPU's context (a few hundred MiB) and its allocator's reserve come on top.
+    On a CPU, the peak of a run with adapters may be before training, when the base has been read in float32. A GPU's
+    context (a few hundred MiB) and its allocator's reserve come on top.
 
     Raises:
-        UserError: if `--freeze` has a pattern that names nothing.
+        UserError: if a pattern names nothing, see `Sizes.of`.
     """
     parts = in_use(config, plan)
     if plan.on_cpu:
+        sizes = Sizes.of(config, plan)
         kept = kept_by_layer(config, replace(plan, freeze=()))  # a frozen layer computes with the same tensors
         held = HEAP * (kept[PROJECTIONS] + kept[FEED_FORWARD]) * plan.micro_batch_tokens
-        kernels = kernels_of_one_length(config) if plan.dtype != torch.float32 else 0.0
+        kernels = kernels_of_one_length(config, plan) if plan.dtype != torch.float32 else 0.0
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
         if plan.async_save:
-            sizes = Sizes.of(config, plan.freeze)
             parts["state being written"] = FLOAT * (sizes.total + 2 * sizes.trained) / _shards(plan)
+        parts = max(parts, {"weights in float32": FLOAT * sizes.total, "libraries": LIBRARIES}, key=_total)
     return parts
 
 
-def kernels_of_one_length(config: ModelConfig) -> float:
+def kernels_of_one_length(config: ModelConfig, plan: Plan) -> float:
     """Returns what oneDNN keeps for one number of tokens (CPU, bfloat16): three products for each shape of matrix.
 
-    Every expert of every layer has its own number of tokens; shared experts have all of them.
+    Every expert of every layer has its own number of tokens; shared experts have all of them. A frozen matrix has two
+    products, and the two small ones of an adapter have three each; there are fewer shapes than adapters.
     """
     projections, head, feed_forward = 3, 1, 2
     if config.use_moe:
         feed_forward *= config.num_experts * config.num_hidden_layers + (config.num_shared_experts > 0)
-    return 3 * (projections + head + feed_forward) * KERNEL
+    per_matrix = 6 if plan.lora else 3
+    return per_matrix * (projections + head + feed_forward) * KERNEL
 
 
 def largest_micro_batch(config: ModelConfig, plan: Plan, budget: float) -> int:

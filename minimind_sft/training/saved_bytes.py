@@ -8,7 +8,7 @@ over documents of the length in question.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from math import ceil
@@ -22,12 +22,28 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels.padded_attention import MAX_PADDING
 from minimind_sft.model.kernels.selection import SHORT
+from minimind_sft.model.lora import LoraShape, add_adapters
+from minimind_sft.training.adapting import hold_frozen_matrices
 
 FEW = 64
 """Tokens of a document that the layer runs on; the head reads positions in multiples of this."""
 
 PROJECTIONS, ATTENTION, FEED_FORWARD, DROPOUT = "norm and projections", "attention", "feed-forward", "dropout"
 READ = "feed-forward of positions that the head reads"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose input has a gradient; names are those of its parameters and projections within the layer."""
+
+    config: ModelConfig
+    """That of a model with this layer alone."""
+    frozen: frozenset[str] = frozenset()
+    """The parameters that do not train."""
+    adapted: tuple[str, ...] = ()
+    """The projections that have an adapter."""
+    shape: LoraShape | None = None
+    """That of the adapters, if there are any."""
 
 
 class SavedBytes:
@@ -60,42 +76,30 @@ def layer_config(config: ModelConfig, layer: int) -> ModelConfig:
 
 
 @cache
-def saved_outside_attention(config: ModelConfig, dtype: torch.dtype,
-                            frozen: frozenset[str] = frozenset()) -> dict[str, float]:
+def saved_outside_attention(layer: Layer, dtype: torch.dtype) -> dict[str, float]:
     """Returns the bytes per token that a layer saves, by part; `ATTENTION` is what its output projection saves.
 
     `READ` is the share of the feed-forward network that the last layer saves only for positions that the head reads.
-
-    Args:
-        frozen: the layer's parameters that do not train, by their names in the layer. Its input does have a gradient.
     """
     # Copies of weights in `dtype` are saved as well. They cancel out: all runs have the same.
-    one, two = (_saved_by_model(config, dtype, documents, frozen) for documents in (1, 2))
-    unread = _saved_by_model(config, dtype, 1, frozen, IGNORE_INDEX)
+    one, two = (_saved_by_model(layer, dtype, documents) for documents in (1, 2))
+    unread = _saved_by_model(layer, dtype, 1, IGNORE_INDEX)
     saved = {part: (two["second", part] - one["second", part]) / FEW
              for part in (PROJECTIONS, ATTENTION, FEED_FORWARD, DROPOUT)}
-    saved[PROJECTIONS] -= _saved_by_attention(config, dtype, [FEW])
+    saved[PROJECTIONS] -= _saved_by_attention(layer.config, dtype, [FEW])
     saved[READ] = (one["last", FEED_FORWARD] - unread["last", FEED_FORWARD]) / FEW
     return saved
 
 
-def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, frozen: frozenset[str],
-                    label: int = 0) -> Counter[tuple[str, str]]:
+def _saved_by_model(layer: Layer, dtype: torch.dtype, documents: int, label: int = 0) -> Counter[tuple[str, str]]:
     """Runs a model of three layers, all of them the same one, and counts what each pass through it saves, by part.
 
     The first pass also counts what all layers share, such as RoPE's angles.
     """
-    with torch.device("meta"):  # the weights' values do not matter; drawing them would take most of the time
-        model = MiniMindForCausalLM(replace(layer_config(config, 0), vocab_size=1,
-                                            max_position_embeddings=max(config.max_position_embeddings, FEW)))
-    model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    layer = model.model.layers[0]
-    assert isinstance(layer, DecoderLayer)
-    for name in frozen:
-        layer.get_parameter(name).requires_grad_(False)
-    model.model.layers = nn.ModuleList([layer] * 3)
+    model = _zero_model(layer, dtype)
+    module = model.model.layers[0]
+    assert isinstance(module, DecoderLayer)
+    model.model.layers = nn.ModuleList([module] * 3)
 
     saved, passes = SavedBytes(), iter(("first", "second", "last"))
 
@@ -104,14 +108,32 @@ def _saved_by_model(config: ModelConfig, dtype: torch.dtype, documents: int, fro
             saved.part = (next(passes) if part == PROJECTIONS else saved.part[0], part)
         return hook
 
-    for module, part in ((layer, PROJECTIONS), (layer.self_attn.o_proj, ATTENTION), (layer.dropout, DROPOUT),
-                         (layer.post_attention_layernorm, FEED_FORWARD), (model.model.norm, "head")):
-        module.register_forward_pre_hook(enter(part))
+    for child, part in ((module, PROJECTIONS), (module.self_attn.o_proj, ATTENTION), (module.dropout, DROPOUT),
+                        (module.post_attention_layernorm, FEED_FORWARD), (model.model.norm, "head")):
+        child.register_forward_pre_hook(enter(part))
     ids = torch.zeros(documents * FEW, dtype=torch.int64)
     with saved.counting(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         losses = model(ids, torch.full_like(ids, label), range(0, len(ids) + 1, FEW))
     assert losses.loss_sum.requires_grad
     return saved.by_part
+
+
+def _zero_model(layer: Layer, dtype: torch.dtype) -> MiniMindForCausalLM:
+    """Returns a model of this layer alone; drawing its weights would take time, and their values do not matter."""
+    config = replace(layer.config, vocab_size=1, max_position_embeddings=max(layer.config.max_position_embeddings, FEW))
+    with torch.device("meta"):
+        model = MiniMindForCausalLM(config)
+        if layer.shape:
+            add_adapters(model, [f"model.layers.0.{name}" for name in layer.adapted], layer.shape)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.requires_grad_(True)
+    for name in layer.frozen:
+        model.model.layers[0].get_parameter(name).requires_grad_(False)
+    if layer.shape:
+        hold_frozen_matrices(model, dtype)
+    return model
 
 
 @cache
