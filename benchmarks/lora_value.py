@@ -7,8 +7,8 @@
 
 The flags after `--` go to the trainer of each run (--chat_template also to eval_llm.py). docs/base_model.md says how to
 make the files. A run is `full:RATE`, `lora:RANK:RATE` or `qlora:RANK:RATE`. Each trains, answers the questions and
-reads the text in processes of its own. What is finished stays in --folder, so the same command continues after an
-interruption, and --runs adds to it.
+reads the text in processes of its own; at the end, each takes a few steps once more for speed and memory. What is
+finished stays in --folder, so the same command continues after an interruption, and --runs adds to it.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from minimind_sft.errors import UserError, run_program
 from minimind_sft.paths import REPOSITORY
 
 TABLE = ("base", "full:3e-4", "lora:8:1e-3", "lora:16:1e-3", "lora:64:1e-3", "qlora:16:1e-3")
+TIMED_STEPS = 8
 CHAT_FLAGS = ("--chat_template", "--end_of_turn")
 """Flags of the trainers that the chat must be given too."""
 
@@ -70,11 +72,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="file for the picture")
     parser.add_argument("trainer_flags", nargs="*", help="flags of the trainer, after --")
     arguments = parser.parse_args()
-    runs, results = [Run.of(text) for text in arguments.runs], []
-    for text, run in zip(arguments.runs, runs, strict=True):
-        figures = measured(run, arguments.folder / text.replace(":", "_"), arguments)
-        results.append({"run": text, **figures})
-        print(json.dumps(results[-1]), flush=True)
+    runs = [Run.of(text) for text in arguments.runs]
+    folders = [arguments.folder / text.replace(":", "_") for text in arguments.runs]
+    for stage in STAGES.values():  # the timed steps of all runs follow each other, under the same load
+        for run, folder in zip(runs, folders, strict=True):
+            do(stage, run, folder, arguments)
+    results = [{"run": text, **figures_in(folder)} for text, folder in zip(arguments.runs, folders, strict=True)]
+    before = [figures["eval_loss_before"] for figures in results if "eval_loss_before" in figures]
+    for run, figures in zip(runs, results, strict=True):
+        if run.kind == "base" and before:
+            figures["eval_loss"] = before[0]  # every run measures it first
     print(*table(runs, results), sep="\n")
     if arguments.plot:
         draw([f"{run.title}, rate {run.rate}" if run.rate else run.title for run in runs], results, arguments.plot)
@@ -84,40 +91,58 @@ def main() -> None:
                                   encoding="utf-8")
 
 
-def measured(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
-    """Returns the figures of a run; does what is not in `folder` yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "figures.json"
-    figures: dict = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    stages = {"learned": train, "answered": answer, "remembered": remember}
-    for stage, measure in stages.items():
-        if stage not in figures:
-            figures[stage] = measure(run, folder, arguments)
-            kept.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return {name: value for stage in stages for name, value in figures[stage].items()}
+def do(stage: Callable, run: Run, folder: Path, arguments: argparse.Namespace) -> None:
+    """Keeps the figures of one stage of a run in `folder`, unless they are there already."""
+    kept = folder / f"{stage.__name__}.json"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = stage(run, folder, arguments)
+        kept.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        print(f"{folder.name}: {json.dumps(figures)}", flush=True)
+
+
+def figures_in(folder: Path) -> dict:
+    """Returns the figures of all stages of a run."""
+    found: dict = {}
+    for stage in STAGES:
+        found |= json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def train(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
-    """Trains; returns validation losses, trained parameters, speed, peak memory and the size of what was written."""
+    """Trains; returns validation losses, trained parameters and the size of what was written."""
     if run.kind == "base":
         return {}
+    trained(run, folder, arguments, "--eval_data_path", arguments.eval_data_path)
+    (metrics,) = folder.glob("*_metrics.jsonl")
+    losses = [line["eval_loss"] for line in map(json.loads, metrics.open(encoding="utf-8")) if "eval_loss" in line]
+    written = weights_in(folder)
+    return {"eval_loss_before": losses[0], "eval_loss": min(losses),  # the trainer keeps the weights of the lowest
+            "trained_parameters": json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))["parameters"],
+            "file_bytes": written.stat().st_size}
+
+
+def time_steps(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
+    """Trains for a few steps; returns the speed and the peak memory."""
+    if run.kind == "base":
+        return {}
+    said, peak = trained(run, folder / "timed", arguments, "--eval_share", "0", "--max_steps", str(TIMED_STEPS))
+    return {"supervised_tokens_per_second": float(number(r"time .* ([\d,.]+) supervised tokens/s", said)),
+            "peak_bytes": peak}
+
+
+def trained(run: Run, folder: Path, arguments: argparse.Namespace, *more: str) -> tuple[str, int]:
+    """Trains into `folder`; returns what the trainer said and its peak memory in bytes."""
     assert run.rate is not None
-    flags = ["--from_weight", arguments.from_weight, "--data_path", arguments.data_path,
-             "--eval_data_path", arguments.eval_data_path, "--learning_rate", run.rate, "--save_dir", str(folder)]
+    flags = ["--from_weight", arguments.from_weight, "--data_path", arguments.data_path, "--learning_rate", run.rate,
+             "--save_dir", str(folder), "--overwrite"]  # what an interrupted run has left
     if run.kind == "full":
         program, flags = "trainer/train_full_sft.py", [*flags, "--save_weight", "value"]
     else:
         program, flags = "trainer/train_lora.py", [*flags, "--lora_name", "value", "--lora_rank", str(run.rank)]
     if run.kind == "qlora":
         flags += ["--quantize", "nf4"]
-    said, peak = output_of(program, *flags, *arguments.trainer_flags)
-    (metrics,) = folder.glob("*_metrics.jsonl")
-    losses = [line["eval_loss"] for line in map(json.loads, metrics.open(encoding="utf-8")) if "eval_loss" in line]
-    written = weights_in(folder)
-    return {"eval_loss_before": losses[0], "eval_loss": losses[-1], "lowest_eval_loss": min(losses),
-            "trained_parameters": json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))["parameters"],
-            "supervised_tokens_per_second": float(number(r"time .* ([\d,.]+) supervised tokens/s", said)),
-            "peak_bytes": peak, "file_bytes": written.stat().st_size}
+    return output_of(program, *flags, *arguments.trainer_flags, *more)
 
 
 def answer(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
@@ -134,6 +159,10 @@ def remember(run: Run, folder: Path, arguments: argparse.Namespace) -> dict:
     said, _ = output_of("benchmarks/text_loss.py", *chosen_weights(run, folder, arguments),
                         "--data_path", arguments.text)
     return {"text_loss": float(number(r"loss on text: ([\d.]+)", said))}
+
+
+STAGES: dict[str, Callable[[Run, Path, argparse.Namespace], dict]] = {
+    stage.__name__: stage for stage in (train, answer, remember, time_steps)}
 
 
 def chosen_weights(run: Run, folder: Path, arguments: argparse.Namespace) -> list[str]:
@@ -186,11 +215,11 @@ def table(runs: list[Run], results: list[dict]) -> list[str]:
              "supervised tokens/s | peak memory | file |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for run, figures in zip(runs, results, strict=True):
         cells = [run.title, run.rate or "", f"{figures['exact_match']:.1f}%"]
+        cells += [f"{figures['eval_loss']:.4f}" if "eval_loss" in figures else "", f"{figures['text_loss']:.4f}"]
         if run.kind == "base":
-            cells += ["", f"{figures['text_loss']:.4f}", "", "", "", ""]
+            cells += ["", "", "", ""]
         else:
-            cells += [f"{figures['eval_loss']:.4f}", f"{figures['text_loss']:.4f}",
-                      f"{figures['trained_parameters'] / 1e6:.2f}M", f"{figures['supervised_tokens_per_second']:.0f}",
+            cells += [f"{figures['trained_parameters'] / 1e6:.2f}M", f"{figures['supervised_tokens_per_second']:.0f}",
                       f"{figures['peak_bytes'] / 2**30:.1f} GiB", f"{figures['file_bytes'] / 2**20:.1f} MiB"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
