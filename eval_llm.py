@@ -3,6 +3,7 @@
     python eval_llm.py --weight full_sft
     python eval_llm.py --weight full_sft --prompt "Who are you?" "你是谁？"
     python eval_llm.py --weight full_sft --score dataset/sft_demo_heldout.jsonl
+    python eval_llm.py --weight full_sft --lora_weight style:0.5 calls
     python eval_llm.py --weight pretrain --prompt "The capital of France"
 
 Weights that have only been pretrained do not chat: they continue your text. --score still asks them its questions in
@@ -36,7 +37,7 @@ from minimind_sft.inference.scoring import (
     write_output,
 )
 from minimind_sft.inference.stopping import named_stop_ids
-from minimind_sft.matching import check_template, check_tokenizer
+from minimind_sft.matching import check_adapters, check_template, check_tokenizer
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.adapters.reading import read_adapters
@@ -68,6 +69,8 @@ def main() -> int:
     say_all("tokenizer", tokenizer.notices)
     say_all("weights", (*weights.notices, *check_weights(chosen, weights, tokenizer)))
     adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, "--lora_weight")
+    for adapter, weight in adapters:
+        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices))
     stop_ids = named_stop_ids(path, tokenizer)
     continues = not adapters and is_pretrained_only(weights, tokenizer, chosen)
     template = None
@@ -75,6 +78,8 @@ def main() -> int:
         template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)
         check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
         say_all("template", template.notes)
+    check_adapters([adapter for adapter, _ in adapters], weights, tokenizer, template, chosen.chat_template,
+                   chosen.end_of_turn)
     model = build_model(settings.runtime, weights.without_padding(tokenizer.vocab_size), adapters,
                         stretch=chosen.inference_rope_scaling)
     if rows:

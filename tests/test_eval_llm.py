@@ -9,6 +9,12 @@ import torch
 from chats import MODEL, TOOLS, tiny_model
 from programs import CHAT, refuse, run, succeed, write_rows
 from terminals import Terminal
+from tiny_adapters import FACTS, write_base, write_lora
+
+from minimind_sft.model.adapters.merging import merge
+from minimind_sft.model.adapters.reading import read_adapters
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
 pytestmark = pytest.mark.slow
 
@@ -104,3 +110,22 @@ def test_unusable_files_to_score_are_refused_in_one_line(tmp_path, fault):
     line = refuse(CHAT, "--weight", "nobody", *[argument.format(folder=tmp_path) for argument in arguments])
     assert message in line
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
+
+
+def test_several_weighted_adapters_answer_as_their_sum_does(tmp_path):
+    config = ModelConfig(vocab_size=6400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, intermediate_size=48)
+    base = write_base(tmp_path, config)
+    for name, seed in (("style", 1), ("calls", 2)):
+        write_lora(tmp_path, base, name, seed)
+    chat = [CHAT, "--save_dir", tmp_path, "--prompt", "x", "--temperature", 0, "--max_new_tokens", 24,
+            "--show_speed", 0]
+    shown = succeed(*chat, "--lora_weight", "style:0.5", "calls")
+    assert [" ".join(line.split()) for line in shown.splitlines() if line.startswith("adapter ")] == [
+        f"adapter {tmp_path / 'lora_style_32.safetensors'}: 14 projections, weight 0.5",
+        f"adapter {tmp_path / 'lora_calls_32.safetensors'}: 14 projections, weight 1"]
+    weights = read_weights(base)
+    merged = merge(weights, read_adapters(["style:0.5", "calls"], str(tmp_path), weights, "--lora_weight"), [[1, 2, 3]])
+    write_weights(weights_path(tmp_path, "merged", config), merged.model, "float32", {"stage": "merged", **FACTS})
+    answers = [one[one.index("> x"):] for one in (shown, succeed(*chat, "--weight", "merged"), succeed(*chat))]
+    assert answers[0] == answers[1] != answers[2]

@@ -14,7 +14,17 @@ from minimind_sft.model.lora import LoraShape, adapted, add_adapters
 @torch.no_grad()
 def apply_adapters(model: MiniMindForCausalLM, adapters: Sequence[tuple[Adapter, float]]) -> None:
     """Adds the weighted sum of several adapters to a model. The sum of changes is one change of a higher rank:
-    w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]."""
+    w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2].
+
+    Parameters that an adapter trained in full replace the model's.
+
+    Raises:
+        UserError: for such parameters that have a weight, or that two adapters have; the model is then unchanged.
+    """
+    check_saved(adapters)
+    for adapter, _ in adapters:
+        for name, tensor in adapter.saved.items():
+            model.get_parameter(name).copy_(tensor)
     names = list(dict.fromkeys(name for adapter, _ in adapters for name in adapter.changes))
     add_adapters(model, names, LoraShape(rank=1, alpha=1.0))
     for name, place in adapted(model):
@@ -22,11 +32,23 @@ def apply_adapters(model: MiniMindForCausalLM, adapters: Sequence[tuple[Adapter,
                          for adapter, weight in adapters if name in adapter.changes])
         place.lora_A = nn.Parameter(summed.a, requires_grad=False)
         place.lora_B = nn.Parameter(summed.b, requires_grad=False)
+
+
+def check_saved(adapters: Sequence[tuple[Adapter, float]]) -> None:
+    """
+    Raises:
+        UserError: if parameters trained in full would have to be weighted or summed.
+    """
+    owners: dict[str, Adapter] = {}
     for adapter, weight in adapters:
-        if adapter.saved and weight != 1:
-            raise UserError(f"{adapter.path}: has parameters trained in full, which cannot be weighted")
-        for name, tensor in adapter.saved.items():
-            model.get_parameter(name).copy_(tensor)
+        for name in adapter.saved:
+            if weight != 1:
+                raise UserError(f"{adapter.path}: {name} was trained in full, which cannot be weighted; leave its "
+                                f"weight {weight:g} out")
+            if name in owners:
+                raise UserError(f"{adapter.path}: {name} was trained in full, and {owners[name].path} brings another; "
+                                "apply one of the two")
+            owners[name] = adapter
 
 
 def joined(changes: Sequence[Change]) -> Change:
