@@ -112,7 +112,7 @@ def _sorted(stored: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]],
             raise UserError(f"{PREFIX}{printable(module)}.lora_{missing}.weight: missing, but lora_{there} is there: "
                             "download or save the adapter again")
         a, b = pair["A"], pair["B"]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.numel() or not b.numel():
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise UserError(f"{printable(module)}: lora_A is {list(a.shape)} and lora_B {list(b.shape)}, expected "
                             "[rank, inputs] and [outputs, rank]")
     return factors, whole
