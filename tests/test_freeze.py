@@ -108,7 +108,7 @@ def test_the_user_hears_that_a_tied_head_is_frozen_too_and_how_much_trains():
     assert freeze(MiniMindForCausalLM(UNTIED), ["embed_tokens"]) == []
     assert trained_parameters(model) == 16 * (3 * 16 + 2 * 8) - 16 * 16 + 3 * 16 * 24 + 2 * 16 + 2 * 8 + 16
     line = describe_model(model, None, None, "float32", torch.device("cpu"))
-    assert line == "model       new: 16 x 2 layers, 0.0M parameters, of which 0.0M train; float32 on cpu"
+    assert line == "model       new: 16 x 2 layers, 0.0M parameters, of which 2.0K train; float32 on cpu"
 
 
 def test_a_run_begins_with_what_is_frozen_and_how_much_trains(capsys):

@@ -29,7 +29,7 @@ from minimind_sft.model.build import find_start
 from minimind_sft.paths import shown
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.training import LoraSFTSettings
-from minimind_sft.training.adapting import adapted_model, adapter_identity
+from minimind_sft.training.adapting import adapted_model, adapter_facts, adapter_identity
 from minimind_sft.training.advice import data_advice, opening_lines
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.experience import Experience
@@ -39,7 +39,7 @@ from minimind_sft.training.loop import fit
 from minimind_sft.training.metrics import read_metrics, start_wandb
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
-from minimind_sft.training.parallel import gather, parallelize
+from minimind_sft.training.parallel import gather_own, parallelize
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume import is_finished, resume
 from minimind_sft.training.resume_state import TrainState
@@ -55,7 +55,6 @@ def main() -> int:
 
 def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
     data, optimizer, runtime, saving = settings.data, settings.optimizer, settings.runtime, settings.saving
-    lora = settings.lora
     dtype = resolve_dtype(runtime.dtype, ranks.device)
     if runtime.use_compile:
         check_compiler(ranks.device)
@@ -73,14 +72,15 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
     # Model and output files come before the data: a wrong flag should show in seconds, and preparing takes minutes.
     assert start is not None, "the settings refuse --from_weight none"
     model, base = adapted_model(settings, start, tokenizer, template, ranks, dtype)
-    outputs = Outputs(adapter_path(saving.save_dir, lora.lora_name, model.config), "--lora_name")
+    outputs = Outputs(adapter_path(saving.save_dir, settings.lora.lora_name, model.config), "--lora_name")
     shared = runtime.parallel == "fsdp"
     with claim_outputs(outputs, saving, ranks, reads=start, shared=shared) as checkpoints:
         # Data: prepared by the first rank of each machine, unless an earlier run has done it.
         prepared = Path(data.prepared_dir or Path(saving.save_dir, "prepared"))
         train_set, eval_set = ranks.first_on_each_machine(
             partial(load_datasets, data, encoder, prepared, ranks.say, show_progress=ranks.is_main))
-        identity = run_identity(settings, encoder, model.config, train_set, eval_set) | adapter_identity(lora, base)
+        identity = (run_identity(settings, encoder, model.config, train_set, eval_set)
+                    | adapter_identity(model, settings.lora, base))
         check_agreement(identity, settings, model, ranks)
 
         # The model on all ranks, and what trains it.
@@ -111,12 +111,12 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
 
         def write(at: TrainState) -> None:
             """Writes the adapter as it is now, for use, with a sidecar that describes it."""
-            unsharded = gather(model, ranks)
-            sidecar = {"stage": "lora", "run": outputs.run, "base": base, "lora": asdict(lora),
+            trained = gather_own(model, ranks)
+            sidecar = {"stage": "lora", "run": outputs.run, "base": base, "lora": adapter_facts(model),
                        "model": asdict(model.config),
                        **encoding_facts(tokenizer, template, data.chat_template),
                        **describe_run(settings, at, len(steps), experience)}
-            ranks.on_main(lambda: write_adapter(outputs.weights, unsharded, saving.save_dtype, sidecar))
+            ranks.on_main(lambda: write_adapter(outputs.weights, trained, saving.save_dtype, sidecar))
 
         evaluate = None
         if eval_set is not None:
@@ -136,7 +136,7 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
             effort = progress.effort(state.step)
             ranks.say(*closing_lines(read_metrics(outputs.metrics), effort, saver.keeps_best),
                       *result_lines(state, outputs.weights),
-                      *next_lines("lora", settings, outputs.weights, outputs.metrics))
+                      *next_lines("lora", settings, outputs.weights, outputs.metrics, base=start))
         return status
 
 

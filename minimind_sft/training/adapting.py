@@ -1,18 +1,24 @@
 """Builds the model of a run that trains adapters: a frozen base, and what trains beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.reading import read_adapters
 from minimind_sft.model.build import place_model
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.fingerprint import fingerprint
-from minimind_sft.model.lora import LoraShape, add_adapters
+from minimind_sft.model.lora import LoraShape, adapted, add_adapters, own_parameters
 from minimind_sft.model.lora_targets import chosen_modules, chosen_projections
 from minimind_sft.model.quantized import base_model, check_trains_no_4_bits, describe_quantised
+from minimind_sft.paths import shown
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.training import LoraSFTSettings
 from minimind_sft.training.distributed import Ranks
@@ -22,21 +28,29 @@ from minimind_sft.training.summary import describe_model
 
 def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, template: ChatTemplate,
                   ranks: Ranks, dtype: torch.dtype) -> tuple[MiniMindForCausalLM, str]:
-    """Builds the base model of the weights at `start` with new adapters, on this rank's device, and describes it.
+    """Builds the base model of the weights at `start` with adapters, on this rank's device, and describes it.
 
     Also returns the base's fingerprint.
 
     Raises:
-        UserError: if the weights disagree with the flags, the tokenizer or the chat template, or a pattern names
-            nothing.
+        UserError: if the weights disagree with the flags, the tokenizer or the chat template, a pattern names nothing,
+            or the adapter to start from cannot be used with these weights.
     """
-    weights = starting_weights(settings, start, tokenizer, template, ranks)
+    weights, lora = starting_weights(settings, start, tokenizer, template, ranks), settings.lora
     base = fingerprint(weights)
-    model = base_model(weights, settings.lora.quantize, settings.model.dropout)
-    if settings.lora.quantize != "none":
+    model = base_model(weights, lora.quantize, settings.model.dropout)
+    if lora.quantize != "none":
         ranks.say(f"quantised   {describe_quantised(model)}")
-    torch.manual_seed(settings.data.seed)
-    attach(model, settings.lora)
+    if lora.from_lora is None:
+        torch.manual_seed(settings.data.seed)
+        attach(model, lora)
+    else:
+        (adapter, weight), = read_adapters([lora.from_lora], settings.saving.save_dir, weights, "--from_lora")
+        if weight != 1:
+            raise UserError(f"--from_lora {lora.from_lora}: an adapter to train on has no weight")
+        attach_trained(model, adapter, lora.lora_dropout)
+        ranks.say(*(f"adapter     {notice}" for notice in adapter.notices),
+                  f"adapter     {shown(adapter.path)}: {describe_adapters(model)}")
     hold_frozen_matrices(model, dtype)
     ranks.say(describe_model(model, start, weights.family, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
@@ -45,13 +59,24 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
 
 def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
     """Wraps the projections that the settings name, and lets only adapters and `--modules_to_save` train."""
-    targets = chosen_projections(model, lora.target_modules)
+    targets = chosen_projections(model, lora.targets)
     in_full = chosen_modules(model, lora.modules_to_save)
     check_trains_no_4_bits(model, in_full)
-    shape = LoraShape(lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.use_rslora)
-    add_adapters(model, targets, shape)
+    add_adapters(model, targets, LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora))
     for name in in_full:
         model.get_submodule(name).requires_grad_(True)
+
+
+@torch.no_grad()
+def attach_trained(model: MiniMindForCausalLM, adapter: Adapter, dropout: float) -> None:
+    """Wraps the projections that an adapter changes, each with its own rank and scale, to train it further."""
+    add_adapters(model, list(adapter.changes), LoraShape(rank=1, dropout=dropout))
+    for name, place in adapted(model):
+        change = adapter.changes[name]
+        place.lora_A, place.lora_B = (nn.Parameter(matrix.to(torch.float32, copy=True)) for matrix in change[:2])
+        place.scale = change.scale
+    for name, tensor in adapter.saved.items():
+        model.get_parameter(name).copy_(tensor).requires_grad_(True)
 
 
 def hold_frozen_matrices(model: MiniMindForCausalLM, dtype: torch.dtype) -> None:
@@ -67,8 +92,43 @@ def hold_frozen_matrices(model: MiniMindForCausalLM, dtype: torch.dtype) -> None
                     parameter.data = parameter.data.to(dtype)
 
 
-def adapter_identity(lora: LoraSettings, base: str) -> dict[str, Any]:
-    """Returns what a resumed run must have in common with the one it continues, beside `run_identity`."""
-    return {"base": base, "lora_rank": lora.lora_rank, "lora_alpha": lora.lora_alpha, "use_rslora": lora.use_rslora,
-            "target_modules": list(lora.target_modules), "modules_to_save": list(lora.modules_to_save),
-            "quantize": lora.quantize}
+def adapter_facts(model: MiniMindForCausalLM) -> dict[str, Any]:
+    """Describes the adapters of a model for their sidecar.
+
+    Rank and scale are numbers, or by projection where they differ.
+    """
+    changes = dict(adapted(model))
+    in_full = [name for name in own_parameters(model) if not name.endswith((".lora_A", ".lora_B"))]
+    return {"rank": _common({name: change.lora_A.shape[-2] for name, change in changes.items()}),
+            "scale": _common({name: change.scale for name, change in changes.items()}),
+            "target_modules": sorted({name.rpartition(".")[2] for name in changes}),
+            "modules_to_save": in_full}
+
+
+def adapter_identity(model: MiniMindForCausalLM, lora: LoraSettings, base: str) -> dict[str, Any]:
+    """Returns what a resumed run must have in common with the one it continues, beside `run_identity`.
+
+    Which layers have adapters shows when the tensors are loaded.
+    """
+    facts = {f"lora_{name}" if name in ("rank", "scale") else name: value
+             for name, value in adapter_facts(model).items()}
+    return {"base": base, **facts, "quantize": lora.quantize}
+
+
+def describe_adapters(model: MiniMindForCausalLM) -> str:
+    """Gives rank, scale and number of a model's adapters in words."""
+    changes = [change for _, change in adapted(model)]
+    ranks = sorted({change.lora_A.shape[-2] for change in changes})
+    scales = sorted({change.scale for change in changes})
+    return (f"rank {_range(ranks)}, scale {_range(scales)}, "
+            f"{len(changes)} projection{'s' * (len(changes) != 1)}")
+
+
+def _common(values: Mapping[str, Any]) -> Any:
+    """Returns the one value that all have, or else the values by name."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else dict(values)
+
+
+def _range(numbers: list[Any]) -> str:
+    return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"

@@ -74,5 +74,5 @@ def common_settings(settings: TrainSettings) -> dict[str, Any]:
 def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+        digest.update(parameter.detach().cpu().view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()

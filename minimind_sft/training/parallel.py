@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.loaded import Uninitialised
+from minimind_sft.model.lora import own_parameters
 from minimind_sft.training.distributed import Ranks
 
 
@@ -33,18 +34,19 @@ def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: 
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
                                       broadcast_buffers=False)  # the only ones are matrices in 4 bits
-    _settle_buckets(wrapped, ranks.device)
+    _settle_buckets(wrapped, ranks.device, dtype)
     return wrapped
 
 
-def _settle_buckets(wrapped: DistributedDataParallel, device: torch.device) -> None:
+def _settle_buckets(wrapped: DistributedDataParallel, device: torch.device, dtype: torch.dtype) -> None:
     """Runs a backward pass over an empty batch, after which DDP arranges its buckets for good.
 
     Gradients are summed bucket by bucket. Without this, the first step of a resumed run would sum in another order than
     the same step of an uninterrupted run.
     """
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    losses = wrapped(nothing, nothing, (0,))
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        losses = wrapped(nothing, nothing, (0,))
     (losses.loss_sum + losses.aux_loss_sum).backward()
     wrapped.zero_grad(set_to_none=True)
 
@@ -123,3 +125,16 @@ def gather(model: MiniMindForCausalLM, ranks: Ranks) -> MiniMindForCausalLM | No
         if copy is not None:
             copy.get_parameter(name).data.copy_(unsharded)
     return copy
+
+
+def gather_own(model: MiniMindForCausalLM, ranks: Ranks) -> dict[str, Tensor]:
+    """Returns the parameters that a run with adapters keeps, unsharded and on the CPU, on the main rank.
+
+    Every rank must call it; the others get none.
+    """
+    gathered = {}
+    for name, parameter in own_parameters(model).items():
+        unsharded = full_tensor(parameter.detach())  # one at a time: a rank never holds all of them
+        if ranks.is_main:
+            gathered[name] = unsharded.cpu()
+    return gathered

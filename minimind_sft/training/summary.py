@@ -27,7 +27,8 @@ def describe_model(model: MiniMindForCausalLM, start: Path | None, family: str |
     shape = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters()) + quantised_weights(model)
     trained = trained_parameters(model)
-    part = f", of which {trained / 1e6:.1f}M train" if trained < parameters else ""
+    count = f"{trained / 1e6:.1f}M" if trained >= 1e6 else f"{trained / 1e3:.1f}K"
+    part = f", of which {count} train" if trained < parameters else ""
     return (f"model       {shown(start) if start else 'new'}: {f'{family}, ' if family else ''}"
             f"{shape.hidden_size} x {shape.num_hidden_layers} layers, "
             f"{parameters / 1e6:.1f}M parameters{part}{', mixture of experts' if shape.use_moe else ''}; "
@@ -92,16 +93,25 @@ def result_lines(state: TrainState, weights: Path) -> list[str]:
             f"wrote       {shown(weights)}{best} and {shown(sidecar_path(weights))}"]
 
 
-def next_lines(stage: str, settings: TrainSettings, weights: Path, metrics: Path) -> list[str]:
-    """Gives commands that look at the result, to paste where the run was started."""
+def next_lines(stage: str, settings: TrainSettings, weights: Path, metrics: Path,
+               base: Path | None = None) -> list[str]:
+    """Gives commands that look at the result, to paste where the run was started.
+
+    Args:
+        base: the weights that `weights`, if it is an adapter, belongs to.
+    """
     same = [word for name in names_of(settings, "tokens") if (value := getattr(settings.data, name))
             for word in (f"--{name}", place(value))]
-    chat = [program("eval_llm.py"), "--weight", place(weights), *same]
+    model = ["--weight", place(base), "--lora_weight", place(weights)] if base else ["--weight", place(weights)]
+    chat = [program("eval_llm.py"), *model, *same]
     if stage == "pretrain":
         commands = {"chat": [*chat, "--prompt", "Once upon a time"],
                     "fine-tune": [program("trainer/train_full_sft.py"), "--from_weight", place(weights), *same]}
     else:
         file = next((place(path) for path in settings.data.eval_data_path if Path(path).is_file()), "FILE")
         commands = {"chat": chat, "score": [*chat, "--score", file]}
+    if base:
+        merged = f"{weights.stem.removesuffix('_moe').rpartition('_')[0]}_merged"
+        commands["merge"] = [program("scripts/merge_lora.py"), *model, "--save_weight", merged]
     commands["curves"] = [program("scripts/plot_metrics.py"), place(metrics)]
     return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]
