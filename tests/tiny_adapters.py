@@ -12,7 +12,7 @@ from minimind_sft.matching import encoding_facts
 from minimind_sft.model.adapters.own_file import adapter_path, write_adapter
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.fingerprint import fingerprint
-from minimind_sft.model.lora import LoraShape, adapted, add_adapters
+from minimind_sft.model.lora import LoraShape, adapted, add_adapters, own_parameters
 from minimind_sft.model.lora_targets import projections
 from minimind_sft.model.weights import read_weights, weights_path, write_weights
 
@@ -45,8 +45,8 @@ def write_lora(folder: Path, base: Path, name: str, seed: int = 1, rank: int = 4
             parameter.requires_grad_(True)
             parameter.data.mul_(1.25)
     path = adapter_path(folder, name, weights.config)
-    write_adapter(path, model, "float32", {
+    write_adapter(path, own_parameters(model), "float32", {
         "stage": "lora", "base": fingerprint(weights), "model": asdict(weights.config), **FACTS,
-        "lora": {"lora_rank": rank, "lora_alpha": alpha, "use_rslora": False, "scale": shape.scale},
+        "lora": {"rank": rank, "scale": shape.scale},
         "training": {"step": 3}, **sidecar})
     return path
