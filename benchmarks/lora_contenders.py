@@ -22,6 +22,7 @@ from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import position_multiple, resolve_dtype
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.weights import read_weights
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.training import LoraSFTSettings, SFTSettings
@@ -30,6 +31,7 @@ from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
+from minimind_sft.training.memory import Plan, peak
 from minimind_sft.training.optim import BETAS, build_optimizer
 from minimind_sft.training.start import starting_model
 
@@ -78,6 +80,7 @@ class OwnProcess:
     def __init__(self, contender: Contender, flags: tuple[str, ...]):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._name = contender.name
         self._process = context.Process(target=_serve, args=(theirs, contender, flags), daemon=True)
         self._process.start()
         theirs.close()
@@ -86,10 +89,13 @@ class OwnProcess:
         """Lets it train until it has seen so many tokens; the first time it starts, which is not timed.
 
         Raises:
-            EOFError: if it has failed; it has printed why.
+            SystemExit: if it has failed; it has printed why.
         """
         self._pipe.send(tokens)
-        return self._pipe.recv()
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise SystemExit(f"{self._name}: its process has failed, see above") from error
 
     def end(self) -> None:
         self._process.terminate()
@@ -112,13 +118,7 @@ class Ours:
         return f"ours, {self.method}"
 
     def train(self, flags: tuple[str, ...], turns: Turns) -> None:
-        settings: SFTSettings | LoraSFTSettings
-        if self.method == "full SFT":
-            settings = parse_flags(SFTSettings, "", flags)
-        else:
-            quantize = "nf4" if self.method == "QLoRA" else "none"
-            settings = parse_flags(LoraSFTSettings, "", (*flags, "--lora_rank", str(RANK), "--lora_alpha", str(ALPHA),
-                                                         "--quantize", quantize))
+        settings = self._settings(flags)
         tokenizer, template = encoding(settings)
         ranks, dtype = Silent(0, 1, CPU), resolve_dtype(settings.runtime.dtype, CPU)
         start = Path(settings.model.from_weight)
@@ -136,6 +136,22 @@ class Ours:
             batch = steps[step]
             train_step(learner, batch, GRAD_CLIP)
             turns.after_step(batch.real_tokens)
+
+
+    def predicted_peak(self, flags: tuple[str, ...]) -> float:
+        """Returns what scripts/estimate_memory.py predicts, in bytes."""
+        settings = self._settings(flags)
+        plan = Plan(settings.runtime.micro_batch_tokens, settings.data.max_seq_len,
+                    resolve_dtype(settings.runtime.dtype, CPU),
+                    lora=settings.lora if isinstance(settings, LoraSFTSettings) else None)
+        return sum(peak(read_weights(Path(settings.model.from_weight)).config, plan).values())
+
+    def _settings(self, flags: tuple[str, ...]) -> SFTSettings | LoraSFTSettings:
+        if self.method == "full SFT":
+            return parse_flags(SFTSettings, "", flags)
+        quantize = "nf4" if self.method == "QLoRA" else "none"
+        return parse_flags(LoraSFTSettings, "", (*flags, "--lora_rank", str(RANK), "--lora_alpha", str(ALPHA),
+                                                 "--quantize", quantize))
 
 
 class Silent(Ranks):
@@ -215,6 +231,12 @@ class Theirs:
             bnb_4bit_compute_dtype=dtype), "device_map": "cpu"} if self.in_4_bits else {}
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", use_cache=False, **in_4_bits)
+
+
+def prepare(flags: tuple[str, ...]) -> None:
+    """Prepares the data, which a contender's process could not do: it may not start processes of its own."""
+    settings = parse_flags(SFTSettings, "", flags)
+    training_steps(settings, *encoding(settings))
 
 
 def encoding(settings: SFTSettings | LoraSFTSettings) -> tuple[Tokenizer, ChatTemplate]:

@@ -28,7 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from lora_contenders import RANK, Contender, Ours, OwnProcess, Theirs, Turn
+from lora_contenders import RANK, Contender, Ours, OwnProcess, Theirs, Turn, prepare
 from memory_probe import environment
 from tqdm import tqdm
 
@@ -74,6 +74,7 @@ def measure(arguments: argparse.Namespace, flags: tuple[str, ...]) -> dict:
     methods = ["full SFT", "LoRA", *(["QLoRA"] if find_spec("bitsandbytes") else [])]
     ours = [Ours(method) for method in methods]
     searched = [Theirs(packed, rows) for packed in SEARCHED for rows in SEARCHED[packed]]
+    prepare(flags)
     turns = len(searched) + (1 + arguments.rounds) * (len(ours) + 2 + ("QLoRA" in methods))
     search: dict[str, Turn] = {}
     with tqdm(total=turns, unit=" turns") as bar:
@@ -90,6 +91,7 @@ def measure(arguments: argparse.Namespace, flags: tuple[str, ...]) -> dict:
             **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
             "machine": platform.machine(), "threads": torch.get_num_threads(), "rank": RANK,
             "search": {name: as_row([turn]) for name, turn in search.items()},
+            "predicted_peak_mib": {one.name: round(one.predicted_peak(flags) / MIB) for one in ours},
             "contenders": {one.name: as_row([turns[place] for turns in rounds])
                            for place, (one, _) in enumerate(places)},
             "ratios": ratios([one.name for one, _ in places], rounds)}
@@ -164,8 +166,9 @@ def print_table(report: dict) -> None:
           "   (of TRL + PEFT, LoRA)")
     for name, row in report["contenders"].items():
         spread, ratio = f"{row['least']:,.0f}-{row['most']:,.0f}", report["ratios"][name]
+        predicted = f"   predicted {report['predicted_peak_mib'][name]:,} MiB" if name.startswith("ours") else ""
         print(f"{name:<40}{row['useful_tokens_per_second']:>10,.0f}{spread:>14}{row['peak_mib']:>8,.0f} MiB"
-              f"{ratio['speed']:>10.2f}{ratio['peak']:>9.2f}")
+              f"{ratio['speed']:>10.2f}{ratio['peak']:>9.2f}{predicted}")
 
 
 if __name__ == "__main__":

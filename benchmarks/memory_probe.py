@@ -22,6 +22,7 @@ from minimind_sft.data.batching import StepBatch, collate
 from minimind_sft.data.example import make_example
 from minimind_sft.model.config import PRESETS, ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.quantized import quantize
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.training.adapting import attach, hold_frozen_matrices
@@ -107,6 +108,8 @@ def take_steps(probe: Probe, ranks: Ranks) -> dict:
     model = MiniMindForCausalLM(probe.config).to(ranks.device)
     model.model.gradient_checkpointing = probe.gradient_checkpointing
     if probe.adapters:
+        if probe.adapters.quantize != "none":
+            quantize(model, probe.adapters.quantize)
         attach(model, probe.adapters)
         hold_frozen_matrices(model, dtype)
     freeze(model, probe.freeze)

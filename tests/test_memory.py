@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import accumulate
 
 import pytest
@@ -117,7 +118,7 @@ def test_frozen_parameters_have_no_gradients_and_no_moments():
     LoraSettings(lora_rank=4, target_modules=("q_proj", "v_proj"), modules_to_save=("layers.*.input_layernorm",))],
     ids=["all", "dropout", "q and v"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [SMALL, GPT2], ids=["dense", "gpt2"])
+@pytest.mark.parametrize("config", [SMALL, EXPERTS, GPT2], ids=["dense", "experts", "gpt2"])
 def test_a_layer_with_adapters_keeps_what_is_estimated(config, dtype, lora):
     """Two more layers of a model keep what two layers keep whose input has a gradient."""
     lengths = [96, 160]
@@ -147,9 +148,10 @@ def test_only_adapters_have_gradients_and_moments():
 
 
 def test_the_base_in_float32_may_take_more_than_training():
-    plan = Plan(64, 64, torch.bfloat16, lora=LoraSettings(quantize="nf4"))
-    assert set(peak(PRESETS["64m"], plan)) == {"weights in float32", "libraries"}
-    assert "activations" in peak(PRESETS["64m"], replace(plan, micro_batch_tokens=8192))
+    large, plan = replace(PRESETS["64m"], num_hidden_layers=32), Plan(64, 64, torch.bfloat16, lora=LoraSettings())
+    assert set(peak(large, plan)) == {"weights in float32", "libraries"}
+    assert "activations" in peak(large, replace(plan, micro_batch_tokens=8192))
+    assert "activations" in peak(large, replace(plan, lora=LoraSettings(quantize="nf4")))
 
 
 def test_adapters_are_asked_for_by_their_rank():
@@ -240,7 +242,9 @@ IMPORTS = 271 * MIB
     Probe([[700], [600]], dtype=FAST, model=QWEN2, steps=2, freeze=["embed_tokens", "layers.0-1"]),
     Probe([[400, 300], [600]], dtype=FAST, model=SHAPE_OF_GPT2, steps=2),
     Probe([[400, 600], [1000]], dtype=FAST, model=LLAMA, steps=2, lora={}),
-], ids=["dense", "checkpointing", "experts", "llama", "qwen2", "qwen2, partly frozen", "gpt2", "adapters"])
+    pytest.param(Probe([[400, 600], [1000]], dtype=FAST, model=LLAMA, steps=2, lora={"quantize": "nf4"}),
+                 marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")),
+], ids=["dense", "checkpointing", "experts", "llama", "qwen2", "qwen2, partly frozen", "gpt2", "adapters", "4 bits"])
 def test_the_peak_of_a_process_is_within_15_percent(probe):
     """The prediction uses the measured imports; this machine's kernels may allocate less than is counted."""
     measured = measure(probe, threads=1)

@@ -309,7 +309,8 @@ def peak(config: ModelConfig, plan: Plan) -> dict[str, float]:
         parts |= {"held by the heap": held, "libraries": LIBRARIES + kernels}
         if plan.async_save:
             parts["state being written"] = FLOAT * (sizes.total + 2 * sizes.trained) / _shards(plan)
-        parts = max(parts, {"weights in float32": FLOAT * sizes.total, "libraries": LIBRARIES}, key=_total)
+        if plan.lora and plan.lora.quantize == "none":  # layers in 4 bits are read one by one
+            parts = max(parts, {"weights in float32": FLOAT * sizes.total, "libraries": LIBRARIES}, key=_total)
     return parts
 
 
