@@ -3,6 +3,7 @@
 import multiprocessing
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,8 +65,14 @@ class Turns:
         self._pipe, self._wanted, self._done, self._start = pipe, 0, 0, 0.0
 
     def before_step(self) -> None:
+        """
+        Raises:
+            SystemExit: if no more turns are wanted.
+        """
         if self._done >= self._wanted:
             self._wanted, self._done = self._pipe.recv(), 0
+            if not self._wanted:
+                raise SystemExit
             self._start = time.perf_counter()
 
     def after_step(self, tokens: int) -> None:
@@ -98,7 +105,7 @@ class OwnProcess:
             raise SystemExit(f"{self._name}: its process has failed, see above") from error
 
     def end(self) -> None:
-        self._process.terminate()
+        self._pipe.send(0)
         self._process.join()
 
 
@@ -180,6 +187,7 @@ class Theirs:
         from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer
 
+        warnings.simplefilter("ignore", FutureWarning)  # TRL's own use of transformers
         datasets.disable_progress_bars()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()

@@ -8,9 +8,9 @@ Both start from the same Hugging Face folder, train adapters of rank 16 on all p
 labels. Flags that are not listed below are those of our trainers. Model and data are those of docs/base_model.md.
 
 1. Searches for TRL's best configuration with PEFT: padded and packed, several rows per step.
-2. Lets the best padded one, the best packed one, its QLoRA, and our full SFT, LoRA and QLoRA take turns of some
-   thousand tokens, `--rounds` times. Medians count, and ratios are those within a round. Useful tokens are those of the
-   conversations; padding counts for no one.
+2. Lets the best padded one, the best packed one, the faster one with a base in 4 bits, and our full SFT, LoRA and QLoRA
+   take turns of some thousand tokens, `--rounds` times. Medians count, and ratios are those within a round. Useful
+   tokens are those of the conversations; padding counts for no one.
 
 Each contender has its own process. Its peak is the resident memory of all of it, from the first import on.
 """
@@ -23,9 +23,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lora_contenders import RANK, Contender, Ours, OwnProcess, Theirs, Turn, prepare
@@ -35,6 +37,7 @@ from tqdm import tqdm
 from minimind_sft.errors import run_program
 from minimind_sft.paths import REPOSITORY
 
+Some = TypeVar("Some", bound=Contender)
 MIB = 2**20
 SEARCHED = {False: (1, 2, 4, 8), True: (1, 2, 4)}
 """Rows per step of TRL's configurations: padded, packed."""
@@ -75,17 +78,17 @@ def measure(arguments: argparse.Namespace, flags: tuple[str, ...]) -> dict:
     ours = [Ours(method) for method in methods]
     searched = [Theirs(packed, rows) for packed in SEARCHED for rows in SEARCHED[packed]]
     prepare(flags)
-    turns = len(searched) + (1 + arguments.rounds) * (len(ours) + 2 + ("QLoRA" in methods))
+    in_4_bits = "QLoRA" in methods
+    turns = 2 * len(searched) + len(ours) + in_4_bits + arguments.rounds * (len(ours) + len(SEARCHED) + in_4_bits)
     search: dict[str, Turn] = {}
     with tqdm(total=turns, unit=" turns") as bar:
         places = best_of_theirs(searched, flags, search, bar)
-        if "QLoRA" in methods:
-            packed = places[-1][0]
-            assert isinstance(packed, Theirs)
-            places.append(start(Theirs(packed.packed, packed.rows, in_4_bits=True), flags, bar))
-        places = [*(start(one, flags, bar) for one in ours), *places]
-        rounds = take_turns(places, arguments.rounds, arguments.turn_tokens, bar)
-    for _, process in places:
+        if in_4_bits:
+            fastest = max((theirs for theirs, _ in places), key=lambda theirs: rate(search[theirs.name]))
+            places.append(start(replace(fastest, in_4_bits=True), flags, bar))
+        everyone = [*(start(one, flags, bar) for one in ours), *places]
+        rounds = take_turns(everyone, arguments.rounds, arguments.turn_tokens, bar)
+    for _, process in everyone:
         process.end()
     return {"command": " ".join(["python", "benchmarks/lora_speed.py", *sys.argv[1:]]),
             **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
@@ -93,11 +96,11 @@ def measure(arguments: argparse.Namespace, flags: tuple[str, ...]) -> dict:
             "search": {name: as_row([turn]) for name, turn in search.items()},
             "predicted_peak_mib": {one.name: round(one.predicted_peak(flags) / MIB) for one in ours},
             "contenders": {one.name: as_row([turns[place] for turns in rounds])
-                           for place, (one, _) in enumerate(places)},
-            "ratios": ratios([one.name for one, _ in places], rounds)}
+                           for place, (one, _) in enumerate(everyone)},
+            "ratios": ratios([one.name for one, _ in everyone], rounds)}
 
 
-def start(contender: Contender, flags: tuple[str, ...], bar: tqdm) -> tuple[Contender, OwnProcess]:
+def start(contender: Some, flags: tuple[str, ...], bar: tqdm) -> tuple[Some, OwnProcess]:
     """Starts a contender, and lets it take its first steps."""
     bar.set_description(contender.name)
     process = OwnProcess(contender, flags)
@@ -107,12 +110,13 @@ def start(contender: Contender, flags: tuple[str, ...], bar: tqdm) -> tuple[Cont
 
 
 def best_of_theirs(searched: Sequence[Theirs], flags: tuple[str, ...], search: dict[str, Turn],
-                   bar: tqdm) -> list[tuple[Contender, OwnProcess]]:
+                   bar: tqdm) -> list[tuple[Theirs, OwnProcess]]:
     """Returns the fastest padded and the fastest packed configuration, started; fills in `search`."""
     best: dict[bool, tuple[Theirs, OwnProcess]] = {}
     for theirs in searched:
         _, process = start(theirs, flags, bar)
         search[theirs.name] = turn = process.turn(SEARCH)
+        bar.update()
         loser = process
         if theirs.packed not in best or rate(turn) > rate(search[best[theirs.packed][0].name]):
             loser = best[theirs.packed][1] if theirs.packed in best else None
