@@ -1,0 +1,68 @@
+"""QLoRA as people run it: the same base as in transformers, and resumed runs that end with the same bits."""
+
+import os
+import signal
+import subprocess
+from hashlib import sha256
+
+import pytest
+import torch
+from programs import PATIENCE, program, succeed, wait_for
+from tiny_adapters import write_base
+
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.lora_targets import projections
+from minimind_sft.model.quantized import NF4Linear, base_model
+from minimind_sft.model.weights import read_weights
+
+pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, which the extra [qlora] installs")
+pytestmark = pytest.mark.slow
+
+LORA = "trainer/train_lora.py"
+TINY = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                   intermediate_size=96)
+
+
+def test_a_killed_run_with_a_4_bit_base_resumes_to_the_same_bits(sft_data, tmp_path):
+    base = write_base(tmp_path, TINY)
+    common = ["--from_weight", base, "--data_path", sft_data, "--quantize", "nf4", "--dtype", "bfloat16",
+              "--batch_size", 2, "--epochs", 8, "--lora_dropout", 0.1, "--save_interval", 2, "--log_interval", 1,
+              "--save_dtype", "float32", "--device", "cpu"]
+    shown = succeed(LORA, *common, "--save_dir", tmp_path / "whole")
+    assert "quantised   24,576 weights in 4 bits (nf4): " in shown
+
+    command, options = program(LORA, *common, "--save_dir", tmp_path / "cut")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    metrics = tmp_path / "cut/lora_adapter_32_metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 15, process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    shown = succeed(LORA, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
+    assert "resume " in shown and "no resume state" not in shown
+    for pattern in ("lora_adapter_32.safetensors", "checkpoints/*/step-*/*.safetensors"):
+        whole, cut = ({path.relative_to(folder): sha256(path.read_bytes()).hexdigest()
+                       for path in folder.glob(pattern)} for folder in (tmp_path / "whole", tmp_path / "cut"))
+        assert whole and whole == cut
+
+
+def test_the_base_is_the_one_that_transformers_quantises(tmp_path):
+    """The 4 bits, the statistics and the logits of a Qwen3 folder, read by both."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=128, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, device_map="cpu", quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32)).train()  # otherwise some CPUs round the statistics to bfloat16
+    ours = base_model(read_weights(tmp_path), "nf4").eval()
+    for name in projections(ours):
+        matrix = ours.get_submodule(name)
+        assert isinstance(matrix, NF4Linear)
+        assert torch.equal(matrix.packed.flatten(), theirs.get_submodule(name).weight.data.flatten())
+    ids = torch.arange(1, 33)
+    with torch.no_grad():
+        expected, found = theirs(ids[None]).logits[0], ours.document_logits(ids, (0, 32))
+    assert (found - expected).abs().max() < 1e-5
