@@ -1,13 +1,15 @@
-"""Writes weights in another program's format, reads them back, and compares.
+"""Writes weights, or an adapter, in another program's format, reads them back, and compares.
 
     python scripts/convert_model.py --weight full_sft --to huggingface --output minimind-3
     python scripts/convert_model.py --weight full_sft --to gguf --dtype q8_0 --output full_sft.gguf
     python scripts/convert_model.py --weight ../Qwen3-0.6B --to gguf --output qwen3.gguf
     python scripts/convert_model.py --weight ./minimind-3 --to minimind --output out/full_sft_768.pth
+    python scripts/convert_model.py --weight full_sft --lora_weight style --to peft --output style-peft
 
 --to huggingface writes a folder for transformers, vLLM and whatever else reads that format; --to gguf a file for
 llama.cpp, with a Modelfile for Ollama; --to minimind a .pth for MiniMind's own programs. The tokenizer and chat
-template of the weights go along. Nothing is left if the copy does not compute the same. docs/export.md explains it.
+template of the weights go along. With --lora_weight the adapter is written and not its weights: --to peft as a folder
+for PEFT, --to minimind as a .pth. Nothing is left if the copy does not compute the same. docs/export.md explains it.
 """
 
 import shlex
@@ -22,6 +24,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, FOLDER, load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.export import huggingface, minimind
+from minimind_sft.export.adapters import compare_adapters
 from minimind_sft.export.check import compare
 from minimind_sft.export.choice import choose_family
 from minimind_sft.export.gguf import write_gguf
@@ -31,6 +34,10 @@ from minimind_sft.export.modelfile import modelfile
 from minimind_sft.export.staging import check_apart, check_output, staged
 from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import check_template, check_tokenizer, encoding_facts
+from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.minimind import write_minimind
+from minimind_sft.model.adapters.peft import write_peft
+from minimind_sft.model.adapters.reading import read_adapter, read_adapters
 from minimind_sft.model.build import check_shape
 from minimind_sft.model.families.gguf_registry import GGUF_FAMILIES
 from minimind_sft.model.families.registry import FAMILIES
@@ -68,6 +75,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         raise UserError(NO_FLAGS)
     settings = parse_flags(ConvertModelSettings, description=__doc__)
+    if settings.weights.lora_weight is not None:
+        convert_adapter(settings)
+        return
     chosen, output = settings.weights, Path(settings.output.output)
     weights, tokenizer, template = load(chosen)
     export = Export(weights, tokenizer, template, settings.output.dtype or default_dtype(settings.output.to, weights),
@@ -88,14 +98,47 @@ def main() -> None:
         say(line)
 
 
+def convert_adapter(settings: ConvertModelSettings) -> None:
+    """Writes an adapter in another program's format, reads it back, and compares."""
+    chosen, output = settings.weights, Path(settings.output.output)
+    weights = read_weights(path_of(chosen))
+    check_shape(chosen, weights.config, weights.path)
+    say_all("weights", weights.notices)
+    ((adapter, weight),) = read_adapters([chosen.lora_weight or ""], chosen.save_dir, weights, "--lora_weight")
+    if weight != 1:
+        raise UserError(f"--lora_weight {chosen.lora_weight}: an adapter is converted as it is, without a weight")
+    say_all("adapter", adapter.notices)
+    dtype = settings.output.dtype or ("float16" if settings.output.to == "minimind" else stored_dtype_of(adapter))
+    plan = ADAPTER_PLANS[settings.output.to](adapter, weights, output, dtype)
+    check_apart(output, weights.path)
+    check_apart(output, adapter.path, "--lora_weight")
+    check_output(output, plan.files, settings.output.overwrite)
+
+    say(f"{'adapter':<12}{adapter.path}: {len(adapter.changes)} projections")
+    say(f"{'writing':<12}{plan.form}, {dtype}")
+    with staged(output, plan.files) as folder:
+        plan.write(folder)
+        written = folder / plan.files[0].name if plan.files else folder
+        differences = compare_adapters(adapter, read_adapter(written, weights.config), dtype)
+    say(f"{'read back':<12}{differences}")
+    say(f"{output}: {sizes(plan.files or sorted(output.iterdir()))}")
+    for line in plan.next_steps:
+        say(line)
+
+
+def path_of(chosen: ConvertedWeights) -> Path:
+    """Finds the weights."""
+    return find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
+                        use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)
+
+
 def load(chosen: ConvertedWeights) -> tuple[Weights, Tokenizer, ChatTemplate | None]:
     """Finds and reads the weights, with the tokenizer and chat template that belong to them.
 
     Raises:
         UserError: if they do not belong together.
     """
-    path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
-                        use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)
+    path = path_of(chosen)
     tokenizer = load_tokenizer(chosen.tokenizer_path, path)
     weights = read_weights(path)
     check_shape(chosen, weights.config, path)
@@ -180,6 +223,47 @@ PLANS: dict[str, Callable[[Export, ConvertedWeights, Path], Plan]] = {
     "huggingface": plan_huggingface, "gguf": plan_gguf, "minimind": plan_minimind}
 
 
+def plan_peft(adapter: Adapter, weights: Weights, output: Path, dtype: str) -> Plan:
+    """Plans PEFT's folder, with the names of the family in whose format the weights can be written."""
+    family = choose_family(weights.config, FAMILIES, weights.family)
+    base = str(weights.path) if weights.path.is_dir() else None
+    lines = [] if base else [
+        f"Its base model as a folder: python {shlex.quote(program('scripts/convert_model.py'))} --weight "
+        f"{shlex.quote(place(weights.path))} --to huggingface --output base"]
+    return Plan([], lambda folder: write_peft(folder, adapter, family, weights.config, base, dtype),
+                f"an adapter of PEFT for a model of {family.name}",
+                [*lines, "Use it with PEFT:",
+                 "    from peft import PeftModel",
+                 "    from transformers import AutoModelForCausalLM",
+                 f"    base = AutoModelForCausalLM.from_pretrained({base or 'base'!r})",
+                 f"    model = PeftModel.from_pretrained(base, {str(output)!r})",
+                 f"or here: {eval_command(weights.path)} --lora_weight {shlex.quote(as_path(output))}"])
+
+
+def plan_minimind_adapter(adapter: Adapter, weights: Weights, output: Path, dtype: str) -> Plan:
+    """Plans MiniMind's .pth of an adapter."""
+    config = weights.config
+    generation = minimind.generation_of(config)
+    ending = f"_{config.hidden_size}"
+    lines = [] if output.stem.endswith(ending) else [
+        f"MiniMind's programs look for NAME{ending}.pth: rename the file to {output.stem}{ending}.pth"]
+    return Plan([output], lambda folder: write_minimind(folder / output.name, adapter, config, dtype),
+                f"an adapter of {generation.name}",
+                [*lines, f"Use it in a clone of {generation.name}, in the folder of its weights:",
+                 f"    python eval_llm.py --lora_weight {output.stem.removesuffix(ending)}",
+                 f"or here: {eval_command(weights.path)} --lora_weight {shlex.quote(as_path(output))}"])
+
+
+ADAPTER_PLANS: dict[str, Callable[[Adapter, Weights, Path, str], Plan]] = {
+    "peft": plan_peft, "minimind": plan_minimind_adapter}
+
+
+def stored_dtype_of(adapter: Adapter) -> str:
+    """Returns the dtype in which an adapter of this project is stored; float32 for any other."""
+    dtype = (adapter.sidecar or {}).get("dtype")
+    return dtype if dtype in ("float16", "bfloat16") else "float32"
+
+
 def read_tokenizer(written: Path, tokenizer: Tokenizer) -> Tokenizer:
     """Reads the tokenizer that was written along; MiniMind's file has none."""
     if written.is_dir():
@@ -188,10 +272,13 @@ def read_tokenizer(written: Path, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def eval_command(output: Path) -> str:
+    return f"python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(as_path(output))}"
+
+
+def as_path(output: Path) -> str:
+    """Names a file or folder for a command; a bare name would be one of the files in --save_dir."""
     path = place(output)
-    if not output.suffix and Path(path).name == path:
-        path = f"./{path}"  # a bare name would be one of the files in --save_dir
-    return f"python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(path)}"
+    return f"./{path}" if not output.suffix and Path(path).name == path else path
 
 
 def sizes(files: list[Path]) -> str:

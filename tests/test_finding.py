@@ -162,3 +162,11 @@ def test_a_name_on_hugging_face_s_hub_is_answered_with_the_command_that_fetches_
 def test_a_path_that_no_file_can_have_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(File name too long\)$"):
         find_weights(f"./{'a' * 300}.gguf", tmp_path, flag="--weight")
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    touch(tmp_path, "lora_style_512.safetensors")
+    (tmp_path / "lora_style_512.json").write_text('{"stage": "lora"}')
+    with pytest.raises(UserError, match=r"; .*lora_style_512\.safetensors is an adapter, which --lora_weight takes; "
+                       r"there is .*pretrain_256\.pth$"):
+        find_weights("style", tmp_path, flag="--weight")

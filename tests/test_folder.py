@@ -15,6 +15,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.families.gpt2 import GPT2
 from minimind_sft.model.families.llama import LLAMA
+from minimind_sft.model.finding import AN_ADAPTER
 from minimind_sft.model.folder import read_folder
 from minimind_sft.model.weights import read_weights
 
@@ -236,7 +237,7 @@ def with_both(folder: Path) -> None:
      "FOLDER: model.norm.weight: 16 of its 16 values are NaN or infinite: the run that wrote the file diverged; use "
      "earlier weights"),
 ])
-def test_damaged(folder: Path, damage: Callable[[Path], object], message: str | None):
+def test_damaged(folder: Path, damage: Callable[[Path], object], message: str):
     damage(folder)
     assert refusal(folder) == (message or (
         f"FOLDER: has model.safetensors as well as {INDEX}, which lists other files: remove the one that does not "
@@ -264,8 +265,9 @@ def test_a_folder_without_permission(folder: Path):
 
 @pytest.mark.parametrize(("files", "message"), [
     ({}, ""),
-    ({"adapter_config.json": '{"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}', "config.json": "{}"}, None),
-    ({"adapter_config.json": '{"base_model_name_or_path": "a\\nb"}'}, "adapter of a\\nb"),
+    ({"adapter_config.json": '{"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}', "config.json": "{}"},
+     "for Qwen/Qwen2.5-0.5B"),
+    ({"adapter_config.json": '{"base_model_name_or_path": "a\\nb"}'}, "for a\\nb"),
     ({"b.gguf": "", "a.gguf": ""}, "; it holds weights: give the file, such as FOLDER/a.gguf"),
     ({"full_sft_512.pth": ""}, "; it holds weights: give the file, such as FOLDER/full_sft_512.pth"),
     ({"checkpoint-20/config.json": "{}"}, "; it holds the checkpoints of a run: give one of them, such as "
@@ -276,13 +278,10 @@ def test_a_folder_without_permission(folder: Path):
      "maker: get the version for transformers"),
     ({"tokenizer.model": ""}, "; it is in the layout of the model's maker: get the version for transformers"),
 ])
-def test_folders_of_other_kinds(tmp_path: Path, files: dict[str, str], message: str | None):
+def test_folders_of_other_kinds(tmp_path: Path, files: dict[str, str], message: str):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert refusal(tmp_path) == (
-        "FOLDER: an adapter of Qwen/Qwen2.5-0.5B, not a model: merge it into its base model (in PEFT merge_and_unload, "
-        "then save_pretrained) and give that folder" if message is None else
-        f"FOLDER: an {message}, not a model: merge it into its base model (in PEFT merge_and_unload, then "
-        "save_pretrained) and give that folder" if message.startswith("adapter") else
+        f"FOLDER (for {message[4:]}): {AN_ADAPTER}" if message.startswith("for ") else
         f"FOLDER: a folder without config.json, expected a model's folder as Hugging Face has them{message}")

@@ -229,5 +229,6 @@ def test_a_file_of_another_family_is_not_taken_for_minimind_s(tmp_path):
 def test_an_adapter_is_refused_by_name(tmp_path):
     torch.save({"model.layers.0.self_attn.q_proj.lora.A.weight": torch.ones(16, 32)}, tmp_path / "a.pth")
     assert refused(tmp_path / "a.pth") == (
-        f"{tmp_path}/a.pth: model.layers.0.self_attn.q_proj.lora.A.weight: an adapter (LoRA), not a whole model: merge "
-        "it into its base model first")
+        f"{tmp_path}/a.pth: model.layers.0.self_attn.q_proj.lora.A.weight: an adapter (LoRA), not a whole model: name "
+        "the weights that it belongs to here, and the adapter with --lora_weight (in training --from_lora), or merge "
+        "the two with scripts/merge_lora.py")

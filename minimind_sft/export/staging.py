@@ -13,8 +13,8 @@ from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import sync, temporary_name
 from minimind_sft.set_aside import check_replaceable, is_there, previous_name, remove, set_aside_file
 
-MARKER = "config.json"
-"""A folder that has it is a model's and may be moved aside; any other folder may hold anything."""
+MARKERS = ("config.json", "adapter_config.json")
+"""A folder that has one is a model's or an adapter's and may be moved aside; any other folder may hold anything."""
 
 
 def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
@@ -32,9 +32,9 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
         pass  # somebody made room for it
     elif is_there(output) and not output.is_dir():
         raise UserError(f"--output {output}: is a file, expected a folder or nothing")
-    elif is_there(output) and not (output / MARKER).is_file():
-        raise UserError(f"--output {output}: is a folder without {MARKER}, so not one of a model; choose another "
-                        "--output")
+    elif is_there(output) and not any((output / marker).is_file() for marker in MARKERS):
+        raise UserError(f"--output {output}: is a folder without {' or '.join(MARKERS)}, so not one of a model; choose "
+                        "another --output")
     elif is_there(output) and not overwrite:
         raise UserError(f"{output}: exists already; choose another --output, or --overwrite moves it to "
                         f"{previous_name(output)}")
@@ -43,17 +43,17 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     _remove_empty(created)
 
 
-def check_apart(output: Path, source: Path) -> None:
-    """Refuses an output that is, holds or lies in the folder of the weights to export.
+def check_apart(output: Path, source: Path, flag: str = "--weight") -> None:
+    """Refuses an output that is, holds or lies in the folder of the weights or adapter to export, which `flag` names.
 
     Raises:
         UserError: naming both.
     """
     here, there = output.resolve(), source.resolve()
     if here == there or here in there.parents:
-        raise UserError(f"--output {output}: would replace {source}, which --weight names; choose another place")
+        raise UserError(f"--output {output}: would replace {source}, which {flag} names; choose another place")
     if there.is_dir() and there in here.parents:
-        raise UserError(f"--output {output}: lies inside {source}, which --weight names; choose another place")
+        raise UserError(f"--output {output}: lies inside {source}, which {flag} names; choose another place")
 
 
 @contextmanager

@@ -19,6 +19,10 @@ PATH_SUFFIXES = (*SUFFIXES, ".gguf")
 IN_FOLDER = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
 """Names of weights in a Hugging Face folder."""
 
+AN_ADAPTER = ("an adapter (LoRA), not a whole model: name the weights that it belongs to here, and the adapter with "
+              "--lora_weight (in training --from_lora), or merge the two with scripts/merge_lora.py")
+"""How an adapter in place of weights is refused."""
+
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
 SIZE = re.compile(r".*_(\d+)(_moe)?")
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.pth)(?<!\.safetensors)(?<!\.gguf)")
@@ -72,9 +76,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
     Raises:
         UserError: if there is no such file (lists the files there are and the program that makes one), or several.
     """
-    folders = [Path(save_dir)]
-    if folders[0].resolve() != (REPOSITORY / "out").resolve():
-        folders.append(REPOSITORY / "out")
+    folders = searched_folders(save_dir)
     if name != Path(name).name or name.endswith(PATH_SUFFIXES):
         return _path(name, folders, flag)
     stem = re.compile(re.escape(name) + r"(_\d+(_moe)?)?")
@@ -86,6 +88,14 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
         if found:
             return found[0].path
     raise UserError(_nothing_found(flag, name, hidden_size, use_moe, folders))
+
+
+def searched_folders(save_dir: str | Path) -> list[Path]:
+    """Lists the folders in which a name is looked up."""
+    folders = [Path(save_dir)]
+    if folders[0].resolve() != (REPOSITORY / "out").resolve():
+        folders.append(REPOSITORY / "out")
+    return folders
 
 
 def _path(name: str, folders: list[Path], flag: str) -> Path:
@@ -101,7 +111,7 @@ def _path(name: str, folders: list[Path], flag: str) -> Path:
         beside = [one.name for folder in {place.parent for place in places} if folder.is_dir()
                   for one in folder.iterdir() if one.is_dir() or one.name.endswith(PATH_SUFFIXES)]
         hub = f"; to fetch it: hf download {name} --local-dir {path.name}" if HUB_NAME.fullmatch(name) else ""
-        raise UserError(f"{flag} {name}: no such file or folder{looked}{_meant(path.name, beside) or hub}")
+        raise UserError(f"{flag} {name}: no such file or folder{looked}{meant(path.name, beside) or hub}")
     if folder := folder_of(found):
         return folder
     if not name.endswith(PATH_SUFFIXES):
@@ -146,15 +156,19 @@ def _weight_files(folder: Path) -> list[Path]:
 def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int | None, folders: list[Path]) -> str:
     size = "*" if hidden_size is None else hidden_size
     moe = "[_moe]" if use_moe is None else "_moe" * use_moe
-    there = [path for folder in folders for path in _weight_files(folder)]
+    files = [path for folder in folders for path in _weight_files(folder)]
+    adapters = [path for path in files if peek_object(sidecar_path(path)).get("stage") == "lora"]
+    there = [path for path in files if path not in adapters]
     made_by = f"; python trainer/{RECIPES[name]}.py makes it" if name in RECIPES else ""
     here = f"; for the folder of that name give {flag} ./{name}" if Path(name, "config.json").exists() else ""
-    meant = here or made_by or _meant(name, (re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there))
-    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{meant}; "
+    own = next((f"; {path} is an adapter, which --lora_weight takes" for path in adapters
+                if path.stem.startswith(f"lora_{name}_")), "")
+    hint = here or made_by or own or meant(name, (re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there))
+    return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{hint}; "
             f"there is {', '.join(map(str, there)) or 'nothing'}")
 
 
-def _meant(name: str, names: Iterable[str]) -> str:
+def meant(name: str, names: Iterable[str]) -> str:
     """Suggests the most similar name, for one that was mistyped."""
     similar = get_close_matches(name, sorted(set(names)), n=1)
     return f"; did you mean {similar[0]}?" if similar else ""

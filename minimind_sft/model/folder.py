@@ -7,6 +7,7 @@ from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import path_exists, peek_object, read_object, refuse_lfs_pointer
 from minimind_sft.model.families.registry import family_of
 from minimind_sft.model.families.translate import Translated
+from minimind_sft.model.finding import AN_ADAPTER
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.shards import Shards
 
@@ -36,9 +37,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if path_exists(folder / "adapter_config.json"):
         base = peek_object(folder / "adapter_config.json").get("base_model_name_or_path")
-        of_base = f" of {printable(base)}" if isinstance(base, str) else ""
-        raise UserError(f"{folder}: an adapter{of_base}, not a model: merge it into its base model (in PEFT "
-                        "merge_and_unload, then save_pretrained) and give that folder")
+        named = f" (for {printable(base)})" if isinstance(base, str) and base else ""
+        raise UserError(f"{folder}{named}: {AN_ADAPTER}")
     if not path_exists(path):
         raise UserError(f"{folder}: a folder without config.json, expected a model's folder as Hugging Face has them"
                         f"{_advice(folder)}")

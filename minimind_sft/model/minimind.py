@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minimind_sft.errors import UserError, printable
+from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.loaded import EMBEDDING, HEAD, equal_values
 from minimind_sft.model.sidecar import sidecar_path
@@ -121,10 +121,6 @@ def _refuse_other_files(shapes: Shapes, path: Path) -> None:
     if earlier:
         raise UserError(f"{path}: {earlier}: a file of MiniMind from before 26 April 2025, whose tensors have other "
                         "names and another order; only weights from later versions can be read")
-    adapter = next((name for name in shapes if re.search(r"\.lora\.|lora_[AB]\b", name)), None)
-    if adapter:
-        raise UserError(f"{path}: {printable(adapter)}: an adapter (LoRA), not a whole model: merge it into its base "
-                        "model first")
 
 
 def _refuse_other_models(facts: dict[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ sidecar. MiniMind's own .pth files have no sidecar (minimind.py).
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,18 +16,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minimind_sft.errors import UserError, first_line
+from minimind_sft.errors import UserError, first_line, printable
 from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
 from minimind_sft.gguf_file import is_gguf
 from minimind_sft.model import minimind
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.finding import folder_of
+from minimind_sft.model.finding import AN_ADAPTER, folder_of
 from minimind_sft.model.folder import read_folder
 from minimind_sft.model.gguf import read_gguf
 from minimind_sft.model.loaded import EMBEDDING, HEAD, LazyTensors, Weights, all_finite
 from minimind_sft.model.sidecar import assumed_fields, model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
+
+OF_ADAPTER = re.compile(r"\.lora\.[AB]\b|\.lora_[AB]\b")
+"""Found in the names of an adapter's tensors, whoever wrote it."""
 
 
 def weights_path(save_dir: str | Path, name: str, config: ModelConfig) -> Path:
@@ -50,6 +54,8 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
         weights = read_folder(folder)
         return replace(weights, notices=(f"{path}: part of the model in {folder}, which was read", *weights.notices))
     tensors, shapes, notices = read_tensors(path)
+    if adapter := next((name for name in shapes if OF_ADAPTER.search(name)), None):
+        raise UserError(f"{path}: {printable(adapter)}: {AN_ADAPTER}")
     tables = [name for name in tensors if minimind.ROPE_TABLES.fullmatch(name)]
     if tables:
         notices.append(f"{path}: {', '.join(tables)}: not used; tables of RoPE follow from the configuration")

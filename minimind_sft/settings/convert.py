@@ -6,12 +6,13 @@ from pathlib import Path
 from minimind_sft.settings.chat import WeightSettings
 from minimind_sft.settings.spec import same_setting, setting
 
-FORMATS = ("huggingface", "gguf", "minimind")
+FORMATS = ("huggingface", "gguf", "minimind", "peft")
+ADAPTER_FORMATS = ("peft", "minimind")
 ENDINGS = {"gguf": ".gguf", "minimind": ".pth"}
 """How the name of an output file ends; a Hugging Face folder has no ending."""
 WEIGHT_ENDINGS = (".gguf", ".pth", ".pt", ".safetensors", ".bin", ".json")
 DTYPES = {"huggingface": ("float32", "float16", "bfloat16"), "gguf": ("float32", "float16", "bfloat16", "q8_0"),
-          "minimind": ("float16", "bfloat16", "float32")}
+          "minimind": ("float16", "bfloat16", "float32"), "peft": ("float32", "float16", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ConvertedWeights(ChosenWeights):
     """What to convert, and what belongs to it."""
 
     lora_weight: str | None = setting(
-        None, "adapter of those weights to convert instead of them, by NAME or path; --to peft or minimind",
+        None, "adapter of those weights to convert instead of them, by NAME or path, --to peft or minimind",
         kind="path")
 
 
@@ -44,8 +45,8 @@ class OutputSettings:
     """The output: its format, its place and its dtype."""
 
     to: str = setting(
-        "huggingface", "format: a folder for transformers and vLLM, a GGUF file for llama.cpp and Ollama, or "
-                       "MiniMind's .pth", choices=FORMATS, required=True)
+        "huggingface", "format: a folder for transformers and vLLM, a GGUF file for llama.cpp and Ollama, "
+                       "MiniMind's .pth, or for an adapter a folder for PEFT", choices=FORMATS, required=True)
     output: str = setting("", "the folder or file to write", required=True)
     dtype: str | None = setting(
         None, "dtype of the matrices; q8_0 only for gguf (default: that of the weights; minimind: float16)",
@@ -70,3 +71,13 @@ class ConvertModelSettings:
 
     weights: ConvertedWeights = ConvertedWeights()
     output: OutputSettings = OutputSettings()
+
+    def problems(self) -> list[str]:
+        has_adapter, to = self.weights.lora_weight is not None, self.output.to
+        if to == "peft" and not has_adapter:
+            return ["--to peft is a format of adapters: name one with --lora_weight, and the weights that it belongs "
+                    "to with --weight"]
+        if has_adapter and to not in ADAPTER_FORMATS:
+            return [f"--to {to} is a format of whole models: merge the adapter first (scripts/merge_lora.py), then "
+                    "convert the result"]
+        return []

@@ -1,7 +1,9 @@
 """Checks what was read as an adapter against the model that it is for."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,34 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.loaded import HEAD, Uninitialised, all_finite, listed
 from minimind_sft.model.lora_targets import projections
+
+
+def paired(tensors: Mapping[str, Tensor], names: re.Pattern[str],
+           path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Sorts the tensors of a file, as float32: pairs of A and B by projection, and all others by name.
+
+    Args:
+        names: matches the name of a matrix; its groups are the projection, and A or B.
+
+    Raises:
+        UserError: if one of a pair is missing; names it.
+    """
+    halves: dict[str, dict[str, str]] = {}
+    rest = {}
+    for name in tensors:
+        if found := names.fullmatch(name):
+            halves.setdefault(found[1], {})[found[2]] = name
+        else:
+            rest[name] = tensors[name].to(torch.float32)
+    for half in halves.values():
+        if len(half) < 2:
+            (there, name), = half.items()
+            start, end = names.fullmatch(name).span(2)  # type: ignore[union-attr]
+            missing = f"{name[:start]}{'B' if there == 'A' else 'A'}{name[end:]}"
+            raise UserError(f"{path}: {printable(missing)}: missing, but {there} is there: copy or save the "
+                            "adapter again")
+    return {projection: (tensors[half["A"]].to(torch.float32), tensors[half["B"]].to(torch.float32))
+            for projection, half in halves.items()}, rest
 
 
 def check_adapter(adapter: Adapter, config: ModelConfig) -> None:
