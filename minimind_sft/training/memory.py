@@ -104,7 +104,7 @@ class Sizes:
     def _of(cls, config: ModelConfig, patterns: tuple[str, ...], lora: LoraSettings | None) -> "Sizes":
         with torch.device("meta"):
             model = MiniMindForCausalLM(config)
-            adapted = chosen_projections(model, lora.target_modules) if lora else []
+            adapted = chosen_projections(model, lora.targets) if lora else []
             if lora:
                 attach(model, lora)
         freeze(model, patterns)
@@ -136,7 +136,7 @@ def _layer(config: ModelConfig, index: int, layer: DecoderLayer, adapted: list[s
         layer_config(config, index),
         frozenset(name for name, parameter in layer.named_parameters() if not parameter.requires_grad),
         tuple(name.removeprefix(prefix) for name in adapted if name.startswith(prefix)),
-        LoraShape(lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.use_rslora) if lora else None)
+        LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora) if lora else None)
 
 
 def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
