@@ -22,7 +22,7 @@ from minimind_sft.errors import run_program
 from minimind_sft.inference.evaluate import validation_loss
 from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.adapters.reading import read_adapters
-from minimind_sft.model.quantized import quantize
+from minimind_sft.model.quantized import base_model
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.lora import QUANTIZATIONS
 
@@ -41,9 +41,7 @@ def main() -> None:
     dtype = resolve_dtype("auto", device)
     tokenizer = load_tokenizer(None, arguments.weight)
     weights = read_weights(arguments.weight)
-    model = weights.build_model()
-    if arguments.quantize != "none":
-        quantize(model, arguments.quantize)
+    model = base_model(weights, arguments.quantize)
     if arguments.lora_weight:
         apply_adapters(model, read_adapters(arguments.lora_weight, "out", weights, "--lora_weight"))
     with tempfile.TemporaryDirectory() as folder:
