@@ -14,8 +14,11 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import STACKED
 from minimind_sft.model.moe import Experts, Router
 from minimind_sft.model.part_names import part_matches
+from minimind_sft.model.quantized import quantised_weights
 
 ALL_LINEAR = "all-linear"
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+"""Names of modules."""
 
 
 def projections(model: MiniMindForCausalLM) -> list[str]:
@@ -30,20 +33,34 @@ def projections(model: MiniMindForCausalLM) -> list[str]:
 
 
 def chosen_projections(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[str]:
-    """Returns the projections that `--target_modules` names.
+    """Returns the projections that `--target_modules` names; the head, if it has its own matrix, only by its name.
 
     Raises:
-        UserError: for a pattern that matches nothing; lists what exists.
+        UserError: for a pattern that matches nothing; lists what exists, or says why a module takes no adapter.
     """
     names = projections(model)
+    head = [] if model.config.tie_word_embeddings else [HEAD]
     chosen: set[str] = set()
     for pattern in patterns:
-        found = names if pattern == ALL_LINEAR else [name for name in names if matches(pattern, name)]
+        found = names if pattern == ALL_LINEAR else [name for name in (*names, *head) if matches(pattern, name)]
         if not found:
-            there = sorted({name.rpartition(".")[2] for name in names})
-            raise UserError(f"--target_modules {pattern}: matches no projection; there are {', '.join(there)}")
+            raise UserError(f"--target_modules {pattern}: {_why_none(model, pattern)}")
         chosen.update(found)
-    return [name for name in names if name in chosen]
+    return [name for name in (*names, *head) if name in chosen]
+
+
+def _why_none(model: MiniMindForCausalLM, pattern: str) -> str:
+    modules = [module for name, module in model.named_modules() if name and matches(pattern, name)]
+    in_full = f"--modules_to_save {pattern} trains it in full"
+    if model.lm_head in modules:
+        return ("the head has the embedding's matrix (tie_word_embeddings), and merging an adapter would separate the "
+                f"two; {in_full}, as both")
+    for kind, called in ((Router, "router"), (nn.Embedding, "embedding")):
+        if any(isinstance(module, kind) for module in modules):
+            return f"the {called} takes no adapter; {in_full}"
+    there = dict.fromkeys(name.rpartition(".")[2] for name in projections(model))
+    return (f"matches no projection; there are {', '.join(there)} in layers "
+            f"0-{model.config.num_hidden_layers - 1}, and {ALL_LINEAR} for all of them")
 
 
 def chosen_modules(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[str]:
@@ -62,6 +79,40 @@ def chosen_modules(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[
                             "and the parts of each layer")
         chosen += found
     return chosen
+
+
+def check_choice(model: MiniMindForCausalLM, targets: Sequence[str], in_full: Sequence[str], rank: int) -> None:
+    """Checks which modules were chosen for an adapter, and which to train in full, before the model is changed.
+
+    Raises:
+        UserError: if the rank is beyond the smaller side of a matrix, a module was chosen for both, or its matrices
+            are quantised and cannot train.
+    """
+    for name in targets:
+        outputs, inputs = _matrix_shape(model, name)
+        if rank > min(outputs, inputs):
+            raise UserError(f"--lora_rank {rank}: {name} is a matrix of {outputs} x {inputs}, so its rank is at most "
+                            f"{min(outputs, inputs)}; choose a lower rank or other --target_modules")
+    for name in in_full:
+        both = next((target for target in targets if f"{target}.".startswith(f"{name}.")), None)
+        if both:
+            raise UserError(f"--modules_to_save {name}: {both} would train in full and also have an adapter; name only "
+                            "other projections in --target_modules")
+        if quantised_weights(model.get_submodule(name)):
+            raise UserError(f"--modules_to_save {name}: has matrices in 4 bits, which cannot train in full")
+
+
+def tied_notices(model: MiniMindForCausalLM, in_full: Sequence[str]) -> list[str]:
+    """Says that embedding and head train together, if one of them trains and they are one matrix."""
+    tied = model.config.tie_word_embeddings and {HEAD, EMBEDDING} & set(in_full)
+    return ["embedding and head are one matrix (tie_word_embeddings), which trains as both"] if tied else []
+
+
+def _matrix_shape(model: MiniMindForCausalLM, projection: str) -> tuple[int, int]:
+    """Returns outputs and inputs of a projection, in a stack of one expert's."""
+    parent, _, own = projection.rpartition(".")
+    place = getattr(model.get_submodule(parent), own)
+    return (place.out_features, place.in_features) if isinstance(place, nn.Linear) else tuple(place.shape[1:])
 
 
 def matches(pattern: str, name: str, at_end: bool = False) -> bool:
