@@ -2,10 +2,11 @@
 
     python proofs/gradient_invariance.py --json proofs/results/gradient_invariance.json
 
-One global batch of 16 documents goes through small models, dense, with experts, and of each family that computes
-something differently: whole, in micro-batches, and over several ranks (processes joined by Gloo) with DDP and FSDP. For
-each cut the table shows how far the gradient of the worst parameter is from that of the whole batch, |g - g0| / |g0|,
-for the families in the worst of them. Exits with status 1 if a difference exceeds 1e-10.
+One global batch of 16 documents goes through small models, dense, with experts, of each family that computes something
+differently, and with adapters: whole, in micro-batches, and over several ranks (processes joined by Gloo) with DDP and
+FSDP. For each cut the table shows how far the gradient of the worst parameter is from that of the whole batch,
+|g - g0| / |g0|, for the families and for those with adapters in the worst of them. Exits with status 1 if a difference
+exceeds 1e-10.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from minimind_sft.errors import run_program
 from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kernels import padded_attention
+from minimind_sft.model.lora import LoraShape, adapted, add_adapters
+from minimind_sft.model.lora_targets import projections
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
@@ -54,7 +57,9 @@ FAMILIES = {
     "Llama, dynamic RoPE": replace(_PLAIN, rope_scaling=RopeScaling("dynamic", 4.0, 16)),
     "MiniMind-2-MoE": replace(MODELS["experts"], qk_norm=False, num_shared_experts=2, norm_topk_prob=True),
 }
-COMPARED = {**MODELS, **FAMILIES}
+ADAPTED = {f"{name}, adapters": {**MODELS, **FAMILIES}[name] for name in ("dense", "experts", "GPT-2", "Mistral")}
+"""Models whose projections have adapters. The base is frozen, except the embedding, which trains in full."""
+COMPARED = {**MODELS, **FAMILIES, **ADAPTED}
 MODELS = {**COMPARED, "experts_per_batch": replace(MODELS["experts"], aux_loss_scope="batch")}
 Gradients = dict[str, np.ndarray]
 NOTHING = 1e-6
@@ -78,11 +83,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     rows = measure()
-    print(f"| {'how the batch is cut':<58} | {'dense':>8} | {'experts':>8} | {'families':>8} |\n"
-          f"|{'-' * 60}|{'-' * 9}:|{'-' * 9}:|{'-' * 9}:|")
+    print(f"| {'how the batch is cut':<58} | {'dense':>8} | {'experts':>8} | {'families':>8} | {'adapters':>8} |\n"
+          f"|{'-' * 60}|{'-' * 9}:|{'-' * 9}:|{'-' * 9}:|{'-' * 9}:|")
     for row in rows:
-        families = float(np.max([row[name] for name in FAMILIES]))
-        print(f"| {row['cut']:<58} | {row['dense']:8.1e} | {row['experts']:8.1e} | {families:8.1e} |")
+        families, adapters = (float(np.max([row[name] for name in group])) for group in (FAMILIES, ADAPTED))
+        print(f"| {row['cut']:<58} | {row['dense']:8.1e} | {row['experts']:8.1e} | {families:8.1e} | {adapters:8.1e} |")
     worst = float(np.max([[row[name] for name in COMPARED] for row in rows]))  # NaN if any is NaN
     print(f"\nworst: {worst:.1e}; limit: {LIMIT:.0e}\n\nways that do depend on the cut, for comparison (batch 8 x 2):")
     controls = measure_controls()
@@ -169,17 +174,29 @@ def gradients_alone(cut: Cut, model_name: str) -> Gradients:
 
 
 def _gradients(cut: Cut, model_name: str, ranks: Ranks) -> Gradients:
-    torch.manual_seed(0)
-    model = MiniMindForCausalLM(MODELS[model_name]).double().train()
+    model = build(model_name)
     wrapped = parallelize(model, ranks, cut.parallel, torch.float32)
-    keeper = GradientKeeper(model.parameters(), lr=0.0)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    keeper = GradientKeeper(trained.values(), lr=0.0)
     learner = Learner(model, wrapped, keeper, torch.amp.GradScaler("cpu", enabled=False), ranks, torch.float32)
     usual, padded_attention.MAX_PADDING = padded_attention.MAX_PADDING, cut.padding
     try:
         train_step(learner, cut.step(documents(), ranks), grad_clip=0.0)
     finally:
         padded_attention.MAX_PADDING = usual
-    return {name: keeper.gradients[i] for i, (name, _) in enumerate(model.named_parameters())}
+    return dict(zip(trained, keeper.gradients, strict=True))
+
+
+def build(model_name: str) -> MiniMindForCausalLM:
+    """Builds a model with random weights, in adapters as well."""
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(MODELS[model_name])
+    if model_name in ADAPTED:
+        add_adapters(model, projections(model), LoraShape(rank=4))
+        for _, change in adapted(model):
+            torch.nn.init.normal_(change.lora_B, std=0.1)
+        model.embed_tokens.requires_grad_(True)
+    return model.double().train()
 
 
 class GradientKeeper(torch.optim.SGD):
