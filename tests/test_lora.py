@@ -1,6 +1,7 @@
 """Adapters: values and gradients are those of W + scale B A, and a wrapped model trains nothing else."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from tiny_decoder import FAMILIES, TINY, TINY_MOE, build, random_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from minimind_sft.model import moe
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -182,3 +184,39 @@ def test_under_autocast_adapters_multiply_in_bfloat16_and_have_float32_gradients
         loss.backward()
     assert products.dtypes == ({torch.bfloat16} if config is TINY else {torch.bfloat16, torch.float32})
     assert {parameter.grad.dtype for parameter in own_parameters(model).values()} == {torch.float32}
+
+
+def test_a_step_multiplies_for_nothing_that_is_frozen():
+    """No gradient of a frozen matrix, and none of the embeddings: what reaches the first layer's q, k and v ends there.
+
+    A full step costs 3 products for each matrix: forward, and in the backward pass for its input and for itself.
+    """
+    tokens, rank = 64, 4
+    model = adapted_model(TINY, torch.float32, LoraShape(rank))
+    ids = torch.arange(tokens) % TINY.vocab_size
+    with FlopCounterMode(display=False) as counter:
+        model(ids, ids, (0, 40, tokens)).loss_sum.backward()
+    counts = counter.get_flop_counts()["Global"]
+    expected = 2 * TINY.vocab_size * TINY.hidden_size
+    for name, change in adapted(model):
+        inputs, outputs = change.lora_A.shape[1], change.lora_B.shape[0]
+        first = "layers.0.self_attn" in name and "o_proj" not in name
+        expected += (1 if first else 2) * inputs * outputs
+        expected += 3 * rank * outputs + (2 if first else 3) * rank * inputs
+    assert counts[torch.ops.aten.mm] + counts[torch.ops.aten.addmm] == 2 * tokens * expected
+
+
+@pytest.mark.slow
+def test_compiled_layers_with_adapters_have_the_same_gradients():
+    """Uses the backend that only captures graphs, as for models without adapters (test_decoder.py)."""
+    torch.compiler.reset()
+    gradients = []
+    for compiled in (False, True):
+        model = adapted_model(replace(TINY_MOE, num_hidden_layers=2))
+        for layer in model.model.layers if compiled else ():
+            layer.compile(dynamic=True, backend="aot_eager")
+        for lengths in ([9, 5], [7, 7, 3, 1]):
+            losses = model(*random_batch(lengths))
+            (losses.loss_sum + losses.aux_loss_sum).backward()
+        gradients.append({name: parameter.grad for name, parameter in own_parameters(model).items()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-12)

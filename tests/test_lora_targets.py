@@ -110,15 +110,17 @@ def test_modules_that_train_in_full():
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 def test_embedding_and_head_of_one_matrix_train_together_and_it_is_said(name):
-    model = build(TINY)
-    in_full = chosen_modules(model, [name])
-    assert tied_notices(model, in_full) == [
-        "embedding and head are one matrix (tie_word_embeddings), which trains as both"]
-    assert not tied_notices(UNTIED, chosen_modules(UNTIED, [name])) and not tied_notices(model, ["model.norm"])
-    add_adapters(model, projections(model), LoraShape())
-    model.get_submodule(in_full[0]).requires_grad_(True)
+    model, untied = build(TINY), build(UNTIED.config)
+    for one in (model, untied):
+        add_adapters(one, projections(one), LoraShape())
+        assert not tied_notices(one)
+        for module in chosen_modules(one, [name]):
+            one.get_submodule(module).requires_grad_(True)
+    assert tied_notices(model) == [
+        "embedding and head are one matrix (tie_word_embeddings): it trains in full, as both"]
     assert [one for one in own_parameters(model) if "lora" not in one] == ["model.embed_tokens.weight"]
     assert model.lm_head.weight is model.embed_tokens.weight
+    assert not tied_notices(untied)
 
 
 def test_a_rank_beyond_the_matrix_is_refused():

@@ -14,11 +14,9 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import STACKED
 from minimind_sft.model.moe import Experts, Router
 from minimind_sft.model.part_names import part_matches
-from minimind_sft.model.quantized import quantised_weights
 
 ALL_LINEAR = "all-linear"
-HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
-"""Names of modules."""
+HEAD = "lm_head"
 
 
 def projections(model: MiniMindForCausalLM) -> list[str]:
@@ -85,8 +83,7 @@ def check_choice(model: MiniMindForCausalLM, targets: Sequence[str], in_full: Se
     """Checks which modules were chosen for an adapter, and which to train in full, before the model is changed.
 
     Raises:
-        UserError: if the rank is beyond the smaller side of a matrix, a module was chosen for both, or its matrices
-            are quantised and cannot train.
+        UserError: if the rank is beyond the smaller side of a matrix, or a module was chosen for both.
     """
     for name in targets:
         outputs, inputs = _matrix_shape(model, name)
@@ -98,14 +95,13 @@ def check_choice(model: MiniMindForCausalLM, targets: Sequence[str], in_full: Se
         if both:
             raise UserError(f"--modules_to_save {name}: {both} would train in full and also have an adapter; name only "
                             "other projections in --target_modules")
-        if quantised_weights(model.get_submodule(name)):
-            raise UserError(f"--modules_to_save {name}: has matrices in 4 bits, which cannot train in full")
 
 
-def tied_notices(model: MiniMindForCausalLM, in_full: Sequence[str]) -> list[str]:
-    """Says that embedding and head train together, if one of them trains and they are one matrix."""
-    tied = model.config.tie_word_embeddings and {HEAD, EMBEDDING} & set(in_full)
-    return ["embedding and head are one matrix (tie_word_embeddings), which trains as both"] if tied else []
+def tied_notices(model: MiniMindForCausalLM) -> list[str]:
+    """Says that embedding and head train together, if they are one matrix and it trains."""
+    if model.config.tie_word_embeddings and model.lm_head.weight.requires_grad:
+        return ["embedding and head are one matrix (tie_word_embeddings): it trains in full, as both"]
+    return []
 
 
 def _matrix_shape(model: MiniMindForCausalLM, projection: str) -> tuple[int, int]:

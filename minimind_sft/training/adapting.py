@@ -16,7 +16,7 @@ from minimind_sft.model.build import place_model
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.fingerprint import fingerprint
 from minimind_sft.model.lora import LoraShape, adapted, add_adapters, own_parameters
-from minimind_sft.model.lora_targets import chosen_modules, chosen_projections
+from minimind_sft.model.lora_targets import check_choice, chosen_modules, chosen_projections, tied_notices
 from minimind_sft.model.quantized import base_model, check_trains_no_4_bits, describe_quantised
 from minimind_sft.paths import shown
 from minimind_sft.settings.lora import LoraSettings
@@ -52,6 +52,7 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
         ranks.say(*(f"adapter     {notice}" for notice in adapter.notices),
                   f"adapter     {shown(adapter.path)}: {describe_adapters(model)}")
     hold_frozen_matrices(model, dtype)
+    ranks.say(*(f"adapter     {notice}" for notice in tied_notices(model)))
     ranks.say(describe_model(model, start, weights.family, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
     return model, base
@@ -62,6 +63,7 @@ def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
     targets = chosen_projections(model, lora.targets)
     in_full = chosen_modules(model, lora.modules_to_save)
     check_trains_no_4_bits(model, in_full)
+    check_choice(model, targets, in_full, lora.rank)
     add_adapters(model, targets, LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora))
     for name in in_full:
         model.get_submodule(name).requires_grad_(True)
