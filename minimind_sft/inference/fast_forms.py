@@ -63,7 +63,8 @@ class Lowering:
 
     def can_pack(self, *projections: nn.Module) -> bool:
         """Whether all are known projections, or known adapters around one."""
-        bases = [projection.base if self.knows(LoRALinear, projection) else projection for projection in projections]
+        bases: list[nn.Module] = [cast(LoRALinear, projection).base if self.knows(LoRALinear, projection)
+                                  else projection for projection in projections]
         return self.knows(nn.Linear, *bases)
 
     def packed(self, *projections: nn.Linear | LoRALinear) -> Product:
@@ -86,7 +87,7 @@ class Lowering:
 
 def _linear(projection: nn.Linear | LoRALinear) -> nn.Linear:
     """Returns the projection itself, or the one that its adapter changes."""
-    return cast(nn.Linear, projection.base) if isinstance(projection, LoRALinear) else projection
+    return projection.base if isinstance(projection, LoRALinear) else projection
 
 
 def _change(adapter: LowRank) -> Change:

@@ -3,7 +3,7 @@
 A base whose weights float16 can hold stays packed at two bytes per weight. Merged with a change, which float16 cannot
 hold, it would take four, and decoding one token reads all of them. The change itself is small.
 
-Local letter: R ranks of several changes together.
+Local letters: r rank of a change, R ranks of several changes together.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,21 @@ from minimind_sft.model.precision import at_least_float32
 class ChangedProduct:
     """Adds the changes of several matrices that read the same input to their packed product.
 
-    All changes together are one: y + B A x, where A stacks theirs, and B has theirs, scaled, in blocks along the
-    diagonal.
+    One product computes A x for all of them.
     """
 
     def __init__(self, product: Product, outputs: Sequence[int], changes: Sequence[Change | None]):
-        self._product = product
+        self._product, self._outputs = product, list(outputs)
         self._a_RI = torch.cat([at_least_float32(change.a.detach()) for change in changes if change is not None])
-        self._b_RO = torch.block_diag(*(
-            self._a_RI.new_zeros(0, size) if change is None else at_least_float32(change.b.detach()).T * change.scale
-            for size, change in zip(outputs, changes, strict=True)))
+        self._ranks = [0 if change is None else len(change.a) for change in changes]
+        self._b_rO = [None if change is None else (at_least_float32(change.b.detach()) * change.scale).T.contiguous()
+                      for change in changes]
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         low_TR = F.linear(x_TI.to(self._a_RI.dtype), self._a_RI)
-        return self._product(x_TI).to(low_TR.dtype).addmm_(low_TR, self._b_RO)
+        y_TO = self._product(x_TI).to(low_TR.dtype)
+        parts = zip(y_TO.split(self._outputs, -1), low_TR.split(self._ranks, -1), self._b_rO, strict=True)
+        for part_TO, low_Tr, b_rO in parts:
+            if b_rO is not None:
+                part_TO.addmm_(low_Tr, b_rO)
+        return y_TO
