@@ -201,7 +201,9 @@ class EstimatedAdapters:
         LoraSettings, "lora_rank", default=None, help="rank of the adapters of trainer/train_lora.py (default: no "
                                                       "adapters)")
     lora_dropout: float = same_setting(LoraSettings, "lora_dropout")
-    target_modules: tuple[str, ...] = same_setting(LoraSettings, "target_modules")
+    target_modules: tuple[str, ...] = same_setting(
+        LoraSettings, "target_modules", help="projections that have adapters, by name or pattern (default: all of "
+                                             "attention and feed-forward networks)")
     modules_to_save: tuple[str, ...] = same_setting(LoraSettings, "modules_to_save")
     quantize: str = same_setting(LoraSettings, "quantize")
 
