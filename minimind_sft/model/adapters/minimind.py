@@ -38,7 +38,8 @@ def read_minimind(path: Path, config: ModelConfig) -> Adapter:
     pairs, others = paired(tensors, NAME, path)
     if others:
         raise UserError(f"{path}: {_what_it_is(next(iter(others)))}")
-    changes = _stacked({name: Change(a, b, 1.0) for name, (a, b) in pairs.items()}, path, config)
+    # Zeros stand for no adapter, as `write_minimind` leaves them: neither A nor B would ever get a gradient.
+    changes = _stacked({name: Change(a, b, 1.0) for name, (a, b) in pairs.items() if a.any() or b.any()}, path, config)
     return Adapter(path, changes, notices=(*notices, f"{path}: an adapter of MiniMind, which does not say what weights "
                                                      "it was trained on"))
 
