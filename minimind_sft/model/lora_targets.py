@@ -108,7 +108,10 @@ def _matrix_shape(model: MiniMindForCausalLM, projection: str) -> tuple[int, int
     """Returns outputs and inputs of a projection, in a stack of one expert's."""
     parent, _, own = projection.rpartition(".")
     place = getattr(model.get_submodule(parent), own)
-    return (place.out_features, place.in_features) if isinstance(place, nn.Linear) else tuple(place.shape[1:])
+    if isinstance(place, nn.Linear):
+        return place.out_features, place.in_features
+    _, outputs, inputs = place.shape
+    return outputs, inputs
 
 
 def matches(pattern: str, name: str, at_end: bool = False) -> bool:
