@@ -9,7 +9,6 @@ out/lora_<lora_name>_<hidden_size>.safetensors with a sidecar (.json), a metrics
 --from_resume 1. Chat with it: python eval_llm.py --weight full_sft --lora_weight style.
 """
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
     ranks.say(*(f"tokenizer   {notice}" for notice in tokenizer.notices))
 
     # Model and output files come before the data: a wrong flag should show in seconds, and preparing takes minutes.
-    assert start is not None, "the settings refuse --from_weight none"
-    model, base = adapted_model(settings, start, tokenizer, template, ranks, dtype)
+    model, base = adapted_model(settings, start, tokenizer, template, ranks)
     outputs = Outputs(adapter_path(saving.save_dir, settings.lora.lora_name, model.config), "--lora_name")
     shared = runtime.parallel == "fsdp"
     with claim_outputs(outputs, saving, ranks, reads=start, shared=shared) as checkpoints:
@@ -79,8 +77,8 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
         prepared = Path(data.prepared_dir or Path(saving.save_dir, "prepared"))
         train_set, eval_set = ranks.first_on_each_machine(
             partial(load_datasets, data, encoder, prepared, ranks.say, show_progress=ranks.is_main))
-        identity = (run_identity(settings, encoder, model.config, train_set, eval_set)
-                    | adapter_identity(model, settings.lora, base))
+        identity = run_identity(settings, encoder, model.config, train_set, eval_set)
+        identity |= adapter_identity(model, settings.lora, base)
         check_agreement(identity, settings, model, ranks)
 
         # The model on all ranks, and what trains it.
@@ -112,8 +110,7 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
         def write(at: TrainState) -> None:
             """Writes the adapter as it is now, for use, with a sidecar that describes it."""
             trained = gather_own(model, ranks)
-            sidecar = {"stage": "lora", "run": outputs.run, "base": base, "lora": adapter_facts(model),
-                       "model": asdict(model.config),
+            sidecar = {"stage": "lora", "run": outputs.run, **adapter_facts(model, settings.lora, base),
                        **encoding_facts(tokenizer, template, data.chat_template),
                        **describe_run(settings, at, len(steps), experience)}
             ranks.on_main(lambda: write_adapter(outputs.weights, trained, saving.save_dtype, sidecar))

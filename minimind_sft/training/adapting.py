@@ -1,6 +1,7 @@
 """Builds the model of a run that trains adapters: a frozen base, and what trains beside it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from torch import nn
 
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import UserError
 from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.own_file import adapter_path
 from minimind_sft.model.adapters.reading import read_adapters
 from minimind_sft.model.build import place_model
 from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.fingerprint import fingerprint
+from minimind_sft.model.loaded import Weights
 from minimind_sft.model.lora import LoraShape, adapted, add_adapters, own_parameters
 from minimind_sft.model.lora_targets import check_choice, chosen_modules, chosen_projections, tied_notices
 from minimind_sft.model.quantized import base_model, check_trains_no_4_bits, describe_quantised
@@ -26,8 +30,8 @@ from minimind_sft.training.start import starting_weights
 from minimind_sft.training.summary import describe_model
 
 
-def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, template: ChatTemplate,
-                  ranks: Ranks, dtype: torch.dtype) -> tuple[MiniMindForCausalLM, str]:
+def adapted_model(settings: LoraSFTSettings, start: Path | None, tokenizer: Tokenizer, template: ChatTemplate,
+                  ranks: Ranks) -> tuple[MiniMindForCausalLM, str]:
     """Builds the base model of the weights at `start` with adapters, on this rank's device, and describes it.
 
     Also returns the base's fingerprint.
@@ -36,6 +40,7 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
         UserError: if the weights disagree with the flags, the tokenizer or the chat template, a pattern names nothing,
             or the adapter to start from cannot be used with these weights.
     """
+    assert start is not None, "the settings refuse --from_weight none"
     weights, lora = starting_weights(settings, start, tokenizer, template, ranks), settings.lora
     base = fingerprint(weights)
     model = base_model(weights, lora.quantize, settings.model.dropout)
@@ -45,17 +50,33 @@ def adapted_model(settings: LoraSFTSettings, start: Path, tokenizer: Tokenizer, 
         torch.manual_seed(settings.data.seed)
         attach(model, lora)
     else:
-        (adapter, weight), = read_adapters([lora.from_lora], settings.saving.save_dir, weights, "--from_lora")
-        if weight != 1:
-            raise UserError(f"--from_lora {lora.from_lora}: an adapter to train on has no weight")
+        adapter = adapter_to_continue(settings, weights)
         attach_trained(model, adapter, lora.lora_dropout)
         ranks.say(*(f"adapter     {notice}" for notice in adapter.notices),
                   f"adapter     {shown(adapter.path)}: {describe_adapters(model)}")
-    hold_frozen_matrices(model, dtype)
+    hold_frozen_matrices(model, resolve_dtype(settings.runtime.dtype, ranks.device))
     ranks.say(*(f"adapter     {notice}" for notice in tied_notices(model)))
     ranks.say(describe_model(model, start, weights.family, settings.runtime.dtype, ranks.device))
     place_model(model, settings.runtime, ranks.device)
     return model, base
+
+
+def adapter_to_continue(settings: LoraSFTSettings, weights: Weights) -> Adapter:
+    """Reads the adapter that `--from_lora` names.
+
+    Raises:
+        UserError: if it cannot be found, read or used with these weights, or this run would replace it.
+    """
+    lora, save_dir = settings.lora, settings.saving.save_dir
+    assert lora.from_lora is not None
+    (adapter, weight), = read_adapters([lora.from_lora], save_dir, weights, "--from_lora")
+    if weight != 1:
+        raise UserError(f"--from_lora {lora.from_lora}: an adapter to train on has no weight")
+    written = adapter_path(save_dir, lora.lora_name, weights.config)
+    if written.exists() and written.samefile(adapter.path):
+        raise UserError(f"--from_lora reads {shown(adapter.path)}, and this run would replace it: choose another "
+                        "--lora_name")
+    return adapter
 
 
 def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
@@ -94,17 +115,10 @@ def hold_frozen_matrices(model: MiniMindForCausalLM, dtype: torch.dtype) -> None
                     parameter.data = parameter.data.to(dtype)
 
 
-def adapter_facts(model: MiniMindForCausalLM) -> dict[str, Any]:
-    """Describes the adapters of a model for their sidecar.
-
-    Rank and scale are numbers, or by projection where they differ.
-    """
-    changes = dict(adapted(model))
-    in_full = [name for name in own_parameters(model) if not name.endswith((".lora_A", ".lora_B"))]
-    return {"rank": _common({name: change.lora_A.shape[-2] for name, change in changes.items()}),
-            "scale": _common({name: change.scale for name, change in changes.items()}),
-            "target_modules": sorted({name.rpartition(".")[2] for name in changes}),
-            "modules_to_save": in_full}
+def adapter_facts(model: MiniMindForCausalLM, lora: LoraSettings, base: str) -> dict[str, Any]:
+    """Describes adapters for their sidecar: their base, the model's shape, and what they change by how much."""
+    return {"base": base, "model": asdict(replace(model.config, dropout=0.0)),
+            "lora": {**_structure(model), "quantize": lora.quantize}}
 
 
 def adapter_identity(model: MiniMindForCausalLM, lora: LoraSettings, base: str) -> dict[str, Any]:
@@ -112,9 +126,19 @@ def adapter_identity(model: MiniMindForCausalLM, lora: LoraSettings, base: str) 
 
     Which layers have adapters shows when the tensors are loaded.
     """
-    facts = {f"lora_{name}" if name in ("rank", "scale") else name: value
-             for name, value in adapter_facts(model).items()}
-    return {"base": base, **facts, "quantize": lora.quantize}
+    structure = _structure(model)
+    return {"base": base, "lora_rank": structure.pop("rank"), "lora_scale": structure.pop("scale"), **structure,
+            "quantize": lora.quantize}
+
+
+def _structure(model: MiniMindForCausalLM) -> dict[str, Any]:
+    """Says what the adapters of a model change; rank and scale are numbers, or by projection where they differ."""
+    changes = dict(adapted(model))
+    in_full = [name for name in own_parameters(model) if not name.endswith((".lora_A", ".lora_B"))]
+    return {"rank": _common({name: change.lora_A.shape[-2] for name, change in changes.items()}),
+            "scale": _common({name: change.scale for name, change in changes.items()}),
+            "target_modules": sorted({name.rpartition(".")[2] for name in changes}),
+            "modules_to_save": in_full}
 
 
 def describe_adapters(model: MiniMindForCausalLM) -> str:
