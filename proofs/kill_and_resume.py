@@ -3,8 +3,9 @@
     python proofs/kill_and_resume.py --kills 150 --json proofs/results/kill_and_resume.json
 
 The run is trainer/train_full_sft.py itself: three epochs over 36 conversations with dropout, accumulation and two
-loader workers. One variant is dense in float32. The other has experts, float16 with a GradScaler, and writes resume
-states while it trains on. Each run is killed again and again, at the places in the table below and at random times, and
+loader workers. One variant is dense in float32. Another has experts, float16 with a GradScaler, and writes resume
+states while it trains on. Two more are runs of trainer/train_lora.py, on a base in bfloat16 and on one in 4 bits (with
+the bitsandbytes package). Each run is killed again and again, at the places in the table below and at random times, and
 restarted with --from_resume 1 until it ends. Then everything must be equal bit for bit: the last resume states
 (weights, AdamW's moments, the scaler, all counters), the written weights and their sidecar, and the metrics file except
 for its timings. No other file may be left over. Exits with status 1 if anything differs.
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,18 @@ COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers",
 TIMINGS = ("supervised_tokens_per_second",)
 RANDOM = "at a random time"
 STEPS_PER_EPOCH = 6
+FULL_SFT, LORA = "trainer/train_full_sft.py", "trainer/train_lora.py"
+ADAPTERS = ["--lora_rank", "4", "--lora_dropout", "0.1", "--modules_to_save", "norm", "--learning_rate", "1e-2"]
+IN_4_BITS = "adapters on a base in 4 bits, float32"
 VARIANTS = {
-    "dense, float32": ["--dtype", "float32", "--num_workers", "2"],
-    "experts, float16, states written in the background": [
-        "--dtype", "float16", "--use_moe", "1", "--keep_best", "0", "--async_save", "1"],
+    "dense, float32": (FULL_SFT, ["--dtype", "float32", "--num_workers", "2"]),
+    "experts, float16, states written in the background": (FULL_SFT, [
+        "--dtype", "float16", "--use_moe", "1", "--keep_best", "0", "--async_save", "1"]),
+    "adapters, bfloat16, states written in the background": (
+        LORA, [*ADAPTERS, "--dtype", "bfloat16", "--async_save", "1"]),
+    IN_4_BITS: (LORA, [*ADAPTERS, "--dtype", "float32", "--quantize", "nf4"]),
 }
+"""A recipe and its flags; those that train adapters take the weights of `write_base`."""
 
 
 def main() -> int:
@@ -58,8 +67,11 @@ def main() -> int:
     arguments = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=arguments.kills, unit="kill") as bar:
-        share = -(-arguments.kills // len(VARIANTS))
-        for name in VARIANTS:
+        variants = [name for name in VARIANTS if name != IN_4_BITS or find_spec("bitsandbytes")]
+        if IN_4_BITS not in variants:
+            print(f"left out: {IN_4_BITS} (the bitsandbytes package is not here)")
+        share = -(-arguments.kills // len(variants))
+        for name in variants:
             kill_and_resume(Path(folder), name, share, random.Random(f"{arguments.seed} {name}"), tally, bar.update)
     print(tally.table())
     if arguments.json:
@@ -97,33 +109,36 @@ def kill_and_resume(folder: Path, variant: str, kills: int, instants: random.Ran
     """Kills runs of a variant `kills` times in all, at each place in turn, and records the outcome in `tally`."""
     data, log, calls = folder / "conversations.jsonl", folder / "log.txt", folder / "calls.json"
     write_conversations(data)
+    recipe = VARIANTS[variant][0]
+    if recipe == LORA:
+        write_base(folder, data)
     started = time.monotonic()
-    status = run(train, flags(variant, data, fresh(folder / "whole")), None, 0, calls, log=log)
+    status = run(train, flags(variant, folder, fresh(folder / "whole")), None, 0, calls, recipe, log=log)
     assert status == 0, log.read_text()
     seconds, totals = time.monotonic() - started, json.loads(calls.read_text())
     expected = outcome(folder / "whole")
     places = [name for name in PLACES if totals[name]] + [RANDOM]
     done = 0
     while done < kills:
-        argv = flags(variant, data, fresh(folder / "killed"))
+        argv = flags(variant, folder, fresh(folder / "killed"))
         status = -signal.SIGKILL
         while status != 0:
             state, said_before = newest_step(folder / "killed"), log.stat().st_size
             place = places[done % len(places)]
             if done >= kills:
-                status = run(train, argv, None, 0, None, log=log)
+                status = run(train, argv, None, 0, None, recipe, log=log)
             elif place == RANDOM:
-                status = killed_after(instants.uniform(0, seconds), argv, log)
+                status = killed_after(instants.uniform(0, seconds), argv, recipe, log)
             else:
                 # Within the first third of the passes: a resumed run makes fewer of them than a whole one.
-                status = run(train, argv, place, instants.randint(1, max(totals[place] // 3, 1)), None, log=log)
+                nth = instants.randint(1, max(totals[place] // 3, 1))
+                status = run(train, argv, place, nth, None, recipe, log=log)
             assert status in (0, -signal.SIGKILL), f"{place}: ended with {status}\n{log.read_text()[-3000:]}"
             said = log.read_bytes()[said_before:].decode(errors="replace")
             if "\ntraining " in said and resumed_from(said) != state:
                 tally.lost.append(f"{variant}: went on from step {resumed_from(said)}, not from {state}")
             if status:
-                made = steps_logged(folder / "killed/full_sft_32_metrics.jsonl",
-                                    folder / "killed/full_sft_32_moe_metrics.jsonl")
+                made = steps_logged(*(folder / "killed").glob("*_metrics.jsonl"))
                 tally.later_epochs += made >= STEPS_PER_EPOCH
                 tally.most_repeated = max(tally.most_repeated, made - newest_step(folder / "killed"))
                 tally.kills[place] += 1
@@ -170,7 +185,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         elif path.name.endswith("_metrics.jsonl"):
             found[name] = [{key: value for key, value in json.loads(line).items() if key not in TIMINGS}
                            for line in path.read_text().splitlines()]
-        elif path.parent == folder:
+        elif path.parent == folder and path.suffix == ".json":
             sidecar = json.loads(path.read_text())
             del sidecar["training"]["command"], sidecar["run"]  # the folder's name, and an id that every run makes up
             found[name] = sidecar
@@ -179,8 +194,17 @@ def outcome(folder: Path) -> dict[str, Any]:
     return found
 
 
-def flags(variant: str, data: Path, out: Path) -> list[str]:
-    return [*COMMON, *VARIANTS[variant], "--data_path", str(data), "--save_dir", str(out)]
+def flags(variant: str, folder: Path, out: Path) -> list[str]:
+    recipe, own = VARIANTS[variant]
+    base = ["--from_weight", str(folder / "base/full_sft_32.pth")] if recipe == LORA else []
+    return [*COMMON, *base, *own, "--data_path", str(folder / "conversations.jsonl"), "--save_dir", str(out)]
+
+
+def write_base(folder: Path, data: Path) -> None:
+    """Writes weights that adapters can train on: those of one step."""
+    log = folder / "log.txt"
+    argv = [*COMMON, "--max_steps", "1", "--data_path", str(data), "--save_dir", str(fresh(folder / "base"))]
+    assert run(train, argv, None, 0, None, FULL_SFT, log=log) == 0, log.read_text()
 
 
 def write_conversations(path: Path) -> None:
@@ -192,8 +216,8 @@ def write_conversations(path: Path) -> None:
             file.write(json.dumps({"conversations": turns}) + "\n")
 
 
-def train(argv: list[str], place: str | None, nth: int, calls: Path | None) -> None:
-    """Runs the recipe, which kills itself at the `nth` pass of `place`; writes the passes of each place to `calls`."""
+def train(argv: list[str], place: str | None, nth: int, calls: Path | None, recipe: str = FULL_SFT) -> None:
+    """Runs a recipe, which kills itself at the `nth` pass of `place`; writes the passes of each place to `calls`."""
     counts: Counter = Counter()
 
     def passed(name: str) -> bool:
@@ -203,16 +227,16 @@ def train(argv: list[str], place: str | None, nth: int, calls: Path | None) -> N
 
     for name, watch in PLACES.items():
         watch(partial(passed, name))
-    sys.argv = ["trainer/train_full_sft.py", *argv]
+    sys.argv = [recipe, *argv]
     try:
-        runpy.run_path(str(REPOSITORY / "trainer/train_full_sft.py"), run_name="__main__")
+        runpy.run_path(str(REPOSITORY / recipe), run_name="__main__")
     finally:
         if calls is not None:
             calls.write_text(json.dumps({name: counts[name] for name in PLACES}))
 
 
-def killed_after(seconds: float, argv: list[str], log: Path) -> int:
-    process = start(train, argv, None, 0, None, log=log)
+def killed_after(seconds: float, argv: list[str], recipe: str, log: Path) -> int:
+    process = start(train, argv, None, 0, None, recipe, log=log)
     process.join(seconds)
     process.kill()
     process.join()

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from minimind_sft.model import weights
+from minimind_sft.model.adapters import own_file
 from minimind_sft.model.decoder import DecoderLayer, Losses, MiniMindForCausalLM
 from minimind_sft.training import checkpoint, loop, resume_state
 from minimind_sft.training.metrics import Metrics
@@ -104,6 +105,7 @@ def in_resume_state_file(passed: Passed) -> None:
 
 def in_weights_file(passed: Passed) -> None:
     _half_written(weights.torch, "save", passed)
+    _half_written(own_file, "save_file", passed)
 
 
 def before_sync(passed: Passed) -> None:

@@ -11,8 +11,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("variant", kill_and_resume.VARIANTS)
 def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path, variant):
-    tally = kill_and_resume.Tally()
-    kill_and_resume.kill_and_resume(tmp_path, variant, len(PLACES) + 1, random.Random(7), tally)
-    assert tally.kills.total() == len(PLACES) + 1
-    assert len(tally.kills) >= len(PLACES) - 1, "every place but possibly that of the weights"
+    tally, kills = kill_and_resume.Tally(), len(PLACES) + 1
+    if variant == kill_and_resume.IN_4_BITS:
+        pytest.importorskip("bitsandbytes", reason="a base in 4 bits needs the bitsandbytes package")
+        kills = 4  # every process imports it; the other variants are killed at every place
+    kill_and_resume.kill_and_resume(tmp_path, variant, kills, random.Random(7), tally)
+    assert tally.kills.total() == kills
+    assert len(tally.kills) >= kills - 2, "every place but possibly that of the weights"
     assert tally.lost == []
