@@ -10,7 +10,7 @@ from minimind_sft.settings.scripts import (
     PlotSettings,
     TokenizerSettings,
 )
-from minimind_sft.settings.training import PretrainSettings, SFTSettings
+from minimind_sft.settings.training import LoraSFTSettings, PretrainSettings, SFTSettings
 
-PROGRAMS = (PretrainSettings, SFTSettings, TokenizerSettings, ChatSettings, InspectSettings, EstimateSettings,
-            ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings)
+PROGRAMS = (PretrainSettings, SFTSettings, LoraSFTSettings, TokenizerSettings, ChatSettings, InspectSettings,
+            EstimateSettings, ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings)

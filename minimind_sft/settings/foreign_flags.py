@@ -45,6 +45,11 @@ OURS = {
     "--keep_checkpoints": ("save_total_limit",),
     "--use_wandb 1": ("report_to", "use_swanlab"),
     "--historys": ("history_cnt",),
+    "--lora_name": ("save_weight", "adapter_name"),
+    "--lora_rank": ("lora_r", "rank"),
+    "--target_modules": ("lora_target", "lora_target_modules"),
+    "--from_lora": ("adapter_name_or_path",),
+    "--quantize nf4": ("load_in_4bit", "quantization_bit"),
     "--train_on_prompt 0": ("assistant_only_loss", "completion_only_loss"),
 }
 """Our flag, and what others call it. A program suggests only flags that it has."""

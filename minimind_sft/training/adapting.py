@@ -72,6 +72,8 @@ def adapter_to_continue(settings: LoraSFTSettings, weights: Weights) -> Adapter:
     (adapter, weight), = read_adapters([lora.from_lora], save_dir, weights, "--from_lora")
     if weight != 1:
         raise UserError(f"--from_lora {lora.from_lora}: an adapter to train on has no weight")
+    if not adapter.changes:
+        raise UserError(f"--from_lora {shown(adapter.path)}: changes no projection, so there is no adapter to train")
     written = adapter_path(save_dir, lora.lora_name, weights.config)
     if written.exists() and written.samefile(adapter.path):
         raise UserError(f"--from_lora reads {shown(adapter.path)}, and this run would replace it: choose another "

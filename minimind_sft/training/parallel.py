@@ -32,8 +32,10 @@ def parallelize(model: MiniMindForCausalLM, ranks: Ranks, parallel: str, dtype: 
     if parallel == "fsdp":
         return _shard(model, ranks, dtype)
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
-                                      broadcast_buffers=False)  # the only ones are matrices in 4 bits
+    # The only buffers are matrices in 4 bits, alike on all ranks; DDP would send them in every forward pass.
+    buffers = [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)
+    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     _settle_buckets(wrapped, ranks.device, dtype)
     return wrapped
 
