@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PRETRAIN, SFT, CHAT = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "eval_llm.py"
+PRETRAIN, SFT, LORA = "trainer/train_pretrain.py", "trainer/train_full_sft.py", "trainer/train_lora.py"
+CHAT = "eval_llm.py"
 PATIENCE = 600.0
 """Seconds after which a process counts as hanging; none needs a tenth of them on a usual machine."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from minimind_sft.device import described_dtype
+from minimind_sft.model.adapters.own_file import PREFIX
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.quantized import quantised_weights
 from minimind_sft.model.sidecar import sidecar_path
@@ -111,7 +112,8 @@ def next_lines(stage: str, settings: TrainSettings, weights: Path, metrics: Path
         file = next((place(path) for path in settings.data.eval_data_path if Path(path).is_file()), "FILE")
         commands = {"chat": chat, "score": [*chat, "--score", file]}
     if base:
-        merged = f"{weights.stem.removesuffix('_moe').rpartition('_')[0]}_merged"
-        commands["merge"] = [program("scripts/merge_lora.py"), *model, "--save_weight", merged]
+        name, _, _ = weights.stem.removeprefix(PREFIX).removesuffix("_moe").rpartition("_")
+        commands["merge"] = [program("scripts/merge_lora.py"), *model, "--save_weight", f"{name}_merged",
+                             "--save_dir", place(weights.parent)]
     commands["curves"] = [program("scripts/plot_metrics.py"), place(metrics)]
     return [f"{name:<12}{shlex.join(['python', *command])}" for name, command in commands.items()]
