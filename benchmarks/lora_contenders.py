@@ -131,7 +131,7 @@ class Ours:
         start = Path(settings.model.from_weight)
         model: MiniMindForCausalLM
         if isinstance(settings, LoraSFTSettings):
-            model, _ = adapted_model(settings, start, tokenizer, template, ranks, dtype)
+            model, _ = adapted_model(settings, start, tokenizer, template, ranks)
         else:
             model, _ = starting_model(settings, start, tokenizer, template, ranks)
         steps = training_steps(settings, tokenizer, template)
