@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from_weight", type=Path, required=True, help="the base: a GGUF file or a folder")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: 3)")
-    parser.add_argument("--turn_tokens", type=int, default=4000, help="useful tokens of a turn (default: 4000)")
+    parser.add_argument("--turn_tokens", type=int, default=3000, help="useful tokens of a turn (default: 3000)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
