@@ -18,7 +18,7 @@ from minimind_sft.model.kernels import cross_entropy
 from minimind_sft.model.kernels.cross_entropy import rows_at_once
 from minimind_sft.model.kernels.selection import SHORT, skips_unread_positions
 from minimind_sft.model.lora import LoraShape
-from minimind_sft.model.lora_targets import chosen_projections
+from minimind_sft.model.lora_targets import HEAD, chosen_projections
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.training.adapting import attach
 from minimind_sft.training.freezing import freeze, trained_parameters
@@ -88,6 +88,8 @@ class Sizes:
     """The embedding's matrix, V * D, or 0 if it is frozen."""
     head: int
     """The same for the head, tied or not."""
+    adapts_head: bool
+    """Whether the head has an adapter, and then computes all logits at once."""
     layers: tuple[Layer, ...]
     """All from the first that trains, or from below which a gradient is wanted."""
 
@@ -112,14 +114,14 @@ class Sizes:
         below = [child for name, child in model.model.named_children() if name.startswith("embed_")]
         reached = [any(parameter.requires_grad for module in (*below, *layers[: index + 1])
                        for parameter in module.parameters()) for index in range(len(layers))]
-        embedding, head = (config.vocab_size * config.hidden_size * matrix.weight.requires_grad
-                           for matrix in (model.embed_tokens, model.lm_head))
+        embedding, head = (config.vocab_size * config.hidden_size * model.get_submodule(name).weight.requires_grad
+                           for name in ("model.embed_tokens", "lm_head.base" if HEAD in adapted else HEAD))
         held = [sum(parameter.numel() for parameter in matrices_of(layer) if lora and not parameter.requires_grad)
                 for layer in layers]
         return cls(
             total=sum(parameter.numel() for parameter in model.parameters()), trained=trained_parameters(model),
             held=sum(held), converted=sum(parameter.numel() for parameter in matrices_of(layers[0])) - held[0],
-            embedding=embedding, head=head,
+            embedding=embedding, head=head, adapts_head=HEAD in adapted,
             layers=tuple(_layer(config, index, layer, adapted, lora)
                          for index, layer in enumerate(layers) if reached[index]))
 
@@ -276,6 +278,8 @@ def _loss(config: ModelConfig, plan: Plan) -> float:
     product = min(cross_entropy.BLOCK, config.vocab_size) * config.hidden_size
     gradients = FLOAT * Sizes.of(config, plan).head
     copy = m * matrix if m < FLOAT else 0
+    if Sizes.of(config, plan).adapts_head:  # log-softmax, its gradient and that of the logits, for all at once
+        return hidden + copy + 3 * FLOAT * supervised * config.vocab_size
     return hidden + gradients + copy + m * chunk + max(
         2 * FLOAT * float32_logits,  # a few rows and their log-softmax
         (FLOAT + m if m < FLOAT else m) * product)  # a block of the head's gradient by this chunk
