@@ -36,7 +36,7 @@ def adapted_mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, *matrice
     dtype = matmul_dtype(matrices[0])
     gate, up, down = (tuple(matrix.to(dtype) for matrix in matrices[start : start + 3]) for start in (0, 3, 6))
 
-    def project(x_NI: Tensor, w_EOI: Tensor, a_ErI: Tensor, b_EOr: Tensor, ends_E: Tensor) -> Tensor:
+    def project(x_NI: Tensor, ends_E: Tensor, w_EOI: Tensor, a_ErI: Tensor, b_EOr: Tensor) -> Tensor:
         y_NO = multiply(x_NI, w_EOI, ends_E)
         if not a_ErI.shape[1]:
             return y_NO
@@ -44,7 +44,7 @@ def adapted_mixture(x_TD: Tensor, weight_TC: Tensor, chosen_TC: Tensor, *matrice
 
     def network(x_ND: Tensor, ends_E: Tensor) -> Tensor:
         x_ND = x_ND.to(dtype)
-        return project(gated(project(x_ND, *gate, ends_E), project(x_ND, *up, ends_E)), *down, ends_E)
+        return project(gated(project(x_ND, ends_E, *gate), project(x_ND, ends_E, *up)), ends_E, *down)
 
     return dispatch(x_TD, weight_TC, chosen_TC, len(matrices[0]), network)
 
