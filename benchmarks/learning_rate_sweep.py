@@ -2,7 +2,7 @@
 
     python benchmarks/learning_rate_sweep.py --rates 5e-5 1.5e-4 5e-4 1.5e-3 \\
         --json benchmarks/results/learning_rate.json
-    python benchmarks/learning_rate_sweep.py --recipe lora --rates 3e-4 1e-3 3e-3 1e-2 \\
+    python benchmarks/learning_rate_sweep.py --recipe lora --rates 3e-3 1e-3 1e-2 \\
         --json benchmarks/results/learning_rate_lora.json
 
 Each run is trainer/train_full_sft.py, or with `--recipe lora` trainer/train_lora.py, in its own process, and starts

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.paths import REPOSITORY
 
-TABLE = ("base", "full:3e-4", "lora:8:1e-3", "lora:16:1e-3", "lora:64:1e-3", "qlora:16:1e-3")
+TABLE = ("base", "full:3e-4", "lora:8:3e-3", "lora:16:3e-3", "lora:64:3e-3", "qlora:16:3e-3")
 TIMED_STEPS = 8
 CHAT_FLAGS = ("--chat_template", "--end_of_turn")
 """Flags of the trainers that the chat must be given too."""

@@ -51,7 +51,7 @@ class LoraSFTSettings(TrainSettings):
     data: SFTDataSettings = SFTDataSettings()
     model: ModelSettings = ModelSettings(from_weight="full_sft")
     lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings(epochs=2, batch_size=16, learning_rate=1e-3)
+    optimizer: OptimizerSettings = OptimizerSettings(epochs=2, batch_size=16, learning_rate=3e-3)
     saving: SavingSettings = SavingSettings(save_dtype="float32")
 
     def problems(self) -> list[str]:
