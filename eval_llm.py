@@ -37,7 +37,7 @@ from minimind_sft.inference.scoring import (
     write_output,
 )
 from minimind_sft.inference.stopping import named_stop_ids
-from minimind_sft.matching import check_adapters, check_template, check_tokenizer
+from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.adapters.reading import read_adapters
@@ -70,7 +70,8 @@ def main() -> int:
     say_all("weights", (*weights.notices, *check_weights(chosen, weights, tokenizer)))
     adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, "--lora_weight")
     for adapter, weight in adapters:
-        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices))
+        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices,
+                            *base_notices(adapter, settings.runtime.quantize)))
     stop_ids = named_stop_ids(path, tokenizer)
     continues = not adapters and is_pretrained_only(weights, tokenizer, chosen)
     template = None

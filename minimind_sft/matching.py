@@ -128,6 +128,15 @@ def check_adapters(adapters: Iterable[Adapter], weights: Weights, tokenizer: Tok
             check_template(described, template, choice, end_of_turn)
 
 
+def base_notices(adapter: Adapter, quantize: str) -> list[str]:
+    """Says so if an adapter was trained on a base in another precision; `quantize` is `--quantize`."""
+    trained = (adapter.sidecar or {}).get("lora", {}).get("quantize", quantize)
+    if trained == quantize:
+        return []
+    return [f"{adapter.path} was trained with --quantize {trained}; on a base with --quantize {quantize} the answers "
+            "differ a little"]
+
+
 def _tokenizer_remedy(was: str | None, now: str) -> str:
     if was is None or was == now:
         return "--tokenizer_path must name the folder that they were trained with, as it was then"

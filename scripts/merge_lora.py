@@ -19,7 +19,7 @@ from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.export.check import documents
 from minimind_sft.files import check_writable
-from minimind_sft.matching import check_adapters, check_template, check_tokenizer, encoding_facts
+from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer, encoding_facts
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.merging import history, merge
 from minimind_sft.model.adapters.reading import read_adapters
@@ -42,7 +42,8 @@ def main() -> None:
     weights, tokenizer = load(chosen)
     adapters = read_adapters(settings.adapters.lora_weight, chosen.save_dir, weights, "--lora_weight")
     for adapter, weight in adapters:
-        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices))
+        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices,
+                            *base_notices(adapter, "none")))
     template = template_of(chosen, weights, tokenizer)
     check_adapters([adapter for adapter, _ in adapters], weights, tokenizer, template, chosen.chat_template,
                    chosen.end_of_turn)

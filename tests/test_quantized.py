@@ -2,7 +2,8 @@
 
 import copy
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch import nn
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import generate_batch
 from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.matching import base_notices
 from minimind_sft.model import quantized
+from minimind_sft.model.adapters.adapter import Adapter
+from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import LoRALinear, LoraShape, add_adapters
@@ -20,7 +24,7 @@ from minimind_sft.model.quantized import NF4Linear, base_model, describe_quantis
 from minimind_sft.model.weights import read_weights, write_weights
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.lora import LoraSettings
-from minimind_sft.training.adapting import attach
+from minimind_sft.training.adapting import attach, attach_trained
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, which the extra [qlora] installs")
 
@@ -127,6 +131,25 @@ def test_a_matrix_in_4_bits_cannot_train_in_full():
         attach(model, LoraSettings(modules_to_save=("layers.1.mlp",), quantize="nf4"))
     assert str(error.value) == ("--modules_to_save model.layers.1.mlp: --quantize nf4 keeps its matrix in 4 bits, "
                                 "which cannot train")
+
+
+def test_a_matrix_in_4_bits_is_not_replaced_by_one_that_was_trained_in_full():
+    model = MiniMindForCausalLM(TINY)
+    quantize(model, "nf4")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    adapter = Adapter(Path("a.safetensors"), {}, {name: torch.zeros(64, 64)})
+    for use in (lambda: apply_adapters(model, [(adapter, 1.0)]), lambda: attach_trained(model, adapter, 0.0)):
+        with pytest.raises(UserError) as error:
+            use()
+        assert str(error.value) == (f"a.safetensors: {name} was trained in full, but --quantize nf4 keeps that matrix "
+                                    "in 4 bits")
+
+
+def test_an_adapter_of_another_precision_is_a_notice():
+    adapter = Adapter(Path("a.safetensors"), {}, sidecar={"lora": {"quantize": "nf4"}})
+    assert base_notices(adapter, "nf4") == [] == base_notices(replace(adapter, sidecar=None), "nf4")
+    assert base_notices(adapter, "none") == [
+        "a.safetensors was trained with --quantize nf4; on a base with --quantize none the answers differ a little"]
 
 
 def test_a_missing_package_is_one_clear_line(monkeypatch):

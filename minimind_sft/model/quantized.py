@@ -13,8 +13,9 @@ Local letters: I inputs, O outputs of a projection.
 import copy
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -135,6 +136,16 @@ def check_trains_no_4_bits(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if quantised_weights(model.get_submodule(name)):
             raise UserError(f"--modules_to_save {name}: --quantize nf4 keeps its matrix in 4 bits, which cannot train")
+
+
+def check_replaces_no_4_bits(model: nn.Module, parameters: Iterable[str], path: Path) -> None:
+    """
+    Raises:
+        UserError: if one of the parameters that the adapter at `path` trained in full belongs to a matrix in 4 bits.
+    """
+    for name in parameters:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), NF4Linear):
+            raise UserError(f"{path}: {name} was trained in full, but --quantize nf4 keeps that matrix in 4 bits")
 
 
 def quantised_weights(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.device import resolve_dtype
 from minimind_sft.errors import UserError
+from minimind_sft.matching import base_notices
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.own_file import adapter_path
 from minimind_sft.model.adapters.reading import read_adapters
@@ -21,7 +22,12 @@ from minimind_sft.model.fingerprint import fingerprint
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.lora import LoraShape, adapted, add_adapters, own_parameters
 from minimind_sft.model.lora_targets import check_choice, chosen_modules, chosen_projections, tied_notices
-from minimind_sft.model.quantized import base_model, check_trains_no_4_bits, describe_quantised
+from minimind_sft.model.quantized import (
+    base_model,
+    check_replaces_no_4_bits,
+    check_trains_no_4_bits,
+    describe_quantised,
+)
 from minimind_sft.paths import shown
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.training import LoraSFTSettings
@@ -52,7 +58,7 @@ def adapted_model(settings: LoraSFTSettings, start: Path | None, tokenizer: Toke
     else:
         adapter = adapter_to_continue(settings, weights)
         attach_trained(model, adapter, lora.lora_dropout)
-        ranks.say(*(f"adapter     {notice}" for notice in adapter.notices),
+        ranks.say(*(f"adapter     {notice}" for notice in (*adapter.notices, *base_notices(adapter, lora.quantize))),
                   f"adapter     {shown(adapter.path)}: {describe_adapters(model)}")
     hold_frozen_matrices(model, resolve_dtype(settings.runtime.dtype, ranks.device))
     ranks.say(*(f"adapter     {notice}" for notice in tied_notices(model)))
@@ -95,6 +101,7 @@ def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
 @torch.no_grad()
 def attach_trained(model: MiniMindForCausalLM, adapter: Adapter, dropout: float) -> None:
     """Wraps the projections that an adapter changes, each with its own rank and scale, to train it further."""
+    check_replaces_no_4_bits(model, adapter.saved, adapter.path)
     add_adapters(model, list(adapter.changes), LoraShape(rank=1, dropout=dropout))
     for name, place in adapted(model):
         change = adapter.changes[name]

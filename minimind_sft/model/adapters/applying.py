@@ -9,6 +9,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.adapters.adapter import Adapter, Change
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import LoraShape, adapted, add_adapters
+from minimind_sft.model.quantized import check_replaces_no_4_bits
 
 
 @torch.no_grad()
@@ -19,9 +20,12 @@ def apply_adapters(model: MiniMindForCausalLM, adapters: Sequence[tuple[Adapter,
     Parameters that an adapter trained in full replace the model's.
 
     Raises:
-        UserError: for such parameters that have a weight, or that two adapters have; the model is then unchanged.
+        UserError: for such parameters that have a weight, that two adapters have, or that the model keeps in 4 bits;
+            the model is then unchanged.
     """
     check_saved(adapters)
+    for adapter, _ in adapters:
+        check_replaces_no_4_bits(model, adapter.saved, adapter.path)
     for adapter, _ in adapters:
         for name, tensor in adapter.saved.items():
             model.get_parameter(name).copy_(tensor)
