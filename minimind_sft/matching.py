@@ -10,7 +10,7 @@ from minimind_sft.data.template_marks import PROBE
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, recorded_name, tokenizer_name
 from minimind_sft.data.tokenizer_files import SPECIAL_NAMES
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, printable
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.sidecar import sidecar_path
@@ -133,8 +133,8 @@ def base_notices(adapter: Adapter, quantize: str) -> list[str]:
     trained = (adapter.sidecar or {}).get("lora", {}).get("quantize", quantize)
     if trained == quantize:
         return []
-    return [f"{adapter.path} was trained with --quantize {trained}; on a base with --quantize {quantize} the answers "
-            "differ a little"]
+    return [f"{adapter.path} was trained with --quantize {printable(str(trained))}; on a base with --quantize "
+            f"{quantize} the answers differ a little"]
 
 
 def _tokenizer_remedy(was: str | None, now: str) -> str:

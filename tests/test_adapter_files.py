@@ -173,12 +173,6 @@ def test_sidecars_that_are_refused(style, changed, expected):
     assert str(error.value).startswith(f"{style.with_suffix('.json')}: {expected}")
 
 
-def test_an_adapter_of_a_base_in_4_bits_says_so(style):
-    change_sidecar(style, lora=LORA | {"quantize": "nf4"})
-    assert read_adapter(style, QWEN3).notices == (
-        f"{style}: was trained beside a base in 4 bits; --quantize nf4 keeps it so, merging does not",)
-
-
 def test_a_longer_context_is_the_same_model(style):
     assert read_adapter(style, replace(QWEN3, max_position_embeddings=1024)).changes
 

@@ -61,10 +61,6 @@ def read_own(path: Path, config: ModelConfig) -> Adapter:
             raise UserError(f"{described_by}: lora.rank: is {ranks[name]}, but {printable(name)}.lora_A in {path} has "
                             f"{a.shape[-2]}")
     changes = {name: Change(a, b, float(scales[name])) for name, (a, b) in pairs.items()}
-    quantize = sidecar["lora"].get("quantize", "none")
-    if quantize != "none":
-        notices.append(f"{path}: was trained beside a base in 4 bits; --quantize {printable(str(quantize))} keeps "
-                       "it so, merging does not")
     return Adapter(path, changes, _untied(saved, config, path), sidecar["base"], sidecar, tuple(notices))
 
 
