@@ -114,7 +114,7 @@ class Sizes:
         below = [child for name, child in model.model.named_children() if name.startswith("embed_")]
         reached = [any(parameter.requires_grad for module in (*below, *layers[: index + 1])
                        for parameter in module.parameters()) for index in range(len(layers))]
-        embedding, head = (config.vocab_size * config.hidden_size * model.get_submodule(name).weight.requires_grad
+        embedding, head = (config.vocab_size * config.hidden_size * model.get_parameter(f"{name}.weight").requires_grad
                            for name in ("model.embed_tokens", "lm_head.base" if HEAD in adapted else HEAD))
         held = [sum(parameter.numel() for parameter in matrices_of(layer) if lora and not parameter.requires_grad)
                 for layer in layers]
