@@ -178,8 +178,7 @@ def same_start(settings: Settings, weights: Path) -> tuple[Documents, dict[str, 
     if not isinstance(settings, LoraSFTSettings):
         return documents, {}
     with contextlib.redirect_stdout(io.StringIO()):
-        model, *_ = adapted_model(settings, weights, tokenizer, template, Ranks(0, 1, torch.device("cpu")),
-                                  torch.float32)
+        model, _ = adapted_model(settings, weights, tokenizer, template, Ranks(0, 1, torch.device("cpu")))
     return documents, {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
