@@ -14,6 +14,7 @@ package it is left out. The small Qwen3 has new weights. Exits with status 1 if 
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -220,8 +221,17 @@ def train_theirs(settings: Settings, weights: Path, documents: Documents,
 
 def their_model(weights: Path) -> transformers.PreTrainedModel:
     source = {"gguf_file": weights.name} if weights.is_file() else {}
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         weights.parent if source else weights, **source, dtype=torch.float32, attn_implementation="sdpa")
+    if not source:
+        return model
+    # Its values are float32 by now, but it still says that they are quantised, and the Trainer refuses to train those.
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def lora_config(settings: Settings):
