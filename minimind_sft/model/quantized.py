@@ -41,7 +41,9 @@ class NF4Linear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's would make a matrix
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight_OI = linear.weight.detach().to("cpu", torch.float32)
-        packed, self.state = bitsandbytes().quantize_4bit(weight_OI, compress_statistics=True, quant_type="nf4")
+        functional = bitsandbytes()
+        packed, self.state = functional.quantize_4bit(weight_OI, compress_statistics=True, quant_type="nf4")
+        self._dequantize = functional.dequantize_4bit  # the compiler warns of `bitsandbytes`, which caches
         self.packed: Tensor
         self.register_buffer("packed", packed, persistent=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
@@ -55,7 +57,7 @@ class NF4Linear(nn.Linear):
         """Returns the matrix (O, I) that the 4 bits stand for."""
         state = copy.copy(self.state)
         state.dtype = dtype if dtype in DTYPES else torch.float32
-        return bitsandbytes().dequantize_4bit(self.packed, state).to(dtype)
+        return self._dequantize(self.packed, state).to(dtype)
 
     @property
     def nbytes(self) -> int:
