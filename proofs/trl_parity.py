@@ -52,7 +52,7 @@ SHARED_FLAGS = ("--dtype", "float32", "--device", "cpu", "--eval_share", "0", "-
                 "--batch_size", "2", "--accumulation_steps", "2", "--warmup_steps", "5", "--log_interval", "1",
                 "--save_interval", "100000", "--chat_template", "chatml")
 LEARNING_RATES = {"small Qwen3": {"full SFT": "2e-3", "LoRA": "1e-3"},
-                  "SmolLM2-135M-Instruct": {"full SFT": "1e-4", "LoRA": "1e-3"}}
+                  "SmolLM2-135M-Instruct": {"full SFT": "2e-5", "LoRA": "2e-4"}}
 QWEN3 = {"vocab_size": 6400, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
          "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 384, "max_position_embeddings": 512,
          "rope_theta": 1e6, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": None}
@@ -225,10 +225,12 @@ def their_model(weights: Path) -> transformers.PreTrainedModel:
         weights.parent if source else weights, **source, dtype=torch.float32, attn_implementation="sdpa")
     if not source:
         return model
-    # Its values are float32 by now, but it still says that they are quantised, and the Trainer refuses to train those.
     config = copy.deepcopy(model.config)
+    # Its values are float32 by now, but it still says that they are quantised, and the Trainer refuses to train those.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    # nn.Embedding leaves out the gradient of its padding row. SmolLM2 pads with <|im_end|>, which ends every turn.
+    config.pad_token_id = None
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     return plain
