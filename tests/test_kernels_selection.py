@@ -6,7 +6,7 @@ from plain_attention import CPU, flat_qkv
 from tiny_decoder import TINY, TINY_MOE, build, random_batch
 from torch._subclasses import FakeTensorMode
 
-from minimind_sft.model import layers, moe
+from minimind_sft.model import layers, lora, moe
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.kernels import cross_entropy, gated, norm, padded_attention, rope
 from minimind_sft.model.kernels.selection import FORMULAS, implementation, plain_formulas
@@ -28,7 +28,7 @@ def test_a_model_computes_the_same_with_formulas_and_kernels(config):
 
 
 def test_formulas_lists_every_formula():
-    marked = {name for module in (layers, moe) for name, function in vars(module).items()
+    marked = {name for module in (layers, lora, moe) for name, function in vars(module).items()
               if hasattr(function, "__wrapped__") and function.__module__ == module.__name__}
     assert marked == set(FORMULAS) - {"document_attention"}
 
