@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from minimind_sft.errors import UserError, describe, printable
+from minimind_sft.errors import UserError, describe, first_line, printable
 
 try:
     import fcntl
@@ -96,6 +96,21 @@ def refuse_lfs_pointer(path: Path) -> None:
         return
     if start == LFS_POINTER:
         raise UserError(f"{path}: a Git LFS pointer, not the file itself: run git lfs pull in its repository")
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a configuration file that another program wrote.
+
+    Raises:
+        UserError: naming the file, if it cannot be read or is not a JSON object.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        return read_object(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a configuration that can be read ({first_line(error)})") from error
 
 
 def path_exists(path: Path) -> bool:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.errors import UserError, first_line, printable
-from minimind_sft.files import path_exists, peek_object, read_object, refuse_lfs_pointer
+from minimind_sft.errors import UserError, printable
+from minimind_sft.files import path_exists, peek_object, read_configuration
 from minimind_sft.model.families.registry import family_of
 from minimind_sft.model.families.translate import Translated
 from minimind_sft.model.finding import AN_ADAPTER
@@ -42,13 +42,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path_exists(path):
         raise UserError(f"{folder}: a folder without config.json, expected a model's folder as Hugging Face has them"
                         f"{_advice(folder)}")
-    refuse_lfs_pointer(path)
-    try:
-        return read_object(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a configuration that can be read ({first_line(error)})") from error
+    return read_configuration(path)
 
 
 def _advice(folder: Path) -> str:

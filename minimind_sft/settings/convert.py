@@ -33,7 +33,7 @@ class ChosenWeights:
 
 @dataclass(frozen=True)
 class ConvertedWeights(ChosenWeights):
-    """What to convert, and what belongs to it."""
+    """The weights or the adapter to convert, and their tokenizer and template."""
 
     lora_weight: str | None = setting(
         None, "adapter of those weights to convert instead of them, by NAME or path, --to peft or minimind",

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minimind_sft.errors import UserError, first_line, printable
-from minimind_sft.files import path_exists, read_object, refuse_lfs_pointer
+from minimind_sft.errors import UserError, printable
+from minimind_sft.files import path_exists, read_configuration
 from minimind_sft.model.adapters.adapter import Adapter, Change
 from minimind_sft.model.adapters.peft_config import PeftConfig, endings, read_config, write_config
 from minimind_sft.model.adapters.peft_names import (
@@ -51,7 +51,7 @@ def read_peft(folder: Path, config: ModelConfig) -> Adapter:
         UserError: if the folder cannot be read, or says what cannot be computed here; names the file and the field or
             tensor.
     """
-    values = _read_json(folder / CONFIG)
+    values = read_configuration(folder / CONFIG)
     path = _tensor_file(folder)
     stored, _, notices = read_tensors(path)
     try:
@@ -68,16 +68,6 @@ def read_peft(folder: Path, config: ModelConfig) -> Adapter:
                        notices=(*notices, *_provenance(folder, values)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    refuse_lfs_pointer(path)
-    try:
-        return read_object(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a configuration that can be read ({first_line(error)})") from error
 
 
 def _tensor_file(folder: Path) -> Path:
