@@ -59,10 +59,10 @@ def run_program(main: Callable[[], int | None]) -> None:
         if error.errno in NO_ROOM and not status:
             status = _report(2, f"error: {_cannot_write(error)}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    if status and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # Gloo's threads may still run. During a regular exit they can abort the process, which would then exit with the
-        # status of SIGABRT.
-        os._exit(status)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Gloo's threads may still run, even after a run that succeeded. During a regular exit they can abort the
+        # process, which would then exit with the status of SIGABRT.
+        os._exit(status or 0)
     sys.exit(status or 0)
 
 
