@@ -19,7 +19,7 @@ from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import run_program
-from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.evaluation.losses import validation_loss
 from minimind_sft.model.adapters.applying import apply_adapters
 from minimind_sft.model.adapters.reading import read_adapters
 from minimind_sft.model.quantized import base_model

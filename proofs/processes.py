@@ -20,7 +20,7 @@ from minimind_sft.training.distributed import Ranks, join_ranks
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["torch", "torch._dynamo", "processes", "minimind_sft.training.start",
                                 "minimind_sft.training.loop", "minimind_sft.data.loading",
-                                "minimind_sft.inference.evaluate"])
+                                "minimind_sft.evaluation.losses"])
 
 
 def start(action: Callable[..., Any], *arguments: Any, log: Path | None = None) -> BaseProcess:

@@ -17,7 +17,7 @@ from typing import Any
 
 from llama_cpp_judge import INSTALL, ask, node_modules
 
-from minimind_sft.inference.scoring import without_reasoning
+from minimind_sft.evaluation.questions import without_reasoning
 
 MAX_NEW_TOKENS = 150
 

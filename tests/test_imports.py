@@ -20,7 +20,9 @@ LAYERS = {
     "matching": {"data", "model"},
     "training": {"settings", "data", "model", "model.config", "matching"},
     "inference": {"settings", "data", "model", "model.config", "matching"},
-    "inspection": {"settings", "data"},
+    "evaluation": {"settings", "data", "model", "model.config", "matching", "inference"},
+    "report": {"settings"},
+    "inspection": {"settings", "data", "report"},
     "export": {"settings", "data", "model", "model.config"},
 }
 """What each part may import besides itself and the modules that every part may use."""

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from minimind_sft.data.batching import BatchLayout, EvaluationBatches, TrainingSteps
 from minimind_sft.device import described_dtype, resolve_device, resolve_dtype
 from minimind_sft.errors import UserError
-from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.evaluation.losses import validation_loss
 from minimind_sft.inference.generate import SamplingSettings, generate_batch
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.kernels.selection import can_be_grouped

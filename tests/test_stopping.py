@@ -10,11 +10,12 @@ from chats import BUNDLED, TOKENIZER, tiny_model
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+from minimind_sft.evaluation import answering
+from minimind_sft.evaluation.answering import score
+from minimind_sft.evaluation.questions import Question
 from minimind_sft.inference import chat as chat_module
-from minimind_sft.inference import scoring as scoring_module
 from minimind_sft.inference.chat import Chat, continue_text
 from minimind_sft.inference.generate import SamplingSettings
-from minimind_sft.inference.scoring import Question, score
 from minimind_sft.inference.stopping import chat_stop_ids, named_stop_ids
 
 
@@ -53,7 +54,7 @@ def test_what_are_not_ids_is_refused(found: str, said: str, tmp_path: Path):
 def test_a_chat_scoring_and_a_continued_text_stop_at_them(monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr(chat_module, "generate_stream", lambda *given: iter(seen.append(set(given[3])) or ()))
-    monkeypatch.setattr(scoring_module, "generate_batch", lambda *given: seen.append(set(given[3])) or [[]])
+    monkeypatch.setattr(answering, "generate_batch", lambda *given: seen.append(set(given[3])) or [[]])
     list(Chat(tiny_model(), TOKENIZER, BUNDLED, SamplingSettings(4), stop_ids={77}).reply("Hi"))
     question = Question("all", "a.jsonl:1", [], None, [1], "x")
     score(tiny_model(), BUNDLED, [question], SamplingSettings(4), 1, {77})

@@ -18,7 +18,7 @@ from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import check_compiler, position_multiple, resolve_dtype
 from minimind_sft.errors import run_program
-from minimind_sft.inference.evaluate import validation_loss
+from minimind_sft.evaluation.losses import validation_loss
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.build import find_start
 from minimind_sft.model.weights import weights_path, write_weights

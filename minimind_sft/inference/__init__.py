@@ -1,1 +1,1 @@
-"""Turns weights into text: generation, chat, scoring and validation loss."""
+"""Weights become text: generation and chat."""

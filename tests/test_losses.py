@@ -9,7 +9,7 @@ from tiny import TINY, random_documents
 from tiny_training import CPU
 
 from minimind_sft.data.batching import BatchLayout, EvaluationBatches
-from minimind_sft.inference.evaluate import ValidationLoss, validation_loss
+from minimind_sft.evaluation.losses import ValidationLoss, validation_loss
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
 

@@ -6,9 +6,10 @@ from chats import ALTERNATING, BUNDLED, CALL, TOKENIZER, TOOLS, WITHOUT_SYSTEM_O
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.errors import UserError
-from minimind_sft.inference import scoring
+from minimind_sft.evaluation import answering
+from minimind_sft.evaluation.answering import Scored, output_rows, report, score, shortened
+from minimind_sft.evaluation.questions import Question, Row, make_question, read_scored_rows
 from minimind_sft.inference.generate import SamplingSettings
-from minimind_sft.inference.scoring import Question, Row, Scored, make_question, output_rows, report, score, shortened
 
 USER = {"role": "user", "content": "Who are you?"}
 ANSWER = {"role": "assistant", "content": "I am Mini."}
@@ -37,7 +38,7 @@ def test_the_last_assistant_turn_is_the_expected_answer(following):
 
 
 def test_rows_that_end_with_a_user_turn_expect_the_answer_before_it(shared):
-    rows = scoring.read_scored_rows([shared / "cases/rows/score_last_user.jsonl"])
+    rows = read_scored_rows([shared / "cases/rows/score_last_user.jsonl"])
     questions = [make_question(row, BUNDLED, False, 4096) for row in rows]
     assert [asked.expected for asked in questions] == ["I am Mini, a small language model."] * 2
     assert questions[0].prompt == questions[1].prompt
@@ -80,7 +81,7 @@ def test_a_row_that_cannot_be_compared_says_why():
 
 def test_questions_with_a_problem_get_no_answer(monkeypatch):
     said = iter(["<think>\nHm.\n</think>\n\nI am Mini.", " I am Max.\n"])
-    monkeypatch.setattr(scoring, "generate_batch",
+    monkeypatch.setattr(answering, "generate_batch",
                         lambda model, prompts, settings, stop_ids: [TOKENIZER.encode(next(said)) for _ in prompts])
     questions = [question(USER, ANSWER), question(USER, {**ANSWER, "content": "", "reasoning_content": "Hm."}),
                  question(USER, ANSWER)]

@@ -1,0 +1,1 @@
+"""Weights are judged: losses, answers, comparisons."""

@@ -1,0 +1,1 @@
+"""Runs become pages and pictures."""
