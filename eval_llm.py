@@ -26,6 +26,7 @@ from minimind_sft.inference.chat import Chat, continue_text
 from minimind_sft.inference.dialogue import converse, show
 from minimind_sft.inference.generate import LanguageModel
 from minimind_sft.inference.loading import load
+from minimind_sft.inference.sampling_defaults import chat_sampling
 from minimind_sft.settings.chat import (
     ChatSettings,
     ConversationSettings,
@@ -43,15 +44,19 @@ def main() -> int:
     rows = scored_rows(settings.questions)
     loaded = load(chosen, settings.runtime, say, needs_template=bool(rows))
     model, tokenizer, template = loaded.model, loaded.tokenizer, loaded.template
+    if rows:
+        assert template is not None, "it was asked for"
+        return print_score(settings, rows, model, template, loaded.stop_ids)
+    sampling, notices = chat_sampling(settings.sampling, loaded.path)
+    for notice in notices:
+        say(f"{'sampling':<12}{notice}")
     if template is None:
         tell_unused(chosen, conversation)
         framed = tokenizer.adds_bos or loaded.is_minimind
         return talk(settings.questions, f"{loaded.path.name} continues the text you type.",
-                    lambda prompt: continue_text(model, tokenizer, prompt, settings.sampling, framed, loaded.stop_ids),
+                    lambda prompt: continue_text(model, tokenizer, prompt, sampling, framed, loaded.stop_ids),
                     lambda: None)
-    if rows:
-        return print_score(settings, rows, model, template, loaded.stop_ids)
-    chat = Chat(model, tokenizer, template, settings.sampling, conversation.system, tools, conversation.historys,
+    chat = Chat(model, tokenizer, template, sampling, conversation.system, tools, conversation.historys,
                 conversation.open_thinking, notify=say, stop_ids=loaded.stop_ids)
     chat.check_opening()
     return talk(settings.questions, f"{loaded.path.name} is listening.", chat.reply, chat.clear)
@@ -94,7 +99,7 @@ def print_score(settings: ChatSettings, rows: list[Row], model: LanguageModel, t
     """Answers the questions of the rows, writes --score_out and prints the table."""
     questions, thinks = settings.questions, settings.conversation.open_thinking
     asked = [make_question(row, template, thinks, model.config.context) for row in rows]
-    results = score(model, template, asked, settings.sampling, questions.batch_size, stop_ids)
+    results = score(model, template, asked, settings.sampling.complete(), questions.batch_size, stop_ids)
     try:
         if questions.score_out:
             write_output(results, Path(questions.score_out))

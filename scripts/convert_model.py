@@ -44,7 +44,7 @@ from minimind_sft.model.families.registry import FAMILIES
 from minimind_sft.model.finding import find_weights
 from minimind_sft.model.weights import Weights, read_weights
 from minimind_sft.paths import place, program
-from minimind_sft.settings.chat import ChatSettings
+from minimind_sft.settings.chat import CHAT_SAMPLING
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
 from minimind_sft.terminal import say
@@ -210,7 +210,7 @@ def plan_gguf(export: Export, _: ConvertedWeights, output: Path) -> Plan:
 
     def write(folder: Path) -> None:
         write_gguf(folder / model.name, export, family)
-        text = modelfile(export, model.name, ChatSettings().sampling)
+        text = modelfile(export, model.name, CHAT_SAMPLING)
         (folder / ollama.name).write_text(text, encoding="utf-8", newline="\n")
 
     return Plan([model, ollama], write, f"a GGUF file of the architecture {family.name}",

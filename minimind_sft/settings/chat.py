@@ -1,6 +1,7 @@
 """Settings of eval_llm.py: which weights answer what, and how."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from minimind_sft.errors import UserError
 from minimind_sft.paths import in_repository
@@ -114,6 +115,34 @@ class SamplingSettings:
             raise UserError("; ".join(found))
 
 
+CHAT_SAMPLING = SamplingSettings(temperature=0.85, top_p=0.85, seed=42)
+"""How a chat chooses tokens if neither flags nor the model say otherwise."""
+
+
+def _left_to_model(name: str) -> Any:
+    """Makes the setting of a chat whose default is the model's own."""
+    fallback = getattr(CHAT_SAMPLING, name)
+    about = {flag.name: flag.setting for flag in flags_of(SamplingSettings)}[name]
+    return same_setting(SamplingSettings, name, default=None,
+                        help=f"{about.help} (default: as the model's generation_config.json says, else {fallback:g})")
+
+
+@dataclass(frozen=True)
+class ChatSamplingSettings:
+    """How the next token is chosen; flags come before what the model's generation_config.json says."""
+
+    max_new_tokens: int = same_setting(SamplingSettings, "max_new_tokens")
+    temperature: float | None = _left_to_model("temperature")
+    top_k: int | None = _left_to_model("top_k")
+    top_p: float | None = _left_to_model("top_p")
+    repetition_penalty: float | None = _left_to_model("repetition_penalty")
+    seed: int = same_setting(SamplingSettings, "seed", default=CHAT_SAMPLING.seed)
+
+    def complete(self, defaults: SamplingSettings = CHAT_SAMPLING) -> SamplingSettings:
+        """Returns the settings, with those that no flag gave from `defaults`."""
+        return replace(defaults, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
 @dataclass(frozen=True)
 class ChatRuntimeSettings:
     """Where the model computes."""
@@ -132,7 +161,7 @@ class ChatSettings:
     weights: WeightSettings = WeightSettings()
     questions: QuestionSettings = QuestionSettings()
     conversation: ConversationSettings = ConversationSettings()
-    sampling: SamplingSettings = SamplingSettings(temperature=0.85, top_p=0.85, seed=42)
+    sampling: ChatSamplingSettings = ChatSamplingSettings()
     runtime: ChatRuntimeSettings = ChatRuntimeSettings()
 
     def problems(self) -> list[str]:
