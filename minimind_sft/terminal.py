@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Collection, Sequence
 from typing import TextIO
 
 ANSI = re.compile("\x1b\\[[0-9;]*m")
@@ -52,6 +53,19 @@ def wrap(line: str, width: int) -> str:
             piece = piece.lstrip()
         current += piece
     return "\n".join([*lines, current.rstrip()])
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
+    """Returns the rows of a table as lines, with two blanks between columns.
+
+    Args:
+        numbers: indices of the columns that are aligned on the right.
+    """
+    widths = [max(map(columns, cells)) for cells in zip(*rows, strict=True)]
+    return ["  ".join(" " * (width - columns(cell)) + cell if index in numbers else
+                      cell + " " * (width - columns(cell))
+                      for index, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows]
 
 
 def width_of(stream: TextIO) -> int | None:

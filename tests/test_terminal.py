@@ -7,7 +7,7 @@ import termios
 
 import pytest
 
-from minimind_sft.terminal import columns, fitted, wrap
+from minimind_sft.terminal import aligned, columns, fitted, wrap
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -109,3 +109,9 @@ def test_only_a_terminal_gets_wrapped_lines(tmp_path):
     with (tmp_path / "log").open("w") as file:
         assert fitted(line, file) == line
     assert fitted(line, io.StringIO()) == line
+
+
+def test_tables_are_aligned_by_columns_of_the_terminal():
+    rows = [("run", "loss", "end"), ("模型_a", "2.5", "finished"), ("b", "10.25", "")]
+    assert aligned(rows, numbers=[1]) == ["run      loss  end", "模型_a    2.5  finished", "b       10.25"]
+    assert aligned([]) == []
