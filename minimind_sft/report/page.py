@@ -1,0 +1,93 @@
+"""Renders self-contained HTML pages in one look: template, style and scripts in one file, nothing from the network.
+
+A page's template extends `base.html.jinja` and imports the macros of `parts.html.jinja`, which draw what is defined
+here and in `curves.py`. All text is escaped. Scripts run only if the page's content security policy has their hash.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from minimind_sft.files import write_atomically
+
+SHARED = "minimind_sft.report"
+CHART_SCRIPT = "chart.js"
+
+Weight = Literal["fine", "hint", "warning", "wrong"]
+"""What a verdict, a finding or a note means; also the CSS class that colours it."""
+
+
+class Badge(NamedTuple):
+    """A coloured word in a table."""
+
+    weight: Weight
+    text: str
+
+
+class Note(NamedTuple):
+    """A sentence with its weight."""
+
+    weight: Weight
+    text: str
+
+
+class Figure(NamedTuple):
+    """A number that a reader should see first; `note` is below it, in the colour of `weight`."""
+
+    name: str
+    value: str
+    note: str = ""
+    weight: Weight | None = None
+
+
+class Column(NamedTuple):
+    """A column of a table; numbers are aligned on the right."""
+
+    name: str
+    is_number: bool = False
+
+
+class Table(NamedTuple):
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | Badge]]
+
+
+def render(template: str, *, package: str = SHARED, scripts: Sequence[str] = (CHART_SCRIPT,), connects: bool = False,
+           **values: Any) -> str:
+    """Renders a page.
+
+    Args:
+        template: a file of `package`; it may use the shared ones.
+        scripts: files of the shared scripts or of `package` that the page runs, in this order.
+        connects: whether the scripts may ask the page's own server for data.
+        values: what the template shows.
+    """
+    sources = [_source(name, package) for name in scripts]
+    loader = jinja2.FunctionLoader(lambda name: _source(name, package))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True, loader=loader)
+    return environment.get_template(template).render(
+        style=Markup(_source("page.css", package)), scripts=[Markup(source) for source in sources],
+        policy=policy(sources, connects), **values)
+
+
+def policy(scripts: Sequence[str], connects: bool = False) -> str:
+    """Returns the content security policy of a page: its own styles and scripts, and nothing from anywhere else."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts]
+    return "; ".join(["default-src 'none'", "style-src 'unsafe-inline'", " ".join(["script-src", *hashes]),
+                      *(["connect-src 'self'"] if connects else []), "base-uri 'none'", "form-action 'none'"])
+
+
+def write_page(path: Path, text: str) -> None:
+    write_atomically(path, lambda to: to.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def _source(name: str, package: str) -> str:
+    shared = files(SHARED) / name
+    return (shared if shared.is_file() else files(package) / name).read_text(encoding="utf-8")

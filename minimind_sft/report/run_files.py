@@ -1,0 +1,227 @@
+"""Reads the metrics file of a run strictly: what is there is what it should be, or the error names file and line."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from minimind_sft.errors import UserError, describe, first_line
+from minimind_sft.files import read_text
+
+SUFFIX = "_metrics.jsonl"
+ENDS = ("finished", "stopped early", "interrupted", "failed")
+NUMBERS = ("epoch", "loss", "aux_loss", "learning_rate", "grad_norm", "supervised_tokens",
+           "supervised_tokens_per_second", "tokens_per_second", "peak_share", "peak_memory_mib", "data_seconds",
+           "step_seconds", "eval_seconds", "save_seconds", "eval_loss", "perplexity", "token_accuracy", "eval_tokens",
+           "exact_match", "seconds")
+"""Fields of a line that are a finite number or null."""
+
+SCORES = ("loss", "token_accuracy", "tokens")
+"""Fields of one source or kind of the evaluation data."""
+
+
+class Warned(NamedTuple):
+    """A warning of the run, and the step at which it was given."""
+
+    step: int
+    name: str
+    text: str
+
+
+class End(NamedTuple):
+    """How a run ended: one of `ENDS`."""
+
+    step: int
+    how: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its metrics file describes it. Files of earlier versions have fewer fields.
+
+    Attributes:
+        starts: a dictionary for each start and resume, with the step it started at under "step" (see docs/running.md).
+        steps: the lines of training steps, by step.
+        evaluations: the lines of evaluations, by step.
+        end: how the run ended, None while it goes on; a resumed run goes on.
+    """
+
+    path: Path
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+    end: End | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The description that the last start gave; empty in files of earlier versions."""
+        return self.starts[-1] if self.starts else {}
+
+    @property
+    def name(self) -> str:
+        return self.about.get("name") or self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by the names of their flags, as typed."""
+        return self.about.get("settings") or {}
+
+    @property
+    def last_step(self) -> int:
+        lines = (*self.starts[-1:], *self.steps[-1:], *self.evaluations[-1:])
+        return max((line["step"] for line in lines), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        return self.about.get("total_steps")
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """Returns (step, value) of a number of the steps or, if they lack it, of the evaluations.
+
+        A value that was not finite is left out.
+        """
+        lines = self.steps if any(name in line for line in self.steps) else self.evaluations
+        return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+
+def read_run(path: Path) -> Run:
+    """Reads a metrics file.
+
+    A last line without its line end is still being written, and is left out unless it is complete.
+
+    Raises:
+        UserError: naming the file, or the line and field, that is not as expected.
+    """
+    run = Run(path)
+    end, before = None, 0
+    for place, line in _lines(path):
+        step = line.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise UserError(f"{place}: step: expected a whole number, found {_found(line, 'step')}; a line of metrics "
+                            'looks like {"step": 10, "loss": 2.5}')
+        if step < before:
+            raise UserError(f"{place}: step: expected at least {before}, as on the line before, found {step}")
+        before = step
+        _check_numbers(line, NUMBERS, place)
+        if "run" in line:
+            run.starts.append({**_start(line["run"], f"{place}: run"), "step": step})
+            end = None
+        elif "warning" in line:
+            run.warnings.append(Warned(step, _text(line, "name", place, ""), _text(line, "warning", place)))
+        elif "end" in line:
+            if line["end"] not in ENDS:
+                _refuse(line, "end", place, f"one of {', '.join(ENDS)}")
+            end = End(step, line["end"], line.get("seconds"))
+        elif "eval_loss" in line:
+            _check_evaluation(line, place)
+            run.evaluations.append(line)
+        elif "loss" in line:
+            run.steps.append(line)
+            end = None
+    return Run(path, run.starts, run.steps, run.evaluations, run.warnings, end)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = read_text(path)
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        place = f"{path}:{number}"
+        if not line and number == len(lines):
+            return
+        try:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                return
+            raise UserError(f"{place}: not a line of JSON ({first_line(error)})") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{place}: expected an object, found {describe(value)}")
+        yield place, value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _check_evaluation(line: dict[str, Any], place: str) -> None:
+    for name in ("by_source", "by_kind"):
+        for part, scores in _object(line, name, place).items():
+            if not isinstance(scores, dict):
+                _refuse(line[name], part, f"{place}: {name}", "an object")
+            _check_numbers(scores, SCORES, f"{place}: {name}: {part}")
+    for kind, counts in _object(line, "exact_by_kind", place).items():
+        if not (isinstance(counts, list) and len(counts) == 2 and all(type(count) is int for count in counts)):
+            _refuse(line["exact_by_kind"], kind, f"{place}: exact_by_kind", "[right, asked]")
+    answers = line.get("answers") or []
+    if not isinstance(answers, list):
+        _refuse(line, "answers", place, "a list")
+    for number, answer in enumerate(answers, 1):
+        where = f"{place}: answers[{number}]"
+        if not isinstance(answer, dict):
+            raise UserError(f"{where}: expected an object, found {describe(answer)}")
+        for name in ("question", "answer"):
+            _text(answer, name, where)
+        for name in ("kind", "expected"):
+            _text(answer, name, where, None)
+        if not isinstance(answer.get("exact"), bool | None):
+            _refuse(answer, "exact", where, "true, false or null")
+
+
+def _start(about: Any, place: str) -> dict[str, Any]:
+    if not isinstance(about, dict):
+        raise UserError(f"{place}: expected an object, found {describe(about)}")
+    for name in ("id", "name", "stage", "command"):
+        _text(about, name, place, None)
+    _check_numbers(about, ("total_steps",), place)
+    if started := _text(about, "started", place, None):
+        try:
+            datetime.fromisoformat(started)
+        except ValueError as error:
+            raise UserError(f"{place}: started: {first_line(error)}") from error
+    for name in ("settings", "versions"):
+        _object(about, name, place)
+    data = about.get("data") or []
+    if not (isinstance(data, list) and all(isinstance(one, dict) for one in data)):
+        _refuse(about, "data", place, "a list of objects")
+    for number, one in enumerate(data, 1):
+        _text(one, "name", f"{place}: data[{number}]")
+        _check_numbers(one, ("rows", "samples", "tokens", "supervised"), f"{place}: data[{number}]")
+    return about
+
+
+def _object(line: dict[str, Any], name: str, place: str) -> dict[str, Any]:
+    value = line.get(name)
+    if value is not None and not isinstance(value, dict):
+        _refuse(line, name, place, "an object")
+    return value or {}
+
+
+def _text(line: dict[str, Any], name: str, place: str, default: Any = ...) -> Any:
+    """Returns a field that must be text; one with a default may be missing or null."""
+    value = line.get(name)
+    if value is None and default is not ...:
+        return default
+    if not isinstance(value, str):
+        _refuse(line, name, place, "text")
+    return value
+
+
+def _check_numbers(values: dict[str, Any], names: tuple[str, ...], place: str) -> None:
+    for name in names:
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)
+                                  or not math.isfinite(value)):
+            _refuse(values, name, place, "a finite number")
+
+
+def _refuse(values: dict[str, Any], name: str, place: str, expected: str) -> NoReturn:
+    raise UserError(f"{place}: {name}: expected {expected}, found {_found(values, name)}")
+
+
+def _found(values: dict[str, Any], name: str) -> str:
+    return describe(values[name]) if name in values else "nothing"
