@@ -1,25 +1,38 @@
-"""scripts/plot_metrics.py, run as a user runs it."""
+"""scripts/plot_metrics.py: runs as pictures."""
 
-import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-from programs import refuse, succeed
+from metrics_files import ordinary, write_lines
+from programs import REPOSITORY, succeed
 
-pytestmark = pytest.mark.slow
+from minimind_sft.errors import UserError
 
 PLOT = "scripts/plot_metrics.py"
 
 
 @pytest.fixture
+def plot(monkeypatch, capsys):
+    """Runs the program in this process and returns what it prints."""
+    main = runpy.run_path(str(REPOSITORY / PLOT))["main"]
+
+    def call(*flags) -> str:
+        monkeypatch.setattr(sys, "argv", [PLOT, *map(str, flags)])
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
 def metrics(tmp_path) -> Path:
-    path = tmp_path / "a_256_metrics.jsonl"
-    lines = [{"step": step, "loss": 5.0 - step} for step in range(4)] + [{"step": 3, "eval_loss": 2.5}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
+    return write_lines(tmp_path / "a_256_metrics.jsonl", ordinary())
 
 
+@pytest.mark.slow
 def test_a_picture_replaces_the_earlier_one(metrics, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "loss.png"
@@ -29,47 +42,54 @@ def test_a_picture_replaces_the_earlier_one(metrics, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_256_metrics.jsonl", "loss.png"]
 
 
-def test_an_unusable_output_path_is_refused_in_one_line(metrics, tmp_path):
-    before = metrics.read_bytes()
-    assert "_metrics.jsonl: expected a name that ends in .png, .svg, .pdf, .jpg" in refuse(PLOT, metrics, "--out",
-                                                                                        metrics)
-    assert metrics.read_bytes() == before
+def test_files_of_version_0_1_are_drawn_together_with_later_ones(plot, metrics, tmp_path):
+    pytest.importorskip("matplotlib")
+    old = REPOSITORY / "tests/written_by_0_1"
+    plot(metrics, old / "out/full_sft_16_metrics.jsonl", old / "expected/full_sft_16_metrics.jsonl", "--out",
+         tmp_path / "a.svg", "--title", "Three runs")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    for words in ("Three runs", "a_256: validation 4.000 → 2.000", "out/full_sft_16: validation 5.790 → ",
+                  "expected/full_sft_16: "):
+        assert f"<!-- {words}" in text
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("a_metrics.jsonl", r"--out .*a_metrics.jsonl: expected a name that ends in .png, .svg, .pdf, .jpg"),
+    ("folder.png", r"--out .*folder.png: is a folder, expected a file or nothing"),
+    ("a_256_metrics.jsonl/x.png", r"--out .*a_256_metrics.jsonl: cannot write there \(.*\)"),
+])
+def test_an_unusable_output_path_is_refused_in_one_line(plot, metrics, tmp_path, name, message):
     (tmp_path / "folder.png").mkdir()
-    assert "folder.png: is a folder, expected a file" in refuse(PLOT, metrics, "--out", tmp_path / "folder.png")
-    assert "--out /proc: cannot write there" in refuse(PLOT, metrics, "--out", "/proc/loss.png")
+    before = metrics.read_bytes()
+    with pytest.raises(UserError, match=f"^{message}$"):
+        plot(metrics, "--out", tmp_path / name)
+    assert metrics.read_bytes() == before
 
 
-def test_a_missing_matplotlib_is_reported_in_one_line(metrics, tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ImportError")
-    line = refuse(PLOT, metrics, "--out", tmp_path / "a.png", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
-    assert line == "error: pictures need matplotlib: pip install -e '.[dev]'"
+def test_a_missing_matplotlib_is_reported_in_one_line(plot, metrics, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"^pictures need matplotlib: pip install matplotlib$"):
+        plot(metrics, "--out", tmp_path / "a.png")
 
 
 NOT_METRICS = {
-    "missing": (None, r"cannot be read \(No such file or directory\)"),
-    "empty": ("", r"has no loss to draw; a run logs one every --log_interval steps"),
-    "no loss": ('{"step": 1, "skipped": "x", "loss": null}\n', r"has no loss to draw"),
-    "cut off": ('{"step": 1, "loss": 2.5}\n{"step": 2, "lo', r":2: .*"),
-    "a list": ('[1, 2]\n', r":1: expected .*"),
-    "no step": ('{"loss": 2.5}\n', r":1: expected a line of metrics with a step, "),
-    "a word": ('{"step": 1, "loss": "small"}\n', r':1: loss: expected a number, found "small"'),
-    "not UTF-8": ("\udcff", r"expected a metrics file, .*\(not UTF-8\)"),
+    "missing": (None, r": cannot be read \(No such file or directory\)"),
+    "empty": ("", r": has no loss to draw; a run logs one every --log_interval steps"),
+    "no loss": ('{"step": 1, "skipped": "x", "loss": null}\n', r": has no loss to draw.*"),
+    "broken": ('{"step": 1, "loss": 2.5}\n{"step": 2, "lo\n', r":2: not a line of JSON .*"),
+    "a list": ('[1, 2]\n', r":1: expected an object, found .*"),
+    "no step": ('{"loss": 2.5}\n', r":1: step: expected a whole number, found nothing; a line of metrics .*"),
+    "a word": ('{"step": 1, "loss": "small"}\n', r':1: loss: expected a finite number, found "small"'),
+    "not UTF-8": ("\udcff", r": not valid UTF-8 \(byte 1\)"),
 }
 
 
 @pytest.mark.parametrize("fault", NOT_METRICS)
-def test_a_bad_metrics_file_is_refused_in_one_line(tmp_path, fault):
+def test_a_bad_metrics_file_is_refused_in_one_line(plot, tmp_path, fault):
     content, message = NOT_METRICS[fault]
     path = tmp_path / "x_metrics.jsonl"
     if content is not None:
         path.write_text(content, encoding="utf-8", errors="surrogateescape")
-    line = refuse(PLOT, path, "--out", tmp_path / "a.png")
-    assert re.fullmatch(f"error: {path}:? ?{message}.*", line), line
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{message}$"):
+        plot(path, "--out", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
-
-
-def test_a_loss_too_large_for_a_perplexity_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "x_metrics.jsonl"
-    path.write_text('{"step": 0, "eval_loss": 5000.0}\n{"step": 1, "eval_loss": 3}\n', encoding="utf-8")
-    assert "wrote" in succeed(PLOT, path, "--out", tmp_path / "a.png")

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -89,25 +89,32 @@ class Run:
         return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
-def read_run(path: Path) -> Run:
-    """Reads a metrics file.
+class RunReader:
+    """Reads a run line by line; `run` is the run as far as it was read."""
 
-    A last line without its line end is still being written, and is left out unless it is complete.
+    def __init__(self, path: Path):
+        self.run = Run(path)
+        self._step = 0
 
-    Raises:
-        UserError: naming the file, or the line and field, that is not as expected.
-    """
-    run = Run(path)
-    end, before = None, 0
-    for place, line in _lines(path):
+    def add(self, text: str, place: str) -> None:
+        """Reads a line of the metrics file.
+
+        Raises:
+            UserError: naming the place and the field that is not as expected. The run stays as it was.
+        """
+        line = _parsed(text, place)
         step = line.get("step")
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise UserError(f"{place}: step: expected a whole number, found {_found(line, 'step')}; a line of metrics "
                             'looks like {"step": 10, "loss": 2.5}')
-        if step < before:
-            raise UserError(f"{place}: step: expected at least {before}, as on the line before, found {step}")
-        before = step
+        if step < self._step:
+            raise UserError(f"{place}: step: expected at least {self._step}, as on the line before, found {step}")
         _check_numbers(line, NUMBERS, place)
+        self._add_checked(line, step, place)
+        self._step = step
+
+    def _add_checked(self, line: dict[str, Any], step: int, place: str) -> None:
+        run, end = self.run, self.run.end
         if "run" in line:
             run.starts.append({**_start(line["run"], f"{place}: run"), "step": step})
             end = None
@@ -123,25 +130,42 @@ def read_run(path: Path) -> Run:
         elif "loss" in line:
             run.steps.append(line)
             end = None
-    return Run(path, run.starts, run.steps, run.evaluations, run.warnings, end)
+        if end is not run.end:
+            self.run = replace(run, end=end)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = read_text(path)
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        place = f"{path}:{number}"
-        if not line and number == len(lines):
-            return
-        try:
-            value = json.loads(line, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                return
-            raise UserError(f"{place}: not a line of JSON ({first_line(error)})") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{place}: expected an object, found {describe(value)}")
-        yield place, value
+def read_run(path: Path) -> Run:
+    """Reads a metrics file.
+
+    A last line without its line end is still being written, and is left out unless it is complete.
+
+    Raises:
+        UserError: naming the file, or the line and field, that is not as expected.
+    """
+    reader = RunReader(path)
+    *complete, last = read_text(path).split("\n")
+    for number, line in enumerate(complete, 1):
+        reader.add(line, f"{path}:{number}")
+    if _is_json(last):
+        reader.add(last, f"{path}:{len(complete) + 1}")
+    return reader.run
+
+
+def _parsed(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not a line of JSON ({first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: expected an object, found {describe(value)}")
+    return value
+
+
+def _is_json(text: str) -> bool:
+    with suppress(ValueError, RecursionError):
+        json.loads(text)
+        return True
+    return False
 
 
 def _refuse_constant(name: str) -> NoReturn:
