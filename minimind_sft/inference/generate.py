@@ -4,6 +4,7 @@ Local letter: M candidates for the next token.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -18,6 +19,10 @@ from minimind_sft.settings.chat import SamplingSettings
 
 LanguageModel = MiniMindForCausalLM | LoweredModel
 
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""By the dtype of the weights: two scores that differ by less may change places when other prompts join the batch."""
+CLOSE_IN_HALF = 0.5
+
 
 def generate_stream(
     model: LanguageModel, prompt_ids: Sequence[int], settings: SamplingSettings, stop_ids: Collection[int]
@@ -27,7 +32,7 @@ def generate_stream(
     Raises:
         UserError: if the prompt is empty or leaves no room in the model's context.
     """
-    for step in _steps(model, [prompt_ids], settings, stop_ids):
+    for step in _steps(model, [prompt_ids], settings, stop_ids, _Sampler(model, [prompt_ids], settings)):
         yield from step.values()
 
 
@@ -39,8 +44,34 @@ def generate_batch(
     Raises:
         UserError: if a prompt is empty or leaves no room in the model's context.
     """
+    return _answers(model, prompts, settings, stop_ids, _Sampler(model, prompts, settings))
+
+
+def generate_greedily(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+) -> list[list[int]]:
+    """Returns the answers of always the most likely token, the same whichever prompts are answered together.
+
+    How many prompts are in a batch decides in which order sums are rounded. So two tokens with almost the same score
+    could change places, and the answers would differ from there on. An answer that met two such tokens is therefore
+    generated again, alone. (Experts of a mixture could change places in the same way; that is not checked.)
+
+    Raises:
+        UserError: if a prompt is empty or leaves no room in the model's context.
+    """
+    settings = replace(settings, temperature=0.0)
+    sampler = _Sampler(model, prompts, settings)
+    answers = _answers(model, prompts, settings, stop_ids, sampler)
+    if len(prompts) > 1:
+        for index in sampler.met_close_scores.nonzero().flatten().tolist():
+            (answers[index],) = generate_batch(model, [prompts[index]], settings, stop_ids)
+    return answers
+
+
+def _answers(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings,
+             stop_ids: Collection[int], sampler: "_Sampler") -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
-    for step in _steps(model, prompts, settings, stop_ids):
+    for step in _steps(model, prompts, settings, stop_ids, sampler):
         for index, token in step.items():
             answers[index].append(token)
     return answers
@@ -48,7 +79,8 @@ def generate_batch(
 
 @torch.inference_mode()
 def _steps(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int],
+    sampler: "_Sampler",
 ) -> Iterator[dict[int, int]]:
     """Yields for each step the new token of every unfinished prompt, {index of the prompt: token}."""
     assert not model.training, "generation needs model.eval()"
@@ -60,7 +92,6 @@ def _steps(
     lengths = [len(prompt) for prompt in prompts]
     longest = max(length + room for length, room in zip(lengths, rooms, strict=True))
     cache = KVCache(model.config, len(prompts), longest, cache_dtype(weight), device)
-    sampler = _Sampler(settings, prompts, model.config.vocab_size, device)
     running = list(range(len(prompts)))
 
     cu_seqlens = [0, *accumulate(lengths)]
@@ -107,15 +138,23 @@ def _without(finished: list[int], slots: int) -> list[int]:
 
 
 class _Sampler:
-    """Draws the next tokens, and remembers which occurred if a repetition penalty needs it."""
+    """Draws the next tokens, and remembers which occurred if a repetition penalty needs it.
 
-    def __init__(self, settings: SamplingSettings, prompts: Sequence[Sequence[int]], vocab_size: int,
-                 device: torch.device):
+    met_close_scores: for each prompt, whether the best token ever had a score close to another's (bool). Filled only
+        where always the best token is taken.
+    """
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings):
+        weight = model.embed_tokens.weight
+        device = weight.device
         self.settings = settings
         self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.met_close_scores = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self._index_S = torch.arange(len(prompts), device=device)
+        self._close = CLOSE.get(weight.dtype, CLOSE_IN_HALF)
         self.seen_SV: Tensor | None = None
         if settings.repetition_penalty != 1.0:
-            self.seen_SV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
+            self.seen_SV = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
             for seen_V, prompt in zip(self.seen_SV, prompts, strict=True):
                 seen_V[torch.tensor(prompt, device=device)] = True
 
@@ -124,7 +163,8 @@ class _Sampler:
         if self.seen_SV is not None:
             scores_SV = penalize(scores_SV, self.seen_SV, self.settings.repetition_penalty)
         if self.settings.temperature == 0:
-            tokens_S = scores_SV.argmax(-1)
+            best_S, tokens_S = scores_SV.max(-1)
+            self.met_close_scores[self._index_S] |= (scores_SV > best_S[:, None] - self._close).sum(-1) > 1
         else:
             tokens_S = draw(*candidates(scores_SV, self.settings), self.generator)
         if self.seen_SV is not None:
@@ -132,6 +172,7 @@ class _Sampler:
         return tokens_S
 
     def keep(self, slots: list[int]) -> None:
+        self._index_S = self._index_S[slots]
         if self.seen_SV is not None:
             self.seen_SV = self.seen_SV[slots]
 
