@@ -2,6 +2,7 @@
 
 from minimind_sft.settings.chat import ChatSettings
 from minimind_sft.settings.convert import ConvertModelSettings
+from minimind_sft.settings.evaluate import EvaluateSettings
 from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
@@ -13,4 +14,4 @@ from minimind_sft.settings.scripts import (
 from minimind_sft.settings.training import LoraSFTSettings, PretrainSettings, SFTSettings
 
 PROGRAMS = (PretrainSettings, SFTSettings, LoraSFTSettings, TokenizerSettings, ChatSettings, InspectSettings,
-            EstimateSettings, ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings)
+            EvaluateSettings, EstimateSettings, ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings)

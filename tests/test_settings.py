@@ -13,6 +13,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.settings.chat import ChatSettings, SamplingSettings
 from minimind_sft.settings.command_line import FlagParser, parse_flags
 from minimind_sft.settings.convert import ConvertModelSettings
+from minimind_sft.settings.evaluate import EvaluateSettings
 from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.settings.scripts import (
     ConvertSettings,
@@ -142,6 +143,7 @@ PATHS = {
     ConvertSettings: ["files", "tokenizer_path", "drop_in"],
     ConvertModelSettings: ["weight", "save_dir", "tokenizer_path", "chat_template", "lora_weight"],
     MergeSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
+    EvaluateSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "data_path"],
     PlotSettings: ["metrics"],
 }
 
@@ -173,7 +175,7 @@ def test_settings_repeated_in_suggested_commands():
 
 
 @pytest.mark.parametrize("program", [PretrainSettings, ChatSettings, EstimateSettings, ConvertModelSettings,
-                                     MergeSettings])
+                                     MergeSettings, EvaluateSettings])
 def test_shape_settings_are_fields_of_the_model_config(program):
     assert names_of(program, "shape") == ["hidden_size", "num_hidden_layers", "use_moe"]
     assert all(hasattr(ModelConfig(), name) for name in names_of(program, "shape"))

@@ -1,0 +1,81 @@
+"""Evaluates a model: its losses on conversations, and its answers to their last questions.
+
+    python scripts/evaluate.py --weight full_sft --data_path dataset/sft_demo_heldout.jsonl --out results.json
+    python scripts/evaluate.py --weight ./SmolLM2 --lora_weight calls --data_path calls.jsonl --out calls.json
+
+Prints tables. With --out it writes all results as JSON, and every answer beside it as soon as it is given; after an
+interruption, the same command continues from there.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minimind_sft.data.sources import find_files
+from minimind_sft.errors import UserError, run_program
+from minimind_sft.evaluation.conversations import evaluate_conversations
+from minimind_sft.evaluation.results import (
+    Candidate,
+    Outcome,
+    machine_facts,
+    open_store,
+    write_results,
+)
+from minimind_sft.inference.loading import load
+from minimind_sft.paths import program, shown
+from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.evaluate import EvaluateSettings
+from minimind_sft.settings.spec import as_typed
+from minimind_sft.terminal import say
+
+
+def main() -> None:
+    settings = parse_flags(EvaluateSettings, description=__doc__)
+    began, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    check_files(settings)
+    out = settings.results.out
+    store = open_store(out, settings.results.overwrite)
+    if store.items:
+        say(f"{'resumed':<12}{store.items:,} finished items are in {shown(store.path)}")
+    loaded = load(settings.weights, settings.runtime, say, needs_template=bool(settings.conversations.data_path))
+    candidate = Candidate.of(loaded, settings.runtime)
+    results: dict[str, Any] = {"command": command(), "started": started, "settings": as_typed(settings),
+                               "model": candidate.facts, "machine": machine_facts()}
+    for name, evaluate in tasks(settings):
+        outcome = evaluate(candidate, store=store)
+        results[name] = outcome.result
+        for line in outcome.lines:
+            say(line)
+    if out:
+        write_results(Path(out), {**results, "seconds": round(time.monotonic() - began, 3)})
+        say(f"results: {shown(out)}, answers: {shown(store.path)}")
+    store.close()
+
+
+def check_files(settings: EvaluateSettings) -> None:
+    """
+    Raises:
+        UserError: if nothing is given to evaluate on, or a file is missing.
+    """
+    if not settings.conversations.data_path:
+        raise UserError("--data_path: expected files to evaluate on")
+    find_files(settings.conversations.data_path, "--data_path")
+
+
+def tasks(settings: EvaluateSettings) -> Iterator[tuple[str, Callable[..., Outcome]]]:
+    """Yields the tasks that the settings ask for, by their names in the results."""
+    if settings.conversations.data_path:
+        yield "conversations", partial(evaluate_conversations, settings=settings.conversations)
+
+
+def command() -> str:
+    """Returns the command line, as one can paste it."""
+    return shlex.join(["python", program("scripts/evaluate.py"), *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run_program(main)
