@@ -12,23 +12,23 @@ from programs import NEW, PATIENCE, SFT, program, run
 
 from minimind_sft.terminal import columns
 from minimind_sft.training import progress
+from minimind_sft.training.peak import Work
 from minimind_sft.training.progress import Progress
 
 
 def test_the_rate_excludes_pauses(tmp_path, monkeypatch):
     """Steps take 0.2 s for 50 tokens; after every second step a validation takes 30 s."""
-    now = 100.0
+    now, rates = 100.0, []
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
     with Progress(tmp_path / "metrics.jsonl", total_steps=12, step=0, is_main=True) as shown:
         for step in range(1, 13):
             now += 0.2
-            shown.advance(step, 1.0, 1e-3, 50)
-            shown.log(step)
+            shown.advance(step, 1.0, 1e-3, Work(80, 50))
+            rates.append(shown.rate.supervised_tokens)
             if step % 2 == 0:
-                now += 30.0
-                shown.pause()
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["supervised_tokens_per_second"] for line in lines] == [250.0] * 12
+                with shown.doing("eval"):
+                    now += 30.0
+    assert rates == pytest.approx([250.0] * 12)
 
 
 def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
@@ -37,10 +37,15 @@ def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
     with Progress(tmp_path / "metrics.jsonl", total_steps=3, step=0, is_main=True) as shown:
         for step, seconds in enumerate([2.0, 4.0, 0.5], 1):
             now += seconds
-            shown.advance(step, 1.0, 1e-3, 100)
-            shown.log(step)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["supervised_tokens_per_second"] for line in lines] == [50.0, 25.0, 25.0]
+            shown.advance(step, 1.0, 1e-3, Work(400, 100, peak_seconds=0.5))
+            shown.log(step, loss=float("nan"), **shown.performance())
+        shown.end("finished")
+    *lines, end = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert lines == [
+        {"step": step, "loss": None, "supervised_tokens_per_second": rate, "tokens_per_second": 4 * rate,
+         "peak_share": share, "data_seconds": 0.0, "step_seconds": seconds, "eval_seconds": 0.0, "save_seconds": 0.0}
+        for step, rate, share, seconds in ((1, 50.0, 0.25, 2.0), (2, 25.0, 0.125, 6.0), (3, 25.0, 0.125, 6.5))]
+    assert end == {"step": 3, "end": "finished", "seconds": 6.5}
 
 
 def test_a_slow_first_step_does_not_count_in_later_rates(tmp_path, monkeypatch, capsys):
@@ -50,14 +55,14 @@ def test_a_slow_first_step_does_not_count_in_later_rates(tmp_path, monkeypatch, 
     with Progress(tmp_path / "metrics.jsonl", total_steps=103, step=0, is_main=True) as shown:
         for step in range(1, 4):
             now += 9.0 if step == 1 else 0.2
-            shown.advance(step, 1.0, 1e-3, 50)
+            shown.advance(step, 1.0, 1e-3, Work(80, 50))
     assert [line.split("0.001, ")[1] for line in capsys.readouterr().out.splitlines()] == [
         "6 supervised tokens/s, 15:18 left", "250 supervised tokens/s, 0:20 left", "250 supervised tokens/s, 0:20 left"]
 
 
 def advance(shown: Progress, steps: int, first: int = 1) -> None:
     for step in range(first, first + steps):
-        shown.advance(step, 8.0 / step, 1e-3 * step, 50)
+        shown.advance(step, 8.0 / step, 1e-3 * step, Work(80, 50))
 
 
 def test_a_log_has_a_line_every_log_interval(tmp_path, monkeypatch, capsys):
@@ -66,7 +71,7 @@ def test_a_log_has_a_line_every_log_interval(tmp_path, monkeypatch, capsys):
     with Progress(tmp_path / "metrics.jsonl", total_steps=5, step=0, is_main=True, log_interval=2) as shown:
         for step in range(1, 6):
             now += 0.5
-            shown.advance(step, 8.0 / step, 1e-3 * step, 50)
+            shown.advance(step, 8.0 / step, 1e-3 * step, Work(80, 50))
     written = capsys.readouterr()
     assert written.out == (
         "step      1/5: loss 8.0000, learning rate 0.001, 100 supervised tokens/s, 0:02 left\n"
@@ -82,7 +87,7 @@ def test_with_slow_steps_a_log_has_a_line_every_half_minute(tmp_path, monkeypatc
     with Progress(tmp_path / "metrics.jsonl", total_steps=100, step=20, is_main=True, log_interval=100) as shown:
         for step in range(21, 29):
             now += 11.0
-            shown.advance(step, 2.0, 1e-3, 50)
+            shown.advance(step, 2.0, 1e-3, Work(80, 50))
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split()[1].split("/")[0]) for line in lines] == [21, 24, 27]
     assert lines[1].endswith("13:56 left")  # 76 steps of 11 seconds

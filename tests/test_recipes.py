@@ -34,6 +34,7 @@ def test_adapters_train_as_all_weights_do():
             ("unsharded = gather(model, ranks)", "trained = gather_own(model, ranks)"),
             ('"full_sft", "run": outputs.run, "family": family,',
              '"lora", "run": outputs.run, **adapter_facts(model, settings.lora, base),'),
+            ('run_facts("full_sft", ', 'run_facts("lora", '),
             ("write_weights(outputs.weights, unsharded,", "write_adapter(outputs.weights, trained,"),
             ('next_lines("full_sft", settings, outputs.weights, outputs.metrics)',
              'next_lines("lora", settings, outputs.weights, outputs.metrics, base=start)')):

@@ -79,6 +79,7 @@ def losses_in_turn(*losses: float):
 
 
 def lines(path: Path) -> list[dict]:
-    """Returns the lines of a metrics file without their timings."""
-    timed = "supervised_tokens_per_second"
-    return [{k: v for k, v in json.loads(line).items() if k != timed} for line in path.read_text().splitlines()]
+    """Returns the lines of a metrics file without those of one process: timings, starts and ends."""
+    timed = ("per_second", "_seconds", "peak_share", "peak_memory_mib")
+    return [{name: value for name, value in line.items() if not name.endswith(timed)}
+            for line in map(json.loads, path.read_text().splitlines()) if "run" not in line and "end" not in line]

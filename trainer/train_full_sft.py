@@ -40,6 +40,7 @@ from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume import is_finished, resume
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.run_facts import run_facts
 from minimind_sft.training.saving import Saver
 from minimind_sft.training.start import starting_model
 from minimind_sft.training.summary import closing_lines, next_lines, result_lines
@@ -121,8 +122,10 @@ def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:
                       keeps_best=saving.keep_best and evaluate is not None)
         wandb_run = start_wandb(settings, outputs.weights.stem, ranks)
         begin_outputs(outputs, checkpoints, state, ranks)
+        facts = run_facts("full_sft", outputs, settings, learner, len(steps), (train_set, eval_set))
         with Progress(outputs.metrics, total_steps=len(steps), step=state.step, is_main=ranks.is_main,
                       log_interval=settings.logging.log_interval, wandb_run=wandb_run) as progress:
+            progress.log(state.step, run=facts)
             status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
 
         if wandb_run is not None:

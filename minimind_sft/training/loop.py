@@ -19,6 +19,7 @@ from minimind_sft.training.interruptions import batches_of, leave_signals_to_the
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import full_tensor, gradient_sync, reshard
+from minimind_sft.training.peak import Meter, peak_memory
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.saving import Saver
@@ -100,17 +101,18 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
 
     def save(wait: bool = True) -> None:
         progress.sync()
-        saver.save(state, learner, wait)
-        progress.pause()
+        with progress.doing("save"):
+            saver.save(state, learner, wait)
 
     keep_freed_memory()
+    meter = Meter(learner)
     learner.model.train()
     signals = stop_on_signals(passed_on=ranks.world_size > 1, notice=ranks.is_main)
     loader = load_steps(steps, range(state.step, total_steps), settings.runtime.num_workers, ranks.device)
     with signals as stop, batches_of(loader) as batches:
         if state.step == 0 and evaluate:
             validate(learner, state, evaluate, progress, saver)
-        for batch in batches:
+        for batch in progress.waiting_for(batches):
             rate = learning_rate(state.updates, total_steps, optimizer.learning_rate, optimizer.min_lr_ratio,
                                  optimizer.warmup_steps)
             for group in learner.optimizer.param_groups:
@@ -119,7 +121,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             result = train_step(learner, batch, optimizer.grad_clip)
             count_step(state, batch, result)
             is_last = state.step == total_steps
-            progress.advance(state.step, result.loss, rate, batch.supervised_tokens)
+            progress.advance(state.step, result.loss, rate, meter.work(batch))
             if state.step % log_interval == 0 or is_last or result.skipped:
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
@@ -140,6 +142,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                 break
             if signum:
                 save()
+                progress.end("interrupted")
                 progress.say(f"stopped by {signal.Signals(signum).name} after step {state.step}; "
                              "--from_resume 1 continues from here")
                 return 128 + signum  # as a shell reports a program that a signal ended
@@ -147,6 +150,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                 save(wait=not settings.saving.async_save)
         state.finished = True
         save()
+        progress.end("finished")
     return 0
 
 
@@ -183,7 +187,8 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
     aux = {"aux_loss": result.aux_loss} if learner.model.config.use_moe else {}
     skipped = {"skipped": result.skipped} if result.skipped else {}
     progress.log(step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate, grad_norm=result.grad_norm,
-                 supervised_tokens=state.supervised_tokens, **skipped)
+                 supervised_tokens=state.supervised_tokens, **progress.performance(),
+                 peak_memory_mib=peak_memory(learner.ranks.device), **skipped)
     if result.skipped == NOT_FINITE:
         hint = "; in float16 this may be an overflow, and the scale is lowered" if learner.scaler.is_enabled() else ""
         progress.say(f"step {step}: {result.skipped} (loss {result.loss}, gradient norm {result.grad_norm}{hint}); "
@@ -195,14 +200,15 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
 def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluation], progress: Progress,
              saver: Saver) -> None:
     """Measures the validation loss, and has the weights written if they are the best of this run so far."""
-    result = evaluate()
-    reshard(learner.model)
-    learner.model.train()
+    with progress.doing("eval"):
+        result = evaluate()
+        reshard(learner.model)
+        learner.model.train()
     state.eval_loss = result.loss if math.isfinite(result.loss) else None
     progress.say(f"{progress.label(state.step)} validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}")
     progress.log(state.step, eval_loss=result.loss, perplexity=result.perplexity)
     if state.step > 0 and state.eval_loss is not None and (
             state.best_eval_loss is None or state.eval_loss < state.best_eval_loss):
         state.best_eval_loss = state.eval_loss
-        saver.found_best(state)
-    progress.pause()
+        with progress.doing("save"):
+            saver.found_best(state)

@@ -31,16 +31,14 @@ class Metrics:
             cut_metrics(path, step)
             self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: dict[str, float | str], rate: float) -> None:
-        """Writes a line; `rate`, in supervised tokens per second, stands in the file only."""
-        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
-                  for name, value in values.items()}
-        line = {"step": step, **finite, "supervised_tokens_per_second": round(rate, 1)}
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a line, and sends it to wandb unless it describes the run, which wandb knows already."""
+        known = finite(values)
         with self._disk():
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
             self._file.flush()
-        if self.wandb_run is not None:
-            self.wandb_run.log(finite, step=step)
+        if self.wandb_run is not None and "run" not in known:
+            self.wandb_run.log(known, step=step)
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut, like the resume state that is written next."""
@@ -57,6 +55,15 @@ class Metrics:
             yield
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def finite(value: Any) -> Any:
+    """Replaces numbers that are not finite by None, also inside objects and lists: JSON has none of them."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict]:

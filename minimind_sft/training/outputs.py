@@ -217,12 +217,17 @@ def this_launcher() -> str:
     return run_id if run_id != "none" else f"process {os.getppid()}"
 
 
+def this_command() -> str:
+    """Returns the command line of this process, to paste in the repository."""
+    return shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]])
+
+
 def describe_run(settings: TrainSettings, state: TrainState, total_steps: int,
                  experience: Experience | None) -> dict[str, Any]:
     """Describes for the sidecar the run that made the weights, and how far it is."""
     return {
         "training": {
-            "command": shlex.join(["python", shown(sys.argv[0]), *sys.argv[1:]]),
+            "command": this_command(),
             "from_weight": settings.model.from_weight,
             "data": {" ".join(map(shown, settings.data.data_path)): state.identity["data"]},
             "step": state.step,

@@ -1,19 +1,39 @@
-"""Shows a run's progress as a bar or plain lines, and passes the rate on to the metrics file."""
+"""Shows a run's progress as a bar or plain lines, times it, and writes the metrics file."""
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 from tqdm import tqdm
 
+from minimind_sft.errors import UserError
 from minimind_sft.terminal import fitted, width_of
 from minimind_sft.training.metrics import Metrics
+from minimind_sft.training.peak import Work
+
+T = TypeVar("T")
+Activity = Literal["data", "step", "eval", "save"]
+End = Literal["finished", "stopped early", "interrupted", "failed"]
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
 DEFAULT_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The speed of the steps of about the last second.
+
+    tokens, supervised_tokens: per second.
+    peak_share: of the device's matmul peak; None if unknown.
+    """
+
+    tokens: float = 0.0
+    supervised_tokens: float = 0.0
+    peak_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,31 +60,73 @@ class Progress:
     def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
                  wandb_run: Any = None):
         self.total_steps, self.log_interval, self.first_step, self.is_main = total_steps, log_interval, step, is_main
-        self.tokens, self.seconds = 0, 0.0
-        """Supervised tokens, and seconds of training without evaluations and saves, since this process started."""
+        self.supervised_tokens = 0
+        self.spent: dict[Activity, float] = {"data": 0.0, "step": 0.0, "eval": 0.0, "save": 0.0}
+        """The seconds that this process has spent on each activity."""
+        self.rate = Rate()
         in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._writes_lines = is_main and not in_terminal
         width = width_of(sys.stderr)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
                          ncols=bar_columns(width), bar_format=bar_format(width))
-        self._recent_tokens, self._recent_seconds, self._rate, self._first_seconds = 0, 0.0, 0.0, 0.0
-        self._started = self._going_since = self._line_at = time.perf_counter()
+        self._recent, self._recent_seconds, self._first_seconds, self._counted = Work(), 0.0, 0.0, 0.0
+        self._step, self._end = step, ""
+        self._started = self._spent_until = self._line_at = time.perf_counter()
         self._metrics = Metrics(metrics_path, step, wandb_run) if is_main else None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with suppress(OSError):
             self._bar.close()
+        if kind is not None:
+            self._end = "failed" if issubclass(kind, Exception) else "interrupted"
+        if self._end:
+            with suppress(UserError):  # a full disk has been reported, or does not matter any more
+                self.log(self._step, end=self._end, seconds=round(time.perf_counter() - self._started, 3))
         if self._metrics:
             self._metrics.close()
 
-    def advance(self, step: int, loss: float, learning_rate: float, supervised_tokens: int) -> None:
-        """Shows that `step` is done."""
+    def end(self, how: End) -> None:
+        """Notes how the run ends, for the last line of the metrics file."""
+        self._end = how
+
+    @contextmanager
+    def doing(self, activity: Activity) -> Iterator[None]:
+        """Counts the time of the block as spent on `activity`, not on training."""
+        self._spend("step")
+        yield
+        self._spend(activity)
+
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yields the batches; counts the time until each is there as spent on data."""
+        batches = iter(batches)
+        while True:
+            self._spend("step")
+            batch = next(batches, None)
+            self._spend("data")
+            if batch is None:
+                return
+            yield batch
+
+    def _spend(self, activity: Activity) -> None:
+        """Counts the time since the last call as spent on `activity`."""
         now = time.perf_counter()
-        self._count(step, supervised_tokens, now - self._going_since)
-        self._going_since = now
+        self.spent[activity] += now - self._spent_until
+        self._spent_until = now
+
+    @property
+    def training_seconds(self) -> float:
+        """The seconds that this process has trained, without evaluations and saves."""
+        return self.spent["data"] + self.spent["step"]
+
+    def advance(self, step: int, loss: float, learning_rate: float, work: Work) -> None:
+        """Shows that `step` is done, which was this much work."""
+        before, now = self._counted, time.perf_counter()
+        self._spend("step")
+        self._counted = self.training_seconds
+        self._count(step, work, self._counted - before)
         if self._writes_lines and (step in (self.first_step + 1, self.total_steps) or step % self.log_interval == 0
                                    or now - self._line_at >= MAX_SECONDS_BETWEEN_LINES):
             self._line_at = now
@@ -72,35 +134,44 @@ class Progress:
         with suppress(OSError):  # a closed terminal must not stop the run
             width = width_of(sys.stderr)
             self._bar.ncols, self._bar.bar_format = bar_columns(width), bar_format(width)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self._rate:,.0f} supervised tokens/s"
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate.supervised_tokens:,.0f} supervised tokens/s"
                                       if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}", refresh=False)
             self._bar.update()
 
-    def _count(self, step: int, tokens: int, seconds: float) -> None:
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-        self._recent_tokens, self._recent_seconds = self._recent_tokens + tokens, self._recent_seconds + seconds
+    def _count(self, step: int, work: Work, seconds: float) -> None:
+        self._step, self.supervised_tokens = step, self.supervised_tokens + work.supervised_tokens
+        self._recent, self._recent_seconds = self._recent + work, self._recent_seconds + seconds
         done = step - self.first_step
         if done == 1:
             self._first_seconds = seconds
         if self._recent_seconds > 1.0 or done <= 2:
-            self._rate = self._recent_tokens / max(self._recent_seconds, 1e-9)
+            self.rate = rate_of(self._recent, max(self._recent_seconds, 1e-9))
         if self._recent_seconds > 1.0 or done == 1:  # the first step sets up kernels and tells nothing of the others
-            self._recent_tokens, self._recent_seconds = 0, 0.0
+            self._recent, self._recent_seconds = Work(), 0.0
+
+    def performance(self) -> dict[str, float | None]:
+        """Returns the speed, and the seconds spent on each activity, as the metrics file has them."""
+        rate = self.rate
+        return {"supervised_tokens_per_second": round(rate.supervised_tokens, 1),
+                "tokens_per_second": round(rate.tokens, 1),
+                "peak_share": None if rate.peak_share is None else round(rate.peak_share, 4),
+                **{f"{activity}_seconds": round(seconds, 3) for activity, seconds in self.spent.items()}}
 
     def _line(self, step: int, loss: float, learning_rate: float) -> str:
         done = step - self.first_step
-        seconds_a_step = (self.seconds - self._first_seconds) / (done - 1) if done > 1 else self.seconds
+        seconds = self.training_seconds
+        seconds_a_step = (seconds - self._first_seconds) / (done - 1) if done > 1 else seconds
         left = seconds_a_step * (self.total_steps - step)
         return (f"{self.label(step)} loss {loss:.4f}, learning rate {learning_rate:.3g}, "
-                f"{self._rate:,.0f} supervised tokens/s, {clock(left)} left")
+                f"{self.rate.supervised_tokens:,.0f} supervised tokens/s, {clock(left)} left")
 
     def label(self, step: int) -> str:
         return f"step {step:>6}/{self.total_steps}:"
 
-    def log(self, step: int, **values: float | str) -> None:
+    def log(self, step: int, **values: Any) -> None:
         """Writes a line to the metrics file, and the same to wandb."""
         if self._metrics:
-            self._metrics.write(step, values, self._rate)
+            self._metrics.write(step, values)
 
     def sync(self) -> None:
         """Makes the metrics so far survive a power cut."""
@@ -116,11 +187,14 @@ class Progress:
 
     def effort(self, step: int) -> Effort:
         """Returns the work this process did to reach `step`."""
-        return Effort(step - self.first_step, self.tokens, self.seconds, time.perf_counter() - self._started)
+        return Effort(step - self.first_step, self.supervised_tokens, self.training_seconds,
+                      time.perf_counter() - self._started)
 
-    def pause(self) -> None:
-        """Leaves the time since the last `advance` out of the rate, because it was not spent on training."""
-        self._going_since = time.perf_counter()
+
+def rate_of(work: Work, seconds: float) -> Rate:
+    """Returns the speed at which some work was done in `seconds`."""
+    share = None if work.peak_seconds is None else work.peak_seconds / seconds
+    return Rate(work.tokens / seconds, work.supervised_tokens / seconds, share)
 
 
 def bar_columns(width: int | None) -> int:
