@@ -124,10 +124,9 @@ class PretrainEncoder:
     def encode_text(self, text: str, place: str) -> EncodedRow | UserError:
         """Encodes the text of the row at `place`; returns an error if it uses up the characters that marks need."""
         try:
-            ids = [token for number, part in enumerate(text_parts(text))
-                   for token in self.tokenizer.encode_ordinary(part, inside=number > 0)]
+            ids = text_ids(self.tokenizer, text, place)
         except UserError as error:
-            return UserError(f"{place}: text: {error}")
+            return error
         ids = [*self.tokenizer.before_text, *ids, self.tokenizer.end_of_document_id]
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
         return EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False, text)
@@ -136,6 +135,19 @@ class PretrainEncoder:
 def begins_with_bos(tokenizer: Tokenizer) -> dict[str, bool]:
     """Returns the part of an encoder's settings that says so, if texts do; the fingerprint of a tokenizer does not."""
     return {"begins_with_bos": True} if tokenizer.adds_bos else {}
+
+
+def text_ids(tokenizer: Tokenizer, text: str, place: str) -> list[int]:
+    """Returns the ids of running text of any length, in which nothing becomes a control token.
+
+    Raises:
+        UserError: names the place, if the text uses up the characters that marks need.
+    """
+    try:
+        return [token for number, part in enumerate(text_parts(text))
+                for token in tokenizer.encode_ordinary(part, inside=number > 0)]
+    except UserError as error:
+        raise UserError(f"{place}: text: {error}") from error
 
 
 def text_parts(text: str) -> Iterator[str]:

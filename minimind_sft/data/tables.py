@@ -13,8 +13,10 @@ ENDLESS = ("unexpected end of data", "field larger than field limit")
 """The beginnings of the csv module's messages about a quote that is not closed."""
 
 
-def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
+def table_rows(path: Path, kind: str, header: list[str] | None = None) -> Iterator[RawRow]:
     """Yields the records of a `csv` or `tsv` file, each at its first line.
+
+    `header` names the fields of a file whose first line does not.
 
     An empty cell is a missing field, as a table gives every row all columns. A record of empty cells is not a row, like
     a blank line.
@@ -26,7 +28,6 @@ def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     with opened(path) as file:
         records = csv.reader(_texts(lines(file, path)), delimiter=DELIMITERS[kind], strict=True)
-        header: list[str] | None = None
         while True:
             place = f"{path}:{records.line_num + 1}"
             try:
