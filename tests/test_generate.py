@@ -16,6 +16,7 @@ from minimind_sft.inference.generate import (
     candidates,
     draw,
     generate_batch,
+    generate_greedily,
     generate_stream,
     penalize,
 )
@@ -126,3 +127,14 @@ def test_tokens_are_drawn_with_their_probabilities():
     drawn = draw(probs.expand(20000, 4), tokens.expand(20000, 4), generator)
     shares = {token: count / 20000 for token, count in Counter(drawn.tolist()).items()}
     assert shares == pytest.approx({7: 0.5, 2: 0.3, 9: 0.2}, abs=0.015)
+
+
+@pytest.mark.parametrize("generate", [generate_batch, generate_greedily])
+def test_an_answer_ends_where_the_caller_says(generate):
+    model, settings = build(), SamplingSettings(max_new_tokens=12, temperature=0.0)
+    whole = generate(model, PROMPTS, settings, ())
+    ended = generate(model, PROMPTS, settings, (), lambda ids: len(ids) > 1 and ids[-1] % 3 == 0)
+    assert len({len(answer) for answer in ended}) > 1
+    for answer, longer in zip(ended, whole, strict=True):
+        count = next((n for n in range(2, 12) if longer[n - 1] % 3 == 0), 12)
+        assert answer == longer[:count]

@@ -3,7 +3,7 @@
 Local letter: M candidates for the next token.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -18,6 +18,9 @@ from minimind_sft.model.precision import at_least_float32
 from minimind_sft.settings.chat import SamplingSettings
 
 LanguageModel = MiniMindForCausalLM | LoweredModel
+
+IsComplete = Callable[[list[int]], bool]
+"""is_complete(answer's tokens so far) -> whether the answer ends there."""
 
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """By the dtype of the weights: two scores that differ by less may change places when other prompts join the batch."""
@@ -37,18 +40,23 @@ def generate_stream(
 
 
 def generate_batch(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int],
+    is_complete: IsComplete | None = None
 ) -> list[list[int]]:
     """Returns the answers to several prompts of any lengths, the same as `generate_stream` gives, except for the draw.
+
+    Args:
+        is_complete: looks at an answer after each of its tokens; if it says so, the answer ends with that token.
 
     Raises:
         UserError: if a prompt is empty or leaves no room in the model's context.
     """
-    return _answers(model, prompts, settings, stop_ids, _Sampler(model, prompts, settings))
+    return _answers(model, prompts, settings, stop_ids, _Sampler(model, prompts, settings), is_complete)
 
 
 def generate_greedily(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int],
+    is_complete: IsComplete | None = None
 ) -> list[list[int]]:
     """Returns the answers of always the most likely token, the same whichever prompts are answered together.
 
@@ -61,28 +69,34 @@ def generate_greedily(
     """
     settings = replace(settings, temperature=0.0)
     sampler = _Sampler(model, prompts, settings)
-    answers = _answers(model, prompts, settings, stop_ids, sampler)
+    answers = _answers(model, prompts, settings, stop_ids, sampler, is_complete)
     if len(prompts) > 1:
         for index in sampler.met_close_scores.nonzero().flatten().tolist():
-            (answers[index],) = generate_batch(model, [prompts[index]], settings, stop_ids)
+            (answers[index],) = generate_batch(model, [prompts[index]], settings, stop_ids, is_complete)
     return answers
 
 
 def _answers(model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings,
-             stop_ids: Collection[int], sampler: "_Sampler") -> list[list[int]]:
+             stop_ids: Collection[int], sampler: "_Sampler", is_complete: IsComplete | None) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
-    for step in _steps(model, prompts, settings, stop_ids, sampler):
+    complete: set[int] = set()
+    for step in _steps(model, prompts, settings, stop_ids, sampler, complete):
         for index, token in step.items():
             answers[index].append(token)
+        if is_complete is not None:
+            complete.update(index for index in step if is_complete(answers[index]))
     return answers
 
 
 @torch.inference_mode()
 def _steps(
     model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings, stop_ids: Collection[int],
-    sampler: "_Sampler",
+    sampler: "_Sampler", complete: Collection[int] = ()
 ) -> Iterator[dict[int, int]]:
-    """Yields for each step the new token of every unfinished prompt, {index of the prompt: token}."""
+    """Yields for each step the new token of every unfinished prompt, {index of the prompt: token}.
+
+    The caller may add indices to `complete` between two steps: the answers to these prompts are finished.
+    """
     assert not model.training, "generation needs model.eval()"
     rooms = [_room(model, prompt, settings) for prompt in prompts]
     if not prompts:
@@ -105,7 +119,7 @@ def _steps(
         yield step
         for index in step:
             rooms[index] -= 1
-        finished = [s for s, index in enumerate(running) if index not in step or rooms[index] == 0]
+        finished = [s for s, index in enumerate(running) if index not in step or rooms[index] == 0 or index in complete]
         if finished:
             kept = _without(finished, len(running))
             if not kept:
