@@ -147,3 +147,17 @@ def test_the_report():
         "acc: 50.0% ± 28.9%, acc_norm: 75.0%, guessing: 31.2% (4 questions, 3 subjects, mean of subjects 50.0%)"]
     with pytest.raises(UserError, match=r"--choices: no question can be asked, starting with m\.csv:1: the"):
         list(choice_lines([], prompts[-1:], few_shot=0))
+
+
+def test_almost_equal_options_are_scored_alone(monkeypatch):
+    """So the choice does not depend on which questions are together, as after an interruption."""
+    close, clear = chosen(PRIME, -4.0, -3.0, -3.0005, -9.0), chosen(PRIME, -4.0, -3.0, -3.0015, -9.0)
+    assert close.is_close(1e-3) and not chosen(PRIME, -9.0, -3.0, -8.0, -9.0).is_close(1e-3)
+    assert not clear.is_close(1e-3)
+    assert chosen(PRIME, -4.0, -4.0004, -9.0, -9.0, lengths=(4, 1, 1, 1)).is_close(1e-3)
+    model, made = tiny_model(), prompter()
+    prompts = [made.prompt(question) for question in (PRIME, SMALL, CAPITAL)]
+    monkeypatch.setattr(choices, "CLOSE", {torch.float32: 99.0})
+    together = list(chain(*score_choices(model, made, prompts)))
+    alone = [next(score_choices(model, made, [prompt]))[0] for prompt in prompts]
+    assert together == alone

@@ -8,15 +8,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.choice_files import ChoiceQuestion
-from minimind_sft.evaluation.likelihoods import Continuation, likelihoods
-from minimind_sft.inference.generate import LanguageModel
+from minimind_sft.evaluation.continuations import Continuation, likelihoods
+from minimind_sft.inference.generate import CLOSE, CLOSE_IN_HALF, LanguageModel
 from minimind_sft.terminal import columns
 
 QUESTIONS_AT_ONCE = 16
@@ -85,7 +85,17 @@ class ChosenOption:
     @property
     def chosen_norm(self) -> int:
         """The most likely option per character."""
-        return _best([one / length for one, length in zip(self.log_likelihoods, self.lengths, strict=True)])
+        return _best(self._per_character)
+
+    def is_close(self, nats: float) -> bool:
+        """Whether another option is within `nats` of a chosen one, so that rounding may decide."""
+        return any(value > values[best] - nats for values, best in ((self.log_likelihoods, self.chosen),
+                                                                    (self._per_character, self.chosen_norm))
+                   for index, value in enumerate(values) if index != best)
+
+    @property
+    def _per_character(self) -> list[float]:
+        return [one / length for one, length in zip(self.log_likelihoods, self.lengths, strict=True)]
 
     @property
     def is_right(self) -> bool:
@@ -191,14 +201,24 @@ class ChoicePrompter:
 
 def score_choices(model: LanguageModel, prompter: ChoicePrompter, prompts: Sequence[ChoicePrompt]
                   ) -> Iterator[list[ChosenOption]]:
-    """Yields what the model chooses, some questions at a time, in order. The prompts must have no problem."""
+    """Yields what the model chooses, some questions at a time, in order. The prompts must have no problem.
+
+    Which questions are together decides how sums are rounded. Where that could change the choice, because two options
+    are almost equal, the question is scored again, alone.
+    """
+    close = CLOSE.get(model.embed_tokens.weight.dtype, CLOSE_IN_HALF)
     for start in range(0, len(prompts), QUESTIONS_AT_ONCE):
         batch = prompts[start:start + QUESTIONS_AT_ONCE]
-        continuations = [one for prompt in batch for one in prompt.continuations]
-        found = dict(likelihoods(model, continuations))
-        values = iter(found[index].log_likelihood for index in range(len(continuations)))
-        yield [ChosenOption(prompt.question, tuple(next(values) for _ in prompt.continuations),
-                            prompter.lengths(prompt.question)) for prompt in batch]
+        values = iter(_log_likelihoods(model, [one for prompt in batch for one in prompt.continuations]))
+        results = [ChosenOption(prompt.question, tuple(next(values) for _ in prompt.continuations),
+                                prompter.lengths(prompt.question)) for prompt in batch]
+        yield [replace(result, log_likelihoods=tuple(_log_likelihoods(model, prompt.continuations)))
+               if result.is_close(close) else result for result, prompt in zip(results, batch, strict=True)]
+
+
+def _log_likelihoods(model: LanguageModel, continuations: Sequence[Continuation]) -> list[float]:
+    found = dict(likelihoods(model, continuations))
+    return [found[index].log_likelihood for index in range(len(continuations))]
 
 
 def accuracies(results: Iterable[ChosenOption]) -> dict[str, Any]:

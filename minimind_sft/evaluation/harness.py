@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minimind_sft.errors import UserError, describe
-from minimind_sft.evaluation.likelihoods import Continuation, Likelihood, likelihoods
+from minimind_sft.evaluation.continuations import Continuation, Likelihood, likelihoods
 from minimind_sft.evaluation.plain_text import Window
 from minimind_sft.inference.generate import generate_batch, generate_greedily
 from minimind_sft.inference.loading import Loaded, load

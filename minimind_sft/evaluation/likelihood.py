@@ -48,7 +48,7 @@ def score_tokens(model: LanguageModel, documents: Sequence[Example], batch_token
     found: list[TokenScores] = [TokenScores(np.zeros(0), np.zeros(0, bool))] * len(documents)
     with tqdm(total=len(documents), desc=progress, unit=" documents", leave=False,
               disable=None if progress else True) as bar:
-        for batch in _batches(documents, batch_tokens):
+        for batch in batches([len(document.input_ids) for document in documents], batch_tokens):
             scores = _scores(model, [documents[index] for index in batch])
             for index, of_one in zip(batch, scores, strict=True):
                 found[index] = of_one
@@ -56,16 +56,15 @@ def score_tokens(model: LanguageModel, documents: Sequence[Example], batch_token
     return found
 
 
-def _batches(documents: Sequence[Example], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields the indices of documents that go together, longest first."""
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yields the indices of documents that go through the model together, longest first."""
     batch: list[int] = []
     room = 0
-    for index in sorted(range(len(documents)), key=lambda i: -len(documents[i].input_ids)):
-        length = len(documents[index].input_ids)
-        if batch and length > room:
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[index] > room:
             yield batch
             batch = []
-        room = (room if batch else batch_tokens) - length
+        room = (room if batch else batch_tokens) - lengths[index]
         batch.append(index)
     if batch:
         yield batch
@@ -77,12 +76,12 @@ def _scores(model: LanguageModel, documents: Sequence[Example]) -> list[TokenSco
     context = Documents(batch.cu_seqlens, device)
     read_P = batch.supervised_positions
     hidden_PD = model.hidden_states(batch.input_ids, context.positions_T, context, read_P)
-    log_probs_P, is_best_P = _of_labels(model, hidden_PD, batch.labels[read_P])
+    log_probs_P, is_best_P = scores_of(model, hidden_PD, batch.labels[read_P])
     ends = np.cumsum([int((document.labels != IGNORE_INDEX).sum()) for document in documents])[:-1]
     return [TokenScores(*of_one) for of_one in zip(np.split(log_probs_P, ends), np.split(is_best_P, ends), strict=True)]
 
 
-def _of_labels(model: LanguageModel, hidden_PD: Tensor, labels_P: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def scores_of(model: LanguageModel, hidden_PD: Tensor, labels_P: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Returns each label's log probability, and whether it is the best token; a chunk of positions at a time."""
     log_probs, is_best = [np.zeros(0)], [np.zeros(0, bool)]
     rows = max(1, CHUNK_LOGITS // model.config.vocab_size)

@@ -11,7 +11,7 @@ from minimind_sft.data.reading import file_kind, read_rows, read_texts
 from minimind_sft.data.samples import text_ids
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
-from minimind_sft.evaluation.likelihoods import Continuation, likelihoods
+from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.inference.generate import LanguageModel
 
 DEFAULT_CONTEXT = 1024

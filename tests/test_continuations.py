@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_generation import CONFIGS, DYNAMIC, build
+from tiny_generation import CONFIGS, DYNAMIC, VOCAB, build
 
-from minimind_sft.evaluation import likelihoods as module
-from minimind_sft.evaluation.likelihoods import Continuation, Likelihood, likelihoods
+from minimind_sft.evaluation import likelihood
+from minimind_sft.evaluation.continuations import Continuation, Likelihood, likelihoods
 from minimind_sft.inference.lowering import ready_to_decode
 
 CONTINUATIONS = [
@@ -54,7 +54,7 @@ def test_the_most_likely_tokens_are_greedy():
 def test_neither_batches_nor_chunks_matter(monkeypatch):
     model = build()
     whole = score(model)
-    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 2 * VOCAB)
     for batch_tokens in (1, 8, 12):
         for one, other in zip(score(model, batch_tokens=batch_tokens), whole, strict=True):
             assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-12)
