@@ -75,7 +75,7 @@ def train(start: list[str], steps: int, out: Path) -> tuple[int, float]:
     _, peak = run("trainer/train_full_sft.py", *start, *RUN, "--max_steps", str(steps), "--save_dir", str(out))
     (metrics,) = out.glob("*_metrics.jsonl")
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return peak, statistics.median(line["supervised_tokens_per_second"] for line in lines)
+    return peak, statistics.median(line["supervised_tokens_per_second"] for line in lines if "loss" in line)
 
 
 def run(program: str, *flags: str) -> tuple[str, int]:

@@ -8,7 +8,8 @@ states while it trains on. Two more are runs of trainer/train_lora.py, on a base
 the bitsandbytes package). Each run is killed again and again, at the places in the table below and at random times, and
 restarted with --from_resume 1 until it ends. Then everything must be equal bit for bit: the last resume states
 (weights, AdamW's moments, the scaler, all counters), the written weights and their sidecar, and the metrics file except
-for its timings. No other file may be left over. Exits with status 1 if anything differs.
+for its timings and the lines of each start and end. No other file may be left over. Exits with status 1 if anything
+differs.
 """
 
 import argparse
@@ -42,7 +43,8 @@ COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers",
           "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64",
           "--micro_batch_tokens", "64", "--dropout", "0.1", "--eval_share", "0.1", "--save_interval", "3",
           "--eval_interval", "5", "--log_interval", "1", "--from_resume", "1"]
-TIMINGS = ("supervised_tokens_per_second",)
+MEASURED = ("per_second", "_seconds", "peak_share", "peak_memory_mib")
+"""How the names of fields of the metrics file end that are measured on the machine."""
 RANDOM = "at a random time"
 STEPS_PER_EPOCH = 6
 FULL_SFT, LORA = "trainer/train_full_sft.py", "trainer/train_lora.py"
@@ -183,8 +185,7 @@ def outcome(folder: Path) -> dict[str, Any]:
             tensors = torch.load(path, weights_only=True)
             found[name] = {key: tensor.view(torch.uint8).numpy().tobytes() for key, tensor in tensors.items()}
         elif path.name.endswith("_metrics.jsonl"):
-            found[name] = [{key: value for key, value in json.loads(line).items() if key not in TIMINGS}
-                           for line in path.read_text().splitlines()]
+            found[name] = repeatable_lines(path)
         elif path.parent == folder and path.suffix == ".json":
             sidecar = json.loads(path.read_text())
             del sidecar["training"]["command"], sidecar["run"]  # the folder's name, and an id that every run makes up
@@ -192,6 +193,13 @@ def outcome(folder: Path) -> dict[str, Any]:
         else:
             found[name] = sha256_of_file(path)
     return found
+
+
+def repeatable_lines(metrics: Path) -> list[dict[str, Any]]:
+    """Returns what two runs with the same flags write to their metrics files: all but measurements, starts and ends."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith(MEASURED)}
+            for line in lines if "run" not in line and "end" not in line]
 
 
 def flags(variant: str, folder: Path, out: Path) -> list[str]:

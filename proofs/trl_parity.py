@@ -156,7 +156,7 @@ def compare(method: str, flags: Sequence[str]) -> dict[str, Any]:
 def train_ours(program: str, flags: Sequence[str], save_dir: Path) -> Curves:
     """Runs one of our trainers; returns what its metrics file says."""
     subprocess.run([sys.executable, in_repository(f"trainer/{program}"), *flags], check=True, stdout=subprocess.DEVNULL)
-    lines = read_metrics(next(save_dir.glob("*_metrics.jsonl")))
+    lines = [line for line in read_metrics(next(save_dir.glob("*_metrics.jsonl"))) if "loss" in line]
     return Curves([line["loss"] for line in lines], [line["grad_norm"] for line in lines])
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradient_invariance import GradientKeeper
+from kill_and_resume import repeatable_lines
 from tiny import TINY, TINY_MOE, random_documents
-from tiny_training import CPU, NO_SCALER, Training, lines
+from tiny_training import CPU, NO_SCALER, Training
 
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
@@ -120,7 +121,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(tmp_path, interrupt
         assert torch.equal(one, other)
         for kind in ("exp_avg", "exp_avg_sq", "step"):
             assert torch.equal(whole.optimizer.state[one][kind], rest.optimizer.state[other][kind])
-    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+    assert repeatable_lines(tmp_path / "a/metrics.jsonl") == repeatable_lines(tmp_path / "b/metrics.jsonl")
 
 
 class NanOnce(torch.autograd.Function):
@@ -160,7 +161,7 @@ def test_steps_that_are_not_finite_change_nothing_and_too_many_end_the_run(tmp_p
     good.run(interrupt_at=5)
     for one, other in zip(training.model.parameters(), good.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    skipped = [line for line in lines(tmp_path / "metrics.jsonl") if "skipped" in line]
+    skipped = [line for line in repeatable_lines(tmp_path / "metrics.jsonl") if "skipped" in line]
     assert [line["step"] for line in skipped] == [6, 7, 8]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 

@@ -1,10 +1,8 @@
 """A whole run of the tiny model, with or without an interruption, for tests of the loop."""
 
-import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -76,10 +74,3 @@ def losses_in_turn(*losses: float):
     """Returns an evaluation that gives these losses in turn."""
     turns = iter(losses)
     return lambda: SimpleNamespace(loss=next(turns), perplexity=1.0)
-
-
-def lines(path: Path) -> list[dict]:
-    """Returns the lines of a metrics file without those of one process: timings, starts and ends."""
-    timed = ("per_second", "_seconds", "peak_share", "peak_memory_mib")
-    return [{name: value for name, value in line.items() if not name.endswith(timed)}
-            for line in map(json.loads, path.read_text().splitlines()) if "run" not in line and "end" not in line]

@@ -1,0 +1,77 @@
+"""The FLOPs of a step, compared with PyTorch's own counter, and the measured peak."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import TINY, TINY_MOE, random_documents
+from torch.utils.flop_counter import FlopCounterMode
+
+from minimind_sft.data.batching import BatchLayout, StepBatch, TrainingSteps
+from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.lora import LoraShape, add_adapters
+from minimind_sft.training.freezing import freeze
+from minimind_sft.training.peak import StepCost, matmul_peak, peak_memory
+
+CPU = torch.device("cpu")
+UNTIED = replace(TINY, tie_word_embeddings=False)
+ROWS = 64
+"""The head and the last feed-forward network run on a multiple of so many positions (selection.fill_up)."""
+
+
+def steps_of(count: int) -> StepBatch:
+    return TrainingSteps(random_documents(count), BatchLayout(64), epochs=1, samples_per_step=count, seed=1)[0]
+
+
+def matrix_products(model: MiniMindForCausalLM, step: StepBatch) -> int:
+    """Returns PyTorch's count of the FLOPs of a step of one document, forward and backward, without attention's."""
+    (batch,) = step.micro_batches
+    with FlopCounterMode(display=False) as counter:
+        model(batch.input_ids, batch.labels, batch.cu_seqlens, batch.supervised_positions).loss_sum.backward()
+    return sum(flops for product, flops in counter.get_flop_counts()["Global"].items() if "bmm" not in str(product))
+
+
+@pytest.mark.parametrize("frozen", [(), ("layers.0", "embed_tokens"), ("layers.1", "norm")])
+def test_the_flops_of_the_matrices_are_those_that_pytorch_counts(frozen):
+    torch.manual_seed(0)
+    model, step = MiniMindForCausalLM(UNTIED), steps_of(1)
+    freeze(model, frozen)
+    cost = StepCost.of(model, CPU)
+    assert cost.per_token * step.real_tokens + cost.per_supervised * ROWS == matrix_products(model, step)
+
+
+def test_adapters_need_no_gradient_of_the_base():
+    torch.manual_seed(0)
+    model, step = MiniMindForCausalLM(UNTIED), steps_of(1)
+    add_adapters(model, [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"],
+                 LoraShape(rank=2))
+    cost = StepCost.of(model, CPU)
+    mine = cost.per_token * step.real_tokens + cost.per_supervised * ROWS
+    assert mine == pytest.approx(matrix_products(model, step), rel=0.03)  # the first layer's input needs no gradient
+
+
+def test_attention_counts_each_token_with_those_before_it():
+    model, step = MiniMindForCausalLM(UNTIED), steps_of(5)
+    cost = StepCost.of(model, CPU)
+    lengths = [length for sample in step.sample_ids for length in random_documents(5).lengths(sample)]
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    assert cost.per_pair == 3 * 4 * 16 * 2  # three passes of q k and of weights times v; all heads, two layers
+    assert cost.flops(step) == pytest.approx(cost.per_token * sum(lengths) + cost.per_pair * pairs
+                                             + cost.per_supervised * step.supervised_tokens)
+
+
+def test_of_experts_only_the_chosen_ones_count():
+    dense, mixture = (StepCost.of(MiniMindForCausalLM(config), CPU) for config in (TINY, TINY_MOE))
+    router = 6 * 16 * 4
+    assert mixture.per_token == dense.per_token + router
+    assert mixture.per_supervised == dense.per_supervised + router
+
+
+def test_measuring_the_peak_is_fast_and_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    peak = matmul_peak(CPU, torch.float32)
+    assert torch.equal(torch.rand(3), expected)
+    assert 1e8 < peak < 1e14
+    assert 50 < peak_memory(CPU) < 1e5
