@@ -81,11 +81,20 @@ def test_all_problems_are_listed(values, expected):
     assert problems(changed(Farm(), **values)) == expected
 
 
-def test_wandb_that_is_not_installed_is_reported_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+@pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_reported_before_anything_is_loaded(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert problems(changed(SFTSettings(), loggers=(package,))) == [
+        f"--loggers {package} needs the package {package}: pip install {package}, or leave --loggers {package} out"]
     assert problems(changed(SFTSettings(), use_wandb=True)) == [
-        "--use_wandb: wandb is not installed; pip install wandb, or leave --use_wandb out"]
+        "--use_wandb needs the package wandb: pip install wandb, or leave --use_wandb out"] * (package == "wandb")
     assert problems(SFTSettings()) == []
+
+
+def test_use_wandb_is_one_of_the_loggers():
+    chosen = [changed(SFTSettings(), loggers=loggers, use_wandb=use_wandb).logging.programs
+              for loggers, use_wandb in (((), False), ((), True), (("tensorboard", "wandb"), True))]
+    assert chosen == [[], ["wandb"], ["wandb", "tensorboard"]]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -129,7 +138,7 @@ def test_groups_and_names_of_fine_tuning_settings():
                     "rank_timeout", "local_rank", "num_workers"],
         "saving": ["save_dir", "save_dtype", "from_resume", "overwrite", "allow_changed_data", "keep_checkpoints",
                    "save_interval", "async_save", "keep_best", "save_weight"],
-        "logging": ["log_interval", "eval_interval", "use_wandb", "wandb_project"],
+        "logging": ["log_interval", "eval_interval", "loggers", "use_wandb", "wandb_project"],
     }
 
 

@@ -104,23 +104,16 @@ def test_two_ranks_end_with_the_weights_of_one(sft_data, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)
 
 
-def test_wandb_logs_offline(sft_data, tmp_path):
-    succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--use_wandb", 1,
-            "--log_interval", 1, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
-    (run_folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert b"learning_rate" in next(run_folder.glob("*.wandb")).read_bytes()
-
-
-def test_wandb_that_cannot_start_is_reported_in_one_line(sft_data, tmp_path):
-    common = [SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path / "out", "--max_steps", 2, "--use_wandb", 1]
-    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online",
-              "WANDB_DIR": str(tmp_path)}
-    line = refuse(*common, **nobody)
-    assert line.startswith("error: --use_wandb: No API key configured") and "WANDB_MODE=offline" in line
-    (tmp_path / "wandb.py").write_text("raise ImportError('no such thing')")
-    line = refuse(*common, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
-    assert line.startswith("error: --use_wandb: the package wandb cannot be imported (no such thing); pip install ")
-    assert not list((tmp_path / "out").glob("*.pth"))
+def test_a_run_shows_itself_to_its_loggers_and_does_not_need_them(sft_data, tmp_path):
+    pytest.importorskip("tensorboard")
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+    shown = succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2, "--use_wandb",
+                    "--loggers", "tensorboard", "--log_interval", 1, **nobody)
+    assert re.search(r"(?m)^wandb: .*(No API key configured|no module|needs)", shown)
+    assert f"tensorboard tensorboard --logdir {tmp_path / 'tensorboard'}\n" in shown
+    (events,) = (tmp_path / "tensorboard").glob("full_sft_32-*/events.out.tfevents.*")
+    assert b"learning_rate" in events.read_bytes()
+    assert (tmp_path / "full_sft_32.pth").exists()
 
 
 @pytest.mark.skipif(not compiles_rightly(), reason="ATEN_CPU_CAPABILITY hides AVX-512 from PyTorch's compiler")

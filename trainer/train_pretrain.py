@@ -30,8 +30,9 @@ from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import check_agreement, run_identity, run_settings
 from minimind_sft.training.learner import Learner
+from minimind_sft.training.loggers.loggers import start_loggers
 from minimind_sft.training.loop import fit
-from minimind_sft.training.metrics import read_metrics, start_wandb
+from minimind_sft.training.metrics import read_metrics
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
 from minimind_sft.training.parallel import gather, parallelize
@@ -114,16 +115,14 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
             evaluate = partial(validation_loss, model, batches, ranks.device, dtype, ranks.sum)
         saver = Saver(checkpoints, write, interval=saving.save_interval,
                       keeps_best=saving.keep_best and evaluate is not None)
-        wandb_run = start_wandb(settings, outputs.weights.stem, ranks)
         begin_outputs(outputs, checkpoints, state, ranks)
         facts = run_facts("pretrain", outputs, settings, learner, len(steps), (train_set, eval_set))
+        loggers = start_loggers(settings, outputs.weights.stem, outputs.run, state.step, ranks.is_main)
         with Progress(outputs.metrics, total_steps=len(steps), step=state.step, is_main=ranks.is_main,
-                      log_interval=settings.logging.log_interval, wandb_run=wandb_run) as progress:
+                      log_interval=settings.logging.log_interval, loggers=loggers) as progress:
             progress.log(state.step, run=facts)
             status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
 
-        if wandb_run is not None:
-            wandb_run.finish(exit_code=status)
         if ranks.is_main:
             effort = progress.effort(state.step)
             ranks.say(*closing_lines(read_metrics(outputs.metrics), effort, saver.keeps_best),

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 from minimind_sft.settings.spec import setting
 
+LOGGERS = ("wandb", "swanlab", "tensorboard")
+
 
 @dataclass(frozen=True)
 class LoggingSettings:
@@ -13,10 +15,16 @@ class LoggingSettings:
     log_interval: int = setting(
         10, "steps between lines of the metrics file, and of the output if that is not a terminal", min=1)
     eval_interval: int = setting(0, "steps between evaluations; 0: ten over the whole run", min=0)
-    use_wandb: bool = setting(False, "log to Weights & Biases")
-    wandb_project: str = setting("MiniMind-SFT", "Weights & Biases project")
+    loggers: tuple[str, ...] = setting((), "programs that also show the metrics", choices=LOGGERS)
+    use_wandb: bool = setting(False, "the same as --loggers wandb")
+    wandb_project: str = setting("MiniMind-SFT", "project at Weights & Biases and SwanLab")
+
+    @property
+    def programs(self) -> list[str]:
+        """The loggers asked for, each once."""
+        return [name for name in LOGGERS if name in self.loggers or (name == "wandb" and self.use_wandb)]
 
     def problems(self) -> list[str]:
-        if self.use_wandb and find_spec("wandb") is None:
-            return ["--use_wandb: wandb is not installed; pip install wandb, or leave --use_wandb out"]
-        return []
+        return [f"{flag} needs the package {name}: pip install {name}, or leave {flag} out" for name in self.programs
+                if find_spec(name) is None
+                for flag in ["--use_wandb" if name not in self.loggers else f"--loggers {name}"]]

@@ -1,4 +1,4 @@
-"""The metrics file, one JSON object per line, and its copy at Weights & Biases."""
+"""The metrics file, one JSON object per line."""
 
 import json
 import math
@@ -8,15 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.errors import UserError, first_line
+from minimind_sft.errors import UserError
 from minimind_sft.files import write_atomically
-from minimind_sft.settings.spec import as_typed
-from minimind_sft.settings.training import TrainSettings
-from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.loggers.loggers import Loggers
 
 
 class Metrics:
-    """Appends lines to the metrics file and sends the same values to wandb.
+    """Appends lines to the metrics file and sends them to the loggers.
 
     Args:
         step: the step that the run starts at; later lines of the file are removed.
@@ -25,20 +23,19 @@ class Metrics:
         UserError: here and in `write` and `sync`, if the file cannot be written.
     """
 
-    def __init__(self, path: Path, step: int, wandb_run: Any = None):
-        self.path, self.wandb_run = path, wandb_run
+    def __init__(self, path: Path, step: int, loggers: Loggers):
+        self.path, self._loggers = path, loggers
         with self._disk():
             cut_metrics(path, step)
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a line, and sends it to wandb unless it describes the run, which wandb knows already."""
-        known = finite(values)
+        """Writes a line and sends it."""
+        line = {"step": step, **finite(values)}
         with self._disk():
-            self._file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-        if self.wandb_run is not None and "run" not in known:
-            self.wandb_run.log(known, step=step)
+        self._loggers.send(line)
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut, like the resume state that is written next."""
@@ -83,31 +80,3 @@ def cut_metrics(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             continue  # half a line, from when the run was killed
     write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
-
-
-def start_wandb(settings: TrainSettings, name: str, ranks: Ranks) -> Any:
-    """Starts a Weights & Biases run on the main rank if the settings ask for one; returns None otherwise.
-
-    WANDB_MODE=offline keeps it on this machine.
-
-    Raises:
-        UserError: if wandb is not installed, has no key, or cannot reach its server.
-    """
-    started = []  # a run cannot be sent to the other ranks, so it is not what `on_main` returns
-    if settings.logging.use_wandb:
-        ranks.on_main(lambda: started.append(_start_wandb(settings.logging.wandb_project, name, as_typed(settings))))
-    return started[0] if started else None
-
-
-def _start_wandb(project: str, name: str, settings: dict) -> Any:
-    try:
-        import wandb  # takes a second, so only on request
-    except Exception as error:  # a broken installation raises anything
-        raise UserError(f"--use_wandb: the package wandb cannot be imported ({first_line(error)}); pip install wandb, "
-                        "or leave --use_wandb out") from error
-    try:
-        return wandb.init(project=project, name=name, config=settings)
-    except (wandb.errors.Error, ValueError, OSError) as error:
-        reason = first_line(error).removesuffix(".")
-        raise UserError(f"--use_wandb: {reason}; with WANDB_MODE=offline in the environment the log stays on this "
-                        "machine, and wandb sync sends it later") from error

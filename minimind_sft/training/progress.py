@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from minimind_sft.errors import UserError
 from minimind_sft.terminal import fitted, width_of
+from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.training.metrics import Metrics
 from minimind_sft.training.peak import Work
 
@@ -48,7 +49,7 @@ class Effort:
 
 
 class Progress:
-    """Shows a bar in a terminal, or plain lines in a log; writes the metrics file and, if asked, to wandb.
+    """Shows a bar in a terminal, or plain lines in a log; writes the metrics file, and with it to the loggers.
 
     Only the main rank shows and writes anything.
 
@@ -58,7 +59,7 @@ class Progress:
     """
 
     def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
-                 wandb_run: Any = None):
+                 loggers: Loggers | None = None):
         self.total_steps, self.log_interval, self.first_step, self.is_main = total_steps, log_interval, step, is_main
         self.supervised_tokens = 0
         self.spent: dict[Activity, float] = {"data": 0.0, "step": 0.0, "eval": 0.0, "save": 0.0}
@@ -72,7 +73,9 @@ class Progress:
         self._recent, self._recent_seconds, self._first_seconds, self._counted = Work(), 0.0, 0.0, 0.0
         self._step, self._end = step, ""
         self._started = self._spent_until = self._line_at = time.perf_counter()
-        self._metrics = Metrics(metrics_path, step, wandb_run) if is_main else None
+        self._loggers = loggers or Loggers()
+        self._metrics = Metrics(metrics_path, step, self._loggers) if is_main else None
+        self._say_notices()
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +90,8 @@ class Progress:
                 self.log(self._step, end=self._end, seconds=round(time.perf_counter() - self._started, 3))
         if self._metrics:
             self._metrics.close()
+        self._loggers.finish(int(self._end in ("interrupted", "failed")))
+        self._say_notices()
 
     def end(self, how: End) -> None:
         """Notes how the run ends, for the last line of the metrics file."""
@@ -169,9 +174,14 @@ class Progress:
         return f"step {step:>6}/{self.total_steps}:"
 
     def log(self, step: int, **values: Any) -> None:
-        """Writes a line to the metrics file, and the same to wandb."""
+        """Writes a line to the metrics file and to the loggers."""
         if self._metrics:
             self._metrics.write(step, values)
+        self._say_notices()
+
+    def _say_notices(self) -> None:
+        for line in self._loggers.notices():
+            self.say(line)
 
     def sync(self) -> None:
         """Makes the metrics so far survive a power cut."""

@@ -1,0 +1,1 @@
+"""Copies of the metrics in other programs: Weights & Biases, SwanLab, TensorBoard."""

@@ -1,0 +1,46 @@
+"""SwanLab, which is easy to reach from China: https://docs.swanlab.cn."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from minimind_sft.paths import shown
+from minimind_sft.training.loggers.logger import LoggedRun
+
+
+class SwanLabLogger:
+    """A run at SwanLab, or in a folder of this machine with SWANLAB_MODE=offline or local."""
+
+    def __init__(self, run: LoggedRun):
+        import swanlab  # takes a second, so only on request
+
+        _silence()
+        self._swanlab = swanlab
+        quiet = swanlab.Settings(interactive=False, terminal=swanlab.Settings.Terminal(proxy_type="none"))
+        folder = os.environ.get("SWANLAB_LOG_DIR", str(run.folder / "swanlog"))
+        resumed = {"id": run.id, "resume": "allow"} if run.id else {}
+        self._run = swanlab.init(project=run.project, name=run.name, config=dict(run.settings), log_dir=folder,
+                                 settings=quiet, **resumed)
+        here = {"offline": f"swanlab sync {shown(self._run.dir)} sends this run",
+                "local": f"swanlab watch {shown(folder)} shows this run"}
+        self.where = self._run.url if self._run.mode == "online" else here.get(self._run.mode, self._run.mode)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._swanlab.log(dict(numbers), step=step)
+
+    def log_table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = self._swanlab.echarts.Table()
+        table.add(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+        self._swanlab.log({name: table}, step=step)
+
+    def finish(self, exit_code: int) -> None:
+        self._swanlab.finish("crashed" if exit_code else "success", f"exit code {exit_code}" if exit_code else None)
+
+
+def _silence() -> None:
+    """Keeps SwanLab's own lines off the progress bar: it has no setting for that, only this console of its own."""
+    with suppress(ImportError, AttributeError):
+        from swanlab.sdk.internal.pkg import console
+
+        console.c.quiet = True
