@@ -1,7 +1,10 @@
 """Fixtures for all tests."""
 
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,3 +38,16 @@ def shared() -> Path:
 def sft_data(tmp_path_factory) -> Path:
     """Writes forty short conversations to a file and returns its path."""
     return write_rows(tmp_path_factory.mktemp("data") / "sft.jsonl", questions(40))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Starts Chromium and returns it as Playwright's `Browser`; skips the test where one of the two is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=300_000)
+        yield started
+        started.close()
