@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import repeatable_lines
 from programs import PATIENCE
-from tiny_training import Training, lines
+from tiny_training import Training
 
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
@@ -309,8 +310,8 @@ def test_loggers_change_nothing(tmp_path, monkeypatch, error):
     assert (plain.run(), logged.run()) == (0, 0)
     for one, other in zip(plain.model.state_dict().values(), logged.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    metrics = lines(tmp_path / "plain/metrics.jsonl")
-    assert lines(tmp_path / "logged/metrics.jsonl") == metrics
+    metrics = repeatable_lines(tmp_path / "plain/metrics.jsonl")
+    assert repeatable_lines(tmp_path / "logged/metrics.jsonl") == metrics
     if not error:
         assert [(step, numbers["loss"]) for step, numbers in recorder.numbers if "loss" in numbers] == [
             (line["step"], line["loss"]) for line in metrics if "loss" in line]
