@@ -48,7 +48,7 @@ def main() -> None:
         encoder = PretrainEncoder(tokenizer, MAX_SEQ_LEN)
         text = prepare([arguments.data_path], encoder, Path(folder), "stop", show_progress=False, say=print)
         batches = EvaluationBatches(text, BatchLayout(MICRO_BATCH_TOKENS, 0, 1, 1))
-        measured = validation_loss(model.to(device), batches, device, dtype, lambda *sums: list(sums))
+        measured = validation_loss(model.to(device), batches, device, dtype)
     print(f"loss on text: {measured.loss:.4f} ({measured.tokens:,} tokens, {str(dtype).removeprefix('torch.')})")
 
 

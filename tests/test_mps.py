@@ -105,7 +105,7 @@ def test_nothing_needs_float64(config):
         steps = TrainingSteps(documents, BatchLayout(40), epochs=1, samples_per_step=4, seed=1)
         assert train_step(Learner(model, model, optimizer, scaler, CPU, torch.float32), steps[0], 1.0).skipped is None
         batches = EvaluationBatches(documents, BatchLayout(40))
-        assert validation_loss(model, batches, CPU.device, torch.float32, CPU.sum).tokens > 0
+        assert validation_loss(model, batches, CPU.device, torch.float32).tokens > 0
         settings = SamplingSettings(3, temperature=0.8, top_k=5, top_p=0.9, repetition_penalty=1.1)
         assert len(generate_batch(model, [[1, 2], [3]], settings, ())) == 2
 

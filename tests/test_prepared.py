@@ -213,7 +213,8 @@ def test_an_error_in_a_worker_is_raised_in_the_caller(tmp_path, small_chunks):
         prepare([data], Wrong(BUNDLED, 100), tmp_path / "prepared")
 
 
-@pytest.mark.parametrize("part", ["header.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin"])
+@pytest.mark.parametrize("part", ["header.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin",
+                                  "groups.bin"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_incomplete_prepared_data_are_prepared_again(tmp_path, part, damage):
     data, said = write_rows(tmp_path / "a.jsonl", questions(5)), []

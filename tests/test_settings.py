@@ -136,9 +136,10 @@ def test_groups_and_names_of_fine_tuning_settings():
                       "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
         "runtime": ["device", "dtype", "micro_batch_tokens", "use_compile", "gradient_checkpointing", "parallel",
                     "rank_timeout", "local_rank", "num_workers"],
+        "evaluation": ["eval_interval", "eval_samples", "eval_max_new_tokens", "best_by", "early_stop_patience"],
         "saving": ["save_dir", "save_dtype", "from_resume", "overwrite", "allow_changed_data", "keep_checkpoints",
                    "save_interval", "async_save", "keep_best", "save_weight"],
-        "logging": ["log_interval", "eval_interval", "loggers", "use_wandb", "wandb_project"],
+        "logging": ["log_interval", "loggers", "use_wandb", "wandb_project"],
     }
 
 
@@ -170,7 +171,7 @@ def test_settings_that_change_only_with_allow_changed_data():
 def test_settings_recorded_in_the_resume_state():
     assert list(recorded(SFTSettings, "weights")) == [
         "dropout", "freeze", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay",
-        "grad_clip", "keep_best"]
+        "grad_clip", "best_by", "early_stop_patience", "keep_best"]
 
 
 def test_ranks_may_differ_in_paths_and_machines_only():

@@ -3,13 +3,14 @@
 import os
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from tiny import TINY, random_documents
 
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
+from minimind_sft.evaluation.during_training import Evaluation
+from minimind_sft.evaluation.losses import ValidationLoss
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
@@ -73,4 +74,4 @@ class Training:
 def losses_in_turn(*losses: float):
     """Returns an evaluation that gives these losses in turn."""
     turns = iter(losses)
-    return lambda: SimpleNamespace(loss=next(turns), perplexity=1.0)
+    return lambda: Evaluation(ValidationLoss(next(turns), token_accuracy=0.5, tokens=10))

@@ -18,7 +18,8 @@ from minimind_sft.data.samples import PretrainEncoder
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import check_compiler, position_multiple, resolve_dtype
 from minimind_sft.errors import run_program
-from minimind_sft.evaluation.losses import validation_loss
+from minimind_sft.evaluation.drawing import draw_questions
+from minimind_sft.evaluation.during_training import Evaluator
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.build import find_start
 from minimind_sft.model.weights import weights_path, write_weights
@@ -111,8 +112,8 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
 
         evaluate = None
         if eval_set is not None:
-            batches = EvaluationBatches(eval_set, layout)
-            evaluate = partial(validation_loss, model, batches, ranks.device, dtype, ranks.sum)
+            questions = draw_questions(eval_set, settings.evaluation, model.config.context, tokenizer, None)
+            evaluate = Evaluator(model, EvaluationBatches(eval_set, layout), questions, settings, dtype, ranks)
         saver = Saver(checkpoints, write, interval=saving.save_interval,
                       keeps_best=saving.keep_best and evaluate is not None)
         begin_outputs(outputs, checkpoints, state, ranks)

@@ -195,7 +195,7 @@ class EvaluationBatches:
     """
 
     def __init__(self, dataset: Samples, layout: BatchLayout):
-        self._dataset, self._multiple = dataset, layout.multiple
+        self.dataset, self._multiple = dataset, layout.multiple
         documents = [(length, sample, number) for sample in range(len(dataset))
                      for number, length in enumerate(dataset.lengths(sample))]
         documents.sort(reverse=True)
@@ -208,8 +208,13 @@ class EvaluationBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (collate([self._dataset[sample][number] for _, sample, number in batch], self._multiple)
-                for batch in self._batches)
+        return (batch for batch, _ in self.with_samples())
+
+    def with_samples(self) -> Iterator[tuple[Batch, list[int]]]:
+        """Yields each batch with the samples that its documents belong to."""
+        for batch in self._batches:
+            yield (collate([self.dataset[sample][number] for _, sample, number in batch], self._multiple),
+                   [sample for _, sample, _ in batch])
 
 
 def _consecutive(documents: list[tuple[int, int, int]], max_tokens: int) -> list[list[tuple[int, int, int]]]:

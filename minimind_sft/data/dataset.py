@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,26 @@ MAX_NAMED = 1000
 LABELS_AT_ONCE = 2**20
 MAX_HELD_OUT = 2000
 """More samples would prolong an evaluation without making it much more precise."""
+
+
+ALL_KINDS = "all"
+"""The kind of a row that names none."""
+OTHER_KINDS = "(other kinds)"
+MAX_KINDS = 100
+"""Kinds that a prepared dataset tells apart; the field may hold something else, such as an id of each row."""
+MAX_KIND_CHARACTERS = 80
+
+
+class Group(NamedTuple):
+    """The samples that come from one file and have the same `kind`."""
+
+    source: str
+    kind: str
+
+
+def kind_of(row: dict) -> str:
+    """Returns the kind that a row names in its field `kind`; `ALL_KINDS` if it names none."""
+    return str(row.get("kind", ALL_KINDS))[:MAX_KIND_CHARACTERS]
 
 
 @dataclass
@@ -86,6 +106,7 @@ class ExampleDataset:
 
     Attributes:
         fingerprint: the SHA-256 of the file that the samples come from, or a list of several; None if there is none.
+        groups: the file and kind of the samples of each group.
     """
 
     def __init__(self, samples: Iterable[list[Example]] = ()):
@@ -96,6 +117,7 @@ class ExampleDataset:
                   np.fromiter(accumulate((len(one.labels) for one in examples), initial=0), np.int64),
                   np.fromiter(accumulate(map(len, samples), initial=0), np.int64), IGNORE_INDEX)
         self.fingerprint: Any = None
+        self._set_groups([Group("samples", ALL_KINDS)], np.zeros(len(samples), np.int32))
 
     def _set(self, input_ids: np.ndarray, labels: np.ndarray, example_ends: np.ndarray, sample_ends: np.ndarray,
              ignore: int) -> None:
@@ -104,8 +126,16 @@ class ExampleDataset:
         self._example_ends, self._sample_ends = example_ends, sample_ends
         self._chosen = np.arange(len(sample_ends) - 1)
 
+    def _set_groups(self, groups: list[Group], group_of: np.ndarray) -> None:
+        """Sets the groups, and for each sample the index of its own."""
+        self.groups, self._group_of = groups, group_of
+
     def __len__(self) -> int:
         return len(self._chosen)
+
+    def group_of(self, index: int) -> int:
+        """Returns the index of a sample's group."""
+        return int(self._group_of[self._chosen[index]])
 
     def __getitem__(self, index: int) -> list[Example]:
         examples = []
@@ -169,6 +199,16 @@ class Mixture:
         self.draws = None if shares is None else split_by_shares(len(self), shares)
 
     @property
+    def groups(self) -> list[Group]:
+        return [group for source in self.sources for group in source.groups]
+
+    def group_of(self, index: int) -> int:
+        """As `ExampleDataset.group_of`; the groups of the sources follow one another."""
+        source, inside = self._find(index)
+        first = sum(len(one.groups) for one in self.sources[:self._number(index)])
+        return first + source.group_of(inside)
+
+    @property
     def fingerprint(self) -> list:
         return [[source.fingerprint for source in self.sources], self.draws]
 
@@ -215,8 +255,12 @@ class Mixture:
         return np.concatenate([*passes, np.zeros(0, np.int64)])[start:start + draws].astype(np.int64)
 
     def _find(self, index: int) -> tuple[ExampleDataset, int]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = self._number(index)
         return self.sources[number], int(index - self._starts[number])
+
+    def _number(self, index: int) -> int:
+        """Returns the number of the source that a sample comes from."""
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
 
 
 Samples = ExampleDataset | Mixture

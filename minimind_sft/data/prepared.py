@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -21,20 +21,21 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from minimind_sft.data.dataset import DatasetCounts, ExampleDataset
+from minimind_sft.data.dataset import MAX_KINDS, OTHER_KINDS, DatasetCounts, ExampleDataset, Group, kind_of
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, read_object, sha256_of_file, sync
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.paths import shown
 
 T = TypeVar("T")
 
-FORMAT = 3
+FORMAT = 4
 """Increased whenever the same rows and settings give other samples or files."""
 MAPPED = ("input_ids", "labels")
-ARRAYS = (*MAPPED, "lengths", "examples")
+ARRAYS = (*MAPPED, "lengths", "examples", "groups")
 MARKER = "made_by_minimind_sft"
 """The first file of every prepared folder."""
 OWN_FILES = frozenset([MARKER, "header.json", *(f"{name}.bin" for name in ARRAYS)])
@@ -43,12 +44,16 @@ NAMED_AT_ONCE = 10
 
 
 class Chunk(NamedTuple):
-    """The samples of some rows: tokens of all Examples end to end, tokens per Example, Examples per sample."""
+    """The samples of some rows: tokens of all Examples end to end, tokens per Example, Examples per sample.
+
+    origins: the file and kind of each sample.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
     lengths: np.ndarray
     examples: np.ndarray
+    origins: list[Group]
     counts: DatasetCounts
 
 
@@ -73,6 +78,10 @@ class PreparedDataset(ExampleDataset):
         if not (self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"]
                 and self._sample_ends[-1] == len(lengths)):
             raise ValueError(f"{folder}: the parts have the wrong lengths")
+        group_of = np.fromfile(folder / "groups.bin", np.int32)
+        if len(group_of) != len(self):
+            raise ValueError(f"{folder}: the parts have the wrong lengths")
+        self._set_groups([Group(shown(files[file]), kind) for file, kind in header["groups"]], group_of)
         self.folder, self.counts = folder, DatasetCounts(**header["counts"])
         self.counts.rename(header["paths"], list(map(str, files)))
         self.sums = header["files"]
@@ -152,19 +161,21 @@ def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
             readable.append((raw.place, parse_raw_row(raw)))
         except UserError as error:
             errors[number] = error
-    encoded = iter(encoder.encode(readable))
-    samples = []
+    encoded, parsed = iter(encoder.encode(readable)), iter(readable)
+    samples, origins = [], []
     for number, raw in enumerate(raw_rows):
         row = errors[number] if number in errors else next(encoded)
+        kind = "" if number in errors else kind_of(next(parsed)[1])
         counts.add(raw.place, row)
         if not isinstance(row, UserError):
             samples += row.samples
+            origins += [Group(raw.place.rpartition(":")[0], kind)] * len(row.samples)
     examples = [example for sample in samples for example in sample]
     dtype = _token_dtype(encoder.tokenizer.vocab_size)
     return Chunk(_joined([example.input_ids for example in examples], dtype),
                  _joined([example.labels for example in examples], dtype),
                  np.array([len(example.labels) for example in examples], np.int32),
-                 np.array([len(sample) for sample in samples], np.int32), counts)
+                 np.array([len(sample) for sample in samples], np.int32), origins, counts)
 
 
 def refuse_bad_rows(counts: DatasetCounts) -> None:
@@ -216,7 +227,7 @@ def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Seq
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     (temporary / MARKER).touch()
-    counts = DatasetCounts()
+    counts, grouping = DatasetCounts(), _Grouping(files)
     try:
         with ExitStack() as stack:
             out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
@@ -225,13 +236,15 @@ def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Seq
                 counts += chunk.counts
                 if counts.bad_rows and bad_rows == "error":
                     refuse_bad_rows(counts)
+                arrays = {**chunk._asdict(), "groups": grouping.numbers(chunk.origins)}
                 for name, file in out.items():
-                    file.write(getattr(chunk, name).tobytes())
+                    file.write(arrays[name].tobytes())
         for path, state in zip(files, states, strict=True):
             if _stat(path) != state[1:]:  # what was read may not have this sum
                 raise UserError(f"{path}: the file changed while it was read; start again")
         header = {"dtype": _token_dtype(encoder.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
-                  "paths": list(map(str, files)), "settings": encoder.settings, "counts": asdict(counts)}
+                  "paths": list(map(str, files)), "settings": encoder.settings, "counts": asdict(counts),
+                  "groups": grouping.groups}
         (temporary / "header.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             sync(path)
@@ -241,6 +254,31 @@ def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Seq
         sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Grouping:
+    """Numbers the groups of samples in the order in which they come: pairs of a file's index and a kind."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._file = {str(path): index for index, path in enumerate(files)}
+        self._kinds: set[str] = set()
+        self._numbers: dict[tuple[int, str], int] = {}
+
+    @property
+    def groups(self) -> list[tuple[int, str]]:
+        return list(self._numbers)
+
+    def numbers(self, origins: Iterable[Group]) -> np.ndarray:
+        """Returns the number of each sample's group; kinds after the first `MAX_KINDS` count as one."""
+        return np.array([self._number(self._file[source], kind) for source, kind in origins], np.int32)
+
+    def _number(self, file: int, kind: str) -> int:
+        if kind not in self._kinds:
+            if len(self._kinds) < MAX_KINDS:
+                self._kinds.add(kind)
+            else:
+                kind = OTHER_KINDS
+        return self._numbers.setdefault((file, kind), len(self._numbers))
 
 
 def _temporary(target: Path) -> Path:

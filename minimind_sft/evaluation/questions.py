@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from minimind_sft.data.chat_template import ChatTemplate, Supervision
 from minimind_sft.data.conversation import Conversation, parse_conversation
+from minimind_sft.data.dataset import kind_of
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
 from minimind_sft.inference.chat import THINK_END
@@ -46,7 +47,7 @@ def read_scored_rows(files: Iterable[Path]) -> list[Row]:
     Raises:
         UserError: names file and line, for a row that is not a conversation or has no assistant turn.
     """
-    return [Row(str(row.get("kind", "all")), parse_conversation(row, place))
+    return [Row(kind_of(row), parse_conversation(row, place))
             for path in files for place, row in read_rows(path)]
 
 

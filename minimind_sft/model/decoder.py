@@ -2,7 +2,7 @@
 
 The architecture and the names of its weights are those of Qwen3 / Qwen3-MoE and MiniMind-3.
 
-Local letter: P supervised positions.
+Local letters: P supervised positions, W of them at a time.
 """
 
 import math
@@ -24,6 +24,9 @@ from minimind_sft.model.moe import MixtureOfExperts, balance_loss_sum
 from minimind_sft.model.precision import at_least_float32
 from minimind_sft.model.recompute import recomputed
 
+SCORED_AT_ONCE = 256
+"""Positions whose logits `token_losses` holds at the same time."""
+
 
 class Losses(NamedTuple):
     """Sums over a flat batch. A step divides them by its own totals, however it was cut into micro-batches.
@@ -35,6 +38,17 @@ class Losses(NamedTuple):
 
     loss_sum: Tensor
     aux_loss_sum: Tensor
+
+
+class TokenLosses(NamedTuple):
+    """A value for each supervised position of a flat batch, in their order.
+
+    loss_P: cross-entropy in nats.
+    is_first_P: whether the label is the token with the highest score.
+    """
+
+    loss_P: Tensor
+    is_first_P: Tensor
 
 
 class DecoderLayer(nn.Module):
@@ -161,6 +175,21 @@ class MiniMindForCausalLM(nn.Module):
         loss_sum = self._loss_sum(hidden_ND, labels_T.index_select(0, supervised_P))
         has_router = self.config.use_moe and self.training
         return Losses(loss_sum, self._aux_loss_sum(documents) if has_router else torch.zeros_like(loss_sum))
+
+    def token_losses(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
+                     supervised_P: Tensor | None = None) -> TokenLosses:
+        """Returns the losses of the single tokens of a flat batch, for evaluation; arguments as for training losses."""
+        documents = self._documents(input_ids_T, cu_seqlens)
+        if supervised_P is None:
+            supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+        hidden_ND = self.model(input_ids_T, documents.positions_T, documents, selection.fill_up(supervised_P))
+        losses, firsts = [], []
+        labels_P = labels_T.index_select(0, supervised_P)
+        for hidden_WD, labels_W in zip(hidden_ND.split(SCORED_AT_ONCE), labels_P.split(SCORED_AT_ONCE), strict=True):
+            logits_WV = at_least_float32(self.logits(hidden_WD)[:len(labels_W)])
+            losses.append(F.cross_entropy(logits_WV, labels_W, reduction="none"))
+            firsts.append(logits_WV.argmax(-1) == labels_W)
+        return TokenLosses(torch.cat(losses), torch.cat(firsts))
 
     @property
     def embed_tokens(self) -> nn.Embedding:

@@ -10,11 +10,10 @@ LOGGERS = ("wandb", "swanlab", "tensorboard")
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """Metrics and evaluations, and how often they are reported."""
+    """What is reported, how often, and where to."""
 
     log_interval: int = setting(
         10, "steps between lines of the metrics file, and of the output if that is not a terminal", min=1)
-    eval_interval: int = setting(0, "steps between evaluations; 0: ten over the whole run", min=0)
     loggers: tuple[str, ...] = setting((), "programs that also show the metrics", choices=LOGGERS)
     use_wandb: bool = setting(False, "the same as --loggers wandb")
     wandb_project: str = setting("MiniMind-SFT", "project at Weights & Biases and SwanLab")

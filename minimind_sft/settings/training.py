@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
+from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.logging import LoggingSettings
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.model import ModelSettings
@@ -19,11 +20,17 @@ class TrainSettings:
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     saving: SavingSettings = SavingSettings()
     logging: LoggingSettings = LoggingSettings()
 
     def problems(self) -> list[str]:
-        return room_problems(self.runtime.micro_batch_tokens, self.data.max_seq_len)
+        found = room_problems(self.runtime.micro_batch_tokens, self.data.max_seq_len)
+        if not (self.data.eval_data_path or self.data.eval_share):
+            found += [f"{flag}: there is nothing to evaluate on; --eval_data_path or --eval_share names samples"
+                      for flag, is_set in (("--best_by exact_match", self.evaluation.best_by == "exact_match"),
+                                           ("--early_stop_patience", self.evaluation.early_stop_patience)) if is_set]
+        return found
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class PretrainSettings(TrainSettings):
     """Settings of trainer/train_pretrain.py."""
 
     optimizer: OptimizerSettings = OptimizerSettings(accumulation_steps=8)
+    evaluation: EvaluationSettings = EvaluationSettings(eval_samples=0)
     saving: WeightSavingSettings = WeightSavingSettings(save_weight="pretrain")
 
 

@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -40,10 +40,21 @@ class StepResult:
 
 
 class Evaluation(Protocol):
-    """Mean cross-entropy over the evaluation set's supervised tokens."""
+    """The scores of the weights at one step; equal on all ranks."""
 
-    loss: float
-    perplexity: float
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the evaluation set's supervised tokens, in nats."""
+
+    @property
+    def exact_match(self) -> float | None:
+        """The share of exact answers; None if no answer was compared."""
+
+    def lines(self) -> list[str]:
+        """Returns the scores in a few words, and what else the terminal should show."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the values of the evaluation's line in the metrics file."""
 
 
 def train_step(learner: Learner, batch: StepBatch, grad_clip: float) -> StepResult:
@@ -87,7 +98,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
     """Trains from `state` to the last step, or until a signal asks it to stop.
 
     Args:
-        evaluate: measures the validation loss; None if there is no evaluation set.
+        evaluate: evaluates the weights as they are; None if there is no evaluation set.
 
     Returns:
         The exit status: 0, or 128 + the signal.
@@ -97,7 +108,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
     """
     ranks, total_steps = learner.ranks, len(steps)
     optimizer, log_interval = settings.optimizer, settings.logging.log_interval
-    eval_interval = settings.logging.eval_interval or max(total_steps // 10, 1)
+    eval_interval = settings.evaluation.eval_interval or max(total_steps // 10, 1)
 
     def save(wait: bool = True) -> None:
         progress.sync()
@@ -199,14 +210,17 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
 
 def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluation], progress: Progress,
              saver: Saver) -> None:
-    """Measures the validation loss, and has the weights written if they are the best of this run so far."""
+    """Evaluates the weights, and has them written if they are the best of this run so far."""
     with progress.doing("eval"):
         result = evaluate()
         reshard(learner.model)
         learner.model.train()
     state.eval_loss = result.loss if math.isfinite(result.loss) else None
-    progress.say(f"{progress.label(state.step)} validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}")
-    progress.log(state.step, eval_loss=result.loss, perplexity=result.perplexity)
+    scores, *more = result.lines()
+    progress.say(f"{progress.label(state.step)} {scores}")
+    for line in more:
+        progress.say(f"{'':<12}{line}")
+    progress.log(state.step, **result.metrics())
     if state.step > 0 and state.eval_loss is not None and (
             state.best_eval_loss is None or state.eval_loss < state.best_eval_loss):
         state.best_eval_loss = state.eval_loss

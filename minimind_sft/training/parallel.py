@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,6 +68,8 @@ def _shard(model: MiniMindForCausalLM, ranks: Ranks, dtype: torch.dtype) -> Mini
         fully_shard(layer.matrices(), mesh=mesh, mp_policy=multiplied)
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    for method in ("token_losses", "hidden_states", "logits"):  # for evaluation; like forward, they gather the weights
+        register_fsdp_forward_method(model, method)
     return model
 
 
