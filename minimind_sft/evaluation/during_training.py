@@ -4,7 +4,6 @@ Nothing here changes training: no random number is drawn, no gradient computed, 
 weights, as a chat will load them.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -189,6 +188,5 @@ def _quoted(text: str) -> str:
     return f'"{shortened(text, SHOWN_COLUMNS)}"'
 
 
-def _by_name(scores: Mapping[str, TokenScore]) -> dict[str, dict[str, float | None]]:
-    return {name: {"loss": score.loss if math.isfinite(score.loss) else None, "token_accuracy": score.token_accuracy,
-                   "tokens": score.tokens} for name, score in scores.items()}
+def _by_name(scores: Mapping[str, TokenScore]) -> dict[str, dict[str, float]]:
+    return {name: asdict(score) for name, score in scores.items()}
