@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +42,8 @@ from minimind_sft.settings.training import LoraSFTSettings, SFTSettings
 from minimind_sft.training.adapting import adapted_model
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.metrics import read_metrics
-from minimind_sft.training.optim import BETAS, learning_rate
+from minimind_sft.training.optim import BETAS
+from minimind_sft.training.schedule import Schedule
 
 LIMIT = 1e-3
 """Of the difference of two losses in one step."""
@@ -192,8 +192,7 @@ def train_theirs(settings: Settings, weights: Path, documents: Documents,
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     optimizer = settings.optimizer
-    rate = partial(learning_rate, updates=optimizer.max_steps, peak=1.0, min_ratio=optimizer.min_lr_ratio,
-                   warmup=optimizer.warmup_steps)
+    rate = Schedule.of({**vars(optimizer), "learning_rate": 1.0}, optimizer.max_steps).rate
 
     class WithOurRates(SFTTrainer):
         def create_scheduler(self, num_training_steps, optimizer=None):

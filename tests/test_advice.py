@@ -23,6 +23,7 @@ def sft(**flags) -> SFTSettings:
     ({"epochs": 300, "max_steps": 12_345}, "12,345 steps of 16 samples, learning rate 0.0005; 123 epochs: --max_steps "
                                            "12345 ends the run before --epochs 300, which would be 30,000 steps"),
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
+    ({"schedule": "wsd"}, "200 steps of 16 samples, learning rate 0.0005 (wsd); 2 epochs"),
 ])
 def test_the_length_says_which_of_max_steps_and_epochs_ends_the_run(flags, line):
     optimizer = sft(**flags).optimizer
@@ -61,6 +62,7 @@ SETTINGS = {"epochs": 1, "max_steps": 0, "learning_rate": 1e-3, "min_lr_ratio": 
     ({"epochs": 2}, "0.0001", "0.000546"),  # from the end of one cosine to the middle of the next
     ({"learning_rate": 3e-3}, "0.0001", "0.0003"),
     ({"min_lr_ratio": 0.5}, "0.0001", "0.0005"),
+    ({"schedule": "constant"}, "0.0001", "0.001"),
 ])
 def test_a_learning_rate_that_jumps_on_resume_is_noted(changed, was, now):
     (line,) = rate_advice(SETTINGS, {**SETTINGS, **changed}, 100, steps_per_epoch=100)
@@ -70,3 +72,9 @@ def test_a_learning_rate_that_jumps_on_resume_is_noted(changed, was, now):
 def test_a_learning_rate_that_continues_smoothly_is_not_noted():
     assert rate_advice(SETTINGS, SETTINGS, 50, 100) == []
     assert rate_advice(SETTINGS, {**SETTINGS, "warmup_steps": 5}, 90, 100) == []
+
+
+def test_more_epochs_move_no_rate_while_a_wsd_run_has_not_begun_to_decay():
+    stable = {**SETTINGS, "schedule": "wsd", "decay_share": 0.2}
+    assert rate_advice(stable, {**stable, "epochs": 3}, 79, 100) == []
+    assert len(rate_advice(stable, {**stable, "epochs": 3}, 99, 100)) == 1

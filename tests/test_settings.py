@@ -132,8 +132,8 @@ def test_groups_and_names_of_fine_tuning_settings():
                  "max_seq_len", "seed", "truncation", "train_turns", "train_on_prompt", "chat_template",
                  "end_of_turn"],
         "model": ["from_weight", "preset", "hidden_size", "num_hidden_layers", "use_moe", "dropout", "freeze"],
-        "optimizer": ["epochs", "max_steps", "batch_size", "accumulation_steps", "learning_rate", "min_lr_ratio",
-                      "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
+        "optimizer": ["epochs", "max_steps", "batch_size", "accumulation_steps", "learning_rate", "schedule",
+                      "min_lr_ratio", "decay_share", "warmup_steps", "weight_decay", "grad_clip", "max_bad_steps"],
         "runtime": ["device", "dtype", "micro_batch_tokens", "use_compile", "gradient_checkpointing", "parallel",
                     "rank_timeout", "local_rank", "num_workers"],
         "evaluation": ["eval_interval", "eval_samples", "eval_max_new_tokens", "best_by", "early_stop_patience"],
@@ -170,8 +170,8 @@ def test_settings_that_change_only_with_allow_changed_data():
 
 def test_settings_recorded_in_the_resume_state():
     assert list(recorded(SFTSettings, "weights")) == [
-        "dropout", "freeze", "epochs", "max_steps", "learning_rate", "min_lr_ratio", "warmup_steps", "weight_decay",
-        "grad_clip", "best_by", "early_stop_patience", "keep_best"]
+        "dropout", "freeze", "epochs", "max_steps", "learning_rate", "schedule", "min_lr_ratio", "decay_share",
+        "warmup_steps", "weight_decay", "grad_clip", "best_by", "early_stop_patience", "keep_best"]
 
 
 def test_ranks_may_differ_in_paths_and_machines_only():

@@ -29,6 +29,7 @@ OURS = {
     "--max_seq_len": ("max_length", "max_seq_length", "cutoff_len", "block_size"),
     "--max_new_tokens": ("max_length", "max_tokens", "max_gen_len"),
     "--learning_rate": ("lr",),
+    "--schedule": ("lr_scheduler_type", "lr_scheduler", "lr_decay_style"),
     "--min_lr_ratio, a share of --learning_rate": ("min_lr",),
     "--warmup_steps": ("warmup_iters",),
     "--warmup_steps, in steps": ("warmup_ratio",),
@@ -75,7 +76,6 @@ NOT_HERE = {
     "--weight says which weights: a name, pretrain or full_sft, or a path": ("load", "model_mode"),
     "an answer always streams": ("stream",),
     "documents are always laid end to end without padding": ("packing", "padding_free"),
-    "the schedule is always a cosine, down to --min_lr_ratio of the peak": ("lr_scheduler_type",),
     "the optimizer is always AdamW": ("optim",),
 }
 """The reason why a flag of theirs does not exist here."""

@@ -19,10 +19,24 @@ class OptimizerSettings:
     learning_rate: float = setting(
         5e-4, "peak learning rate; docs/learning_rate.md shows the sweep behind the default", above=0,
         decides="weights")
+    schedule: str = setting(
+        "cosine", "how the learning rate goes on after the warmup: falling all along (cosine, linear), not at all "
+                  "(constant), or only at the end (wsd: warmup, stable, decay)",
+        choices=("cosine", "linear", "constant", "wsd"), decides="weights")
     min_lr_ratio: float = setting(
-        0.1, "the cosine schedule ends at this share of --learning_rate", kind="share", decides="weights")
+        0.1, "a schedule that falls ends at this share of --learning_rate", kind="share", decides="weights")
+    decay_share: float = setting(
+        0.2, "share of the steps in which --schedule wsd decays", above=0, max=1, decides="weights")
     warmup_steps: int = setting(0, "steps of linear warmup", min=0, decides="weights")
     weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only", min=0, decides="weights")
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: no clipping", min=0, decides="weights")
     max_bad_steps: int = setting(
         10, "stop after this many steps in a row with a loss or gradient that is not finite", min=1)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.schedule == "constant" and self.min_lr_ratio != type(self).min_lr_ratio:
+            found.append(f"--min_lr_ratio {self.min_lr_ratio:g}: --schedule constant does not fall")
+        if self.schedule != "wsd" and self.decay_share != type(self).decay_share:
+            found.append(f"--decay_share {self.decay_share:g}: only --schedule wsd has a decay of its own")
+        return found

@@ -11,8 +11,9 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.experience import Experience
-from minimind_sft.training.optim import learning_rate
+from minimind_sft.training.identity import IMPLIED
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.schedule import Schedule
 
 LARGE_WARMUP = 0.3
 FEW_EVALUATION_SAMPLES = 50
@@ -47,8 +48,9 @@ def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
                   f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
     elif max_steps > all_epochs:
         length += f", which end the run before --max_steps {max_steps}"
+    schedule = "" if optimizer.schedule == "cosine" else f" ({optimizer.schedule})"
     return (f"training    {total:,} steps of {steps.samples_per_step} samples, "
-            f"learning rate {optimizer.learning_rate:g}; {length}")
+            f"learning rate {optimizer.learning_rate:g}{schedule}; {length}")
 
 
 def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
@@ -58,7 +60,7 @@ def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
         return []
     if warmup < total_steps:
         return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
-    highest = learning_rate(total_steps - 1, total_steps, optimizer.learning_rate, optimizer.min_lr_ratio, warmup)
+    highest = Schedule.of(vars(optimizer), total_steps).rate(total_steps - 1)
     return [f"note        --warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate "
             f"rises to {highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"]
 
@@ -80,9 +82,8 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
         before, now: the settings of the run so far and those that now apply (`identity.run_settings`).
         update: the next one.
     """
-    was, is_now = (
-        learning_rate(update, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch), one["learning_rate"],
-                      one["min_lr_ratio"], one["warmup_steps"]) for one in (before, now))
+    was, is_now = (Schedule.of({**IMPLIED, **one}, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch))
+                   .rate(update) for one in (before, now))
     if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
     return [f"note        the learning rate jumps: {was:.3g} with the previous settings, {is_now:.3g} with these"]

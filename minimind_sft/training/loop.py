@@ -17,12 +17,12 @@ from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
 from minimind_sft.training.learner import Learner
-from minimind_sft.training.optim import learning_rate
 from minimind_sft.training.parallel import full_tensor, gradient_sync, reshard
 from minimind_sft.training.peak import Meter, peak_memory
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.saving import Saver
+from minimind_sft.training.schedule import Schedule
 
 NOTHING_SUPERVISED = "no supervised token in it"
 NOT_FINITE = "loss or gradient not finite"
@@ -115,6 +115,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
         with progress.doing("save"):
             saver.save(state, learner, wait)
 
+    schedule = Schedule.of(vars(optimizer), total_steps)
     keep_freed_memory()
     meter = Meter(learner)
     learner.model.train()
@@ -124,8 +125,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
         if state.step == 0 and evaluate:
             validate(learner, state, evaluate, progress, saver)
         for batch in progress.waiting_for(batches):
-            rate = learning_rate(state.updates, total_steps, optimizer.learning_rate, optimizer.min_lr_ratio,
-                                 optimizer.warmup_steps)
+            rate = schedule.rate(state.updates)
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
             seed_step(settings.data.seed, batch.step, ranks.rank)
