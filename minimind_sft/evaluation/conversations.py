@@ -124,11 +124,11 @@ def _losses(candidate: Candidate, conversations: Sequence[Conversation]) -> list
             row["cut"] += int((whole.labels != IGNORE_INDEX).sum()) - len(learned)
             text = template.tokenizer.decode(learned[learned != template.end_of_turn_id].tolist())
             row["bytes"] += len(text.encode())
+            row["tokens"] += len(learned)
             documents.append(kept)
             of_row.append(row)
     for row, scores in zip(of_row, score_tokens(model, documents), strict=True):
         row["loss"] -= float(scores.log_probs_P.sum())
-        row["tokens"] += len(scores.log_probs_P)
         row["right"] += int(scores.is_best_P.sum())
     return found
 
