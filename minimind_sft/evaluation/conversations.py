@@ -1,8 +1,6 @@
 """Evaluates a model on conversations: its losses on them, and its answers to their last questions."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,17 @@ from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.reading import read_rows
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless
+from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
 from minimind_sft.evaluation.questions import Question, Row, make_question, without_reasoning
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, data_facts
+from minimind_sft.evaluation.scores import missing_scores, score_answers, score_tables, summary
 from minimind_sft.inference.generate import generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.evaluate import EvaluatedConversationsSettings
-from minimind_sft.terminal import aligned
 
 ROWS_AT_ONCE = 128
 """Rows whose losses are computed, and kept, together."""
@@ -30,38 +29,21 @@ ROWS_AT_ONCE = 128
 PROBLEMS_SHOWN = 5
 
 
-@dataclass
-class Item:
-    """A row under evaluation.
-
-    source: the file it comes from.
-    losses: sums over its supervised tokens (`_losses`); None if it could not be encoded.
-    question: None without --answers.
-    answer: the model's answer without reasoning; None if the question has a problem.
-    problem: why it has no losses or no answer.
-    """
-
-    source: str
-    row: Row
-    losses: dict[str, Any] | None = None
-    question: Question | None = None
-    answer: str | None = None
-    problem: str = ""
-
-
 def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> Outcome:
-    """Measures losses and scores answers, over all rows, by kind and by source."""
-    files = find_files(settings.data_path, "--data_path")
+    """Measures losses and scores answers, over all rows, by source and by kind."""
     items = examine(candidate, settings, store)
-    by_kind = {kind: summary(group) for kind, group in grouped(items, kind_of).items()}
-    by_source = {source: summary(group) for source, group in grouped(items, source_of).items()}
+    missing = missing_scores(items)
+    score_answers(items, missing)
+    everything = summary(items, missing)
+    by_source, by_kind = ({name: summary(group, missing) for name, group in grouped(items, group_of).items()}
+                          for group_of in (source_of, kind_of))
     problems = [item.problem for item in items if item.problem]
-    result = {"data": data_facts(files), "problems": problems, "all": summary(items), "by_kind": by_kind,
-              "by_source": by_source}
-    groups = [("all rows", summary(items))]
+    result = {"data": data_facts(find_files(settings.data_path)), "all": everything, "by_kind": by_kind,
+              "by_source": by_source, "problems": problems, "not_scored": missing}
+    groups = [("all rows", everything)]
     for scores_of in (by_source, by_kind):
         groups += scores_of.items() if len(scores_of) > 1 else ()
-    return Outcome(result, [*score_table(groups), *_named(problems)])
+    return Outcome(result, [*score_tables(groups), *_remarks(everything, missing, problems)])
 
 
 def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store,
@@ -166,58 +148,15 @@ def _answer_row(question: Question, answer: str) -> dict[str, Any]:
             "expected": question.expected, "answer": answer, "exact": answer == question.expected}
 
 
-def kind_of(item: Item) -> str:
-    return item.row.kind
-
-
-def source_of(item: Item) -> str:
-    return item.source
-
-
-def grouped(items: Sequence[Item], group_of: Callable[[Item], str]) -> dict[str, list[Item]]:
-    """Groups the items; the groups are sorted by name."""
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(group_of(item), []).append(item)
-    return dict(sorted(groups.items()))
-
-
-def summary(items: Sequence[Item]) -> dict[str, Any]:
-    """Returns the scores of a group of items.
-
-    loss is the mean over all supervised tokens, in nats; bits_per_byte divides all their bits by the bytes of the text,
-    so it compares models with different tokenizers. Scores of answers are shares of the questions asked.
-    """
-    scores: dict[str, Any] = {"rows": len(items)}
-    sums = [item.losses for item in items if item.losses]
-    tokens, loss, size = (sum(each[name] for each in sums) for name in ("tokens", "loss", "bytes"))
-    if tokens:
-        scores |= {"tokens": tokens, "loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700.0)),
-                   "bits_per_byte": loss / math.log(2) / size if size else None,
-                   "token_accuracy": sum(each["right"] for each in sums) / tokens,
-                   "tokens_cut": sum(each["cut"] for each in sums)}
-    answered = [item for item in items if item.answer is not None]
-    if answered:
-        exact = sum(item.answer == item.question.expected for item in answered if item.question)
-        scores |= {"questions": len(answered), "exact_match": exact / len(answered)}
-    return scores
-
-
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "rows": ("rows", "{:,}".format), "loss": ("loss", "{:.4f}".format), "perplexity": ("perplexity", "{:,.3f}".format),
-    "bits_per_byte": ("bits/byte", "{:.4f}".format), "token_accuracy": ("token acc.", "{:.1%}".format),
-    "questions": ("questions", "{:,}".format), "exact_match": ("exact match", "{:.1%}".format)}
-"""The columns of the table: the name of a score, the heading, and how to write it."""
-
-
-def score_table(groups: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Lays out the scores of groups as a table; a column without values is left out."""
-    used = {name: column for name, column in COLUMNS.items() if any(name in scores for _, scores in groups)}
-    rows = [["", *(heading for heading, _ in used.values())]]
-    for group, scores in groups:
-        rows.append([harmless(group), *(write(scores[name]) if scores.get(name) is not None else "-"
-                                        for name, (_, write) in used.items())])
-    return aligned(rows, numbers=range(1, len(rows[0])))
+def _remarks(everything: dict[str, Any], missing: dict[str, str], problems: Sequence[str]) -> list[str]:
+    """Says what the tables leave out."""
+    lines = []
+    for package in dict.fromkeys(missing.values()):
+        names = " and ".join(name for name, needed in missing.items() if needed == package)
+        lines.append(f"not scored: {names}; pip install {package}")
+    if cut := everything.get("tokens_cut"):
+        lines.append(f"cut: {cut:,} supervised tokens lie beyond the model's context")
+    return [*lines, *_named(problems)]
 
 
 def _named(problems: Sequence[str]) -> list[str]:
@@ -225,6 +164,6 @@ def _named(problems: Sequence[str]) -> list[str]:
     if not problems:
         return []
     more = len(problems) - PROBLEMS_SHOWN
-    return [f"not scored: {len(problems)} row{'s' * (len(problems) > 1)}",
+    return [f"left out: {len(problems)} row{'s' * (len(problems) > 1)}",
             *(f"  {harmless(problem)}" for problem in problems[:PROBLEMS_SHOWN]),
             *([f"  ... and {more} more (--out names all)"] if more > 0 else [])]
