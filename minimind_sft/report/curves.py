@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 SIZE = 1000
 MAX_POINTS = 800
 """Points drawn of one series."""
+MAX_LOG_TICKS = 7
 MAX_VALUE = 1e100
 """Larger values are as good as infinite: they would leave nothing to see of the others."""
 MIN_POINTS_TO_SMOOTH = 60
@@ -124,7 +125,8 @@ def draw(chart: Chart) -> Drawing | None:
         steps = [x for x in steps if x == int(x)] or [first]
     return Drawing(
         chart, lines, [Tick(x_axis.place(x) * 100 / SIZE, label) for x, label in labelled(steps)],
-        [Tick(100 - y_axis.place(y) * 100 / SIZE, label) for y, label in labelled(ticks)],
+        [Tick(100 - y_axis.place(y) * 100 / SIZE, label) for y, label in
+         (((y, labelled([y])[0][1]) for y in ticks) if chart.log else labelled(ticks))],
         [Tick(x_axis.place(x) * 100 / SIZE, label) for x, label in chart.marks if first <= x <= last],
         json.dumps({"range": [first, last], "lines": hover}, separators=(",", ":")),
         f"{chart.title}: " + "; ".join(f"{one.name} {texts(one.points[0][1])} to {texts(one.points[-1][1])}"
@@ -178,13 +180,17 @@ def labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Returns the moving mean: of each point and its neighbours, equally many on both sides."""
+    """Returns the moving mean: of each point and its neighbours, where possible equally many on both sides.
+
+    At the beginning, where a loss falls fast, the point has as few after it as before it.
+    """
     reach = max(len(points) // SMOOTHED_SHARE // 2, 2)
     sums = list(accumulate((y for _, y in points), initial=0.0))
     means = []
     for index, (x, _) in enumerate(points):
-        beside = min(reach, index, len(points) - 1 - index)
-        means.append((x, (sums[index + beside + 1] - sums[index - beside]) / (2 * beside + 1)))
+        beside = min(reach, index)
+        first, end = index - beside, min(index + beside + 1, len(points))
+        means.append((x, (sums[end] - sums[first]) / (end - first)))
     return means
 
 
@@ -230,22 +236,22 @@ def _scale(low: float, high: float, chart: Chart) -> tuple[float, float, list[fl
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
-    """Returns at most about `most` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Returns about `most` round numbers from `low` to `high`: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     if high <= low:
         return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return [number * step for number in numbers]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Returns powers of ten, or where there are few of them 1, 2 and 5 times powers of ten."""
+    """Returns 1, 2 and 5 times powers of ten, or where they are too many only powers of ten."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tens = [10.0 ** power for power in powers if low <= 10.0 ** power <= high]
-    if len(tens) >= 3:
-        return tens[::-(-len(tens) // 6)]
+    if len(tens) > 3:
+        return tens[::-(-len(tens) // MAX_LOG_TICKS)]
     return [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0 ** power) <= high]
 
 

@@ -58,6 +58,16 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str | Badge]]
 
 
+class Finding(NamedTuple):
+    """Something found in data: `places` are the lines that have it, of which `more` are not listed."""
+
+    weight: Weight
+    text: str
+    places: Sequence[str] = ()
+    more: int = 0
+    is_open: bool = False
+
+
 def render(template: str, *, package: str = SHARED, scripts: Sequence[str] = (CHART_SCRIPT,), connects: bool = False,
            **values: Any) -> str:
     """Renders a page.
