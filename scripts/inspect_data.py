@@ -22,7 +22,7 @@ from minimind_sft.data.sources import find_eval_sources, find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.files import check_writable
-from minimind_sft.inspection.page import write_page
+from minimind_sft.inspection.page import write_report_page
 from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
@@ -50,7 +50,7 @@ def main() -> int:
     report = make_report(tallies, sources, eval_sources, trainer, settings.run.ranks, wanted.strict, notes)
 
     if page:
-        write_page(page, report, shown)
+        write_report_page(page, report, shown)
     if wanted.json:
         print(json.dumps(report.as_json(), indent=1), flush=True)
     else:

@@ -345,7 +345,7 @@ def test_the_page_escapes_the_data_and_loads_nothing(tmp_path, inspect):
     assert "&lt;script&gt;" in page and "found a row with &lt;img src=x" in page
     assert not re.search(r"(src|href)\s*=\s*[\"']|url\(|@import|https?:", page)
     assert f'title="{BUNDLED.end_of_turn_id}"&gt;'.replace("&gt;", ">") in page
-    assert "prefers-color-scheme: dark" in page and "<svg" in page
+    assert "prefers-color-scheme: dark" in page and '<div class="bars">' in page
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Shown tokens, bars of lengths, quantiles and percentages."""
+"""Shown tokens, bars of lengths and quantiles."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ def test_a_truncated_character_is_shown_as_a_replacement():
     assert tokens[-1] == ("<|im_end|>", (2,), True, True) and tokens[-2].text == "\ufffd"
 
 
-def test_bars_quantiles_and_percentages():
+def test_bars_and_quantiles():
     lengths = Counter({1: 3, 12: 2, 13: 1, 30: 4})
     found = figures.bars(lengths, 24)
     assert [(bar.first, bar.last) for bar in found[:2]] == [(1, 2), (3, 4)] and len(found) == 13
@@ -38,5 +38,3 @@ def test_bars_quantiles_and_percentages():
     assert [bar[:3] for bar in figures.bars(lengths, 1000)][-1] == (28, 30, 4)
     assert figures.bars(Counter(), 9) == []
     assert [figures.quantile(lengths, share) for share in (0, 0.3, 0.5, 0.6, 1)] == [1, 1, 12, 13, 30]
-    assert [figures.percent(share) for share in (None, 0, 0.00001, 0.5, 0.99999, 1)] == [
-        "-", "0.0%", "0.1%", "50.0%", "99.9%", "100%"]

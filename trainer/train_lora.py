@@ -23,6 +23,7 @@ from minimind_sft.device import check_compiler, position_multiple, resolve_dtype
 from minimind_sft.errors import run_program
 from minimind_sft.evaluation.drawing import draw_questions
 from minimind_sft.evaluation.during_training import Evaluator
+from minimind_sft.inspection.of_run import write_report
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.adapters.own_file import adapter_path, write_adapter
 from minimind_sft.model.build import find_start
@@ -135,7 +136,8 @@ def fine_tune(settings: LoraSFTSettings, ranks: Ranks) -> int:
         if ranks.is_main:
             effort = progress.effort(state.step)
             ranks.say(*closing_lines(read_metrics(outputs.metrics), effort, saver.keeps_best),
-                      *result_lines(state, outputs.weights),
+                      *result_lines(state, outputs.weights))
+            ranks.say(write_report(outputs.report, outputs.metrics, settings, encoder),
                       *next_lines("lora", settings, outputs.weights, outputs.metrics, base=start))
         return status
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from minimind_sft.inspection.report import Plan
 from minimind_sft.inspection.tally import KINDS, Finding, Tally
+from minimind_sft.report.formats import counted, percent
 
 BARS = 12
 LINES_NAMED = 10
@@ -43,20 +44,6 @@ def quantile(lengths: Counter, share: float) -> int:
         if left <= 0:
             return length
     return max(lengths)
-
-
-def percent(share: float | None) -> str:
-    """Formats a share, never rounded up to 100% or down to 0%."""
-    if share is None:
-        return "-"
-    shown = f"{share:.1%}"
-    if shown == "100.0%":
-        return "100%" if share == 1 else "99.9%"
-    return "0.1%" if shown == "0.0%" and share else shown
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def figures(tally: Tally) -> list[tuple[str, str]]:

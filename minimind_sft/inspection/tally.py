@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from minimind_sft.data.dataset import DatasetCounts
+from minimind_sft.report.page import Weight
 
 
 class Kind(NamedTuple):
@@ -18,7 +19,7 @@ class Kind(NamedTuple):
     short, what: descriptions after a number: "3 bad", "3 rows that cannot be used".
     """
 
-    weight: str
+    weight: Weight
     short: str
     what: str
 

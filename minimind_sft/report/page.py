@@ -58,6 +58,16 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str | Badge]]
 
 
+class Bar(NamedTuple):
+    """A bar of a histogram; `share` is its length in percent of the longest, `title` appears on hover."""
+
+    label: str
+    share: float
+    value: str
+    title: str
+    stands_out: bool = False
+
+
 class Finding(NamedTuple):
     """Something found in data: `places` are the lines that have it, of which `more` are not listed."""
 

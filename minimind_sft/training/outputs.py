@@ -55,6 +55,7 @@ class Outputs:
         self.name_flag = name_flag
         self.weights, self.states = weights, weights.parent / "checkpoints" / f"{weights.stem}_resume"
         self.sidecar, self.metrics = sidecar_path(weights), weights.with_name(f"{weights.stem}_metrics.jsonl")
+        self.report = weights.with_name(f"{weights.stem}_report.html")
         self.previous = weights.with_name(f"{weights.stem}.previous")
         self.run: str | None = None
         """The id of this run, once `claim` has settled it."""
@@ -96,31 +97,32 @@ class Outputs:
         if not overwrite and (self._in_the_way or (fresh and has_states)):
             raise UserError(self._refusal(is_new, has_states))
 
-    def begin(self) -> list[Path]:
-        """Moves what is in the way, records that the files are now this run's, and returns what was moved.
+    def begin(self) -> dict[Path, list[Path]]:
+        """Moves what is in the way, and records that the files are now this run's.
+
+        Returns:
+            {where they are now: the files that were moved there}.
 
         Raises:
             UserError: if a file cannot be moved or written.
         """
-        if self._only_metrics():
-            set_aside_file(self.metrics)
+        moved = {self.previous: self._in_the_way} if self._in_the_way else {}
+        if self._only_logs():
+            moved = {previous_name(path): [path] for path in self._in_the_way}
+            for path in self._in_the_way:
+                set_aside_file(path)
         elif self._in_the_way:
             set_aside(self._in_the_way, self.previous)
         record = {"run": self.run, "launcher": this_launcher()}
         write_atomically(self.states / RECORD, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
-        return self._in_the_way
+        return moved
 
-    @property
-    def aside(self) -> Path:
-        """Where the files in the way move to: a folder, or for metrics alone a file."""
-        return previous_name(self.metrics) if self._only_metrics() else self.previous
-
-    def _only_metrics(self) -> bool:
-        """Whether only metrics are in the way, left by a run that ended before it had weights.
+    def _only_logs(self) -> bool:
+        """Whether only metrics and a report are in the way, left by a run that ended before it had weights.
 
         They must not push out the weights that were set aside for that run.
         """
-        return self._in_the_way == [self.metrics]
+        return {*self._in_the_way} <= {self.metrics, self.report}
 
     def _has_states(self) -> bool:
         return any(self.states.glob("step-*"))
@@ -128,7 +130,8 @@ class Outputs:
     def _all_files(self) -> list[Path]:
         """Lists files of this run's name, including weights in the other format, which share the sidecar's name."""
         return [path for path in dict.fromkeys((
-            self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics)) if is_there(path)]
+            self.weights, self.weights.with_suffix(".safetensors"), self.sidecar, self.metrics, self.report))
+            if is_there(path)]
 
     def _not_own(self) -> list[Path]:
         """Lists weights and sidecar unless this run wrote them."""
@@ -144,7 +147,8 @@ class Outputs:
         return [] if own else files
 
     def _refusal(self, is_new: bool, has_states: bool) -> str:
-        moves = f"--overwrite moves it to {shown(self.aside)}"
+        aside = previous_name(self._in_the_way[0]) if self._in_the_way and self._only_logs() else self.previous
+        moves = f"--overwrite moves it to {shown(aside)}"
         if not self._in_the_way:
             return (f"{shown(self.states)} has resume states of an earlier run: --from_resume 1 continues it, "
                     f"{self.name_flag} NAME writes beside it, --overwrite sets them aside")
@@ -204,8 +208,8 @@ def continues_a_run(saving: SavingSettings) -> bool:
 
 def begin_outputs(outputs: Outputs, checkpoints: Checkpoints, state: TrainState, ranks: Ranks) -> None:
     """Moves another run's files out of the way; from here on all files of that name are this run's."""
-    if replaced := ranks.on_main(outputs.begin):
-        ranks.say(f"overwrite   {', '.join(map(shown, replaced))} moved to {shown(outputs.aside)}")
+    for aside, files in ranks.on_main(outputs.begin).items():
+        ranks.say(f"overwrite   {', '.join(map(shown, files))} moved to {shown(aside)}")
     if not ranks.on_main(outputs.weights.exists):
         state.best_eval_loss = None  # the weights that had it are gone
     checkpoints.begin()
