@@ -40,8 +40,10 @@ def write_report(path: Path, metrics: Path, settings: TrainSettings, encoder: SF
         inspected, looked_at = [], f"The inspector could not look at the data: {one_line(error)}"
     try:
         write_run_page(path, metrics, inspected, looked_at)
-    except Exception as error:  # the weights are there; nothing in a page is worth a failed run
-        return f"report      {shown(path)} cannot be written: {one_line(error)}"
+    except UserError as error:
+        return f"report      none: {one_line(error)}"
+    except Exception as error:  # the weights are written; nothing about a page is worth a failed run
+        return f"report      none: {shown(path)}: {type(error).__name__}: {one_line(error)}"
     return f"report      {shown(path)}"
 
 

@@ -82,7 +82,7 @@ class Report:
     def verdict(self) -> str:
         if self.is_fine:
             odd = any(part.odd for part in self.parts)
-            return "fine, but see the warnings above" if odd else "fine"
+            return "fine, but see the warnings" if odd else "fine"
         strict = "" if any(part.wrong for part in self.parts) else " (--strict 1)"
         bad = [part.name for part in self.parts if part.wrong or (self.strict and part.odd)]
         return f"not fine to train on{strict}: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"

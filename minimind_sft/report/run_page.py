@@ -33,8 +33,7 @@ def write_run_page(path: Path, metrics: Path, inspected: Sequence[Inspected] = (
         looked_at: which rows the inspector has looked at, in words.
 
     Raises:
-        UserError: if the metrics file is not as expected.
-        OSError: if the page cannot be written.
+        UserError: if the metrics file is not as expected, or the page cannot be written.
     """
     write_page(path, render_run_page(read_run(metrics), inspected, looked_at))
 

@@ -12,7 +12,7 @@ Evaluation = Mapping[str, Any]
 MIN_CHANGE = 0.005
 """A loss that changes by a smaller share of itself counts as unchanged."""
 AVERAGED = 10
-"""Training losses averaged at the beginning and at the end."""
+"""Training losses averaged at the beginning and at the end, at most."""
 
 HOW = {"stopped early": "Stopped early", "interrupted": "Interrupted", "failed": "Failed"}
 
@@ -172,8 +172,8 @@ def _without_evaluation(run: Run) -> tuple[Weight, str]:
     losses = [value for _, value in run.curve("loss")]
     if not losses:
         return "hint", "no step was made"
-    ends = losses[:AVERAGED], losses[-AVERAGED:]
-    first, last = (sum(some) / len(some) for some in ends)
+    several = min(AVERAGED, len(losses) // 2 or 1)
+    first, last = (sum(some) / several for some in (losses[:several], losses[-several:]))
     moved = f"the training loss {_moved(_sign(last - first), *pair(first, last))}" if len(losses) > 1 else (
         f"the training loss was {number(first)}")
     missing = "there was no evaluation after the first step" if run.evaluations else "there were no evaluation data"
