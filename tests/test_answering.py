@@ -81,7 +81,7 @@ def test_a_row_that_cannot_be_compared_says_why():
 
 def test_questions_with_a_problem_get_no_answer(monkeypatch):
     said = iter(["<think>\nHm.\n</think>\n\nI am Mini.", " I am Max.\n"])
-    monkeypatch.setattr(answering, "generate_batch",
+    monkeypatch.setattr(answering, "generate_greedily",
                         lambda model, prompts, settings, stop_ids: [TOKENIZER.encode(next(said)) for _ in prompts])
     questions = [question(USER, ANSWER), question(USER, {**ANSWER, "content": "", "reasoning_content": "Hm."}),
                  question(USER, ANSWER)]

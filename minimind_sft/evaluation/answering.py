@@ -4,7 +4,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.questions import Question, without_reasoning
 from minimind_sft.files import check_writable, write_atomically
-from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.terminal import columns
 
@@ -43,18 +43,26 @@ def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Ques
     Args:
         stop_ids: tokens that end an answer, besides the template's end of turn and the tokenizer's end of document.
     """
-    settings = replace(settings, temperature=0.0)
     stop_ids = chat_stop_ids(template, stop_ids)
     asked = [question for question in questions if not question.problem]
     said: list[str] = []
     with tqdm(total=len(asked), desc="answering", unit=" questions", leave=False, disable=None) as bar:
         for start in range(0, len(asked), batch_size):
-            prompts = [question.prompt for question in asked[start:start + batch_size]]
-            answers = generate_batch(model, prompts, settings, stop_ids)
-            said += [without_reasoning(template.tokenizer.decode(ids)) for ids in answers]
-            bar.update(len(prompts))
-    answer = iter(said)
-    return [Scored(question, None if question.problem else next(answer)) for question in questions]
+            batch = asked[start:start + batch_size]
+            said += answer(model, template, batch, settings, stop_ids)
+            bar.update(len(batch))
+    answers = iter(said)
+    return [Scored(question, None if question.problem else next(answers)) for question in questions]
+
+
+def answer(model: LanguageModel, template: ChatTemplate, questions: Sequence[Question], settings: SamplingSettings,
+           stop_ids: Collection[int]) -> list[str]:
+    """Answers questions without problems greedily, all at once; returns the answers without reasoning.
+
+    An answer does not depend on the other questions (`generate_greedily`).
+    """
+    answers = generate_greedily(model, [question.prompt for question in questions], settings, stop_ids)
+    return [without_reasoning(template.tokenizer.decode(ids)) for ids in answers]
 
 
 def report(results: Sequence[Scored], width: int) -> Iterator[str]:

@@ -1,22 +1,21 @@
 """Evaluates a model on conversations: its losses on them, and its answers to their last questions."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from minimind_sft.data.conversation import Conversation, parse_conversation
+from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.example import Example, make_example
-from minimind_sft.data.reading import read_rows
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless
+from minimind_sft.evaluation.answering import answer
 from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
-from minimind_sft.evaluation.questions import Question, Row, make_question, without_reasoning
+from minimind_sft.evaluation.questions import Question, make_question, read_scored_rows
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, data_facts
 from minimind_sft.evaluation.scores import missing_scores, score_answers, score_tables, summary
-from minimind_sft.inference.generate import generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
@@ -57,17 +56,12 @@ def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, stor
         UserError: if a file cannot be read, or a row is not a conversation.
     """
     files = find_files(settings.data_path, "--data_path")
-    items = [Item(shown(file), row) for file in files for row in _rows(file)]
+    items = [Item(shown(file), row) for file in files for row in read_scored_rows([file])]
     identity = {**candidate.identity, "data": [facts["sha256"] for facts in data_facts(files)]}
     measure_losses(candidate, items, store, identity, name)
     if settings.answers:
         answer_questions(candidate, items, settings, store, identity, name)
     return items
-
-
-def _rows(file: Path) -> Iterator[Row]:
-    for place, row in read_rows(file):
-        yield Row(str(row.get("kind", "all")), parse_conversation(row, place))
 
 
 def measure_losses(candidate: Candidate, items: Sequence[Item], store: Store, identity: dict, name: str = "") -> None:
@@ -112,7 +106,8 @@ def _losses(candidate: Candidate, conversations: Sequence[Conversation]) -> list
     for row, scores in zip(of_row, score_tokens(model, documents), strict=True):
         row["loss"] -= float(scores.log_probs_P.sum())
         row["right"] += int(scores.is_best_P.sum())
-    return found
+    return [row if math.isfinite(row.get("loss", 0.0)) else {"problem": f"{conversation.place}: the loss is not finite"}
+            for row, conversation in zip(found, conversations, strict=True)]
 
 
 def answer_questions(candidate: Candidate, items: Sequence[Item], settings: EvaluatedConversationsSettings,
@@ -135,9 +130,9 @@ def answer_questions(candidate: Candidate, items: Sequence[Item], settings: Eval
               disable=None) as bar:
         for start in range(0, len(left), settings.batch_size):
             batch = left[start:start + settings.batch_size]
-            said = generate_greedily(model, [question.prompt for _, question in batch], sampling, stop_ids)
-            task.add({number: _answer_row(question, without_reasoning(template.tokenizer.decode(ids)))
-                      for (number, question), ids in zip(batch, said, strict=True)})
+            answers = answer(model, template, [question for _, question in batch], sampling, stop_ids)
+            task.add({number: _answer_row(question, said)
+                      for (number, question), said in zip(batch, answers, strict=True)})
             bar.update(len(batch))
     for number in asked:
         items[int(number)].answer = task.done[number]["answer"]

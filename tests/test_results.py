@@ -1,0 +1,140 @@
+"""The answers file: what survives interruptions, and what is refused."""
+
+import json
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from minimind_sft.errors import UserError
+from minimind_sft.evaluation.results import Store, answers_path, open_store, sha256_of, write_results
+from minimind_sft.files import sha256_of_file
+
+IDENTITY = {"weights": "ab12", "data": ["cd34"], "max_new_tokens": 8}
+
+
+def filled(path: Path) -> Store:
+    store = Store(path)
+    task = store.task("answers", IDENTITY)
+    task.add({"0": {"answer": "Rome"}, "1": {"answer": "罗马\n\u2028"}})
+    return store
+
+
+def test_items_are_there_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    filled(path).close()
+    store = Store(path)
+    assert store.items == 2
+    task = store.task("answers", IDENTITY)
+    assert task.done == {"0": {"answer": "Rome"}, "1": {"answer": "罗马\n\u2028"}}
+    task.add({"2": {"answer": "Paris"}})
+    assert store.task("votes", {"seed": 1}).done == {}
+    store.close()
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [
+        {"evaluation": "answers", "identity": IDENTITY},
+        {"task": "answers", "item": "0", "answer": "Rome"}, {"task": "answers", "item": "1", "answer": "罗马\n\u2028"},
+        {"task": "answers", "item": "2", "answer": "Paris"}, {"evaluation": "votes", "identity": {"seed": 1}}]
+
+
+def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = open_store(None, overwrite=False)
+    task = store.task("answers", IDENTITY)
+    task.add({"0": {"answer": "Rome"}})
+    assert store.task("answers", IDENTITY).done == {"0": {"answer": "Rome"}}
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_cut_at_any_byte_keeps_all_whole_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    filled(path).close()
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        lines = whole[:length].count(b"\n")
+        store = Store(path)
+        assert store.items == max(lines - 1, 0)
+        store.task("answers", IDENTITY).add({"9": {"answer": "x"}})
+        store.close()
+        store = Store(path)
+        assert store.items == max(lines - 1, 0) + 1
+        store.close()
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("weights", "ffff", 'answers with another weights: "ab12", now "ffff"'),
+    ("data", ["cd34", "ef"], 'answers with another data: ["cd34"], now ["cd34", "ef"]'),
+    ("new", 1, "answers with another new: null, now 1"),
+])
+def test_items_of_something_else_are_refused(tmp_path, field, value, message):
+    path = tmp_path / "a.jsonl"
+    filled(path).close()
+    before = path.read_bytes()
+    store = Store(path)
+    with pytest.raises(UserError, match="choose another --out, or --overwrite starts again") as refused:
+        store.task("answers", {**IDENTITY, field: value})
+    assert str(refused.value).startswith(f"{path}: holds {message}; ")
+    store.close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "5", "not JSON", '{"task": "answers", "item": "0"}', '{"evaluation": 1}',
+                                  '{"evaluation": "answers", "identity": {}}\n{"task": "other", "item": "0"}'])
+def test_a_foreign_line_is_refused(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"a.jsonl:{line.count(chr(10)) + 1}: not a line of an evaluation's answers"):
+        Store(path)
+    assert path.read_text(encoding="utf-8") == line + "\n"
+
+
+@pytest.mark.slow
+def test_two_evaluations_do_not_write_into_one_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    store = filled(path)
+    with get_context("spawn").Pool(1) as pool:
+        assert "another evaluation is writing there (process " in pool.apply(_refusal, [path])
+    store.close()
+
+
+def _refusal(path: Path) -> str:
+    try:
+        Store(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_foreign_results_file_is_not_replaced(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('{"mine": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match="exists and holds something other than results of an evaluation"):
+        open_store(str(path), overwrite=False)
+    open_store(str(path), overwrite=True).close()
+    assert (tmp_path / "r.json.previous").read_text(encoding="utf-8") == '{"mine": 1}'
+
+
+def test_overwrite_starts_again(tmp_path):
+    path = tmp_path / "r.json"
+    filled(answers_path(path)).close()
+    write_results(path, {"seconds": 1})
+    open_store(str(path), overwrite=False).close()
+    store = open_store(str(path), overwrite=True)
+    assert store.items == 0
+    store.task("answers", {"other": 1})
+    store.close()
+    assert (tmp_path / "r.answers.jsonl.previous").exists() and (tmp_path / "r.json.previous").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--out .*: cannot write there"):
+        open_store(str(tmp_path / "file/r.json"), overwrite=False)
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "deep").mkdir()
+    assert sha256_of(tmp_path / "a") == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert sha256_of(tmp_path) == {"a": sha256_of_file(tmp_path / "a")}
