@@ -24,9 +24,9 @@ from programs import (
 
 pytestmark = pytest.mark.slow
 
-CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
-    "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py", "scripts/plot_metrics.py",
-    "trainer/train_tokenizer.py")
+COMPARE, CONVERT, ESTIMATE, INSPECT, PLOT, TOKENIZER = (
+    "scripts/compare_runs.py", "scripts/convert_data.py", "scripts/estimate_memory.py", "scripts/inspect_data.py",
+    "scripts/plot_metrics.py", "trainer/train_tokenizer.py")
 
 
 def python(code: str, *flags: str, **options) -> subprocess.CompletedProcess:
@@ -131,6 +131,8 @@ PROGRAMS = {
     "convert": lambda made, out: [CONVERT, made / "中文.jsonl", "--out", out / "rows.jsonl", "--eval_rows", 5,
                                    "--eval_out", out / "eval.jsonl"],
     "estimate": lambda made, out: [ESTIMATE, "--preset", "demo"],
+    "compare": lambda made, out: [COMPARE, made / "full_sft_32_metrics.jsonl", REPOSITORY /
+                                  "tests/written_by_0_1/out/full_sft_16_metrics.jsonl", "--html", out / "a.html"],
     "plot": lambda made, out: [PLOT, made / "full_sft_32_metrics.jsonl", "--out", out / "loss.png"],
     "tokenizer": lambda made, out: [TOKENIZER, "--data_path", made / "中文.jsonl", "--vocab_size", 300, "--save_dir",
                                      out],

@@ -16,11 +16,13 @@ from minimind_sft.settings.convert import ConvertModelSettings
 from minimind_sft.settings.evaluate import EvaluateSettings
 from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.settings.scripts import (
+    CompareSettings,
     ConvertSettings,
     EstimateSettings,
     InspectSettings,
     PlotSettings,
     TokenizerSettings,
+    WatchSettings,
 )
 from minimind_sft.settings.spec import as_typed, changed, flags_of, names_of, problems, recorded, setting
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
@@ -155,6 +157,8 @@ PATHS = {
     MergeSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
     EvaluateSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "data_path"],
     PlotSettings: ["metrics"],
+    CompareSettings: ["metrics"],
+    WatchSettings: ["metrics"],
 }
 
 

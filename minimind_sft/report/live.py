@@ -32,7 +32,7 @@ HEADERS = {
 NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 MAX_WORK = 0.05
-"""The share of its time that the server spends on new pages, however many it is asked for: training needs the rest."""
+"""The share of its time that the server spends on making a page again, however often it is asked: runs need it."""
 
 MAX_PARAMETERS = 4
 

@@ -104,6 +104,11 @@ def policy(scripts: Sequence[str], connects: bool = False) -> str:
                       *(["connect-src 'self'"] if connects else []), "base-uri 'none'", "form-action 'none'"])
 
 
+def page_policy(scripts: Sequence[str], connects: bool = False) -> str:
+    """Returns the policy of a page that runs some of the shared scripts, for a server that sends it as a header."""
+    return policy([_source(name, SHARED) for name in scripts], connects)
+
+
 def write_page(path: Path, text: str) -> None:
     write_atomically(path, lambda to: to.write_text(text, encoding="utf-8", errors="backslashreplace"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minimind_sft.report.answers import answer_pairs, summary_of
 from minimind_sft.report.curves import Chart, Drawing, Mark, Point, Series, draw, needs_log, with_mean
@@ -40,16 +40,21 @@ def write_run_page(path: Path, metrics: Path, inspected: Sequence[Inspected] = (
 
 def render_run_page(run: Run, inspected: Sequence[Inspected] = (), looked_at: str = "") -> str:
     """Returns the report of a run as HTML."""
+    return render("run.html.jinja", **run_values(run, inspected, looked_at))
+
+
+def run_values(run: Run, inspected: Sequence[Inspected] = (), looked_at: str = "") -> dict[str, Any]:
+    """Returns what `run_body.html.jinja` shows."""
     found = outcome(run)
     answers = answer_pairs(found)
-    return render(
-        "run.html.jinja", run=run, verdict=judge(run), subtitle=subtitle(run), figures=figures(run, found),
-        warnings=[Note("warning", f"Step {warning.step:,}: {warning.text}") for warning in run.warnings],
-        charts=charts(run, found), answers=answers, answers_line=summary_of(answers),
-        by_kind=score_table("kind", "by_kind", found), by_source=score_table("file", "by_source", found),
-        forgetting=forgetting(found), data=data_table(run), inspected=inspected, looked_at=looked_at,
-        changed=changed_settings(run), settings=pairs_of(run.settings), model=pairs_of(run.about.get("model")),
-        machine=machine(run), versions=pairs_of(run.about.get("versions")))
+    return {
+        "run": run, "verdict": judge(run), "subtitle": subtitle(run), "figures": figures(run, found),
+        "warnings": [Note("warning", f"Step {warning.step:,}: {warning.text}") for warning in run.warnings],
+        "charts": charts(run, found), "answers": answers, "answers_line": summary_of(answers),
+        "by_kind": score_table("kind", "by_kind", found), "by_source": score_table("file", "by_source", found),
+        "forgetting": forgetting(found), "data": data_table(run), "inspected": inspected, "looked_at": looked_at,
+        "changed": changed_settings(run), "settings": pairs_of(run.settings), "model": pairs_of(run.about.get("model")),
+        "machine": machine(run), "versions": pairs_of(run.about.get("versions"))}
 
 
 def charts(run: Run, found: Outcome) -> list[Drawing]:

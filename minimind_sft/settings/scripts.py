@@ -100,6 +100,23 @@ class PlotSettings:
 
 
 @dataclass(frozen=True)
+class CompareSettings:
+    """Settings of scripts/compare_runs.py."""
+
+    metrics: tuple[str, ...] = same_setting(PlotSettings, "metrics")
+    html: str | None = setting(None, "HTML page to write", endings=(".html", ".htm"))
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """Settings of scripts/watch_training.py."""
+
+    metrics: tuple[str, ...] = same_setting(
+        PlotSettings, "metrics", help="metrics files, <save_dir>/<name>_metrics.jsonl, or folders of them")
+    port: int = setting(8642, "port of the page on this machine; 0: any free one", min=0, max=65535)
+
+
+@dataclass(frozen=True)
 class InspectedData:
     """Which data to inspect, and how training would read them."""
 

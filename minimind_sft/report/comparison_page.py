@@ -1,0 +1,95 @@
+"""Writes the comparison of runs as one HTML page, and as tables for the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from minimind_sft.errors import harmless
+from minimind_sft.report.comparison import Comparison, Row
+from minimind_sft.report.curves import MIN_POINTS_TO_SMOOTH, Chart, Drawing, Point, Series, draw, needs_log, smoothed
+from minimind_sft.report.page import Badge, Column, Table, render, write_page
+from minimind_sft.report.run_files import Run
+from minimind_sft.terminal import aligned, columns
+
+COLOURS = 8
+"""Colours of the page's palette; after them, lines are dashed."""
+
+PERCENT = ("token_accuracy", "exact_match")
+
+
+def write_comparison(path: Path, compared: Comparison) -> None:
+    """Writes the page.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    write_page(path, render_comparison(compared))
+
+
+def render_comparison(compared: Comparison) -> str:
+    """Returns the comparison as HTML."""
+    commands = [(name, run.about.get("command")) for name, run in zip(compared.names, compared.runs, strict=True)]
+    return render("comparison.html.jinja", compared=compared, charts=overlays(compared.names, compared.runs),
+                  scores=table("", compared.names, compared.scores),
+                  kinds=table("kind", compared.names, compared.kinds),
+                  sources=table("file", compared.names, compared.sources),
+                  differences=table("setting", compared.names, compared.differences),
+                  commands=[(name, command) for name, command in commands if command])
+
+
+def overlays(names: Sequence[str], runs: Sequence[Run]) -> list[Drawing]:
+    """Returns the curves of the runs over each other, one chart for each measure."""
+    loss, norm = ([point for run in runs for point in run.curve(field)] for field in ("loss", "grad_norm"))
+    wanted = [
+        (Chart("Training loss", "nats per supervised token", (), log=needs_log(loss), tall=True), "loss"),
+        (Chart("Validation loss", "nats per supervised token", (), tall=True), "eval_loss"),
+        (Chart("Exact match", "% of answers", (), from_zero=True), "exact_match"),
+        (Chart("Token accuracy", "% of tokens", ()), "token_accuracy"),
+        (Chart("Learning rate", "", (), from_zero=True), "learning_rate"),
+        (Chart("Gradient norm", "before clipping", (), log=needs_log(norm)), "grad_norm"),
+        (Chart("Speed", "supervised tokens per second", (), from_zero=True), "supervised_tokens_per_second"),
+    ]
+    steps = (0, max([1, *(run.last_step for run in runs)]))
+    charts = (replace(chart, x_range=steps, series=[_series(name, number, run, field) for number, (name, run)
+                                                    in enumerate(zip(names, runs, strict=True))])
+              for chart, field in wanted)
+    return [drawing for chart in charts if (drawing := draw(chart))]
+
+
+def as_text(compared: Comparison, width: int) -> str:
+    """Returns the comparison as text for a terminal of `width` columns, the verdict last."""
+    tables = [("", compared.scores), ("by kind", compared.kinds), ("by file", compared.sources),
+              ("what differs", compared.differences)]
+    short = [str(number) for number in range(1, len(compared.names) + 1)]
+    fits = all(columns(line) <= width for _, rows in tables for line in _lines(compared.names, rows))
+    names = compared.names if fits else short
+    parts = [] if fits else [[f"{number}  {name}" for number, name in zip(short, compared.names, strict=True)]]
+    parts += [[*([title] if title else []), *_lines(names, rows)] for title, rows in tables if rows]
+    if not compared.differences:
+        parts.append(["what differs: nothing that the files record"])
+    parts += [[f"{note.weight}: {note.text}" for note in compared.notes]] if compared.notes else []
+    parts.append([compared.verdict.sentence])
+    return harmless("\n\n".join("\n".join(part) for part in parts))
+
+
+def table(heading: str, names: Sequence[str], rows: Sequence[Row]) -> Table | None:
+    """Returns rows as a table of the page, with a column for each run."""
+    if not rows:
+        return None
+    return Table([Column(heading), *(Column(name, True) for name in names)],
+                 [[row.name, *(Badge("fine", value) if number in row.best else value
+                               for number, value in enumerate(row.values))] for row in rows])
+
+
+def _lines(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    return aligned([["", *names], *([row.name, *row.values] for row in rows)], range(1, len(names) + 1))
+
+
+def _series(name: str, number: int, run: Run, field: str) -> Series:
+    """Returns the curve of one run, in the run's colour. Values of single steps are smoothed if there are many."""
+    points: list[Point] = [(x, 100 * y if field in PERCENT else y) for x, y in run.curve(field)]
+    if field in ("loss", "grad_norm") and len(points) >= MIN_POINTS_TO_SMOOTH:
+        points = smoothed(points)
+    is_measured = field in (*PERCENT, "eval_loss")
+    look = "dots" if is_measured else "dashed" if number >= COLOURS else "line"
+    return Series(name, points, number % COLOURS, look)  # type: ignore[arg-type]
