@@ -1,7 +1,9 @@
-"""Evaluates a model: its losses on conversations, and its answers to their last questions.
+"""Evaluates a model: on conversations, on multiple-choice questions, and on plain text.
 
     python scripts/evaluate.py --weight full_sft --data_path dataset/sft_demo_heldout.jsonl --out results.json
     python scripts/evaluate.py --weight ./SmolLM2 --lora_weight calls --data_path calls.jsonl --out calls.json
+    python scripts/evaluate.py --weight full_sft --choices 'test/*.csv' --few_shot 5 --few_shot_path 'dev/*.csv'
+    python scripts/evaluate.py --weight full_sft --text_path book.txt
 
 Prints tables. With --out it writes all results as JSON, and every answer beside it as soon as it is given; after an
 interruption, the same command continues from there.
@@ -17,7 +19,9 @@ from typing import Any
 
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, run_program
+from minimind_sft.evaluation.choices import evaluate_choices
 from minimind_sft.evaluation.conversations import evaluate_conversations
+from minimind_sft.evaluation.plain_text import evaluate_texts
 from minimind_sft.evaluation.results import (
     Candidate,
     Outcome,
@@ -61,15 +65,22 @@ def check_files(settings: EvaluateSettings) -> None:
     Raises:
         UserError: if nothing is given to evaluate on, or a file is missing.
     """
-    if not settings.conversations.data_path:
-        raise UserError("--data_path: expected files to evaluate on")
-    find_files(settings.conversations.data_path, "--data_path")
+    given = {"--data_path": settings.conversations.data_path, "--choices": settings.choices.choices,
+             "--text_path": settings.texts.text_path, "--few_shot_path": settings.choices.few_shot_path}
+    if not any(given.values()):
+        raise UserError("expected files to evaluate on: --data_path, --choices or --text_path")
+    for flag, patterns in given.items():
+        find_files(patterns, flag)
 
 
 def tasks(settings: EvaluateSettings) -> Iterator[tuple[str, Callable[..., Outcome]]]:
     """Yields the tasks that the settings ask for, by their names in the results."""
     if settings.conversations.data_path:
         yield "conversations", partial(evaluate_conversations, settings=settings.conversations)
+    if settings.choices.choices:
+        yield "choices", partial(evaluate_choices, settings=settings.choices)
+    if settings.texts.text_path:
+        yield "texts", partial(evaluate_texts, settings=settings.texts)
 
 
 def command() -> str:

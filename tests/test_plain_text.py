@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from programs import write_rows
 
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation import plain_text
-from minimind_sft.evaluation.plain_text import TextScore, Window, files_of_texts, score_texts, token_before_text
+from minimind_sft.evaluation.continuations import likelihoods
+from minimind_sft.evaluation.plain_text import TextScore, Window, read_file, score_texts, token_before_text
+from minimind_sft.evaluation.results import Store, Task
+from minimind_sft.inference.loading import Loaded
 
 TEXTS = [("a.jsonl:1", "Water boils at 100 degrees. <|im_end|> is text here."), ("a.jsonl:2", "水在一百度时沸腾。" * 9)]
 
@@ -45,29 +49,44 @@ def test_a_window_has_defaults_and_limits():
         Window.of(64, 65, longest=512)
 
 
+def score(model, texts, window: Window, task: Task | None = None) -> TextScore:
+    loaded = Loaded(Path("m.pth"), model, TOKENIZER, None, frozenset(), (), is_minimind=False)
+    return score_texts(loaded, texts, window, task or Store(None).task("texts", {}), "0")
+
+
 @torch.no_grad()
 def test_the_score_is_the_cross_entropy_of_whole_texts():
-    model, scored = tiny_model().double().eval(), []
-    found = score_texts(model, TOKENIZER, TEXTS, Window(256, 128), scored.append)
+    model = tiny_model().double()
+    found = score(model, TEXTS, Window(256, 128))
     nats, tokens = 0.0, 0
     for _, text in TEXTS:
         ids = TOKENIZER.encode_ordinary(text)
         logits = model.document_logits(torch.tensor([token_before_text(TOKENIZER), *ids[:-1]]), (0, len(ids)))
         nats += torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum").item()
         tokens += len(ids)
-    assert (found.texts, found.tokens, sum(scored)) == (2, tokens, tokens)
+    assert (found.texts, found.tokens) == (2, tokens)
     assert found.bytes == sum(len(text.encode()) for _, text in TEXTS) == 295
     assert found.loss == pytest.approx(nats / tokens, abs=1e-12)
     assert found.perplexity == pytest.approx(math.exp(nats / tokens))
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 295)
 
 
-def test_a_short_stride_gives_more_context_and_the_same_tokens(monkeypatch):
-    monkeypatch.setattr(plain_text, "WINDOWS_AT_ONCE", 3)
-    model = tiny_model().eval()
-    scores = [score_texts(model, TOKENIZER, TEXTS, Window(16, stride), lambda tokens: None) for stride in (16, 8, 1)]
-    assert len({score.tokens for score in scores}) == 1
-    assert len({score.log_likelihood for score in scores}) == 3
+def test_a_short_stride_gives_more_context_and_the_same_tokens():
+    model = tiny_model()
+    scores = [score(model, TEXTS, Window(16, stride)) for stride in (16, 8, 1)]
+    assert len({one.tokens for one in scores}) == 1
+    assert len({one.log_likelihood for one in scores}) == 3
+
+
+def test_parts_that_are_finished_are_not_computed_again(monkeypatch):
+    monkeypatch.setattr(plain_text, "WINDOWS_AT_ONCE", 2)
+    model, task = tiny_model(), Store(None).task("texts", {})
+    whole = score(model, TEXTS, Window(16, 8), task)
+    assert sum(part["tokens"] for part in task.done.values()) == whole.tokens and len(task.done) > 2
+    del task.done["0.1"]
+    computed = []
+    monkeypatch.setattr(plain_text, "likelihoods", lambda *each: computed.append(1) or likelihoods(*each))
+    assert score(model, TEXTS, Window(16, 8), task) == whole and computed == [1]
 
 
 def test_a_uniform_guess_costs_what_it_must():
@@ -79,16 +98,14 @@ def test_a_text_file_is_one_text_and_other_rows_are_one_each(tmp_path):
     book = tmp_path / "book.txt.gz"
     book.write_bytes(gzip.compress(b"One line.\n\nAnother.\n"))
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b\nc"}])
-    assert files_of_texts([book, rows]) == {book: [(str(book), "One line.\n\nAnother.\n")],
-                                            rows: [(f"{rows}:1", "a"), (f"{rows}:3", "b\nc")]}
+    assert read_file(book) == [(str(book), "One line.\n\nAnother.\n")]
+    assert read_file(rows) == [(f"{rows}:1", "a"), (f"{rows}:3", "b\nc")]
 
 
 def test_what_has_no_text_is_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match=r"empty\.txt"):
-        files_of_texts([tmp_path / "empty.txt"])
+    empty = write_rows(tmp_path / "empty.jsonl", [{"text": ""}])
+    with pytest.raises(UserError, match=r"empty\.jsonl: the file has no text"):
+        read_file(empty)
     chat = write_rows(tmp_path / "chat.jsonl", [{"conversations": []}])
     with pytest.raises(UserError, match=r"chat\.jsonl:1: text: expected a string, found a row with conversations"):
-        files_of_texts([chat])
-    with pytest.raises(UserError, match="there is no text to score"):
-        score_texts(tiny_model(), TOKENIZER, [], Window(8, 8), print)
+        read_file(chat)

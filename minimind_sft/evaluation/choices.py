@@ -12,12 +12,17 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from tqdm import tqdm
+
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless
-from minimind_sft.evaluation.choice_files import ChoiceQuestion
+from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
+from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
 from minimind_sft.inference.generate import CLOSE, CLOSE_IN_HALF, LanguageModel
-from minimind_sft.terminal import columns
+from minimind_sft.settings.evaluate import ChoiceSettings
+from minimind_sft.terminal import aligned
 
 QUESTIONS_AT_ONCE = 16
 PROBLEMS_NAMED = 5
@@ -221,6 +226,48 @@ def _log_likelihoods(model: LanguageModel, continuations: Sequence[Continuation]
     return [found[index].log_likelihood for index in range(len(continuations))]
 
 
+def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Store, name: str = "") -> Outcome:
+    """Asks all questions and scores what the model chooses, over all and by subject.
+
+    Args:
+        name: tells the questions of several candidates apart in the store.
+
+    Raises:
+        UserError: if a file is not in a known layout, or a subject has too few examples.
+    """
+    files, example_files = find_files(settings.choices, "--choices"), find_files(settings.few_shot_path)
+    loaded = candidate.loaded
+    prompter = ChoicePrompter(loaded.tokenizer, loaded.model.config.context, settings.scored_options,
+                              settings.few_shot, read_choices(example_files))
+    prompts = [prompter.prompt(question) for question in read_choices(files)]
+    data, examples = data_facts(files), data_facts(example_files)
+    task = store.task(f"choices{name}", {
+        **candidate.identity, "data": [facts["sha256"] for facts in data],
+        "examples": [facts["sha256"] for facts in examples], "few_shot": settings.few_shot,
+        "scored_options": settings.scored_options})
+    results = _choose(loaded.model, prompter, {str(number): prompt for number, prompt in enumerate(prompts)
+                                               if not prompt.problem}, task)
+    lines = list(choice_lines(results, prompts, settings.few_shot))
+    return Outcome({"data": data, "examples": examples, "few_shot": settings.few_shot,
+                    "scored_options": settings.scored_options,
+                    "problems": [prompt.problem for prompt in prompts if prompt.problem],
+                    "fewer_examples": _with_fewer(prompts, settings.few_shot), **accuracies(results)}, lines)
+
+
+def _choose(model: LanguageModel, prompter: ChoicePrompter, prompts: Mapping[str, ChoicePrompt],
+            task: Task) -> list[ChosenOption]:
+    """Returns what the model chooses for each prompt; those in the task already are not asked again."""
+    left = {name: prompt for name, prompt in prompts.items() if name not in task.done}
+    names = iter(left)
+    with tqdm(total=len(prompts), initial=len(prompts) - len(left), desc="choices", unit=" questions", leave=False,
+              disable=None) as bar:
+        for batch in score_choices(model, prompter, list(left.values())):
+            task.add({next(names): result.as_json() for result in batch})
+            bar.update(len(batch))
+    return [ChosenOption(prompt.question, tuple(task.done[name]["log_likelihoods"]), prompter.lengths(prompt.question))
+            for name, prompt in prompts.items()]
+
+
 def accuracies(results: Iterable[ChosenOption]) -> dict[str, Any]:
     """Returns the scores of all questions and of each subject.
 
@@ -260,17 +307,19 @@ def choice_lines(results: Sequence[ChosenOption], prompts: Sequence[ChoicePrompt
     if problems:
         yield f"not asked: {len(problems)} question{'s' * (len(problems) > 1)}"
         yield from (f"  {harmless(problem)}" for problem in problems[:PROBLEMS_NAMED])
-    if fewer := sum(prompt.examples < few_shot for prompt in prompts if not prompt.problem):
+    if fewer := _with_fewer(prompts, few_shot):
         yield f"asked with fewer than {few_shot} examples, as more do not fit into the context: {fewer} questions"
     yield (f"acc: {scores['acc']:.1%} ± {scores['stderr']:.1%}, acc_norm: {scores['acc_norm']:.1%}, guessing: "
            f"{scores['guessing']:.1%} ({scores['questions']:,} questions, {len(scores['by_subject'])} "
            f"subject{'s' * (len(scores['by_subject']) > 1)}, mean of subjects {scores['acc_of_subjects']:.1%})")
 
 
-def _table(by_subject: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    names = {subject: harmless(subject.replace("\n", " ")) for subject in by_subject}
-    width = max(map(columns, [*names.values(), "subject"]))
-    yield f"subject{' ' * (width - len('subject'))}  questions     acc  acc_norm"
-    for subject, one in by_subject.items():
-        name = names[subject] + " " * (width - columns(names[subject]))
-        yield f"{name}  {one['questions']:>9,}  {one['acc']:>6.1%}  {one['acc_norm']:>8.1%}"
+def _with_fewer(prompts: Iterable[ChoicePrompt], few_shot: int) -> int:
+    """Counts the questions that are asked with fewer examples than wanted."""
+    return sum(prompt.examples < few_shot for prompt in prompts if not prompt.problem)
+
+
+def _table(by_subject: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = [[harmless(subject.replace("\n", " ")), f"{one['questions']:,}", f"{one['acc']:.1%}",
+             f"{one['acc_norm']:.1%}"] for subject, one in by_subject.items()]
+    return aligned([["subject", "questions", "acc", "acc_norm"], *rows], numbers=(1, 2, 3))

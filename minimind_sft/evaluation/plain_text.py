@@ -1,18 +1,26 @@
 """Measures perplexity and bits per byte of plain text: whether a fine-tuned model still knows what it knew before."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from minimind_sft.data.conversation import parse_text
 from minimind_sft.data.reading import file_kind, read_rows, read_texts
 from minimind_sft.data.samples import text_ids
+from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
-from minimind_sft.inference.generate import LanguageModel
+from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
+from minimind_sft.inference.loading import Loaded
+from minimind_sft.paths import shown
+from minimind_sft.settings.evaluate import TextSettings
+from minimind_sft.terminal import aligned
 
 DEFAULT_CONTEXT = 1024
 """Tokens that the model reads at most, if the user does not say."""
@@ -44,6 +52,11 @@ class TextScore:
     def bits_per_byte(self) -> float:
         """Bits that a byte of the text (UTF-8) costs, which compares models with different tokenizers."""
         return -self.log_likelihood / math.log(2) / self.bytes
+
+    @classmethod
+    def sum_of(cls, scores: Iterable["TextScore"]) -> "TextScore":
+        """Returns the score of all texts together."""
+        return cls(*map(sum, zip(*map(astuple, scores), strict=True)))
 
     def as_json(self) -> dict[str, Any]:
         return {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
@@ -95,49 +108,73 @@ def token_before_text(tokenizer: Tokenizer) -> int:
     return tokenizer.before_text[0] if tokenizer.before_text else tokenizer.end_of_document_id
 
 
-def files_of_texts(files: Iterable[Path]) -> dict[Path, list[tuple[str, str]]]:
-    """Reads the texts of each file, with their places: a .txt file is one text, in other files each row's `text` is.
+def read_file(path: Path) -> list[tuple[str, str]]:
+    """Reads the texts of a file, with their places: a .txt file is one text, in other files each row's `text` is.
 
     Raises:
-        UserError: names file and line, for a file that cannot be read, and for a row without text.
+        UserError: names file and line, if the file cannot be read or has no text, and for a row without `text`.
     """
-    return {path: list(_texts(path)) for path in files}
-
-
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if file_kind(path).startswith("txt"):
-        text = "".join(read_texts(path))
-        if not text:
-            raise UserError(f"{path}: the file has no text")
-        yield str(path), text
-        return
-    yield from ((place, text) for place, row in read_rows(path) if (text := parse_text(row, place)))
+        texts = [(str(path), "".join(read_texts(path)))]
+    else:
+        texts = [(place, parse_text(row, place)) for place, row in read_rows(path)]
+    texts = [(place, text) for place, text in texts if text]
+    if not texts:
+        raise UserError(f"{path}: the file has no text")
+    return texts
 
 
-def score_texts(model: LanguageModel, tokenizer: Tokenizer, texts: Iterable[tuple[str, str]], window: Window,
-                count: Callable[[int], object]) -> TextScore:
-    """Scores texts that come with their places; calls `count` with the tokens that were scored.
+def evaluate_texts(candidate: Candidate, settings: TextSettings, store: Store, name: str = "") -> Outcome:
+    """Measures how well a model predicts plain text, in all and by file.
+
+    Args:
+        name: tells the texts of several candidates apart in the store.
 
     Raises:
-        UserError: if there is no text, or a text cannot be encoded.
+        UserError: if a file cannot be read or has no text, or the window does not suit the model.
     """
-    first = token_before_text(tokenizer)
-    total, number, tokens, size = 0.0, 0, 0, 0
-    waiting: list[Continuation] = []
+    files = find_files(settings.text_path, "--text_path")
+    window = Window.of(settings.text_context, settings.text_stride, candidate.loaded.model.config.context)
+    texts = [read_file(file) for file in files]
+    data = data_facts(files)
+    task = store.task(f"texts{name}", {**candidate.identity, "data": [facts["sha256"] for facts in data],
+                                       **asdict(window)})
+    scores = {shown(file): score_texts(candidate.loaded, texts[number], window, task, str(number))
+              for number, file in enumerate(files)}
+    whole = TextScore.sum_of(scores.values())
+    result = {"data": data, **asdict(window), "all": whole.as_json(),
+              "by_source": {source: score.as_json() for source, score in scores.items()}}
+    lines = _table({"all texts": whole, **(scores if len(scores) > 1 else {})})
+    return Outcome(result, [*lines, f"read in windows of {window.context:,} tokens that move by {window.stride:,}"])
 
-    def score() -> float:
-        found = math.fsum(one.log_likelihood for _, one in likelihoods(model, waiting))
-        count(sum(len(one.ids) for one in waiting))
-        waiting.clear()
-        return found
 
+def score_texts(loaded: Loaded, texts: Iterable[tuple[str, str]], window: Window, task: Task, file: str) -> TextScore:
+    """Scores the texts of a file, which come with their places.
+
+    Parts that the task holds already are not computed again; `file` tells them apart from those of other files.
+
+    Raises:
+        UserError: names the place of a text that uses up the characters that marks need.
+    """
+    encoded, size = [], 0
     for place, text in texts:
-        ids = text_ids(tokenizer, text, place)
-        number, tokens, size = number + 1, tokens + len(ids), size + len(text.encode())
-        for one in window.continuations(ids, first):
-            waiting.append(one)
-            if len(waiting) == WINDOWS_AT_ONCE:
-                total += score()
-    if not tokens:
-        raise UserError("there is no text to score")
-    return TextScore(total + score(), number, tokens, size)
+        encoded.append(text_ids(loaded.tokenizer, text, place))
+        size += len(text.encode())
+    tokens, first = sum(map(len, encoded)), token_before_text(loaded.tokenizer)
+    windows = (one for ids in encoded for one in window.continuations(ids, first))
+    total = 0.0
+    with tqdm(total=tokens, desc="texts", unit=" tokens", leave=False, disable=None) as bar:
+        for part, batch in enumerate(iter(lambda: list(islice(windows, WINDOWS_AT_ONCE)), [])):
+            item = f"{file}.{part}"
+            if item not in task.done:
+                found = math.fsum(one.log_likelihood for _, one in likelihoods(loaded.model, batch))
+                task.add({item: {"log_likelihood": found, "tokens": sum(len(one.ids) for one in batch)}})
+            total += task.done[item]["log_likelihood"]
+            bar.update(sum(len(one.ids) for one in batch))
+    return TextScore(total, len(encoded), tokens, size)
+
+
+def _table(scores: Mapping[str, TextScore]) -> list[str]:
+    rows = [[harmless(name), f"{one.texts:,}", f"{one.tokens:,}", f"{one.loss:.4f}", f"{one.perplexity:,.3f}",
+             f"{one.bits_per_byte:.4f}"] for name, one in scores.items()]
+    return aligned([["", "texts", "tokens", "loss", "perplexity", "bits/byte"], *rows], numbers=range(1, 6))

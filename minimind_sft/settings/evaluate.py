@@ -23,6 +23,47 @@ class EvaluatedConversationsSettings:
 
 
 @dataclass(frozen=True)
+class ChoiceSettings:
+    """Which multiple-choice questions to ask, and how."""
+
+    choices: tuple[str, ...] = setting(
+        (), "multiple-choice questions in the layout of MMLU, C-Eval or CMMLU, a file per subject: the most likely "
+            "option is the answer", kind="path")
+    scored_options: str = setting(
+        "letters", "letters: the question lists its options, and the likelihood of their letters counts; texts: it "
+                   "lists none, and the likelihood of their texts counts", choices=("letters", "texts"))
+    few_shot: int = setting(0, "solved examples of the same subject before each question", min=0)
+    few_shot_path: tuple[str, ...] = setting((), "files with these examples, in the same layout", kind="path")
+
+    def problems(self) -> list[str]:
+        found = []
+        if bool(self.few_shot) != bool(self.few_shot_path):
+            found.append("--few_shot and --few_shot_path go together: how many examples, and where they are")
+        if (self.few_shot or self.few_shot_path) and not self.choices:
+            found.append("--few_shot needs --choices, whose questions the examples come before")
+        return found
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Which plain text to predict, as a measure of what was forgotten."""
+
+    text_path: tuple[str, ...] = setting(
+        (), "plain text to measure the perplexity of: a .txt file is one text, in other files each row's text is one",
+        kind="path")
+    text_context: int | None = setting(
+        None, "tokens that the model reads at most (default: 1,024, or its context if that is less)", min=2)
+    text_stride: int | None = setting(
+        None, "tokens by which the window moves through a longer text; smaller: more context, slower (default: half of "
+              "--text_context)", min=1)
+
+    def problems(self) -> list[str]:
+        if (self.text_context or self.text_stride) and not self.text_path:
+            return ["--text_context and --text_stride need --text_path, whose text they are for"]
+        return []
+
+
+@dataclass(frozen=True)
 class ResultsSettings:
     """Where the results go."""
 
@@ -39,5 +80,7 @@ class EvaluateSettings:
 
     weights: WeightSettings = WeightSettings()
     conversations: EvaluatedConversationsSettings = EvaluatedConversationsSettings()
+    choices: ChoiceSettings = ChoiceSettings()
+    texts: TextSettings = TextSettings()
     runtime: ChatRuntimeSettings = ChatRuntimeSettings()
     results: ResultsSettings = ResultsSettings()
