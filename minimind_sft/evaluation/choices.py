@@ -242,9 +242,8 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
     prompts = [prompter.prompt(question) for question in read_choices(files)]
     data, examples = data_facts(files), data_facts(example_files)
     task = store.task(f"choices{name}", {
-        **candidate.identity, "data": [facts["sha256"] for facts in data],
-        "examples": [facts["sha256"] for facts in examples], "few_shot": settings.few_shot,
-        "scored_options": settings.scored_options})
+        **candidate.identity, "data": [facts["sha256"] for facts in data], "few_shot": settings.few_shot,
+        "examples": [facts["sha256"] for facts in examples], "scored_options": settings.scored_options})
     results = _choose(loaded.model, prompter, {str(number): prompt for number, prompt in enumerate(prompts)
                                                if not prompt.problem}, task)
     lines = list(choice_lines(results, prompts, settings.few_shot))
