@@ -12,6 +12,7 @@ def test_the_recipes_differ_only_in_stage_and_template():
     assert pretrain
     for own, other in (('"pretrain"', '"full_sft"'),
                        ("(settings, start, tokenizer, None, ranks)", "(settings, start, tokenizer, template, ranks)"),
+                       ("model.config.context, tokenizer, None)", "model.config.context, tokenizer, template)"),
                        ("encoding_facts(tokenizer)", "encoding_facts(tokenizer, template, data.chat_template)")):
         assert own in pretrain
         pretrain = pretrain.replace(own, other)
