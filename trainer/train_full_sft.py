@@ -26,7 +26,6 @@ from minimind_sft.inspection.of_run import write_report
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.build import find_start
 from minimind_sft.model.weights import weights_path, write_weights
-from minimind_sft.paths import shown
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.advice import data_advice, opening_lines
@@ -41,7 +40,7 @@ from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.outputs import Outputs, begin_outputs, claim_outputs, describe_run
 from minimind_sft.training.parallel import gather, parallelize
 from minimind_sft.training.progress import Progress
-from minimind_sft.training.resume import is_finished, resume
+from minimind_sft.training.resume import end_of_run, resume
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.run_facts import run_facts
 from minimind_sft.training.saving import Saver
@@ -98,8 +97,8 @@ def fine_tune(settings: SFTSettings, ranks: Ranks) -> int:
                              position_multiple(ranks.device, runtime.use_compile, runtime.micro_batch_tokens))
         steps = TrainingSteps(train_set, layout, epochs=optimizer.epochs, samples_per_step=state.samples_per_step,
                               seed=data.seed, max_steps=optimizer.max_steps)
-        if ranks.on_main(lambda: is_finished(state, len(steps), outputs.weights)):
-            ranks.say(f"{shown(outputs.weights)}: that run is finished ({state.step} steps); nothing to do")
+        if ended := ranks.on_main(lambda: end_of_run(state, len(steps), outputs.weights, settings.evaluation)):
+            ranks.say(ended)
             return 0
         state.finished = False
         settings_before, state.settings = state.settings, run_settings(settings, dtype)

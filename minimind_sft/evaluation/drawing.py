@@ -32,7 +32,7 @@ class SampleQuestion:
     prompt: the ids before the answer.
     text: the question as a person reads it.
     expected: the answer's text; None if the sample has none, or only its beginning.
-    tokens: the tokens that the model needs for the expected answer, without the one that ends it.
+    tokens: the length of the expected answer, without the token that ends it.
     """
 
     kind: str
@@ -40,6 +40,10 @@ class SampleQuestion:
     text: str
     expected: str | None
     tokens: int
+
+    def can_be_compared(self, max_new_tokens: int) -> bool:
+        """Whether there is an expected answer that so many tokens have room for."""
+        return self.expected is not None and self.tokens <= max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,6 @@ class DrawnQuestions:
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
 
-    @property
-    def comparable(self) -> int:
-        """How many of them have an answer to compare with."""
-        return sum(question.expected is not None for question in self.questions)
 
 
 def draw_questions(samples: Samples, settings: EvaluationSettings, context: int, tokenizer: Tokenizer,

@@ -14,6 +14,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from minimind_sft.data.batching import EvaluationBatches
+from minimind_sft.errors import UserError
 from minimind_sft.evaluation.answering import shortened
 from minimind_sft.evaluation.decodable import ShardedModel, as_saved
 from minimind_sft.evaluation.drawing import DrawnQuestions, SampleQuestion
@@ -121,12 +122,21 @@ class Evaluator:
         batches: this rank's share of the evaluation set.
         questions: those that the model answers; the ranks share them out.
         dtype: the precision of matrix products.
+
+    Raises:
+        UserError: if the best weights are to be chosen by answers, and there is nothing to compare them with.
     """
 
     def __init__(self, model: MiniMindForCausalLM, batches: EvaluationBatches, questions: DrawnQuestions,
                  settings: TrainSettings, dtype: torch.dtype, team: Team):
+        limit = settings.evaluation.eval_max_new_tokens
+        if settings.evaluation.best_by == "exact_match" and not any(
+                question.can_be_compared(limit) for question in questions.questions):
+            raise UserError(f"--best_by exact_match: none of the {len(questions.questions)} questions drawn from the "
+                            f"evaluation set has an answer to compare, whole and of at most {limit} tokens "
+                            "(--eval_max_new_tokens)")
         self._model, self._batches, self._questions, self._dtype, self._team = model, batches, questions, dtype, team
-        self._sampling = SamplingSettings(max_new_tokens=settings.evaluation.eval_max_new_tokens)
+        self._sampling = SamplingSettings(max_new_tokens=limit)
         self._save_dtype = getattr(torch, settings.saving.save_dtype)
 
     def __call__(self) -> Evaluation:
@@ -154,7 +164,7 @@ class Evaluator:
                 for index, question in enumerate(questions)]
 
     def _compared(self, question: SampleQuestion, text: str) -> Answer:
-        comparable = question.expected is not None and question.tokens <= self._sampling.max_new_tokens
+        comparable = question.can_be_compared(self._sampling.max_new_tokens)
         return Answer(question.kind, question.text, question.expected, text,
                       text == question.expected if comparable else None)
 

@@ -27,7 +27,7 @@ class SavingSettings:
     async_save: bool = setting(
         False, "write resume states in a thread while training continues; takes 12 bytes of main memory per parameter")
     keep_best: bool = setting(
-        True, "write the weights with the lowest validation loss, if there is an evaluation set; 0: the last ones",
+        True, "write the best weights (--best_by), if there is an evaluation set; 0: the last ones",
         decides="weights")
 
 

@@ -67,7 +67,13 @@ def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
 
 def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:
     """Notes "best" weights chosen on a handful of samples; `samples` is None without an evaluation set."""
-    if samples is None or samples >= FEW_EVALUATION_SAMPLES or not settings.saving.keep_best:
+    if samples is None or not settings.saving.keep_best:
+        return []
+    answers = min(samples, settings.evaluation.eval_samples)
+    if settings.evaluation.best_by == "exact_match" and answers < FEW_EVALUATION_SAMPLES:
+        return [f"note        the best weights are chosen by {answers} answer{'s' * (answers != 1)}, so chance plays a "
+                "large part; more --eval_samples make the choice more reliable"]
+    if samples >= FEW_EVALUATION_SAMPLES:
         return []
     more = "more rows in --eval_data_path make" if settings.data.eval_data_path else (
         "a larger --eval_share or an --eval_data_path makes")

@@ -2,7 +2,8 @@
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader
 from minimind_sft.data.batching import StepBatch, TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.processes import worker_context
+from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.training.best import has_stalled, note_scores, stall_note
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
 from minimind_sft.training.learner import Learner
@@ -95,7 +98,7 @@ def train_step(learner: Learner, batch: StepBatch, grad_clip: float) -> StepResu
 
 def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: TrainSettings, *, progress: Progress,
         saver: Saver, evaluate: Callable[[], Evaluation] | None) -> int:
-    """Trains from `state` to the last step, or until a signal asks it to stop.
+    """Trains from `state` to the last step, or until evaluations bring no gain or a signal asks it to stop.
 
     Args:
         evaluate: evaluates the weights as they are; None if there is no evaluation set.
@@ -123,7 +126,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
     loader = load_steps(steps, range(state.step, total_steps), settings.runtime.num_workers, ranks.device)
     with signals as stop, batches_of(loader) as batches:
         if state.step == 0 and evaluate:
-            validate(learner, state, evaluate, progress, saver)
+            validate(learner, state, evaluate, settings.evaluation, progress, saver)
         for batch in progress.waiting_for(batches):
             rate = schedule.rate(state.updates)
             for group in learner.optimizer.param_groups:
@@ -148,7 +151,10 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             if not is_writing:
                 saver.advance()
             if evaluate and (is_last or state.step % eval_interval == 0):
-                validate(learner, state, evaluate, progress, saver)
+                validate(learner, state, evaluate, settings.evaluation, progress, saver)
+                if not is_last and has_stalled(state, settings.evaluation):
+                    progress.say(stall_note(state, settings.evaluation))
+                    break
             if is_last:
                 break
             if signum:
@@ -161,7 +167,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                 save(wait=not settings.saving.async_save)
         state.finished = True
         save()
-        progress.end("finished")
+        progress.end("finished" if state.step == total_steps else "stopped early")
     return 0
 
 
@@ -208,21 +214,28 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
         progress.say(f"step {step}: {result.skipped}; the weights are unchanged")
 
 
-def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluation], progress: Progress,
-             saver: Saver) -> None:
+def validate(learner: Learner, state: TrainState, evaluate: Callable[[], Evaluation], settings: EvaluationSettings,
+             progress: Progress, saver: Saver) -> None:
     """Evaluates the weights, and has them written if they are the best of this run so far."""
-    with progress.doing("eval"):
+    with progress.doing("eval"), undisturbed(learner):
         result = evaluate()
-        reshard(learner.model)
-        learner.model.train()
-    state.eval_loss = result.loss if math.isfinite(result.loss) else None
     scores, *more = result.lines()
     progress.say(f"{progress.label(state.step)} {scores}")
     for line in more:
         progress.say(f"{'':<12}{line}")
     progress.log(state.step, **result.metrics())
-    if state.step > 0 and state.eval_loss is not None and (
-            state.best_eval_loss is None or state.eval_loss < state.best_eval_loss):
-        state.best_eval_loss = state.eval_loss
+    if note_scores(state, result, settings):
         with progress.doing("save"):
             saver.found_best(state)
+
+
+@contextmanager
+def undisturbed(learner: Learner) -> Iterator[None]:
+    """Restores the random state, the modules' modes and the sharding afterwards, so that training goes on as before."""
+    device = learner.ranks.device
+    modes = [(module, module.training) for module in learner.model.modules()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    reshard(learner.model)
+    for module, mode in modes:
+        module.training = mode

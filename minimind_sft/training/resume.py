@@ -6,6 +6,8 @@ from pathlib import Path
 
 from minimind_sft.errors import UserError
 from minimind_sft.paths import shown
+from minimind_sft.settings.evaluation import EvaluationSettings
+from minimind_sft.training.best import has_stalled
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.identity import CHANGEABLE, IMPLIED
 from minimind_sft.training.learner import Learner
@@ -54,27 +56,33 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
             hint = "; --allow_changed_data 1 continues anyway" if name in CHANGEABLE else ""
             raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
         say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
-        state.best_eval_loss = None  # it may have been measured on other samples
+        state.forget_best()  # it may have been measured on other samples
     for name, now in fresh.settings.items():
         was = state.settings.get(name, IMPLIED.get(name))
         if was != now:
             say(f"resume      --{name} was {was}, now it is {now}")
+            if name == "best_by":
+                state.forget_best()
     if state.samples_per_step != fresh.samples_per_step:
         say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
             f"(the flags say {fresh.samples_per_step})")
 
 
-def is_finished(state: TrainState, total_steps: int, weights: Path) -> bool:
-    """Whether the run to resume is finished already and its weights exist.
+def end_of_run(state: TrainState, total_steps: int, weights: Path, settings: EvaluationSettings) -> str | None:
+    """Says how the run to resume has ended, if it has and its weights exist; None if it has not.
 
     Raises:
         UserError: if its weights are gone, or it took more steps than it should now take.
     """
-    if state.finished and state.step >= total_steps:
+    stopped_early = state.finished and state.step < total_steps and has_stalled(state, settings)
+    if state.finished and (state.step >= total_steps or stopped_early):
         if not weights.exists():
             raise UserError(f"--from_resume 1: that run is finished ({state.step} steps), but {weights} is gone")
-        return True
+        if stopped_early:
+            return (f"{shown(weights)}: that run stopped early ({state.step} of {total_steps} steps); "
+                    "--early_stop_patience 0 continues it")
+        return f"{shown(weights)}: that run is finished ({state.step} steps); nothing to do"
     if state.step > total_steps:
         raise UserError(f"--from_resume 1: {state.step} steps have been taken already, more than the {total_steps} "
                         "that --epochs and --max_steps ask for")
-    return False
+    return None

@@ -29,6 +29,8 @@ from minimind_sft.training.manifest import MANIFEST, Damaged, verify
 from minimind_sft.training.parallel import is_sharded, own_part, place
 
 FORMAT = 1
+ADDED_LATER = {"best_exact_match", "best_value", "evaluations_without_gain"}
+"""Fields that states of earlier versions lack."""
 STATE = "state.json"
 PART = re.compile(r"(weights|optimizer)-(\d{5})-of-(\d{5})\.safetensors")
 DTYPES = {"F32": torch.float32, "F64": torch.float64}
@@ -51,11 +53,23 @@ class TrainState:
     eval_loss: float | None = None
     """The validation loss of the weights as they are; None if it has not been measured."""
     best_eval_loss: float | None = None
+    """The validation loss of the best weights, while they are on disk."""
+    best_exact_match: float | None = None
+    """Their share of exact answers."""
+    best_value: float | None = None
+    """The lowest validation loss (or, with --best_by exact_match, negated share of exact answers) that was measured."""
+    evaluations_without_gain: int = 0
+    """Evaluations in a row that did not improve `best_value`."""
     finished: bool = False
     identity: dict = field(default_factory=dict)
     """Identifies the run: model, tokenizer, data, ... A resumed run must agree (`identity.run_identity`)."""
     settings: dict = field(default_factory=dict)
     """Settings that decide what is learned. A resumed run may change them, and says so."""
+
+    def forget_best(self) -> None:
+        """Makes the next evaluation the best: earlier ones measured something else."""
+        self.best_eval_loss = self.best_exact_match = self.best_value = None
+        self.evaluations_without_gain = 0
 
 
 def read_state(path: Path) -> TrainState:
@@ -78,10 +92,10 @@ def read_state(path: Path) -> TrainState:
             raise Damaged(f"{name} is not a safetensors file ({error})") from error
     try:
         record = read_object(path / STATE)
-        version = record["format"], set(record["state"])
+        version, names_then = record["format"], set(record["state"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise Damaged(f"{STATE} cannot be read ({error})") from error
-    if version != (FORMAT, {one.name for one in fields(TrainState)}):
+    if version != FORMAT or names_then | ADDED_LATER != {one.name for one in fields(TrainState)}:
         raise Damaged(f"{STATE} was written by another version of this project")
     state = TrainState(**record["state"])
     if path.name != f"step-{state.step:08d}":

@@ -12,8 +12,8 @@ from minimind_sft.training.resume_state import TrainState
 class Saver:
     """Writes the weights for use and the resume states of one run.
 
-    With `keeps_best` the weights on disk are those with the lowest validation loss, and the last ones only until there
-    are some; without, they are written again with every resume state.
+    With `keeps_best` the weights on disk are the best ones (`--best_by`), and the last ones only until there are some;
+    without, they are written again with every resume state.
 
     Args:
         write_weights: writes the weights as they are now, described by the state that it is given.
@@ -39,7 +39,7 @@ class Saver:
             self._clock.end(self.checkpoints.thread_seconds)
 
     def found_best(self, state: TrainState) -> None:
-        """Writes the weights that have just reached the lowest validation loss."""
+        """Writes the weights that were just found to be the best."""
         if self.keeps_best:
             self._write_weights(state)
 

@@ -41,9 +41,9 @@ def closing_lines(metrics: Sequence[dict], effort: Effort, keep_best: bool) -> l
 
     Args:
         metrics: the lines of the metrics file, including those from before the run was resumed.
-        keep_best: whether the run keeps the weights with the lowest validation loss, not the last ones.
+        keep_best: whether the run keeps the best weights, not the last ones.
     """
-    return [*_time(effort), *_loss(metrics), *_validation(metrics, keep_best)]
+    return [*_time(effort), *_loss(metrics), *_validation(metrics, keep_best), *_answers(metrics)]
 
 
 def _time(effort: Effort) -> list[str]:
@@ -82,6 +82,15 @@ def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
     return lines
 
 
+def _answers(metrics: Sequence[dict]) -> list[str]:
+    """Gives the exact answers of the first and the last evaluation."""
+    compared = {line["step"]: [sum(column) for column in zip(*by_kind.values(), strict=True)] for line in metrics
+                if (by_kind := line.get("exact_by_kind"))}
+    ends = dict([*compared.items()][:1] + [*compared.items()][-1:])
+    exact = "; ".join(f"{right} of {asked} exact at step {step}" for step, (right, asked) in ends.items())
+    return [f"answers     {exact}"] if exact else []
+
+
 def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in metrics if isinstance(line.get(name), float)]
 
@@ -89,6 +98,8 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
 def result_lines(state: TrainState, weights: Path) -> list[str]:
     """Reports the steps that made no update, and the weights."""
     best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
+    if best and state.best_exact_match is not None:
+        best = f"{best.removesuffix(')')}, {state.best_exact_match:.0%} of the answers exact)"
     skipped = f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite"
     return [*([skipped] if state.bad_steps else []),
             f"wrote       {shown(weights)}{best} and {shown(sidecar_path(weights))}"]
