@@ -49,11 +49,16 @@ def main() -> None:
     candidate = Candidate.of(loaded, settings.runtime)
     results: dict[str, Any] = {"command": command(), "started": started, "settings": as_typed(settings),
                                "model": candidate.facts, "machine": machine_facts()}
-    for name, evaluate in tasks(settings):
-        outcome = evaluate(candidate, store=store)
-        results[name] = outcome.result
-        for line in outcome.lines:
-            say(line)
+    try:
+        for name, evaluate in tasks(settings):
+            outcome = evaluate(candidate, store=store)
+            results[name] = outcome.result
+            for line in outcome.lines:
+                say(line)
+    except (KeyboardInterrupt, SystemExit):
+        if out:
+            say(f"{store.items:,} finished items are in {shown(store.path)}; the same command continues from there")
+        raise
     if out:
         write_results(Path(out), {**results, "seconds": round(time.monotonic() - began, 3)})
         say(f"results: {shown(out)}, answers: {shown(store.path)}")
