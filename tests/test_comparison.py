@@ -9,7 +9,7 @@ from metrics_files import data, evaluated, ordinary, start, trained, write_lines
 from programs import REPOSITORY
 
 from minimind_sft.errors import UserError
-from minimind_sft.report.comparison import Row, compare, differences, evaluated_alike
+from minimind_sft.report.comparison import Part, Row, compare, differences, evaluated_alike, may_be_chance
 from minimind_sft.report.comparison_page import as_text, overlays, render_comparison
 from minimind_sft.report.run_files import read_run
 
@@ -23,9 +23,10 @@ def made(tmp_path):
 
 
 def asked(lines, *right):
-    """Adds to each evaluation how many of ten answers are exact."""
+    """Adds ten answers to each evaluation, of which so many of the first are exact."""
     counts = iter(right)
-    return [{**line, "exact_match": (n := next(counts)) / 10, "exact_by_kind": {"all": [n, 10]}}
+    return [{**line, "exact_match": (n := next(counts)) / 10, "exact_by_kind": {"all": [n, 10]},
+             "answers": [{"question": str(i), "answer": "", "exact": i < n} for i in range(10)]}
             if "eval_loss" in line else line for line in lines]
 
 
@@ -41,14 +42,27 @@ def test_the_run_with_the_lowest_validation_loss_is_best(made):
 
 
 def test_exact_answers_come_first(made):
-    few, many = (made(asked(ordinary(4.0, last), 0, 0, 0, 0, right)) for last, right in ((2.0, 3), (1.5, 7)))
-    worse = made(asked(ordinary(4.0, 3.0), 0, 0, 0, 0, 9))
+    few, many = (made(asked(ordinary(4.0, last), 0, 0, 0, 0, right)) for last, right in ((2.0, 3), (1.5, 9)))
     assert verdict(a=few, b=many) == (
-        "fine", "b is best: 7 of 10 answers exact against 3 (a); validation loss 1.50 against 2.00 (a).")
-    assert verdict(a=many, b=worse) == (
-        "warning", "Mixed: b has 9 of 10 answers exact against 7 (a); a has validation loss 1.50 against 3.00 (b).")
-    assert verdict(a=few, b=made(asked(ordinary(4.0, 1.0), 0, 0, 0, 0, 3))) == (
-        "fine", "b is best: a and b have 3 of 10 answers exact; validation loss 1.00 against 2.00 (a).")
+        "fine", "b is best: 9 of 10 answers exact against 3 (a); validation loss 1.50 against 2.00 (a).")
+    worse = made(asked(ordinary(4.0, 3.0), 0, 0, 0, 0, 9))
+    assert verdict(a=few, b=worse) == (
+        "warning", "Mixed: b has 9 of 10 answers exact against 3 (a); a has validation loss 2.00 against 3.00 (b).")
+    assert verdict(a=few, b=made(asked(ordinary(4.0, 1.0), 0, 0, 0, 0, 8))) == (
+        "fine", "b is best: validation loss 1.00 against 2.00 (a); 8 of 10 answers exact (b) and 3 (a), which may be "
+                "chance.")
+
+
+def test_differences_of_few_answers_may_be_chance():
+    stats = pytest.importorskip("scipy.stats")
+    for gains, losses in ((5, 0), (6, 0), (12, 3), (11, 4), (0, 0), (40, 20), (30, 20)):
+        marks = [(True, False)] * gains + [(False, True)] * losses + [(True, True), (False, False)] * 3
+        better, worse = ({"answers": [{"question": str(i), "exact": pair[side]} for i, pair in enumerate(marks)]}
+                         for side in (0, 1))
+        p = stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+        assert may_be_chance(better, worse) == may_be_chance(worse, better) == (p >= 0.05)
+    assert may_be_chance({}, {}) and may_be_chance({"answers": [{"question": "a", "exact": True}] * 9},
+                                                   {"answers": [{"question": "b", "exact": False}] * 9})
 
 
 def test_the_evaluation_whose_weights_were_kept_counts(made):
@@ -116,12 +130,14 @@ def test_scores_by_kind_and_file(made):
         return {"loss": a, "tokens": 5}, {"loss": b, "tokens": 5}
 
     first, second = (dict(zip(("sum", "capital"), parts(*losses), strict=True)) for losses in ((1.0, 2.0), (0.5, 3.0)))
-    one = made([start(), evaluated(5, 2.0, by_kind=first, by_source={}, exact_by_kind={"sum": [1, 2]})])
-    other = made([start(), evaluated(5, 2.0, by_kind=second, by_source={})])
-    compared = compare({"a": one, "b": other})
-    assert compared.sources == []
-    assert compared.kinds == [Row("sum: exact", ["1 of 2", "-"]), Row("sum: loss", ["1.0000", "0.5000"]),
-                              Row("capital: loss", ["2.0000", "3.0000"])]
+    exact = {"sum": [1, 2], "units": [0, 1]}
+    one = made([start(), evaluated(5, 2.0, by_kind=first, by_source={}, exact_by_kind=exact)])
+    other = made([start(), evaluated(5, 2.0, by_kind=second, by_source={}, exact_by_kind={"units": [1, 1]})])
+    assert compare({"a": one, "b": other}).parts == [
+        Part("Exact answers by kind", "kind", [Row("sum", ["1 of 2", "-"], []),
+                                               Row("units", ["0 of 1", "1 of 1"], [1])]),
+        Part("Loss by kind", "kind", [Row("capital", ["2.0000", "3.0000"], [0]),
+                                      Row("sum", ["1.0000", "0.5000"], [1])])]
 
 
 def test_the_tables_of_the_terminal(made):
@@ -134,7 +150,7 @@ def test_the_tables_of_the_terminal(made):
     narrow = as_text(compared, 40).splitlines()
     assert narrow[:4] == ["1  a", "2  模型", "", "                                  1         2"]
     same = as_text(compare({"a": made(ordinary()), "\x1b[2Jb": made(ordinary())}), 80)
-    assert "what differs: nothing that the files record" in same and "\x1b" not in same
+    assert "What differs: nothing that the files record" in same and "\x1b" not in same
 
 
 def test_curves_lie_over_each_other(made):

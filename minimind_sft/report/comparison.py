@@ -1,5 +1,6 @@
 """Compares runs: their scores, what differs between them, and which one did best."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -27,6 +28,9 @@ GROUPS = ("settings", "model", "machine", "versions")
 
 NONE = "-"
 
+CHANCE = 0.05
+"""A difference that chance makes as large with this probability, or a higher one, decides nothing."""
+
 
 class Row(NamedTuple):
     """A row of a table with one value for each run; `best` are the indices of the best ones, if that can be said."""
@@ -36,13 +40,21 @@ class Row(NamedTuple):
     best: Sequence[int] = ()
 
 
+class Part(NamedTuple):
+    """One score for each kind or file of the evaluation data."""
+
+    title: str
+    heading: str
+    rows: list[Row]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is known about several runs, each as a value in every row.
 
     Attributes:
         scores: of the weights that the runs left, and what they cost.
-        kinds, sources: scores by kind and by file of the evaluation data.
+        parts: scores by kind and by file, where there are several of them.
         differences: settings and circumstances that are not the same.
     """
 
@@ -51,8 +63,7 @@ class Comparison:
     verdict: Verdict
     notes: list[Note]
     scores: list[Row]
-    kinds: list[Row]
-    sources: list[Row]
+    parts: list[Part]
     differences: list[Row]
 
 
@@ -61,7 +72,7 @@ def compare(runs: Mapping[str, Run]) -> Comparison:
     names, found = list(runs), [outcome(run) for run in runs.values()]
     listed = list(runs.values())
     return Comparison(names, listed, _judge(names, listed, found), _notes(names, listed), _scores(listed, found),
-                      _parts("by_kind", found), _parts("by_source", found), differences(listed))
+                      _parts(listed, found), differences(listed))
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
@@ -138,6 +149,7 @@ def _judge(names: list[str], runs: list[Run], found: list[Outcome]) -> Verdict:
     kept = [one.kept for one in found if one.kept]
     by_loss, by_answers = _lowest_loss(names, kept), _most_exact(names, kept)
     judged = [one for one in (by_answers, by_loss) if one]
+    judged.sort(key=lambda one: not one[0])  # what decides comes first
     winners = {winner for winner, _ in judged if winner}
     if not judged:
         return Verdict("hint", "Not known which is best: no validation loss is finite.")
@@ -162,17 +174,36 @@ def _lowest_loss(names: list[str], kept: list[Evaluation]) -> tuple[str, str] | 
 
 
 def _most_exact(names: list[str], kept: list[Evaluation]) -> tuple[str, str] | None:
-    """Returns the run with most exact answers ("" if another has as many), and that in words."""
+    """Returns the run with most exact answers ("" if that may be chance), and that in words."""
     counts = [exact_counts(one) for one in kept]
     asked = {one[1] for one in counts if one}
     if None in counts or len(asked) != 1:
         return None
-    ranked = sorted(((one[0], name) for one, name in zip(counts, names, strict=True) if one), reverse=True)
-    (most, best), (second, other) = ranked[:2]
+    ranked = sorted(((one[0], name, kept[index]) for index, (one, name) in enumerate(zip(counts, names, strict=True))
+                     if one), key=lambda one: (-one[0], one[1]))
+    (most, best, first), (second, other, next_one) = ranked[:2]
     of_all = counted(asked.pop(), "answer")
     if most == second:
-        return "", f"{other} and {best} have {most:,} of {of_all} exact"
+        return "", f"{most:,} of {of_all} exact in both {best} and {other}"
+    if may_be_chance(first, next_one):
+        return "", f"{most:,} of {of_all} exact ({best}) and {second:,} ({other}), which may be chance"
     return best, f"{most:,} of {of_all} exact against {second:,} ({other})"
+
+
+def may_be_chance(better: Evaluation, worse: Evaluation) -> bool:
+    """Says whether two runs that answer equally well may differ as much as these do.
+
+    Takes the exact, two-sided sign test over the questions that only one of them answers exactly (McNemar 1947).
+    Without answers to the same questions, chance cannot be excluded.
+    """
+    ours, theirs = (one.get("answers") or [] for one in (better, worse))
+    if not ours or [one["question"] for one in ours] != [one["question"] for one in theirs]:
+        return True
+    pairs = [(bool(one.get("exact")), bool(other.get("exact"))) for one, other in zip(ours, theirs, strict=True)]
+    gains, losses = pairs.count((True, False)), pairs.count((False, True))
+    differing = gains + losses
+    as_uneven = sum(math.comb(differing, count) for count in range(max(gains, losses), differing + 1))
+    return min(2 * as_uneven / 2 ** differing, 1.0) >= CHANCE
 
 
 def _notes(names: list[str], runs: list[Run]) -> list[Note]:
@@ -195,7 +226,7 @@ def _scores(runs: list[Run], found: list[Outcome]) -> list[Row]:
     comparable = evaluated_alike(runs) is not False
 
     def row(name: str, values: list[float | None], texts: list[str], sign: int) -> Row:
-        return Row(name, texts, _highest_of([value and sign * value for value in values]) if comparable else ())
+        return Row(name, texts, _best(values, sign) if comparable else ())
 
     losses, accuracy = ([one.get(field) for one in kept] for field in ("eval_loss", "token_accuracy"))
     rows = [
@@ -217,24 +248,35 @@ def _scores(runs: list[Run], found: list[Outcome]) -> list[Row]:
     return [row for row in rows if any(value != NONE for value in row.values)]
 
 
-def _parts(name: str, found: list[Outcome]) -> list[Row]:
-    """Returns the scores by kind or by source: exact answers, and losses. One kind or source is left out."""
+def _parts(runs: Sequence[Run], found: list[Outcome]) -> list[Part]:
+    """Returns exact answers by kind, and losses by kind and by file."""
     kept = [one.kept or one.before or {} for one in found]
-    parts = list(dict.fromkeys(part for one in kept for part in one.get(name) or {}))
-    if len(parts) < 2:
-        return []
-    rows = []
-    for part in parts:
-        if name == "by_kind" and any((one.get("exact_by_kind") or {}).get(part) for one in kept):
-            rows.append(Row(f"{part}: exact", [_exact((one.get("exact_by_kind") or {}).get(part)) for one in kept]))
-        rows.append(Row(f"{part}: loss", _loss_texts([((one.get(name) or {}).get(part) or {}).get("loss")
-                                                      for one in kept])))
-    return rows
+    comparable = evaluated_alike(runs) is not False
+
+    def part(title: str, heading: str, field: str, read: Callable[[Any], float | None],
+             form: Callable[[Any], str], sign: int) -> Part:
+        by_run = [one.get(field) or {} for one in kept]
+        rows = []
+        for name in sorted({name for one in by_run for name in one}):
+            values = [read(one[name]) if one.get(name) else None for one in by_run]
+            rows.append(Row(name, [_text(one.get(name), form) for one in by_run],
+                            _best(values, sign) if comparable else ()))
+        return Part(title, heading, rows)
+
+    parts = [
+        part("Exact answers by kind", "kind", "exact_by_kind", lambda counts: counts[0] / max(counts[1], 1), _exact, 1),
+        *(part(f"Loss by {heading}", heading, field, lambda scores: scores.get("loss"),
+               lambda scores: _text(scores.get("loss"), "{:.4f}".format), -1)
+          for heading, field in (("kind", "by_kind"), ("file", "by_source")))]
+    return [one for one in parts if len(one.rows) > 1]
 
 
-def _highest_of(values: Sequence[float | None]) -> list[int]:
-    """Returns the indices of the highest values; none if a value is missing or all are equal."""
-    known = [value for value in values if value is not None]
+def _best(values: Sequence[float | None], sign: int) -> list[int]:
+    """Returns the indices of the highest values, or with a sign of -1 of the lowest.
+
+    There are none if a value is missing or all are equal.
+    """
+    known = [sign * value for value in values if value is not None]
     if len(known) < len(values) or min(known) == max(known):
         return []
     return [index for index, value in enumerate(known) if value == max(known)]

@@ -31,8 +31,7 @@ def render_comparison(compared: Comparison) -> str:
     commands = [(name, run.about.get("command")) for name, run in zip(compared.names, compared.runs, strict=True)]
     return render("comparison.html.jinja", compared=compared, charts=overlays(compared.names, compared.runs),
                   scores=table("", compared.names, compared.scores),
-                  kinds=table("kind", compared.names, compared.kinds),
-                  sources=table("file", compared.names, compared.sources),
+                  by_part=[(part.title, table(part.heading, compared.names, part.rows)) for part in compared.parts],
                   differences=table("setting", compared.names, compared.differences),
                   commands=[(name, command) for name, command in commands if command])
 
@@ -58,15 +57,15 @@ def overlays(names: Sequence[str], runs: Sequence[Run]) -> list[Drawing]:
 
 def as_text(compared: Comparison, width: int) -> str:
     """Returns the comparison as text for a terminal of `width` columns, the verdict last."""
-    tables = [("", compared.scores), ("by kind", compared.kinds), ("by file", compared.sources),
-              ("what differs", compared.differences)]
+    tables = [("", compared.scores), *((part.title, part.rows) for part in compared.parts),
+              ("What differs", compared.differences)]
     short = [str(number) for number in range(1, len(compared.names) + 1)]
     fits = all(columns(line) <= width for _, rows in tables for line in _lines(compared.names, rows))
     names = compared.names if fits else short
     parts = [] if fits else [[f"{number}  {name}" for number, name in zip(short, compared.names, strict=True)]]
     parts += [[*([title] if title else []), *_lines(names, rows)] for title, rows in tables if rows]
     if not compared.differences:
-        parts.append(["what differs: nothing that the files record"])
+        parts.append(["What differs: nothing that the files record"])
     parts += [[f"{note.weight}: {note.text}" for note in compared.notes]] if compared.notes else []
     parts.append([compared.verdict.sentence])
     return harmless("\n\n".join("\n".join(part) for part in parts))
