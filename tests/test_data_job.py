@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from programs import CHAT, NEW, SFT, TORCHRUN, questions, refuse, run, succeed, write_rows
+from programs import CHAT, NEW, SFT, TORCHRUN, questions, refuse, run, run_here, succeed, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def test_forms_mix_and_bad_rows_are_reported(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [*questions(30), {"instruction": "x", "output": ""}, {"text": "Some text."},
                                              {"messages": [{"role": "user", "content": "q"}]}])
     flags = [*NEW, *SHORT, "--data_path", rows, "--save_dir", tmp_path / "out"]
-    done = run(SFT, *flags)
+    done = run_here(SFT, *flags)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-3:] == [
         f'error: {rows}:31: output: expected an answer, found ""',

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from chats import MODEL, TOOLS, tiny_model
-from programs import CHAT, refuse, run, succeed, write_rows
+from programs import CHAT, refuse, run_here, succeed, write_rows
 from terminals import Terminal
 from tiny_adapters import FACTS, write_base, write_lora
 
@@ -34,7 +34,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 def test_a_refused_prompt_is_one_error_line_and_the_others_are_answered(weights):
-    done = run(CHAT, *ASKED, "--save_dir", weights, "--prompt", "one", "x " * 40_000, "three")
+    done = run_here(CHAT, *ASKED, "--save_dir", weights, "--prompt", "one", "x " * 40_000, "three")
     assert done.returncode == 2
     assert [line[:7] for line in done.stdout.splitlines() if line.startswith("> ")] == ["> one", "> x x x", "> three"]
     (line,) = done.stderr.splitlines()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from chats import BUNDLED, TOKENIZER
-from programs import run, write_rows
+from programs import run_here, write_rows
 
 from minimind_sft.data import workers
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
@@ -50,14 +50,14 @@ def test_ignored_fields_are_counted_and_the_data_stay_fine(tmp_path):
 
 def test_the_program_lists_ignored_fields_and_exits_with_0(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", [row(1, source="web\x1b[2J"), row(2, **{"\x1b[2J" * 20: 1})])
-    done = run(INSPECT, data, "--strict", 1)
+    done = run_here(INSPECT, data, "--strict", 1)
     assert done.returncode == 0, done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("  ignored")]
     assert line.startswith("  ignored   fields that nothing reads, by rows: messages[].id 2, ⟨U+001B⟩[2J")
     assert line.endswith(" 1, source 1") and line.count("⟨U+001B⟩") == 10  # 40 characters of the name
     assert "\x1b" not in done.stdout
     plain = write_rows(tmp_path / "b.jsonl", [{"prompt": "q", "completion": "a"}])
-    assert "fields that nothing reads" not in run(INSPECT, plain).stdout
+    assert "fields that nothing reads" not in run_here(INSPECT, plain).stdout
 
 
 def test_all_other_fields_of_running_text_are_ignored(tmp_path):
@@ -84,7 +84,7 @@ def test_an_empty_tally_has_no_ignored_fields():
 @pytest.mark.parametrize("name", ["images", "loss", "rejected_response"])
 def test_rows_with_unsupported_fields_are_bad(tmp_path, name):
     data = write_rows(tmp_path / "a.jsonl", [row(1), row(2, **{name: ["x"]})])
-    done = run(INSPECT, data, "--json")
+    done = run_here(INSPECT, data, "--json")
     assert done.returncode == 1
     (part,) = json.loads(done.stdout)["files"]
     (bad,) = part["findings"]["bad"]["rows"]

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import NEW, REPOSITORY, program, run, succeed, write_rows
+from programs import NEW, REPOSITORY, program, run_here, succeed, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +20,14 @@ def row(number: int) -> dict:
 
 
 def commands_for(*arguments: object) -> list[list[str]]:
-    report = json.loads(run(SCRIPT, *arguments, "--json").stdout)
+    report = json.loads(run_here(SCRIPT, *arguments, "--json").stdout)
     return [shlex.split(command) for command in report["commands"]]
 
 
 def test_fine_data_need_only_the_training_command(tmp_path):
     data = write_rows(tmp_path / "a b.jsonl", [row(1), row(2)])
     assert commands_for(data) == [["python", "trainer/train_full_sft.py", "--data_path", str(data)]]
-    done = run(SCRIPT, data)
+    done = run_here(SCRIPT, data)
     assert done.stdout.endswith(f"to train    python trainer/train_full_sft.py --data_path '{data}'\n")
     text = write_rows(tmp_path / "text.jsonl", [{"text": "Once upon a time."}])
     assert commands_for(text, "--rows", "text", "--max_seq_len", 64) == [
@@ -58,7 +58,7 @@ def test_the_commands_remove_what_was_found(tmp_path):
     assert train == ["python", "trainer/train_full_sft.py", "--data_path", "clean.jsonl", "--eval_data_path",
                      str(held), "--bad_rows", "skip", "--max_seq_len", "384"]
     options = [str(clean) if part == "clean.jsonl" else part for part in train[2:]]
-    report = json.loads(run(SCRIPT, *options[1:4], "--max_seq_len", "384", "--json").stdout)
+    report = json.loads(run_here(SCRIPT, *options[1:4], "--max_seq_len", "384", "--json").stdout)
     assert report["verdict"] == "fine"
     out = succeed(train[1], *options, *NEW, "--save_dir", tmp_path / "out", "--max_steps", 1)
     assert "3 of 3 rows" in out and "cut" not in out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from chats import TOKENIZER
-from programs import run, write_rows
+from programs import run_here, write_rows
 
 from minimind_sft.data.tokenizer import Tokenizer
 
@@ -26,11 +26,11 @@ def simple(tmp_path) -> Path:
 
 def test_rows_that_the_template_cannot_render_are_bad_naming_the_field(tmp_path, simple):
     data = write_rows(tmp_path / "data.jsonl", [FINE, CALL])
-    done = run(SCRIPT, data, "--chat_template", simple)
+    done = run_here(SCRIPT, data, "--chat_template", simple)
     assert done.returncode == 1
     assert f"{data}:2: messages[1].tool_calls: the chat template does not render tool calls" in done.stdout
     assert "template    it has no generation prompt; answers are asked for with '<|im_start|>assis" in done.stdout
-    report = json.loads(run(SCRIPT, data, "--chat_template", simple, "--json").stdout)
+    report = json.loads(run_here(SCRIPT, data, "--chat_template", simple, "--json").stdout)
     assert report["template"][0].startswith("it has no generation prompt")
     assert report["files"][0]["bad_rows"] == 1
 
@@ -55,7 +55,7 @@ def test_unknown_tokens_are_found(tmp_path):
     assert TOKENIZER.unknown_id is None  # bytes spell everything
     known = {"messages": [{"role": "user", "content": "time"}, {"role": "assistant", "content": "noon"}]}
     data = write_rows(tmp_path / "data.jsonl", [known, FINE, {"text": "noon and midnight"}])
-    report = json.loads(run(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
+    report = json.loads(run_here(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
     found = report["files"][0]["findings"]["unknown"]
     assert (found["weight"], found["count"]) == ("warning", 2)
     assert [(row["line"], row["detail"]) for row in found["rows"]] == [(2, "1 token"), (3, "2 tokens")]
@@ -66,7 +66,7 @@ def test_an_unknown_token_written_by_the_template_is_not_counted(tmp_path):
     config = {"eos_token": "<|im_end|>", "chat_template": SIMPLE.replace("{% for", "<unk>{% for")}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     data = write_rows(tmp_path / "data.jsonl", [FINE])
-    report = json.loads(run(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
+    report = json.loads(run_here(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
     assert report["files"][0]["findings"]["unknown"]["count"] == 0
 
 
@@ -74,6 +74,6 @@ def test_a_base_model_brings_its_tokenizer_and_template(tmp_path):
     folder = word_level(tmp_path / "words")
     (folder / "config.json").write_text('{"model_type": "llama"}')
     data = write_rows(tmp_path / "data.jsonl", [FINE])
-    done = run(SCRIPT, data, "--from_weight", folder)
+    done = run_here(SCRIPT, data, "--from_weight", folder)
     assert "‹<|im_start|>›" in done.stdout and "<unk>" in done.stdout
     assert f"--from_weight {folder}" in done.stdout.splitlines()[-1]

@@ -2,11 +2,10 @@
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
-from programs import PATIENCE, PRETRAIN, REPOSITORY, SFT, final_weights, program, questions, refuse, write_rows
+from programs import PRETRAIN, REPOSITORY, SFT, final_weights, questions, refuse, succeed, write_rows
 
 from minimind_sft.errors import UserError
 from minimind_sft.settings.chat import ChatSettings
@@ -167,11 +166,7 @@ def pasted(tmp_path):
     write_rows(tmp_path / "dataset/sft.jsonl", questions(24))
 
     def run(script: str, line: str) -> str:
-        command, options = program(script, *shlex.split(line), WANDB_MODE="disabled")
-        options["cwd"] = tmp_path / "trainer"
-        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, **options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return succeed(script, *shlex.split(line), cwd=tmp_path / "trainer", WANDB_MODE="disabled")
 
     return run
 
