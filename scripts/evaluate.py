@@ -4,33 +4,42 @@
     python scripts/evaluate.py --weight ./SmolLM2 --lora_weight calls --data_path calls.jsonl --out calls.json
     python scripts/evaluate.py --weight full_sft --choices 'test/*.csv' --few_shot 5 --few_shot_path 'dev/*.csv'
     python scripts/evaluate.py --weight full_sft --text_path book.txt
+    python scripts/evaluate.py --weight full_sft --against pretrain --data_path dataset/sft_demo_heldout.jsonl
 
-Prints tables. With --out it writes all results as JSON, and every answer beside it as soon as it is given; after an
-interruption, the same command continues from there.
+Prints tables. With --against it compares two models on the same rows, and with --blind you vote between their answers.
+With --out it writes all results as JSON, and every answer beside it as soon as it is given; after an interruption, the
+same command continues from there.
 """
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.sources import find_files
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.evaluation.blind import take_votes
 from minimind_sft.evaluation.choices import evaluate_choices
+from minimind_sft.evaluation.comparing import compare_items
 from minimind_sft.evaluation.conversations import evaluate_conversations
+from minimind_sft.evaluation.items import Item
 from minimind_sft.evaluation.plain_text import evaluate_texts
 from minimind_sft.evaluation.results import (
     Candidate,
     Outcome,
+    Store,
     machine_facts,
     open_store,
     write_results,
 )
 from minimind_sft.inference.loading import load
 from minimind_sft.paths import program, shown
+from minimind_sft.settings.chat import WeightSettings
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.evaluate import EvaluateSettings
 from minimind_sft.settings.spec import as_typed
@@ -45,16 +54,13 @@ def main() -> None:
     store = open_store(out, settings.results.overwrite)
     if store.items:
         say(f"{'resumed':<12}{store.items:,} finished items are in {shown(store.path)}")
-    loaded = load(settings.weights, settings.runtime, say, needs_template=bool(settings.conversations.data_path))
-    candidate = Candidate.of(loaded, settings.runtime)
     results: dict[str, Any] = {"command": command(), "started": started, "settings": as_typed(settings),
-                               "model": candidate.facts, "machine": machine_facts()}
+                               "machine": machine_facts()}
     try:
-        for name, evaluate in tasks(settings):
-            outcome = evaluate(candidate, store=store)
-            results[name] = outcome.result
-            for line in outcome.lines:
-                say(line)
+        measured, items = evaluate_model(settings, settings.weights, store)
+        results |= measured
+        if settings.comparison.against:
+            results |= compare(settings, items, measured["model"], store)
     except (KeyboardInterrupt, SystemExit):
         if out:
             say(f"{store.items:,} finished items are in {shown(store.path)}; the same command continues from there")
@@ -63,6 +69,49 @@ def main() -> None:
         write_results(Path(out), {**results, "seconds": round(time.monotonic() - began, 3)})
         say(f"results: {shown(out)}, answers: {shown(store.path)}")
     store.close()
+
+
+def evaluate_model(settings: EvaluateSettings, chosen: WeightSettings, store: Store,
+                   flags: tuple[str, str] = ("--weight", "--lora_weight")) -> tuple[dict[str, Any], list[Item]]:
+    """Evaluates a model, which is gone from memory afterwards; returns results, and the items to compare.
+
+    Args:
+        flags: those that name the weights and the adapters.
+    """
+    loaded = load(chosen, settings.runtime, say, needs_template=bool(settings.conversations.data_path), flags=flags)
+    candidate = Candidate.of(loaded, settings.runtime)
+    results: dict[str, Any] = {"model": candidate.facts}
+    items: list[Item] = []
+    if settings.comparison.against:  # else there is only one model
+        say(f"\n{flags[0]} {harmless(shown(loaded.path))}")
+    for name, evaluate in tasks(settings):
+        outcome = evaluate(candidate, store=store)
+        results[name] = outcome.result
+        items += outcome.items
+        for line in outcome.lines:
+            say(line)
+    return results, items
+
+
+def compare(settings: EvaluateSettings, items: list[Item], model: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Evaluates --against too, and compares it with --weight, whose items and facts are given."""
+    comparison = settings.comparison
+    chosen = replace(settings.weights, weight=comparison.against, lora_weight=comparison.against_lora)
+    measured, others = evaluate_model(settings, chosen, store.of("--against"), ("--against", "--against_lora"))
+    against = measured["model"]
+    same_tokens = all(model[name] == against[name] for name in ("tokenizer", "chat_template"))
+    if not same_tokens:
+        say("the models have different tokenizers or chat templates: losses per token are not compared")
+    outcomes: dict[str, Outcome] = {}
+    if comparison.blind:  # before the comparison, which shows whose the answers are
+        outcomes["votes"] = take_votes(others, items, store, comparison.comparison_seed, input, say)
+    if items:
+        outcomes["comparison"] = compare_items(others, items, same_tokens, comparison.comparison_seed,
+                                               shutil.get_terminal_size().columns)
+    for outcome in outcomes.values():
+        for line in ("", *outcome.lines):
+            say(line)
+    return {"against": measured, **{name: outcome.result for name, outcome in outcomes.items()}}
 
 
 def check_files(settings: EvaluateSettings) -> None:

@@ -36,6 +36,17 @@ def test_items_are_there_again(tmp_path):
         {"task": "answers", "item": "2", "answer": "Paris"}, {"evaluation": "votes", "identity": {"seed": 1}}]
 
 
+def test_the_tasks_of_two_models_stand_beside_each_other(tmp_path):
+    path = tmp_path / "a.jsonl"
+    store = filled(path)
+    store.of("--against").task("answers", {"weights": "other"}).add({"0": {"answer": "Milan"}})
+    store.close()
+    store = Store(path)
+    assert store.task("answers", IDENTITY).done["0"] == {"answer": "Rome"}
+    assert store.of("--against").task("answers", {"weights": "other"}).done == {"0": {"answer": "Milan"}}
+    assert store.items == 3
+
+
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = open_store(None, overwrite=False)

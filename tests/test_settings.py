@@ -156,7 +156,7 @@ PATHS = {
     ConvertModelSettings: ["weight", "save_dir", "tokenizer_path", "chat_template", "lora_weight"],
     MergeSettings: ["weight", "save_dir", "tokenizer_path", "chat_template"],
     EvaluateSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "data_path", "choices",
-                       "few_shot_path", "text_path"],
+                       "few_shot_path", "text_path", "against"],
     PlotSettings: ["metrics"],
     CompareSettings: ["metrics"],
     WatchSettings: ["metrics"],

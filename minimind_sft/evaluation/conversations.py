@@ -42,15 +42,11 @@ def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversation
     groups = [("all rows", everything)]
     for scores_of in (by_source, by_kind):
         groups += scores_of.items() if len(scores_of) > 1 else ()
-    return Outcome(result, [*score_tables(groups), *_remarks(everything, missing, problems)])
+    return Outcome(result, [*score_tables(groups), *_remarks(everything, missing, problems)], items)
 
 
-def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store,
-            name: str = "") -> list[Item]:
+def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> list[Item]:
     """Returns all rows with losses and answers, those already in the store included.
-
-    Args:
-        name: tells the items of several candidates apart in the store.
 
     Raises:
         UserError: if a file cannot be read, or a row is not a conversation.
@@ -58,15 +54,15 @@ def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, stor
     files = find_files(settings.data_path, "--data_path")
     items = [Item(shown(file), row) for file in files for row in read_scored_rows([file])]
     identity = {**candidate.identity, "data": [facts["sha256"] for facts in data_facts(files)]}
-    measure_losses(candidate, items, store, identity, name)
+    measure_losses(candidate, items, store, identity)
     if settings.answers:
-        answer_questions(candidate, items, settings, store, identity, name)
+        answer_questions(candidate, items, settings, store, identity)
     return items
 
 
-def measure_losses(candidate: Candidate, items: Sequence[Item], store: Store, identity: dict, name: str = "") -> None:
+def measure_losses(candidate: Candidate, items: Sequence[Item], store: Store, identity: dict) -> None:
     """Fills in the items' losses."""
-    task = store.task(f"losses{name}", identity)
+    task = store.task("losses", identity)
     left = [(str(number), item.row.conversation) for number, item in enumerate(items) if str(number) not in task.done]
     with tqdm(total=len(items), initial=len(items) - len(left), desc="losses", unit=" rows", leave=False,
               disable=None) as bar:
@@ -111,12 +107,12 @@ def _losses(candidate: Candidate, conversations: Sequence[Conversation]) -> list
 
 
 def answer_questions(candidate: Candidate, items: Sequence[Item], settings: EvaluatedConversationsSettings,
-                     store: Store, identity: dict, name: str = "") -> None:
+                     store: Store, identity: dict) -> None:
     """Fills in the items' questions and answers; each batch is kept as soon as it is answered."""
     loaded = candidate.loaded
     template, model = loaded.template, loaded.model
     assert template is not None, "conversations need a template"
-    task = store.task(f"answers{name}", {**identity, "max_new_tokens": settings.max_new_tokens,
+    task = store.task("answers", {**identity, "max_new_tokens": settings.max_new_tokens,
                                          "open_thinking": settings.open_thinking})
     for item in items:
         item.question = make_question(item.row, template, settings.open_thinking, model.config.context)

@@ -3,8 +3,9 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minimind_sft.errors import UserError
+from minimind_sft.evaluation.items import Item
 from minimind_sft.files import FolderLock, check_writable, peek_object, sha256_of_file, write_atomically
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.paths import shown
@@ -26,10 +28,12 @@ PACKAGES = ("minimind-sft", "torch", "tokenizers", "sacrebleu", "rouge-score", "
 
 
 class Outcome(NamedTuple):
-    """What a task found: an object for the results file, and lines for the terminal."""
+    """What a task found: an object for the results file, lines for the terminal, and the items that another model's
+    are compared with."""
 
     result: dict[str, Any]
     lines: list[str]
+    items: Sequence[Item] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Store:
     """
 
     def __init__(self, path: Path | None):
-        self.path = path
+        self.path, self._whose = path, ""
         self._identities: dict[str, dict] = {}
         self._done: dict[str, dict[str, dict]] = {}
         if path is None:
@@ -134,11 +138,18 @@ class Store:
             UserError: if they depend on something else than `identity`; names the first difference.
         """
         given = json.loads(json.dumps(identity))
+        name += self._whose
         if name not in self._identities:
             self._identities[name] = given
             self.write([{MARK: name, "identity": given}])
         self._check_same(name, self._identities[name], given)
         return Task(self, name, self._done.setdefault(name, {}))
+
+    def of(self, whose: str) -> "Store":
+        """Returns the same store for another model's tasks, whose names end in `whose`."""
+        other = copy(self)
+        other._whose = f" of {whose}"
+        return other
 
     @property
     def items(self) -> int:

@@ -65,13 +65,9 @@ def _is_installed(package: str) -> bool:
 def bleu(answers: Sequence[str], expected: Sequence[str]) -> tuple[float | None, str]:
     """Returns the BLEU of all answers together (Papineni et al. 2002), 0 to 100, and sacrebleu's signature.
 
-    If any expected text has Chinese characters, all texts are tokenized by sacrebleu's "zh", which splits these and
-    treats other words like its default "13a". So the tokenization does not depend on the answers. BLEU counts runs of
-    up to 4 tokens; it is None if no expected text has 4.
+    BLEU counts runs of up to 4 tokens; it is None if no expected text has 4.
     """
-    from sacrebleu.metrics import BLEU
-
-    metric = BLEU(tokenize="zh" if any(map(HAS_HAN.search, expected)) else "13a")
+    metric = bleu_metric(expected)
     score, signature = _corpus_score(metric, answers, expected)
     has_runs = any(len(metric.tokenizer(text).split()) >= metric.max_ngram_order for text in expected)
     return score if has_runs else None, signature
@@ -79,9 +75,34 @@ def bleu(answers: Sequence[str], expected: Sequence[str]) -> tuple[float | None,
 
 def chrf(answers: Sequence[str], expected: Sequence[str]) -> tuple[float, str]:
     """Returns the chrF2 of all answers together (Popovic 2015), 0 to 100, and sacrebleu's signature."""
+    return _corpus_score(chrf_metric(), answers, expected)
+
+
+def bleu_metric(expected: Sequence[str]) -> Any:
+    """Returns sacrebleu's BLEU.
+
+    If any expected text has Chinese characters, all texts are tokenized by sacrebleu's "zh", which splits these and
+    treats other words like its default "13a". So the tokenization does not depend on the answers.
+    """
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(tokenize="zh" if any(map(HAS_HAN.search, expected)) else "13a")
+
+
+def chrf_metric() -> Any:
     from sacrebleu.metrics import CHRF
 
-    return _corpus_score(CHRF(), answers, expected)
+    return CHRF()
+
+
+def corpus_statistics(metric: Any, answers: Sequence[str], expected: Sequence[str]) -> list[list[int]]:
+    """Returns what each answer adds to the sums that a score of sacrebleu is computed from, as its own tests do."""
+    return metric._extract_corpus_statistics(list(answers), [list(expected)])
+
+
+def score_of_statistics(metric: Any, sums: Sequence[int]) -> float:
+    """Computes the score from the sums of `corpus_statistics`."""
+    return metric._compute_score_from_stats(list(sums)).score
 
 
 def _corpus_score(metric: Any, answers: Sequence[str], expected: Sequence[str]) -> tuple[float, str]:

@@ -44,11 +44,12 @@ class Loaded:
 
 
 def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[str], None],
-         needs_template: bool = False) -> Loaded:
+         needs_template: bool = False, flags: tuple[str, str] = ("--weight", "--lora_weight")) -> Loaded:
     """Loads the weights and adapters that the settings name; passes on notices about them, a line each.
 
     Args:
         needs_template: also for weights that have only been pretrained and would continue text.
+        flags: those that name the weights and the adapters, for messages.
 
     Raises:
         UserError: if files are missing, or do not belong together.
@@ -57,13 +58,13 @@ def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[st
         for line in lines:
             say(f"{label:<12}{harmless(line)}")
 
-    path = find_weights(chosen.weight, chosen.save_dir, flag="--weight", hidden_size=chosen.hidden_size,
+    path = find_weights(chosen.weight, chosen.save_dir, flag=flags[0], hidden_size=chosen.hidden_size,
                         use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)
     tokenizer = load_tokenizer(chosen.tokenizer_path, path)
     weights = read_weights(path)
     notify("tokenizer", tokenizer.notices)
     notify("weights", (*weights.notices, *_check_weights(chosen, weights, tokenizer)))
-    adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, "--lora_weight")
+    adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, flags[1])
     for adapter, weight in adapters:
         notify("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices,
                            *base_notices(adapter, runtime.quantize)))

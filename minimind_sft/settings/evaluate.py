@@ -64,6 +64,28 @@ class TextSettings:
 
 
 @dataclass(frozen=True)
+class ComparisonSettings:
+    """A second model to compare with, on the same rows."""
+
+    against: str | None = same_setting(
+        WeightSettings, "weight", default=None,
+        help="weights to compare with, by NAME or path; differences are those from these weights to --weight")
+    against_lora: tuple[str, ...] = setting(
+        (), "adapters to apply to --against, as for --lora_weight; to see what an adapter changes, give --weight and "
+            "--against the same weights, and only --lora_weight the adapter")
+    blind: bool = setting(
+        False, "vote between the answers of both, in the terminal, without knowing whose they are; needs --out, where "
+               "the votes are kept")
+    comparison_seed: int = setting(
+        42, "decides the order of questions and answers under --blind, and what the bootstrap draws", min=0)
+
+    def problems(self) -> list[str]:
+        if self.against:
+            return []
+        return [f"--{name} needs --against" for name in ("against_lora", "blind") if getattr(self, name)]
+
+
+@dataclass(frozen=True)
 class ResultsSettings:
     """Where the results go."""
 
@@ -82,5 +104,14 @@ class EvaluateSettings:
     conversations: EvaluatedConversationsSettings = EvaluatedConversationsSettings()
     choices: ChoiceSettings = ChoiceSettings()
     texts: TextSettings = TextSettings()
+    comparison: ComparisonSettings = ComparisonSettings()
     runtime: ChatRuntimeSettings = ChatRuntimeSettings()
     results: ResultsSettings = ResultsSettings()
+
+    def problems(self) -> list[str]:
+        if not self.comparison.blind:
+            return []
+        found = ["--blind needs --out, where the votes are kept"] if not self.results.out else []
+        if not (self.conversations.data_path and self.conversations.answers):
+            found.append("--blind needs --data_path, whose questions are answered")
+        return found
