@@ -10,7 +10,7 @@ from programs import REPOSITORY
 
 from minimind_sft.errors import UserError
 from minimind_sft.report.comparison import Part, Row, compare, differences, evaluated_alike, may_be_chance
-from minimind_sft.report.comparison_page import as_text, overlays, render_comparison
+from minimind_sft.report.comparison_page import as_text, overlays, render_comparison, write_comparison
 from minimind_sft.report.run_files import read_run
 
 SETTINGS = {"learning_rate": 0.001, "epochs": 2, "keep_best": 1, "save_weight": "sft"}
@@ -203,3 +203,23 @@ def test_bad_input_of_the_program_is_refused_in_one_line(compare_runs, tmp_path)
                            ([a, tmp_path, "--html", a / "x.html"], "cannot write there")):
         with pytest.raises(UserError, match=message):
             compare_runs(*flags)
+
+
+@pytest.mark.slow
+def test_the_page_in_the_browser_shows_the_values_of_all_runs_at_a_step(browser, made, tmp_path):
+    runs = {"a": made(ordinary()), "b": made(ordinary(4.0, 1.5, settings={**SETTINGS, "data_path": "x" * 300}))}
+    write_comparison(tmp_path / "page.html", compare(runs))
+    page = browser.new_page(viewport={"width": 380, "height": 800})
+    page.set_default_timeout(120_000)
+    complaints, asked_for = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked_for.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    chart = page.locator(".chart", has_text="Validation loss")
+    assert chart.locator("output").all_inner_texts() == ["2.000", "1.500"]
+    chart.locator(".plot").hover(position={"x": 2, "y": 20})
+    assert chart.locator("output").all_inner_texts() == ["4.000", "4.000"]
+    assert page.locator(".chart .at").first.inner_text() == "step 0"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380, "a phone need not scroll sideways"
+    assert complaints == [] and asked_for == [(tmp_path / "page.html").as_uri()]

@@ -10,7 +10,7 @@ import pytest
 from metrics_files import evaluated, ordinary, start, trained, write_lines
 from programs import PATIENCE, program
 
-from minimind_sft.report import live
+from minimind_sft.report import live, live_page
 from minimind_sft.report.following import FollowedRun, FollowedRuns
 from minimind_sft.report.live import LiveServer
 from minimind_sft.report.live_page import LivePage, live_policy, run_line, seconds_left
@@ -133,3 +133,16 @@ def test_the_program_serves_until_it_is_interrupted(tmp_path):
             assert "<title>step 40 of 40: a</title>" in answer.read().decode()
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0 and process.stderr.read() == ""
+
+
+def test_a_page_is_made_again_only_when_a_run_has_changed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(live_page, "render", lambda template, **values: made.append(template) or f"page {len(made)}")
+    path = write_lines(tmp_path / "a_metrics.jsonl", ordinary()[:9])
+    page = LivePage(FollowedRuns([str(tmp_path)]))
+    assert [page("/content", {}), page("/content", {}), page("/", {})] == ["page 1", "page 1", "page 2"]
+    write_lines(path, ordinary())
+    assert [page("/content", {}), page("/content", {"run": "a"})] == ["page 3", "page 3"]
+    write_lines(tmp_path / "b_metrics.jsonl", ordinary())
+    assert [page("/content", {"run": name}) for name in ("", "a", "b", "x", "y", "a")] == [
+        "page 4", "page 5", "page 6", "page 7", "page 8", "page 5"]

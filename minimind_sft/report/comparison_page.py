@@ -32,7 +32,7 @@ def render_comparison(compared: Comparison) -> str:
     return render("comparison.html.jinja", compared=compared, charts=overlays(compared.names, compared.runs),
                   scores=table("", compared.names, compared.scores),
                   by_part=[(part.title, table(part.heading, compared.names, part.rows)) for part in compared.parts],
-                  differences=table("setting", compared.names, compared.differences),
+                  differences=table("setting", compared.names, compared.differences, are_numbers=False),
                   commands=[(name, command) for name, command in commands if command])
 
 
@@ -71,11 +71,11 @@ def as_text(compared: Comparison, width: int) -> str:
     return harmless("\n\n".join("\n".join(part) for part in parts))
 
 
-def table(heading: str, names: Sequence[str], rows: Sequence[Row]) -> Table | None:
+def table(heading: str, names: Sequence[str], rows: Sequence[Row], are_numbers: bool = True) -> Table | None:
     """Returns rows as a table of the page, with a column for each run."""
     if not rows:
         return None
-    return Table([Column(heading), *(Column(name, True) for name in names)],
+    return Table([Column(heading), *(Column(name, are_numbers) for name in names)],
                  [[row.name, *(Badge("fine", value) if number in row.best else value
                                for number, value in enumerate(row.values))] for row in rows])
 

@@ -1,6 +1,7 @@
 """Renders the page that shows runs while they train: an overview of all runs, and one of them in full."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -48,6 +49,8 @@ class LivePage:
 
     def __init__(self, followed: FollowedRuns):
         self._followed = followed
+        self._made: dict[tuple[str, str], tuple[list[tuple[Path, int]], str]] = {}
+        """The page of each address and chosen run, with the versions of the runs that it shows."""
 
     def __call__(self, path: str, query: Mapping[str, str]) -> str:
         """Renders the whole page for "/" and the part that changes for "/content".
@@ -56,19 +59,30 @@ class LivePage:
             query: "run" is the name of the run to show in full.
         """
         runs = self._followed.update()
+        versions = [(one.path, one.version) for one in runs]
         names = run_names([one.path for one in runs])
         chosen = query.get("run", "") if len(names) != 1 else names[0]
-        lines = [run_line(name, one) for name, one in zip(names, runs, strict=True)]
-        values: dict[str, Any] = {"lines": lines, "chosen": chosen, "tab": _tab_title(lines, chosen), "charts": [],
-                                  "run": None}
-        if chosen in names:
-            values |= run_values(runs[names.index(chosen)].run)
-        elif not chosen:
-            shown = [(name, one.run) for name, one in zip(names, runs, strict=True)][:MAX_OVERLAID]
-            values["charts"] = overlays([name for name, _ in shown], [run for _, run in shown])
-        if path == "/content":
-            return render("live_content.html.jinja", **values)
-        return render("live.html.jinja", scripts=SCRIPTS, connects=True, **values)
+        known, page = self._made.get((path, chosen), ([], ""))
+        if not page or known != versions:
+            page = _rendered(path, dict(zip(names, runs, strict=True)), chosen)
+            self._made = {key: made for key, made in self._made.items()
+                          if made[0] == versions and key[1] in ("", *names)}
+            self._made[path, chosen] = versions, page
+        return page
+
+
+def _rendered(path: str, runs: Mapping[str, FollowedRun], chosen: str) -> str:
+    lines = [run_line(name, one) for name, one in runs.items()]
+    values: dict[str, Any] = {"lines": lines, "chosen": chosen, "tab": _tab_title(lines, chosen), "charts": [],
+                              "run": None}
+    if chosen in runs:
+        values |= run_values(runs[chosen].run)
+    elif not chosen:
+        shown = list(runs)[:MAX_OVERLAID]
+        values["charts"] = overlays(shown, [runs[name].run for name in shown])
+    if path == "/content":
+        return render("live_content.html.jinja", **values)
+    return render("live.html.jinja", scripts=SCRIPTS, connects=True, **values)
 
 
 def live_policy() -> str:
