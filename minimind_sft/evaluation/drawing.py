@@ -108,7 +108,6 @@ class _Frame:
     """What a chat template writes before and after a user's question, to be left out where people read it."""
 
     def __init__(self, template: ChatTemplate):
-        self.end = template.end_of_turn
         first, answer, question = "First question", "First answer", "Second question"
         messages = [{"role": "user", "content": first}, {"role": "assistant", "content": answer},
                     {"role": "user", "content": question}]
@@ -120,13 +119,11 @@ class _Frame:
                 continue  # the text is shown as it is
             _, _, rest = rendered.partition(answer)
             between, _, footer = rest.partition(question)
-            self.header = between.replace(self.end, "").strip()
+            self.header = between.replace(template.end_of_turn, "").strip()
             self.footers.append(footer)
 
     def question_in(self, prompt: str) -> str:
         """Returns the last question in the text of a prompt."""
         for footer in self.footers:
             prompt = prompt.removesuffix(footer)
-        if self.header and self.header in prompt:
-            prompt = prompt.rpartition(self.header)[2]
-        return prompt.partition(self.end)[0].strip()
+        return (prompt.rpartition(self.header)[2] if self.header else prompt).strip()
