@@ -63,7 +63,9 @@ def main() -> None:
             results |= compare(settings, items, measured["model"], store)
     except (KeyboardInterrupt, SystemExit):
         if out:
-            say(f"{store.items:,} finished items are in {shown(store.path)}; the same command continues from there")
+            without = " without --overwrite" * settings.results.overwrite
+            say(f"{store.items:,} finished items are in {shown(store.path)}; the same command{without} continues from "
+                "there")
         raise
     if out:
         write_results(Path(out), {**results, "seconds": round(time.monotonic() - began, 3)})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from chats import chat
-from programs import CHAT, REPOSITORY, program, succeed, wait_for, write_rows
+from programs import CHAT, REPOSITORY, program, wait_for, write_rows
 from tiny_adapters import write_base, write_lora
 
 from minimind_sft.errors import UserError
@@ -150,7 +150,7 @@ def test_something_to_evaluate_on_is_needed(run_here):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_evaluation_continues(flags, tmp_path):
+def test_a_killed_evaluation_continues(run_here, flags, tmp_path):
     write_rows(flags[3], [chat(f"Say {n}.", f"It is {n}.") for n in range(100)])
     command, options = program(EVALUATE, *flags, "--batch_size", 1, "--max_new_tokens", 20)
     kept = tmp_path / "r.answers.jsonl"
@@ -160,7 +160,7 @@ def test_a_killed_evaluation_continues(flags, tmp_path):
     process.wait()
     before = kept.read_bytes()
     assert 0 < before.count(b'"task": "answers"') < 100
-    shown = succeed(EVALUATE, *flags, "--batch_size", 64, "--max_new_tokens", 20)
+    shown = run_here(*flags, "--batch_size", 64, "--max_new_tokens", 20)
     assert "resumed " in shown
     assert kept.read_bytes().startswith(before[:before.rfind(b"\n") + 1])
     assert [line["item"] for line in answers(kept)] == [str(n) for n in range(100)]

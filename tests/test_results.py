@@ -133,9 +133,10 @@ def test_overwrite_starts_again(tmp_path):
     open_store(str(path), overwrite=False).close()
     store = open_store(str(path), overwrite=True)
     assert store.items == 0
-    store.task("answers", {"other": 1})
     store.close()
-    assert (tmp_path / "r.answers.jsonl.previous").exists() and (tmp_path / "r.json.previous").exists()
+    open_store(str(path), overwrite=True).close()  # nothing was evaluated in between
+    assert "Rome" in (tmp_path / "r.answers.jsonl.previous").read_text(encoding="utf-8")
+    assert (tmp_path / "r.json.previous").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):

@@ -20,7 +20,7 @@ from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
-from minimind_sft.inference.generate import CLOSE, CLOSE_IN_HALF, LanguageModel
+from minimind_sft.inference.generate import CLOSE, LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
 from minimind_sft.terminal import aligned
 
@@ -211,7 +211,7 @@ def score_choices(model: LanguageModel, prompter: ChoicePrompter, prompts: Seque
     Which questions are together decides how sums are rounded. Where that could change the choice, because two options
     are almost equal, the question is scored again, alone.
     """
-    close = CLOSE.get(model.embed_tokens.weight.dtype, CLOSE_IN_HALF)
+    close = CLOSE[model.embed_tokens.weight.dtype]
     for start in range(0, len(prompts), QUESTIONS_AT_ONCE):
         batch = prompts[start:start + QUESTIONS_AT_ONCE]
         values = iter(_log_likelihoods(model, [one for prompt in batch for one in prompt.continuations]))

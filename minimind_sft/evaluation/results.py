@@ -214,8 +214,9 @@ def open_store(out: str | None, overwrite: bool) -> Store:
     check_writable(path.parent, "--out")
     answers = answers_path(path)
     if overwrite:
-        set_aside_file(path)
-        set_aside_file(answers)
+        for file in (path, answers):
+            if is_there(file) and file.lstat().st_size:  # an empty one must not replace the last `.previous`
+                set_aside_file(file)
     elif is_there(path) and MARK not in peek_object(path):
         raise UserError(f"--out {path}: exists and holds something other than results of an evaluation; choose another "
                         f"name, or --overwrite moves it to {previous_name(path)}")
