@@ -166,6 +166,16 @@ class ExampleDataset:
         """Returns the length in tokens of each document, over all samples that share the arrays."""
         return np.diff(self._example_ends)
 
+    @property
+    def token_ids(self) -> np.ndarray:
+        """The tokens of all samples, in the file's own integer type."""
+        return self._input_ids
+
+    def token_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where the tokens of each sample start and end in `token_ids`, (samples,) each."""
+        return (self._example_ends[self._sample_ends[self._chosen]],
+                self._example_ends[self._sample_ends[self._chosen + 1]])
+
     def select(self, indices: ArrayLike) -> Self:
         """Returns the dataset of the samples at `indices`, which shares the arrays."""
         chosen = object.__new__(type(self))
