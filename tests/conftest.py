@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
+import runpy
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,3 +53,16 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=300_000)
         yield started
         started.close()
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a program in this process and returns what it prints."""
+
+    def call(program, *flags) -> str:
+        monkeypatch.setattr(sys, "argv", [program, *map(str, flags)])
+        capsys.readouterr()
+        assert not runpy.run_path(str(REPOSITORY / program))["main"]()
+        return capsys.readouterr().out
+
+    return call

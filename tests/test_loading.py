@@ -1,6 +1,5 @@
 """Training and evaluation sets from settings, and the lines printed about them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -43,14 +42,6 @@ def test_evaluation_files_are_loaded_whole_and_nothing_is_held_out(tmp_path):
     assert (len(train_set), len(eval_set)) == (50, 7)
     assert [line.split(",")[0] for line in said] == [f"data        {file}: 50 of 50 rows",
                                                      f"evaluation  {other}: 7 of 7 rows"]
-
-
-def test_evaluation_rows_that_are_trained_on_are_reported(tmp_path):
-    file = texts(tmp_path / "a.jsonl", 9)
-    copy = str(shutil.copy(file, tmp_path / "copy.jsonl"))
-    said = load(tmp_path, file, eval_data_path=(copy,))[2]
-    assert said[-1] == ("evaluation  the run also trains on these rows: the validation loss says nothing about new "
-                        "ones")
 
 
 def test_shares_are_drawn_and_printed(tmp_path):

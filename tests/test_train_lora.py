@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-import sys
 
 import pytest
 import torch
@@ -20,19 +18,6 @@ from minimind_sft.model.weights import read_weights
 pytestmark = pytest.mark.slow
 
 SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-
-
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Runs a program in this process and returns what it prints."""
-
-    def call(program, *flags) -> str:
-        monkeypatch.setattr(sys, "argv", [program, *map(str, flags)])
-        capsys.readouterr()
-        assert not runpy.run_path(str(REPOSITORY / program))["main"]()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState, load_tensors
 from minimind_sft.training.saving import Saver
+from minimind_sft.training.watch import Watcher
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -31,16 +32,18 @@ NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 class Training:
     """A complete `fit` over tiny data in a folder.
 
-    `step` replaces `train_step`; `weights` maps the steps at which weights were written to their validation loss.
+    `data` are the samples, by default thirty random documents; `step` replaces `train_step`; `weights` maps the steps
+    at which weights were written to their validation loss.
     """
 
-    def __init__(self, folder, resume: bool = False, evaluate=None, **changes):
+    def __init__(self, folder, resume: bool = False, evaluate=None, data=None, **changes):
         folder.mkdir(exist_ok=True)
         self.settings = settings = changed(
-            SFTSettings(), batch_size=4, epochs=2, micro_batch_tokens=768, eval_interval=4, log_interval=1,
-            learning_rate=1e-2, dropout=0.2, **{"save_interval": 3, **changes})
+            SFTSettings(), batch_size=4, micro_batch_tokens=768,
+            **{"epochs": 2, "learning_rate": 1e-2, "dropout": 0.2, "eval_interval": 4, "save_interval": 3,
+               "log_interval": 1, **changes})
         torch.manual_seed(0)
-        self.model = MiniMindForCausalLM(replace(TINY, dropout=0.2))
+        self.model = MiniMindForCausalLM(replace(TINY, dropout=settings.model.dropout))
         freeze(self.model, settings.model.freeze)
         self.optimizer = build_optimizer(self.model, settings.optimizer.learning_rate, settings.optimizer.weight_decay)
         self.learner = Learner(self.model, self.model, self.optimizer, torch.amp.GradScaler("cpu", enabled=False),
@@ -50,10 +53,10 @@ class Training:
         if resume:
             path, self.state, _ = self.checkpoints.newest()
             load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
-        self.steps = TrainingSteps(random_documents(30), BatchLayout(64), epochs=2, samples_per_step=4, seed=1,
-                                   max_steps=settings.optimizer.max_steps)
+        self.steps = TrainingSteps(data or random_documents(30), BatchLayout(64), epochs=settings.optimizer.epochs,
+                                   samples_per_step=4, seed=1, max_steps=settings.optimizer.max_steps)
         self.progress = Progress(folder / "metrics.jsonl", total_steps=len(self.steps), step=self.state.step,
-                                 is_main=True)
+                                 is_main=True, watcher=Watcher(settings.optimizer, len(self.steps)))
         self.evaluate, self.step, self.weights = evaluate, train_step, {}
 
     def run(self, interrupt_at: int | None = None) -> int:

@@ -26,7 +26,7 @@ from minimind_sft.model.build import find_start
 from minimind_sft.model.weights import weights_path, write_weights
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.training import PretrainSettings
-from minimind_sft.training.advice import data_advice, opening_lines
+from minimind_sft.training.advice import data_advice, opening_lines, opening_warnings
 from minimind_sft.training.distributed import Ranks, join_ranks
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import check_agreement, run_identity, run_settings
@@ -44,6 +44,7 @@ from minimind_sft.training.run_facts import run_facts
 from minimind_sft.training.saving import Saver
 from minimind_sft.training.start import starting_model
 from minimind_sft.training.summary import closing_lines, next_lines, result_lines
+from minimind_sft.training.watch import Watcher
 
 
 def main() -> int:
@@ -118,10 +119,13 @@ def pretrain(settings: PretrainSettings, ranks: Ranks) -> int:
                       keeps_best=saving.keep_best and evaluate is not None)
         begin_outputs(outputs, checkpoints, state, ranks)
         facts = run_facts("pretrain", outputs, settings, learner, len(steps), (train_set, eval_set))
+        warnings = ranks.on_main(lambda: opening_warnings(settings, len(steps), train_set, eval_set))
         loggers = start_loggers(settings, outputs.weights.stem, outputs.run, state.step, ranks.is_main)
         with Progress(outputs.metrics, total_steps=len(steps), step=state.step, is_main=ranks.is_main,
-                      log_interval=settings.logging.log_interval, loggers=loggers) as progress:
+                      log_interval=settings.logging.log_interval, watcher=Watcher(optimizer, len(steps)),
+                      loggers=loggers) as progress:
             progress.log(state.step, run=facts)
+            progress.warn(state.step, *warnings)
             status = fit(learner, steps, state, settings, progress=progress, saver=saver, evaluate=evaluate)
 
         if ranks.is_main:

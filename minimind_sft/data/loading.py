@@ -32,8 +32,6 @@ def load_datasets(data: DataSettings, encoder: RowEncoder, folder: Path, say: Ca
         train_set, evaluated = _mix(training, sources), evaluation[0]  # without shares all files are one source
         _describe("data", sources, training, train_set, say)
         _describe("evaluation", eval_sources, evaluation, None, say)
-        if any(set(dataset.sums).intersection(evaluated.sums) for dataset in training):
-            say("evaluation  the run also trains on these rows: the validation loss says nothing about new ones")
         return train_set, evaluated
     parts = [hold_out(dataset, data.eval_share, data.seed) for dataset in training]
     train_set = _mix([train for train, _ in parts], sources)

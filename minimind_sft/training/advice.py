@@ -1,23 +1,29 @@
 """Says at the start of a run how long it will be, and which settings and data are allowed but probably not meant."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from minimind_sft.data.batching import TrainingSteps, schedule_length
-from minimind_sft.data.dataset import Samples
+from minimind_sft.data.dataset import Mixture, Samples
+from minimind_sft.data.overlap import count_shared
+from minimind_sft.data.prepared import PreparedDataset
 from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.settings.data import SFTDataSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import IMPLIED
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.schedule import Schedule
+from minimind_sft.training.watch import RunWarning
 
 LARGE_WARMUP = 0.3
 FEW_EVALUATION_SAMPLES = 50
 LARGE_RATE_CHANGE = 0.05
+LOW_SHARE, HIGH_SHARE = 0.01, 0.95
+"""Of the tokens of conversations so many are usually supervised: in the bundled ones 20%."""
 LARGE_NEW_SHARE = 0.1
 """To the bundled model, below 1% of the tokens and none of the lengths of the bundled conversations are new; of other
 instructions, web text and tool calls 33 to 52% of the tokens are, of Russian 73%."""
@@ -56,13 +62,52 @@ def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
 def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
     """Notes a warmup that takes a large part of the run."""
     warmup = optimizer.warmup_steps
-    if warmup <= LARGE_WARMUP * total_steps:
+    if not LARGE_WARMUP * total_steps < warmup < total_steps:  # a longer one is a warning, see below
         return []
-    if warmup < total_steps:
-        return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
-    highest = Schedule.of(vars(optimizer), total_steps).rate(total_steps - 1)
-    return [f"note        --warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate "
-            f"rises to {highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"]
+    return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
+
+
+def opening_warnings(settings: TrainSettings, total_steps: int, train_set: Samples,
+                     eval_set: Samples | None) -> list[RunWarning]:
+    """Returns the warnings that need no training: a run that cannot go as it is probably meant."""
+    return [*_long_warmup(settings.optimizer, total_steps), *_supervised_share(settings, train_set),
+            *(_shared_rows(train_set, eval_set) if eval_set is not None else ())]
+
+
+def _long_warmup(optimizer: OptimizerSettings, total_steps: int) -> Iterator[RunWarning]:
+    warmup = optimizer.warmup_steps
+    if total_steps <= warmup:
+        highest = Schedule.of(vars(optimizer), total_steps).rate(total_steps - 1)
+        yield RunWarning("long_warmup", (
+            f"--warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate rises to "
+            f"{highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"))
+
+
+def _supervised_share(settings: TrainSettings, samples: Samples) -> Iterator[RunWarning]:
+    """Some words of conversations, the user's and the template's, are not learned unless that is asked for."""
+    parts = samples.sources if isinstance(samples, Mixture) else [samples]
+    counts = [part.counts for part in parts if isinstance(part, PreparedDataset)]
+    tokens, supervised = sum(one.tokens for one in counts), sum(one.supervised for one in counts)
+    if not (isinstance(settings.data, SFTDataSettings) and tokens):
+        return
+    share = supervised / tokens
+    if share < LOW_SHARE:
+        yield RunWarning("supervised_share", (
+            f"only {share:.2%} of the training tokens are supervised, so a step reads {1 / share:,.0f} tokens for each "
+            "one it learns; scripts/inspect_data.py shows which"))
+    elif share > HIGH_SHARE and not settings.data.train_on_prompt:
+        yield RunWarning("supervised_share", (
+            f"{share:.1%} of the training tokens are supervised, so nearly nothing is only read; "
+            "scripts/inspect_data.py shows whether questions are learned as answers"))
+
+
+def _shared_rows(train_set: Samples, eval_set: Samples) -> Iterator[RunWarning]:
+    shared, count = count_shared(train_set, eval_set), len(eval_set)
+    if shared:
+        which = "all" if shared == count else f"{shared:,} of the {count:,}"
+        yield RunWarning("leaked_rows", (
+            f"the run also trains on {which} evaluation samples, so the validation loss looks better than it would on "
+            "new ones; scripts/convert_data.py drops them (--drop_duplicates, --drop_in FILES)"))
 
 
 def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:

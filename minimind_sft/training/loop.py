@@ -136,7 +136,8 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             count_step(state, batch, result)
             is_last = state.step == total_steps
             progress.advance(state.step, result.loss, rate, meter.work(batch))
-            if state.step % log_interval == 0 or is_last or result.skipped:
+            if (state.step % log_interval == 0 or is_last or result.skipped
+                    or progress.stands_out(state.step, result.loss, result.grad_norm)):
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, starts counting anew

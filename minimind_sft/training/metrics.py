@@ -29,13 +29,14 @@ class Metrics:
             cut_metrics(path, step)
             self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a line and sends it."""
+    def write(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Writes a line, sends it, and returns it."""
         line = {"step": step, **finite(values)}
         with self._disk():
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         self._loggers.send(line)
+        return line
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut, like the resume state that is written next."""

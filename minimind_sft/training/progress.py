@@ -13,8 +13,9 @@ from tqdm import tqdm
 from minimind_sft.errors import UserError
 from minimind_sft.terminal import fitted, width_of
 from minimind_sft.training.loggers.loggers import Loggers
-from minimind_sft.training.metrics import Metrics
+from minimind_sft.training.metrics import Metrics, read_metrics
 from minimind_sft.training.peak import Work
+from minimind_sft.training.watch import RunWarning, Watcher
 
 T = TypeVar("T")
 Activity = Literal["data", "step", "eval", "save"]
@@ -56,10 +57,11 @@ class Progress:
     Args:
         step: the step that the run starts at.
         log_interval: steps between two plain lines; if steps are slow, a line comes every half minute.
+        watcher: warns of what the metrics show; sees those from before the run was resumed first.
     """
 
     def __init__(self, metrics_path: Path, *, total_steps: int, step: int, is_main: bool, log_interval: int = 1,
-                 loggers: Loggers | None = None):
+                 watcher: Watcher | None = None, loggers: Loggers | None = None):
         self.total_steps, self.log_interval, self.first_step, self.is_main = total_steps, log_interval, step, is_main
         self.supervised_tokens = 0
         self.spent: dict[Activity, float] = {"data": 0.0, "step": 0.0, "eval": 0.0, "save": 0.0}
@@ -75,6 +77,10 @@ class Progress:
         self._started = self._spent_until = self._line_at = time.perf_counter()
         self._loggers = loggers or Loggers()
         self._metrics = Metrics(metrics_path, step, self._loggers) if is_main else None
+        self._watcher = watcher if is_main else None
+        if self._watcher:
+            for line in read_metrics(metrics_path):
+                self._watcher.see(line)
         self._say_notices()
 
     def __enter__(self) -> Self:
@@ -174,10 +180,23 @@ class Progress:
         return f"step {step:>6}/{self.total_steps}:"
 
     def log(self, step: int, **values: Any) -> None:
-        """Writes a line to the metrics file and to the loggers."""
+        """Writes a line to the metrics file and to the loggers, and gives the warnings that follow from it."""
         if self._metrics:
-            self._metrics.write(step, values)
+            line = self._metrics.write(step, values)
+            if self._watcher:
+                self.warn(step, *self._watcher.see(line))
         self._say_notices()
+
+    def warn(self, step: int, *warnings: RunWarning) -> None:
+        """Shows warnings, and writes those that the metrics file does not have yet."""
+        for warning in warnings:
+            self.say(f"{'warning':<12}{warning.text}")
+            if self._metrics and not (self._watcher and self._watcher.has_given(warning)):
+                self._metrics.write(step, {"warning": warning.text, "name": warning.name})
+
+    def stands_out(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Whether loss or gradient norm of a step are worth a warning, so that the step belongs into the metrics."""
+        return self._watcher is not None and bool(self._watcher.spikes(step, loss, grad_norm))
 
     def _say_notices(self) -> None:
         for line in self._loggers.notices():
