@@ -179,7 +179,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.suffix == ".lock" or path.name == "run.json":
+        if path.is_dir() or path.suffix in (".lock", ".html") or path.name == "run.json":  # reports have measurements
             continue
         if path.suffix == ".pth":
             tensors = torch.load(path, weights_only=True)

@@ -23,7 +23,7 @@ from minimind_sft.training.outputs import Outputs
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl")
+NAMES = ("full_sft_32.pth", "full_sft_32.json", "full_sft_32_metrics.jsonl", "full_sft_32_report.html")
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -101,7 +101,7 @@ def test_a_run_does_not_move_the_weights_it_starts_from(trained, sft_data, tmp_p
     assert re.search(r"--from_weight reads \S*full_sft_32\.safetensors, and this run would replace it", line)
 
 
-@pytest.mark.parametrize("name", ["full_sft_32.json", "full_sft_32_metrics.jsonl", "full_sft_32.safetensors"])
+@pytest.mark.parametrize("name", ["full_sft_32_metrics.jsonl", "full_sft_32_report.html", "full_sft_32.safetensors"])
 def test_each_existing_file_alone_is_protected(trained, tmp_path, name):
     (tmp_path / name).write_text("mine")
     assert f"{name} exists already: --save_weight NAME" in refuse(SFT, *trained[0], "--save_dir", tmp_path)
@@ -209,7 +209,7 @@ def test_states_belong_to_another_run_unless_this_torchrun_wrote_them(tmp_path, 
     (outputs.states / "step-00000001").rmdir()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
     outputs.claim(fresh=True, overwrite=False, reads=None)
-    assert outputs.begin() == [] and not outputs.begun_elsewhere()
+    assert outputs.begin() == {} and not outputs.begun_elsewhere()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     assert outputs.begun_elsewhere()
 

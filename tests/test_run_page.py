@@ -8,7 +8,7 @@ import pytest
 from test_run_files import ABOUT, ANSWER, EVALUATION
 
 from minimind_sft.errors import UserError
-from minimind_sft.report.answers import answer_pairs, summary_of
+from minimind_sft.report.answers import answer_pairs, first_shown, summary_of
 from minimind_sft.report.curves import labelled
 from minimind_sft.report.details import changed_settings, data_table, machine, pairs_of, subtitle
 from minimind_sft.report.formats import duration, moment, number, pair, percent
@@ -133,6 +133,8 @@ def test_answers_before_and_after():
     assert pairs[-1].expected == "e" * 1000 + " ... (1,000 more characters)"
     assert summary_of(pairs) == ("1 wrong before and right after; 1 right before and wrong after; 1 wrong both times; "
                                  "1 right both times; 1 without a comparison")
+    shown, rest = first_shown(pairs[:1] * 20 + pairs[1:3] + pairs[3:4] * 5)
+    assert ([one.fate for one in shown], len(rest)) == (["learned"] * 3 + ["lost", "wrong"] + ["right"] * 3, 19)
     (only,) = answer_pairs(outcome(run(asked(40, False))))
     assert (only.before, only.fate, summary_of([only])) == (None, "wrong", "1 wrong")
     (other,) = answer_pairs(outcome(run(asked(0, True, True), asked(40, True))))

@@ -8,7 +8,7 @@ from minimind_sft.report.verdict import Outcome
 
 MAX_CHARACTERS = 1000
 OPEN = 12
-"""Questions that are shown at once."""
+"""Questions that are shown at first, equally many of each fate."""
 
 Fate = Literal["learned", "lost", "wrong", "right", "shown"]
 ORDER: tuple[Fate, ...] = ("learned", "lost", "wrong", "right", "shown")
@@ -44,6 +44,17 @@ def answer_pairs(found: Outcome) -> list[AnswerPair]:
                                              for one, other in zip(before, asked, strict=True))
     pairs = [_pair(one, before[number] if same else None) for number, one in enumerate(asked)]
     return sorted(pairs, key=lambda one: ORDER.index(one.fate))
+
+
+def first_shown(pairs: Sequence[AnswerPair]) -> tuple[list[AnswerPair], list[AnswerPair]]:
+    """Splits the questions into those that a reader sees at first, and the rest."""
+    counts: Counter[Fate] = Counter()
+    most = OPEN // max(len({one.fate for one in pairs}), 1)
+    shown, rest = [], []
+    for one in pairs:
+        counts[one.fate] += 1
+        (shown if counts[one.fate] <= most else rest).append(one)
+    return shown, rest
 
 
 def summary_of(pairs: Sequence[AnswerPair]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minimind_sft.report.answers import answer_pairs, summary_of
+from minimind_sft.report.answers import answer_pairs, first_shown, summary_of
 from minimind_sft.report.curves import Chart, Drawing, Mark, Point, Series, draw, needs_log, with_mean
 from minimind_sft.report.details import changed_settings, data_table, machine, pairs_of, subtitle
 from minimind_sft.report.page import Finding, Note, render, write_page
@@ -50,7 +50,7 @@ def run_values(run: Run, inspected: Sequence[Inspected] = (), looked_at: str = "
     return {
         "run": run, "verdict": judge(run), "subtitle": subtitle(run), "figures": figures(run, found),
         "warnings": [Note("warning", f"Step {warning.step:,}: {warning.text}") for warning in run.warnings],
-        "charts": charts(run, found), "answers": answers, "answers_line": summary_of(answers),
+        "charts": charts(run, found), "answers": first_shown(answers), "answers_line": summary_of(answers),
         "by_kind": score_table("kind", "by_kind", found), "by_source": score_table("file", "by_source", found),
         "forgetting": forgetting(found), "data": data_table(run), "inspected": inspected, "looked_at": looked_at,
         "changed": changed_settings(run), "settings": pairs_of(run.settings), "model": pairs_of(run.about.get("model")),

@@ -79,7 +79,7 @@ class Outputs:
         Raises:
             UserError: if something is in the way and `overwrite` is not set.
         """
-        for path in (self.metrics, self.states / RECORD):
+        for path in (self.metrics, self.report, self.states / RECORD):
             temporary_name(path).unlink(missing_ok=True)
         bring_back(self.previous)
         finish_writing(self.weights)
