@@ -71,7 +71,7 @@
 
   document.addEventListener("pointermove", follow);
   document.addEventListener("pointerdown", follow);
-  document.addEventListener("pointerleave", reset);
+  document.addEventListener("pointerleave", event => event.pointerType !== "touch" && reset());
   document.addEventListener("keydown", step);
   window.addEventListener("beforeprint", () => {
     reset();
