@@ -89,6 +89,7 @@ def test_lines_that_cannot_be_read_are_reported_and_the_others_shown(path):
     assert updated(followed) == [1] and followed.problem == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 def test_what_is_not_a_file_is_reported(tmp_path):
     os.mkfifo(tmp_path / "pipe_metrics.jsonl")
     followed = FollowedRun(tmp_path / "pipe_metrics.jsonl")

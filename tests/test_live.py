@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import struct
 import threading
 
 import pytest
@@ -99,6 +100,17 @@ def test_nonsense_gets_an_answer_and_the_server_lives_on(server):
     assert b"Bad request syntax" in raw(server, b"GET / HTTP/1.0 x y\r\n\r\n")
     assert b" 414 " in raw(server, b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n")
     assert ask(server)[0] == 200
+
+
+def test_a_browser_that_leaves_is_no_error_but_a_mistake_in_a_page_is_shown(server, capsys):
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets the connection
+        connection.sendall(b"GET / HTTP/1.0\r\n")
+    assert ask(server)[0] == 200
+    server.pages = Pages(lambda path, query: 1 / 0)
+    assert raw(server, b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n") == b""
+    shown = capsys.readouterr().err
+    assert shown.count("Traceback") == 1 and "ZeroDivisionError" in shown
 
 
 def test_a_port_in_use_is_named(server):

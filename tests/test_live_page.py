@@ -60,6 +60,12 @@ def test_names_and_lines_of_files_cannot_become_markup(tmp_path):
     assert "There is no run &lt;script&gt;." in page("/content", {"run": "<script>"})
 
 
+def test_a_run_that_describes_little_of_itself_is_shown(tmp_path):
+    write_lines(tmp_path / "a_metrics.jsonl", [{"step": 0, "run": {}}, {"step": 1, "loss": None},
+                                               {"step": 1, "eval_loss": None}])
+    assert "step 1" in LivePage(FollowedRuns([str(tmp_path)]))("/content", {})
+
+
 def test_no_run_yet(tmp_path):
     text = LivePage(FollowedRuns([str(tmp_path)]))("/", {})
     assert "<title>no run yet</title>" in text and "As soon as a run writes its metrics file" in text

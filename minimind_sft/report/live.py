@@ -6,6 +6,7 @@ after DNS rebinding, and it knows two addresses: the page, and the part of the p
 
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -89,7 +90,9 @@ class LiveServer(ThreadingHTTPServer):
         return f"http://{LOOPBACK}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing about a browser that left before it had its answer."""
+        """Says nothing about a browser that left before it had its answer; a mistake of ours is shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
