@@ -259,6 +259,7 @@ def register() -> None:
         UserError: if the harness is not installed.
     """
     model = harness_class()
-    from lm_eval.api.registry import register_model
+    from lm_eval.api.registry import model_registry, register_model
 
-    register_model(NAME)(model)
+    if NAME not in model_registry:
+        register_model(NAME)(model)
