@@ -71,11 +71,12 @@ def generate_greedily(
         UserError: if a prompt is empty or leaves no room in the model's context.
     """
     settings = replace(settings, temperature=0.0)
-    sampler = _Sampler(model, prompts, settings)
+    if len(prompts) < 2:
+        return generate_batch(model, prompts, settings, stop_ids, is_complete)
+    sampler = _CloseSampler(model, prompts, settings)
     answers = _answers(model, prompts, settings, stop_ids, sampler, is_complete)
-    if len(prompts) > 1:
-        for index in sampler.met_close_scores.nonzero().flatten().tolist():
-            (answers[index],) = generate_batch(model, [prompts[index]], settings, stop_ids, is_complete)
+    for index in sampler.met_close_scores.nonzero().flatten().tolist():
+        (answers[index],) = generate_batch(model, [prompts[index]], settings, stop_ids, is_complete)
     return answers
 
 
@@ -155,20 +156,12 @@ def _without(finished: list[int], slots: int) -> list[int]:
 
 
 class _Sampler:
-    """Draws the next tokens, and remembers which occurred if a repetition penalty needs it.
-
-    met_close_scores: for each prompt, whether the best token ever had a score close to another's (bool). Filled only
-        where always the best token is taken.
-    """
+    """Draws the next tokens, and remembers which occurred if a repetition penalty needs it."""
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings):
-        weight = model.embed_tokens.weight
-        device = weight.device
+        device = model.embed_tokens.weight.device
         self.settings = settings
         self.generator = torch.Generator(device).manual_seed(settings.seed)
-        self.met_close_scores = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        self._index_S = torch.arange(len(prompts), device=device)
-        self._close = CLOSE[weight.dtype]
         self.seen_SV: Tensor | None = None
         if settings.repetition_penalty != 1.0:
             self.seen_SV = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
@@ -180,18 +173,42 @@ class _Sampler:
         if self.seen_SV is not None:
             scores_SV = penalize(scores_SV, self.seen_SV, self.settings.repetition_penalty)
         if self.settings.temperature == 0:
-            best_S, tokens_S = scores_SV.max(-1)
-            self.met_close_scores[self._index_S] |= (scores_SV > best_S[:, None] - self._close).sum(-1) > 1
+            tokens_S = self.best(scores_SV)
         else:
             tokens_S = draw(*candidates(scores_SV, self.settings), self.generator)
         if self.seen_SV is not None:
             self.seen_SV.scatter_(1, tokens_S[:, None], True)
         return tokens_S
 
+    def best(self, scores_SV: Tensor) -> Tensor:
+        return scores_SV.argmax(-1)
+
     def keep(self, slots: list[int]) -> None:
-        self._index_S = self._index_S[slots]
         if self.seen_SV is not None:
             self.seen_SV = self.seen_SV[slots]
+
+
+class _CloseSampler(_Sampler):
+    """Takes the best tokens, and remembers for which prompts another token ever had almost the same score.
+
+    met_close_scores: bool, one for each prompt.
+    """
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], settings: SamplingSettings):
+        super().__init__(model, prompts, settings)
+        weight = model.embed_tokens.weight
+        self.met_close_scores = torch.zeros(len(prompts), dtype=torch.bool, device=weight.device)
+        self._index_S = torch.arange(len(prompts), device=weight.device)
+        self._close = CLOSE[weight.dtype]
+
+    def best(self, scores_SV: Tensor) -> Tensor:
+        best_S2, tokens_S2 = scores_SV.topk(2)
+        self.met_close_scores[self._index_S] |= best_S2[:, 0] - best_S2[:, 1] < self._close
+        return tokens_S2[:, 0]
+
+    def keep(self, slots: list[int]) -> None:
+        super().keep(slots)
+        self._index_S = self._index_S[slots]
 
 
 def penalize(scores_SV: Tensor, seen_SV: Tensor, penalty: float) -> Tensor:
