@@ -90,7 +90,13 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
         yield from (f"  {harmless(problem)}" for problem in problems[:PROBLEMS_NAMED])
         if len(problems) > PROBLEMS_NAMED:
             yield f"  ... and {len(problems) - PROBLEMS_NAMED} more (--score_out names all)"
-    wrong = [result for result in compared if not result.exact]
+    yield from wrong_answers(compared, width)
+    yield f"exact match: {sum(right.values()) / len(compared):.1%} ({len(compared)} questions)"
+
+
+def wrong_answers(results: Sequence[Scored], width: int) -> Iterator[str]:
+    """Yields lines with the first wrong answers; no line if there are none."""
+    wrong = [result for result in results if result.exact is False]
     if wrong:
         yield f"wrong answers, {min(WRONG_SHOWN, len(wrong))} of {len(wrong)}:"
     for result in wrong[:WRONG_SHOWN]:
@@ -98,7 +104,6 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
         texts = {"question": result.question.messages[-1]["content"], "expected": result.question.expected,
                  "answer": result.answer}
         yield from (shortened(f"    {name:<8}  {text}", width) for name, text in texts.items())
-    yield f"exact match: {sum(right.values()) / len(compared):.1%} ({len(compared)} questions)"
 
 
 def shortened(text: str, width: int) -> str:

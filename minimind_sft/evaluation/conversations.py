@@ -1,6 +1,7 @@
 """Evaluates a model on conversations: its losses on them, and its answers to their last questions."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless
-from minimind_sft.evaluation.answering import answer
+from minimind_sft.evaluation.answering import Scored, answer, wrong_answers
 from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
 from minimind_sft.evaluation.questions import Question, make_question, read_scored_rows
@@ -42,7 +43,9 @@ def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversation
     groups = [("all rows", everything)]
     for scores_of in (by_source, by_kind):
         groups += scores_of.items() if len(scores_of) > 1 else ()
-    return Outcome(result, [*score_tables(groups), *_remarks(everything, missing, problems)], items)
+    answers = [Scored(item.question, item.answer) for item in items if item.question is not None]
+    return Outcome(result, [*score_tables(groups), *wrong_answers(answers, shutil.get_terminal_size().columns),
+                            *_remarks(everything, missing, problems)], items)
 
 
 def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> list[Item]:
