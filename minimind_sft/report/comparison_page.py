@@ -38,14 +38,16 @@ def render_comparison(compared: Comparison) -> str:
 
 def overlays(names: Sequence[str], runs: Sequence[Run]) -> list[Drawing]:
     """Returns the curves of the runs over each other, one chart for each measure."""
-    loss, norm = ([point for run in runs for point in run.curve(field)] for field in ("loss", "grad_norm"))
+    losses, norms = ([point for field in fields for run in runs for point in run.curve(field)]
+                     for fields in (("loss", "eval_loss"), ("grad_norm",)))
+    log = needs_log(losses)
     wanted = [
-        (Chart("Training loss", "nats per supervised token", (), log=needs_log(loss), tall=True), "loss"),
-        (Chart("Validation loss", "nats per supervised token", (), tall=True), "eval_loss"),
+        (Chart("Training loss", "nats per supervised token", (), log=log, tall=True), "loss"),
+        (Chart("Validation loss", "nats per supervised token", (), log=log, tall=True), "eval_loss"),
         (Chart("Exact match", "% of answers", (), from_zero=True), "exact_match"),
         (Chart("Token accuracy", "% of tokens", ()), "token_accuracy"),
         (Chart("Learning rate", "", (), from_zero=True), "learning_rate"),
-        (Chart("Gradient norm", "before clipping", (), log=needs_log(norm)), "grad_norm"),
+        (Chart("Gradient norm", "before clipping", (), log=needs_log(norms)), "grad_norm"),
         (Chart("Speed", "supervised tokens per second", (), from_zero=True), "supervised_tokens_per_second"),
     ]
     steps = (0, max([1, *(run.last_step for run in runs)]))

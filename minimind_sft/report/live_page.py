@@ -78,7 +78,7 @@ def _rendered(path: str, runs: Mapping[str, FollowedRun], chosen: str) -> str:
     if chosen in runs:
         values |= run_values(runs[chosen].run)
     elif not chosen:
-        shown = list(runs)[:MAX_OVERLAID]
+        shown = sorted(list(runs)[:MAX_OVERLAID])  # by name, so that a run keeps its colour
         values["charts"] = overlays(shown, [runs[name].run for name in shown])
     if path == "/content":
         return render("live_content.html.jinja", **values)
