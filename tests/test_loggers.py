@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import struct
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -247,6 +249,34 @@ def test_a_full_disk_costs_one_line(start, monkeypatch, tmp_path):
     assert second == "tensorboard: [Errno 28] No space left on device; the run goes on without it"
 
 
+@pytest.mark.slow
+def test_an_error_that_swanlab_handles_itself_costs_one_line(start, monkeypatch, capfd):
+    """Only its console and its own log file would say that the log is incomplete."""
+    pytest.importorskip("swanlab")
+    from swanlab.sdk.internal.core_python import core
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    logger = start("swanlab")
+    monkeypatch.setattr(core.CorePython, "_store_records", fail)
+    first, second = send_all(logger).splitlines()
+    assert first.startswith("swanlab     swanlab sync ")
+    assert re.fullmatch(r"swanlab: .*\[Errno 28\] No space left on device; the run goes on without it", second)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_disk_that_became_full_is_reported_for_wandb(start, monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(to_wandb, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    first, second = send_all(start("wandb")).splitlines()
+    assert (first, second.partition(";")[0]) == (
+        "wandb       disabled", f"wandb: no room on the disk of {tmp_path / 'out'}, so some of the log may be missing")
+
+
 def test_a_folder_that_cannot_be_written_costs_one_line(start, tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "out").mkdir()
@@ -263,7 +293,8 @@ def test_a_failure_in_the_middle_costs_one_line(error):
     reason = "3" if isinstance(error, SystemExit) else "lost"
     assert shown.splitlines() == ["one         in memory", f"one: {reason}; the run goes on without it",
                                   "two         in memory"]
-    assert recorder.numbers == [(1, {"loss": 2.5, "epoch": 0})] and other.exit_code == 0
+    assert recorder.numbers == [(1, {"loss": 2.5, "epoch": 0})]
+    assert (recorder.exit_code, other.exit_code) == (1, 0)
 
 
 def test_a_logger_that_hangs_is_left_behind(monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Full, Queue
 from threading import Event, Thread
 
@@ -61,12 +62,20 @@ class BackgroundLogger:
             self._has_started = True
             self.notices.append(f"{self.name:<11} {harmless(logger.where)}")
             self._go_on.set()
-            while not self._failed and (method := self._waiting.get()):
-                method(logger)
+            self._serve(logger)
         except (Exception, SystemExit) as error:
             self._fail(harmless(first_line(error)).removesuffix("."))
         finally:
             self._go_on.set()
+
+    def _serve(self, logger: Logger) -> None:
+        try:
+            while not self._failed and (method := self._waiting.get()):
+                method(logger)
+        except (Exception, SystemExit):
+            with suppress(Exception, SystemExit):
+                logger.finish(1)  # or it may try once more when Python exits
+            raise
 
     def _fail(self, reason: str) -> None:
         if not self._failed:

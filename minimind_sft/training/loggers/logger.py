@@ -1,5 +1,6 @@
 """The interface behind which each logger stands, and what it learns about a run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,3 +41,11 @@ class Logger(Protocol):
 
     def finish(self, exit_code: int) -> None:
         """Sends what is left; 0 means that the run reached its end."""
+
+
+def quiet_logging() -> None:
+    """Keeps Python's logging from printing a traceback for each line that does not fit on a full disk.
+
+    That is logging's own switch for programs in use. wandb and SwanLab write log files of their own through it.
+    """
+    logging.raiseExceptions = False
