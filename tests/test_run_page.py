@@ -62,6 +62,8 @@ WORSE = {"by_source": {"a": {"loss": 1.0}, "b": {"loss": 1.2}}}
      "Not finished at step 20 of 40; better: the validation loss fell from 2.00 to 1.00."),
     (run(evaluated(0, 2.0), evaluated(40, 1.0), warnings=[Warned(9, "x", "y")]), "fine",
      "Better: the validation loss fell from 2.00 to 1.00; see the warning below."),
+    (run(evaluated(0, 2.0), evaluated(40, 1.0), warnings=[Warned(0, "leaked_rows", "y"), Warned(9, "x", "y")]),
+     "warning", "Better: the validation loss fell from 2.00 to 1.00; see the warnings below."),
     (run(evaluated(40, 1.0, 3)), "hint", "Validation loss 1.00 and 3 of 10 answers exact; nothing was measured before "
                                          "the first step to compare with."),
     (run(end="finished"), "hint", "Not known to be better: there were no evaluation data; the training loss fell from "

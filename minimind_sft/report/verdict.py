@@ -75,6 +75,8 @@ def judge(run: Run) -> Verdict:
             weight, words = "warning", f"{words}; but the loss rose on {', '.join(forgotten)}"
     if run.end and run.end.how == "failed":
         weight = "wrong"
+    elif weight == "fine" and any(warning.name == "leaked_rows" for warning in run.warnings):
+        weight = "warning"  # the evaluation data say little about new questions
     words = start + words if start else words[0].upper() + words[1:]
     warnings = f"; see the {'warning' if len(run.warnings) == 1 else 'warnings'} below" if run.warnings else ""
     return Verdict(weight, f"{words}{warnings}.")
