@@ -47,12 +47,14 @@ def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights
     assert process.returncode == 130, shown
     assert "stopping after this step; press Ctrl-C again to quit now" in shown
     assert "stopped by SIGINT after step" in shown
-    assert [line.split()[0] for line in shown.splitlines()[-7:]] == [
-        "time", "loss", "validation", "wrote", "chat", "score", "curves"]
+    assert [line.split()[0] for line in shown.splitlines()[-8:]] == [
+        "time", "loss", "validation", "wrote", "report", "chat", "score", "curves"]
     assert (tmp_path / "cut/full_sft_32.pth").exists()
+    report = tmp_path / "cut/full_sft_32_report.html"
+    assert "Interrupted at step" in report.read_text(encoding="utf-8")
 
     shown = succeed(SFT, *common, "--save_dir", tmp_path / "cut", "--from_resume", 1)
-    assert re.search(r"resume +\S*step-\d{8}", shown)
+    assert re.search(r"resume +\S*step-\d{8}", shown) and "Interrupted" not in report.read_text(encoding="utf-8")
     whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
