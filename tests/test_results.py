@@ -1,5 +1,6 @@
 """The answers file: what survives interruptions, and what is refused."""
 
+import errno
 import json
 from multiprocessing import get_context
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"--out .*: cannot write there"):
         open_store(str(tmp_path / "file/r.json"), overwrite=False)
+
+
+def test_a_full_disk_is_one_line_and_costs_no_finished_item(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    store = filled(path)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"a.jsonl: cannot be written \(No space left on device\)"):
+        store.task("answers", IDENTITY).add({"2": {"answer": "Paris"}})
+    store.close()
+    monkeypatch.undo()
+    assert Store(path).items >= 2
 
 
 def test_hashes(tmp_path):

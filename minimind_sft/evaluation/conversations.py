@@ -44,8 +44,8 @@ def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversation
     for scores_of in (by_source, by_kind):
         groups += scores_of.items() if len(scores_of) > 1 else ()
     answers = [Scored(item.question, item.answer) for item in items if item.question is not None]
-    return Outcome(result, [*score_tables(groups), *wrong_answers(answers, shutil.get_terminal_size().columns),
-                            *_remarks(everything, missing, problems)], items)
+    further = [*wrong_answers(answers, shutil.get_terminal_size().columns), *_remarks(everything, missing, problems)]
+    return Outcome(result, [*score_tables(groups), *([""] if further else []), *further], items)
 
 
 def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> list[Item]:
