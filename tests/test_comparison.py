@@ -49,8 +49,11 @@ def test_exact_answers_come_first(made):
     assert verdict(a=few, b=worse) == (
         "warning", "Mixed: b has 9 of 10 answers exact against 3 (a); a has validation loss 2.00 against 3.00 (b).")
     assert verdict(a=few, b=made(asked(ordinary(4.0, 1.0), 0, 0, 0, 0, 8))) == (
-        "fine", "b is best: validation loss 1.00 against 2.00 (a); 8 of 10 answers exact (b) and 3 (a), which may be "
-                "chance.")
+        "fine", "b is best: validation loss 1.00 against 2.00 (a); exact answers decide nothing, 8 of 10 (b) and 3 (a) "
+                "may be chance.")
+    assert verdict(a=few, b=made(asked(ordinary(4.0, 2.0), 0, 0, 0, 0, 3))) == (
+        "hint", "No clear difference: exact answers decide nothing, 3 of 10 (a and b); the lowest validation losses "
+                "are 2.00 (a) and 2.00 (b).")
 
 
 def test_differences_of_few_answers_may_be_chance():

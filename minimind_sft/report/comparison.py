@@ -182,12 +182,13 @@ def _most_exact(names: list[str], kept: list[Evaluation]) -> tuple[str, str] | N
     ranked = sorted(((one[0], name, kept[index]) for index, (one, name) in enumerate(zip(counts, names, strict=True))
                      if one), key=lambda one: (-one[0], one[1]))
     (most, best, first), (second, other, next_one) = ranked[:2]
-    of_all = counted(asked.pop(), "answer")
+    asked_for = asked.pop()
     if most == second:
-        return "", f"{most:,} of {of_all} exact in both {best} and {other}"
+        return "", f"exact answers decide nothing, {most:,} of {asked_for:,} ({best} and {other})"
     if may_be_chance(first, next_one):
-        return "", f"{most:,} of {of_all} exact ({best}) and {second:,} ({other}), which may be chance"
-    return best, f"{most:,} of {of_all} exact against {second:,} ({other})"
+        return "", (f"exact answers decide nothing, {most:,} of {asked_for:,} ({best}) and {second:,} ({other}) may be "
+                    "chance")
+    return best, f"{most:,} of {counted(asked_for, 'answer')} exact against {second:,} ({other})"
 
 
 def may_be_chance(better: Evaluation, worse: Evaluation) -> bool:
