@@ -163,8 +163,8 @@ def test_details():
 def test_formats():
     assert [percent(share) for share in (None, 0, 0.00001, 0.5, 0.99999, 1)] == [
         "-", "0.0%", "0.1%", "50.0%", "99.9%", "100%"]
-    assert [duration(seconds) for seconds in (0.4, 59.6, 125, 3600, 90_061)] == [
-        "0 s", "1 min 00 s", "2 min 05 s", "1 h 00 min", "25 h 01 min"]
+    assert [duration(seconds) for seconds in (0.4, 59.6, 125, 599.7, 3599, 90_061)] == [
+        "0 s", "1 min 00 s", "2 min 05 s", "10 min", "1 h 00 min", "25 h 01 min"]
     assert pair(2.30121, 2.30034) == ("2.301", "2.300") and pair(2.0, 2.0) == ("2.00", "2.00")
     assert number(4561.4) == "4,561" and number(0.0) == "0.00"
     assert moment("2026-05-01T12:30:00+02:00") == "2026-05-01 10:30 UTC" == moment("2026-05-01T10:30:00")

@@ -36,13 +36,14 @@ def pair(before: float, after: float) -> tuple[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Formats a time as 42 s, 2 min 05 s or 1 h 07 min."""
+    """Formats a time as 42 s, 2 min 05 s, 13 min or 1 h 07 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours:,} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min"
 
 
 def moment(text: str) -> str:

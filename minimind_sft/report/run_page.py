@@ -49,7 +49,7 @@ def run_values(run: Run, inspected: Sequence[Inspected] = (), looked_at: str = "
     answers = answer_pairs(found)
     return {
         "run": run, "verdict": judge(run), "subtitle": subtitle(run), "figures": figures(run, found),
-        "warnings": [Note("warning", f"Step {warning.step:,}: {warning.text}") for warning in run.warnings],
+        "warnings": [Note("warning", warning.text[:1].upper() + warning.text[1:]) for warning in run.warnings],
         "charts": charts(run, found), "answers": first_shown(answers), "answers_line": summary_of(answers),
         "by_kind": score_table("kind", "by_kind", found), "by_source": score_table("file", "by_source", found),
         "forgetting": forgetting(found), "data": data_table(run), "inspected": inspected, "looked_at": looked_at,
