@@ -6,7 +6,7 @@
 Prints tables; the page of --html has the curves over each other as well.
 """
 
-import shutil
+import sys
 from pathlib import Path
 
 from minimind_sft.errors import UserError, run_program
@@ -18,7 +18,7 @@ from minimind_sft.report.run_files import read_run
 from minimind_sft.report.run_names import run_names
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import CompareSettings
-from minimind_sft.terminal import say
+from minimind_sft.terminal import say, width_of
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         raise UserError(f"{paths[0]}: expected at least two metrics files to compare, found one")
     page = checked_page(settings.html) if settings.html else None
     compared = compare(dict(zip(run_names(paths), map(read_run, paths), strict=True)))
-    print(as_text(compared, shutil.get_terminal_size().columns), flush=True)
+    say(as_text(compared, width_of(sys.stdout) or sys.maxsize))
     if page:
         write_comparison(page, compared)
         say(f"\nwrote {shown(page)}")

@@ -152,6 +152,8 @@ def test_the_tables_of_the_terminal(made):
     assert "epochs  2     4" in lines and lines[-1] == "模型 is best: validation loss 1.50 against 2.00 (a)."
     narrow = as_text(compared, 40).splitlines()
     assert narrow[:4] == ["1  a", "2  模型", "", "                                  1         2"]
+    long = compare({"a": made(ordinary()), "b": made(ordinary(4.0, 1.5, settings={**SETTINGS, "epochs": "x" * 90}))})
+    assert "What differs\nepochs\n  a  2\n  b  " + "x" * 90 + "\n" in as_text(long, 80)
     same = as_text(compare({"a": made(ordinary()), "\x1b[2Jb": made(ordinary())}), 80)
     assert "What differs: nothing that the files record" in same and "\x1b" not in same
 

@@ -58,19 +58,34 @@ def overlays(names: Sequence[str], runs: Sequence[Run]) -> list[Drawing]:
 
 
 def as_text(compared: Comparison, width: int) -> str:
-    """Returns the comparison as text for a terminal of `width` columns, the verdict last."""
-    tables = [("", compared.scores), *((part.title, part.rows) for part in compared.parts),
-              ("What differs", compared.differences)]
-    short = [str(number) for number in range(1, len(compared.names) + 1)]
-    fits = all(columns(line) <= width for _, rows in tables for line in _lines(compared.names, rows))
-    names = compared.names if fits else short
-    parts = [] if fits else [[f"{number}  {name}" for number, name in zip(short, compared.names, strict=True)]]
-    parts += [[*([title] if title else []), *_lines(names, rows)] for title, rows in tables if rows]
-    if not compared.differences:
-        parts.append(["What differs: nothing that the files record"])
-    parts += [[f"{note.weight}: {note.text}" for note in compared.notes]] if compared.notes else []
-    parts.append([compared.verdict.sentence])
-    return harmless("\n\n".join("\n".join(part) for part in parts))
+    """Returns the comparison as text for a terminal of `width` columns, the verdict last.
+
+    Runs whose names leave no room for the tables are numbered.
+    """
+    tables = [("", compared.scores), *((part.title, part.rows) for part in compared.parts)]
+    fits = all(_fits(_lines(compared.names, rows), width) for _, rows in tables)
+    names = compared.names if fits else [str(number) for number in range(1, len(compared.names) + 1)]
+    blocks = [] if fits else [aligned(list(zip(names, compared.names, strict=True)))]
+    blocks += [[*([title] if title else []), *_lines(names, rows)] for title, rows in tables if rows]
+    blocks.append(_difference_lines(names, compared.differences, width))
+    blocks += [[f"{note.weight}: {note.text}" for note in compared.notes]] if compared.notes else []
+    blocks.append([compared.verdict.sentence])
+    return harmless("\n\n".join("\n".join(block) for block in blocks))
+
+
+def _difference_lines(names: Sequence[str], rows: Sequence[Row], width: int) -> list[str]:
+    """Returns what differs as a table, or as a list if long values leave no room for one."""
+    if not rows:
+        return ["What differs: nothing that the files record"]
+    lines = _lines(names, rows)
+    if not _fits(lines, width):
+        lines = [line for row in rows for line in (row.name, *aligned([("", name, value) for name, value
+                                                                       in zip(names, row.values, strict=True)]))]
+    return ["What differs", *lines]
+
+
+def _fits(lines: Sequence[str], width: int) -> bool:
+    return all(columns(line) <= width for line in lines)
 
 
 def table(heading: str, names: Sequence[str], rows: Sequence[Row], are_numbers: bool = True) -> Table | None:
