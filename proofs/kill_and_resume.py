@@ -42,7 +42,8 @@ from minimind_sft.paths import REPOSITORY
 COMMON = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2", "--device", "cpu",
           "--epochs", "3", "--batch_size", "3", "--accumulation_steps", "2", "--max_seq_len", "64",
           "--micro_batch_tokens", "64", "--dropout", "0.1", "--eval_share", "0.1", "--save_interval", "3",
-          "--eval_interval", "5", "--log_interval", "1", "--from_resume", "1"]
+          "--eval_interval", "5", "--eval_samples", "2", "--eval_max_new_tokens", "4", "--log_interval", "1",
+          "--from_resume", "1"]
 MEASURED = ("per_second", "_seconds", "peak_share", "peak_memory_mib")
 """How the names of fields of the metrics file end that are measured on the machine."""
 RANDOM = "at a random time"

@@ -22,7 +22,8 @@ CHAT = "eval_llm.py"
 PATIENCE = 600.0
 """Seconds after which a process counts as hanging; none needs a tenth of them on a usual machine."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2"]
+NEW = ["--from_weight", "none", "--hidden_size", "32", "--num_hidden_layers", "2", "--eval_samples", "0"]
+"""A run of a tiny new model, which answers no questions: it would never end an answer."""
 
 
 def program(script: str, *arguments: object, module: tuple[str, ...] = (), cwd: Path = REPOSITORY,

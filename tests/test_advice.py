@@ -52,6 +52,15 @@ def test_best_weights_chosen_on_a_handful_of_samples_are_noted():
     assert evaluation_advice(sft(keep_best=False), 3) == []
 
 
+def test_best_weights_chosen_by_a_handful_of_answers_are_noted():
+    by_answers = sft(best_by="exact_match")
+    assert evaluation_advice(by_answers, 500) == [
+        "note        the best weights are chosen by 4 answers, so chance plays a large part; more --eval_samples make "
+        "the choice more reliable"]
+    assert "by 1 answer, " in evaluation_advice(by_answers, 1)[0]
+    assert evaluation_advice(sft(best_by="exact_match", eval_samples=50), 500) == []
+
+
 SETTINGS = {"epochs": 1, "max_steps": 0, "learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_steps": 0}
 
 

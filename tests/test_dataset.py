@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from minimind_sft.data import dataset as module
-from minimind_sft.data.dataset import DatasetCounts, ExampleDataset, Mixture, hold_out, split_by_shares
+from minimind_sft.data.dataset import DatasetCounts, ExampleDataset, Group, Mixture, hold_out, split_by_shares
 from minimind_sft.data.example import make_example
 from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
@@ -81,6 +82,15 @@ def test_over_the_epochs_every_sample_of_a_source_occurs_equally_often():
         for samples in (range(60), range(60, 100)):
             assert max(taken[i] for i in samples) - min(taken[i] for i in samples) <= 1
     assert sum(taken[i] for i in range(60)) == 250
+
+
+def test_the_groups_of_a_mixture_follow_one_another():
+    first, second = numbered(2), numbered(3)
+    first._set_groups([Group("a.jsonl", "x"), Group("a.jsonl", "y")], np.array([1, 0]))
+    second._set_groups([Group("b.jsonl", "x")], np.array([0, 0, 0]))
+    mixture = Mixture([first, second.select([2, 0])])
+    assert [mixture.groups[mixture.group_of(index)] for index in range(4)] == [
+        ("a.jsonl", "y"), ("a.jsonl", "x"), ("b.jsonl", "x"), ("b.jsonl", "x")]
 
 
 def test_the_fingerprint_of_a_mixture_covers_sources_and_shares():

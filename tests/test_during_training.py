@@ -1,15 +1,13 @@
 """Evaluation during a run: what it measures, that it changes nothing, and that all ranks do it together."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from chats import BUNDLED, TOKENIZER
 from processes import on_ranks
-from programs import CHAT, NEW, REPOSITORY, SFT, questions, write_rows
+from programs import CHAT, NEW, SFT, questions, succeed, write_rows
 from safetensors.torch import load_file
 from test_drawing import samples
 from tiny_training import CPU
@@ -182,27 +180,14 @@ def test_a_rank_that_fails_in_an_evaluation_stops_the_others(failing):
     assert on_ranks(2, fails_in_evaluation, failing) == ["rank 1 has failed (its message says why)", "no memory"]
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Runs a program in this process and returns what it prints."""
-
-    def call(program, *flags) -> str:
-        monkeypatch.setattr(sys, "argv", [program, *map(str, flags)])
-        capsys.readouterr()
-        assert not runpy.run_path(str(REPOSITORY / program))["main"]()
-        return capsys.readouterr().out
-
-    return call
-
-
 @pytest.mark.slow
 def test_a_run_with_evaluations_ends_with_the_weights_of_one_without_and_answers_as_the_chat_does(
-        run_here, tmp_path, sft_data):
+        tmp_path, sft_data):
     held = write_rows(tmp_path / "held.jsonl", questions(9))
     common = [*NEW, "--data_path", sft_data, "--device", "cpu", "--dropout", 0.1, "--learning_rate", "1e-2",
               "--epochs", 3, "--batch_size", 8, "--keep_best", 0]
-    run_here(SFT, *common, "--eval_share", 0, "--save_dir", tmp_path / "without")
-    run_here(SFT, *common, "--eval_data_path", held, "--eval_interval", 5, "--eval_samples", 9,
+    succeed(SFT, *common, "--eval_share", 0, "--save_dir", tmp_path / "without")
+    succeed(SFT, *common, "--eval_data_path", held, "--eval_interval", 5, "--eval_samples", 9,
              "--eval_max_new_tokens", 12, "--save_dir", tmp_path / "with")
     parts = [[*sorted((tmp_path / run / "checkpoints/full_sft_32_resume").glob("step-*"))][-1] for run in
              ("without", "with")]
@@ -214,7 +199,7 @@ def test_a_run_with_evaluations_ends_with_the_weights_of_one_without_and_answers
     evaluations = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in evaluations] == [0, 5, 10, 15]
     assert set(evaluations[-1]["by_kind"]) == {"even", "odd"} and list(evaluations[-1]["by_source"]) == [str(held)]
-    run_here(CHAT, "--weight", tmp_path / "with/full_sft_32.pth", "--tokenizer_path", "bundled", "--score", held,
+    succeed(CHAT, "--weight", tmp_path / "with/full_sft_32.pth", "--tokenizer_path", "bundled", "--score", held,
              "--score_out", tmp_path / "scored.jsonl", "--max_new_tokens", 12, "--device", "cpu")
     scored = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
     chat = {row["messages"][-1]["content"]: (row["kind"], row["expected"], row["answer"], row["exact"])

@@ -48,6 +48,39 @@ def test_prepared_samples_equal_the_encoded_rows(tmp_path, small_chunks):
     assert multiprocessing.active_children() == []
 
 
+def test_each_sample_knows_its_file_and_kind(tmp_path, small_chunks):
+    """Also where a row has no samples or several, and beside rows that are skipped."""
+    second = [{"text": "word " * 150, "kind": "long"}, {"text": "a b c"}, {"nothing": 1}, *questions(2)]
+    files = [write_rows(tmp_path / name, rows)
+             for name, rows in (("a.jsonl", questions(40)), ("a.jsonl:1.jsonl", second))]
+    dataset = prepare(files, ENCODER, tmp_path / "prepared", "skip")
+    found = [dataset.groups[dataset.group_of(index)] for index in range(len(dataset))]
+    assert found[:3] == [(str(files[0]), "even"), (str(files[0]), "odd"), (str(files[0]), "even")]
+    chunks = len(PretrainEncoder(TOKENIZER, 100).encode([("", second[0])])[0].samples)
+    assert chunks > 1
+    assert [(source, kind) for source, kind in found[40:]] == [
+        (str(files[1]), kind) for kind in ["long"] * chunks + ["all", "even", "odd"]]
+    chosen = dataset.select([41, 3])
+    assert [chosen.groups[chosen.group_of(index)].kind for index in (0, 1)] == ["long", "odd"]
+
+
+def test_a_file_that_was_renamed_is_a_source_by_its_new_name(tmp_path):
+    data = write_rows(tmp_path / "a.jsonl", questions(3))
+    prepare([data], ENCODER, tmp_path / "prepared")
+    dataset = prepare([data.rename(tmp_path / "b.jsonl")], ENCODER, tmp_path / "prepared")
+    assert {group.source for group in dataset.groups} == {str(tmp_path / "b.jsonl")}
+    assert len(folders(tmp_path / "prepared")) == 1
+
+
+def test_kinds_beyond_the_first_count_as_one(tmp_path, monkeypatch):
+    """The field may be an id of each row."""
+    monkeypatch.setattr(prepared, "MAX_KINDS", 3)
+    rows = [{**row, "kind": kind} for row, kind in zip(questions(6), ["x" * 200, 7, None, "d", "e", 7], strict=True)]
+    dataset = prepare([write_rows(tmp_path / "a.jsonl", rows)], ENCODER, tmp_path / "prepared")
+    assert [dataset.groups[dataset.group_of(index)].kind for index in range(6)] == [
+        "x" * 80, "7", "None", "(other kinds)", "(other kinds)", "7"]
+
+
 def test_several_processes_make_the_same_files_as_one(tmp_path, small_chunks, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
     many = prepare([data], ENCODER, tmp_path / "many").folder

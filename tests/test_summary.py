@@ -12,7 +12,8 @@ from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.progress import Effort
-from minimind_sft.training.summary import closing_lines, describe_model, next_lines
+from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.summary import closing_lines, describe_model, next_lines, result_lines
 
 
 def sft(**flags) -> SFTSettings:
@@ -50,6 +51,21 @@ def test_a_validation_loss_that_stopped_falling_is_noted(losses, note):
     assert all("--keep_best" not in line for line in notes)
     assert ("--keep_best 1 would keep those weights" in "".join(closing_lines(logged(*losses), EFFORT, False))) == bool(
         note)
+
+
+def test_closing_lines_count_the_exact_answers_of_the_first_and_the_last_evaluation():
+    metrics = [{"step": 10 * number, "exact_by_kind": by_kind} for number, by_kind in enumerate([
+        {"sum": [0, 2], "word": [1, 2]}, {"sum": [1, 2], "word": [2, 2]}, {"sum": [1, 2], "word": [1, 2]}])]
+    assert closing_lines(metrics, Effort(0, 0, 0.0, 0.1), True) == [
+        "answers     1 of 4 exact at step 0; 2 of 4 exact at step 20"]
+    assert closing_lines([{"step": 0, "exact_by_kind": {}}], Effort(0, 0, 0.0, 0.1), True) == []
+
+
+@pytest.mark.parametrize(("best_by", "best"), [
+    ("eval_loss", "(validation loss 2.5000)"), ("exact_match", "(validation loss 2.5000, 75% of the answers exact)")])
+def test_the_weights_are_reported_with_what_they_were_chosen_by(best_by, best):
+    state = TrainState(step=9, best_eval_loss=2.5, best_exact_match=0.75, settings={"best_by": best_by})
+    assert result_lines(state, Path("a.pth")) == [f"wrote       a.pth {best} and a.json"]
 
 
 def test_closing_lines_without_steps_or_evaluations():

@@ -25,7 +25,7 @@ def flags(tmp_path, sft_data) -> list:
     """Returns the flags of a short run on weights that it writes to the test's folder."""
     write_base(tmp_path, SMALL)
     return ["--save_dir", tmp_path, "--from_weight", "full_sft", "--lora_name", "style", "--device", "cpu",
-            "--data_path", sft_data, "--batch_size", 4, "--max_steps", 6, "--dtype", "float32"]
+            "--data_path", sft_data, "--batch_size", 4, "--max_steps", 6, "--dtype", "float32", "--eval_samples", 0]
 
 
 def test_an_adapter_is_trained_used_and_trained_further(run_here, flags, tmp_path):
@@ -54,7 +54,9 @@ def test_an_adapter_is_trained_used_and_trained_further(run_here, flags, tmp_pat
     exact = [float(re.search(r"exact match: ([\d.]+)%", one)[1]) for one in (plain, adapted)]
     assert exact[0] == 0 < exact[1]
 
-    shown = run_here(LORA, *flags, "--from_lora", "style", "--lora_name", "more", "--eval_share", "0.1")
+    shown = run_here(LORA, *flags, "--from_lora", "style", "--lora_name", "more", "--eval_share", "0.1",
+                     "--eval_samples", 2)
+    assert re.search(r'^ +"Say \d+\." -> ".*" \((right|expected "It is \d+\.")\)$', shown, re.MULTILINE)
     assert f"adapter     {tmp_path / 'lora_style_32.safetensors'}: rank 16, scale 2, 14 projections" in shown
     first = float(re.search(r"validation loss ([\d.]+)", shown)[1])
     assert first == pytest.approx(min(losses), abs=1e-3), "it starts where the first run was best"

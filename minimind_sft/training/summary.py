@@ -98,7 +98,7 @@ def _numbers(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
 def result_lines(state: TrainState, weights: Path) -> list[str]:
     """Reports the steps that made no update, and the weights."""
     best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
-    if best and state.best_exact_match is not None:
+    if best and state.best_exact_match is not None and state.settings["best_by"] == "exact_match":
         best = f"{best.removesuffix(')')}, {state.best_exact_match:.0%} of the answers exact)"
     skipped = f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite"
     return [*([skipped] if state.bad_steps else []),
