@@ -20,7 +20,7 @@ from minimind_sft.evaluation.decodable import ShardedModel, as_saved
 from minimind_sft.evaluation.drawing import DrawnQuestions, SampleQuestion
 from minimind_sft.evaluation.losses import TokenScore, ValidationLoss, group_sums, summarized
 from minimind_sft.evaluation.questions import without_reasoning
-from minimind_sft.inference.generate import generate_batch
+from minimind_sft.inference.generate import generate_batch, generate_greedily
 from minimind_sft.inference.lowering import ready_to_decode
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.chat import SamplingSettings
@@ -172,7 +172,7 @@ class Evaluator:
         if not questions:
             return []
         model = ready_to_decode(as_saved(self._model, self._save_dtype))
-        return [text for batch in _in_batches(questions) for text in self._texts(model, batch)]
+        return [text for batch in _in_batches(questions) for text in self._texts(generate_greedily, model, batch)]
 
     def _answer_in_step(self, questions: Sequence[SampleQuestion], share: int) -> list[str]:
         """Answers with a sharded model; each rank makes as many passes as one with `share` questions can need."""
@@ -180,13 +180,14 @@ class Evaluator:
         for start in range(0, share, ANSWERED_AT_ONCE):
             model = ShardedModel(self._model, self._team.device)
             with torch.autocast(self._team.device.type, self._dtype, enabled=self._dtype != torch.float32):
-                texts += self._texts(model, questions[start:start + ANSWERED_AT_ONCE])
+                texts += self._texts(generate_batch, model, questions[start:start + ANSWERED_AT_ONCE])
                 model.complete(self._sampling.max_new_tokens)
         return texts
 
-    def _texts(self, model: Any, questions: Sequence[SampleQuestion]) -> list[str]:
-        answers = generate_batch(model, [question.prompt for question in questions], self._sampling,
-                                 self._questions.stop_ids)
+    def _texts(self, generate: Callable[..., list[list[int]]], model: Any,
+               questions: Sequence[SampleQuestion]) -> list[str]:
+        answers = generate(model, [question.prompt for question in questions], self._sampling,
+                           self._questions.stop_ids)
         return [without_reasoning(self._questions.tokenizer.decode(ids)) for ids in answers]
 
 
