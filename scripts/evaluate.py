@@ -25,7 +25,7 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.evaluation.blind import take_votes
 from minimind_sft.evaluation.choices import evaluate_choices
-from minimind_sft.evaluation.comparing import compare_items
+from minimind_sft.evaluation.comparing import compare_choices, compare_items
 from minimind_sft.evaluation.conversations import evaluate_conversations
 from minimind_sft.evaluation.items import Item
 from minimind_sft.evaluation.plain_text import evaluate_texts
@@ -110,6 +110,9 @@ def compare(settings: EvaluateSettings, items: list[Item], model: dict[str, Any]
     if items:
         outcomes["comparison"] = compare_items(others, items, same_tokens, comparison.comparison_seed,
                                                shutil.get_terminal_size().columns)
+    if settings.choices.choices:
+        outcomes["choice_comparison"] = compare_choices(store.of("--against").finished("choices"),
+                                                        store.finished("choices"), comparison.comparison_seed)
     for outcome in outcomes.values():
         for line in ("", *outcome.lines):
             say(line)

@@ -26,11 +26,14 @@ from minimind_sft.terminal import aligned
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+CORPUS_RESAMPLES = 1_000
+"""Of BLEU and chrF, which take longer to compute; sacrebleu draws as many."""
 RESAMPLES_AT_ONCE = 100
 EXAMPLES_SHOWN = 6
 EXAMPLES_KEPT = 100
 MIN_ITEMS = 20
 """With fewer, no verdict: the bootstrap's intervals are too short for a handful of items."""
+HEADING = ("items", "--against", "--weight", "difference", f"{CONFIDENCE:.0%} interval", "")
 LOWER_IS_BETTER = ("loss", "bits_per_byte", "needless_call")
 FORMS = {"loss": ".4f", "bits_per_byte": ".4f", "bleu": ".1f", "chrf": ".1f"}
 LOSSES = {"loss": ("loss", "tokens", 1.0), "token_accuracy": ("right", "tokens", 1.0),
@@ -44,11 +47,13 @@ class Paired:
 
     before_NK, after_NK: what each item adds to the sums.
     score_of: turns R rows of sums (R, K) into R scores.
+    resamples: how many the bootstrap draws.
     """
 
     before_NK: np.ndarray
     after_NK: np.ndarray
     score_of: Callable[[np.ndarray], np.ndarray]
+    resamples: int = RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def paired_bootstrap(paired: Paired, seed: int) -> Difference:
     before_NK, after_NK, count = paired.before_NK, paired.after_NK, len(paired.before_NK)
     draws = np.random.default_rng(seed)
     differences = []
-    for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
+    for _ in range(paired.resamples // RESAMPLES_AT_ONCE):
         times_drawn_RN = draws.multinomial(count, np.full(count, 1 / count), size=RESAMPLES_AT_ONCE)
         differences.append(paired.score_of(times_drawn_RN @ after_NK) - paired.score_of(times_drawn_RN @ before_NK))
     tail = 100 * (1 - CONFIDENCE) / 2
@@ -113,10 +118,30 @@ def compare_items(before: Sequence[Item], after: Sequence[Item], same_tokens: bo
     result = {"scores": {name: one.as_json() for name, one in scores.items()},
               "by_kind": {kind: {name: one.as_json() for name, one in of_kind.items()}
                           for kind, of_kind in kinds.items()},
-              "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": seed},
+              "bootstrap": _how(seed),
               "answers": {"asked": len(asked), "changed": len(changed)},
               "examples": [_example(*pair) for pair in changed[:EXAMPLES_KEPT]]}
     return Outcome(result, list(_lines(scores, kinds, len(asked), changed, width)))
+
+
+def compare_choices(before: Mapping[str, dict], after: Mapping[str, dict], seed: int) -> Outcome:
+    """Compares what two models chose for the same questions, which are the finished items of `choices`."""
+    pairs = [(before[name], chosen) for name, chosen in after.items() if name in before]
+    if not pairs:
+        return Outcome({"scores": {}}, [])
+    scores = differences({score: _quotients([[float(one[field]), 1.0] for one in pair] for pair in pairs)
+                          for score, field in (("acc", "exact"), ("acc_norm", "exact_norm"))}, seed)
+    changed = sum(one["answer"] != other["answer"] for one, other in pairs)
+    result = {"scores": {name: one.as_json() for name, one in scores.items()}, "bootstrap": _how(seed),
+              "answers": {"asked": len(pairs), "changed": changed}}
+    rows = [[name, *_row(name, one)] for name, one in scores.items()]
+    return Outcome(result, [*aligned([["choices", *HEADING], *rows], numbers=range(1, 6)),
+                            f"changed choices: {changed:,} of {len(pairs):,} ({changed / len(pairs):.1%})"])
+
+
+def _how(seed: int) -> dict[str, Any]:
+    return {"resamples": RESAMPLES, "resamples_of_corpus_scores": CORPUS_RESAMPLES, "confidence": CONFIDENCE,
+            "seed": seed}
 
 
 def differences(paired: Mapping[str, Paired], seed: int) -> dict[str, Difference]:
@@ -159,7 +184,7 @@ def paired_corpus_scores(before: Sequence[Item], after: Sequence[Item]) -> Itera
     for name, metric in metrics.items():
         before_NK, after_NK = (np.array(corpus_statistics(metric, said, expected))
                                for said in (before_said, after_said))
-        yield name, Paired(before_NK, after_NK, partial(_corpus_scores, metric))
+        yield name, Paired(before_NK, after_NK, partial(_corpus_scores, metric), CORPUS_RESAMPLES)
 
 
 def _corpus_scores(metric: Any, sums_RK: np.ndarray) -> np.ndarray:
@@ -186,14 +211,13 @@ def _example(before: Item, after: Item) -> dict[str, Any]:
 def _lines(scores: Mapping[str, Difference], kinds: Mapping[str, Mapping[str, Difference]], asked: int,
            changed: Sequence[tuple[Item, Item]], width: int) -> Iterator[str]:
     """Yields the tables and examples for a terminal."""
-    heading = ["items", "--against", "--weight", "difference", f"{CONFIDENCE:.0%} interval", ""]
     rows = [[name.replace("_", " "), *_row(name, one)] for name, one in scores.items()]
-    yield from aligned([["", *heading], *rows], numbers=range(1, 6))
+    yield from aligned([["", *HEADING], *rows], numbers=range(1, 6))
     of_kinds = [[harmless(kind), *_row("exact_match", of_kind["exact_match"])] for kind, of_kind in kinds.items()
                 if "exact_match" in of_kind]
     if len(of_kinds) > 1:
         yield ""
-        yield from aligned([["exact match", *heading], *of_kinds], numbers=range(1, 6))
+        yield from aligned([["exact match", *HEADING], *of_kinds], numbers=range(1, 6))
     if asked:
         yield ""
         yield f"changed answers: {len(changed)} of {asked} ({len(changed) / asked:.1%})"

@@ -151,6 +151,10 @@ class Store:
         other._whose = f" of {whose}"
         return other
 
+    def finished(self, name: str) -> dict[str, dict]:
+        """Returns the finished items of a task, by their names; none if there is no such task."""
+        return self._done.get(name + self._whose, {})
+
     @property
     def items(self) -> int:
         """The number of finished items of all tasks."""
