@@ -57,8 +57,12 @@ def settings_facts(settings: TrainSettings) -> dict[str, Any]:
     typed = as_typed(settings)
     for name in paths:
         value = typed[name]
-        typed[name] = [shown(path) for path in value] if isinstance(value, tuple) else value and shown(value)
+        typed[name] = list(map(_shortened, value)) if isinstance(value, tuple) else value and _shortened(value)
     return typed
+
+
+def _shortened(path: str) -> str:
+    return shown(path) if Path(path).is_absolute() else path  # else it may be a name, such as pretrain
 
 
 def model_facts(model: MiniMindForCausalLM) -> dict[str, Any]:
