@@ -1,9 +1,11 @@
 """The live page: what it says about runs, and how the browser keeps up with them."""
 
+import os
 import re
 import signal
 import subprocess
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -113,7 +115,9 @@ def test_the_browser_keeps_up_with_the_run(browser, address, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_browser_says_when_the_server_is_gone(browser, tmp_path):
+def test_the_browser_says_when_a_run_is_silent_and_when_the_server_is_gone(browser, tmp_path):
+    for name, lines in (("running", [start(), trained(1, 3.0)]), ("ended", ordinary())):
+        os.utime(write_lines(tmp_path / f"{name}_metrics.jsonl", lines), (time.time() - 3600,) * 2)
     with LiveServer(0, LivePage(FollowedRuns([str(tmp_path)])), live_policy()) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -121,6 +125,9 @@ def test_the_browser_says_when_the_server_is_gone(browser, tmp_path):
         page.set_default_timeout(120_000)
         page.goto(server.address)
         page.get_by_text("live", exact=True).wait_for()
+        ages = page.locator("[data-written]")
+        assert ages.all_inner_texts() == ["60 min ago"] * 2
+        assert [one.get_attribute("class").split() for one in ages.all()] == [["number"], ["number", "warning"]]
         blocked = page.evaluate("fetch('https://example.com/').then(() => 'sent', error => String(error))")
         server.shutdown()
         thread.join()

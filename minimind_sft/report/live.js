@@ -1,7 +1,7 @@
 // Asks the server for what has changed and puts it into the page, under the reader's pointer and open sections.
 "use strict";
 (() => {
-  const SECONDS = 2, SECONDS_HIDDEN = 10;
+  const SECONDS = 2, SECONDS_HIDDEN = 10, SECONDS_SILENT = 600;
   const content = document.getElementById("content"), state = document.getElementById("state");
   let version = "", ahead = 0, lostSince = null, pointer = null, timer = 0;
 
@@ -24,6 +24,7 @@
       const age = Math.max(Math.round(seconds() - cell.dataset.written), 0);
       cell.textContent = age < 120 ? age + " s ago" : age < 7200 ? Math.round(age / 60) + " min ago" :
         Math.round(age / 3600) + " h ago";
+      cell.classList.toggle("warning", "unfinished" in cell.dataset && age > SECONDS_SILENT);
     }
     state.textContent = lostSince ? "watch_training.py does not answer since " + lostSince.toLocaleTimeString() : "live";
     state.classList.toggle("lost", lostSince !== null);
