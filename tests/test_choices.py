@@ -26,7 +26,7 @@ def prompter(scored: str = "letters", few_shot: int = 0, examples=(), context: i
 def texts(made: ChoicePrompter, question: ChoiceQuestion) -> tuple[str, list[str]]:
     """Returns the prompt and what may follow it, as text."""
     continuations = made.prompt(question).continuations
-    (context,) = {TOKENIZER.decode(one.context) for one in continuations}
+    (context,) = {TOKENIZER.decode(list(one.context)) for one in continuations}
     return context, [TOKENIZER.decode(one.ids) for one in continuations]
 
 
@@ -73,7 +73,7 @@ def test_examples_leave_first_what_does_not_fit():
     assert (whole.examples, whole.problem) == (4, "")
     short = prompter(few_shot=4, examples=examples, context=longest - 1).prompt(PRIME)
     assert short.examples == 3
-    text = TOKENIZER.decode(short.continuations[0].context)
+    text = TOKENIZER.decode(list(short.continuations[0].context))
     assert "number 2?" in text and "number 3?" not in text
     none = prompter(context=10).prompt(PRIME)
     assert none.continuations == () and none.problem.startswith("m.csv:1: the question has ")

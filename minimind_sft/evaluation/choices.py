@@ -6,6 +6,7 @@ mmlu_continuation for texts.
 
 import json
 import math
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,11 +197,12 @@ class ChoicePrompter:
         the beginning of the answer."""
         encode, before = self._tokenizer.encode_ordinary, self._tokenizer.before_text
         context = [*before, *encode(prompt)]
+        compact = array("i", context)  # thousands of prompts are kept, and a list takes nine times the memory
         found = []
         for answer in answers:
             whole = [*before, *encode(prompt + answer)]
             joined = whole[:len(context)] != context
-            found.append(Continuation(context, encode(answer, inside=True) if joined else whole[len(context):]))
+            found.append(Continuation(compact, encode(answer, inside=True) if joined else whole[len(context):]))
         return tuple(found)
 
 
@@ -239,7 +241,8 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
     loaded = candidate.loaded
     prompter = ChoicePrompter(loaded.tokenizer, loaded.model.config.context, settings.scored_options,
                               settings.few_shot, read_choices(example_files))
-    prompts = [prompter.prompt(question) for question in read_choices(files)]
+    prompts = [prompter.prompt(question) for question in tqdm(read_choices(files), desc="prompts", unit=" questions",
+                                                              leave=False, disable=None)]
     data, examples = data_facts(files), data_facts(example_files)
     task = store.task(f"choices{name}", {
         **candidate.identity, "data": [facts["sha256"] for facts in data], "few_shot": settings.few_shot,
