@@ -12,7 +12,7 @@ the chat template.
 
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.evaluation.answering import check_output, report, score, write_output
 from minimind_sft.evaluation.questions import Row, make_question, read_scored_rows
-from minimind_sft.inference.chat import Chat, continue_text
-from minimind_sft.inference.dialogue import converse, show
+from minimind_sft.inference.answer_output import Answerer, show
+from minimind_sft.inference.chat import Chat, Continuation
+from minimind_sft.inference.commands import Command, chat_commands, temperature_command
+from minimind_sft.inference.dialogue import converse
 from minimind_sft.inference.generate import LanguageModel
 from minimind_sft.inference.loading import load
+from minimind_sft.inference.message_history import MessageHistory
 from minimind_sft.inference.sampling_defaults import chat_sampling
 from minimind_sft.settings.chat import (
     ChatSettings,
@@ -53,27 +56,30 @@ def main() -> int:
     if template is None:
         tell_unused(chosen, conversation)
         framed = tokenizer.adds_bos or loaded.is_minimind
-        return talk(settings.questions, f"{loaded.path.name} continues the text you type.",
-                    lambda prompt: continue_text(model, tokenizer, prompt, sampling, framed, loaded.stop_ids),
-                    lambda: None)
-    chat = Chat(model, tokenizer, template, sampling, conversation.system, tools, conversation.historys,
-                conversation.open_thinking, notify=say, stop_ids=loaded.stop_ids)
+        continuation = Continuation(model, tokenizer, sampling, framed, loaded.stop_ids)
+        return talk(settings.questions, f"{loaded.path.name} continues the text you type.", continuation,
+                    [temperature_command(continuation)])
+    historys = conversation.historys
+    if historys is None:
+        historys = 0 if settings.questions.prompt else -1
+    chat = Chat(model, tokenizer, template, sampling, conversation.system, tools, historys, conversation.open_thinking,
+                notify=say, stop_ids=loaded.stop_ids, trained_length=loaded.trained_length)
     chat.check_opening()
-    return talk(settings.questions, f"{loaded.path.name} is listening.", chat.reply, chat.clear)
+    return talk(settings.questions, f"{loaded.path.name} is listening.", chat, chat_commands(chat))
 
 
-def talk(questions: QuestionSettings, title: str, answer: Callable[[str], Iterator[str]],
-         clear: Callable[[], None]) -> int:
+def talk(questions: QuestionSettings, title: str, answerer: Answerer, commands: Sequence[Command]) -> int:
     """Answers every --prompt, or without one what the user types; returns the exit status."""
     if not questions.prompt:
+        history = MessageHistory(say if questions.keep_history and sys.stdin and sys.stdin.isatty() else None)
         say(f"{title}\n/help lists commands, Ctrl-D ends.")
-        converse(answer, clear, questions.show_speed)
+        converse(answerer, commands, history, questions.show_speed)
         return 0
     status = 0
     for prompt in questions.prompt:
         print(f"> {harmless(prompt)}", flush=True)
         try:
-            show(answer(prompt), questions.show_speed)
+            show(answerer, answerer.reply(prompt), questions.show_speed)
         except UserError as error:
             print(fitted(f"error: --prompt: {harmless(str(error))}", sys.stderr), file=sys.stderr)
             status = 2

@@ -69,8 +69,9 @@ class Terminal:
 
     def end(self) -> int:
         """Waits for the program to end and returns its exit status; `shown` has the rest of the output."""
+        until = time.monotonic() + SECONDS
         while self._read():
-            pass
+            assert time.monotonic() < until, f"the program does not end: {self.shown!r}"
         return self.process.wait(SECONDS)
 
     def close(self) -> None:
@@ -96,9 +97,8 @@ class Terminal:
         return state.read_text().rpartition(")")[2].split()[0] == "S"
 
     def _read(self) -> bool:
-        """Waits for more output; returns False once the program has ended."""
-        while not select.select([self._master], [], [], 0.2)[0]:
-            if self.process.poll() is not None:
-                return False
+        """Reads output that comes within 0.2 seconds; returns False once the program has ended."""
+        if not select.select([self._master], [], [], 0.2)[0]:
+            return self.process.poll() is None
         self.shown += self._decoder.decode(os.read(self._master, 65536))
         return True

@@ -18,7 +18,7 @@ from chats import (
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.inference import chat as chat_module
-from minimind_sft.inference.chat import Chat
+from minimind_sft.inference.chat import Chat, Continuation
 from minimind_sft.inference.generate import SamplingSettings
 
 
@@ -108,7 +108,7 @@ def test_the_oldest_messages_are_dropped_with_a_notice_when_the_context_is_full(
     assert ["Q3" in TOKENIZER.decode(prompt) for prompt in shown] == [False, False, True, True]
     context = chat.model.config.max_position_embeddings
     assert said == [f"[the model's context of {context} tokens is full: the 2 oldest messages are dropped]"] * 2
-    assert len(chat.messages) == 4
+    assert len(chat.messages) == 8 and chat.out_of_view == 4
 
 
 def test_at_most_half_the_context_is_kept_free_for_the_answer(shown):
@@ -149,7 +149,7 @@ def test_pretrained_weights_of_minimind_see_a_text_between_bos_and_eos(monkeypat
     monkeypatch.setattr(chat_module, "generate_stream", answer)
     ids = TOKENIZER.encode_ordinary("Once")
     for from_minimind in (False, True):
-        list(chat_module.continue_text(tiny_model(), TOKENIZER, "Once", SamplingSettings(4), from_minimind))
+        list(Continuation(tiny_model(), TOKENIZER, SamplingSettings(4), from_minimind).reply("Once"))
     assert seen == [(ids, {0}), ([1, *ids], {0, 2})]  # <|im_start|> before the text, ended by <|im_end|> as well
 
 
@@ -163,7 +163,7 @@ def test_messages_that_are_not_valid_text_are_refused(shown, text, message):
     with pytest.raises(UserError, match=message):
         ask(chat, text)
     with pytest.raises(UserError, match=message):
-        list(chat_module.continue_text(chat.model, TOKENIZER, text, chat.settings))
+        list(Continuation(chat.model, TOKENIZER, chat.settings).reply(text))
     assert chat.messages == [] and shown == []
 
 

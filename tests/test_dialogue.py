@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from threading import Thread
 from types import SimpleNamespace
 
@@ -10,32 +11,52 @@ import pytest
 from programs import PATIENCE, REPOSITORY
 from terminals import Terminal
 
-from minimind_sft.inference import dialogue
+from minimind_sft.inference.answer_output import visible
+from minimind_sft.inference.message_history import MessageHistory
+from minimind_sft.inference.message_input import PlainInput
 
 PROGRAM = """
 import sys, time
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.inference import dialogue
+from minimind_sft.inference import message_input
+from minimind_sft.inference.commands import Command
+from minimind_sft.inference.dialogue import converse
+from minimind_sft.inference.message_history import MessageHistory
+from minimind_sft.terminal import say
 
-def answer(message):
-    try:
-        message.encode()
-    except UnicodeEncodeError as error:
-        raise UserError("no text") from error
-    if message == "refuse":
-        raise UserError("the chat template refuses \\x1b[31mthis")
-    if message == "slow":
-        yield "begun"
-        while True:
-            time.sleep(0.1)
-            yield ""
-    yield f"={message!r}="
+class Parrot:
+    starts_thinking, in_use, context = False, None, 100
+
+    def reply(self, message):
+        try:
+            message.encode()
+        except UnicodeEncodeError as error:
+            raise UserError("no text") from error
+        if message == "refuse":
+            raise UserError("the chat template refuses \\x1b[31mthis")
+        if message == "slow":
+            yield "begun"
+            while True:
+                time.sleep(0.1)
+                yield ""
+        if message == "tags":
+            yield from ("<think>", "hm <to", "ol", "</thi", "nk>", "so\\x1b[2J<tool_call>", '{"name": "f", ')
+            yield from ('"arguments": ', '{"x": "罗马"}}', "</tool_call>")
+            return
+        yield f"={message!r}="
+
+def clear(_):
+    return "cleared"
 
 if "--patient" in sys.argv:
-    dialogue.PASTE_SECONDS = 3
+    message_input.PASTE_SECONDS = 3
+if "--prompt-toolkit" not in sys.argv:
+    sys.modules["prompt_toolkit"] = None
 if "--no-readline" in sys.argv:
     sys.modules["readline"] = None
-run_program(lambda: dialogue.converse(answer, lambda: print("cleared"), show_speed=False))
+commands = [Command("/clear", "", "start over", clear), Command("/system", "TEXT", "repeat", lambda text: f"<{text}>")]
+history = MessageHistory(say if "--history" in sys.argv else None)
+run_program(lambda: converse(Parrot(), commands, history, show_speed=False))
 """
 PYTHON = [sys.executable, "-c", PROGRAM]
 
@@ -56,7 +77,7 @@ def open_terminal(monkeypatch):
 
     def start(*arguments: str, **options) -> Terminal:
         opened.append(Terminal([*PYTHON, *arguments], **options))
-        opened[-1].wait_for("> ")
+        wait_for_prompt(opened[-1])
         return opened[-1]
 
     yield start
@@ -64,18 +85,27 @@ def open_terminal(monkeypatch):
         terminal.close()
 
 
-WITH_AND_WITHOUT_READLINE = pytest.mark.parametrize(
-    "arguments", [pytest.param((), marks=pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")),
-                  ("--no-readline",)], ids=["readline", "no readline"])
+NEEDS_READLINE = pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
+NEEDS_PROMPT_TOOLKIT = pytest.mark.skipif(find_spec("prompt_toolkit") is None, reason="prompt-toolkit is not installed")
+PROMPT_TOOLKIT = pytest.param(("--prompt-toolkit",), marks=NEEDS_PROMPT_TOOLKIT, id="prompt-toolkit")
+READLINE = pytest.param((), marks=NEEDS_READLINE, id="readline")
+ALL_INPUTS = pytest.mark.parametrize("arguments", [PROMPT_TOOLKIT, READLINE, pytest.param(("--no-readline",),
+                                                                                          id="no readline")])
+EDITORS = pytest.mark.parametrize("arguments", [PROMPT_TOOLKIT, READLINE])
+
+
+def wait_for_prompt(terminal: Terminal) -> str:
+    """Waits for the next prompt and returns the output before it."""
+    return terminal.wait_for("\x1b[?2004h" if "--prompt-toolkit" in terminal.process.args else "> ")
 
 
 def wait_for_answer_to(terminal: Terminal, message: str) -> None:
     """Waits for the answer to exactly this message."""
     terminal.wait_for(f"={message!r}=")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 @pytest.mark.parametrize("columns", [80, 40])
 def test_messages_are_answered_until_ctrl_d(open_terminal, arguments, columns):
     terminal = open_terminal(*arguments, columns=columns)
@@ -90,57 +120,60 @@ def test_messages_are_answered_until_ctrl_d(open_terminal, arguments, columns):
     assert "Traceback" not in terminal.shown
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_an_empty_line_gives_the_next_prompt(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     for nothing in ("\r", "  \r", "\t\r"):
         terminal.type(nothing)
-        terminal.wait_for("> ")
+        wait_for_prompt(terminal)
     terminal.type("still here\r")
     wait_for_answer_to(terminal, "still here")
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_slash_commands(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("/help\r")
-    shown = terminal.wait_for("> ")
+    shown = wait_for_prompt(terminal)
     for word in ("/clear", "/help", "/exit", "/quit", "Ctrl-D", "Ctrl-C", "pasted"):
         assert word in shown
-    assert ("Alt-Enter" in shown) == (not arguments)
-    assert max(map(len, shown.splitlines())) <= 40
+    assert ("Alt-Enter" in shown) == (arguments != ("--no-readline",))
+    assert ("Tab" in shown) == (arguments == ("--prompt-toolkit",))
     terminal.type("/clear\r")
-    terminal.wait_for("cleared")
+    terminal.wait_for("cleared\r\n")
+    terminal.type("/system Be brief.\r")
+    terminal.wait_for("<Be brief.>\r\n")
     terminal.type("/claer\r")
-    terminal.wait_for("/claer: no such command, expected /clear, /help, /exit, /quit; put a blank")
+    terminal.wait_for("/claer: no such command; did you mean /clear? /help lists all")
     terminal.type(" /claer\r")
     wait_for_answer_to(terminal, " /claer")
     for path in ("/etc/passwd", "/etc is a folder", "/ "):
         terminal.type(f"{path}\r")
         if path == "/ ":
-            terminal.wait_for("/: no such command")
+            terminal.wait_for("/: no such command. /help lists all")
         else:
             wait_for_answer_to(terminal, path)
     terminal.type("/exit \r")
     assert terminal.end() == 0
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_quit_ends_the_dialogue(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("/quit\r")
     assert terminal.end() == 0
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_a_refused_message_is_one_line_and_the_dialogue_continues(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("refuse\r")
     terminal.wait_for("not sent: the chat template refuses \\u001b[31mthis\r\n")
-    terminal.wait_for("> ")
-    terminal.type(b"\x16\x01\r")  # Ctrl-V takes the next key as it is
+    wait_for_prompt(terminal)
+    take_as_is = b"\x11" if "--prompt-toolkit" in arguments else b"\x16"  # Ctrl-Q or Ctrl-V
+    terminal.type(take_as_is + b"\x01\r")
     terminal.wait_for("not sent: expected text, found the control character U+0001 at character 1\r\n")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
     terminal.type("hello\r")
     wait_for_answer_to(terminal, "hello")
 
@@ -150,17 +183,17 @@ def test_half_a_character_is_refused_in_one_line(open_terminal):
     terminal = open_terminal("--no-readline")
     terminal.type("你".encode()[:2] + b"\r")
     terminal.wait_for("not sent: no text\r\n")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
     terminal.type("你好\r")
     wait_for_answer_to(terminal, "你好")
 
 
-@pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
+@EDITORS
 @pytest.mark.parametrize("language", ["C.UTF-8", "", "C"])
-def test_readline_edits_chinese_and_has_a_history(open_terminal, monkeypatch, language):
+def test_chinese_is_edited_and_earlier_messages_are_recalled(open_terminal, monkeypatch, language, arguments):
     for name in ("LANG", "LC_CTYPE"):
         monkeypatch.delenv(name, raising=False)
-    terminal = open_terminal(LC_ALL=language)
+    terminal = open_terminal(*arguments, LC_ALL=language)
     terminal.type("你好\x7f们\r")
     wait_for_answer_to(terminal, "你们")
     terminal.type("\x1b[A\r")
@@ -169,19 +202,59 @@ def test_readline_edits_chinese_and_has_a_history(open_terminal, monkeypatch, la
     wait_for_answer_to(terminal, "first\nsecond")
 
 
+@EDITORS
+def test_messages_of_an_earlier_chat_are_recalled(open_terminal, tmp_path, arguments):
+    for recalled in (None, "第一条\n第二行"):
+        terminal = open_terminal(*arguments, "--history", XDG_STATE_HOME=str(tmp_path))
+        if recalled is None:
+            terminal.type("第一条\x1b\r第二行\r")
+        else:
+            terminal.type("\x1b[A" if "--prompt-toolkit" in arguments else "\x10")  # up, or Ctrl-P
+            terminal.type("\r")
+        wait_for_answer_to(terminal, "第一条\n第二行")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+@NEEDS_PROMPT_TOOLKIT
+def test_tab_completes_commands_and_nothing_else(open_terminal, tmp_path):
+    terminal = open_terminal("--prompt-toolkit")
+    terminal.type("/sy\t")
+    terminal.type("x\r")
+    terminal.wait_for("/systemx: no such command; did you mean /system?")
+    wait_for_prompt(terminal)
+    terminal.type("a\tb\r")
+    wait_for_answer_to(terminal, "a\tb")
+
+
+IN_COLOUR, PLAIN = "\x1b[2mhm <tool\x1b[0mso␛[2J\x1b[36m<tool_call>", "<think>hm <tool</think>so␛[2J<tool_call>"
+
+
+@pytest.mark.parametrize(("environment", "shown"), [
+    ({"NO_COLOR": ""}, IN_COLOUR), ({"NO_COLOR": "1"}, PLAIN), ({"TERM": "dumb"}, PLAIN)])
+def test_reasoning_is_dim_where_the_terminal_has_colours_and_calls_are_told(open_terminal, environment, shown):
+    terminal = open_terminal(**environment)
+    terminal.type("tags\r")
+    answer = wait_for_prompt(terminal)
+    if "\x1b[2mhm" in answer:  # the pieces are coloured one by one
+        answer = answer.replace("\x1b[0m\x1b[2m", "").replace("\x1b[0m\x1b[36m", "")
+    assert shown in answer
+    assert "\x1b[2J" not in answer and '→ f(x="罗马")' in answer
+
+
 BLOCK = "def f(x):\n\n    return x  # 返回\n/exit\n\n"
 
 
-@pytest.mark.skipif(not has_gnu_readline(), reason="no GNU readline here")
+@EDITORS
 @pytest.mark.parametrize("columns", [80, 40])
-def test_a_bracketed_paste_is_one_message(open_terminal, columns):
-    terminal = open_terminal(columns=columns)
+def test_a_bracketed_paste_is_one_message(open_terminal, columns, arguments):
+    terminal = open_terminal(*arguments, columns=columns)
     terminal.paste(BLOCK)
     terminal.type("\r")
     wait_for_answer_to(terminal, "def f(x):\n\n    return x  # 返回\n/exit")
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_lines_that_arrive_together_are_one_message(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type(BLOCK.replace("\n", "\r"))
@@ -192,7 +265,7 @@ def test_lines_that_arrive_together_are_one_message(open_terminal, arguments):
     wait_for_answer_to(terminal, "one\ntwo")
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_a_long_block_arrives_whole(open_terminal, arguments):
     block = "".join(f"line {number} 这是第{number}行 /exit\n" for number in range(300))
     terminal = open_terminal(*arguments, "--patient")  # the thread below may be slow on a busy machine
@@ -202,7 +275,7 @@ def test_a_long_block_arrives_whole(open_terminal, arguments):
     typed.join()
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_text_typed_ahead_does_not_reach_the_shell(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("slow\r")
@@ -214,32 +287,32 @@ def test_text_typed_ahead_does_not_reach_the_shell(open_terminal, arguments):
     assert terminal.unread() == b""
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_ctrl_c_drops_the_line_and_says_how_to_leave(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("half a mess")
     terminal.wait_for("half a mess")
     terminal.interrupt()
     terminal.wait_for("Press Ctrl-C again, Ctrl-D, or type /exit to leave.\r\n")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
     terminal.type("hello\r")
     wait_for_answer_to(terminal, "hello")
     terminal.interrupt()
     terminal.wait_for("to leave.\r\n")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
     terminal.interrupt()
     assert terminal.end() == 0
     assert "Traceback" not in terminal.shown
 
 
-@WITH_AND_WITHOUT_READLINE
+@ALL_INPUTS
 def test_ctrl_c_interrupts_an_answer(open_terminal, arguments):
     terminal = open_terminal(*arguments)
     terminal.type("slow\r")
     terminal.wait_for("begun")
     terminal.type("\x03")
     terminal.wait_for("[cut short, not kept]")
-    terminal.wait_for("> ")
+    wait_for_prompt(terminal)
     terminal.type("hello\r")
     wait_for_answer_to(terminal, "hello")
 
@@ -270,8 +343,8 @@ def test_on_windows_the_rest_of_a_pasted_block_is_read_from_the_console(monkeypa
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(kbhit=lambda: bool(waiting)))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda prompt="": waiting.pop(0))
-    assert dialogue.read_message() == "first\nsecond\nthird"
+    assert PlainInput(MessageHistory()).read() == "first\nsecond\nthird"
 
 
 def test_control_characters_in_an_answer_are_made_visible():
-    assert dialogue.visible("a\x1b[2J\tb\nc\x7f\x85 你") == "a␛[2J\tb\nc\ufffd\ufffd 你"
+    assert visible("a\x1b[2J\tb\nc\x7f\x85 你") == "a␛[2J\tb\nc\ufffd\ufffd 你"

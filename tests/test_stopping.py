@@ -14,7 +14,7 @@ from minimind_sft.evaluation import answering
 from minimind_sft.evaluation.answering import score
 from minimind_sft.evaluation.questions import Question
 from minimind_sft.inference import chat as chat_module
-from minimind_sft.inference.chat import Chat, continue_text
+from minimind_sft.inference.chat import Chat, Continuation
 from minimind_sft.inference.generate import SamplingSettings
 from minimind_sft.inference.stopping import chat_stop_ids, named_stop_ids
 
@@ -54,11 +54,11 @@ def test_what_are_not_ids_is_refused(found: str, said: str, tmp_path: Path):
 def test_a_chat_scoring_and_a_continued_text_stop_at_them(monkeypatch: pytest.MonkeyPatch):
     seen = []
     monkeypatch.setattr(chat_module, "generate_stream", lambda *given: iter(seen.append(set(given[3])) or ()))
-    monkeypatch.setattr(answering, "generate_batch", lambda *given: seen.append(set(given[3])) or [[]])
+    monkeypatch.setattr(answering, "generate_greedily", lambda *given: seen.append(set(given[3])) or [[]])
     list(Chat(tiny_model(), TOKENIZER, BUNDLED, SamplingSettings(4), stop_ids={77}).reply("Hi"))
     question = Question("all", "a.jsonl:1", [], None, [1], "x")
     score(tiny_model(), BUNDLED, [question], SamplingSettings(4), 1, {77})
-    list(continue_text(tiny_model(), TOKENIZER, "Hi", SamplingSettings(4), stop_ids={77}))
+    list(Continuation(tiny_model(), TOKENIZER, SamplingSettings(4), stop_ids={77}).reply("Hi"))
     assert seen == [{0, 2, 77}, {0, 2, 77}, {0, 77}]  # <|endoftext|>, <|im_end|>
 
 
@@ -78,5 +78,5 @@ def test_a_continued_text_keeps_the_blank_before_its_first_word(monkeypatch: pyt
     tokenizer = Tokenizer(json.loads(words.to_str()), {"bos_token": "<s>", "eos_token": "</s>"})
     seen = []
     monkeypatch.setattr(chat_module, "generate_stream", lambda *given: iter(seen.append(given[1]) or [1, 2, 0]))
-    assert list(continue_text(tiny_model(), tokenizer, "a b", SamplingSettings(4), True)) == [" b", "c", " a"]
+    assert list(Continuation(tiny_model(), tokenizer, SamplingSettings(4), True).reply("a b")) == [" b", "c", " a"]
     assert seen == [[4, 0, 1]]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
@@ -41,6 +42,9 @@ class Loaded:
     adapters: Sequence[tuple[Adapter, float]]
     is_minimind: bool
     """Whether the weights are MiniMind's, whose .pth files have no sidecar."""
+    trained_length: int | None
+    """Tokens of the longest document that the weights were trained on, if the sidecar says so and nothing else was
+    trained on top of them."""
 
 
 def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[str], None],
@@ -78,7 +82,15 @@ def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[st
     model = _build_model(runtime, weights.without_padding(tokenizer.vocab_size), adapters,
                          stretch=chosen.inference_rope_scaling)
     return Loaded(path, model, tokenizer, template, named_stop_ids(path, tokenizer), adapters,
-                  is_minimind=weights.sidecar is None and not brings_tokenizer(path))
+                  is_minimind=weights.sidecar is None and not brings_tokenizer(path),
+                  trained_length=None if adapters else _trained_length(weights.sidecar or {}))
+
+
+def _trained_length(sidecar: dict[str, Any]) -> int | None:
+    try:
+        return int(sidecar["training"]["experience"]["longest"])
+    except (KeyError, TypeError, ValueError):  # written by another project, or an older version
+        return None
 
 
 def _check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokenizer) -> list[str]:

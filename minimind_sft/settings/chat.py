@@ -60,13 +60,13 @@ class ConversationSettings:
     system: str | None = setting(None, "system turn that opens the conversation", decides="messages")
     tools: str | None = setting(
         None, "JSON file with a list of functions that the model may call", kind="path", decides="messages")
-    historys: int = setting(
-        0, "earlier messages that the model sees, as MiniMind counts them: a question and its answer are two, an odd "
-           "number counts as one less; 0: none, -1: all that fit")
+    historys: int | None = setting(
+        None, "earlier messages that the model sees, as MiniMind counts them: a question and its answer are two, an "
+              "odd number counts as one less; 0: none, -1: all that fit (default: -1 if you type, 0 for --prompt)")
     open_thinking: bool = setting(False, "let the model think before it answers")
 
     def problems(self) -> list[str]:
-        if self.historys >= -1:
+        if self.historys is None or self.historys >= -1:
             return []
         return [f"--historys is {self.historys}, expected -1 (all that fit), 0 or more"]
 
@@ -81,7 +81,8 @@ class QuestionSettings:
             "report exact matches per kind", kind="path")
     score_out: str | None = setting(None, "JSONL file for the questions and answers of --score, expected and given")
     batch_size: int = setting(32, "questions that --score answers at once", min=1)
-    show_speed: bool = setting(True, "show tokens/s after each answer")
+    show_speed: bool = setting(True, "show tokens/s and the use of the context after each answer")
+    keep_history: bool = setting(True, "keep what you type for the next chat, where the arrow keys recall it")
 
     def problems(self) -> list[str]:
         if self.score_out and not self.score:
