@@ -64,8 +64,9 @@ def charts(run: Run, found: Outcome) -> list[Drawing]:
         marks.append(Mark(found.kept["step"], "kept weights"))
     loss = run.curve("loss")
     grad_norm = run.curve("grad_norm")
-    speed = [Series("supervised", run.curve("supervised_tokens_per_second"), RED),
-             Series("all", run.curve("tokens_per_second"), ORANGE)]
+    speed = [Series("supervised", run.curve("supervised_tokens_per_second"), RED)]
+    if run.curve("tokens_per_second") != speed[0].points:  # while pretraining, all tokens are supervised
+        speed.append(Series("all", run.curve("tokens_per_second"), ORANGE))
     wanted = [
         Chart("Loss", "nats per supervised token", [*with_mean("training", loss, BLUE), Series(
             "validation", run.curve("eval_loss"), ORANGE, "dots")], log=needs_log([*loss, *run.curve("eval_loss")]),

@@ -124,7 +124,7 @@ def _speed(run: Run) -> Figure | None:
     if not speeds:
         return None
     everything = [value for _, value in run.curve("tokens_per_second")]
-    more = f"; {median(everything):,.0f} of all" if everything else ""
+    more = f"; {median(everything):,.0f} of all" if everything and everything != speeds else ""
     return Figure("Speed", f"{median(speeds):,.0f}", f"supervised tokens/s{more}")
 
 

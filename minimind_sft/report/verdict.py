@@ -10,7 +10,7 @@ from minimind_sft.report.run_files import Run
 Evaluation = Mapping[str, Any]
 
 MIN_CHANGE = 0.005
-"""A loss that changes by a smaller share of itself counts as unchanged."""
+"""A loss that changes by less counts as unchanged: half a percent of the perplexity."""
 AVERAGED = 10
 """Training losses averaged at the beginning and at the end, at most."""
 
@@ -98,7 +98,7 @@ def changes(before: Evaluation, after: Evaluation) -> list[Change]:
 
 def loss_change(before: float, after: float) -> int:
     """Returns 1 if a loss rose, -1 if it fell, 0 if it hardly changed."""
-    return _sign(after - before) if abs(after - before) > MIN_CHANGE * abs(before) else 0
+    return _sign(after - before) if abs(after - before) > MIN_CHANGE else 0
 
 
 def rose(found: Outcome, name: str) -> list[str]:
