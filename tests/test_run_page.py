@@ -52,6 +52,8 @@ WORSE = {"by_source": {"a": {"loss": 1.0}, "b": {"loss": 1.2}}}
      "Better: the validation loss fell from 2.00 to 1.30; at step 20 it was lower, 1.00."),
     (run(evaluated(0, 2.0, 1), evaluated(20, 1.0, 3), evaluated(40, 1.3, 6), settings={"best_by": "exact_match"}),
      "fine", "Better: exact match rose from 1 to 6 of 10 answers, and the validation loss fell from 2.00 to 1.30."),
+    (run(evaluated(0, 2.0, 1), evaluated(20, 1.3, 6), evaluated(40, 1.2, 6), settings={"best_by": "exact_match"}),
+     "fine", "Better: exact match rose from 1 to 6 of 10 answers, and the validation loss fell from 2.00 to 1.20."),
     (run(evaluated(0, 2.0, **PARTS), evaluated(40, 1.0, **WORSE)), "warning",
      "Better: the validation loss fell from 2.00 to 1.00; but the loss rose on b."),
     (run(evaluated(0, 2.0), evaluated(20, 1.0), end="interrupted"), "fine",

@@ -52,12 +52,14 @@ def outcome(run: Run) -> Outcome:
 
 
 def best(evaluations: list[dict[str, Any]], run: Run) -> Evaluation:
-    """Returns the evaluation of the best weights by the run's own measure, the first one of equals."""
-    measured = [one for one in evaluations if one["eval_loss"] is not None] or evaluations
-    by_answers = run.settings.get("best_by") == "exact_match" and measured[0].get("exact_match") is not None
-    if by_answers:
-        return max(measured, key=lambda one: one.get("exact_match") or 0.0)
-    return min(measured, key=lambda one: float("inf") if one["eval_loss"] is None else one["eval_loss"])
+    """Returns the evaluation that `--best_by` finds best; of equal exact match, the lower loss decides."""
+    by_answers = run.settings.get("best_by") == "exact_match"
+
+    def rank(one: Evaluation) -> tuple[bool, float, float]:
+        loss = one["eval_loss"]
+        return loss is None, -(one.get("exact_match") or 0.0) if by_answers else 0.0, 0.0 if loss is None else loss
+
+    return min(evaluations, key=rank)
 
 
 def judge(run: Run) -> Verdict:
