@@ -81,8 +81,8 @@ def test_runs_on_different_evaluation_data_are_not_ranked(made):
     fewer = [{**line, "eval_tokens": 150} if "eval_loss" in line else line for line in ordinary(4.0, 1.0)]
     for one in (made(other), made(fewer)):
         runs = {"a": made(ordinary()), "b": one}
-        assert verdict(**runs) == ("warning", "Not known which is best: the runs were not evaluated on the same data, "
-                                              "so their scores cannot be compared.")
+        assert verdict(**runs) == ("warning", "Not known which is best: the runs were not evaluated on the same tokens "
+                                              "of the same files, so their scores cannot be compared.")
         assert all(row.best == () for row in compare(runs).scores)
     assert evaluated_alike([made(ordinary()), made(ordinary())]) is True
 

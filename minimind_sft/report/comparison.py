@@ -144,8 +144,8 @@ def _judge(names: list[str], runs: list[Run], found: list[Outcome]) -> Verdict:
         return Verdict("hint", f"Not known which is best: {', '.join(without)} "
                                f"{'was' if len(without) == 1 else 'were'} not evaluated after the first step.")
     if evaluated_alike(runs) is False:
-        return Verdict("warning", "Not known which is best: the runs were not evaluated on the same data, so their "
-                                  "scores cannot be compared.")
+        return Verdict("warning", "Not known which is best: the runs were not evaluated on the same tokens of the "
+                                  "same files, so their scores cannot be compared.")
     kept = [one.kept for one in found if one.kept]
     by_loss, by_answers = _lowest_loss(names, kept), _most_exact(names, kept)
     judged = [one for one in (by_answers, by_loss) if one]
