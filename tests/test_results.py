@@ -2,14 +2,13 @@
 
 import errno
 import json
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.results import Store, answers_path, open_store, sha256_of, write_results
-from minimind_sft.files import sha256_of_file
+from minimind_sft.files import FolderLock, sha256_of_file
 
 IDENTITY = {"weights": "ab12", "data": ["cd34"], "max_new_tokens": 8}
 
@@ -101,21 +100,10 @@ def test_a_foreign_line_is_refused(tmp_path, line):
     assert path.read_text(encoding="utf-8") == line + "\n"
 
 
-@pytest.mark.slow
-def test_two_evaluations_do_not_write_into_one_file(tmp_path):
-    path = tmp_path / "a.jsonl"
-    store = filled(path)
-    with get_context("spawn").Pool(1) as pool:
-        assert "another evaluation is writing there (process " in pool.apply(_refusal, [path])
-    store.close()
-
-
-def _refusal(path: Path) -> str:
-    try:
-        Store(path)
-    except UserError as error:
-        return str(error)
-    return ""
+def test_two_evaluations_do_not_write_into_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(FolderLock, "try_take", lambda lock: False)
+    with pytest.raises(UserError, match=r"another evaluation is writing there \(a process that has just begun"):
+        Store(tmp_path / "a.jsonl")
 
 
 def test_a_foreign_results_file_is_not_replaced(tmp_path):
