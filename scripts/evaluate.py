@@ -57,10 +57,10 @@ def main() -> None:
     results: dict[str, Any] = {"command": command(), "started": started, "settings": as_typed(settings),
                                "machine": machine_facts()}
     try:
-        measured, items = evaluate_model(settings, settings.weights, store)
-        results |= measured
         if settings.comparison.against:
-            results |= compare(settings, items, measured["model"], store)
+            results |= evaluate_both(settings, store)
+        else:
+            results |= evaluate_model(settings, settings.weights, store, say)[0]
     except (KeyboardInterrupt, SystemExit):
         if out:
             without = " without --overwrite" * settings.results.overwrite
@@ -73,7 +73,7 @@ def main() -> None:
     store.close()
 
 
-def evaluate_model(settings: EvaluateSettings, chosen: WeightSettings, store: Store,
+def evaluate_model(settings: EvaluateSettings, chosen: WeightSettings, store: Store, show: Callable[[str], None],
                    flags: tuple[str, str] = ("--weight", "--lora_weight")) -> tuple[dict[str, Any], list[Item]]:
     """Evaluates a model, which is gone from memory afterwards; returns results, and the items to compare.
 
@@ -85,38 +85,46 @@ def evaluate_model(settings: EvaluateSettings, chosen: WeightSettings, store: St
     results: dict[str, Any] = {"model": candidate.facts}
     items: list[Item] = []
     if settings.comparison.against:  # else there is only one model
-        say(f"\n{flags[0]} {harmless(shown(loaded.path))}")
+        show(f"\n{flags[0]} {harmless(shown(loaded.path))}")
     for name, evaluate in tasks(settings):
         outcome = evaluate(candidate, store=store)
         results[name] = outcome.result
         items += outcome.items
         for line in outcome.lines:
-            say(line)
+            show(line)
     return results, items
 
 
-def compare(settings: EvaluateSettings, items: list[Item], model: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Evaluates --against too, and compares it with --weight, whose items and facts are given."""
-    comparison = settings.comparison
+def evaluate_both(settings: EvaluateSettings, store: Store) -> dict[str, Any]:
+    """Evaluates --weight and --against, takes votes between their answers if asked to, and compares them."""
+    comparison, store_of_other = settings.comparison, store.of("--against")
+    held: list[str] = []
+    show = held.append if comparison.blind else say  # the tables tell whose the answers are
     chosen = replace(settings.weights, weight=comparison.against, lora_weight=comparison.against_lora)
-    measured, others = evaluate_model(settings, chosen, store.of("--against"), ("--against", "--against_lora"))
-    against = measured["model"]
-    same_tokens = all(model[name] == against[name] for name in ("tokenizer", "chat_template"))
-    if not same_tokens:
-        say("the models have different tokenizers or chat templates: losses per token are not compared")
-    outcomes: dict[str, Outcome] = {}
-    if comparison.blind:  # before the comparison, which shows whose the answers are
-        outcomes["votes"] = take_votes(others, items, store, comparison.comparison_seed, input, say)
-    if items:
-        outcomes["comparison"] = compare_items(others, items, same_tokens, comparison.comparison_seed,
-                                               shutil.get_terminal_size().columns)
-    if settings.choices.choices:
-        outcomes["choice_comparison"] = compare_choices(store.of("--against").finished("choices"),
-                                                        store.finished("choices"), comparison.comparison_seed)
-    for outcome in outcomes.values():
-        for line in ("", *outcome.lines):
+    results, items = evaluate_model(settings, settings.weights, store, show)
+    results["against"], others = evaluate_model(settings, chosen, store_of_other, show, ("--against", "--against_lora"))
+    if comparison.blind:
+        results["votes"] = tell(take_votes(others, items, store, comparison.comparison_seed, input, say))
+        for line in held:
             say(line)
-    return {"against": measured, **{name: outcome.result for name, outcome in outcomes.items()}}
+    if items:
+        same_tokens = all(results["model"][name] == results["against"]["model"][name]
+                          for name in ("tokenizer", "chat_template"))
+        if not same_tokens:
+            say("the models have different tokenizers or chat templates: losses per token are not compared")
+        results["comparison"] = tell(compare_items(others, items, same_tokens, comparison.comparison_seed,
+                                                   shutil.get_terminal_size().columns))
+    if settings.choices.choices:
+        results["choice_comparison"] = tell(compare_choices(
+            store_of_other.finished("choices"), store.finished("choices"), comparison.comparison_seed))
+    return results
+
+
+def tell(outcome: Outcome) -> dict[str, Any]:
+    """Prints an outcome's lines after an empty one, and returns its result."""
+    for line in ("", *outcome.lines):
+        say(line)
+    return outcome.result
 
 
 def check_files(settings: EvaluateSettings) -> None:
