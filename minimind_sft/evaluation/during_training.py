@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
@@ -145,10 +146,10 @@ class Evaluator:
     def _losses(self) -> ValidationLoss:
         measure = partial(group_sums, self._model, self._batches, self._team.device, self._dtype)
         if isinstance(self._model, FSDPModule):  # a rank that fails must not wait for others that wait for its weights
-            sums = measure()
-            sums = torch.tensor(self._team.sum(*sums.ravel().tolist())).view(sums.shape).numpy()
+            own = measure()
+            sums = np.reshape(self._team.sum(*own.ravel().tolist()), own.shape)
         else:
-            sums = sum(self._team.on_each(measure))
+            sums = np.sum(self._team.on_each(measure), axis=0)
         return summarized(sums, self._batches.dataset.groups)
 
     def _answers(self) -> list[Answer]:
