@@ -68,17 +68,6 @@ def test_results_are_printed_written_and_resumed(evaluate, questions, tmp_path, 
         evaluate(*questions, "--out", out)
 
 
-def test_two_models_are_compared_on_the_same_questions(evaluate, questions, tmp_path):
-    write_base(tmp_path, SMALL, "other", scale=-1.0)
-    out = tmp_path / "r.json"
-    shown = evaluate(*questions[:2], "--against", "other", "--out", out)
-    assert "subject       questions" in shown and "acc norm" in shown and "95% interval" in shown
-    found = json.loads(out.read_text())
-    acc = found["comparison"]["scores"]["acc"]
-    assert (acc["against"], acc["weight"]) == (found["against"]["choices"]["acc"], found["choices"]["acc"])
-    assert acc["items"] == 4 and set(found["comparison"]["by_kind"]["global_facts"]) == {"acc", "acc_norm"}
-
-
 @pytest.mark.parametrize("flags, problem", [
     ([], "expected files to evaluate on: --data_path, --choices or --text_path"),
     (["--choices", "no.csv"], r"--choices no\.csv: no such file"),

@@ -15,14 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
-from minimind_sft.evaluation.items import Item
-from minimind_sft.evaluation.questions import Row
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
 from minimind_sft.inference.generate import CLOSE, LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
@@ -256,23 +253,7 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
     return Outcome({"data": data, "examples": examples, "few_shot": settings.few_shot,
                     "scored_options": settings.scored_options,
                     "problems": [prompt.problem for prompt in prompts if prompt.problem],
-                    "fewer_examples": _with_fewer(prompts, settings.few_shot), **accuracies(results)}, lines,
-                   list(_items(prompts, results)))
-
-
-def _items(prompts: Sequence[ChoicePrompt], results: Iterable[ChosenOption]) -> Iterator[Item]:
-    """Yields all questions for a comparison of two models; a question that could not be asked has no scores."""
-    left = iter(results)
-    for prompt in prompts:
-        question = prompt.question
-        messages = ({"role": "user", "content": question.question},
-                    {"role": "assistant", "content": question.options[question.answer]})
-        item = Item(question.place.rpartition(":")[0], Row(question.subject, Conversation(messages, None,
-                                                                                          question.place)))
-        if not prompt.problem:
-            result = next(left)
-            item.scores = {"acc": float(result.is_right), "acc_norm": float(result.is_right_norm)}
-        yield item
+                    "fewer_examples": _with_fewer(prompts, settings.few_shot), **accuracies(results)}, lines)
 
 
 def _choose(model: LanguageModel, prompter: ChoicePrompter, prompts: Mapping[str, ChoicePrompt],

@@ -41,8 +41,8 @@ class HarnessModel:
         self.loaded, self._batch_size = loaded, batches.batch_size
         self._tokenizer = loaded.tokenizer
         self.context = min(loaded.model.config.context, batches.max_length or loaded.model.config.context)
-        special = {token["content"] for token in loaded.tokenizer.state["added_tokens"] if token["special"]}
-        self._special_ids = {loaded.tokenizer.token_to_id(token) for token in (*special,
+        added = [token["content"] for token in loaded.tokenizer.state["added_tokens"] if token["special"]]
+        self._special_ids = {loaded.tokenizer.token_to_id(token) for token in (*added,
                                                                                *loaded.tokenizer.special.values())}
 
     @property
@@ -197,6 +197,8 @@ def harness_class() -> type:
         raise UserError("lm-evaluation-harness is not installed: pip install 'minimind-sft[harness]'") from error
 
     class MiniMindLM(TemplateLM):
+        """Hands the harness's requests to a `HarnessModel`."""
+
         def __init__(self, loaded: Loaded | None = None, max_batch_size: object = None, **arguments: Any):
             super().__init__()  # max_batch_size is for batch_size "auto", which we do not have
             settings = settings_from(arguments)
