@@ -3,6 +3,7 @@
     python eval_llm.py --weight full_sft
     python eval_llm.py --weight full_sft --prompt "Who are you?" "你是谁？"
     python eval_llm.py --weight full_sft --score dataset/sft_demo_heldout.jsonl
+    python eval_llm.py --weight full_sft --batch_in questions.jsonl --batch_out answers.jsonl
     python eval_llm.py --weight full_sft --lora_weight style:0.5 calls
     python eval_llm.py --weight pretrain --prompt "The capital of France"
 
@@ -22,18 +23,21 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, harmless, run_program
 from minimind_sft.evaluation.answering import check_output, report, score, write_output
 from minimind_sft.evaluation.questions import Row, make_question, read_scored_rows
+from minimind_sft.evaluation.results import Candidate, sha256_of
 from minimind_sft.inference.answer_output import Answerer, show
+from minimind_sft.inference.batch import BatchAnswerer, BatchOutput, read_batch
 from minimind_sft.inference.chat import Chat, Continuation
 from minimind_sft.inference.commands import Command, chat_commands, temperature_command
 from minimind_sft.inference.dialogue import converse
 from minimind_sft.inference.generate import LanguageModel
-from minimind_sft.inference.loading import load
+from minimind_sft.inference.loading import Loaded, load
 from minimind_sft.inference.message_history import MessageHistory
 from minimind_sft.inference.sampling_defaults import chat_sampling
 from minimind_sft.settings.chat import (
     ChatSettings,
     ConversationSettings,
     QuestionSettings,
+    SamplingSettings,
     WeightSettings,
 )
 from minimind_sft.settings.command_line import parse_flags
@@ -45,7 +49,7 @@ def main() -> int:
     chosen, conversation = settings.weights, settings.conversation
     tools = read_tools(conversation.tools) if conversation.tools else None
     rows = scored_rows(settings.questions)
-    loaded = load(chosen, settings.runtime, say, needs_template=bool(rows))
+    loaded = load(chosen, settings.runtime, say, needs_template=bool(rows or settings.questions.batch_in))
     model, tokenizer, template = loaded.model, loaded.tokenizer, loaded.template
     if rows:
         assert template is not None, "it was asked for"
@@ -59,6 +63,8 @@ def main() -> int:
         continuation = Continuation(model, tokenizer, sampling, framed, loaded.stop_ids)
         return talk(settings.questions, f"{loaded.path.name} continues the text you type.", continuation,
                     [temperature_command(continuation)])
+    if settings.questions.batch_in:
+        return answer_batch(settings, sampling, loaded)
     historys = conversation.historys
     if historys is None:
         historys = 0 if settings.questions.prompt else -1
@@ -84,6 +90,33 @@ def talk(questions: QuestionSettings, title: str, answerer: Answerer, commands: 
             print(fitted(f"error: --prompt: {harmless(str(error))}", sys.stderr), file=sys.stderr)
             status = 2
     return status
+
+
+def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loaded) -> int:
+    """Writes the rows of --batch_in with the model's answers; returns the exit status."""
+    questions, thinking, template = settings.questions, settings.conversation.open_thinking, loaded.template
+    assert template is not None and questions.batch_in and questions.batch_out
+    source, output = Path(questions.batch_in), BatchOutput(Path(questions.batch_out))
+    if source.resolve() == output.path.resolve():
+        raise UserError(f"--batch_out {output.path}: this is the file with the questions")
+    rows = read_batch(source, template, thinking, loaded.model.config.context)
+    identity = {**Candidate.of(loaded, settings.runtime).identity, **asdict(sampling), "batch_in": sha256_of(source),
+                "open_thinking": thinking, "batch_size": questions.batch_size}
+    output.open(rows, identity, questions.batch_size)
+    if 0 < output.done < len(rows):
+        say(f"{output.path} has {output.done:,} of {len(rows):,} rows; the others follow")
+    answerer = BatchAnswerer(loaded.model, template, sampling, thinking, loaded.stop_ids)
+    try:
+        answerer.answer(rows, output, questions.batch_size)
+    except KeyboardInterrupt:
+        say(f"interrupted: {output.path} has {output.done:,} of {len(rows):,} rows; the same command goes on")
+        return 130
+    problems = [row.problem for row in rows if row.problem]
+    say(f"answered {len(rows) - len(problems):,} of {len(rows):,} rows: {output.path}")
+    if problems:
+        print(fitted(f"error: {len(problems)} rows have no answer, starting with {harmless(problems[0])}", sys.stderr),
+              file=sys.stderr)
+    return 2 if problems else 0
 
 
 def scored_rows(questions: QuestionSettings) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,18 @@ def test_flags_that_pretrained_weights_do_not_use_are_named(weights):
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-def test_a_dialogue_in_a_terminal(weights, columns):
+def test_a_dialogue_in_a_terminal(weights, columns, tmp_path):
     pytest.importorskip("pty", reason="there are no pseudo-terminals here")
     program = [sys.executable, str(MODEL.parent / CHAT), *map(str, ASKED), "--save_dir", str(weights),
                "--historys", "-1"]
-    terminal = Terminal(program, columns=columns)
+    prompt = "\x1b[?2004h" if find_spec("prompt_toolkit") else "> "
+    terminal = Terminal(program, columns=columns, XDG_STATE_HOME=str(tmp_path))
     try:
         terminal.wait_for("/help lists commands, Ctrl-D ends.\r\n")
         for message in ("hello", "", "你好"):
-            terminal.wait_for("> ")
+            terminal.wait_for(prompt)
             terminal.type(f"{message}\r")
-        terminal.wait_for("> ")
+        terminal.wait_for(prompt)
         terminal.type("/exit\r")
         assert terminal.end() == 0
         assert "Traceback" not in terminal.shown

@@ -148,7 +148,8 @@ def test_groups_and_names_of_fine_tuning_settings():
 PATHS = {
     SFTSettings: ["data_path", "eval_data_path", "prepared_dir", "tokenizer_path", "chat_template", "from_weight",
                   "save_dir"],
-    ChatSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "score", "tools"],
+    ChatSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template", "score", "batch_in",
+                   "tools"],
     InspectSettings: ["data_path", "eval_data_path", "from_weight", "tokenizer_path", "chat_template"],
     EstimateSettings: ["from_weight", "save_dir", "tokenizer_path"],
     TokenizerSettings: ["data_path", "save_dir"],
@@ -242,6 +243,9 @@ def test_the_inspector_refuses_conversation_flags_for_text(name):
     ({"score": ("q.jsonl",), "system": "x", "tools": "y"}, ["--system does not go with", "--tools does not go with"]),
     ({"score": ("q.jsonl",), "open_thinking": True}, []),
     ({"score_out": "o.jsonl"}, ["--score_out needs --score, whose results it holds"]),
+    ({"batch_in": "q.jsonl"}, ["--batch_in and --batch_out need each other"]),
+    ({"batch_in": "q.jsonl", "batch_out": "a.jsonl", "system": "x"}, ["--system does not go with --batch_in"]),
+    ({"batch_in": "q.jsonl", "batch_out": "a.txt"}, ["--batch_out a.txt: expected a name that ends in .jsonl"]),
     ({"historys": -2}, ["--historys is -2, expected -1 (all that fit), 0 or more"]),
 ])
 def test_conflicting_chat_flags_are_refused(values, expected):

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.fields import MEDIA, SUSPECT_FIELDS, refuse_media, refuse_unsupported
-from minimind_sft.data.formats import SYSTEM_FIELDS, field_names, find_form, source_turns
+from minimind_sft.data.formats import ANSWERS, EMPTY, SYSTEM_FIELDS, field_names, find_form, source_turns
 from minimind_sft.data.preferences import REJECTED, refuse_preference
 from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import PLAIN_FIELDS, is_learned
@@ -81,6 +81,40 @@ def parse_conversation(row: dict, place: str) -> Conversation:
     if isinstance(parsed, str):
         raise UserError(f"{place}: conversations: expected a conversation, found a row of running text")
     return parsed
+
+
+def parse_question(row: dict, place: str) -> Conversation:
+    """Parses a row as a conversation that waits for an answer.
+
+    A conversation that ends in an assistant turn is cut before it. A question alone will do, as in
+    `{"question": ...}`.
+
+    Raises:
+        UserError: as `parse_row`, and if nothing is left to answer.
+    """
+    has_turns = any(row.get(name) is not None for name in ("conversations", "messages", "conversation"))
+    if not has_turns and all(row.get(name) in EMPTY for name in ANSWERS):
+        asked = row.get("instruction") is not None
+        row = {**row, "output" if asked else "answer": "ANSWER"}
+    conversation = _answered(row, place)
+    messages = conversation.messages
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] == "system":
+        raise UserError(f"{place}: expected a question, found none")
+    return replace(conversation, messages=messages, place=place, names=conversation.names[:len(messages)])
+
+
+def _answered(row: dict, place: str) -> Conversation:
+    """Parses a conversation; one without an assistant turn gets one."""
+    try:
+        form = find_form(row)
+        turns = source_turns(row, form) if form else []
+        if not turns or any(turn.values["role"] == "assistant" for turn in turns):
+            return parse_conversation(row, "")
+        return _conversation(row, [*turns, SourceTurn({"role": "assistant", "content": "ANSWER"}, "answer")], place)
+    except UserError as error:
+        raise UserError(f"{place}: {str(error).removeprefix(': ')}") from error
 
 
 def parse_text(row: dict, place: str) -> str:

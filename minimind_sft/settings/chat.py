@@ -80,14 +80,25 @@ class QuestionSettings:
         (), "files of conversations, as for --data_path: answer the last question of each greedily, compare, and "
             "report exact matches per kind", kind="path")
     score_out: str | None = setting(None, "JSONL file for the questions and answers of --score, expected and given")
-    batch_size: int = setting(32, "questions that --score answers at once", min=1)
+    batch_in: str | None = setting(
+        None, "file of conversations, or of questions alone: answer the last question of each row, then exit",
+        kind="path")
+    batch_out: str | None = setting(
+        None, "JSONL file for the rows of --batch_in with the answers; an interrupted batch goes on there",
+        endings=(".jsonl",))
+    batch_size: int = setting(32, "questions that --score or --batch_in answers at once", min=1)
     show_speed: bool = setting(True, "show tokens/s and the use of the context after each answer")
     keep_history: bool = setting(True, "keep what you type for the next chat, where the arrow keys recall it")
 
     def problems(self) -> list[str]:
+        found = []
         if self.score_out and not self.score:
-            return ["--score_out needs --score, whose results it holds"]
-        return []
+            found.append("--score_out needs --score, whose results it holds")
+        if bool(self.batch_in) != bool(self.batch_out):
+            found.append("--batch_in and --batch_out need each other")
+        if self.batch_in and self.score:
+            found.append("--batch_in does not go with --score")
+        return found
 
 
 @dataclass(frozen=True)
@@ -166,8 +177,9 @@ class ChatSettings:
     runtime: ChatRuntimeSettings = ChatRuntimeSettings()
 
     def problems(self) -> list[str]:
-        if not self.questions.score:
+        taking = "--score" if self.questions.score else "--batch_in" if self.questions.batch_in else None
+        if not taking:
             return []
-        return [f"--{name} does not go with --score, which takes the conversations as the rows have them"
+        return [f"--{name} does not go with {taking}, which takes the conversations as the rows have them"
                 for group in (self.questions, self.conversation)
                 for name in names_of(group, "messages") if getattr(group, name)]

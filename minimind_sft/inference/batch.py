@@ -1,0 +1,150 @@
+"""Answers the rows of a file into another file, and goes on where it was interrupted."""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.conversation import parse_question
+from minimind_sft.data.reading import read_rows
+from minimind_sft.errors import UserError
+from minimind_sft.files import check_writable, path_exists, peek_object, write_atomically
+from minimind_sft.inference.chat import assistant_message
+from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
+from minimind_sft.inference.stopping import chat_stop_ids
+
+ANSWER, REASONING, PROBLEM = "model_answer", "model_reasoning", "problem"
+"""The fields that a row gets: the answer; its reasoning; why there is no answer."""
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A row of the input: as it was read, and the ids that the model sees, or why it cannot be asked."""
+
+    row: dict
+    prompt: list[int]
+    problem: str = ""
+
+
+def read_batch(path: Path, template: ChatTemplate, thinking: bool, context: int) -> list[BatchRow]:
+    """Reads all rows. A row that the template refuses, or that is too long for the context, has a problem.
+
+    Raises:
+        UserError: names file and line, for a row that is not a conversation, or has one of the fields for answers.
+    """
+    found = []
+    for place, row in read_rows(path):
+        for name in (ANSWER, REASONING, PROBLEM):
+            if name in row:
+                raise UserError(f"{place}: {name}: the row has this field already, and the answer would replace it")
+        conversation = parse_question(row, place)
+        prompt: list[int] = []
+        try:
+            prompt = template.generation_prompt_ids(conversation.messages, conversation.tools, thinking)
+            problem = ""
+            if len(prompt) >= context:
+                problem = f"{place}: the prompt has {len(prompt):,} tokens, the model's context is {context:,}"
+        except UserError as error:
+            problem = str(error).replace("the conversation:", f"{place}:", 1)
+        found.append(BatchRow(row, prompt, problem))
+    return found
+
+
+@dataclass
+class BatchOutput:
+    """The output, and beside it a record of what its answers depend on.
+
+    done: the rows that it already has.
+    """
+
+    path: Path
+    done: int = 0
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.run.json")
+
+    def open(self, rows: Sequence[BatchRow], identity: Mapping[str, Any], batch_size: int) -> None:
+        """Finds how far an earlier run came. A last batch that is not complete is cut off.
+
+        Raises:
+            UserError: if the file holds something else, or answers of other weights, settings or rows.
+        """
+        check_writable(self.path.parent, "--batch_out")
+        text = json.dumps(identity, indent=2)
+        identity = json.loads(text)
+        if not path_exists(self.path):
+            write_atomically(self.record, lambda path: path.write_text(text, encoding="utf-8"))
+            self.path.touch()
+            return
+        earlier = peek_object(self.record)
+        if not earlier:
+            raise UserError(f"--batch_out {self.path}: the file exists and was not made by --batch_in; choose another "
+                            "name")
+        others = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
+        if others:
+            raise UserError(f"--batch_out {self.path}: holds answers that were made with other {', '.join(others)}; "
+                            "choose another name")
+        with self.path.open("rb") as file:
+            lines = [line for line in file if line.endswith(b"\n")]
+        complete = len(lines) >= len(rows)
+        self.done = len(rows) if complete else len(lines) // batch_size * batch_size
+        os.truncate(self.path, sum(map(len, lines[:self.done])))
+
+    def append(self, rows: Sequence[dict]) -> None:
+        """Adds rows, and waits until they are on the disk.
+
+        Raises:
+            UserError: if that is impossible.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); with room, the same command goes "
+                            "on") from error
+        self.done += len(rows)
+
+
+@dataclass(frozen=True)
+class BatchAnswerer:
+    """A model that answers batches of rows.
+
+    Each batch draws with a seed of its own, the seed of the settings plus the number of the batch's first row, so that
+    an interrupted run goes on to the same answers.
+    """
+
+    model: LanguageModel
+    template: ChatTemplate
+    settings: SamplingSettings
+    thinking: bool = False
+    stop_ids: Collection[int] = ()
+
+    def answer(self, rows: Sequence[BatchRow], output: BatchOutput, batch_size: int) -> None:
+        """Answers the rows that the output does not have, `batch_size` at a time, with a progress bar."""
+        with tqdm(total=len(rows), initial=output.done, desc="answering", unit=" rows", leave=False,
+                  disable=None) as bar:
+            for start in range(output.done, len(rows), batch_size):
+                batch = rows[start:start + batch_size]
+                output.append(list(self._answered(batch, start)))
+                bar.update(len(batch))
+
+    def _answered(self, batch: Sequence[BatchRow], start: int) -> Iterator[dict]:
+        stop_ids = chat_stop_ids(self.template, self.stop_ids)
+        settings = replace(self.settings, seed=self.settings.seed + start)
+        generate = generate_batch if settings.temperature else generate_greedily
+        answers = iter(generate(self.model, [row.prompt for row in batch if not row.problem], settings, stop_ids))
+        for row in batch:
+            if row.problem:
+                yield {**row.row, ANSWER: None, PROBLEM: row.problem}
+                continue
+            said = assistant_message(self.template.tokenizer.decode(next(answers)), self.thinking)
+            reasoning = {REASONING: said["reasoning_content"]} if "reasoning_content" in said else {}
+            yield {**row.row, ANSWER: said["content"], **reasoning}
