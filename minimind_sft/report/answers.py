@@ -50,7 +50,8 @@ def first_shown(pairs: Sequence[AnswerPair]) -> tuple[list[AnswerPair], list[Ans
     """Splits the questions into those that a reader sees at first, and the rest."""
     counts: Counter[Fate] = Counter()
     most = OPEN // max(len({one.fate for one in pairs}), 1)
-    shown, rest = [], []
+    shown: list[AnswerPair] = []
+    rest: list[AnswerPair] = []
     for one in pairs:
         counts[one.fate] += 1
         (shown if counts[one.fate] <= most else rest).append(one)
