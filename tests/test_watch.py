@@ -19,7 +19,7 @@ from minimind_sft.data.overlap import count_shared
 from minimind_sft.evaluation.during_training import Evaluation
 from minimind_sft.evaluation.losses import ValidationLoss
 from minimind_sft.settings.optimizer import OptimizerSettings
-from minimind_sft.training.watch import RunWarning, Watcher
+from minimind_sft.training.watch import LoggedStep, RunWarning, Watcher
 
 
 def warnings_of(folder) -> list[tuple[int, str]]:
@@ -150,15 +150,28 @@ def test_an_ordinary_run_gives_no_warning(noise):
         assert watcher.see({"step": step, "loss": loss, "grad_norm": dice.lognormvariate(0.0, 0.5)}) == [], step
 
 
-def test_losses_that_are_not_finite_and_skipped_steps_are_left_out():
+def after_thirty_steps() -> Watcher:
     watcher = Watcher(OptimizerSettings(), 1000)
     for step in range(1, 30):
-        assert watcher.see({"step": step, "loss": 1.0, "grad_norm": 1.0}) == []
+        assert watcher.see({"step": step, "loss": 1.0, "grad_norm": 1.0, "step_supervised_tokens": 100}) == []
+    return watcher
+
+
+def test_a_step_of_few_tokens_at_the_end_of_an_epoch_is_no_spike():
+    watcher = after_thirty_steps()
+    assert watcher.spikes(LoggedStep(30, 9.0, 99.0, 49)) == []
+    assert watcher.see({"step": 30, "loss": 9.0, "grad_norm": 99.0, "step_supervised_tokens": 49}) == []
+    assert [one.name for one in after_thirty_steps().spikes(LoggedStep(30, 9.0, 99.0, 50))] == [
+        "loss_spike", "grad_norm_spike"]
+
+
+def test_losses_that_are_not_finite_and_skipped_steps_are_left_out():
+    watcher = after_thirty_steps()
     for line in ({"loss": None, "grad_norm": None}, {"loss": 9.0, "grad_norm": 99.0, "skipped": "gradient"},
                  {"end": "interrupted"}, {"run": {}}):
         assert watcher.see({"step": 30, **line}) == []
-    assert watcher.spikes(31, float("nan"), float("nan")) == []
-    assert [one.name for one in watcher.spikes(31, 9.0, 99.0)] == ["loss_spike", "grad_norm_spike"]
+    assert watcher.spikes(LoggedStep(31, float("nan"), float("nan"), 100)) == []
+    assert [one.name for one in watcher.spikes(LoggedStep(31, 9.0, 99.0, 0))] == ["loss_spike", "grad_norm_spike"]
     assert not watcher.has_given(RunWarning("x", "text"))
     watcher.see({"step": 31, "warning": "text", "name": "x"})
     assert watcher.has_given(RunWarning("x", "text"))

@@ -26,6 +26,7 @@ from minimind_sft.training.progress import Progress
 from minimind_sft.training.resume_state import TrainState
 from minimind_sft.training.saving import Saver
 from minimind_sft.training.schedule import Schedule
+from minimind_sft.training.watch import LoggedStep
 
 NOTHING_SUPERVISED = "no supervised token in it"
 NOT_FINITE = "loss or gradient not finite"
@@ -136,8 +137,8 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             count_step(state, batch, result)
             is_last = state.step == total_steps
             progress.advance(state.step, result.loss, rate, meter.work(batch))
-            if (state.step % log_interval == 0 or is_last or result.skipped
-                    or progress.stands_out(state.step, result.loss, result.grad_norm)):
+            done = LoggedStep(state.step, result.loss, result.grad_norm, batch.supervised_tokens)
+            if state.step % log_interval == 0 or is_last or result.skipped or progress.stands_out(done):
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, starts counting anew
@@ -205,7 +206,8 @@ def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: S
     aux = {"aux_loss": result.aux_loss} if learner.model.config.use_moe else {}
     skipped = {"skipped": result.skipped} if result.skipped else {}
     progress.log(step, epoch=batch.epoch, loss=result.loss, **aux, learning_rate=rate, grad_norm=result.grad_norm,
-                 supervised_tokens=state.supervised_tokens, **progress.performance(),
+                 supervised_tokens=state.supervised_tokens, step_supervised_tokens=batch.supervised_tokens,
+                 **progress.performance(),
                  peak_memory_mib=peak_memory(learner.ranks.device), **skipped)
     if result.skipped == NOT_FINITE:
         hint = "; in float16 this may be an overflow, and the scale is lowered" if learner.scaler.is_enabled() else ""

@@ -78,6 +78,6 @@ def cut_metrics(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # half a line, from when the run was killed
     write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))

@@ -15,7 +15,7 @@ from minimind_sft.terminal import fitted, width_of
 from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.training.metrics import Metrics, read_metrics
 from minimind_sft.training.peak import Work
-from minimind_sft.training.watch import RunWarning, Watcher
+from minimind_sft.training.watch import LoggedStep, RunWarning, Watcher
 
 T = TypeVar("T")
 Activity = Literal["data", "step", "eval", "save"]
@@ -194,9 +194,9 @@ class Progress:
             if self._metrics and not (self._watcher and self._watcher.has_given(warning)):
                 self._metrics.write(step, {"warning": warning.text, "name": warning.name})
 
-    def stands_out(self, step: int, loss: float, grad_norm: float) -> bool:
+    def stands_out(self, step: LoggedStep) -> bool:
         """Whether loss or gradient norm of a step are worth a warning, so that the step belongs into the metrics."""
-        return self._watcher is not None and bool(self._watcher.spikes(step, loss, grad_norm))
+        return self._watcher is not None and bool(self._watcher.spikes(step))
 
     def _say_notices(self) -> None:
         for line in self._loggers.notices():

@@ -26,6 +26,8 @@ LOSS_JUMP = 0.5
 """Nats; smaller jumps are no spikes, however quiet the loss was before."""
 NORM_JUMP = 10.0
 """A gradient norm so many times the median is a spike."""
+SMALL_STEP = 0.5
+"""Steps with less than this share of the usual tokens are not compared."""
 QUIET_STEPS, QUIET_SHARE = 50, 0.05
 """After a spike no other of its kind is reported for so many steps, or this share of the run if that is longer."""
 EARLY_SHARE, EARLY_STEPS = 0.2, 20
@@ -46,11 +48,13 @@ class RunWarning(NamedTuple):
 
 
 class LoggedStep(NamedTuple):
-    """A step of the metrics file that made an update."""
+    """A step that made an update, as far as the metrics file tells."""
 
     step: int
     loss: float
     grad_norm: float
+    tokens: float
+    """The supervised tokens of this step alone; 0 if unknown."""
 
 
 class Watcher:
@@ -71,13 +75,14 @@ class Watcher:
         """Takes a line into account, and returns the warnings that follow it."""
         step, found = line["step"], []
         if "warning" in line:
-            self._given.add(RunWarning(line.get("name", ""), line["warning"]))
+            self._given.add(RunWarning(str(line.get("name")), str(line["warning"])))
         elif (loss := _number(line, "eval_loss")) is not None:
             self._evaluations.append((step, loss))
             found = [*self._validation_rises(), *self._nothing_learned(step)]
         elif (loss := _number(line, "loss")) is not None and "skipped" not in line:
-            logged = LoggedStep(step, loss, _number(line, "grad_norm") or 0.0)
-            found = self.spikes(*logged)
+            logged = LoggedStep(step, loss, _number(line, "grad_norm") or 0.0,
+                                _number(line, "step_supervised_tokens") or 0.0)
+            found = self.spikes(logged)
             self._steps.append(logged)
             self._recent.append(logged)
             if not self._evaluations and len(self._steps) % MIN_LOGGED == 0:  # else the next evaluation tells
@@ -89,10 +94,16 @@ class Watcher:
         """Whether the lines have this warning already."""
         return warning in self._given
 
-    def spikes(self, step: int, loss: float, grad_norm: float) -> list[RunWarning]:
-        """Returns warnings if loss or gradient norm of a step stand out from those of the logged steps before it."""
+    def spikes(self, at: LoggedStep) -> list[RunWarning]:
+        """Returns warnings if loss or gradient norm of a step stand out from those of the logged steps before it.
+
+        A step with far fewer tokens, such as the last one of an epoch, is noisier than they are and tells nothing.
+        """
+        step, loss, grad_norm, tokens = at
         found: list[RunWarning] = []
         if len(self._recent) < ENOUGH or not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return found
+        if 0 < tokens < SMALL_STEP * median(one.tokens for one in self._recent):
             return found
         if self._may_say("loss_spike", step) and self._loss_stands_out(loss):
             usual = median(one.loss for one in self._recent)
