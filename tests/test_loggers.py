@@ -207,25 +207,6 @@ def test_a_missing_key_costs_one_line(start, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-def test_an_unreachable_server_costs_one_line(start, monkeypatch, capfd):
-    pytest.importorskip("wandb"), pytest.importorskip("swanlab")
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(to_wandb, "INIT_SECONDS", 0.5)
-    (line,) = send_all(start("wandb")).splitlines()
-    assert line.startswith("wandb: Failed to get resume status for run 0123456789abcdef")
-    monkeypatch.setenv("SWANLAB_MODE", "online")
-    monkeypatch.setenv("SWANLAB_API_KEY", "0" * 21)
-    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:9")
-    monkeypatch.setattr(background, "START_SECONDS", 0.1)
-    monkeypatch.setattr(background, "FINISH_SECONDS", 0.1)
-    (line,) = send_all(start("swanlab")).splitlines()
-    assert line.startswith("swanlab: not finished after 0 seconds, so some of the log is missing there; the run goes ")
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_package_that_cannot_be_imported_costs_one_line(start, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise ImportError('no such thing')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -356,3 +337,23 @@ def test_a_run_that_fails_is_marked_as_failed(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run.run()
     assert recorder.exit_code == 1
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_costs_one_line(start, monkeypatch, capfd):
+    """The last test of this file, because SwanLab goes on trying for 15 seconds, and starts no other run meanwhile."""
+    pytest.importorskip("wandb"), pytest.importorskip("swanlab")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(to_wandb, "INIT_SECONDS", 0.5)
+    (line,) = send_all(start("wandb")).splitlines()
+    assert line.startswith("wandb: Failed to get resume status for run 0123456789abcdef")
+    monkeypatch.setenv("SWANLAB_MODE", "online")
+    monkeypatch.setenv("SWANLAB_API_KEY", "0" * 21)
+    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:9")
+    monkeypatch.setattr(background, "START_SECONDS", 0.1)
+    monkeypatch.setattr(background, "FINISH_SECONDS", 0.1)
+    (line,) = send_all(start("swanlab")).splitlines()
+    assert line.startswith("swanlab: not finished after 0 seconds, so some of the log is missing there; the run goes ")
+    assert capfd.readouterr() == ("", "")
