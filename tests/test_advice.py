@@ -1,12 +1,19 @@
 """Tests the lines that a run prints before it starts and when it ends."""
 
 import pytest
+from tiny import random_documents
 
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.data.dataset import ExampleDataset
 from minimind_sft.settings.spec import changed
-from minimind_sft.settings.training import SFTSettings
-from minimind_sft.training.advice import describe_length, evaluation_advice, rate_advice, warmup_advice
+from minimind_sft.settings.training import PretrainSettings, SFTSettings
+from minimind_sft.training.advice import (
+    describe_length,
+    evaluation_advice,
+    opening_warnings,
+    rate_advice,
+    warmup_advice,
+)
 
 
 def sft(**flags) -> SFTSettings:
@@ -84,3 +91,20 @@ def test_more_epochs_move_no_rate_while_a_wsd_run_has_not_begun_to_decay():
     stable = {**SETTINGS, "schedule": "wsd", "decay_share": 0.2}
     assert rate_advice(stable, {**stable, "epochs": 3}, 79, 100) == []
     assert len(rate_advice(stable, {**stable, "epochs": 3}, 99, 100)) == 1
+
+
+@pytest.mark.parametrize(("settings", "shared", "warns"), [
+    (sft(eval_data_path=("held.jsonl",)), 1, True),
+    (sft(), 2, False),  # some rows of most files are equal
+    (sft(), 3, True),
+    (PretrainSettings(), 3, True),
+])
+def test_evaluation_samples_that_are_trained_on(settings, shared, warns):
+    documents = list(random_documents(60, longest=40))
+    train_set, eval_set = ExampleDataset(documents[:20 + shared]), ExampleDataset(documents[20:])
+    found = [one for one in opening_warnings(settings, 100, train_set, eval_set) if one.name == "leaked_rows"]
+    assert len(found) == warns
+    if warns:
+        assert f"the run also trains on {shared} of the 40 evaluation samples" in found[0].text
+        flag = "--drop_in FILES" if settings.data.eval_data_path else "--drop_duplicates"
+        assert (flag in found[0].text) == isinstance(settings, SFTSettings)

@@ -113,7 +113,7 @@ def test_what_is_wrong_before_the_first_step(run_here, tmp_path):
         "warning     only 0.79% of the training tokens are supervised, so a step reads 127 tokens for each one it "
         "learns; scripts/inspect_data.py shows which",
         "warning     the run also trains on 2 of the 3 evaluation samples, so the validation loss looks better than it "
-        "would on new ones; scripts/convert_data.py drops them (--drop_duplicates, --drop_in FILES)"]
+        "would on new ones; scripts/convert_data.py --drop_in FILES drops them"]
     metrics = tmp_path / "full_sft_32_metrics.jsonl"
     named = [line["name"] for line in map(json.loads, metrics.read_text().splitlines()) if "warning" in line]
     assert named == ["long_warmup", "supervised_share", "leaked_rows"]

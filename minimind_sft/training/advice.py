@@ -10,7 +10,7 @@ from minimind_sft.data.dataset import Mixture, Samples
 from minimind_sft.data.overlap import count_shared
 from minimind_sft.data.prepared import PreparedDataset
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.settings.data import SFTDataSettings
+from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.training.experience import Experience
@@ -24,6 +24,7 @@ FEW_EVALUATION_SAMPLES = 50
 LARGE_RATE_CHANGE = 0.05
 LOW_SHARE, HIGH_SHARE = 0.01, 0.95
 """Of the tokens of conversations so many are usually supervised: in the bundled ones 20%."""
+FEW_SHARED = 0.05
 LARGE_NEW_SHARE = 0.1
 """To the bundled model, below 1% of the tokens and none of the lengths of the bundled conversations are new; of other
 instructions, web text and tool calls 33 to 52% of the tokens are, of Russian 73%."""
@@ -71,7 +72,7 @@ def opening_warnings(settings: TrainSettings, total_steps: int, train_set: Sampl
                      eval_set: Samples | None) -> list[RunWarning]:
     """Returns the warnings that need no training: a run that cannot go as it is probably meant."""
     return [*_long_warmup(settings.optimizer, total_steps), *_supervised_share(settings, train_set),
-            *(_shared_rows(train_set, eval_set) if eval_set is not None else ())]
+            *(_shared_rows(settings.data, train_set, eval_set) if eval_set is not None else ())]
 
 
 def _long_warmup(optimizer: OptimizerSettings, total_steps: int) -> Iterator[RunWarning]:
@@ -101,13 +102,16 @@ def _supervised_share(settings: TrainSettings, samples: Samples) -> Iterator[Run
             "scripts/inspect_data.py shows whether questions are learned as answers"))
 
 
-def _shared_rows(train_set: Samples, eval_set: Samples) -> Iterator[RunWarning]:
+def _shared_rows(data: DataSettings, train_set: Samples, eval_set: Samples) -> Iterator[RunWarning]:
+    """Some equal rows are usual if the evaluation samples are held out of the training rows, not in their own file."""
     shared, count = count_shared(train_set, eval_set), len(eval_set)
-    if shared:
+    if shared > (0 if data.eval_data_path else FEW_SHARED * count):
         which = "all" if shared == count else f"{shared:,} of the {count:,}"
+        remedy = "--drop_in FILES" if data.eval_data_path else "--drop_duplicates"
+        hint = f"; scripts/convert_data.py {remedy} drops them" * isinstance(data, SFTDataSettings)
         yield RunWarning("leaked_rows", (
             f"the run also trains on {which} evaluation samples, so the validation loss looks better than it would on "
-            "new ones; scripts/convert_data.py drops them (--drop_duplicates, --drop_in FILES)"))
+            f"new ones{hint}"))
 
 
 def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:
