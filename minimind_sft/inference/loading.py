@@ -42,7 +42,7 @@ class Loaded:
     adapters: Sequence[tuple[Adapter, float]]
     is_minimind: bool
     """Whether the weights are MiniMind's, whose .pth files have no sidecar."""
-    trained_length: int | None
+    trained_length: int | None = None
     """Tokens of the longest document that the weights were trained on, if the sidecar says so and nothing else was
     trained on top of them."""
 
