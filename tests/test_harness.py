@@ -36,7 +36,8 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 
 def loaded(model: MiniMindForCausalLM | None = None, template=BUNDLED) -> Loaded:
-    return Loaded(Path("tiny.pth"), model or tiny_model(), TOKENIZER, template, frozenset(), (), is_minimind=False)
+    return Loaded(Path("tiny.pth"), model or tiny_model(), TOKENIZER, template, frozenset(), (), is_minimind=False,
+                  trained_length=None)
 
 
 def of(model: MiniMindForCausalLM | None = None, template=BUNDLED, **batches) -> HarnessModel:

@@ -50,7 +50,7 @@ def test_a_window_has_defaults_and_limits():
 
 
 def score(model, texts, window: Window, task: Task | None = None) -> TextScore:
-    loaded = Loaded(Path("m.pth"), model, TOKENIZER, None, frozenset(), (), is_minimind=False)
+    loaded = Loaded(Path("m.pth"), model, TOKENIZER, None, frozenset(), (), is_minimind=False, trained_length=None)
     return score_texts(loaded, texts, window, task or Store(None).task("texts", {}), "0")
 
 
