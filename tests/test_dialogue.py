@@ -239,6 +239,7 @@ def test_reasoning_is_dim_where_the_terminal_has_colours_and_calls_are_told(open
     if "\x1b[2mhm" in answer:  # the pieces are coloured one by one
         answer = answer.replace("\x1b[0m\x1b[2m", "").replace("\x1b[0m\x1b[36m", "")
     assert shown in answer
+    assert ("\x1b" in answer) == (environment.get("TERM") != "dumb")  # readline asks to mark pasted text
     assert "\x1b[2J" not in answer and '→ f(x="罗马")' in answer
 
 

@@ -197,7 +197,8 @@ def _prepare_readline(history: MessageHistory) -> bool:
         readline.add_history(message)
     if "libedit" in (readline.__doc__ or ""):  # has no bracketed paste
         return False
-    readline.parse_and_bind("set enable-bracketed-paste on")
+    marks_pastes = os.environ.get("TERM", "").lower() not in DUMB_TERMINALS
+    readline.parse_and_bind(f"set enable-bracketed-paste {'on' if marks_pastes else 'off'}")
     readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a line feed
     return True
 
