@@ -111,6 +111,20 @@ def test_the_oldest_messages_are_dropped_with_a_notice_when_the_context_is_full(
     assert len(chat.messages) == 8 and chat.out_of_view == 4
 
 
+def test_a_conversation_longer_than_those_in_training_is_told_once(shown):
+    said = []
+    ask(make_chat(historys=-1), "Q1", "Q2")
+    chat = make_chat(historys=-1, trained_length=len(shown[1]) - 1, notify=said.append)
+    ask(chat, "Q1")
+    assert said == []
+    ask(chat, "Q2", "Q3")
+    assert said == [f"[the conversation has {len(shown[1])} tokens, more than these weights ever saw in training "
+                    f"({len(shown[1]) - 1}): /reset starts over]"]
+    chat.clear()
+    ask(chat, "Q1", "Q2")
+    assert len(said) == 2
+
+
 def test_at_most_half_the_context_is_kept_free_for_the_answer(shown):
     chat = make_chat(historys=-1, context=200, max_new_tokens=100_000)
     ask(chat, "Q1", "Q2")

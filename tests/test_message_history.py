@@ -18,6 +18,10 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
+def no_home() -> Path:
+    raise RuntimeError("no home")
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -56,7 +60,7 @@ def test_a_place_that_cannot_be_written_costs_one_line(tmp_path, said, monkeypat
     (tmp_path / "minimind_sft").write_text("a file")
     MessageHistory(said.append).add("hello")
     monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: Path(1 / 0) if False else (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(Path, "home", no_home)
     MessageHistory(said.append).add("hello")
     assert [line[:46] for line in said] == ["typed messages are not kept for the next chat:"] * 2
 
