@@ -103,7 +103,8 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
 
 def start(script: str, *arguments: object, **keywords) -> subprocess.CompletedProcess:
     """Runs a program in this process, unless it needs one of its own: to type into it, or under torchrun."""
-    return (run if {"typed", "module"} & keywords.keys() else run_here)(script, *arguments, **keywords)
+    own_process = {"typed", "module", "PYTHONPATH"} & keywords.keys()  # PYTHONPATH counts when Python starts
+    return (run if own_process else run_here)(script, *arguments, **keywords)
 
 
 def succeed(script: str, *arguments: object, **keywords) -> str:
