@@ -12,8 +12,9 @@ from programs import NEW, PATIENCE, SFT, program, run
 
 from minimind_sft.terminal import columns
 from minimind_sft.training import progress
+from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.training.peak import Work
-from minimind_sft.training.progress import Progress
+from minimind_sft.training.progress import Effort, Progress
 
 
 def test_the_rate_excludes_pauses(tmp_path, monkeypatch):
@@ -46,6 +47,23 @@ def test_the_rate_is_that_of_the_last_second(tmp_path, monkeypatch):
          "peak_share": share, "data_seconds": 0.0, "step_seconds": seconds, "eval_seconds": 0.0, "save_seconds": 0.0}
         for step, rate, share, seconds in ((1, 50.0, 0.25, 2.0), (2, 25.0, 0.125, 6.0), (3, 25.0, 0.125, 6.5))]
     assert end == {"step": 3, "end": "finished", "seconds": 6.5}
+
+
+def test_loggers_that_finish_slowly_do_not_count_as_evaluating_or_saving(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+
+    class Slow(Loggers):
+        def finish(self, exit_code: int) -> None:
+            nonlocal now
+            now += 50.0
+
+    with Progress(tmp_path / "metrics.jsonl", total_steps=1, step=0, is_main=True, loggers=Slow()) as shown:
+        now += 2.0
+        shown.advance(1, 1.0, 1e-3, Work(80, 50))
+        with shown.doing("save"):
+            now += 3.0
+    assert shown.effort(1) == Effort(steps=1, supervised_tokens=50, training_seconds=2.0, all_seconds=5.0)
 
 
 def test_a_slow_first_step_does_not_count_in_later_rates(tmp_path, monkeypatch, capsys):

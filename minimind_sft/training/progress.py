@@ -47,6 +47,7 @@ class Effort:
     training_seconds: float
     """Without evaluations and saves."""
     all_seconds: float
+    """With them, but without the loggers' last messages."""
 
 
 class Progress:
@@ -216,8 +217,7 @@ class Progress:
 
     def effort(self, step: int) -> Effort:
         """Returns the work this process did to reach `step`."""
-        return Effort(step - self.first_step, self.supervised_tokens, self.training_seconds,
-                      time.perf_counter() - self._started)
+        return Effort(step - self.first_step, self.supervised_tokens, self.training_seconds, sum(self.spent.values()))
 
 
 def rate_of(work: Work, seconds: float) -> Rate:
