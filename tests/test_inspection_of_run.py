@@ -60,6 +60,13 @@ def test_data_that_are_gone_cost_their_findings_only(settings, metrics, tmp_path
     assert "The inspector could not look at the data: --data_path" in page.read_text(encoding="utf-8")
 
 
+def test_an_inspector_that_fails_costs_its_findings_only(settings, metrics, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_run, "inspect_beginnings", lambda *_: {}["no such figure"])
+    page = tmp_path / "x_report.html"
+    assert write_report(page, metrics, settings, ENCODER) == f"report      {page}"
+    assert "The inspector could not look at the data: " in page.read_text(encoding="utf-8")
+
+
 def test_a_report_that_cannot_be_written_costs_one_line(settings, metrics, tmp_path, monkeypatch):
     (tmp_path / "folder.html").mkdir()
     line = write_report(tmp_path / "folder.html", metrics, settings, ENCODER)

@@ -36,7 +36,7 @@ def write_report(path: Path, metrics: Path, settings: TrainSettings, encoder: SF
     """
     try:
         inspected, looked_at = inspect_beginnings(settings, encoder)
-    except (UserError, OSError) as error:  # files that have gone since they were prepared
+    except Exception as error:  # for instance a file that has gone since it was prepared
         inspected, looked_at = [], f"The inspector could not look at the data: {one_line(error)}"
     try:
         write_run_page(path, metrics, inspected, looked_at)
