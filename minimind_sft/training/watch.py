@@ -152,9 +152,11 @@ class Watcher:
     def _nothing_learned(self, step: int) -> Iterator[RunWarning]:
         """Warns once if neither validation nor training loss falls after the warmup."""
         first = self._optimizer.warmup_steps
+        is_early = step - first < max(EARLY_SHARE * self._total_steps, EARLY_STEPS)
+        if self._learns or "nothing_learned" in self._said or is_early:
+            return
         steps = [one for one in self._steps if one.step > first]
-        if (self._learns or "nothing_learned" in self._said or len(steps) < 2
-                or step - first < max(EARLY_SHARE * self._total_steps, EARLY_STEPS)):
+        if len(steps) < 2:
             return
         early, late = _halves([one.loss for one in steps])
         start, end, kind = fmean(early), fmean(late), "training"
