@@ -10,8 +10,11 @@ from tiny_training import Training, losses_in_turn
 from minimind_sft.evaluation.during_training import Answer, Evaluation
 from minimind_sft.evaluation.losses import ValidationLoss
 from minimind_sft.settings.evaluation import EvaluationSettings
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.best import has_stalled, note_scores
-from minimind_sft.training.resume import end_of_run
+from minimind_sft.training.identity import run_settings
+from minimind_sft.training.resume import compare_with_run, end_of_run
 from minimind_sft.training.resume_state import TrainState
 
 
@@ -102,3 +105,21 @@ def test_a_run_that_stopped_early_has_ended_until_the_patience_grows(tmp_path):
     assert end_of_run(state, 12, weights, EvaluationSettings()) == (
         f"{weights}: that run is finished (12 steps); nothing to do")
     assert end_of_run(state, 16, Path("gone.pth"), EvaluationSettings()) is None
+
+
+@pytest.mark.parametrize(("flags", "now", "forgotten"), [
+    ({"best_by": "exact_match"}, {"best_by": "exact_match"}, False),
+    ({"best_by": "exact_match"}, {"best_by": "exact_match", "eval_samples": 8}, True),
+    ({"best_by": "exact_match"}, {"best_by": "exact_match", "eval_max_new_tokens": 8}, True),
+    ({"best_by": "exact_match"}, {}, True),
+    ({}, {"best_by": "exact_match"}, True),
+    ({}, {"eval_samples": 8, "eval_max_new_tokens": 8}, False),
+])
+def test_a_resumed_run_forgets_the_best_scores_if_its_own_measure_something_else(flags, now, forgotten):
+    before, after = (TrainState(settings=run_settings(changed(SFTSettings(), **one), torch.float32))
+                     for one in (flags, now))
+    before.best_eval_loss, before.best_exact_match, before.best_value = 2.0, 0.5, -0.5
+    said: list[str] = []
+    compare_with_run(before, after, Path("step-00000001"), False, said.append)
+    assert (before.best_eval_loss is None) == (before.best_value is None) == forgotten
+    assert bool(said) == forgotten

@@ -23,6 +23,8 @@ IMPLIED = {**{f"model.{one.name}": list(one.default) if isinstance(one.default, 
            **recorded(SFTSettings, "samples"), **recorded(SFTSettings, "weights")}
 """Values of keys that a resume state lacks because a later version added them: the defaults."""
 
+ANSWERS = ("eval_samples", "eval_max_new_tokens")
+
 
 def run_identity(settings: TrainSettings, encoder: RowEncoder, model: ModelConfig, train_set: Samples,
                  eval_set: Samples | None) -> dict[str, Any]:
@@ -39,8 +41,13 @@ def run_identity(settings: TrainSettings, encoder: RowEncoder, model: ModelConfi
 
 
 def run_settings(settings: TrainSettings, dtype: torch.dtype) -> dict[str, Any]:
-    """Collects the other settings that decide what is learned; a resumed run may change them, and says so."""
-    return {**recorded(settings, "weights"), "dtype": str(dtype).removeprefix("torch.")}
+    """Collects the other settings that decide what is learned; a resumed run may change them, and says so.
+
+    Those of the answers decide which weights are the best only if these are chosen by answers.
+    """
+    evaluation = settings.evaluation
+    answers = {name: getattr(evaluation, name) for name in ANSWERS} if evaluation.best_by == "exact_match" else {}
+    return {**recorded(settings, "weights"), **answers, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def check_agreement(identity: dict[str, Any], settings: TrainSettings, model: MiniMindForCausalLM,

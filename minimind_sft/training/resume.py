@@ -9,7 +9,7 @@ from minimind_sft.paths import shown
 from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.training.best import has_stalled
 from minimind_sft.training.checkpoint import Checkpoints
-from minimind_sft.training.identity import CHANGEABLE, IMPLIED
+from minimind_sft.training.identity import ANSWERS, CHANGEABLE, IMPLIED
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.resume_state import TrainState, load_tensors
 
@@ -58,10 +58,10 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
         say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
         state.forget_best()  # it may have been measured on other samples
     for name, now in fresh.settings.items():
-        was = state.settings.get(name, IMPLIED.get(name))
+        was = state.settings.get(name, IMPLIED.get(name, now))
         if was != now:
             say(f"resume      --{name} was {was}, now it is {now}")
-            if name == "best_by":
+            if name in ("best_by", *ANSWERS):
                 state.forget_best()
     if state.samples_per_step != fresh.samples_per_step:
         say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
