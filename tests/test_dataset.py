@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimind_sft.data import dataset as module
-from minimind_sft.data.dataset import DatasetCounts, ExampleDataset, Group, Mixture, hold_out, split_by_shares
+from minimind_sft.data.dataset import DatasetCounts, ExampleDataset, Group, Mixture, hold_out, kind_of, split_by_shares
 from minimind_sft.data.example import make_example
 from minimind_sft.data.samples import EncodedRow
 from minimind_sft.errors import UserError
@@ -120,3 +120,10 @@ def test_counts_add_up_and_name_the_first_faults(monkeypatch):
                                "nothing left to learn within max_seq_len (b:0, b:1); 3 bad rows skipped")
     total.rename(["b", "c"], ["x", "y"])
     assert (total.dropped, total.bad) == (["x:0", "x:1"], ["y:0: bad", "y:1: bad"])
+
+
+@pytest.mark.parametrize(("row", "kind"), [
+    ({}, "all"), ({"kind": None}, "all"), ({"kind": "maths"}, "maths"), ({"kind": 3}, "3"),
+    ({"kind": "a" * 99}, "a" * 80)])
+def test_a_row_without_a_kind_is_of_all_kinds(row, kind):
+    assert kind_of(row) == kind

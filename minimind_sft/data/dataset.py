@@ -36,7 +36,8 @@ class Group(NamedTuple):
 
 def kind_of(row: dict) -> str:
     """Returns the kind that a row names in its field `kind`; `ALL_KINDS` if it names none."""
-    return str(row.get("kind", ALL_KINDS))[:MAX_KIND_CHARACTERS]
+    kind = row.get("kind")
+    return ALL_KINDS if kind is None else str(kind)[:MAX_KIND_CHARACTERS]
 
 
 @dataclass
