@@ -55,7 +55,6 @@ class DrawnQuestions:
     stop_ids: frozenset[int]
 
 
-
 def draw_questions(samples: Samples, settings: EvaluationSettings, context: int, tokenizer: Tokenizer,
                    template: ChatTemplate | None) -> DrawnQuestions:
     """Draws at most `--eval_samples` questions, the same ones in every run over these samples.

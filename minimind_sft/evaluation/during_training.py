@@ -1,7 +1,7 @@
 """Evaluates a model while it trains: losses by file and kind, and answers to a few fixed questions.
 
-Nothing here changes training: no random number is drawn, no gradient computed, and answers come from a copy of the
-weights, as a chat will load them.
+Nothing here changes training: no random number is drawn and no gradient computed. Answers come from a copy of the
+weights, as a chat will load them; only a sharded model answers itself.
 """
 
 from collections import Counter

@@ -22,7 +22,8 @@ class Scores(Protocol):
 def note_scores(state: TrainState, scores: Scores, settings: EvaluationSettings) -> bool:
     """Notes the scores of an evaluation in the state; returns whether its weights are the best to keep so far.
 
-    The weights that a run starts with are never kept, but later ones count as better only if they gain on them.
+    The weights that a run starts with are never kept, but their scores count: an evaluation that does not improve on
+    them is one without gain.
     """
     state.eval_loss = scores.loss if math.isfinite(scores.loss) else None
     value = state.eval_loss if settings.best_by == "eval_loss" else _negated(scores.exact_match)

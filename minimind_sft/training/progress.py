@@ -196,7 +196,7 @@ class Progress:
                 self._metrics.write(step, {"warning": warning.text, "name": warning.name})
 
     def stands_out(self, step: LoggedStep) -> bool:
-        """Whether loss or gradient norm of a step are worth a warning, so that the step belongs into the metrics."""
+        """Whether loss or gradient norm of a step is worth a warning, so that the step belongs in the metrics."""
         return self._watcher is not None and bool(self._watcher.spikes(step))
 
     def _say_notices(self) -> None:

@@ -27,9 +27,9 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "wandb": Program(WandbLogger, "WANDB_MODE=offline in the environment keeps the log on this machine, and wandb "
-                                     "sync sends it later"),
+                                  "sync sends it later"),
     "swanlab": Program(SwanLabLogger, "SWANLAB_MODE=offline in the environment keeps the log on this machine, and "
-                                         "swanlab sync sends it later"),
+                                      "swanlab sync sends it later"),
     "tensorboard": Program(TensorBoardLogger, ""),
 }
 
