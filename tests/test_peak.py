@@ -55,9 +55,15 @@ def test_attention_counts_each_token_with_those_before_it():
     cost = StepCost.of(model, CPU)
     lengths = [length for sample in step.sample_ids for length in random_documents(5).lengths(sample)]
     pairs = sum(length * (length + 1) // 2 for length in lengths)
-    assert cost.per_pair == 3 * 4 * 16 * 2  # three passes of q k and of weights times v; all heads, two layers
-    assert cost.flops(step) == pytest.approx(cost.per_token * sum(lengths) + cost.per_pair * pairs
-                                             + cost.per_supervised * step.supervised_tokens)
+    per_pair = 3 * 4 * 16  # three passes of q k and of weights times v; all heads
+    assert cost.per_pair == {None: 2 * per_pair}
+    without = cost.per_token * sum(lengths) + cost.per_supervised * step.supervised_tokens
+    assert cost.flops(step) == pytest.approx(without + 2 * per_pair * pairs)
+
+    one_slides = replace(UNTIED, sliding_window=3, full_attention_layers=(1,))
+    in_window = sum(min(position, 3) for length in lengths for position in range(1, length + 1))
+    assert StepCost.of(MiniMindForCausalLM(one_slides), CPU).flops(step) == pytest.approx(
+        without + per_pair * (pairs + in_window))
 
 
 def test_of_experts_only_the_chosen_ones_count():

@@ -6,6 +6,8 @@ FLOPs are those that the model needs, whatever is computed again or padded: as i
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,12 +69,12 @@ class StepCost:
 
     per_token: of the matrices that every token passes through.
     per_supervised: of those that only supervised ones do: the head, and on a CPU the last feed-forward network.
-    per_pair: of attention, for each pair of a token and one it attends to.
+    per_pair: of attention, for each pair of a token and one it attends to; {sliding window of some layers: their sum}.
     """
 
     per_token: float
     per_supervised: float
-    per_pair: float
+    per_pair: Mapping[int | None, float]
 
     @classmethod
     def of(cls, model: MiniMindForCausalLM, device: torch.device) -> Self:
@@ -83,12 +85,14 @@ class StepCost:
         layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         reached = any(parameter.requires_grad for name, child in model.model.named_children()
                       if name.startswith("embed_") for parameter in child.parameters())
-        per_token = per_pair = last = 0.0
+        per_token = last = 0.0
+        per_pair: Counter[int | None] = Counter()
         for layer in layers:
             reached = reached or any(parameter.requires_grad for parameter in layer.parameters())
             last = _matrices(layer.mlp, reached, active)
             per_token += _matrices(layer.self_attn, reached) + last
-            per_pair += (3 if reached else 1) * 4 * config.num_attention_heads * config.head_dim
+            passes = 3 if reached else 1
+            per_pair[layer.self_attn.window] += passes * 4 * config.num_attention_heads * config.head_dim
         per_supervised = _matrices(model.lm_head, reached)
         if skips_unread_positions(device):
             per_token, per_supervised = per_token - last, per_supervised + last
@@ -96,13 +100,18 @@ class StepCost:
 
     def flops(self, batch: StepBatch) -> float:
         """Returns the FLOPs of this rank's micro-batches."""
-        tokens = supervised = pairs = 0
-        for one in batch.micro_batches:
-            tokens += one.cu_seqlens[-1]
-            supervised += one.supervised
-            lengths = (end - start for start, end in pairwise(one.cu_seqlens))
-            pairs += sum(length * (length + 1) // 2 for length in lengths)
-        return self.per_token * tokens + self.per_supervised * supervised + self.per_pair * pairs
+        tokens = sum(one.cu_seqlens[-1] for one in batch.micro_batches)
+        supervised = sum(one.supervised for one in batch.micro_batches)
+        lengths = [end - start for one in batch.micro_batches for start, end in pairwise(one.cu_seqlens)]
+        attention = sum(flops * sum(_pairs(length, window) for length in lengths)
+                        for window, flops in self.per_pair.items())
+        return self.per_token * tokens + self.per_supervised * supervised + attention
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Returns how many tokens the tokens of a document attend to, all together."""
+    unread = 0 if window is None else max(length - window, 0)
+    return (length * (length + 1) - unread * (unread + 1)) // 2
 
 
 def _matrices(module: nn.Module, reached: bool, active: float = 1.0) -> float:
