@@ -4,7 +4,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,6 +18,12 @@ NUMBERS = ("epoch", "loss", "aux_loss", "learning_rate", "grad_norm", "supervise
            "step_seconds", "eval_seconds", "save_seconds", "eval_loss", "perplexity", "token_accuracy", "eval_tokens",
            "exact_match", "seconds")
 """Fields of a line that are a finite number or null."""
+
+COUNTS = ("rows", "samples", "tokens", "supervised", "truncated", "dropped_rows", "bad_rows")
+"""Fields of one file of the run's data."""
+
+LIMIT = 2**53
+"""Whole numbers stay below it: those above are no counts, and floats cannot tell them apart."""
 
 SCORES = ("loss", "token_accuracy", "tokens")
 """Fields of one source or kind of the evaluation data."""
@@ -104,7 +110,7 @@ class RunReader:
         """
         line = _parsed(text, place)
         step = line.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if not _is_count(step):
             raise UserError(f"{place}: step: expected a whole number, found {_found(line, 'step')}; a line of metrics "
                             'looks like {"step": 10, "loss": 2.5}')
         if step < self._step:
@@ -179,7 +185,7 @@ def _check_evaluation(line: dict[str, Any], place: str) -> None:
                 _refuse(line[name], part, f"{place}: {name}", "an object")
             _check_numbers(scores, SCORES, f"{place}: {name}: {part}")
     for kind, counts in _object(line, "exact_by_kind", place).items():
-        if not (isinstance(counts, list) and len(counts) == 2 and all(type(count) is int for count in counts)):
+        if not (isinstance(counts, list) and len(counts) == 2 and all(map(_is_count, counts))):
             _refuse(line["exact_by_kind"], kind, f"{place}: exact_by_kind", "[right, asked]")
     answers = line.get("answers") or []
     if not isinstance(answers, list):
@@ -204,17 +210,17 @@ def _start(about: Any, place: str) -> dict[str, Any]:
     _check_numbers(about, ("total_steps",), place)
     if started := _text(about, "started", place, None):
         try:
-            datetime.fromisoformat(started)
-        except ValueError as error:
-            raise UserError(f"{place}: started: {first_line(error)}") from error
-    for name in ("settings", "versions"):
+            datetime.fromisoformat(started).astimezone(UTC)
+        except (ValueError, OverflowError):
+            _refuse(about, "started", place, "a time such as 2026-05-01T10:00:00+00:00")
+    for name in ("settings", "model", "machine", "versions"):
         _object(about, name, place)
     data = about.get("data") or []
     if not (isinstance(data, list) and all(isinstance(one, dict) for one in data)):
         _refuse(about, "data", place, "a list of objects")
     for number, one in enumerate(data, 1):
         _text(one, "name", f"{place}: data[{number}]")
-        _check_numbers(one, ("rows", "samples", "tokens", "supervised"), f"{place}: data[{number}]")
+        _check_numbers(one, COUNTS, f"{place}: data[{number}]")
     return about
 
 
@@ -238,9 +244,16 @@ def _text(line: dict[str, Any], name: str, place: str, default: Any = ...) -> An
 def _check_numbers(values: dict[str, Any], names: tuple[str, ...], place: str) -> None:
     for name in names:
         value = values.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)
-                                  or not math.isfinite(value)):
+        if value is not None and not _is_number(value):
             _refuse(values, name, place, "a finite number")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LIMIT
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < LIMIT
 
 
 def _refuse(values: dict[str, Any], name: str, place: str, expected: str) -> NoReturn:
