@@ -96,6 +96,25 @@ def test_it_continues_after_an_interruption_with_the_same_results(run_here, flag
     assert answers(tmp_path / "r.answers.jsonl") == answers(tmp_path / "whole.answers.jsonl")
 
 
+def test_items_that_somebody_changed_are_refused_in_every_task(run_here, flags, tmp_path):
+    choices, text = tmp_path / "a_test.csv", tmp_path / "a.txt"
+    choices.write_text("q,1,2,3,4,A\nq,1,2,3,4,B\n", encoding="utf-8")
+    text.write_text("some text", encoding="utf-8")
+    flags = [*flags, "--choices", choices, "--text_path", text]
+    run_here(*flags)
+    path = tmp_path / "r.answers.jsonl"
+    whole = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for task in ("losses", "answers", "choices", "texts"):
+        for value in (None, "x", []):
+            lines = [{name: value if line.get("task") == task and name not in ("task", "item") else kept
+                      for name, kept in line.items()} for line in whole]
+            if task == "answers" and value == "x":
+                continue  # an answer like any other
+            write_rows(path, lines)
+            with pytest.raises(UserError, match=rf"r.answers.jsonl: {task}: item 0(.0)?: not a line of an evaluation"):
+                run_here(*flags)
+
+
 def test_answers_are_used_again_but_not_for_something_else(run_here, flags, tmp_path, monkeypatch):
     first = run_here(*flags)
     monkeypatch.setattr(conversations, "answer", None)

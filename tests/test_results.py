@@ -2,12 +2,13 @@
 
 import errno
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from minimind_sft.errors import UserError
-from minimind_sft.evaluation.results import Store, answers_path, open_store, sha256_of, write_results
+from minimind_sft.evaluation.results import Store, answers_path, are_numbers, open_store, sha256_of, write_results
 from minimind_sft.files import FolderLock, sha256_of_file
 
 IDENTITY = {"weights": "ab12", "data": ["cd34"], "max_new_tokens": 8}
@@ -98,6 +99,39 @@ def test_a_foreign_line_is_refused(tmp_path, line):
     with pytest.raises(UserError, match=f"a.jsonl:{line.count(chr(10)) + 1}: not a line of an evaluation's answers"):
         Store(path)
     assert path.read_text(encoding="utf-8") == line + "\n"
+
+
+def test_a_file_of_somebody_else_is_neither_cut_nor_followed_by_ours(tmp_path):
+    path, nested = tmp_path / "a.jsonl", "[" * 100_000
+    for text, place in (("a note without its line end", ", last line"), (nested, ", last line"), (nested + "\n", ":1"),
+                        ('{"text": "a row without its line end"}', ", last line")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=f"a.jsonl{place}: not a line of an evaluation's answers; choose another"):
+            Store(path)
+        assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_folder_or_a_link_to_nothing_is_no_answers_file(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    for name in ("a.jsonl", "b.jsonl"):
+        with pytest.raises(UserError, match=f"{name}: expected a file for the answers, found something else"):
+            Store(tmp_path / name)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_items_that_somebody_changed_are_refused(tmp_path):
+    filled(tmp_path / "a.jsonl").close()
+    store = Store(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"a.jsonl: answers: item 0: not a line of an evaluation's answers"):
+        store.task("answers", IDENTITY, lambda values: "score" in values)
+    assert store.task("answers", IDENTITY, lambda values: "answer" in values).done
+
+
+@pytest.mark.parametrize(("values", "right"), [([1, -2.5], True), ([None], False), ([True], False), (["1"], False),
+                                               ([math.nan], False), ([10**400], False), ([math.inf], False)])
+def test_numbers_of_an_answers_file(values, right):
+    assert are_numbers(values) is right
 
 
 def test_two_evaluations_do_not_write_into_one_file(tmp_path, monkeypatch):

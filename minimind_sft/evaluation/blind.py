@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minimind_sft.errors import harmless
 from minimind_sft.evaluation.items import Item
@@ -83,7 +83,8 @@ def take_votes(before: Sequence[Item], after: Sequence[Item], store: Store, seed
     """
     questions = ballots(before, after, seed)
     texts = [[ballot.name, *ballot.answers()] for ballot in questions]
-    task = store.task("votes", {"answers": sha256(json.dumps(texts).encode()).hexdigest()})
+    task = store.task("votes", {"answers": sha256(json.dumps(texts).encode()).hexdigest()},
+                      lambda values: values.get("vote") in get_args(Vote))
     tally = vote(questions, task, ask, say)
     return Outcome({**tally.as_json(), "questions": len(questions), "seed": seed},
                    list(tally_lines(tally, len(questions))))

@@ -20,7 +20,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
-from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
+from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.generate import CLOSE, LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
 from minimind_sft.terminal import aligned
@@ -246,7 +246,7 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
     data, examples = data_facts(files), data_facts(example_files)
     task = store.task(f"choices{name}", {
         **candidate.identity, "data": [facts["sha256"] for facts in data], "few_shot": settings.few_shot,
-        "examples": [facts["sha256"] for facts in examples], "scored_options": settings.scored_options})
+        "examples": [facts["sha256"] for facts in examples], "scored_options": settings.scored_options}, _is_choice)
     results = _choose(loaded.model, prompter, {str(number): prompt for number, prompt in enumerate(prompts)
                                                if not prompt.problem}, task)
     lines = list(choice_lines(results, prompts, settings.few_shot))
@@ -254,6 +254,14 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
                     "scored_options": settings.scored_options,
                     "problems": [prompt.problem for prompt in prompts if prompt.problem],
                     "fewer_examples": _with_fewer(prompts, settings.few_shot), **accuracies(results)}, lines)
+
+
+def _is_choice(values: dict[str, Any]) -> bool:
+    """Says whether a finished item is as `ChosenOption.as_json` describes a choice."""
+    likelihoods, options = values.get("log_likelihoods"), values.get("options")
+    return (isinstance(likelihoods, list) and isinstance(options, list) and len(likelihoods) == len(options) > 0
+            and are_numbers(likelihoods) and "answer" in values
+            and all(isinstance(values.get(name), bool) for name in ("exact", "exact_norm")))
 
 
 def _choose(model: LanguageModel, prompter: ChoicePrompter, prompts: Mapping[str, ChoicePrompt],

@@ -15,7 +15,7 @@ from minimind_sft.evaluation.answering import Scored, answer, wrong_answers
 from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
 from minimind_sft.evaluation.questions import Question, make_question, read_scored_rows
-from minimind_sft.evaluation.results import Candidate, Outcome, Store, data_facts
+from minimind_sft.evaluation.results import Candidate, Outcome, Store, are_numbers, data_facts
 from minimind_sft.evaluation.scores import missing_scores, score_answers, score_tables, summary
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.labels import IGNORE_INDEX
@@ -65,7 +65,7 @@ def examine(candidate: Candidate, settings: EvaluatedConversationsSettings, stor
 
 def measure_losses(candidate: Candidate, items: Sequence[Item], store: Store, identity: dict) -> None:
     """Fills in the items' losses."""
-    task = store.task("losses", identity)
+    task = store.task("losses", identity, _are_losses)
     left = [(str(number), item.row.conversation) for number, item in enumerate(items) if str(number) not in task.done]
     with tqdm(total=len(items), initial=len(items) - len(left), desc="losses", unit=" rows", leave=False,
               disable=None) as bar:
@@ -109,6 +109,11 @@ def _losses(candidate: Candidate, conversations: Sequence[Conversation]) -> list
             for row, conversation in zip(found, conversations, strict=True)]
 
 
+def _are_losses(values: dict[str, Any]) -> bool:
+    return isinstance(values.get("problem"), str) or are_numbers(
+        values.get(name) for name in ("loss", "tokens", "right", "bytes", "cut"))
+
+
 def answer_questions(candidate: Candidate, items: Sequence[Item], settings: EvaluatedConversationsSettings,
                      store: Store, identity: dict) -> None:
     """Fills in the items' questions and answers; each batch is kept as soon as it is answered."""
@@ -116,7 +121,8 @@ def answer_questions(candidate: Candidate, items: Sequence[Item], settings: Eval
     template, model = loaded.template, loaded.model
     assert template is not None, "conversations need a template"
     task = store.task("answers", {**identity, "max_new_tokens": settings.max_new_tokens,
-                                         "open_thinking": settings.open_thinking})
+                                  "open_thinking": settings.open_thinking},
+                      lambda values: isinstance(values.get("answer"), str))
     for item in items:
         item.question = make_question(item.row, template, settings.open_thinking, model.config.context)
         item.problem = item.problem or item.question.problem

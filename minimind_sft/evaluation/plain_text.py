@@ -16,7 +16,7 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError, harmless
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
-from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, data_facts
+from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.paths import shown
 from minimind_sft.settings.evaluate import TextSettings
@@ -138,7 +138,8 @@ def evaluate_texts(candidate: Candidate, settings: TextSettings, store: Store, n
     texts = [read_file(file) for file in files]
     data = data_facts(files)
     task = store.task(f"texts{name}", {**candidate.identity, "data": [facts["sha256"] for facts in data],
-                                       **asdict(window)})
+                                       **asdict(window)},
+                      lambda values: are_numbers([values.get("log_likelihood")]))
     scores = {shown(file): score_texts(candidate.loaded, texts[number], window, task, str(number))
               for number, file in enumerate(files)}
     whole = TextScore.sum_of(scores.values())

@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from minimind_sft.settings.chat import ChatRuntimeSettings
 
 MARK = "evaluation"
 """The field by which results files, and the lines of answers files that begin a task, are recognised."""
+
+BEGINNINGS = tuple(f'{{"{name}": "'.encode() for name in (MARK, "task"))
+"""How the lines of an answers file begin."""
 
 PACKAGES = ("minimind-sft", "torch", "tokenizers", "sacrebleu", "rouge-score", "jieba")
 
@@ -126,16 +130,20 @@ class Store:
         self._lock = FolderLock(path.with_name(f".{path.name}.lock"))
         if not self._lock.try_take():
             raise UserError(f"{path}: another evaluation is writing there ({self._lock.described_holder()})")
-        if path.exists():
+        if is_there(path):
             self._read(path)
         with self._disk():
             self._file = path.open("a", encoding="utf-8")
 
-    def task(self, name: str, identity: Mapping[str, Any]) -> Task:
+    def task(self, name: str, identity: Mapping[str, Any], is_item: Callable[[dict], bool] = bool) -> Task:
         """Opens a task, with the items that an earlier process finished.
 
+        Args:
+            is_item: says whether the values of an item are as the task adds them.
+
         Raises:
-            UserError: if they depend on something else than `identity`; names the first difference.
+            UserError: if they depend on something else than `identity`, naming the first difference, or if one of them
+                was changed by somebody else.
         """
         given = json.loads(json.dumps(identity))
         name += self._whose
@@ -143,7 +151,11 @@ class Store:
             self._identities[name] = given
             self.write([{MARK: name, "identity": given}])
         self._check_same(name, self._identities[name], given)
-        return Task(self, name, self._done.setdefault(name, {}))
+        done = self._done.setdefault(name, {})
+        for item, values in done.items():
+            if not is_item(values):
+                raise _foreign(f"{self.path}: {name}: item {item}")
+        return Task(self, name, done)
 
     def of(self, whose: str) -> "Store":
         """Returns the same store for another model's tasks, whose names end in `whose`."""
@@ -175,7 +187,11 @@ class Store:
             self._lock.release()
 
     def _read(self, path: Path) -> None:
-        whole = path.read_bytes()
+        if not path.is_file():
+            raise UserError(f"{path}: expected a file for the answers, found something else; choose another --out, or "
+                            "--overwrite moves it away")
+        with self._disk("read"):
+            whole = path.read_bytes()
         kept = whole.rfind(b"\n") + 1
         for number, line in enumerate(whole[:kept].splitlines(), start=1):
             try:
@@ -186,10 +202,16 @@ class Store:
                 else:
                     task, item = row.pop("task"), row.pop("item")
                     self._done[task][item] = row
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}:{number}: not a line of an evaluation's answers; choose another --out, or "
-                                "--overwrite moves the file away") from error
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise _foreign(f"{path}:{number}") from error
         if kept < len(whole):
+            self._cut(path, kept, whole[kept:])
+
+    def _cut(self, path: Path, kept: int, unfinished: bytes) -> None:
+        """Cuts off the line that a killed process left unfinished; a line of somebody else is no such line."""
+        if not any(unfinished.startswith(beginning[:len(unfinished)]) for beginning in BEGINNINGS):
+            raise _foreign(f"{path}, last line")
+        with self._disk():
             os.truncate(path, kept)
 
     def _check_same(self, task: str, before: dict, now: dict) -> None:
@@ -199,11 +221,11 @@ class Store:
                                 f"{_short(now.get(field))}; choose another --out, or --overwrite starts again")
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _disk(self, done: str = "written") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise UserError(f"{self.path}: cannot be {done} ({error.strerror})") from error
 
 
 def open_store(out: str | None, overwrite: bool) -> Store:
@@ -240,6 +262,16 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """
     text = json.dumps({MARK: 1, **results}, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Says whether all values, as read from an answers file, are finite numbers."""
+    return all(type(value) in (int, float) and abs(value) < sys.float_info.max for value in values)
+
+
+def _foreign(place: str) -> UserError:
+    return UserError(f"{place}: not a line of an evaluation's answers; choose another --out, or --overwrite moves the "
+                     "file away")
 
 
 def _short(value: Any) -> str:

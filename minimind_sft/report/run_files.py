@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from minimind_sft.errors import UserError, describe, first_line
 from minimind_sft.files import read_text
@@ -248,7 +248,7 @@ def _check_numbers(values: dict[str, Any], names: tuple[str, ...], place: str) -
             _refuse(values, name, place, "a finite number")
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < LIMIT
 
 
