@@ -1,5 +1,7 @@
 """Scoring: the expected answer, rows that cannot be compared, the report and the results file."""
 
+from pathlib import Path
+
 import pytest
 from chats import ALTERNATING, BUNDLED, CALL, TOKENIZER, TOOLS, WITHOUT_SYSTEM_OR_TOOLS, tiny_model
 
@@ -7,7 +9,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_conversation
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation import answering
-from minimind_sft.evaluation.answering import Scored, output_rows, report, score, shortened
+from minimind_sft.evaluation.answering import Scored, check_output, output_rows, report, score, shortened
 from minimind_sft.evaluation.questions import Question, Row, make_question, read_scored_rows
 from minimind_sft.inference.generate import SamplingSettings
 
@@ -118,6 +120,13 @@ def test_without_comparable_rows_the_report_is_an_error():
     problem = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
     with pytest.raises(UserError, match=r"--score: no row can be compared, starting with q\.jsonl:7: the last"):
         list(report([scored(None, USER, problem)], 80))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there are no devices")
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/full", "/dev/null", "."])
+def test_what_is_no_file_gets_no_results_and_is_not_read(name):
+    with pytest.raises(UserError, match=f"--score_out {name}: "):
+        check_output(Path(name), [])
 
 
 def test_results_are_written_row_by_row():

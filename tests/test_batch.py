@@ -93,6 +93,27 @@ def test_answers_of_another_run_and_other_files_are_kept(tmp_path):
     assert other.read_text() == "precious"
 
 
+@pytest.mark.parametrize(("changed", "number"), [
+    (lambda lines: ["mine", *lines[1:]], 1), (lambda lines: [*lines, lines[0]], 8), (lambda lines: lines[::-1], 1),
+    (lambda lines: [*lines[:3], "[1]", "5"], 4), (lambda lines: [lines[0], '{"question": "Question 1?", "id": 1}'], 2)])
+def test_lines_of_somebody_else_are_neither_cut_off_nor_taken_for_answers(tmp_path, changed, number):
+    source, output = write_questions(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    answer(source, output)
+    text = "\n".join(changed(output.read_text(encoding="utf-8").splitlines())) + "\n"
+    output.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"out.jsonl:{number}: not the answer to a row of --batch_in; choose another"):
+        answer(source, output)
+    assert output.read_text(encoding="utf-8") == text
+
+
+def test_a_record_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / "out.jsonl.run.json").write_text('{"mine": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"out.jsonl.run.json: the file exists and was not made by --batch_in"):
+        BatchOutput(tmp_path / "out.jsonl").open([], {"batch_in": "ab"}, 3)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert (tmp_path / "out.jsonl.run.json").read_text(encoding="utf-8") == '{"mine": 1}'
+
+
 def test_rows_that_cannot_be_asked_say_why_and_the_others_are_answered(tmp_path):
     source = tmp_path / "q.jsonl"
     source.write_text(json.dumps({"question": "long " * 9000}) + "\n" + json.dumps({"question": "short"}) + "\n")

@@ -218,8 +218,13 @@ def test_save_replaces_only_what_this_chat_saved(asked, tmp_path):
     assert obey(chat, f"/save {tmp_path / 'mine.jsonl'}").startswith("saved 4 messages")
     with pytest.raises(UserError, match="cannot be written"):
         obey(chat, f"/save {tmp_path / 'nowhere' / 'talk.jsonl'}")
-    with pytest.raises(UserError, match="expected the name of a file"):
-        obey(chat, "/save")
+    for no_name in ("", " /", " ''", " .", ' "'):
+        for command in ("/save", "/load"):
+            with pytest.raises(UserError, match="expected the name of a file"):
+                obey(chat, command + no_name)
+    for command in ("/save", "/load"):
+        with pytest.raises(UserError, match=r"~nobody-of-this-name/talk.jsonl: cannot be"):
+            obey(chat, f"{command} ~nobody-of-this-name/talk")
 
 
 def test_an_empty_answer_is_saved_as_one_that_is_not_learned(monkeypatch, tmp_path):

@@ -138,6 +138,8 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
     if not path.exists():
         return
     try:
+        if not path.is_file():  # reading a device may never end
+            raise ValueError("not a file")
         with path.open(encoding="utf-8") as file:
             first = file.readline()
             ours = not first or set(OUTPUT_FIELDS) <= json.loads(first).keys()

@@ -17,6 +17,7 @@ from minimind_sft.files import check_writable, path_exists, peek_object, write_a
 from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
+from minimind_sft.set_aside import is_there
 
 ANSWER, REASONING, PROBLEM = "model_answer", "model_reasoning", "problem"
 """The fields that a row gets: the answer; its reasoning; why there is no answer."""
@@ -78,11 +79,14 @@ class BatchOutput:
         check_writable(self.path.parent, "--batch_out")
         text = json.dumps(identity, indent=2)
         identity = json.loads(text)
+        earlier = peek_object(self.record)
         if not path_exists(self.path):
+            if is_there(self.record) and "batch_in" not in earlier:
+                raise UserError(f"{self.record}: the file exists and was not made by --batch_in; choose another "
+                                "--batch_out")
             write_atomically(self.record, lambda path: path.write_text(text, encoding="utf-8"))
             self.path.touch()
             return
-        earlier = peek_object(self.record)
         if not earlier:
             raise UserError(f"--batch_out {self.path}: the file exists and was not made by --batch_in; choose another "
                             "name")
@@ -92,9 +96,26 @@ class BatchOutput:
                             "choose another name")
         with self.path.open("rb") as file:
             lines = [line for line in file if line.endswith(b"\n")]
-        complete = len(lines) >= len(rows)
+        self._check_ours(lines, rows)
+        complete = len(lines) == len(rows)
         self.done = len(rows) if complete else len(lines) // batch_size * batch_size
         os.truncate(self.path, sum(map(len, lines[:self.done])))
+
+    def _check_ours(self, lines: Sequence[bytes], rows: Sequence[BatchRow]) -> None:
+        """
+        Raises:
+            UserError: if a line is not one of the rows with its answer; what others wrote is not cut off.
+        """
+        for number, line in enumerate(lines, 1):
+            try:
+                answered = json.loads(line)
+                is_ours = ANSWER in answered and json.loads(json.dumps(rows[number - 1].row)) == {
+                    name: value for name, value in answered.items() if name not in (ANSWER, REASONING, PROBLEM)}
+            except (ValueError, TypeError, AttributeError, RecursionError, IndexError):
+                is_ours = False
+            if not is_ours:
+                raise UserError(f"--batch_out {self.path}:{number}: not the answer to a row of --batch_in; choose "
+                                "another name")
 
     def append(self, rows: Sequence[dict]) -> None:
         """Adds rows, and waits until they are on the disk.

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -192,9 +193,11 @@ def _path(name: str) -> Path:
     Raises:
         UserError: if there is no name.
     """
-    if not name:
+    path = Path(name.strip().strip("\"'"))
+    if not path.name:
         raise UserError("expected the name of a file")
-    path = Path(name.strip().strip("\"'")).expanduser()
+    with suppress(RuntimeError):  # the home of nobody; then it is a name like any other
+        path = path.expanduser()
     return path if path.suffix else path.with_name(f"{path.name}{ROW_SUFFIX}")
 
 
