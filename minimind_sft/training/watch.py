@@ -103,6 +103,8 @@ class Watcher:
         found: list[RunWarning] = []
         if len(self._recent) < ENOUGH or not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return found
+        if loss <= max(one.loss for one in self._recent) and grad_norm <= max(one.grad_norm for one in self._recent):
+            return found  # nearly every step; medians take ten times as long
         if 0 < tokens < SMALL_STEP * median(one.tokens for one in self._recent):
             return found
         if self._may_say("loss_spike", step) and self._loss_stands_out(loss):
