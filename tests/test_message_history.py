@@ -56,6 +56,22 @@ def test_a_link_is_not_followed(said, tmp_path, target):
     assert not (tmp_path / "missing").exists()
 
 
+def test_lines_that_are_no_message_are_left_out(said):
+    MessageHistory(said.append).add("hello")
+    lines = ["[" * 100_000, "1" * 5_000, "{}", "5", "null", '"torn']
+    with history_path().open("a") as file:
+        file.write("\n".join(lines))
+    assert MessageHistory(said.append).messages == ["hello"] and said == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_does_not_stop_the_chat(said):
+    history_path().parent.mkdir()
+    os.mkfifo(history_path())
+    MessageHistory(said.append).add("hello")
+    assert said == [f"typed messages are not kept for the next chat: {history_path()} not a file of your own"]
+
+
 def test_a_place_that_cannot_be_written_costs_one_line(tmp_path, said, monkeypatch):
     (tmp_path / "minimind_sft").write_text("a file")
     MessageHistory(said.append).add("hello")

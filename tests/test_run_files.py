@@ -91,7 +91,8 @@ def test_a_complete_last_line_needs_no_line_end(path):
     ({"step": 1, "run": {"model": "text"}}, ':2: run: model: expected an object, found "text"'),
     ({"step": 1, "run": {"machine": [1]}}, ":2: run: machine: expected an object, found a list"),
     ({"step": 1, "run": {"data": [{"name": "a", "bad_rows": "<b>"}]}}, ":2: run: data[1]: bad_rows: expected a "),
-    ({"step": 1, "run": {"total_steps": 10**400}}, ":2: run: total_steps: expected a finite number, found 1000"),
+    ({"step": 1, "run": {"total_steps": 10**400}}, ":2: run: total_steps: expected a number of float32, found 1000"),
+    ({"step": 1, "loss": -1e308}, ":2: loss: expected a number of float32, found -1e+308"),
     ({"step": 10**300}, ":2: step: expected a whole number, found 1000"),
     ({"step": 1, "run": {"settings": [1]}}, ":2: run: settings: expected an object, found a list"),
     ({"step": 1, "run": {"data": [1]}}, ":2: run: data: expected a list of objects, found a list"),
@@ -103,7 +104,7 @@ def test_a_complete_last_line_needs_no_line_end(path):
     (EVALUATION | {"step": 1, "exact_by_kind": {"sum": [1]}}, ":2: exact_by_kind: sum: expected [right, asked], found "
                                                               "a list"),
     (EVALUATION | {"step": 1, "exact_by_kind": {"sum": [-1, 1]}}, ":2: exact_by_kind: sum: expected [right, asked]"),
-    (EVALUATION | {"step": 1, "answers": {}}, None),
+    (EVALUATION | {"step": 1, "answers": {}}, None), (EVALUATION | {"step": 1, "perplexity": 1e304}, None),
     (EVALUATION | {"step": 1, "answers": {"a": 1}}, ":2: answers: expected a list, found an object"),
     (EVALUATION | {"step": 1, "answers": [ANSWER, {**ANSWER, "question": None}]},
      ":2: answers[2]: question: expected text, found null"),

@@ -68,6 +68,8 @@ def test_sampling_that_is_not_possible_here_is_named(tmp_path: Path):
     ({"temperature": -1}, "temperature is -1, expected at least 0"),
     ({"top_p": 0}, "top_p is 0, expected more than 0 and at most 1"),
     ({"top_k": 2.5}, "top_k: expected a number, found 2.5"),
+    ({"temperature": 10**400}, "temperature: expected a number, found 1000"),
+    ({"top_k": 10**30}, "top_k: expected a number, found 1000"),
     ({"temperature": True}, "temperature: expected a number, found true"),
     ({"temperature": "hot"}, 'temperature: expected a number, found "hot"'),
     ('{"temperature": NaN}', "temperature is nan, expected a finite number"),

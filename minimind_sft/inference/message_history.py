@@ -13,7 +13,8 @@ MAX_MESSAGES = 1_000
 """Messages kept when the file is shortened, at twice as many."""
 MAX_CHARACTERS = 20_000
 """A longer message was pasted and is not kept."""
-OPENED_SAFELY = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+OPENED_SAFELY = (os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+                 | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its other end
 OWNER_ONLY = 0o600
 
 
@@ -105,6 +106,6 @@ def _message(line: str) -> str | None:
     """Reads a message; None for a line that is torn or something else."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, str) else None

@@ -54,7 +54,9 @@ def _own_sampling(found: dict[str, Any], path: Path) -> SamplingSettings:
         if flag.name not in given:
             continue
         value = given[flag.name]
-        if type(value) not in (int, float) or (flag.type is int and type(value) is not int):
+        # Numbers that do not fit 64 bits overflow when they meet tensors.
+        if (type(value) not in (int, float) or (flag.type is int and type(value) is not int)
+                or (type(value) is int and abs(value) >= 2**63)):
             raise UserError(f"{path}: {flag.name}: expected a number, found {describe(value)}")
         if problems := value_problems([flag._replace(value=value)]):
             raise UserError(f"{path}: {problems[0].removeprefix('--')}")

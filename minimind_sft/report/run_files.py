@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,8 +23,10 @@ NUMBERS = ("epoch", "loss", "aux_loss", "learning_rate", "grad_norm", "supervise
 COUNTS = ("rows", "samples", "tokens", "supervised", "truncated", "dropped_rows", "bad_rows")
 """Fields of one file of the run's data."""
 
-LIMIT = 2**53
-"""Whole numbers stay below it: those above are no counts, and floats cannot tell them apart."""
+MAX_COUNT = 2**53
+"""No count of steps is higher, and floats cannot tell higher whole numbers apart."""
+MAX_NUMBER = 3.5e38
+"""No float32 is higher; sums and axes of such numbers do not overflow."""
 
 SCORES = ("loss", "token_accuracy", "tokens")
 """Fields of one source or kind of the evaluation data."""
@@ -244,16 +247,16 @@ def _text(line: dict[str, Any], name: str, place: str, default: Any = ...) -> An
 def _check_numbers(values: dict[str, Any], names: tuple[str, ...], place: str) -> None:
     for name in names:
         value = values.get(name)
-        if value is not None and not _is_number(value):
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not abs(value) < math.inf:
             _refuse(values, name, place, "a finite number")
+        if abs(value) > (sys.float_info.max if name == "perplexity" else MAX_NUMBER):
+            _refuse(values, name, place, "a number of float32")
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < LIMIT
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < LIMIT
+    return type(value) is int and 0 <= value < MAX_COUNT
 
 
 def _refuse(values: dict[str, Any], name: str, place: str, expected: str) -> NoReturn:
