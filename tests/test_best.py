@@ -1,5 +1,6 @@
 """Which weights are kept as the best, and when a run stops early."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,13 +10,15 @@ from tiny_training import Training, losses_in_turn
 
 from minimind_sft.evaluation.during_training import Answer, Evaluation
 from minimind_sft.evaluation.losses import ValidationLoss
+from minimind_sft.files import sha256_of_file
 from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.best import has_stalled, note_scores
 from minimind_sft.training.identity import run_settings
+from minimind_sft.training.manifest import MANIFEST
 from minimind_sft.training.resume import compare_with_run, end_of_run
-from minimind_sft.training.resume_state import TrainState
+from minimind_sft.training.resume_state import ADDED_LATER, TrainState, read_state
 
 
 def scores(loss: float, right: int | None = None, asked: int = 4) -> Evaluation:
@@ -123,3 +126,17 @@ def test_a_resumed_run_forgets_the_best_scores_if_its_own_measure_something_else
     compare_with_run(before, after, Path("step-00000001"), False, said.append)
     assert (before.best_eval_loss is None) == (before.best_value is None) == forgotten
     assert bool(said) == forgotten
+
+
+def test_the_best_loss_of_a_state_of_version_0_1_must_be_improved_on(tmp_path):
+    Training(tmp_path, evaluate=losses_in_turn(*LOSSES)).run()
+    (folder,) = tmp_path.rglob("step-00000016")
+    record = json.loads((folder / "state.json").read_text())
+    for name in ADDED_LATER:
+        del record["state"][name]
+    (folder / "state.json").write_text(json.dumps(record))
+    sums = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(sums | {"state.json": sha256_of_file(folder / "state.json")}))
+    state = read_state(folder)
+    assert (state.best_eval_loss, state.best_value, state.evaluations_without_gain) == (1.0, 1.0, 0)
+    assert not note_scores(state, scores(1.5), EvaluationSettings()) and state.evaluations_without_gain == 1

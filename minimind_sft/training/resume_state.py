@@ -97,7 +97,8 @@ def read_state(path: Path) -> TrainState:
         raise Damaged(f"{STATE} cannot be read ({error})") from error
     if version != FORMAT or names_then | ADDED_LATER != {one.name for one in fields(TrainState)}:
         raise Damaged(f"{STATE} was written by another version of this project")
-    state = TrainState(**record["state"])
+    values = record["state"]
+    state = TrainState(**{"best_value": values["best_eval_loss"], **values})  # earlier versions knew no other value
     if path.name != f"step-{state.step:08d}":
         raise Damaged(f"{STATE} is that of step {state.step}")
     return state
