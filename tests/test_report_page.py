@@ -38,6 +38,10 @@ def test_parts_escape_what_they_show(tmp_path, monkeypatch):
                   note=Note("hint", EVIL), table=table)
     assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39; onload=x &amp;") == 10
     assert '<span class="badge fine">' in page and '<td class="number">' in page
+    page = render("try.html.jinja", package="try_out", evil="a\x1b[2J\x00\u202eb\tc\n", figure=Figure("\x07", "\x9b"),
+                  note=Note("hint", "\u2066"), table=Table([Column("\x7f")], [["两 العربية\u200f"]]))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", page)
+    assert "a\\u001b[2J\\u0000\\u202eb\tc\n" in page and "两 العربية\u200f" in page
 
 
 def test_characters_that_cannot_be_encoded_are_written_as_escapes(tmp_path):

@@ -6,6 +6,7 @@ here and in `curves.py`. All text is escaped. Scripts run only if the page's con
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from markupsafe import Markup
 from minimind_sft.files import write_atomically
 
 SHARED = "minimind_sft.report"
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters of text that HTML does not allow, or that turn around what stands beside them."""
 CHART_SCRIPT = "chart.js"
 
 Weight = Literal["fine", "hint", "warning", "wrong"]
@@ -91,7 +94,7 @@ def render(template: str, *, package: str = SHARED, scripts: Sequence[str] = (CH
     sources = [_source(name, package) for name in scripts]
     loader = jinja2.FunctionLoader(lambda name: _source(name, package))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True, loader=loader)
+                                     lstrip_blocks=True, loader=loader, finalize=_visible)
     return environment.get_template(template).render(
         style=Markup(_source("page.css", package)), scripts=[Markup(source) for source in sources],
         policy=policy(sources, connects), **values)
@@ -111,6 +114,13 @@ def page_policy(scripts: Sequence[str], connects: bool = False) -> str:
 
 def write_page(path: Path, text: str) -> None:
     write_atomically(path, lambda to: to.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def _visible(value: Any) -> Any:
+    """Escapes invisible characters of text; markup is ours."""
+    if type(value) is not str:
+        return value
+    return INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def _source(name: str, package: str) -> str:

@@ -45,7 +45,8 @@ def has_stalled(state: TrainState, settings: EvaluationSettings) -> bool:
 def stall_note(state: TrainState, settings: EvaluationSettings) -> str:
     """Says why a run stopped early."""
     better = "lower validation loss" if settings.best_by == "eval_loss" else "larger share of exact answers"
-    return (f"stopped early after step {state.step}: {state.evaluations_without_gain} evaluations in a row without a "
+    return (f"stopped early after step {state.step}: {state.evaluations_without_gain} evaluation"
+            f"{'s' * (state.evaluations_without_gain != 1)} in a row without a "
             f"{better} (--early_stop_patience {settings.early_stop_patience})")
 
 
