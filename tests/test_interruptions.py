@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from programs import PATIENCE
-from tiny_training import Training
+from tiny_training import Training, losses_in_turn
 from torch.utils.data._utils import signal_handling
 
 from minimind_sft.errors import ProcessLost
@@ -201,10 +200,12 @@ def test_loader_workers_ignore_stop_signals(tmp_path, monkeypatch):
             os.kill(worker.pid, signal.SIGTERM)
             os.kill(worker.pid, signal.SIGINT)
 
+    measured = losses_in_turn(*[1.0] * 5)
+
     def evaluate():
         time.sleep(0.2)
         signal_workers()
-        return SimpleNamespace(loss=1.0, perplexity=1.0)
+        return measured()
 
     def step(*arguments):
         signal_workers()
