@@ -33,6 +33,7 @@ from minimind_sft.evaluation.results import (
     Candidate,
     Outcome,
     Store,
+    answers_path,
     machine_facts,
     open_store,
     write_results,
@@ -130,14 +131,18 @@ def tell(outcome: Outcome) -> dict[str, Any]:
 def check_files(settings: EvaluateSettings) -> None:
     """
     Raises:
-        UserError: if nothing is given to evaluate on, or a file is missing.
+        UserError: if nothing is given to evaluate on, a file is missing, or --out would replace one.
     """
     given = {"--data_path": settings.conversations.data_path, "--choices": settings.choices.choices,
              "--text_path": settings.texts.text_path, "--few_shot_path": settings.choices.few_shot_path}
     if not any(given.values()):
         raise UserError("expected files to evaluate on: --data_path, --choices or --text_path")
+    out = Path(settings.results.out) if settings.results.out else None
+    replaced = {path.resolve() for path in (out, answers_path(out))} if out else set()
     for flag, patterns in given.items():
-        find_files(patterns, flag)
+        for file in find_files(patterns, flag):
+            if file.resolve() in replaced:
+                raise UserError(f"--out {out}: {file} of {flag} is where the results or answers would go")
 
 
 def tasks(settings: EvaluateSettings) -> Iterator[tuple[str, Callable[..., Outcome]]]:

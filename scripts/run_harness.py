@@ -12,7 +12,7 @@ model should read less than its context. --batch_size is the number of prompts t
 
 import sys
 
-from minimind_sft.errors import UserError, run_program
+from minimind_sft.errors import UserError, one_line, run_program
 from minimind_sft.evaluation.harness import NAME, register
 
 OWN_COMMANDS = ("ls", "validate")
@@ -34,7 +34,12 @@ def main() -> None:
         device = [] if _has(arguments, "--device", "--config", "-C") else ["--device", "auto"]
         batch = [] if _has(arguments, "--batch_size", "-b", "--config", "-C") else ["--batch_size", "32"]
         sys.argv[command:command] = ["--model", NAME, *device, *batch]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise UserError(f"--tasks: {one_line(error)}; python scripts/run_harness.py ls tasks lists them") from error
 
 
 def _has(arguments: list[str], *flags: str) -> bool:

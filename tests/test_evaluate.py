@@ -96,6 +96,14 @@ def test_it_continues_after_an_interruption_with_the_same_results(run_here, flag
     assert answers(tmp_path / "r.answers.jsonl") == answers(tmp_path / "whole.answers.jsonl")
 
 
+@pytest.mark.parametrize("name", ["mine.answers.jsonl", "mine.json"])
+def test_the_data_are_not_moved_away_for_the_results(run_here, flags, tmp_path, name):
+    data = write_rows(tmp_path / name, [chat("Q", "A")])
+    with pytest.raises(UserError, match=rf"--out .*mine.json: .*{name} of --data_path is where the results or answers"):
+        run_here(*flags[:3], data, "--out", tmp_path / "mine.json", "--overwrite", 1)
+    assert data.exists() and not (tmp_path / f"{name}.previous").exists()
+
+
 def test_items_that_somebody_changed_are_refused_in_every_task(run_here, flags, tmp_path):
     choices, text = tmp_path / "a_test.csv", tmp_path / "a.txt"
     choices.write_text("q,1,2,3,4,A\nq,1,2,3,4,B\n", encoding="utf-8")

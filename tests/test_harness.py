@@ -198,5 +198,11 @@ def test_the_program_hands_its_flags_to_the_harness(typed, given, monkeypatch):
     monkeypatch.setattr(main, "cli_evaluate", lambda: seen.extend(sys.argv[1:]))
     assert run_here("scripts/run_harness.py", *typed).returncode == 0
     assert seen == given
+    def missing() -> None:
+        raise ValueError("Tasks not found: mmlu2")
+
+    monkeypatch.setattr(main, "cli_evaluate", missing)
+    done = run_here("scripts/run_harness.py", "--tasks", "mmlu2")
+    assert done.returncode == 2 and done.stderr.startswith("error: --tasks: Tasks not found: mmlu2; python scripts/")
     done = run_here("scripts/run_harness.py", "--model", "hf", "--tasks", "mmlu")
     assert done.returncode == 2 and "this program runs the model minimind" in done.stderr
