@@ -25,7 +25,10 @@ NORMAL = 1.4826
 LOSS_JUMP = 0.5
 """Nats; smaller jumps are no spikes, however quiet the loss was before."""
 NORM_JUMP = 10.0
-"""A gradient norm so many times the median is a spike."""
+"""A gradient norm must be so many times the median to be a spike."""
+NORM_DEVIATIONS = 5.0
+"""Its logarithm must also be so many standard deviations off: norms vary by factors, in some runs by large ones."""
+TINY_NORM = 1e-12
 SMALL_STEP = 0.5
 """Steps with less than this share of the usual tokens are not compared."""
 QUIET_STEPS, QUIET_SHARE = 50, 0.05
@@ -129,7 +132,11 @@ class Watcher:
 
     def _norm_stands_out(self, norm: float) -> bool:
         norms = [one.grad_norm for one in self._recent]
-        return norm > max(NORM_JUMP * median(norms), 2 * max(norms), self._optimizer.grad_clip or 1.0)
+        if norm <= max(NORM_JUMP * median(norms), 2 * max(norms), self._optimizer.grad_clip or 1.0):
+            return False
+        logs = [math.log(max(one, TINY_NORM)) for one in norms]
+        usual = median(logs)
+        return math.log(norm) - usual > NORM_DEVIATIONS * NORMAL * median(abs(one - usual) for one in logs)
 
     def _may_say(self, name: str, step: int) -> bool:
         quiet = max(QUIET_STEPS, QUIET_SHARE * self._total_steps)
