@@ -129,7 +129,8 @@ def tell(outcome: Outcome) -> dict[str, Any]:
 
 
 def check_files(settings: EvaluateSettings) -> None:
-    """
+    """Checks the files that the settings name, before anything is loaded.
+
     Raises:
         UserError: if nothing is given to evaluate on, a file is missing, or --out would replace one.
     """
