@@ -78,7 +78,7 @@ def test_kinds_beyond_the_first_count_as_one(tmp_path, monkeypatch):
     rows = [{**row, "kind": kind} for row, kind in zip(questions(6), ["x" * 200, 7, None, "d", "e", 7], strict=True)]
     dataset = prepare([write_rows(tmp_path / "a.jsonl", rows)], ENCODER, tmp_path / "prepared")
     assert [dataset.groups[dataset.group_of(index)].kind for index in range(6)] == [
-        "x" * 80, "7", "None", "(other kinds)", "(other kinds)", "7"]
+        "x" * 80, "7", "all", "(other kinds)", "(other kinds)", "7"]
 
 
 def test_several_processes_make_the_same_files_as_one(tmp_path, small_chunks, monkeypatch):
