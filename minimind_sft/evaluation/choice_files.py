@@ -26,7 +26,7 @@ from minimind_sft.languages import LETTERS
 
 MMLU_COLUMNS = ["question", "A", "B", "C", "D", "answer"]
 SPLIT = re.compile(r"(?:dev|val|validation|valid|test|train|auxiliary_train)(?:-\d+-of-\d+)?")
-"""What a file is called that is named after a split, not a subject."""
+"""Names of files that are called after a split, not a subject."""
 
 
 @dataclass(frozen=True)

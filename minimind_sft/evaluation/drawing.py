@@ -104,7 +104,7 @@ class _Reader:
 
 
 class _Frame:
-    """What a chat template writes before and after a user's question, to be left out where people read it."""
+    """Text that a chat template writes before and after a user's question; people need not read it."""
 
     def __init__(self, template: ChatTemplate):
         first, answer, question = "First question", "First answer", "Second question"

@@ -50,7 +50,7 @@ class Team(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered to a question.
+    """The model's answer to a question.
 
     expected: the answer in the data; None if they hold none to compare with.
     exact: whether the two are equal; None if they cannot be compared.

@@ -32,8 +32,8 @@ PACKAGES = ("minimind-sft", "torch", "tokenizers", "sacrebleu", "rouge-score", "
 
 
 class Outcome(NamedTuple):
-    """What a task found: an object for the results file, lines for the terminal, and the items that another model's
-    are compared with."""
+    """The findings of a task: an object for the results file, lines for the terminal, and items to compare with
+    another model's."""
 
     result: dict[str, Any]
     lines: list[str]
@@ -68,7 +68,7 @@ class Candidate:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the results file says about the model."""
+        """The model's description in the results file."""
         return {"names": self.names, **self.identity}
 
 

@@ -19,7 +19,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Answerer(Protocol):
-    """What answers messages.
+    """A model in a conversation, or one that continues text.
 
     starts_thinking: whether the last prompt opened the reasoning.
     in_use: tokens of the context that the last prompt and its answer took, if that is known.

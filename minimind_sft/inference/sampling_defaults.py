@@ -12,7 +12,7 @@ from minimind_sft.settings.spec import flags_of, value_problems
 
 FILE = "generation_config.json"
 ABSENT = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
-"""What transformers takes for a field that the file does not have."""
+"""transformers' values for fields that the file does not have."""
 NOT_USED = {"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "no_repeat_ngram_size": 0,
             "num_beams": 1, "penalty_alpha": None, "encoder_repetition_penalty": 1.0, "bad_words_ids": None,
             "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None, "top_h": None}

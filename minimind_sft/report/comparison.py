@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known about several runs, each as a value in every row.
+    """Facts about several runs; each row has a value of every run.
 
     Attributes:
         scores: of the weights that the runs left, and what they cost.

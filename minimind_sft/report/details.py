@@ -1,4 +1,4 @@
-"""What a run was: its data, settings, machine and versions, as tables and pairs of the page."""
+"""Describes a run: its data, settings, machine and versions, as tables and pairs of the page."""
 
 from collections.abc import Mapping
 from pathlib import Path

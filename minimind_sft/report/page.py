@@ -23,7 +23,7 @@ INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-
 CHART_SCRIPT = "chart.js"
 
 Weight = Literal["fine", "hint", "warning", "wrong"]
-"""What a verdict, a finding or a note means; also the CSS class that colours it."""
+"""The weight of a verdict, a finding or a note; also the CSS class that colours it."""
 
 
 class Badge(NamedTuple):

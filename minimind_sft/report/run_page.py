@@ -18,7 +18,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED = range(5)
 
 
 class Inspected(NamedTuple):
-    """What the inspector says about one file of the run; `facts` are (name, value) of what is no finding."""
+    """The inspector's findings in one file of the run; `facts` are (name, value) of what is no finding."""
 
     name: str
     role: str

@@ -10,7 +10,7 @@ LOGGERS = ("wandb", "swanlab", "tensorboard")
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """What is reported, how often, and where to."""
+    """Metrics: how often they are reported, and where to."""
 
     log_interval: int = setting(
         10, "steps between lines of the metrics file, and of the output if that is not a terminal", min=1)

@@ -8,7 +8,7 @@ from minimind_sft.training.resume_state import TrainState
 
 
 class Scores(Protocol):
-    """What evaluations are compared by."""
+    """The scores that evaluations are compared by."""
 
     @property
     def loss(self) -> float:
