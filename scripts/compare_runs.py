@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable
 from minimind_sft.paths import shown
 from minimind_sft.report.comparison import compare
 from minimind_sft.report.comparison_page import as_text, write_comparison
+from minimind_sft.report.page import checked_page
 from minimind_sft.report.run_files import read_run
 from minimind_sft.report.run_names import run_names
 from minimind_sft.settings.command_line import parse_flags
@@ -32,19 +32,6 @@ def main() -> None:
     if page:
         write_comparison(page, compared)
         say(f"\nwrote {shown(page)}")
-
-
-def checked_page(name: str) -> Path:
-    """Checks the page's place before anything is read.
-
-    Raises:
-        UserError: if no page can be written there.
-    """
-    path = Path(name)
-    if path.is_dir():
-        raise UserError(f"--html {path}: is a folder, expected a file or nothing")
-    check_writable(path.parent, "--html")
-    return path
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_eval_sources, find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
-from minimind_sft.errors import UserError, harmless, run_program
-from minimind_sft.files import check_writable
+from minimind_sft.errors import harmless, run_program
 from minimind_sft.inspection.page import write_report_page
 from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
 from minimind_sft.inspection.survey import survey
 from minimind_sft.inspection.terminal import as_text
 from minimind_sft.model.build import find_start
+from minimind_sft.report.page import checked_page
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import InspectSettings
 from minimind_sft.settings.training import SFTSettings, TrainSettings
@@ -77,14 +77,6 @@ def make_encoder(trainer: TrainSettings, base: Path | None) -> SFTEncoder | Pret
     template = make_template(tokenizer, data.chat_template, data.end_of_turn)
     return SFTEncoder(template, data.max_seq_len, data.truncation,
                       Supervision(data.train_turns, data.train_on_prompt))
-
-
-def checked_page(name: str) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        raise UserError(f"--html {path}: is a folder, expected a file or nothing")
-    check_writable(path.parent, "--html")
-    return path
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from unittest import mock
 
@@ -53,7 +53,7 @@ def run_here(script: str, *arguments: object, cwd: Path = REPOSITORY, **environm
     handler = signal.getsignal(signal.SIGTERM)
     with (tempfile.TemporaryDirectory() as folder, Path(folder, "out").open("w+", encoding="utf-8") as out,
           Path(folder, "err").open("w+", encoding="utf-8") as err, Path(os.devnull).open() as nothing,
-          mock.patch.dict(os.environ, options["env"]), working_directory(cwd),
+          mock.patch.dict(os.environ, options["env"]), chdir(cwd),
           mock.patch.multiple(sys, argv=command[1:], stdin=nothing, stdout=out, stderr=err)):
         try:
             runpy.run_path(command[1], run_name="__main__")
@@ -69,16 +69,6 @@ def run_here(script: str, *arguments: object, cwd: Path = REPOSITORY, **environm
             sys.stderr.flush()
         said = [stream.seek(0) or stream.read() for stream in (out, err)]
     return subprocess.CompletedProcess(command, status, *said)
-
-
-@contextmanager
-def working_directory(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def run_without_room(file_bytes: int, *arguments: object) -> subprocess.CompletedProcess:

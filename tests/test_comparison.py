@@ -23,7 +23,7 @@ def made(tmp_path):
 
 
 def asked(lines, *right):
-    """Adds ten answers to each evaluation, of which so many of the first are exact."""
+    """Adds ten answers to each evaluation; `right` says how many of them are exact."""
     counts = iter(right)
     return [{**line, "exact_match": (n := next(counts)) / 10, "exact_by_kind": {"all": [n, 10]},
              "answers": [{"question": str(i), "answer": "", "exact": i < n} for i in range(10)]}

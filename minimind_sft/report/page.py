@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from minimind_sft.files import write_atomically
+from minimind_sft.errors import UserError
+from minimind_sft.files import check_writable, write_atomically
 
 SHARED = "minimind_sft.report"
 INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -72,7 +73,7 @@ class Bar(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something found in data: `places` are the lines that have it, of which `more` are not listed."""
+    """A finding in the data: `places` lists lines that have it, and `more` counts the others."""
 
     weight: Weight
     text: str
@@ -110,6 +111,19 @@ def policy(scripts: Sequence[str], connects: bool = False) -> str:
 def page_policy(scripts: Sequence[str], connects: bool = False) -> str:
     """Returns the policy of a page that runs some of the shared scripts, for a server that sends it as a header."""
     return policy([_source(name, SHARED) for name in scripts], connects)
+
+
+def checked_page(name: str) -> Path:
+    """Checks the place of a page that `--html` names, before anything is read.
+
+    Raises:
+        UserError: if no page can be written there.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise UserError(f"--html {path}: is a folder, expected a file or nothing")
+    check_writable(path.parent, "--html")
+    return path
 
 
 def write_page(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from minimind_sft.settings.spec import setting
 
 @dataclass(frozen=True)
 class HarnessBatchSettings:
-    """How much goes through the model at once."""
+    """Batch size and context length."""
 
     batch_size: int = setting(32, "prompts that are answered at once", min=1)
     max_length: int | None = setting(None, "tokens that the model reads at most, if less than its context", min=2)

@@ -26,7 +26,7 @@ from minimind_sft.training.outputs import Outputs, this_command
 
 TRAINING, EVALUATION = "training", "evaluation"
 COUNTS = ("rows", "tokens", "supervised", "truncated", "dropped_rows", "bad_rows")
-"""Fields of `DatasetCounts`; they count the whole files, of which `--eval_share` holds some samples out."""
+"""Fields of `DatasetCounts`; they count whole files, samples held out by `--eval_share` included."""
 
 
 def run_facts(stage: str, outputs: Outputs, settings: TrainSettings, learner: Learner, total_steps: int,
