@@ -21,9 +21,9 @@ from minimind_sft.data.template_marks import (
     ASSISTANT_TAGS,
     continuations,
     iter_strings,
-    make_environment,
     written_constants,
 )
+from minimind_sft.data.template_sandbox import make_environment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START
 from minimind_sft.errors import UserError
 

@@ -28,7 +28,8 @@ from transformers.utils import chat_template_utils
 
 from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
 from minimind_sft.data.conversation import Conversation
-from minimind_sft.data.template_marks import PINNED_DATE, THINKING_FLAGS, MarkedTemplate, Request
+from minimind_sft.data.template_marks import THINKING_FLAGS, MarkedTemplate, Request
+from minimind_sft.data.template_sandbox import PINNED_DATE
 from minimind_sft.errors import UserError, run_program
 
 TOOLS = [

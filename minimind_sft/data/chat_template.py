@@ -19,7 +19,8 @@ import numpy as np
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.pieces import MarkedSequence, Piece, TokenSequence, tokenize
 from minimind_sft.data.template_fields import Lost
-from minimind_sft.data.template_marks import PINNED_DATE, PROBE, MarkedTemplate, Request
+from minimind_sft.data.template_marks import PROBE, MarkedTemplate, Request
+from minimind_sft.data.template_sandbox import PINNED_DATE
 from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_text

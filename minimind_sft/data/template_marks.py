@@ -1,4 +1,4 @@
-"""Renders chat templates in Jinja's sandbox and tells their control tokens from the same text in the data.
+"""Renders chat templates and tells their control tokens from the same text in the data.
 
 The text of a control token must stay text if it comes from the data, and become the token if the template wrote it.
 Marked text has private-use characters (`tokenizer.Marks`) where the template wrote control tokens; later only marks
@@ -7,20 +7,16 @@ place in the data where a control token could begin. The result counts only if i
 marks are replaced by their tokens.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minimind_sft.data.template_fields import RenderedFields
+from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, compile_tree, make_environment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
 from minimind_sft.errors import UserError, one_line
 
@@ -41,17 +37,6 @@ HEADER_PROBES = (
     ({"role": "user", "content": "A QUESTION\nOF TWO LINES"}, {"role": "assistant", "content": "1, 2"}),
 )
 """A constant header is the same before the last answer of each of these."""
-
-# Templates are foreign code: besides Jinja's own errors they raise whatever an expression can raise.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
-                   RecursionError)
-
-# The date that templates read: training and chatting must see the same one, every day.
-PINNED_DATE = datetime(2026, 1, 1)
-
-DICT_ATTRIBUTES = frozenset(dir(dict))
-# Without the format methods, which can reach into objects: the sandbox guards those.
-PLAIN_STRING_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
 
 # Parts of a syntax tree that decide or look something up. Constants there are not written out.
 UNWRITTEN = {
@@ -277,37 +262,6 @@ def _any_of(texts: Iterable[str]) -> re.Pattern:
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
     return re.compile(f"({alternatives or '(?!)'})")
 
-class GenerationTag(Extension):
-    """Renders `{% generation %}...{% endgeneration %}`, which marks answers in some templates, as its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - the name and type that Jinja's Extension prescribes
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox, with a fast path for what templates read most: fields of messages and methods of strings."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Returns what the sandbox returns, without its exceptions and checks on the way."""
-        if type(obj) is dict and attribute not in DICT_ATTRIBUTES:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        if type(obj) is str and attribute in PLAIN_STRING_METHODS:
-            return getattr(obj, attribute)
-        return super().getattr(obj, attribute)
-
-
-def make_environment() -> jinja2.Environment:
-    """Sets up Jinja as Hugging Face's `apply_chat_template` does, except that the date is pinned."""
-    environment = TemplateEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = PINNED_DATE.strftime
-    return environment
-
 
 def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.TemplateData]:
     """Yields the string constants that a template writes, rather than compares or passes to a method."""
@@ -316,12 +270,6 @@ def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.Template
     elif not isinstance(tree, nodes.Compare | nodes.Test):
         for child in tree.iter_child_nodes(exclude=_unwritten_fields(tree)):
             yield from written_constants(child)
-
-
-def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
-    """Compiles a syntax tree."""
-    # Each rendering copies the globals, and the ChainMap of `make_globals` is slow to copy.
-    return environment.template_class.from_code(environment, environment.compile(tree), dict(environment.globals))
 
 
 def continuations(tree: nodes.Node, tokens: Iterable[str]) -> tuple[str, ...]:
@@ -386,13 +334,3 @@ def _set_text(constant: nodes.Const | nodes.TemplateData, text: str) -> None:
         constant.data = text
     else:
         constant.value = text
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
-             sort_keys: bool = False) -> str:
-    """Writes JSON without escaping `<` and `>` for HTML, unlike Jinja's own filter."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
