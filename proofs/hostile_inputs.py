@@ -1,0 +1,147 @@
+"""Tries thousands of hostile inputs on all programs: each must be refused in one line, or accepted and right.
+
+    python proofs/hostile_inputs.py --json proofs/results/hostile_inputs.json
+    python proofs/hostile_inputs.py --kinds rows flags --count 20       # two kinds, 20 tries each
+    python proofs/hostile_inputs.py --project ../older                  # the same inputs for another checkout
+
+Prints a line for each try that went wrong, and a table of the kinds with their outcomes (proofs/hostile/tries.py says
+what they mean). Exits with status 1 if anything went wrong.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hostile
+import torch
+from hostile.tries import RIGHT, WRONG, Outcome, Try, judge, state_of
+from tqdm import tqdm
+
+from minimind_sft.paths import REPOSITORY
+from minimind_sft.terminal import aligned
+
+OTHERS = ("tries", "server")
+"""Modules of proofs/hostile that are not kinds."""
+COUNT = 150
+"""Tries of a kind, unless --count says otherwise; a kind may have fewer."""
+LONGEST_REASON = 200
+
+
+class Server:
+    """A process that runs programs of `project` (hostile/server.py)."""
+
+    def __init__(self, project: Path):
+        self._project = project
+        environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
+                       "TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
+        program = Path(__file__).with_name("hostile") / "server.py"
+        self._process = subprocess.Popen([sys.executable, str(program), str(project)], env=environment,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+
+    def run(self, one: Try, folder: Path) -> Outcome:
+        """Runs the command of a try in `folder`."""
+        asked = {"command": list(map(str, one.command)), "folder": str(folder), "stdin": one.stdin,
+                 "seconds": one.seconds, "memory_mib": one.memory_mib, "environment": dict(one.environment)}
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the server of {self._project} ended at {one.name}: {' '.join(map(str, one.command))}")
+        return Outcome(**json.loads(answer), folder=folder)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+@dataclass
+class Tally:
+    """The outcomes of one kind."""
+
+    module: str
+    kind: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    peak_mib: float = 0.0
+    longest_seconds: float = 0.0
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, one: Try, outcome: Outcome, damaged: Sequence[Path]) -> None:
+        what, reason = judge(one, outcome, damaged)
+        self.outcomes[what] += 1
+        self.peak_mib = max(self.peak_mib, outcome.memory_mib)
+        self.longest_seconds = max(self.longest_seconds, outcome.seconds)
+        if what in WRONG:
+            tqdm.write(f"{self.module}: {one.name}: {what}: {ascii(reason)[1:-1][:LONGEST_REASON]}")
+            self.wrong.append({"name": one.name, "command": list(map(str, one.command)), "outcome": what,
+                               "reason": reason[:LONGEST_REASON]})
+
+
+def try_kind(name: str, arguments: argparse.Namespace, folder: Path, bar: tqdm) -> Tally:
+    """Runs the tries of one kind, each in the folder of the kind."""
+    module = importlib.import_module(f"hostile.{name}")
+    tally, server = Tally(name, module.KIND), Server(arguments.project)
+    folder.mkdir()
+    dice = random.Random(f"{arguments.seed} {name}")
+    for one in module.tries(folder, dice, arguments.count):
+        before = {path: state_of(path) for path in one.guarded}
+        outcome = server.run(one, folder)
+        tally.add(one, outcome, [path for path, state in before.items() if state_of(path) != state])
+        bar.update()
+    server.close()
+    return tally
+
+
+def table(tallies: Sequence[Tally]) -> list[str]:
+    """Returns the lines of the table of kinds and outcomes; outcomes that never came are left out."""
+    total = sum((tally.outcomes for tally in tallies), Counter())
+    shown = [*RIGHT, *(what for what in WRONG if total[what])]
+    rows = [["kind", "tries", *shown, "seconds at most", "MiB at most"]]
+    rows += [[tally.kind, str(tally.outcomes.total()), *(str(tally.outcomes[what]) for what in shown),
+              f"{tally.longest_seconds:.1f}", f"{tally.peak_mib:.0f}"] for tally in tallies]
+    rows.append(["all", str(total.total()), *(str(total[what]) for what in shown),
+                 f"{max((tally.longest_seconds for tally in tallies), default=0):.1f}",
+                 f"{max((tally.peak_mib for tally in tallies), default=0):.0f}"])
+    return aligned(rows, numbers=range(1, len(rows[0])))
+
+
+def main() -> int:
+    kinds = [module.name for module in pkgutil.iter_modules(hostile.__path__) if module.name not in OTHERS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="modules of proofs/hostile (all)")
+    parser.add_argument("--count", type=int, default=COUNT, help="tries of each kind (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random part (%(default)s)")
+    parser.add_argument("--project", type=Path, default=REPOSITORY, help="the checkout whose programs are tried")
+    parser.add_argument("--jobs", type=int, default=2, help="kinds tried at the same time (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    arguments = parser.parse_args()
+    arguments.project = arguments.project.resolve()
+    torch.set_num_threads(1)
+    with (tempfile.TemporaryDirectory() as folder, tqdm(unit=" tries", disable=None) as bar,
+          ThreadPoolExecutor(arguments.jobs) as pool):
+        tallies = list(pool.map(lambda name: try_kind(name, arguments, Path(folder) / name, bar), arguments.kinds))
+    print("\n".join(table(tallies)))
+    wrong = [one for tally in tallies for one in tally.wrong]
+    if arguments.json:
+        record = {"command": ["python", "proofs/hostile_inputs.py", *sys.argv[1:]],
+                  "kinds": [{"kind": tally.kind, "tries": tally.outcomes.total(), "outcomes": dict(tally.outcomes),
+                             "longest_seconds": round(tally.longest_seconds, 1), "peak_mib": round(tally.peak_mib)}
+                            for tally in tallies], "wrong": wrong}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
