@@ -76,8 +76,8 @@ def test_a_save_to_disk_folder_stands_for_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("state.json", "{", r"state\.json: cannot be read \(Expecting property name"),
-    ("state.json", "[]", r"state\.json: cannot be read \(expected a JSON object, found an empty list"),
+    ("state.json", "{", r"state\.json: expected a JSON object, found broken JSON"),
+    ("state.json", "[]", r"state\.json: expected a JSON object, found an empty list"),
     ("state.json", "{}", r"state\.json: _data_files: expected a list"),
     ("state.json", '{"_data_files": [{}]}', r"state\.json: _data_files: expected objects with a filename"),
     ("dataset_dict.json", '{"splits": 5}', r"dataset_dict\.json: splits: expected a list"),

@@ -11,7 +11,7 @@ LIBRARY = REPOSITORY / "minimind_sft"
 PROGRAMS = {"trainer", "scripts", "eval_llm", "proofs", "benchmarks", "dataset", "tests"}
 
 MODULES_BELOW = {"", "device", "errors", "files", "gguf_file", "labels", "languages", "output", "paths", "processes",
-                 "set_aside", "terminal"}
+                 "set_aside", "strict_json", "terminal"}
 LAYERS = {
     "model.config": set(),
     "settings": {"model.config"},

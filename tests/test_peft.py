@@ -247,7 +247,7 @@ REFUSED_FIELDS = [
     ({"rank_pattern": {"(": 3}}, r"rank_pattern\.\(: not a regular expression"),
     ({"rank_pattern": [3]}, r"rank_pattern: expected an object"),
     ({"lora_alpha": None}, r"lora_alpha: expected a number"),
-    ({"lora_alpha": float("nan")}, r"lora_alpha: expected a number"),
+    ({"lora_alpha": float("nan")}, r"NaN is not a number in JSON"),
     ({"use_rslora": "yes"}, r"use_rslora: expected true or false"),
     ({"target_modules": 3}, r"target_modules: expected a list of names, found 3"),
     ({"target_modules": ["q_proj", "k_proj"]}, r"k_proj.*missing, but adapter_config\.json names it as a target"),
@@ -367,11 +367,13 @@ def test_a_folder_without_tensors_is_refused(tmp_path: Path):
         read_adapter(tmp_path, QWEN3)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"r": 1, "r": 2}'])
-def test_a_configuration_that_is_no_object_is_refused(content: str, tmp_path: Path):
+@pytest.mark.parametrize(("content", "problem"), [
+    ("", "expected a JSON object, the file is empty"), ("[]", "expected a JSON object, found an empty list"),
+    ("{", "expected a JSON object, found broken JSON"), ('{"r": 1, "r": 2}', "r is there twice")])
+def test_a_configuration_that_is_no_object_is_refused(content: str, problem: str, tmp_path: Path):
     written(tmp_path, "qwen3", QWEN3, adapter_of(QWEN3, ("q_proj",)))
     (tmp_path / "adapter_config.json").write_text(content)
-    with pytest.raises(UserError, match=r"adapter_config\.json: not a configuration that can be read"):
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {problem}"):
         read_adapter(tmp_path, QWEN3)
 
 

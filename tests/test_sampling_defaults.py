@@ -68,13 +68,13 @@ def test_sampling_that_is_not_possible_here_is_named(tmp_path: Path):
     ({"temperature": -1}, "temperature is -1, expected at least 0"),
     ({"top_p": 0}, "top_p is 0, expected more than 0 and at most 1"),
     ({"top_k": 2.5}, "top_k: expected a number, found 2.5"),
-    ({"temperature": 10**400}, "temperature: expected a number, found 1000"),
+    ({"temperature": 10**400}, f"1{39 * '0'}... is too large a number"),
     ({"top_k": 10**30}, "top_k: expected a number, found 1000"),
     ({"temperature": True}, "temperature: expected a number, found true"),
     ({"temperature": "hot"}, 'temperature: expected a number, found "hot"'),
-    ('{"temperature": NaN}', "temperature is nan, expected a finite number"),
+    ('{"temperature": NaN}', "NaN is not a number in JSON"),
     ({"do_sample": "yes"}, 'do_sample: expected true or false, found "yes"'),
-    ("[1]", "not a configuration that can be read"),
+    ("[1]", "expected a JSON object, found a list"),
 ])
 def test_impossible_values_are_refused_naming_file_and_field(found: object, said: str, tmp_path: Path):
     with pytest.raises(UserError) as error:

@@ -38,14 +38,15 @@ def test_a_missing_sidecar_is_none_and_a_byte_order_mark_is_ignored(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", ": not a sidecar that can be read (Expecting value: line 1 column 1 (char 0))"),
-    ("{", ": not a sidecar that can be read (Expecting property name"),
-    ("[" * 100000, ": not a sidecar that can be read ("),
-    ('{"model": ' + "9" * 5000 + "}", ": not a sidecar that can be read ("),
-    ("\udcff", ": not a sidecar that can be read ("),
-    ("[]", ": not a sidecar that can be read (expected a JSON object, found an empty list)"),
-    ("null", ": not a sidecar that can be read (expected a JSON object, found null)"),
+    ("", ": expected a JSON object, the file is empty"),
+    ("{", ": expected a JSON object, found broken JSON at column 2: Expecting property name"),
+    ("[" * 100000, ": the JSON is nested too deeply"),
+    ('{"model": ' + "9" * 5000 + "}", ": 9999999999999999999999999999999999999999... is too large a number"),
+    ("\udcff", ": not valid UTF-8 (byte 1)"),
+    ("[]", ": expected a JSON object, found an empty list"),
+    ("null", ": expected a JSON object, found null"),
     ("{}", ": model: expected an object with the model's configuration, found no such field"),
+    ('{"model": {"rope_theta": NaN}}', ": NaN is not a number in JSON"),
     ('{"model": 3}', ": model: expected an object with the model's configuration, found 3"),
     ("version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
 ])
@@ -57,7 +58,7 @@ def test_other_content_is_refused(tmp_path, text, message):
 
 def test_a_folder_is_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
-    assert refused(tmp_path / "a.json").startswith(": not a sidecar that can be read (")
+    assert refused(tmp_path / "a.json") == ": a folder, expected a file"
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
@@ -67,8 +68,6 @@ def test_a_folder_is_refused(tmp_path):
     ("hidden_size", True, "expected a whole number, found true"),
     ("num_hidden_layers", [2], "expected a whole number, found a list"),
     ("num_hidden_layers", 10**12, "expected a whole number, found 1000000000000"),
-    ("rope_theta", float("nan"), "expected a number, found NaN"),
-    ("rope_theta", float("inf"), "expected a number, found Infinity"),
     ("rms_norm_eps", "1e-6", 'expected a number, found "1e-6"'),
     ("use_moe", 1, "expected true or false, found 1"),
     ("tie_word_embeddings", "yes", 'expected true or false, found "yes"'),

@@ -43,7 +43,7 @@ def test_weights_of_our_own_name_none(tmp_path: Path):
 @pytest.mark.parametrize(("found", "said"), [
     ('{"eos_token_id": "</s>"}', "eos_token_id: expected a token's id or a list of ids, found \"</s>\""),
     ('{"eos_token_id": [2, true]}', "eos_token_id: expected a token's id or a list of ids, found "),
-    ('{"eos_token_id": 2', "cannot be read"),
+    ('{"eos_token_id": 2', "expected a JSON object, found broken JSON at column "),
 ])
 def test_what_are_not_ids_is_refused(found: str, said: str, tmp_path: Path):
     with pytest.raises(UserError) as error:

@@ -38,10 +38,7 @@ def saved_dataset_files(folder: Path) -> list[Path] | None:
 
 
 def _member(path: Path, name: str) -> list:
-    try:
-        value = read_object(path).get(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    value = read_object(path).get(name)
     if not isinstance(value, list) or not value:
         raise UserError(f"{path}: {name}: expected a list of the parts of the saved dataset")
     return value

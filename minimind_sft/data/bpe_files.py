@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.data.pre_tokenizers import QWEN2, by_regex, byte_level
-from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import peek_object, read_text
+from minimind_sft.strict_json import parse_json
 
 FILES = ("vocab.json", "merges.txt")
 END = "<|endoftext|>"

@@ -9,11 +9,11 @@ from typing import Any
 from minimind_sft.data.fields import MEDIA, SUSPECT_FIELDS, refuse_media, refuse_unsupported
 from minimind_sft.data.formats import ANSWERS, EMPTY, SYSTEM_FIELDS, field_names, find_form, source_turns
 from minimind_sft.data.preferences import REJECTED, refuse_preference
-from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import PLAIN_FIELDS, is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
 from minimind_sft.errors import UserError, describe
 from minimind_sft.files import read_text
+from minimind_sft.strict_json import parse_json
 
 MAX_CHARACTERS = 2_000_000
 """In a conversation: tokenizing takes some 200 bytes of memory per character."""

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from minimind_sft.data.reading import parse_json
 from minimind_sft.data.turn_flags import is_flagged
 from minimind_sft.data.turns import SourceTurn, read_turns, refuse, turn_keys
 from minimind_sft.errors import UserError
+from minimind_sft.strict_json import parse_json
 
 QUESTIONS = ("prompt", "question", "query", "instruction")
 ANSWERS = ("completion", "response", "answer", "output")

@@ -4,12 +4,10 @@ A row that cannot be read is an error at its own place: the caller decides wheth
 problem with the file as a whole (missing, damaged, not what its name says) always ends the reading.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from minimind_sft.data.arrow import arrow_rows
 from minimind_sft.data.json_arrays import BEGINS_WITH_ROW, array_rows, find_array
@@ -18,9 +16,7 @@ from minimind_sft.data.lines import NEWLINE, UNPACKERS, RawRow, lines, opened
 from minimind_sft.data.recognition import looks_like_gb18030, read_start
 from minimind_sft.data.tables import table_rows
 from minimind_sft.errors import UserError, describe
-
-MAX_DEPTH = 100
-"""Levels of nested lists and objects: far beyond what data needs, and far below the recursion limit."""
+from minimind_sft.strict_json import parse_json
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 """Files with these may also be compressed."""
@@ -129,41 +125,6 @@ def read_texts(path: str | Path) -> Iterator[str]:
         yield from _strings(parse_raw_row(raw))
 
 
-def parse_json(text: str, place: str, expected: str) -> Any:
-    """Parses JSON as the standard defines it: no NaN, no infinite number, no half of a surrogate pair.
-
-    Raises:
-        UserError: `place: expected <expected>, found ...`
-    """
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        hint = ("; is it a Python literal? json.dumps writes JSON"
-                if text[error.pos:error.pos + 1] == "'" and "double quotes" in error.msg else "")
-        line = f"line {_line_of(place) + error.lineno - 1}, " if error.lineno > 1 else ""
-        raise UserError(f"{place}: expected {expected}, found broken JSON at {line}column {error.colno}: "
-                        f"{error.msg}{hint}") from error
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise UserError(f"{place}: a string holds {half}, half of a surrogate pair, which is not a "
-                        "character") from error
-    except RecursionError:
-        raise UserError(f"{place}: the JSON is nested too deeply") from None
-    except ValueError as error:  # NaN, or an integer with more digits than Python converts
-        raise UserError(f"{place}: {error}") from error
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise UserError(f"{place}: the JSON is nested too deeply")
-    return value
-
-
-def _line_of(place: str) -> int:
-    """Returns the line of a row's place; 1 for a place that is not a row."""
-    row = re.search(r":(\d+)(?: \(row \d+\))?$", place)
-    return int(row[1]) if row else 1
-
-
 def file_kind(path: Path) -> str:
     """Returns how a file is read, by its name: `jsonl`, `jsonl.gz`, ...
 
@@ -182,25 +143,6 @@ def _text_row(raw: RawRow) -> RawRow:
         return raw._replace(content={"text": decoded(raw).rstrip("\r\n")})
     except UserError as error:
         return raw._replace(content=error)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is too large a number")
-    return number
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level := [part for part in level if isinstance(part, list | dict)]:
-        depth += 1
-        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
-    return depth
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from minimind_sft.data.bpe_files import FILES, bpe_state, class_tokens, conversion
 from minimind_sft.data.prefix_space import prefix_scheme
-from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, describe, printable
-from minimind_sft.files import read_text
+from minimind_sft.files import read_object
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -53,11 +52,11 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _check_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    optional = {name: _read_object(folder / name) if (folder / name).exists() else {}
+    optional = {name: read_object(folder / name) if (folder / name).exists() else {}
                 for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")}
     config = optional["tokenizer_config.json"]
     is_old = not (folder / "tokenizer.json").exists()
-    state = bpe_state(folder, config) if is_old else _read_object(folder / "tokenizer.json")
+    state = bpe_state(folder, config) if is_old else read_object(folder / "tokenizer.json")
     tokens = _Tokens(folder, state, folder / ("vocab.json" if is_old else "tokenizer.json"))
     naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
     special = tokens.named(naming)
@@ -75,21 +74,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     adds_bos, notices = config.get("add_bos_token"), tokens.notices() + _unlike_transformers(folder, state, config)
     return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, notices,
                           adds_bos if isinstance(adds_bos, bool) else None)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in a file.
-
-    Raises:
-        UserError: naming the file, if it holds anything else.
-    """
-    text = read_text(path)
-    if not text.strip():
-        raise UserError(f"{path}: expected a JSON object, the file is empty")
-    value = parse_json(text, str(path), "a JSON object")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {describe(value)}")
-    return value
 
 
 def _check_folder(folder: Path) -> None:

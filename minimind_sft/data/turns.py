@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError, describe
+from minimind_sft.strict_json import parse_json
 
 ROLES = ("system", "user", "assistant", "tool")
 CALL_ROLES = ("function_call", "tool_call")

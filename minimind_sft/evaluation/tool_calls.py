@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minimind_sft.data.reading import parse_json
 from minimind_sft.errors import UserError
+from minimind_sft.strict_json import parse_json
 
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 """A call as ChatML templates write it; the last one may lack its end."""

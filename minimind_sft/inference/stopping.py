@@ -46,10 +46,7 @@ def named_stop_ids(weights: Path, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _named_in(path: Path) -> frozenset[int]:
-    try:
-        found = read_object(path).get("eos_token_id")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    found = read_object(path).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(each) is int for each in ids):
         raise UserError(f"{path}: eos_token_id: expected a token's id or a list of ids, found {describe(found)}")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minimind_sft.errors import UserError, describe, first_line, printable
-from minimind_sft.files import path_exists, read_object, refuse_lfs_pointer
+from minimind_sft.errors import UserError, describe, printable
+from minimind_sft.files import path_exists, read_object
 from minimind_sft.model.weights_file import DTYPES, TensorFile, open_source
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -63,13 +63,7 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
 
 def _read_index(index: Path) -> dict[str, set[str]]:
     """Reads which tensors are in which shard."""
-    refuse_lfs_pointer(index)
-    try:
-        weight_map = read_object(index).get("weight_map")
-    except OSError as error:
-        raise UserError(f"{index}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{index}: not an index that can be read ({first_line(error)})") from error
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map: expected an object with the shard of each tensor, "
                         f"found {describe(weight_map)}")

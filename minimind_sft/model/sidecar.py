@@ -13,8 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from minimind_sft.errors import UserError, describe, first_line, printable
-from minimind_sft.files import read_object, refuse_lfs_pointer
+from minimind_sft.errors import UserError, describe, printable
+from minimind_sft.files import read_object
 from minimind_sft.model.config import ModelConfig, RopeScaling
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
@@ -38,13 +38,7 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    refuse_lfs_pointer(path)
-    try:
-        sidecar = read_object(path)
-    except OSError as error:
-        raise UserError(f"{path}: not a sidecar that can be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a sidecar that can be read ({first_line(error)})") from error
+    sidecar = read_object(path)
     if "assume" in sidecar and "model" in sidecar:
         raise UserError(f"{path}: assume: not possible beside model, which has all fields")
     if "assume" not in sidecar and not isinstance(sidecar.get("model"), dict):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from minimind_sft.errors import UserError
 from minimind_sft.files import read_object, sha256_of_file
 
 MANIFEST = "manifest.json"
@@ -28,8 +29,8 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
         raise Damaged(f"{MANIFEST} is a symbolic link")
     try:
         checksums = read_object(folder / MANIFEST)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read ({error})") from error
+    except UserError as error:
+        raise Damaged(f"it cannot be read: {error}") from error
     for name, expected in checksums.items():
         path = folder / name
         if not belongs(name):
@@ -40,8 +41,8 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
             raise Damaged(f"{name} is missing")
         try:
             found = sha256_of_file(path)
-        except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+        except UserError as error:
+            raise Damaged(f"it cannot be read: {error}") from error
         if found != expected:
             raise Damaged(f"{name} was damaged: its SHA-256 is not the one in {MANIFEST}")
     return list(checksums)

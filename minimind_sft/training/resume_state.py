@@ -93,7 +93,7 @@ def read_state(path: Path) -> TrainState:
     try:
         record = read_object(path / STATE)
         version, names_then = record["format"], set(record["state"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise Damaged(f"{STATE} cannot be read ({error})") from error
     if version != FORMAT or names_then | ADDED_LATER != {one.name for one in fields(TrainState)}:
         raise Damaged(f"{STATE} was written by another version of this project")
