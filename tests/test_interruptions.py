@@ -56,8 +56,9 @@ def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monke
                 try:
                     signal.raise_signal(signal.SIGCHLD)
                 except ProcessLost as lost:
-                    error = type(lost), lost, lost.__traceback__
-            self.batches.__exit__(*error)
+                    self.batches.__exit__(type(lost), lost, lost.__traceback__)
+                    raise
+            return self.batches.__exit__(*error)
 
     def fail(*step):
         handler.append(signal.signal(signal.SIGCHLD, signal.SIG_DFL))
