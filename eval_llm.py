@@ -20,7 +20,7 @@ from pathlib import Path
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import read_tools
 from minimind_sft.data.sources import find_files
-from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.errors import UserError, run_program
 from minimind_sft.evaluation.answering import check_output, report, score, write_output
 from minimind_sft.evaluation.questions import Row, make_question, read_scored_rows
 from minimind_sft.evaluation.results import Candidate, sha256_of
@@ -41,7 +41,7 @@ from minimind_sft.settings.chat import (
     WeightSettings,
 )
 from minimind_sft.settings.command_line import parse_flags
-from minimind_sft.terminal import fitted, say
+from minimind_sft.terminal import say
 
 
 def main() -> int:
@@ -83,11 +83,11 @@ def talk(questions: QuestionSettings, title: str, answerer: Answerer, commands: 
         return 0
     status = 0
     for prompt in questions.prompt:
-        print(f"> {harmless(prompt)}", flush=True)
+        say(f"> {prompt}")
         try:
             show(answerer, answerer.reply(prompt), questions.show_speed)
         except UserError as error:
-            print(fitted(f"error: --prompt: {harmless(str(error))}", sys.stderr), file=sys.stderr)
+            say(f"error: --prompt: {error}", sys.stderr)
             status = 2
     return status
 
@@ -114,8 +114,7 @@ def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loa
     problems = [row.problem for row in rows if row.problem]
     say(f"answered {len(rows) - len(problems):,} of {len(rows):,} rows: {output.path}")
     if problems:
-        print(fitted(f"error: {len(problems)} rows have no answer, starting with {harmless(problems[0])}", sys.stderr),
-              file=sys.stderr)
+        say(f"error: {len(problems)} rows have no answer, starting with {problems[0]}", sys.stderr)
     return 2 if problems else 0
 
 

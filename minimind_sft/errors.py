@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minimind_sft.output import prepare_output
-from minimind_sft.terminal import fitted
+from minimind_sft.terminal import harmless, say
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of a disk that accepts no more data."""
 CONSEQUENCE_SECONDS = 60
 """A rank that only lost another one dates its failure this much later, so that torchrun shows the cause."""
 MAX_SHOWN = 40
+NEXT_PROBLEM = " " * len("error: ")
+"""The indent of further lines of a `UserError`; other line feeds are not ours, but those of a file's name, say."""
 
 
 class UserError(ValueError):
@@ -91,17 +93,11 @@ def printable(name: str) -> str:
     return repr(name)[1:-1]
 
 
-def harmless(message: str) -> str:
-    """Escapes characters that would move a terminal's cursor or reverse its text: data may contain them."""
-    return re.sub("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]",
-                  lambda found: f"\\u{ord(found[0]):04x}", message)
-
-
 def _report(status: int, message: str) -> int:
     """Prints the message, passes errors on to torchrun, and returns `status`."""
-    message = harmless(message)
+    message = re.sub(f"\n(?!{NEXT_PROBLEM})", r"\\n", harmless(message))
     rank = int(os.environ.get("RANK", 0))
-    print(fitted(f"[rank {rank}] {message}" if rank else message, sys.stderr), file=sys.stderr)
+    say(f"[rank {rank}] {message}" if rank else message, sys.stderr)
     if message.startswith("error: "):
         _report_to_torchrun(message, time.time() + CONSEQUENCE_SECONDS * (status == 1))
     return status

@@ -1,10 +1,15 @@
-"""Sets up standard output and error: neither an odd character nor a reader that leaves ends a program."""
+"""Sets up standard output and error: neither an odd character nor a reader that leaves ends a program.
+
+Nor do control characters get through that libraries print: warnings, log lines and tracebacks quote data and names.
+"""
 
 import codecs
 import errno
 import io
 import sys
 from typing import Any
+
+from minimind_sft.terminal import harmless
 
 PLAIN = {"█": "#", "▏": "|", "─": "-", "⟦": "[", "⟧": "]", "‹": "<", "›": ">", "…": "...", "→": "->"}
 """Replacements for our drawing characters in encodings that lack them."""
@@ -45,8 +50,19 @@ class _OutlivesReader(io.RawIOBase):
         return self._raw.fileno()
 
 
+class _Harmless(io.TextIOWrapper):
+    """Escapes control characters, except tabs and the carriage returns of progress bars."""
+
+    def write(self, text: str) -> int:
+        return super().write("\t".join("\r".join(map(harmless, part.split("\r"))) for part in text.split("\t")))
+
+    def write_harmless(self, text: str) -> int:
+        """Writes text of `terminal.py`, which has escaped it and may have coloured it."""
+        return super().write(text)
+
+
 def prepare_output() -> None:
-    """Makes sys.stdout and sys.stderr replace characters that their encoding lacks, and outlive their readers."""
+    """Makes sys.stdout and sys.stderr escape control characters and those their encoding lacks, and outlive readers."""
     codecs.register_error(ERRORS, _replaced)
     sys.stdout = _prepared(sys.stdout, "standard output")
     sys.stderr = _prepared(sys.stderr, "standard error")
@@ -59,8 +75,8 @@ def _prepared(stream: Any, name: str) -> Any:
     stream.flush()
     raw: Any = _OutlivesReader(getattr(stream.buffer, "raw", stream.buffer), name)  # `python -u` has no buffer
     buffer = io.BufferedWriter(raw) if isinstance(stream.buffer, io.BufferedWriter) else raw
-    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=ERRORS, line_buffering=stream.line_buffering,
-                            write_through=stream.write_through)
+    return _Harmless(buffer, encoding=stream.encoding, errors=ERRORS, line_buffering=stream.line_buffering,
+                     write_through=stream.write_through)
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:

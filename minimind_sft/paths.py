@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from minimind_sft.terminal import in_one_line
+
 
 def find_clone() -> Path | None:
     """Finds the clone of this repository in use; None where the installed library is used on its own.
@@ -29,9 +31,9 @@ def in_repository(path: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """Shortens a path inside the repository to one relative to its root."""
+    """Names a path in a message, on one line: a path inside the repository relative to its root."""
     absolute = _absolute(path)
-    return str(absolute.relative_to(REPOSITORY)) if absolute.is_relative_to(REPOSITORY) else str(path)
+    return in_one_line(str(absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else path))
 
 
 def place(value: str | Path) -> str:

@@ -1,13 +1,26 @@
-"""Fits lines to the terminal: counts columns and breaks long lines."""
+"""Everything that the programs print: made harmless, and fitted to the terminal.
 
+Text from data, models and file names may hold escape sequences. `say` and its companions are the only functions that
+write to standard output and error, and they escape such characters.
+"""
+
+import json
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Sequence
-from typing import TextIO
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, TextIO
 
+from tqdm import tqdm
+
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb"
+                     "\U000e0000-\U000e007f]")
+"""Characters that move the cursor, change the terminal, reverse the direction of text, or hide it; a line feed is not
+among them."""
 ANSI = re.compile("\x1b\\[[0-9;]*m")
+DUMB_TERMINALS = ("", "dumb", "unknown")
 LABEL = re.compile(r" *(?:\[rank \d+\] )?(?:error: |step +\d+/\d+: |\S.{0,18}? {2,})?")
 """The beginning of a line before its text: `model       `, `step     10/60: `, `error: `, or an indent."""
 WIDE = ("\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
@@ -56,11 +69,12 @@ def wrap(line: str, width: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
-    """Returns the rows of a table as lines, with two blanks between columns.
+    """Returns the rows of a table as lines, with two blanks between columns; cells become harmless.
 
     Args:
         numbers: indices of the columns that are aligned on the right.
     """
+    rows = [list(map(in_one_line, cells)) for cells in rows]
     widths = [max(map(columns, cells)) for cells in zip(*rows, strict=True)]
     return ["  ".join(" " * (width - columns(cell)) + cell if index in numbers else
                       cell + " " * (width - columns(cell))
@@ -82,6 +96,92 @@ def fitted(text: str, stream: TextIO) -> str:
     return "\n".join(wrap(line, width) for line in text.split("\n")) if width else text
 
 
-def say(line: str) -> None:
-    """Prints a line, wrapped to fit the terminal."""
-    print(fitted(line, sys.stdout), flush=True)
+def can_colour() -> bool:
+    """Says whether standard output is a terminal that shows colours, and the user wants them."""
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        return False
+    if sys.platform == "win32":
+        return "WT_SESSION" in os.environ  # older consoles print the codes
+    return os.environ.get("TERM", "").lower() not in DUMB_TERMINALS
+
+
+def harmless(text: str) -> str:
+    """Escapes characters that would move a terminal's cursor or reverse its text: data may contain them."""
+    return CONTROL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def in_one_line(text: str) -> str:
+    """Makes text harmless that stands inside a line, such as a name from the data: line feeds are escaped as well."""
+    return harmless(text).replace("\n", "\\n")
+
+
+def painted(code: str, text: str) -> str:
+    """Returns harmless text between an ANSI colour code and its end, for `say_painted`."""
+    return f"\x1b[{code}m{harmless(text)}\x1b[0m"
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Prints lines, harmless and wrapped to fit the terminal, above a progress bar if there is one.
+
+    Args:
+        stream: standard output if None.
+    """
+    stream = stream or sys.stdout
+    if stream is not None:  # as under pythonw.exe
+        _write_lines(fitted(harmless(line), stream), stream)
+
+
+def say_painted(text: str) -> None:
+    """Prints lines like `say` to standard output, and lets their colours through, which `painted` has put there."""
+    codes = ANSI.findall(text)
+    parts = [harmless(part) for part in ANSI.split(text)]
+    whole = "".join(part + code for part, code in zip(parts, [*codes, ""], strict=True))
+    _write_lines(fitted(whole, sys.stdout), sys.stdout)
+
+
+def say_json(value: Any) -> None:
+    """Prints a value as JSON that another program can read: nothing is wrapped."""
+    _write_lines(harmless(json.dumps(value, indent=1)), sys.stdout)  # an escaped character is the same in JSON
+
+
+def say_piece(text: str, code: str = "") -> None:
+    """Prints a piece of text that goes on, such as a token of an answer: harmless, but with its tabs.
+
+    Args:
+        code: the ANSI code of its colour.
+    """
+    shown = "\t".join(map(harmless, text.split("\t")))
+    _write(f"\x1b[{code}m{shown}\x1b[0m" if code and shown else shown, sys.stdout)
+    sys.stdout.flush()
+
+
+def say_from_thread(line: str) -> None:
+    """Prints a line to standard error, below a progress bar and past Python's buffers: another thread may use them."""
+    below_the_bar = "\n" if sys.stderr.isatty() else ""
+    os.write(sys.stderr.fileno(), f"{below_the_bar}{fitted(harmless(line), sys.stderr)}\n".encode(errors="replace"))
+
+
+def progress_bar(items: Iterable | None = None, *, label: str, **options: Any) -> tqdm:
+    """Returns tqdm's bar, which shows only at a terminal and goes when it ends.
+
+    Args:
+        options: of tqdm; `leave` and `disable` change what is said above.
+    """
+    return tqdm(items, desc=harmless(label), **{"leave": False, "disable": None, **options})
+
+
+def _write_lines(text: str, stream: TextIO) -> None:
+    has_bars = bool(getattr(tqdm, "_instances", ()))
+    with tqdm.external_write_mode(file=stream) if has_bars else nullcontext():
+        _write(f"{text}\n", stream)
+        stream.flush()
+
+
+def _write(text: str, stream: Any) -> None:
+    """Writes text that is harmless already, past the stream's own escaping (`output.prepare_output`)."""
+    getattr(stream, "write_harmless", stream.write)(text)

@@ -13,7 +13,6 @@ Assistant:. Unusable rows are named and left out. --overwrite replaces an existi
 """
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from minimind_sft.data.chat_template import make_template
 from minimind_sft.data.conversation import canonical_row, parse_row
@@ -42,14 +40,14 @@ from minimind_sft.data.reading import RawRow, parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
-from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.errors import UserError, run_program
 from minimind_sft.files import check_writable, write_together
 from minimind_sft.languages import LETTERS
 from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings
 from minimind_sft.settings.spec import flags_of
-from minimind_sft.terminal import fitted, say
+from minimind_sft.terminal import progress_bar, say
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -61,7 +59,7 @@ def main() -> None:
     check_outputs(writing)
     files, filters = find_files(reading.files), make_filters(settings.filters, reading)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as kept:
-        rows = tqdm(read_good_rows(files, reading), desc="reading", unit=" rows", delay=2, leave=False, disable=None)
+        rows = progress_bar(read_good_rows(files, reading), label="reading", unit=" rows", delay=2)
         dropped, written = Counter(), 0
         for row in rows:
             reason = why_not(row, filters)
@@ -145,7 +143,7 @@ def read_good_rows(files: Sequence[Path], settings: ReadingSettings) -> Iterator
         except UserError as error:
             bad += 1
             if bad <= NAMED:
-                tqdm.write(fitted(f"left out    {harmless(str(error))}", sys.stdout))
+                say(f"left out    {error}")
             continue
         yield row
     if bad > NAMED:

@@ -22,7 +22,7 @@ from pathlib import Path
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, FOLDER, load_tokenizer
-from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.errors import UserError, run_program
 from minimind_sft.export import huggingface, minimind
 from minimind_sft.export.adapters import compare_adapters
 from minimind_sft.export.check import compare
@@ -163,7 +163,7 @@ def template_of(chosen: ConvertedWeights, weights: Weights, tokenizer: Tokenizer
 
 def say_all(label: str, lines: Iterable[str]) -> None:
     for line in lines:
-        say(f"{label:<12}{harmless(line)}")
+        say(f"{label:<12}{line}")
 
 
 def default_dtype(to: str, weights: Weights) -> str:

@@ -9,7 +9,6 @@ The trainers' flags mean the same here. On a CPU the figure is the memory of the
 allocates there. docs/memory.md explains it; --batch_size makes no difference.
 """
 
-import json
 import sys
 from dataclasses import replace
 
@@ -17,14 +16,14 @@ import torch
 
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.device import resolve_dtype
-from minimind_sft.errors import harmless, run_program
+from minimind_sft.errors import run_program
 from minimind_sft.model.build import check_size, find_start, new_model_config
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.scripts import EstimatedAdapters, EstimatedModel, EstimatedRun, EstimateSettings
-from minimind_sft.terminal import say
+from minimind_sft.terminal import say, say_json
 from minimind_sft.training.memory import (
     FLOAT,
     GIB,
@@ -46,9 +45,8 @@ def main() -> int:
     parts, memory = peak(model, plan), settings.answer.memory
     fits = largest_micro_batch(model, plan, memory * GIB) if memory else None
     if settings.answer.json:
-        print(json.dumps({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
-                          "per_token_and_layer": kept_by_layer(model, plan),
-                          "most_micro_batch_tokens": fits}, indent=1))
+        say_json({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
+                  "per_token_and_layer": kept_by_layer(model, plan), "most_micro_batch_tokens": fits})
     else:
         say("\n".join([*asked(model, plan), "", *table(parts), "", *notes(model, plan)]))
         if memory:
@@ -63,7 +61,7 @@ def model_asked_for(settings: EstimatedModel) -> ModelConfig:
     assert path is not None, "--from_weight is not none"
     weights = read_weights(path)
     for notice in weights.notices:
-        print(harmless(notice), file=sys.stderr)
+        say(notice, sys.stderr)
     check_size(settings, weights.config, path)
     return replace(weights.config, dropout=settings.dropout)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.sources import find_files
-from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.errors import UserError, run_program
 from minimind_sft.evaluation.blind import take_votes
 from minimind_sft.evaluation.choices import evaluate_choices
 from minimind_sft.evaluation.comparing import compare_choices, compare_items
@@ -86,7 +86,7 @@ def evaluate_model(settings: EvaluateSettings, chosen: WeightSettings, store: St
     results: dict[str, Any] = {"model": candidate.facts}
     items: list[Item] = []
     if settings.comparison.against:  # else there is only one model
-        show(f"\n{flags[0]} {harmless(shown(loaded.path))}")
+        show(f"\n{flags[0]} {shown(loaded.path)}")
     for name, evaluate in tasks(settings):
         outcome = evaluate(candidate, store=store)
         results[name] = outcome.result

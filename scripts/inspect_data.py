@@ -11,8 +11,6 @@ and 1 if something is wrong: bad rows, nothing to learn, training rows in the ev
 its end of turn, or, with --check_prompts, an answer that training shows after other ids than a chat does.
 """
 
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from minimind_sft.data.chat_template import Supervision, make_template
 from minimind_sft.data.samples import PretrainEncoder, SFTEncoder
 from minimind_sft.data.sources import find_eval_sources, find_sources
 from minimind_sft.data.tokenizer_choice import load_tokenizer
-from minimind_sft.errors import harmless, run_program
+from minimind_sft.errors import run_program
 from minimind_sft.inspection.page import write_report_page
 from minimind_sft.inspection.report import make_report
 from minimind_sft.inspection.shown import first_rows, printable
@@ -31,7 +29,7 @@ from minimind_sft.report.page import checked_page
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import InspectSettings
 from minimind_sft.settings.training import SFTSettings, TrainSettings
-from minimind_sft.terminal import fitted
+from minimind_sft.terminal import can_colour, say, say_json, say_painted
 
 
 def main() -> int:
@@ -52,11 +50,11 @@ def main() -> int:
     if page:
         write_report_page(page, report, shown)
     if wanted.json:
-        print(json.dumps(report.as_json(), indent=1), flush=True)
+        say_json(report.as_json())
     else:
-        text = as_text(report, shown, wanted.most, sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-        written = f"{'page':<12}{printable(str(page))}\n" if page else ""
-        print(fitted(text + written, sys.stdout), end="", flush=True)
+        say_painted(as_text(report, shown, wanted.most, can_colour()))
+        if page:
+            say(f"{'page':<12}{printable(str(page))}")
     return 0 if report.is_fine else 1
 
 
@@ -71,7 +69,7 @@ def make_encoder(trainer: TrainSettings, base: Path | None) -> SFTEncoder | Pret
     data = trainer.data
     tokenizer = load_tokenizer(data.tokenizer_path, base)
     for notice in tokenizer.notices:
-        print(harmless(notice), file=sys.stderr)
+        say(notice, sys.stderr)
     if not isinstance(trainer, SFTSettings):
         return PretrainEncoder(tokenizer, data.max_seq_len)
     template = make_template(tokenizer, data.chat_template, data.end_of_turn)

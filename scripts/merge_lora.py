@@ -16,7 +16,7 @@ from typing import Any
 from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import load_tokenizer
-from minimind_sft.errors import UserError, harmless, run_program
+from minimind_sft.errors import UserError, run_program
 from minimind_sft.export.check import documents
 from minimind_sft.files import check_writable
 from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer, encoding_facts
@@ -109,7 +109,7 @@ def training_of(adapters: list[tuple[Adapter, float]]) -> dict[str, Any]:
 
 def say_all(label: str, lines: Iterable[str]) -> None:
     for line in lines:
-        say(f"{label:<12}{harmless(line)}")
+        say(f"{label:<12}{line}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 
 from minimind_sft.errors import UserError, one_line, run_program
 from minimind_sft.evaluation.harness import NAME, register
+from minimind_sft.terminal import say
 
 OWN_COMMANDS = ("ls", "validate")
 """Commands of the harness that need no model."""
@@ -22,7 +23,7 @@ OWN_COMMANDS = ("ls", "validate")
 def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        say(__doc__)
     if _has(arguments, "--model", "-M"):
         raise UserError(f"--model: this program runs the model {NAME}; --model_args weight=NAME says which weights")
     register()

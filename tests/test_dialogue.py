@@ -11,7 +11,6 @@ import pytest
 from programs import PATIENCE, REPOSITORY
 from terminals import Terminal
 
-from minimind_sft.inference.answer_output import visible
 from minimind_sft.inference.message_history import MessageHistory
 from minimind_sft.inference.message_input import PlainInput
 
@@ -227,7 +226,8 @@ def test_tab_completes_commands_and_nothing_else(open_terminal, tmp_path):
     wait_for_answer_to(terminal, "a\tb")
 
 
-IN_COLOUR, PLAIN = "\x1b[2mhm <tool\x1b[0mso␛[2J\x1b[36m<tool_call>", "<think>hm <tool</think>so␛[2J<tool_call>"
+IN_COLOUR = "\x1b[2mhm <tool\x1b[0mso\\u001b[2J\x1b[36m<tool_call>"
+PLAIN = "<think>hm <tool</think>so\\u001b[2J<tool_call>"
 
 
 @pytest.mark.parametrize(("environment", "shown"), [
@@ -345,7 +345,3 @@ def test_on_windows_the_rest_of_a_pasted_block_is_read_from_the_console(monkeypa
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda prompt="": waiting.pop(0))
     assert PlainInput(MessageHistory()).read() == "first\nsecond\nthird"
-
-
-def test_control_characters_in_an_answer_are_made_visible():
-    assert visible("a\x1b[2J\tb\nc\x7f\x85 你") == "a␛[2J\tb\nc\ufffd\ufffd 你"

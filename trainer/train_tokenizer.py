@@ -12,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
 from minimind_sft.data.reading import read_texts
 from minimind_sft.data.sources import find_files
@@ -21,7 +20,7 @@ from minimind_sft.files import check_writable, write_together
 from minimind_sft.set_aside import check_replaceable, is_there, set_aside
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import TokenizerSettings
-from minimind_sft.terminal import say
+from minimind_sft.terminal import progress_bar, say
 
 # MiniMind-3's control tokens, in the order of their ids. Decoding may skip the special ones; the others belong to
 # what a model says.
@@ -83,7 +82,7 @@ def texts_of(paths: Iterable[Path]) -> Iterator[str]:
     for role in ROLES:
         yield from [role] * ROLE_FREQUENCY
     for path in paths:
-        yield from tqdm(read_texts(path), desc=path.name, unit=" texts", disable=None)
+        yield from progress_bar(read_texts(path), label=path.name, unit=" texts", leave=True)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from minimind_sft.data.dataset import MAX_KINDS, OTHER_KINDS, DatasetCounts, ExampleDataset, Group, kind_of
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
@@ -29,6 +28,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, read_object, sha256_of_file, sync
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
+from minimind_sft.terminal import progress_bar
 
 T = TypeVar("T")
 
@@ -331,9 +331,9 @@ def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], titl
         ProcessLost: as `map_chunks`.
     """
     plain = all(file_kind(path) in ("jsonl", "ndjson", "json", "txt") for path in files)
-    with tqdm(total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
-              unit_scale=True, desc=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
-              leave=False, disable=None if show_progress else True) as bar:
+    with progress_bar(label=f"{title} {files[0].name}{', ...' if len(files) > 1 else ''}", delay=2,
+                      total=sum(_stat(path)[0] for path in files) if plain else None, unit="B" if plain else " rows",
+                      unit_scale=True, disable=None if show_progress else True) as bar:
         raw_rows = chain.from_iterable(map(read_raw_rows if may_be_empty else _rows_of_nonempty, files))
         for raw, result in map_chunks(work, raw_rows):
             bar.update(sum(len(one.content) for one in raw if isinstance(one.content, bytes)) if plain else len(raw))

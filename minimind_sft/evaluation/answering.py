@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.data.chat_template import ChatTemplate
-from minimind_sft.errors import UserError, harmless
+from minimind_sft.errors import UserError
 from minimind_sft.evaluation.questions import Question, without_reasoning
 from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
-from minimind_sft.terminal import columns
+from minimind_sft.terminal import columns, in_one_line, progress_bar
 
 PROBLEMS_NAMED = 5
 WRONG_SHOWN = 3
@@ -46,7 +44,7 @@ def score(model: LanguageModel, template: ChatTemplate, questions: Sequence[Ques
     stop_ids = chat_stop_ids(template, stop_ids)
     asked = [question for question in questions if not question.problem]
     said: list[str] = []
-    with tqdm(total=len(asked), desc="answering", unit=" questions", leave=False, disable=None) as bar:
+    with progress_bar(label="answering", total=len(asked), unit=" questions") as bar:
         for start in range(0, len(asked), batch_size):
             batch = asked[start:start + batch_size]
             said += answer(model, template, batch, settings, stop_ids)
@@ -79,15 +77,15 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
         raise UserError(f"--score: no row can be compared, starting with {problems[0]}")
     asked = Counter(result.question.kind for result in compared)
     right = Counter(result.question.kind for result in compared if result.exact)
-    longest = max(map(len, [*asked, "kind"]))
+    longest = max(map(len, [*map(in_one_line, asked), "kind"]))
     yield f"{'kind':<{longest}}  questions  exact match"
     for kind in sorted(asked):
-        yield f"{harmless(kind):<{longest}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
+        yield f"{in_one_line(kind):<{longest}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
     if calls := sum(result.question.has_call for result in compared):
         yield f"{calls} of them expect a tool call, compared as the chat template writes it"
     if problems:
         yield f"not compared: {len(problems)} row{'s' * (len(problems) > 1)}"
-        yield from (f"  {harmless(problem)}" for problem in problems[:PROBLEMS_NAMED])
+        yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
         if len(problems) > PROBLEMS_NAMED:
             yield f"  ... and {len(problems) - PROBLEMS_NAMED} more (--score_out names all)"
     yield from wrong_answers(compared, width)
@@ -100,7 +98,7 @@ def wrong_answers(results: Sequence[Scored], width: int) -> Iterator[str]:
     if wrong:
         yield f"wrong answers, {min(WRONG_SHOWN, len(wrong))} of {len(wrong)}:"
     for result in wrong[:WRONG_SHOWN]:
-        yield f"  {harmless(result.question.place)}"
+        yield f"  {in_one_line(result.question.place)}"
         texts = {"question": result.question.messages[-1]["content"], "expected": result.question.expected,
                  "answer": result.answer}
         yield from (shortened(f"    {name:<8}  {text}", width) for name, text in texts.items())
@@ -108,7 +106,7 @@ def wrong_answers(results: Sequence[Scored], width: int) -> Iterator[str]:
 
 def shortened(text: str, width: int) -> str:
     """Returns `text` on one line of at most `width` columns, cut with "..."."""
-    text = harmless(text.replace("\n", "\\n"))
+    text = in_one_line(text)
     if columns(text) <= width:
         return text
     kept = bisect_right(range(len(text)), width - len("..."), key=lambda length: columns(text[:length]))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
-from minimind_sft.errors import harmless
 from minimind_sft.evaluation.items import Item
 from minimind_sft.evaluation.results import Outcome, Store, Task
 
@@ -127,10 +126,10 @@ def shown_ballot(ballot: Ballot, title: str) -> Iterator[str]:
     assert question is not None
     yield ""
     yield f"--- {title}"
-    yield harmless(question.messages[-1]["content"])
+    yield question.messages[-1]["content"]
     for number, answer in enumerate(ballot.answers(), start=1):
         yield f"--- answer {number}"
-        yield harmless(answer) or "(no words)"
+        yield answer or "(no words)"
     yield "---"
 
 

@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.errors import UserError, harmless
+from minimind_sft.errors import UserError
 from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.generate import CLOSE, LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
-from minimind_sft.terminal import aligned
+from minimind_sft.terminal import aligned, in_one_line, progress_bar
 
 QUESTIONS_AT_ONCE = 16
 PROBLEMS_NAMED = 5
@@ -241,8 +239,8 @@ def evaluate_choices(candidate: Candidate, settings: ChoiceSettings, store: Stor
     loaded = candidate.loaded
     prompter = ChoicePrompter(loaded.tokenizer, loaded.model.config.context, settings.scored_options,
                               settings.few_shot, read_choices(example_files))
-    prompts = [prompter.prompt(question) for question in tqdm(read_choices(files), desc="prompts", unit=" questions",
-                                                              leave=False, disable=None)]
+    prompts = [prompter.prompt(question) for question in
+               progress_bar(read_choices(files), label="prompts", unit=" questions")]
     data, examples = data_facts(files), data_facts(example_files)
     task = store.task(f"choices{name}", {
         **candidate.identity, "data": [facts["sha256"] for facts in data], "few_shot": settings.few_shot,
@@ -269,8 +267,8 @@ def _choose(model: LanguageModel, prompter: ChoicePrompter, prompts: Mapping[str
     """Returns what the model chooses for each prompt; those in the task already are not asked again."""
     left = {name: prompt for name, prompt in prompts.items() if name not in task.done}
     names = iter(left)
-    with tqdm(total=len(prompts), initial=len(prompts) - len(left), desc="choices", unit=" questions", leave=False,
-              disable=None) as bar:
+    with progress_bar(label="choices", total=len(prompts), initial=len(prompts) - len(left),
+                      unit=" questions") as bar:
         for batch in score_choices(model, prompter, list(left.values())):
             task.add({next(names): result.as_json() for result in batch})
             bar.update(len(batch))
@@ -316,7 +314,7 @@ def choice_lines(results: Sequence[ChosenOption], prompts: Sequence[ChoicePrompt
     yield from _table(scores["by_subject"])
     if problems:
         yield f"not asked: {len(problems)} question{'s' * (len(problems) > 1)}"
-        yield from (f"  {harmless(problem)}" for problem in problems[:PROBLEMS_NAMED])
+        yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
     if fewer := _with_fewer(prompts, few_shot):
         yield f"asked with fewer than {few_shot} examples, as more do not fit into the context: {fewer} questions"
     yield (f"acc: {scores['acc']:.1%} ± {scores['stderr']:.1%}, acc_norm: {scores['acc_norm']:.1%}, guessing: "
@@ -330,6 +328,6 @@ def _with_fewer(prompts: Iterable[ChoicePrompt], few_shot: int) -> int:
 
 
 def _table(by_subject: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rows = [[harmless(subject.replace("\n", " ")), f"{one['questions']:,}", f"{one['acc']:.1%}",
+    rows = [[subject, f"{one['questions']:,}", f"{one['acc']:.1%}",
              f"{one['acc_norm']:.1%}"] for subject, one in by_subject.items()]
     return aligned([["subject", "questions", "acc", "acc_norm"], *rows], numbers=(1, 2, 3))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from minimind_sft.errors import harmless
 from minimind_sft.evaluation.answering import shortened
 from minimind_sft.evaluation.items import Item, grouped, kind_of
 from minimind_sft.evaluation.results import Outcome
@@ -22,7 +21,7 @@ from minimind_sft.evaluation.text_scores import (
     corpus_statistics,
     score_of_statistics,
 )
-from minimind_sft.terminal import aligned
+from minimind_sft.terminal import aligned, in_one_line
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -213,7 +212,7 @@ def _lines(scores: Mapping[str, Difference], kinds: Mapping[str, Mapping[str, Di
     """Yields the tables and examples for a terminal."""
     rows = [[name.replace("_", " "), *_row(name, one)] for name, one in scores.items()]
     yield from aligned([["", *HEADING], *rows], numbers=range(1, 6))
-    of_kinds = [[harmless(kind), *_row("exact_match", of_kind["exact_match"])] for kind, of_kind in kinds.items()
+    of_kinds = [[kind, *_row("exact_match", of_kind["exact_match"])] for kind, of_kind in kinds.items()
                 if "exact_match" in of_kind]
     if len(of_kinds) > 1:
         yield ""
@@ -223,7 +222,7 @@ def _lines(scores: Mapping[str, Difference], kinds: Mapping[str, Mapping[str, Di
         yield f"changed answers: {len(changed)} of {asked} ({len(changed) / asked:.1%})"
     for one, other in changed[:EXAMPLES_SHOWN]:
         example = _example(one, other)
-        yield f"  {harmless(example['place'])}"
+        yield f"  {in_one_line(example['place'])}"
         marks = {"against": _mark(example["against_exact"]), "weight": _mark(example["weight_exact"])}
         for name in ("question", "expected", "against", "weight"):
             flag = f"--{name}" if name in marks else name

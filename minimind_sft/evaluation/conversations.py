@@ -5,12 +5,10 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.sources import find_files
-from minimind_sft.errors import UserError, harmless
+from minimind_sft.errors import UserError
 from minimind_sft.evaluation.answering import Scored, answer, wrong_answers
 from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
@@ -22,6 +20,7 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.evaluate import EvaluatedConversationsSettings
+from minimind_sft.terminal import in_one_line, progress_bar
 
 ROWS_AT_ONCE = 128
 """Rows whose losses are computed, and kept, together."""
@@ -67,8 +66,7 @@ def measure_losses(candidate: Candidate, items: Sequence[Item], store: Store, id
     """Fills in the items' losses."""
     task = store.task("losses", identity, _are_losses)
     left = [(str(number), item.row.conversation) for number, item in enumerate(items) if str(number) not in task.done]
-    with tqdm(total=len(items), initial=len(items) - len(left), desc="losses", unit=" rows", leave=False,
-              disable=None) as bar:
+    with progress_bar(label="losses", total=len(items), initial=len(items) - len(left), unit=" rows") as bar:
         for start in range(0, len(left), ROWS_AT_ONCE):
             numbers, conversations = zip(*left[start:start + ROWS_AT_ONCE], strict=True)
             task.add(dict(zip(numbers, _losses(candidate, conversations), strict=True)))
@@ -131,8 +129,7 @@ def answer_questions(candidate: Candidate, items: Sequence[Item], settings: Eval
     left = [(number, question) for number, question in asked.items() if number not in task.done]
     sampling = SamplingSettings(max_new_tokens=settings.max_new_tokens)
     stop_ids = chat_stop_ids(template, loaded.stop_ids)
-    with tqdm(total=len(asked), initial=len(asked) - len(left), desc="answers", unit=" questions", leave=False,
-              disable=None) as bar:
+    with progress_bar(label="answers", total=len(asked), initial=len(asked) - len(left), unit=" questions") as bar:
         for start in range(0, len(left), settings.batch_size):
             batch = left[start:start + settings.batch_size]
             answers = answer(model, template, [question for _, question in batch], sampling, stop_ids)
@@ -165,5 +162,5 @@ def _named(problems: Sequence[str]) -> list[str]:
         return []
     more = len(problems) - PROBLEMS_SHOWN
     return [f"left out: {len(problems)} row{'s' * (len(problems) > 1)}",
-            *(f"  {harmless(problem)}" for problem in problems[:PROBLEMS_SHOWN]),
+            *(f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_SHOWN]),
             *([f"  ... and {more} more (--out names all)"] if more > 0 else [])]

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.errors import UserError, describe
 from minimind_sft.evaluation.continuations import Continuation, Likelihood, likelihoods
 from minimind_sft.evaluation.plain_text import Window
@@ -21,7 +19,7 @@ from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.harness import HarnessBatchSettings, HarnessSettings
 from minimind_sft.settings.spec import flags_of
-from minimind_sft.terminal import say
+from minimind_sft.terminal import progress_bar, say
 
 NAME = "minimind"
 MAX_NEW_TOKENS = 256
@@ -65,7 +63,7 @@ class HarnessModel:
         """Scores (context, continuation) in tokens; what does not fit loses its beginning."""
         cut = [Continuation([*context, *ids][-self.context - 1:-len(ids)], ids) for context, ids in pairs]
         found: dict[int, Likelihood] = {}
-        with tqdm(total=len(cut), desc="scoring", unit=" continuations", disable=quiet or None) as bar:
+        with progress_bar(label="scoring", total=len(cut), unit=" continuations", disable=quiet or None) as bar:
             for index, one in likelihoods(self.loaded.model, cut):
                 found[index] = one
                 bar.update()
@@ -87,7 +85,7 @@ class HarnessModel:
         groups: dict[str, list[int]] = defaultdict(list)
         for index, (_, arguments) in enumerate(requests):
             groups[repr(sorted(arguments.items()))].append(index)
-        with tqdm(total=len(requests), desc="answering", unit=" prompts", disable=quiet or None) as bar:
+        with progress_bar(label="answering", total=len(requests), unit=" prompts", disable=quiet or None) as bar:
             for indices in groups.values():
                 until, sampling = _generation(requests[indices[0]][1])
                 prompts = {index: self._prompt(requests[index][0], sampling) for index in indices}

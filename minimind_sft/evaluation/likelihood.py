@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minimind_sft.data.batching import collate
 from minimind_sft.data.example import Example
@@ -17,6 +16,7 @@ from minimind_sft.inference.generate import LanguageModel
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.precision import at_least_float32
+from minimind_sft.terminal import progress_bar
 
 BATCH_TOKENS = 4096
 """Tokens of one forward pass, or the longest document if that is longer."""
@@ -46,8 +46,8 @@ def score_tokens(model: LanguageModel, documents: Sequence[Example], batch_token
         progress: label of a progress bar; "" shows none.
     """
     found: list[TokenScores] = [TokenScores(np.zeros(0), np.zeros(0, bool))] * len(documents)
-    with tqdm(total=len(documents), desc=progress, unit=" documents", leave=False,
-              disable=None if progress else True) as bar:
+    with progress_bar(label=progress, total=len(documents), unit=" documents",
+                      disable=None if progress else True) as bar:
         for batch in batches([len(document.input_ids) for document in documents], batch_tokens):
             scores = _scores(model, [documents[index] for index in batch])
             for index, of_one in zip(batch, scores, strict=True):

@@ -7,20 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.data.conversation import parse_text
 from minimind_sft.data.reading import file_kind, read_rows, read_texts
 from minimind_sft.data.samples import text_ids
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
-from minimind_sft.errors import UserError, harmless
+from minimind_sft.errors import UserError
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.paths import shown
 from minimind_sft.settings.evaluate import TextSettings
-from minimind_sft.terminal import aligned
+from minimind_sft.terminal import aligned, progress_bar
 
 DEFAULT_CONTEXT = 1024
 """Tokens that the model reads at most, if the user does not say."""
@@ -164,7 +162,7 @@ def score_texts(loaded: Loaded, texts: Iterable[tuple[str, str]], window: Window
     tokens, first = sum(map(len, encoded)), token_before_text(loaded.tokenizer)
     windows = (one for ids in encoded for one in window.continuations(ids, first))
     total = 0.0
-    with tqdm(total=tokens, desc="texts", unit=" tokens", leave=False, disable=None) as bar:
+    with progress_bar(label="texts", total=tokens, unit=" tokens") as bar:
         for part, batch in enumerate(iter(lambda: list(islice(windows, WINDOWS_AT_ONCE)), [])):
             item = f"{file}.{part}"
             if item not in task.done:
@@ -176,6 +174,6 @@ def score_texts(loaded: Loaded, texts: Iterable[tuple[str, str]], window: Window
 
 
 def _table(scores: Mapping[str, TextScore]) -> list[str]:
-    rows = [[harmless(name), f"{one.texts:,}", f"{one.tokens:,}", f"{one.loss:.4f}", f"{one.perplexity:,.3f}",
+    rows = [[name, f"{one.texts:,}", f"{one.tokens:,}", f"{one.loss:.4f}", f"{one.perplexity:,.3f}",
              f"{one.bits_per_byte:.4f}"] for name, one in scores.items()]
     return aligned([["", "texts", "tokens", "loss", "perplexity", "bits/byte"], *rows], numbers=range(1, 6))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from minimind_sft.errors import harmless
 from minimind_sft.evaluation.items import Item
 from minimind_sft.evaluation.text_scores import bleu, chrf, missing_packages, normalised, rouge_l, token_f1
 from minimind_sft.evaluation.tool_calls import call_scores, expected_calls, json_scores
@@ -128,6 +127,6 @@ def _table(columns: dict[str, Column], groups: Sequence[tuple[str, dict[str, Any
     used = {name: column for name, column in columns.items() if any(name in scores for _, scores in groups)}
     rows = [["", *(heading for heading, _ in used.values())]]
     for group, scores in groups:
-        rows.append([harmless(group), *(write(scores[name]) if scores.get(name) is not None else "-"
+        rows.append([group, *(write(scores[name]) if scores.get(name) is not None else "-"
                                         for name, (_, write) in used.items())])
     return aligned(rows, numbers=range(1, len(rows[0])))

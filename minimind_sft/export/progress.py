@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
+from minimind_sft.terminal import progress_bar
 
 Item = TypeVar("Item")
 SECONDS_BEFORE_A_BAR = 2.0
@@ -11,4 +11,4 @@ SECONDS_BEFORE_A_BAR = 2.0
 
 def with_bar(items: Collection[Item], label: str) -> Iterator[Item]:
     """Yields the items; in a terminal, a bar shows how many are done."""
-    yield from tqdm(items, desc=label, unit=" tensors", delay=SECONDS_BEFORE_A_BAR, leave=False, disable=None)
+    yield from progress_bar(items, label=label, unit=" tensors", delay=SECONDS_BEFORE_A_BAR)

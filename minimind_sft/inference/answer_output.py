@@ -1,18 +1,16 @@
 """Shows an answer in the terminal while it is generated."""
 
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from minimind_sft.inference.answer_parts import Part, answer_parts, described_calls
-from minimind_sft.terminal import fitted
+from minimind_sft.inference.answer_parts import answer_parts, described_calls
+from minimind_sft.terminal import can_colour, harmless, painted, say, say_painted, say_piece
 
 STYLES = {"thinking": "2", "call": "36", "note": "2"}
 """ANSI codes: dim, cyan, dim."""
-DUMB_TERMINALS = ("", "dumb", "unknown")
 
 # Everything below the space except tab and line feed, then DEL and the control characters of ISO 8859.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -55,40 +53,21 @@ def show(answerer: Answerer, pieces: Iterator[str], show_speed: bool) -> None:
     try:
         for part in answer_parts(counted(), lambda: answerer.starts_thinking):
             calls += part.text * (part.kind == "call")
-            print(_at_terminal(part, in_colour) if at_terminal else part.text, end="", flush=True)
+            if not (part.kind == "thinking" and part.is_tag and in_colour):
+                say_piece(part.text, STYLES.get(part.kind, "") if in_colour else "")
     except KeyboardInterrupt:
-        print(" ... [cut short, not kept]", end="")
+        say_piece(" ... [cut short, not kept]")
     elapsed = time.perf_counter() - start
-    print()
+    say("")
     if at_terminal:
         for described in described_calls(calls):
-            print(_painted("call", fitted(visible(f"→ {described}"), sys.stdout), in_colour))
+            say_painted(_painted("call", f"→ {described}", in_colour))
     if show_speed:
         rate = f"{tokens} token{'s' * (tokens != 1)}, {tokens / elapsed:.0f} tokens/s"
         use = "" if answerer.in_use is None else f", context {answerer.in_use:,} of {answerer.context:,}"
-        print(_painted("note", fitted(f"[{rate}{use}]", sys.stdout), in_colour))
-    print()
-
-
-def visible(text: str) -> str:
-    """Replaces control characters with visible symbols: a model must not move the cursor."""
-    return CONTROL_CHARACTERS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
-
-
-def can_colour() -> bool:
-    """Says whether standard output is a terminal that shows colours, and the user wants them."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        return False
-    if sys.platform == "win32":
-        return "WT_SESSION" in os.environ  # older consoles print the codes
-    return os.environ.get("TERM", "").lower() not in DUMB_TERMINALS
-
-
-def _at_terminal(part: Part, in_colour: bool) -> str:
-    if part.kind == "thinking" and part.is_tag and in_colour:
-        return ""
-    return _painted(part.kind, visible(part.text), in_colour)
+        say_painted(_painted("note", f"[{rate}{use}]", in_colour))
+    say("")
 
 
 def _painted(style: str, text: str, in_colour: bool) -> str:
-    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if in_colour and text and style in STYLES else text
+    return painted(STYLES[style], text) if in_colour else harmless(text)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_question
 from minimind_sft.data.reading import read_rows
@@ -18,6 +16,7 @@ from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.set_aside import is_there
+from minimind_sft.terminal import progress_bar
 
 ANSWER, REASONING, PROBLEM = "model_answer", "model_reasoning", "problem"
 """The fields that a row gets: the answer; its reasoning; why there is no answer."""
@@ -150,8 +149,7 @@ class BatchAnswerer:
 
     def answer(self, rows: Sequence[BatchRow], output: BatchOutput, batch_size: int) -> None:
         """Answers the rows that the output does not have, `batch_size` at a time, with a progress bar."""
-        with tqdm(total=len(rows), initial=output.done, desc="answering", unit=" rows", leave=False,
-                  disable=None) as bar:
+        with progress_bar(label="answering", total=len(rows), initial=output.done, unit=" rows") as bar:
             for start in range(output.done, len(rows), batch_size):
                 batch = rows[start:start + batch_size]
                 output.append(list(self._answered(batch, start)))

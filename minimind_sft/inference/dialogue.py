@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from minimind_sft.errors import UserError, harmless
+from minimind_sft.errors import UserError
 from minimind_sft.inference.answer_output import CONTROL_CHARACTERS, Answerer, show
 from minimind_sft.inference.commands import Command, find_command
 from minimind_sft.inference.message_history import MessageHistory
@@ -35,10 +35,10 @@ def converse(answerer: Answerer, commands: Sequence[Command], history: MessageHi
             try:
                 message = source.read()
             except EOFError:
-                print()
+                say("")
                 return
             except KeyboardInterrupt:
-                print()
+                say("")
                 if interrupted:
                     return
                 interrupted = True
@@ -64,13 +64,13 @@ def _obey_or_answer(answerer: Answerer, commands: Sequence[Command], message: st
             command, argument = given
             said = command.run(argument)
             if isinstance(said, str):
-                say(f"{harmless(said)}\n")
+                say(f"{said}\n")
             else:
                 show(answerer, said, show_speed)
         else:
             show(answerer, answerer.reply(message), show_speed)
     except UserError as error:
-        told = harmless(str(error))
+        told = str(error)
         refused = f"{command.name}: " if command else "not sent: "
         say(f"{told if told.startswith('/') else refused + told}\n")
 

@@ -9,7 +9,6 @@ from minimind_sft.data.chat_template import ChatTemplate, make_template
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import BUNDLED, brings_tokenizer, load_tokenizer, tokenizer_name
 from minimind_sft.device import resolve_device, resolve_dtype
-from minimind_sft.errors import harmless
 from minimind_sft.inference.generate import LanguageModel
 from minimind_sft.inference.lowering import ready_to_decode
 from minimind_sft.inference.stopping import named_stop_ids
@@ -60,7 +59,7 @@ def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[st
     """
     def notify(label: str, lines: Iterable[str]) -> None:
         for line in lines:
-            say(f"{label:<12}{harmless(line)}")
+            say(f"{label:<12}{line}")
 
     path = find_weights(chosen.weight, chosen.save_dir, flag=flags[0], hidden_size=chosen.hidden_size,
                         use_moe=chosen.use_moe, tokenizer=lambda: load_tokenizer(chosen.tokenizer_path).fingerprint)

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from minimind_sft.errors import UserError
-from minimind_sft.inference.answer_output import DUMB_TERMINALS
 from minimind_sft.inference.message_history import MessageHistory
+from minimind_sft.terminal import DUMB_TERMINALS
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

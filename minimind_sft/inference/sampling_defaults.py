@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.errors import UserError, describe, harmless
+from minimind_sft.errors import UserError, describe
 from minimind_sft.files import read_configuration
 from minimind_sft.settings.chat import CHAT_SAMPLING, ChatSamplingSettings, SamplingSettings
 from minimind_sft.settings.spec import flags_of, value_problems
@@ -68,4 +68,4 @@ def _not_used(found: dict[str, Any]) -> Iterator[str]:
     """Yields the fields that would change the choice of tokens in transformers, with their values."""
     for name, neutral in NOT_USED.items():
         if found.get(name) not in (None, neutral, 0, []):
-            yield f"{name} {harmless(describe(found[name]))}"
+            yield f"{name} {describe(found[name])}"

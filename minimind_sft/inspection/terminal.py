@@ -49,7 +49,7 @@ def as_text(report: Report, rows: Sequence[ShownRow], max_bad: int, in_colour: b
     *fixing, training = report.commands or [""]
     lines += [f"{'to fix':<12}{printable(command)}" for command in fixing]
     lines += [f"{'to train':<12}{printable(training)}"] if training else []
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _rows(rows: Sequence[ShownRow], paint: Painter) -> Iterator[str]:

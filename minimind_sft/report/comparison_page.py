@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from minimind_sft.errors import harmless
 from minimind_sft.report.comparison import Comparison, Row
 from minimind_sft.report.curves import MIN_POINTS_TO_SMOOTH, Chart, Drawing, Point, Series, draw, needs_log, smoothed
 from minimind_sft.report.page import Badge, Column, Table, render, write_page
@@ -70,7 +69,7 @@ def as_text(compared: Comparison, width: int) -> str:
     blocks.append(_difference_lines(names, compared.differences, width))
     blocks += [[f"{note.weight}: {note.text}" for note in compared.notes]] if compared.notes else []
     blocks.append([compared.verdict.sentence])
-    return harmless("\n\n".join("\n".join(block) for block in blocks))
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _difference_lines(names: Sequence[str], rows: Sequence[Row], width: int) -> list[str]:

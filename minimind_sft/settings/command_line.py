@@ -18,6 +18,7 @@ from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.data import split_share
 from minimind_sft.settings.foreign_flags import explanation
 from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems, value_problems
+from minimind_sft.terminal import say
 
 FILES = "FILE"
 """The name of the files that stand on the command line without a flag."""
@@ -221,7 +222,7 @@ def _existing_path(flag: Flag, typed: Any) -> Any:
         return typed
     from_trainer = REPOSITORY / "trainer" / path
     if not Path(path).exists() and from_trainer.exists():
-        print(f"{flag} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}",
-              file=sys.stderr)
+        say(f"{flag} {path}: not here; taken relative to trainer/, as MiniMind does: {from_trainer.resolve()}",
+            sys.stderr)
         return f"{from_trainer.resolve()}{share and ':'}{share}"
     return typed

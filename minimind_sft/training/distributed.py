@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
-from minimind_sft.errors import ProcessLost, UserError, first_line, harmless
-from minimind_sft.terminal import fitted
+from minimind_sft.errors import ProcessLost, UserError, first_line
+from minimind_sft.terminal import say
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ class Ranks:
         if self.is_main:
             for line in lines:
                 with suppress(OSError):  # a closed terminal, or a full disk under the log, must not stop the run
-                    print(fitted(harmless(line), sys.stdout), flush=True)
+                    say(line)
 
     def sum(self, *values: float) -> list[float]:
         """Sums each value over the ranks, in float64."""

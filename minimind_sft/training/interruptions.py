@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from minimind_sft.errors import ProcessLost, first_line
 from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals
-from minimind_sft.terminal import fitted
+from minimind_sft.terminal import say_from_thread
 
 ONE_SIGNAL_SECONDS = 0.25
 
@@ -87,8 +86,7 @@ def _acknowledge(signum: int) -> None:
     if signum == signal.SIGINT:
         line = "stopping after this step; press Ctrl-C again to quit now"
     with suppress(OSError, ValueError):  # closed
-        below_the_bar = "\n" if sys.stderr.isatty() else ""
-        os.write(sys.stderr.fileno(), f"{below_the_bar}{fitted(line, sys.stderr)}\n".encode())
+        say_from_thread(line)
 
 
 def leave_signals_to_the_trainer(worker_id: int) -> None:

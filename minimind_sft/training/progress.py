@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from tqdm import tqdm
-
 from minimind_sft.errors import UserError
-from minimind_sft.terminal import fitted, width_of
+from minimind_sft.terminal import progress_bar, say, width_of
 from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.training.metrics import Metrics, read_metrics
 from minimind_sft.training.peak import Work
@@ -71,8 +69,9 @@ class Progress:
         in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._writes_lines = is_main and not in_terminal
         width = width_of(sys.stderr)
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not (is_main and in_terminal),
-                         ncols=bar_columns(width), bar_format=bar_format(width))
+        self._bar = progress_bar(label="", total=total_steps, initial=step, unit="step", leave=True,
+                                 disable=not (is_main and in_terminal), ncols=bar_columns(width),
+                                 bar_format=bar_format(width))
         self._recent, self._recent_seconds, self._first_seconds, self._counted = Work(), 0.0, 0.0, 0.0
         self._step, self._end = step, ""
         self._started = self._spent_until = self._line_at = time.perf_counter()
@@ -212,8 +211,7 @@ class Progress:
         """Prints a line, above the bar if there is one."""
         if self.is_main:
             with suppress(OSError):
-                self._bar.write(fitted(line, sys.stdout))
-                sys.stdout.flush()
+                say(line)
 
     def effort(self, step: int) -> Effort:
         """Returns the work this process did to reach `step`."""
@@ -243,4 +241,6 @@ def bar_format(width: int | None) -> str:
 
 def clock(seconds: float) -> str:
     """Formats seconds as 2:05, or as 1:02:05 with hours."""
-    return tqdm.format_interval(seconds).removeprefix("0")
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from queue import Full, Queue
 from threading import Event, Thread
 
-from minimind_sft.errors import first_line, harmless
+from minimind_sft.errors import first_line
 from minimind_sft.training.loggers.logger import Logger
 
 START_SECONDS = 10.0
@@ -60,11 +60,11 @@ class BackgroundLogger:
         try:
             logger = start()
             self._has_started = True
-            self.notices.append(f"{self.name:<11} {harmless(logger.where)}")
+            self.notices.append(f"{self.name:<11} {logger.where}")
             self._go_on.set()
             self._serve(logger)
         except (Exception, SystemExit) as error:
-            self._fail(harmless(first_line(error)).removesuffix("."))
+            self._fail(first_line(error).removesuffix("."))
         finally:
             self._go_on.set()
 
