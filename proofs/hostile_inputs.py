@@ -32,7 +32,7 @@ from tqdm import tqdm
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.terminal import aligned
 
-OTHERS = ("tries", "server")
+OTHERS = ("tries", "server", "small_models")
 """Modules of proofs/hostile that are not kinds."""
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
@@ -73,6 +73,7 @@ class Tally:
 
     module: str
     kind: str
+    verbose: bool = False
     outcomes: Counter[str] = field(default_factory=Counter)
     peak_mib: float = 0.0
     longest_seconds: float = 0.0
@@ -84,15 +85,23 @@ class Tally:
         self.peak_mib = max(self.peak_mib, outcome.memory_mib)
         self.longest_seconds = max(self.longest_seconds, outcome.seconds)
         if what in WRONG:
-            tqdm.write(f"{self.module}: {one.name}: {what}: {ascii(reason)[1:-1][:LONGEST_REASON]}")
-            self.wrong.append({"name": one.name, "command": list(map(str, one.command)), "outcome": what,
-                               "reason": reason[:LONGEST_REASON]})
+            self.fail(one.name, one.command, what, reason)
+        elif self.verbose:
+            self.say(one.name, what, reason)
+
+    def fail(self, name: str, command: Sequence[str], what: str, reason: str) -> None:
+        self.wrong.append({"name": name, "command": list(map(str, command)), "outcome": what,
+                           "reason": reason[:LONGEST_REASON]})
+        self.say(name, what, reason)
+
+    def say(self, name: str, what: str, reason: str) -> None:
+        tqdm.write(f"{self.module}: {ascii(name)[1:-1]}: {what}: {ascii(reason)[1:-1][:LONGEST_REASON]}")
 
 
 def try_kind(name: str, arguments: argparse.Namespace, folder: Path, bar: tqdm) -> Tally:
     """Runs the tries of one kind, each in the folder of the kind."""
     module = importlib.import_module(f"hostile.{name}")
-    tally, server = Tally(name, module.KIND), Server(arguments.project)
+    tally, server = Tally(name, module.KIND, arguments.verbose), Server(arguments.project)
     folder.mkdir()
     dice = random.Random(f"{arguments.seed} {name}")
     for one in module.tries(folder, dice, arguments.count):
@@ -101,6 +110,8 @@ def try_kind(name: str, arguments: argparse.Namespace, folder: Path, bar: tqdm) 
         tally.add(one, outcome, [path for path, state in before.items() if state_of(path) != state])
         bar.update()
     server.close()
+    if not tally.outcomes["accepted"]:
+        tally.fail("untouched", [], "nothing accepted", "a kind needs good input as well: what if all were refused?")
     return tally
 
 
@@ -125,6 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of the random part (%(default)s)")
     parser.add_argument("--project", type=Path, default=REPOSITORY, help="the checkout whose programs are tried")
     parser.add_argument("--jobs", type=int, default=2, help="kinds tried at the same time (%(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="print the tries that went right as well")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     arguments.project = arguments.project.resolve()

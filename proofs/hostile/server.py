@@ -29,7 +29,7 @@ POLL_SECONDS = 0.01
 
 def import_project(project: Path) -> None:
     """Imports what the programs import, and nothing that starts a thread."""
-    sys.path.insert(0, str(project))
+    sys.path[0] = str(project)  # instead of this file's folder, whose modules have the names of packages
     import minimind_sft
     for module in pkgutil.walk_packages(minimind_sft.__path__, "minimind_sft."):
         importlib.import_module(module.name)

@@ -4,7 +4,8 @@ A module of this folder names its kind in plain words in `KIND` and has
 
     def tries(folder: Path, random: random.Random, count: int) -> Iterator[Try]
 
-which writes the files of each try under `folder` just before it yields it.
+which writes the files of each try under `folder` just before it yields it. The first try of a kind is good input, which
+must be accepted.
 """
 
 import hashlib

@@ -1,0 +1,33 @@
+"""A small model to change one thing of, as the programs write it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from export_models import random_weights
+
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.tokenizer_choice import load_tokenizer
+from minimind_sft.matching import encoding_facts
+from minimind_sft.model.config import ModelConfig
+from minimind_sft.model.weights import weights_path, write_weights
+from minimind_sft.paths import REPOSITORY
+
+SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                    intermediate_size=64)
+
+
+def small_weights(folder: Path) -> Path:
+    """Writes the weights of a small model with the bundled tokenizer, and their sidecar."""
+    tokenizer = load_tokenizer(None)
+    path = weights_path(folder, "small", SMALL)
+    write_weights(path, random_weights(SMALL).build_model(), "float32",
+                  {"stage": "full_sft", **encoding_facts(tokenizer, ChatTemplate(tokenizer))})
+    return path
+
+
+def written_as(form: str, weights: Path, output: Path, *flags: str) -> Path:
+    """Converts weights with scripts/convert_model.py."""
+    subprocess.run([sys.executable, str(REPOSITORY / "scripts" / "convert_model.py"), "--weight", str(weights), "--to",
+                    form, "--output", str(output), *flags], check=True, capture_output=True)
+    return output
