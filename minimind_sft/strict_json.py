@@ -17,15 +17,15 @@ MAX_DIGITS = 308
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
-def parse_json(text: str, place: str, expected: str = "JSON") -> Any:
+def parse_json(text: str, place: str, expected: str = "JSON", max_values: int = MAX_VALUES) -> Any:
     """Parses JSON: no name twice in an object, no NaN, no infinite number, no half of a surrogate pair.
 
     Raises:
         UserError: `place: expected <expected>, found ...`
     """
     try:
-        if _marks(text) > MAX_VALUES and _marks(_STRING.sub("", text)) > MAX_VALUES:
-            raise ValueError(f"expected at most {MAX_VALUES:,} values in the JSON")
+        if has_more_values(text, max_values):
+            raise ValueError(f"expected at most {max_values:,} values in the JSON")
         value = _DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -46,6 +46,11 @@ def parse_json(text: str, place: str, expected: str = "JSON") -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise UserError(f"{place}: the JSON is nested too deeply")
     return value
+
+
+def has_more_values(text: str, limit: int) -> bool:
+    """Tells whether JSON holds more than `limit` values, without parsing it."""
+    return _marks(text) > limit and _marks(_STRING.sub("", text)) > limit
 
 
 def _marks(text: str) -> int:

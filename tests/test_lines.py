@@ -69,3 +69,32 @@ def test_a_byte_order_mark_does_not_count_in_the_length_of_a_line(tmp_path, monk
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 20)
     file = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": "12345678901"}\n{"a": 1}\n')
     assert rows_or_errors(file)[1:] == [{"a": 1}]
+
+
+def test_a_line_that_never_ends_ends_the_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MAX_SKIPPED_BYTES", 4 * 2**20)
+    file = write(tmp_path / "a.txt", b"one\n" + b"x" * (6 * 2**20) + b"\ntwo\n")
+    with pytest.raises(UserError, match=r"a\.txt:2: expected at most 1 MiB in a row, found no end of the line"):
+        rows_or_errors(file)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(lines, "MIN_EXPANDED_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MAX_EXPANSION", 10)
+    file = write(tmp_path / f"a.txt.{suffix}", PACKERS[suffix][0](b"text\n" * 2**20))
+    with pytest.raises(UserError, match=r"expected text, found more than 10 times the size of the compressed file"):
+        rows_or_errors(file)
+
+
+def test_xz_streams_may_follow_one_another_with_padding(tmp_path):
+    packed = lzma.compress(b"one\ntw") + bytes(8) + lzma.compress(b"o\n")
+    assert rows_or_errors(write(tmp_path / "a.txt.xz", packed)) == [{"text": "one"}, {"text": "two"}]
+
+
+def test_xz_that_needs_much_memory_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**28}]
+    file = write(tmp_path / "a.txt.xz", lzma.compress(b"one\n", filters=filters))
+    with pytest.raises(UserError, match=r"a\.txt\.xz: expected an xz file that can be unpacked in 100 MiB of memory"):
+        rows_or_errors(file)

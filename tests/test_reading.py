@@ -3,6 +3,7 @@
 import pytest
 from data_files import rows_or_errors, write
 
+from minimind_sft.data import json_objects, reading
 from minimind_sft.data.reading import read_rows, read_texts
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
@@ -44,7 +45,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
         list(read_rows(tmp_path / "none.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"folder\.jsonl: cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"folder\.jsonl: a folder, expected a file"):
         list(read_rows(tmp_path / "folder.jsonl"))
 
 
@@ -122,3 +123,14 @@ def test_rows_written_as_python_literals_are_refused_with_a_hint(tmp_path):
         "double quotes; is it a Python literal? json.dumps writes JSON",
         "2: expected one JSON object per row, found broken JSON at column 10: Expecting property name enclosed in "
         "double quotes"]
+
+
+def test_a_row_with_a_million_values_is_an_error_at_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_ROW_VALUES", 100)
+    monkeypatch.setattr(json_objects, "MAX_ROW_VALUES", 100)
+    many = b'{"a": [' + b"[]," * 200 + b"[]]}\n"
+    file = write(tmp_path / "a.jsonl", many + b'{"a": "' + b"," * 200 + b'"}\n' + many)
+    refused = "expected at most 100 values in the JSON"
+    assert rows_or_errors(file) == [f"1: {refused}", {"a": "," * 200}, f"3: {refused}"]
+    many = b"[" + many.strip() + b', {"a": 1}]'
+    assert rows_or_errors(write(tmp_path / "b.json", many)) == [f"1: {refused}", {"a": 1}]

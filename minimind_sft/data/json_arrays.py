@@ -104,36 +104,35 @@ def array_rows(file: IO[bytes], path: Path, line: int, key: str) -> Iterator[Raw
         key: the array's key in the object around it; "" if the array is the whole file.
     """
     rows = line_before = size = 0
-    closers = [b"]"]  # one for each open bracket
-    pieces: list[bytes] = []
+    closers, content = bytearray(b"]"), bytearray()  # one closer for each open bracket
     structure = _structure(file)
     for before, mark in structure:
-        pieces.append(before)
+        content += before
         size += len(before) + len(mark)
         if mark in _CLOSER:
-            closers.append(_CLOSER[mark])
-        elif mark == closers[-1]:
+            closers += _CLOSER[mark]
+        elif mark and mark[0] == closers[-1]:
             closers.pop()
         elif mark in (b"]", b"}") and len(closers) == 1:  # inside a row the parser reports it
             raise UserError(f"{path}:{line}: expected , or ] after a row of the array, found {mark.decode()}")
         if size > MAX_ROW_BYTES:
             raise UserError(f"{path}:{line}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row of the array")
         if mark and closers and not (mark == b"," and len(closers) == 1):
-            pieces.append(mark)
+            content += mark
             continue
-        content = b"".join(pieces)
-        begins = line + _lead(content).count(NEWLINE)
+        element = bytes(content)
+        content.clear()
+        begins = line + _lead(element).count(NEWLINE)
         place = _place(path, begins, line_before, rows)
-        line += content.count(NEWLINE)
+        line += element.count(NEWLINE)
         if not mark:
             yield RawRow(place, UserError(f"{place}: the file ends in the middle of this row"))
             return
-        if content.strip() or rows or mark == b",":
-            yield RawRow(place, content.strip())
+        if element.strip() or rows or mark == b",":
+            yield RawRow(place, element.strip())
             rows, line_before = rows + 1, begins
         if not closers:
             break
-        pieces.clear()
         size = 0
     rest = _rest(structure)
     begins = line + _lead(rest).count(NEWLINE)

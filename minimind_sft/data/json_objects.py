@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow
+from minimind_sft.data.lines import MAX_ROW_BYTES, MAX_ROW_VALUES, RawRow
 from minimind_sft.errors import UserError
+from minimind_sft.strict_json import has_more_values
 
 MAX_ROW_LINES = 100_000
 """In one row: each line takes memory of its own."""
@@ -35,8 +36,10 @@ class Piece(NamedTuple):
 
 
 def is_json(text: bytes) -> bool:
-    """Tells whether text is one JSON value."""
+    """Tells whether text is one JSON value. Text with too many values counts as one; parsing the row refuses it."""
     try:
+        if has_more_values(text.decode(), MAX_ROW_VALUES):
+            return True
         json.loads(text)
     except (ValueError, RecursionError):
         return False

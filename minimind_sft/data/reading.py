@@ -12,7 +12,7 @@ from typing import Any
 from minimind_sft.data.arrow import arrow_rows
 from minimind_sft.data.json_arrays import BEGINS_WITH_ROW, array_rows, find_array
 from minimind_sft.data.json_objects import object_rows
-from minimind_sft.data.lines import NEWLINE, UNPACKERS, RawRow, lines, opened
+from minimind_sft.data.lines import MAX_ROW_VALUES, NEWLINE, UNPACKERS, RawRow, lines, opened
 from minimind_sft.data.recognition import looks_like_gb18030, read_start
 from minimind_sft.data.tables import table_rows
 from minimind_sft.errors import UserError, describe
@@ -80,7 +80,7 @@ def parse_raw_row(raw: RawRow) -> dict:
         return content
     text = decoded(raw)
     try:
-        row = parse_json(text.rstrip("\r\n"), place, "one JSON object per row")
+        row = parse_json(text.rstrip("\r\n"), place, "one JSON object per row", MAX_ROW_VALUES)
     except UserError as error:
         # Lines come with their end. Elements of an array come without, and torn ones were reported already.
         is_torn = text.startswith("{") and not text.endswith(("\n", "}"))

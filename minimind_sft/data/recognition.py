@@ -9,7 +9,7 @@ from pathlib import Path
 from minimind_sft.data.json_arrays import START_BYTES, holds_rows
 from minimind_sft.data.lines import UNPACKERS, opened
 from minimind_sft.errors import UserError
-from minimind_sft.files import LFS_POINTER, refuse_lfs_pointer
+from minimind_sft.files import LFS_POINTER, open_regular, refuse_lfs_pointer
 
 IS_WINDOWS = os.name == "nt"
 JSON_KINDS = ("jsonl", "ndjson", "json")
@@ -47,7 +47,7 @@ def read_start(path: Path, kind: str) -> bytes:
         UserError: saying what the file is and what helps, or if it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(START_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
