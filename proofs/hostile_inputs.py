@@ -32,7 +32,7 @@ from tqdm import tqdm
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.terminal import aligned
 
-OTHERS = ("tries", "server", "small_models")
+OTHERS = ("tries", "server", "small_models", "small_runs")
 """Modules of proofs/hostile that are not kinds."""
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""

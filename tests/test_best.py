@@ -11,12 +11,12 @@ from tiny_training import Training, losses_in_turn
 from minimind_sft.evaluation.during_training import Answer, Evaluation
 from minimind_sft.evaluation.losses import ValidationLoss
 from minimind_sft.files import sha256_of_file
+from minimind_sft.manifest import MANIFEST
 from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.spec import changed
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.best import has_stalled, note_scores
 from minimind_sft.training.identity import run_settings
-from minimind_sft.training.manifest import MANIFEST
 from minimind_sft.training.resume import compare_with_run, end_of_run
 from minimind_sft.training.resume_state import ADDED_LATER, TrainState, read_state
 

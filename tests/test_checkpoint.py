@@ -18,12 +18,12 @@ from tiny import TINY, TINY_MOE, random_documents
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
 from minimind_sft.errors import UserError
 from minimind_sft.files import sha256_of_file
+from minimind_sft.manifest import Damaged
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
-from minimind_sft.training.manifest import Damaged
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.resume_state import TrainState, load_tensors, read_state, write_shard
 
@@ -63,7 +63,7 @@ def checkpoints(folder: Path, keep: int = 9, fresh: bool = False) -> Checkpoints
 
 
 def save(folder: Path, trained, step: int, keep: int = 9) -> Path:
-    state = TrainState(step=step, samples_per_step=4, identity={"seed": 5})
+    state = TrainState(step=step, updates=step, samples_per_step=4, identity={"seed": 5})
     checkpoints(folder, keep).save(state, *trained, scaler())
     return folder / f"step-{step:08d}"
 
@@ -85,7 +85,7 @@ def test_a_saved_state_loads_bit_for_bit(tmp_path, trained):
         for kind, value in trained[1].state[one].items():
             assert torch.equal(value, optimizer.state[other][kind])
     assert other_scaler.get_scale() == 8.0
-    assert read_state(path) == TrainState(step=7, samples_per_step=4, identity={"seed": 5})
+    assert read_state(path) == TrainState(step=7, updates=7, samples_per_step=4, identity={"seed": 5})
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_background_save_writes_the_state_of_its_start(tmp_path, trained, slow
     model, optimizer = trained
     before = [(parameter.detach().clone(), {kind: value.clone() for kind, value in optimizer.state[parameter].items()})
               for parameter in model.parameters()]
-    state, own, scale = TrainState(step=7), checkpoints(tmp_path), scaler()
+    state, own, scale = TrainState(step=7, updates=7), checkpoints(tmp_path), scaler()
     own.save(state, model, optimizer, scale, wait=False)
     state.step = 8
     scale.load_state_dict({**scale.state_dict(), "scale": 4.0})

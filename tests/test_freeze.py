@@ -213,7 +213,8 @@ def test_a_resumed_run_may_freeze_other_parts(tmp_path):
     assert Training(tmp_path, freeze=FROZEN).run(interrupt_at=5) == 130
     rest = Training(tmp_path, resume=True, freeze=("layers.1",))
     had = rest.model.model.layers[0].self_attn.q_proj.weight
-    assert rest.optimizer.state[had]["step"] == 5 and rest.optimizer.state[rest.model.embed_tokens.weight] == {}
+    new = rest.optimizer.state[rest.model.embed_tokens.weight]
+    assert rest.optimizer.state[had]["step"] == 5 and not any(moment.any() for moment in new.values())
     assert rest.run() == 0
     steps = {name: int(rest.optimizer.state[parameter]["step"]) for name, parameter in rest.model.named_parameters()
              if parameter in rest.optimizer.state}

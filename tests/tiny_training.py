@@ -17,6 +17,7 @@ from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.freezing import freeze
+from minimind_sft.training.identity import run_settings
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import fit, train_step
 from minimind_sft.training.optim import build_optimizer
@@ -48,11 +49,12 @@ class Training:
         self.optimizer = build_optimizer(self.model, settings.optimizer.learning_rate, settings.optimizer.weight_decay)
         self.learner = Learner(self.model, self.model, self.optimizer, torch.amp.GradScaler("cpu", enabled=False),
                                CPU, torch.float32)
-        self.state = TrainState(samples_per_step=4)
+        self.state = TrainState(samples_per_step=4, settings=run_settings(settings, torch.float32))
         self.checkpoints = Checkpoints(folder / "resume", keep=2, ranks=CPU, fresh=not resume)
         if resume:
             path, self.state, _ = self.checkpoints.newest()
             load_tensors(path, self.model, self.optimizer, self.learner.scaler, CPU)
+            self.state.settings = run_settings(settings, torch.float32)
         self.steps = TrainingSteps(data or random_documents(30), BatchLayout(64), epochs=settings.optimizer.epochs,
                                    samples_per_step=4, seed=1, max_steps=settings.optimizer.max_steps)
         self.progress = Progress(folder / "metrics.jsonl", total_steps=len(self.steps), step=self.state.step,

@@ -137,8 +137,8 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
         before, now: the settings of the run so far and those that now apply (`identity.run_settings`).
         update: the next one.
     """
-    was, is_now = (Schedule.of({**IMPLIED, **one}, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch))
-                   .rate(update) for one in (before, now))
+    was, is_now = (Schedule.of(one, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch)).rate(update)
+                   for one in ({**IMPLIED, **before}, now))
     if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
     return [f"note        the learning rate jumps: {was:.3g} with the previous settings, {is_now:.3g} with these"]

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.manifest import MANIFEST, Damaged
 from minimind_sft.set_aside import is_there, older_name, remove
 from minimind_sft.training.distributed import Ranks, under_torchrun
-from minimind_sft.training.manifest import MANIFEST, Damaged
 from minimind_sft.training.parallel import is_sharded
 from minimind_sft.training.resume_state import FORMAT, STATE, TrainState, own_shard, read_state, write_shard
 

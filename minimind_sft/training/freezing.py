@@ -8,6 +8,8 @@ The leading `model.` that most names have in a state dict may be left out.
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.part_names import RANGE, part_matches
@@ -19,15 +21,24 @@ def freeze(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[str]:
     Raises:
         UserError: for a pattern that names nothing, or if nothing would be left to train.
     """
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    for pattern in patterns:
-        for name in _named_by(pattern, names):
-            model.get_parameter(name).requires_grad_(False)
+    for name in frozen_names(model, patterns):
+        model.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"--freeze {' '.join(patterns)}: names every parameter, and nothing would be left to train")
     if model.config.tie_word_embeddings and not model.embed_tokens.weight.requires_grad:
         return ["embedding and head share one matrix in this model, so --freeze keeps both as they are"]
     return []
+
+
+def frozen_names(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Returns the names of the parameters that `patterns` name; a tied matrix by its first name.
+
+    Raises:
+        UserError: for a pattern that names nothing.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    named = {id(model.get_parameter(name)) for pattern in patterns for name in _named_by(pattern, names)}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in named}
 
 
 def trained_parameters(model: MiniMindForCausalLM) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minimind_sft.errors import UserError
 from minimind_sft.paths import shown
@@ -12,6 +13,8 @@ from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.identity import ANSWERS, CHANGEABLE, IMPLIED
 from minimind_sft.training.learner import Learner
 from minimind_sft.training.resume_state import TrainState, load_tensors
+
+MAX_SHOWN = 200
 
 
 def resume(checkpoints: Checkpoints, fresh: TrainState, learner: Learner, *, allow_changed_data: bool) -> TrainState:
@@ -54,18 +57,23 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
             continue
         if not (allow_changed_data and name in CHANGEABLE):
             hint = "; --allow_changed_data 1 continues anyway" if name in CHANGEABLE else ""
-            raise UserError(f"--from_resume 1: {name} was {was} in {path}, now it is {now}{hint}")
-        say(f"resume      {name} was {was}, now it is {now} (--allow_changed_data 1)")
+            raise UserError(f"--from_resume 1: {name} was {_short(was)} in {path}, now it is {_short(now)}{hint}")
+        say(f"resume      {name} was {_short(was)}, now it is {_short(now)} (--allow_changed_data 1)")
         state.forget_best()  # it may have been measured on other samples
     for name, now in fresh.settings.items():
         was = state.settings.get(name, IMPLIED.get(name, now))
         if was != now:
-            say(f"resume      --{name} was {was}, now it is {now}")
+            say(f"resume      --{name} was {_short(was)}, now it is {_short(now)}")
             if name in ("best_by", *ANSWERS):
                 state.forget_best()
     if state.samples_per_step != fresh.samples_per_step:
         say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
             f"(the flags say {fresh.samples_per_step})")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def end_of_run(state: TrainState, total_steps: int, weights: Path, settings: EvaluationSettings) -> str | None:

@@ -11,8 +11,10 @@ and the data order is one of (seed, epoch).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,20 +22,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import read_object, sha256_of_file, sync
+from minimind_sft.manifest import MANIFEST, Damaged, verify
 from minimind_sft.model.loaded import all_finite
 from minimind_sft.model.lora import own_parameters
 from minimind_sft.training.distributed import Ranks
-from minimind_sft.training.manifest import MANIFEST, Damaged, verify
+from minimind_sft.training.freezing import frozen_names
 from minimind_sft.training.parallel import is_sharded, own_part, place
+from minimind_sft.training.state_fields import check_scaler, check_state
+from minimind_sft.training.state_tensors import (
+    StateTensors,
+    Stored,
+    check_moments,
+    check_weights,
+    fresh_moments,
+    kept_by,
+)
 
 FORMAT = 1
 ADDED_LATER = {"best_exact_match", "best_value", "evaluations_without_gain"}
 """Fields that states of earlier versions lack."""
 STATE = "state.json"
 PART = re.compile(r"(weights|optimizer)-(\d{5})-of-(\d{5})\.safetensors")
-DTYPES = {"F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass
@@ -47,7 +58,7 @@ class TrainState:
     bad_steps: int = 0
     """Steps skipped because their loss or gradient was not finite."""
     bad_steps_in_a_row: int = 0
-    samples_per_step: int = 0
+    samples_per_step: int = 1
     """Conversations per step over all ranks; another number of ranks divides the same batch differently."""
     supervised_tokens: int = 0
     eval_loss: float | None = None
@@ -90,15 +101,7 @@ def read_state(path: Path) -> TrainState:
                 pass
         except (SafetensorError, OSError) as error:
             raise Damaged(f"{name} is not a safetensors file ({error})") from error
-    try:
-        record = read_object(path / STATE)
-        version, names_then = record["format"], set(record["state"])
-    except (KeyError, TypeError, UserError) as error:
-        raise Damaged(f"{STATE} cannot be read ({error})") from error
-    if version != FORMAT or names_then | ADDED_LATER != {one.name for one in fields(TrainState)}:
-        raise Damaged(f"{STATE} was written by another version of this project")
-    values = record["state"]
-    state = TrainState(**{"best_value": values["best_eval_loss"], **values})  # earlier versions knew no other value
+    state = _counters(_record(path))
     if path.name != f"step-{state.step:08d}":
         raise Damaged(f"{STATE} is that of step {state.step}")
     return state
@@ -108,35 +111,75 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                  ranks: Ranks) -> None:
     """Loads the tensors of a state into the model, the optimizer and the scaler of every rank.
 
-    The main rank reads the files and sends the others their parts.
+    The main rank reads the files and sends the others their parts, once it has checked all of them.
 
     Raises:
-        UserError: if they are not the tensors of this model.
+        UserError: if they are not the tensors of this model, or not such that training can go on with them.
+        Damaged: if the counters cannot be read.
     """
-    weights, moments = ranks.on_main(lambda: (_kinds_in(path, "weights"), _kinds_in(path, "optimizer")))
+    parameters, kinds = own_parameters(model), kept_by(optimizer)
+    stored, scaling = ranks.on_main(lambda: _checked(path, model, kinds))
 
-    def read(part: str, key: str, kind: tuple[torch.Size, torch.dtype], like: nn.Parameter) -> Tensor:
-        shape, dtype = kind
-        tensor = _read_tensor(path, part, key) if ranks.is_main else torch.empty(shape, dtype=dtype)
+    def read(part: str, name: str, like: nn.Parameter) -> Tensor:
+        shape, dtype = stored[part][name]
+        tensor = StateTensors(path, part).read(name) if ranks.is_main else torch.empty(shape, dtype=dtype)
         return place(tensor, like, ranks)
 
-    parameters = own_parameters(model)
-    if set(weights) != set(parameters):
-        odd = sorted(set(weights) ^ set(parameters))[0]
-        raise UserError(f"{path}: not the parameters of this model: {odd} is on one side only")
     for name, parameter in parameters.items():
-        shape, _ = weights[name]
-        if shape != parameter.shape:
-            raise UserError(f"{path}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}")
         with torch.no_grad():
-            parameter.copy_(read("weights", name, weights[name], parameter))
+            parameter.copy_(read("weights", name, parameter))
         if not parameter.requires_grad:  # frozen now; if it trained before, its moments are of no use
             continue
-        optimizer.state[parameter] = {key.split("|", 1)[0]: read("optimizer", key, kind, parameter)
-                                      for key, kind in moments.items() if key.endswith(f"|{name}")}
-    scaling = ranks.on_main(lambda: read_object(path / STATE)["scaler"])
+        has_moments = all(f"{kind}|{name}" in stored["optimizer"] for kind in kinds)
+        optimizer.state[parameter] = ({kind: read("optimizer", f"{kind}|{name}", parameter) for kind in kinds}
+                                      if has_moments else fresh_moments(kinds, parameter))
     if scaling:  # empty unless the run so far was in float16
         scaler.load_state_dict(scaling)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Reads the counters of a state as JSON.
+
+    Raises:
+        Damaged: if they are not those of a state that this version reads.
+    """
+    try:
+        record = read_object(path / STATE)
+    except UserError as error:
+        raise Damaged(f"it cannot be read: {error}") from error
+    values = record.get("state")
+    names = {one.name for one in fields(TrainState)}
+    if (record.get("format") != FORMAT or not isinstance(values, dict) or "scaler" not in record
+            or values.keys() | ADDED_LATER != names):
+        raise Damaged(f"{STATE} was written by another version of this project")
+    try:
+        check_state(values)
+        check_scaler(record["scaler"])
+    except Damaged as fault:
+        raise Damaged(f"{STATE}: {fault}") from fault
+    return record
+
+
+def _counters(record: dict[str, Any]) -> TrainState:
+    values = record["state"]
+    return TrainState(**{"best_value": values["best_eval_loss"], **values})  # earlier versions knew no other value
+
+
+def _checked(path: Path, model: nn.Module, kinds: Mapping[str, Stored | None]
+             ) -> tuple[dict[str, dict[str, Stored]], dict[str, Any]]:
+    """Checks all tensors of a state against the model; returns {part: {name: shape and dtype}} and the scaler's state.
+    """
+    record, parameters = _record(path), own_parameters(model)
+    state = _counters(record)
+    weights, moments = (StateTensors(path, part) for part in ("weights", "optimizer"))
+    check_weights(weights, parameters)
+    try:
+        frozen_then = frozen_names(model, state.settings.get("freeze", ()))
+    except ValueError as error:
+        raise UserError(f"{path}: {STATE}: settings: {first_line(error)}") from error
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in frozen_then]
+    check_moments(moments, parameters, trained, state.updates, kinds)
+    return {"weights": weights.stored, "optimizer": moments.stored}, record["scaler"]
 
 
 def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int, *,
@@ -152,7 +195,7 @@ def own_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, wor
         return {}
     weights = own_parameters(model)
     assert is_sharded(model) == all(isinstance(weight, DTensor) for weight in weights.values()), "see parallel.reshard"
-    # Keyed by "<kind>|<parameter name>", which does not depend on how the optimizer groups parameters.
+    # Keyed as state_tensors.py says.
     moments = {f"{kind}|{name}": tensor for name, parameter in weights.items()
                for kind, tensor in optimizer.state.get(parameter, {}).items()}
     return {
@@ -185,30 +228,3 @@ def _shard_name(part: str, shard: int, shards: int) -> str:
 
 def _shard_names(shards: int) -> list[str]:
     return [_shard_name(part, shard, shards) for shard in range(1, shards + 1) for part in ("weights", "optimizer")]
-
-
-def _shards_of(path: Path, part: str) -> list[Path]:
-    return sorted(path.glob(f"{part}-*.safetensors"))
-
-
-def _kinds_in(path: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Returns shape and dtype of each unsharded tensor of a state's weights or optimizer, by name."""
-    kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
-    for shard in _shards_of(path, part):
-        with safe_open(shard, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (the file is no dict)
-                tensor = file.get_slice(name)
-                shape, dtype = tensor.get_shape(), DTYPES[tensor.get_dtype()]
-                if shape and name in kinds:
-                    shape[0] += kinds[name][0][0]
-                kinds[name] = (torch.Size(shape), dtype)
-    return kinds
-
-
-def _read_tensor(path: Path, part: str, name: str) -> Tensor:
-    """Reads a tensor of a state's weights or optimizer, joined from its shards."""
-    shards = []
-    for shard in _shards_of(path, part):
-        with safe_open(shard, "pt") as file:
-            shards.append(file.get_tensor(name))
-    return torch.cat(shards) if shards[0].dim() else shards[0]  # a scalar (AdamW's step) is the same in every shard

@@ -1,0 +1,114 @@
+"""A finished run of a tiny model, made once for each kind; tries change its files, which a resumed run then reads."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hostile.tries import Outcome
+from minimind_sft.files import sha256_of_file
+from minimind_sft.paths import REPOSITORY
+
+SFT, LORA = "trainer/train_full_sft.py", "trainer/train_lora.py"
+COMMON = ("--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--eval_samples", "0", "--eval_share", "0",
+          "--log_interval", "1", "--save_interval", "1", "--max_steps")
+STEPS = 4
+"""Steps of a finished run; the states that are changed are those of the two steps before the last."""
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, False, -1, 0, 0.5, 2**53, 10**30, -10**400, 1e308, float("nan"), float("inf"), "", "1",
+    "\x1b[2J", "\ud800", [], [[]], {}, {"a": 1}, [1, "a", None])
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run that has finished in `folder`; `command` resumes it there, `result` is the file it writes."""
+
+    folder: Path
+    command: tuple[str, ...]
+    result: str
+
+    @property
+    def states(self) -> Path:
+        return self.folder / "out/checkpoints" / f"{Path(self.result).stem}_resume"
+
+    def copy(self, to: Path) -> "SmallRun":
+        """Copies the run, without its last state and its result, as if it had been killed before its last step."""
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(self.folder, to)
+        copied = SmallRun(to, self.command, self.result)
+        shutil.rmtree(copied.states / f"step-{STEPS:08d}")
+        (to / "out" / self.result).rename(to / "expected")
+        return copied
+
+
+def finished(folder: Path, program: str) -> SmallRun:
+    """Trains a tiny model, or with train_lora.py an adapter for one, in `folder`."""
+    folder.mkdir(parents=True)
+    rows = [{"kind": "ab"[i % 2], "conversations": [{"role": "user", "content": f"Say {i}."},
+                                                    {"role": "assistant", "content": f"It is {i}."}]}
+            for i in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = str(REPOSITORY / "tests/written_by_0_1/tokenizer")
+    common = ("--data_path", "rows.jsonl", "--tokenizer_path", tokenizer, "--save_dir", "out", *COMMON)
+    train(folder, SFT, *common, "2", "--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1",
+          "--save_weight", "base")
+    start = ("--from_weight", "base")
+    which = ("--lora_name", "tiny", "--lora_rank", "2") if program == LORA else ("--save_weight", "tiny")
+    train(folder, program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3")
+    (result,) = [path for path in (folder / "out").glob("*tiny_16.*") if path.suffix in (".pth", ".safetensors")]
+    (folder / "out" / f"{result.stem}_report.html").unlink(missing_ok=True)
+    return SmallRun(folder, (program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3"), result.name)
+
+
+def train(folder: Path, program: str, *flags: str) -> None:
+    """Runs a program of this checkout in `folder`; it must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(REPOSITORY / program), *flags], cwd=folder, env=environment,
+                          capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise RuntimeError(f"{program} {' '.join(flags)}: {done.stderr}")
+
+
+def flags_in(folder: Path, run: SmallRun) -> tuple[str, ...]:
+    """Returns the command with its paths those of a copy of the run in `folder`."""
+    places = {"rows.jsonl": str(folder / "rows.jsonl"), "out": str(folder / "out")}
+    return tuple(places.get(word, word) for word in run.command)
+
+
+def same_result(outcome: Outcome) -> str | None:
+    """Compares what the resumed run wrote with what the run wrote before anybody changed its files."""
+    folder = outcome.folder / "run"
+    for result in [path for path in (folder / "out").glob("*tiny_16.*") if path.suffix in (".pth", ".safetensors")]:
+        same = result.read_bytes() == (folder / "expected").read_bytes()
+        return None if same else "the resumed run has other weights"
+    return "there are no weights"
+
+
+def vouch(folder: Path, *names: str) -> None:
+    """Writes the checksums of files into the manifest of their folder, as a forger would."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest |= {name: sha256_of_file(folder / name) for name in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def fields_of(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Yields the path of each value inside a JSON value, the outermost first."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in inner:
+        yield (*path, name)
+        yield from fields_of(one, (*path, name))
+
+
+def with_value(value: Any, path: tuple, new: Any) -> Any:
+    """Returns a copy of a JSON value with another value at `path`."""
+    copy = json.loads(json.dumps(value))
+    place = copy
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = new
+    return copy
