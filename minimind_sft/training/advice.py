@@ -138,7 +138,7 @@ def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, 
         update: the next one.
     """
     was, is_now = (Schedule.of(one, schedule_length(one["epochs"], one["max_steps"], steps_per_epoch)).rate(update)
-                   for one in ({**IMPLIED, **before}, now))
+                   for one in ({**IMPLIED, **before}, {**IMPLIED, **now}))
     if abs(is_now - was) <= LARGE_RATE_CHANGE * was:
         return []
     return [f"note        the learning rate jumps: {was:.3g} with the previous settings, {is_now:.3g} with these"]
