@@ -202,8 +202,7 @@ def with_both(folder: Path) -> None:
     (lambda folder: (folder / SHARDS[1]).write_text(POINTER),
      f"FOLDER/{SHARDS[1]}: a Git LFS pointer, not the file itself: run git lfs pull in its repository"),
     (lambda folder: (folder / SHARDS[1]).write_bytes((folder / SHARDS[1]).read_bytes()[:-10]),
-     f"FOLDER/{SHARDS[1]}: not a weights file that can be read (Error while deserializing header: incomplete metadata, "
-     "file not fully covered)"),
+     f"FOLDER/{SHARDS[1]}: not a weights file that can be read (damaged: it has fewer bytes than its tensors)"),
     (lambda folder: (folder / "config.json").write_text("[]"),
      "FOLDER/config.json: expected a JSON object, found an empty list"),
     (lambda folder: (folder / "config.json").write_text(POINTER),
