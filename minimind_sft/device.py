@@ -52,6 +52,14 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def main_memory() -> int | None:
+    """Returns the bytes of this machine's memory, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
 def position_multiple(device: torch.device, compiled: bool, max_positions: int) -> int:
     """Returns the multiple to which the length of a batch of at most `max_positions` is rounded up.
 

@@ -17,6 +17,10 @@ from minimind_sft.terminal import harmless, say
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of a disk that accepts no more data."""
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+"""Errors of a path that cannot be used at all, wherever a program notices."""
+MAX_PATH = 200
+"""Characters of such a path that an error shows."""
 CONSEQUENCE_SECONDS = 60
 """A rank that only lost another one dates its failure this much later, so that torchrun shows the cause."""
 MAX_SHOWN = 40
@@ -52,16 +56,19 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         status = _report(130, "interrupted")
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in UNUSABLE and error.filename is not None:
+            status = _report(2, f"error: {str(error.filename)[:MAX_PATH]}: cannot be used ({error.strerror})")
+        elif error.errno in NO_ROOM:
+            status = _report(2, f"error: {_cannot_write(error)}")
+        else:
             raise
-        status = _report(2, f"error: {_cannot_write(error)}")
     try:
         sys.stdout.flush()
     except OSError as error:
         if error.errno in NO_ROOM and not status:
             status = _report(2, f"error: {_cannot_write(error)}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if _set_by_torchrun("WORLD_SIZE", 1) > 1:
         # Gloo's threads may still run, even after a run that succeeded. During a regular exit they can abort the
         # process, which would then exit with the status of SIGABRT.
         os._exit(status or 0)
@@ -96,7 +103,7 @@ def printable(name: str) -> str:
 def _report(status: int, message: str) -> int:
     """Prints the message, passes errors on to torchrun, and returns `status`."""
     message = re.sub(f"\n(?!{NEXT_PROBLEM})", r"\\n", harmless(message))
-    rank = int(os.environ.get("RANK", 0))
+    rank = _set_by_torchrun("RANK", 0)
     say(f"[rank {rank}] {message}" if rank else message, sys.stderr)
     if message.startswith("error: "):
         _report_to_torchrun(message, time.time() + CONSEQUENCE_SECONDS * (status == 1))
@@ -115,6 +122,12 @@ def _report_to_torchrun(message: str, at: float) -> None:
     record = {"message": {"message": message, "extraInfo": {"timestamp": str(int(at))}}}
     with suppress(OSError):  # on a full disk the printed line has to do
         Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _set_by_torchrun(name: str, default: int) -> int:
+    """Returns the number in an environment variable, or `default` if it is none: the trainers have said so."""
+    text = os.environ.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else default
 
 
 def _cannot_write(error: OSError) -> str:

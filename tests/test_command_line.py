@@ -202,7 +202,7 @@ def test_a_path_relative_to_trainer_is_found_from_the_root_with_a_notice(tmp_pat
 @pytest.mark.parametrize(("flag", "value", "message"), [
     ("--rank_timeout", "nan", "--rank_timeout is nan, expected a finite number"),
     ("--learning_rate", "inf", "--learning_rate is inf, expected a finite number"),
-    ("--rank_timeout", "0", "--rank_timeout is 0.0, expected at least 1"),
+    ("--rank_timeout", "0", "--rank_timeout is 0.0, expected 1 to 1,000,000,000"),
     ("--epochs", "100000000000000000000", "--epochs is 100000000000000000000, expected 1 to 1,000,000,000"),
 ])
 def test_an_unusable_number_is_reported_in_one_line(flag, value, message):

@@ -208,7 +208,7 @@ def test_switches_are_recorded_as_0_and_1():
 @pytest.mark.parametrize(("name", "value", "expected"), [
     ("max_new_tokens", 0, "at least 1"), ("temperature", -0.1, "at least 0"), ("top_k", -1, "at least 0"),
     ("top_p", 0.0, "more than 0 and at most 1"), ("top_p", 1.1, "more than 0 and at most 1"),
-    ("temperature", float("nan"), "a finite number"), ("repetition_penalty", 0.0, "more than 0"),
+    ("temperature", float("nan"), "a finite number"), ("repetition_penalty", 0.0, "0.001 to 1,000.0"),
 ])
 def test_a_sampling_setting_out_of_range_is_refused(name, value, expected):
     with pytest.raises(UserError, match=f"^--{name} is {value}, expected {expected}$"):

@@ -155,6 +155,10 @@ def _without(finished: list[int], slots: int) -> list[int]:
     return kept
 
 
+MIN_TEMPERATURE, MIN_SHARE = 1e-6, 1e-30
+"""Divided by less, scores may overflow, and the best token is certain anyway; less is 0 in float32."""
+
+
 class _Sampler:
     """Draws the next tokens, and remembers which occurred if a repetition penalty needs it."""
 
@@ -172,7 +176,7 @@ class _Sampler:
         scores_SV = at_least_float32(logits_SV)
         if self.seen_SV is not None:
             scores_SV = penalize(scores_SV, self.seen_SV, self.settings.repetition_penalty)
-        if self.settings.temperature == 0:
+        if self.settings.temperature < MIN_TEMPERATURE:
             tokens_S = self.best(scores_SV)
         else:
             tokens_S = draw(*candidates(scores_SV, self.settings), self.generator)
@@ -230,7 +234,7 @@ def candidates(scores_SV: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
     probs_SM = best_SM.softmax(-1)
     if settings.top_p < 1:
         better_SM = probs_SM.cumsum(-1) - probs_SM
-        probs_SM = probs_SM.masked_fill(better_SM >= settings.top_p, 0.0)
+        probs_SM = probs_SM.masked_fill(better_SM >= max(settings.top_p, MIN_SHARE), 0.0)
         probs_SM = probs_SM / probs_SM.sum(-1, keepdim=True)
     return probs_SM, tokens_SM
 

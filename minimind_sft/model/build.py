@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from minimind_sft.device import main_memory
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import PRESETS, ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -14,6 +15,9 @@ from minimind_sft.model.finding import find_weights
 from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.runtime import RuntimeSettings
 from minimind_sft.settings.spec import names_of
+
+FLOAT, LAYER_OBJECTS, GIB = 4, 2**16, 2**30
+"""Bytes of a value in float32, of a layer's Python objects, and of a GiB."""
 
 
 def find_start(settings: ModelSettings, save_dir: str, tokenizer: Callable[[], str]) -> Path | None:
@@ -30,9 +34,33 @@ def find_start(settings: ModelSettings, save_dir: str, tokenizer: Callable[[], s
 
 
 def new_model(settings: ModelSettings, vocab_size: int, seed: int) -> MiniMindForCausalLM:
-    """Builds a model with random weights."""
+    """Builds a model with random weights.
+
+    Raises:
+        UserError: if it is larger than this machine's memory.
+    """
     torch.manual_seed(seed)
-    return MiniMindForCausalLM(new_model_config(settings, vocab_size))
+    config = new_model_config(settings, vocab_size)
+    check_memory(config, main_memory())
+    return MiniMindForCausalLM(config)
+
+
+def check_memory(model: ModelConfig, memory: int | None) -> None:
+    """Counts the values of the largest matrices, before anything is allocated.
+
+    Args:
+        memory: bytes of this machine.
+
+    Raises:
+        UserError: if they alone take more than the memory.
+    """
+    attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim * model.hidden_size
+    feed_forward = (2 + (model.mlp == "swiglu")) * model.intermediate_size * model.hidden_size
+    layer = FLOAT * (attention + feed_forward) + LAYER_OBJECTS
+    size = FLOAT * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer
+    if memory is not None and size > memory:
+        raise UserError(f"--hidden_size {model.hidden_size} with {model.num_hidden_layers:,} layers: the model takes "
+                        f"{size / GIB:,.0f} GiB, and this machine has {memory / GIB:,.0f} GiB of memory")
 
 
 def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:

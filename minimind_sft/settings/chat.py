@@ -9,7 +9,7 @@ from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.foreign_flags import holds_model, load_from_problems
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.runtime import DEVICE_HELP, DTYPES
-from minimind_sft.settings.spec import flags_of, names_of, same_setting, setting, value_problems
+from minimind_sft.settings.spec import MAX_SEED, flags_of, names_of, same_setting, setting, value_problems
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ class SamplingSettings:
     top_k: int = setting(0, "sample from this many most likely tokens; 0: all", min=0)
     top_p: float = setting(
         1.0, "sample from the fewest tokens whose probabilities sum to this", above=0, max=1)
-    repetition_penalty: float = setting(1.0, "above 1: tokens that already occurred become less likely", above=0)
-    seed: int = setting(0, "seed of the sampling")
+    repetition_penalty: float = setting(1.0, "above 1: tokens that already occurred become less likely", min=1e-3,
+                                        max=1e3)
+    seed: int = setting(0, "seed of the sampling", min=-2**63, max=2**63 - 1)
 
     def __post_init__(self) -> None:
         if found := value_problems(flags_of(self)):
@@ -148,7 +149,7 @@ class ChatSamplingSettings:
     top_k: int | None = _left_to_model("top_k")
     top_p: float | None = _left_to_model("top_p")
     repetition_penalty: float | None = _left_to_model("repetition_penalty")
-    seed: int = same_setting(SamplingSettings, "seed", default=CHAT_SAMPLING.seed)
+    seed: int = same_setting(SamplingSettings, "seed", default=CHAT_SAMPLING.seed, min=-MAX_SEED, max=MAX_SEED)
 
     def complete(self, defaults: SamplingSettings = CHAT_SAMPLING) -> SamplingSettings:
         """Returns the settings, with those that no flag gave from `defaults`."""

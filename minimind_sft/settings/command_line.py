@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.data import split_share
 from minimind_sft.settings.foreign_flags import explanation
-from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems, value_problems
+from minimind_sft.settings.spec import MAX_SHOWN, Flag, Settings, changed, flags_of, problems, value_problems
 from minimind_sft.terminal import say
 
 FILES = "FILE"
@@ -101,6 +101,8 @@ class FlagParser(argparse.ArgumentParser):
         """Gives a flag the underscores of ours; adds what is wrong with it to `found`."""
         found += self._pasted_typography(word)
         name, equals, value = word.partition("=")
+        if value == "--":  # which argparse takes away
+            found.append(f"{name}: expected a value, found '--'")
         if name in self.flags or not FLAG_NAME.fullmatch(name):
             return word
         own = name.lstrip("-").replace("-", "_")
@@ -150,7 +152,7 @@ def _add_flag(group: Any, flag: Flag) -> None:
     about, shown = flag.setting, _shown_default(flag.value)
     help_line = (about.help + (f" (default: {shown})" if shown else "")).replace("%", "%%")
     if about.positional:
-        group.add_argument(flag.name, nargs="+", metavar=FILES, help=help_line)
+        group.add_argument(flag.name, nargs="+", metavar=FILES, help=help_line, type=_read_path)
         return
     options: dict[str, Any] = {"metavar": _value_name(flag), "required": about.required}
     if flag.type is bool:
@@ -158,6 +160,8 @@ def _add_flag(group: Any, flag: Flag) -> None:
     elif about.choices:
         options |= {"metavar": f"{{{','.join(about.choices)}}}",
                     "type": partial(_read_choice, {choice: choice for choice in about.choices})}
+    elif about.kind == "path" or about.endings:
+        options["type"] = _read_path
     elif flag.type in NOUNS:
         options["type"] = partial(_read_number, flag.type)
     if flag.many:
@@ -180,7 +184,17 @@ def _read_number(kind: type[int] | type[float], text: str) -> int | float:
     try:
         return kind(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected {NOUNS[kind]}, found {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected {NOUNS[kind]}, found {text[:MAX_SHOWN]!r}") from error
+
+
+def _read_path(text: str) -> str:
+    """
+    Raises:
+        ArgumentTypeError: if there is no text, which Python would take for the working directory.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return text
 
 
 def _read_choice(choices: dict[str, Any], text: str) -> Any:
@@ -193,7 +207,7 @@ def _read_choice(choices: dict[str, Any], text: str) -> Any:
     *others, last = choices
     nearest = get_close_matches(text.lower(), choices, n=1, cutoff=0.5)
     expected = f"{', '.join(others)} or {last}" if others else last
-    raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}"
+    raise argparse.ArgumentTypeError(f"expected {expected}, found {text[:MAX_SHOWN]!r}"
                                      + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 

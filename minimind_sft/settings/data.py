@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minimind_sft.files import path_exists
 from minimind_sft.paths import in_repository
-from minimind_sft.settings.spec import same_setting, setting
+from minimind_sft.settings.spec import MAX_SEED, same_setting, setting
 
 TRUNCATIONS = ("tail", "turns", "drop")
 
@@ -39,7 +39,8 @@ class DataSettings:
               "an explicit choice)", kind="path", decides="tokens")
     max_seq_len: int = setting(512, "maximum tokens of a document", min=2, decides="samples")
     seed: int = setting(
-        42, "seed of the data order, the held-out rows, new weights and dropout", min=0, decides="samples")
+        42, "seed of the data order, the held-out rows, new weights and dropout", min=0, max=MAX_SEED,
+        decides="samples")
 
     def problems(self) -> list[str]:
         return [] if self.data_path else ["--data_path: expected one or more files"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from minimind_sft.settings.chat import ChatRuntimeSettings, QuestionSettings, SamplingSettings, WeightSettings
 from minimind_sft.settings.data import DataSettings
-from minimind_sft.settings.spec import same_setting, setting
+from minimind_sft.settings.spec import MAX_SEED, same_setting, setting
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class ComparisonSettings:
         False, "vote between the answers of both, in the terminal, without knowing whose they are; needs --out, where "
                "the votes are kept")
     comparison_seed: int = setting(
-        42, "decides the order of questions and answers under --blind, and what the bootstrap draws", min=0)
+        42, "decides the order of questions and answers under --blind, and what the bootstrap draws", min=0,
+        max=MAX_SEED)
 
     def problems(self) -> list[str]:
         if self.against:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from minimind_sft.settings.spec import setting
+from minimind_sft.settings.spec import MAX_COUNT, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -28,12 +28,14 @@ class RuntimeSettings:
     parallel: str = setting(
         "ddp", "under torchrun: ddp keeps the whole model on every rank, fsdp a shard of it (all ranks must share "
                "--save_dir)", choices=("ddp", "fsdp"))
-    rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up", min=1)
+    rank_timeout: float = setting(600.0, "seconds that a rank waits for the others before it gives up", min=1,
+                                  max=MAX_COUNT)
     local_rank: int = setting(
         -1, "set by torch.distributed.launch; must equal the environment variable LOCAL_RANK, which the run uses",
         decides="machine")
     num_workers: int = setting(
-        0, "worker processes that assemble batches; 0: the training process itself", min=0, decides="machine")
+        0, "worker processes that assemble batches; 0: the training process itself", min=0, max=1024,
+        decides="machine")
 
     def problems(self) -> list[str]:
         in_environment = os.environ.get("LOCAL_RANK", "0")

@@ -11,7 +11,7 @@ from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.runtime import RuntimeSettings, room_problems
 from minimind_sft.settings.saving import SavingSettings
-from minimind_sft.settings.spec import MAX_COUNT, as_typed, changed, flags_of, same_setting, setting
+from minimind_sft.settings.spec import MAX_COUNT, MAX_SEED, as_typed, changed, flags_of, same_setting, setting
 from minimind_sft.settings.training import PretrainSettings, SFTSettings, TrainSettings
 
 
@@ -21,7 +21,7 @@ class TokenizerSettings:
 
     data_path: tuple[str, ...] = setting(
         (), "files to learn the merges from; in rows, every string is used", kind="path")
-    vocab_size: int = setting(6400, "number of tokens, including the 36 control tokens")
+    vocab_size: int = setting(6400, "number of tokens, including the 36 control tokens", max=10**6)
     save_dir: str = setting(
         in_repository("model"), "folder for tokenizer.json and tokenizer_config.json", kind="path")
     overwrite: bool = setting(
@@ -70,7 +70,7 @@ class WritingSettings:
         False, "replace --out and --eval_out if they exist; the old files become FILE.previous")
     eval_rows: int = setting(0, "rows to draw at random and write to --eval_out instead", min=0)
     eval_out: str | None = setting(None, "JSONL file for the rows of --eval_rows", endings=(".jsonl",))
-    seed: int = setting(42, "seed of the draw", min=0)
+    seed: int = setting(42, "seed of the draw", min=0, max=MAX_SEED)
 
     def problems(self) -> list[str]:
         if bool(self.eval_rows) != bool(self.eval_out):

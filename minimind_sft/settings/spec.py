@@ -35,6 +35,9 @@ messages: the messages that a model answers.
 """
 
 MAX_COUNT = 10**9
+"""What a whole number may be at most, unless its setting says something else."""
+MAX_SEED = 2**62
+MAX_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Setting:
             return "a finite number"
         if isinstance(value, int | float) and not self.contains(value):
             return self.range()
+        if isinstance(value, int) and self.max is None and abs(value) > MAX_COUNT:
+            return f"at most {MAX_COUNT:,}"
         return None
 
 
@@ -184,7 +189,7 @@ def _parts(settings: Any) -> Iterator[Any]:
 def _problems_of(flag: Flag) -> Iterator[str]:
     about, value = flag.setting, flag.value
     if expected := about.expected(value):
-        yield f"{flag} is {value}, expected {expected}"
+        yield f"{flag} is {str(value)[:MAX_SHOWN]}, expected {expected}"
     if about.kind == "name" and (not value or Path(value).name != value):
         yield f"{flag} is {value!r}, expected a name; --save_dir is the folder"
     if about.endings and value and Path(value).suffix.lower() not in about.endings:

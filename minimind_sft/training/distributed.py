@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
+from minimind_sft.environment import number_in_environment
 from minimind_sft.errors import ProcessLost, UserError, first_line
 from minimind_sft.terminal import say
 
@@ -92,9 +93,9 @@ class Ranks:
         """
         if self.store is None:
             return action()
-        machine, machines = (int(os.environ.get(name, default)) for name, default in
-                             (("GROUP_RANK", 0), ("GROUP_WORLD_SIZE", 1)))
-        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        machines = number_in_environment("GROUP_WORLD_SIZE", 1, min=1)
+        machine = number_in_environment("GROUP_RANK", 0, max=machines - 1)
+        is_first = number_in_environment("LOCAL_RANK", 0) == 0
         if is_first:
             try:
                 result = action()
@@ -127,14 +128,16 @@ def join_ranks(device_name: str, timeout_seconds: float) -> Iterator[Ranks]:
     Python deadlocks if one of Gloo's threads needs the interpreter at the same moment.
 
     Raises:
+        UserError: if the environment does not describe a process group.
         ProcessLost: if the other ranks cannot be reached, or do not answer for `timeout_seconds`.
     """
-    world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    world_size = number_in_environment("WORLD_SIZE", 1, min=1)
+    rank, local_rank = number_in_environment("RANK", 0, max=world_size - 1), number_in_environment("LOCAL_RANK", 0)
     if world_size > 1 and ":" in device_name:
         raise UserError(f"--device {device_name}: with several ranks each takes a device of its own; say --device cuda")
     if world_size > 1 and device_name == "auto" and not torch.cuda.is_available():
         device_name = "cpu"
-    device = resolve_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
+    device = resolve_device(device_name, local_rank)
     if world_size > 1 and device.type == "mps":
         raise UserError("--device mps: several ranks cannot share it; start one, or say --device cpu")
     if device.type == "cuda":
@@ -160,7 +163,10 @@ def _meet(rank: int, world_size: int) -> dist.Store:
     Under torchrun it is our own, and torchrun's store only passes on its port. That one outlives a restart: addresses
     of the ranks before the restart would be mistaken for those of the new ones (pytorch/pytorch issue 135712).
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ.get("MASTER_ADDR"), number_in_environment("MASTER_PORT", 0, max=65535)
+    if not (host and port):
+        raise UserError(f"environment variables MASTER_ADDR and MASTER_PORT: expected the main rank's address, because "
+                        f"WORLD_SIZE is {world_size}; torchrun sets them")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         store: dist.Store = dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=MEETING)
     else:
@@ -197,7 +203,7 @@ def under_torchrun() -> bool:
 
 def restarted_by_torchrun() -> bool:
     """Whether this process replaces one that failed (`torchrun --max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return number_in_environment("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def _says_that_a_rank_is_gone(error: RuntimeError) -> bool:
