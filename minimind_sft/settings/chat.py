@@ -79,7 +79,8 @@ class QuestionSettings:
     score: tuple[str, ...] = setting(
         (), "files of conversations, as for --data_path: answer the last question of each greedily, compare, and "
             "report exact matches per kind", kind="path")
-    score_out: str | None = setting(None, "JSONL file for the questions and answers of --score, expected and given")
+    score_out: str | None = setting(None, "JSONL file for the questions and answers of --score, expected and given",
+                                    kind="path")
     batch_in: str | None = setting(
         None, "file of conversations, or of questions alone: answer the last question of each row, then exit",
         kind="path")

@@ -47,7 +47,7 @@ class OutputSettings:
     to: str = setting(
         "huggingface", "format: a folder for transformers and vLLM, a GGUF file for llama.cpp and Ollama, "
                        "MiniMind's .pth, or for an adapter a folder for PEFT", choices=FORMATS, required=True)
-    output: str = setting("", "the folder or file to write", required=True)
+    output: str = setting("", "the folder or file to write", kind="path", required=True)
     dtype: str | None = setting(
         None, "dtype of the matrices; q8_0 only for gguf (default: that of the weights; minimind: float16)",
         choices=("float32", "float16", "bfloat16", "q8_0"))

@@ -95,7 +95,8 @@ def _values(flag: Flag, program: str) -> Iterator[tuple[str, str]]:
         yield ("", "refused") if flag.type is not bool else ("x", "refused")
     elif flag.type in (int, float):
         yield from ((value, "refused") for value in NO_NUMBERS)
-        yield from ((value, "refused" if flag.type is int else "either") for value in HUGE)
+        fits = flag.type is float or "seed" in flag.name
+        yield from ((value, "either" if fits else "refused") for value in HUGE)
         if flag.name not in LONG_ON_PURPOSE and "watch" not in program:
             yield from ((value, "either") for value in (*ODD, *(["1000000000"] if flag.type is int else [])))
     elif flag.setting.choices:
