@@ -35,7 +35,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         if device.index:
             raise UserError(f"--device {name}: expected mps, the only Apple GPU")
         return torch.device("mps")
-    if device.type != "cpu":
+    if device.type != "cpu" or device.index:
         raise UserError(f"--device {name}: expected {DEVICES}")
     return device
 

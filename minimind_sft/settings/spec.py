@@ -9,6 +9,7 @@ Everything else that needs a list of settings derives it from what each setting 
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ MAX_COUNT = 10**9
 """What a whole number may be at most, unless its setting says something else."""
 MAX_SEED = 2**62
 MAX_SHOWN = 40
+UNDECODABLE = re.compile("[\ud800-\udfff]")
+"""Python's forms of bytes that are not valid UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,10 @@ def _problems_of(flag: Flag) -> Iterator[str]:
         yield f"{flag} is {str(value)[:MAX_SHOWN]}, expected {expected}"
     if about.kind == "name" and (not value or Path(value).name != value):
         yield f"{flag} is {value!r}, expected a name; --save_dir is the folder"
+    if flag.type is str and about.kind != "path":
+        for text in map(str, value if flag.many else [value]):
+            if UNDECODABLE.search(text):
+                yield f"{flag}: expected text in valid UTF-8, found {text[:MAX_SHOWN]!a}"
     if about.endings and value and Path(value).suffix.lower() not in about.endings:
         yield f"{flag} {value}: expected a name that ends in {', '.join(about.endings)}"
 

@@ -1,13 +1,14 @@
 """Control characters and HTML in everything that a program may print or put on a page."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from hostile.tries import CONTROL, Outcome, Try
+from hostile.tries import Outcome, Try
 from minimind_sft.paths import REPOSITORY
 
 KIND = "control characters in names, data and answers"
@@ -15,6 +16,8 @@ KIND = "control characters in names, data and answers"
 EVIL = ("\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\u202eevil\u2066", "\x08\x08\x08", "\x7f", "\x1b[1;31m\x1b[8m",
         "\x0c\x0b", "a\nerror: b", "\u2028line", "\x1bP1$r\x1b\\", "\u200f", "<img src=x onerror=alert(1)>\x1b[H")
 HTML = "<img src=x"
+UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that no page may have; marks of direction belong in Arabic and Hebrew text."""
 TRAINER = "trainer/train_full_sft.py"
 TINY = ["--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1", "--max_steps", "2",
         "--max_seq_len", "128", "--device", "cpu", "--dtype", "float32", "--log_interval", "1"]
@@ -42,7 +45,7 @@ def nothing_shows(outcome: Outcome) -> str | None:
         text = page.read_text(encoding="utf-8")
         if HTML in text:
             return f"{page.name}: HTML from the data"
-        if CONTROL.search(text):
+        if UNSEEN.search(text):
             return f"{page.name}: a control character"
     return None
 

@@ -108,7 +108,8 @@ def _values(flag: Flag, program: str) -> Iterator[tuple[str, str]]:
     elif flag.name == "device":
         yield from ((value, "refused") for value in SPECIAL)
     else:
-        yield from ((value, "either") for value in ("", "\x1b[31m\n", "x" * 5000, "\udcff"))
+        yield from ((value, "either") for value in ("", "\x1b[31m\n", "x" * 5000))
+        yield "\udcff", "refused"
 
 
 def _environments(base: Mapping[str, tuple[type, list[str]]]) -> Iterator[Try]:
