@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable
 from minimind_sft.model.config import PRESETS
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.training.checkpoint import Checkpoints
@@ -31,6 +30,7 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.writing import check_writable
 
 WAITS = {"waiting": True, "in the background": False}
 

@@ -1,16 +1,16 @@
 """Handles files in the way of a program's output: refuses them, or with `--overwrite` sets them aside together.
 
 Files that belong together move into one folder, `<name>.previous`, under their own names; a single file becomes
-`<its name>.previous`. One generation is kept.
+`<its name>.previous`. One generation is kept. On the way, files are in hidden folders with a marker; a hidden folder
+without it is somebody else's and stays as it is.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import sync, temporary_name
+from minimind_sft.writing import MARKER, create, is_marked, remove_marked, sync
 
 
 def is_there(path: Path) -> bool:
@@ -59,41 +59,53 @@ def set_aside(files: Sequence[Path], previous: Path) -> None:
         UserError: if the files cannot be moved; they then stay where they were.
     """
     bring_back(previous)
-    moving, older = temporary_name(previous), older_name(previous)
+    moving = moving_name(previous)
     try:
         moving.mkdir()
+        _mark(moving)
         for path in files:
             path.rename(moving / path.name)
         sync(moving)
-        if is_there(previous):
-            previous.rename(older)
+        keep_older(previous)
         moving.rename(previous)
+        _unmark(previous)
         sync(previous.parent)
     except OSError as error:
         bring_back(previous)
         raise UserError(f"{previous}: the earlier files cannot be moved there ({error.strerror})") from error
-    remove(older)
+    remove_older(previous)
 
 
 def bring_back(previous: Path) -> None:
     """Undoes a `set_aside` that a killed process left half done, if there is one.
 
     Raises:
-        UserError: if another file has taken the place of one of the files.
+        UserError: if another file has taken the place of one of the files, or a folder has the name of one of the
+            hidden ones.
     """
-    moving, older = temporary_name(previous), older_name(previous)
-    for path in sorted(moving.iterdir()) if moving.is_dir() else ():
-        origin = previous.with_name(path.name)
-        if is_there(origin):
-            raise UserError(f"{path} was being set aside when a program was killed, and now {origin} is there too; "
-                            "move one of them elsewhere")
-        path.rename(origin)
-    if moving.is_dir():
+    moving = moving_name(previous)
+    if is_there(moving):
+        _refuse_foreign(moving)
+        for path in sorted(moving.iterdir()):
+            origin = previous.with_name(path.name)
+            if path.name == MARKER:
+                continue
+            if is_there(origin):
+                raise UserError(f"{path} was being set aside when a program was killed, and now {origin} is there too; "
+                                "move one of them elsewhere")
+            path.rename(origin)
+        _unmark(moving)
         moving.rmdir()
-    if is_there(older) and is_there(previous):
-        remove(older)
-    elif is_there(older):
-        older.rename(previous)
+    if is_there(previous):
+        remove_older(previous)
+        _unmark(previous)
+    else:
+        bring_older_back(previous)
+
+
+def moving_name(previous: Path) -> Path:
+    """Returns where files are collected before they appear as `previous`."""
+    return previous.with_name(f".{previous.name}.tmp")
 
 
 def older_name(previous: Path) -> Path:
@@ -101,9 +113,60 @@ def older_name(previous: Path) -> Path:
     return previous.with_name(f".{previous.name}.older.tmp")
 
 
-def remove(path: Path) -> None:
-    """Removes a file, a folder with its content, or a symbolic link but not its target."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+def keep_older(previous: Path) -> None:
+    """Moves the folder `previous`, if it exists, to the name of the older generation.
+
+    Raises:
+        UserError: if it is no folder, or somebody else's folder has that name.
+        OSError: if it cannot be moved.
+    """
+    if not is_there(previous):
+        return
+    if previous.is_symlink() or not previous.is_dir():
+        raise UserError(f"{previous}: expected a folder or nothing; move it away")
+    remove_older(previous)
+    _mark(previous)
+    previous.rename(older_name(previous))
+
+
+def bring_older_back(previous: Path) -> None:
+    """Makes the older generation, if there is one, `previous` again.
+
+    Raises:
+        UserError: if somebody else's folder has its name.
+    """
+    if is_there(older := older_name(previous)):
+        _refuse_foreign(older)
+        older.rename(previous)
+        _unmark(previous)
+
+
+def remove_older(previous: Path) -> None:
+    """Removes the older generation, if there is one.
+
+    Raises:
+        UserError: if somebody else's folder has its name.
+    """
+    if is_there(older := older_name(previous)):
+        _refuse_foreign(older)
+        remove_marked(older)
+
+
+def _mark(folder: Path) -> None:
+    if not is_there(folder / MARKER):
+        create(folder / MARKER).close()
+
+
+def _unmark(folder: Path) -> None:
+    if is_marked(folder):
+        (folder / MARKER).unlink()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """
+    Raises:
+        UserError: if this program did not make the folder. An empty one may be left from before it was marked.
+    """
+    is_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if not (is_marked(folder) or is_empty):
+        raise UserError(f"{folder}: was not put there by this program; move it away")

@@ -130,6 +130,7 @@ def in_removing(passed: Passed) -> None:
             die()
 
     wrap(shutil, "rmtree", before=watch)
+    wrap(Path, "unlink", after=lambda *_, **__: die() if passed() else None)
 
 
 PLACES: dict[str, Callable[[Passed], None]] = {

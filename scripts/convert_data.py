@@ -41,13 +41,13 @@ from minimind_sft.data.samples import SFTEncoder
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable, write_together
 from minimind_sft.languages import LETTERS
 from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings
 from minimind_sft.settings.spec import flags_of
 from minimind_sft.terminal import progress_bar, say
+from minimind_sft.writing import check_writable, create, write_together
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
 NAMED = 10
@@ -197,8 +197,8 @@ def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
 
     def write(temporary: Path, is_apart: bool) -> None:
         kept.seek(0)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line for number, line in enumerate(kept) if (number in apart) == is_apart)
+        with create(temporary) as file:
+            file.writelines(line.encode() for number, line in enumerate(kept) if (number in apart) == is_apart)
 
     def make_room() -> None:
         """Checks again, since another program may have written there while this one read."""

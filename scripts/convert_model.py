@@ -48,6 +48,7 @@ from minimind_sft.settings.chat import CHAT_SAMPLING
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
 from minimind_sft.terminal import say
+from minimind_sft.writing import create_text
 
 NO_FLAGS = ("what to convert, and to what? MiniMind's script of this name has the paths in its code; here flags name "
             "them, for example: python scripts/convert_model.py --weight full_sft --to huggingface --output minimind-3 "
@@ -211,7 +212,7 @@ def plan_gguf(export: Export, _: ConvertedWeights, output: Path) -> Plan:
     def write(folder: Path) -> None:
         write_gguf(folder / model.name, export, family)
         text = modelfile(export, model.name, CHAT_SAMPLING)
-        (folder / ollama.name).write_text(text, encoding="utf-8", newline="\n")
+        create_text(folder / ollama.name, text)
 
     return Plan([model, ollama], write, f"a GGUF file of the architecture {family.name}",
                 [f"Use it with llama.cpp: llama-cli -m {shlex.quote(str(model))}",

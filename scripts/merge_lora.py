@@ -18,7 +18,6 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.export.check import documents
-from minimind_sft.files import check_writable
 from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer, encoding_facts
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.merging import history, merge
@@ -34,6 +33,7 @@ from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ChosenWeights
 from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.terminal import say
+from minimind_sft.writing import check_writable
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ Needs matplotlib (pip install matplotlib).
 from pathlib import Path
 
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable
 from minimind_sft.report.plots import check_plots, draw, panels_of
 from minimind_sft.report.run_files import Run, read_run
 from minimind_sft.report.run_names import run_names
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import PlotSettings
 from minimind_sft.terminal import say
+from minimind_sft.writing import check_writable
 
 
 def main() -> None:

@@ -5,11 +5,20 @@ from pathlib import Path
 
 from minimind_sft.data.reading import parse_raw_row, read_raw_rows
 from minimind_sft.errors import UserError
+from minimind_sft.writing import MARKER
 
 
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def left_private_folder(parent: Path) -> Path:
+    """Makes what a killed process leaves of a private folder."""
+    folder = parent / f".minimind_sft.{16 * '0'}.tmp"
+    folder.mkdir()
+    (folder / MARKER).touch()
+    return folder
 
 
 def rows_or_errors(file: Path) -> list[dict | str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import checkpoint_faults
 import pytest
 import torch
+from data_files import left_private_folder
 from programs import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import TINY, TINY_MOE, random_documents
@@ -26,6 +27,7 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.loop import train_step
 from minimind_sft.training.optim import build_optimizer
 from minimind_sft.training.resume_state import TrainState, load_tensors, read_state, write_shard
+from minimind_sft.writing import MARKER
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
@@ -220,8 +222,8 @@ def test_a_state_of_another_version_is_refused(tmp_path, small):
 
 def test_a_half_written_state_is_ignored_and_removed(tmp_path, small):
     good = save(tmp_path, small, 1)
-    half = tmp_path / ".step-00000002.tmp"
-    shutil.copytree(good, half)
+    half = left_private_folder(tmp_path)
+    shutil.copytree(good, half / "step-00000002")
     assert newest(tmp_path) == (good, [])
     with checkpoints(tmp_path):
         assert not half.exists()
@@ -311,6 +313,7 @@ def test_a_kill_while_states_move_aside_loses_none(tmp_path, small):
     """Killed after the older .previous had moved out of the way, before anything else moved."""
     save(tmp_path / "resume", small, 5)
     save(tmp_path / ".resume.previous.older.tmp", small, 2)
+    (tmp_path / ".resume.previous.older.tmp" / MARKER).touch()
     with checkpoints(tmp_path / "resume"):
         pass
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/step-*")) == [

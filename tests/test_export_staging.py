@@ -1,6 +1,7 @@
 """An output is written completely or not at all, and never over something else."""
 
 import pytest
+from data_files import left_private_folder
 
 from minimind_sft.errors import UserError
 from minimind_sft.export.staging import check_apart, check_output, staged
@@ -42,8 +43,9 @@ def test_nothing_is_left_after_an_error(error, tmp_path):
 
 
 def test_what_a_killed_export_left_is_removed(tmp_path):
-    (tmp_path / ".model.tmp").mkdir()
-    (tmp_path / ".model.tmp" / "model.safetensors").write_text("half of it")
+    left = left_private_folder(tmp_path)
+    (left / "model").mkdir()
+    (left / "model" / "model.safetensors").write_text("half of it")
     check_output(tmp_path / "model", [], overwrite=False)
     assert names(tmp_path) == []
 

@@ -10,8 +10,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LIBRARY = REPOSITORY / "minimind_sft"
 PROGRAMS = {"trainer", "scripts", "eval_llm", "proofs", "benchmarks", "dataset", "tests"}
 
-MODULES_BELOW = {"", "device", "environment", "errors", "files", "gguf_file", "labels", "languages", "manifest",
-                 "output", "paths", "processes", "set_aside", "strict_json", "terminal"}
+MODULES_BELOW = {"", "device", "environment", "errors", "files", "gguf_file", "labels", "languages", "locks",
+                 "manifest", "output", "paths", "processes", "set_aside", "strict_json", "terminal", "writing"}
 LAYERS = {
     "model.config": set(),
     "settings": {"model.config"},

@@ -11,12 +11,12 @@ from pathlib import Path
 import kill_and_resume
 import pytest
 import torch
+from data_files import left_private_folder
 from programs import NEW, PRETRAIN, REPOSITORY, SFT, TORCHRUN, final_weights, refuse, run, succeed
 from safetensors.torch import save_file
 from tiny import TINY
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import temporary_name
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.weights import finish_writing, read_weights, write_weights
 from minimind_sft.training.outputs import Outputs
@@ -239,16 +239,19 @@ def test_a_kill_while_one_run_replaces_another_loses_neither(tmp_path, place):
         assert {name: (out / "full_sft_32.previous" / name).read_bytes() for name in NAMES} == old
 
 
-def test_a_sidecar_left_under_its_temporary_name_is_found(tmp_path):
+def test_a_sidecar_left_in_a_private_folder_is_found(tmp_path):
+    def killed_before_the_sidecar() -> None:
+        path.with_suffix(".json").replace(left_private_folder(tmp_path) / "a_16.json")
+
     torch.manual_seed(0)
     path = tmp_path / "a_16.pth"
     write_weights(path, MiniMindForCausalLM(TINY), "float32", {"stage": "first"})
     first = path.read_bytes()
     write_weights(path, MiniMindForCausalLM(TINY), "float32", {"stage": "second"})
-    path.with_suffix(".json").replace(temporary_name(path.with_suffix(".json")))
+    killed_before_the_sidecar()
     finish_writing(path)
     assert read_weights(path).sidecar["stage"] == "second"
-    path.with_suffix(".json").replace(temporary_name(path.with_suffix(".json")))
+    killed_before_the_sidecar()
     path.write_bytes(first)  # the sidecar describes weights that were never renamed
     finish_writing(path)
     assert [file.name for file in tmp_path.iterdir()] == ["a_16.pth"]

@@ -16,7 +16,7 @@ from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import ProcessLost, UserError
-from minimind_sft.files import FolderLock
+from minimind_sft.locks import FolderLock
 
 ENCODER = SFTEncoder(BUNDLED, 100)
 FORK = multiprocessing.get_context("fork")

@@ -9,7 +9,8 @@ import pytest
 
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.results import Store, answers_path, are_numbers, open_store, sha256_of, write_results
-from minimind_sft.files import FolderLock, sha256_of_file
+from minimind_sft.files import sha256_of_file
+from minimind_sft.locks import FolderLock
 
 IDENTITY = {"weights": "ab12", "data": ["cd34"], "max_new_tokens": 8}
 

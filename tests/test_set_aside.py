@@ -8,8 +8,8 @@ import places
 import pytest
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import temporary_name, write_together
-from minimind_sft.set_aside import bring_back, check_replaceable, set_aside, set_aside_file
+from minimind_sft.set_aside import bring_back, check_replaceable, moving_name, set_aside, set_aside_file
+from minimind_sft.writing import MARKER, write_together
 
 FORK = multiprocessing.get_context("fork")
 NAMES = ("a.pth", "a.json", "a_metrics.jsonl")
@@ -73,7 +73,8 @@ def test_if_one_file_cannot_move_all_stay(tmp_path):
 
 
 def test_bringing_files_back_does_not_replace_a_newer_file(tmp_path):
-    write(temporary_name(tmp_path / "a.previous"), "old")
+    write(moving_name(tmp_path / "a.previous"), "old")
+    (moving_name(tmp_path / "a.previous") / MARKER).touch()
     (tmp_path / "a.pth").write_text("mine")
     with pytest.raises(UserError, match=r"\.a\.previous\.tmp/a\.pth was being set aside when a program was killed"):
         bring_back(tmp_path / "a.previous")

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from minimind_sft.data.reading import read_texts
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError, run_program
-from minimind_sft.files import check_writable, write_together
 from minimind_sft.set_aside import check_replaceable, is_there, set_aside
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import TokenizerSettings
 from minimind_sft.terminal import progress_bar, say
+from minimind_sft.writing import check_writable, create_text, write_together
 
 # MiniMind-3's control tokens, in the order of their ids. Decoding may skip the special ones; the others belong to
 # what a model says.
@@ -122,7 +122,7 @@ def tokenizer_config() -> dict:
 
 
 def write_json(value: dict, path: Path) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    create_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 if __name__ == "__main__":

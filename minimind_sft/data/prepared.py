@@ -25,10 +25,12 @@ from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
-from minimind_sft.files import FolderLock, read_object, sha256_of_file, sync
+from minimind_sft.files import read_object, sha256_of_file
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.locks import FolderLock
 from minimind_sft.paths import shown
 from minimind_sft.terminal import progress_bar
+from minimind_sft.writing import sync
 
 T = TypeVar("T")
 

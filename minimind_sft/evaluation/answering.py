@@ -11,10 +11,10 @@ from typing import Any
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.questions import Question, without_reasoning
-from minimind_sft.files import check_writable, write_atomically
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.terminal import columns, in_one_line, progress_bar
+from minimind_sft.writing import check_writable, write_text_atomically
 
 PROBLEMS_NAMED = 5
 WRONG_SHOWN = 3
@@ -154,8 +154,4 @@ def write_output(results: Sequence[Scored], path: Path) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(results))
-
-    write_atomically(path, write)
+    write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(results)))

@@ -16,11 +16,13 @@ import torch
 
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.items import Item
-from minimind_sft.files import FolderLock, check_writable, peek_object, sha256_of_file, write_atomically
+from minimind_sft.files import peek_object, sha256_of_file
 from minimind_sft.inference.loading import Loaded
+from minimind_sft.locks import FolderLock
 from minimind_sft.paths import shown
 from minimind_sft.set_aside import is_there, previous_name, set_aside_file
 from minimind_sft.settings.chat import ChatRuntimeSettings
+from minimind_sft.writing import append_to, check_writable, cut, write_text_atomically
 
 MARK = "evaluation"
 """The field by which results files, and the lines of answers files that begin a task, are recognised."""
@@ -133,7 +135,7 @@ class Store:
         if is_there(path):
             self._read(path)
         with self._disk():
-            self._file = path.open("a", encoding="utf-8")
+            self._file = append_to(path)
 
     def task(self, name: str, identity: Mapping[str, Any], is_item: Callable[[dict], bool] = bool) -> Task:
         """Opens a task, with the items that an earlier process finished.
@@ -212,7 +214,7 @@ class Store:
         if not any(unfinished.startswith(beginning[:len(unfinished)]) for beginning in BEGINNINGS):
             raise _foreign(f"{path}, last line")
         with self._disk():
-            os.truncate(path, kept)
+            cut(path, kept)
 
     def _check_same(self, task: str, before: dict, now: dict) -> None:
         for field in {**before, **now}:
@@ -261,7 +263,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
         UserError: if it cannot be written.
     """
     text = json.dumps({MARK: 1, **results}, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def are_numbers(values: Iterable[Any]) -> bool:

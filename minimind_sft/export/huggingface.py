@@ -13,6 +13,7 @@ from minimind_sft.export.model import Export
 from minimind_sft.export.safetensors_writer import SHARD_BYTES, write_shards
 from minimind_sft.export.tensors import TheirTensors
 from minimind_sft.model.families.family import Family
+from minimind_sft.writing import create_text
 
 
 def write_folder(folder: Path, export: Export, family: Family, shard_bytes: int = SHARD_BYTES) -> None:
@@ -59,11 +60,10 @@ def write_tokenizer(folder: Path, export: Export) -> None:
     if export.template is None:
         return
     source, *tool_source = export.template.complete_sources()
-    (folder / "chat_template.jinja").write_text(source, encoding="utf-8", newline="\n")
+    create_text(folder / "chat_template.jinja", source)
     for one in tool_source:
         (folder / "additional_chat_templates").mkdir()
-        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(one, encoding="utf-8",
-                                                                                  newline="\n")
+        create_text(folder / "additional_chat_templates" / "tool_use.jinja", one)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -82,4 +82,4 @@ def _bos_first(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    create_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -25,6 +25,7 @@ from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.families.tensor_shapes import tensor_shapes
 from minimind_sft.model.loaded import EMBEDDING, HEAD
 from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.writing import create_text
 
 KEPT = ("stage", "training", "family")
 """Fields of the weights' own sidecar that stay true."""
@@ -153,7 +154,7 @@ def write_state_dict(path: Path, export: Export, facts: dict[str, Any]) -> None:
     earlier = {name: value for name, value in (export.weights.sidecar or {}).items() if name in KEPT}
     sidecar = {"sha256": sha256_of_file(path), "model": asdict(replace(config, dropout=0.0)), "dtype": export.dtype,
                "parameters": sum(math.prod(shape) for shape in shapes.values()), **earlier, **facts}
-    sidecar_path(path).write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    create_text(sidecar_path(path), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
 
 
 def next_steps(config: ModelConfig, output: Path, tokenizer: str | Path) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minimind_sft.export.progress import with_bar
+from minimind_sft.writing import create, create_text
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARD_BYTES = 5 * 10**9
@@ -39,7 +40,7 @@ def write_shards(folder: Path, shapes: Shapes, dtype: str, read: Callable[[str],
         write_file(folder / name, shard, dtype, read)
         place |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(_bytes(shape, dtype) for shape in shapes.values())}, "weight_map": place}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    create_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def write_file(path: Path, shapes: Shapes, dtype: str, read: Callable[[str], Tensor]) -> None:
@@ -51,7 +52,7 @@ def write_file(path: Path, shapes: Shapes, dtype: str, read: Callable[[str], Ten
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with path.open("wb") as file:
+    with create(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in with_bar(shapes.items(), f"writing {path.name}"):
             tensor = read(name)

@@ -1,7 +1,7 @@
 """Writes an output, a folder or a few files, completely or not at all.
 
-Everything is written into a hidden folder beside the output and moved into place at the end. A failure or Ctrl-C
-removes that folder; after a power cut or SIGKILL the next export to the same place does.
+Everything is written into a private folder beside the output and moved into place at the end. A failure or Ctrl-C
+removes that folder; after a power cut or SIGKILL the next program that writes beside it does.
 """
 
 import shutil
@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minimind_sft.errors import UserError, first_line
-from minimind_sft.files import sync, temporary_name
-from minimind_sft.set_aside import check_replaceable, is_there, previous_name, remove, set_aside_file
+from minimind_sft.set_aside import check_replaceable, is_there, previous_name, set_aside_file
+from minimind_sft.writing import PrivateFolder, remove, sync
 
 MARKERS = ("config.json", "adapter_config.json")
 """A folder that has one is a model's or an adapter's and may be moved aside; any other folder may hold anything."""
@@ -38,9 +38,8 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     elif is_there(output) and not overwrite:
         raise UserError(f"{output}: exists already; choose another --output, or --overwrite moves it to "
                         f"{previous_name(output)}")
-    created = _missing_folders(output)
-    remove(_make_staging(output))
-    _remove_empty(created)
+    with _private_folder(output):
+        pass
 
 
 def check_apart(output: Path, source: Path, flag: str = "--weight") -> None:
@@ -68,38 +67,45 @@ def staged(output: Path, files: Sequence[Path]) -> Iterator[Path]:
     Raises:
         UserError: naming the output, if it cannot be written.
     """
+    with _private_folder(output) as private:
+        staging = private / output.name
+        try:
+            staging.mkdir()
+            yield staging
+            for path in staging.rglob("*"):
+                sync(path)
+            if files:
+                for path in files:
+                    set_aside_file(path)
+                    (staging / path.name).replace(path)
+            else:
+                _set_aside_folder(output)
+                staging.rename(output)
+            sync(output.parent)
+        except OSError as error:
+            reason = error.strerror or f"probably no space left: {first_line(error)}"  # NumPy's errors have no number
+            raise UserError(f"--output {output}: cannot be written ({reason})") from error
+
+
+@contextmanager
+def _private_folder(output: Path) -> Iterator[Path]:
+    """Yields a private folder beside the output, then removes it, and what had to be made above it for nothing.
+
+    Raises:
+        UserError: naming the output, if there can be none.
+    """
     created = _missing_folders(output)
-    staging = _make_staging(output)
     try:
-        yield staging
-        for path in staging.rglob("*"):
-            sync(path)
-        if files:
-            for path in files:
-                set_aside_file(path)
-                (staging / path.name).replace(path)
-        else:
-            _set_aside_folder(output)
-            staging.rename(output)
-        sync(output.parent)
-    except OSError as error:
-        reason = error.strerror or f"probably no space left: {first_line(error)}"  # NumPy's errors have no number
-        raise UserError(f"--output {output}: cannot be written ({reason})") from error
+        try:
+            if created:
+                output.parent.mkdir(parents=True)
+            private = PrivateFolder(output.parent)
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot write there ({error.strerror})") from error
+        with private as folder:
+            yield folder
     finally:
-        if is_there(staging):
-            remove(staging)
         _remove_empty(created)
-
-
-def _make_staging(output: Path) -> Path:
-    staging = temporary_name(output)
-    try:
-        if is_there(staging):
-            remove(staging)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there ({error.strerror})") from error
-    return staging
 
 
 def _missing_folders(output: Path) -> list[Path]:

@@ -11,12 +11,13 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_question
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, path_exists, peek_object, write_atomically
+from minimind_sft.files import path_exists, peek_object
 from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.set_aside import is_there
 from minimind_sft.terminal import progress_bar
+from minimind_sft.writing import append_to, check_writable, cut, write_text_atomically
 
 ANSWER, REASONING, PROBLEM = "model_answer", "model_reasoning", "problem"
 """The fields that a row gets: the answer; its reasoning; why there is no answer."""
@@ -83,8 +84,8 @@ class BatchOutput:
             if is_there(self.record) and "batch_in" not in earlier:
                 raise UserError(f"{self.record}: the file exists and was not made by --batch_in; choose another "
                                 "--batch_out")
-            write_atomically(self.record, lambda path: path.write_text(text, encoding="utf-8"))
-            self.path.touch()
+            write_text_atomically(self.record, text)
+            append_to(self.path).close()
             return
         if not earlier:
             raise UserError(f"--batch_out {self.path}: the file exists and was not made by --batch_in; choose another "
@@ -98,7 +99,7 @@ class BatchOutput:
         self._check_ours(lines, rows)
         complete = len(lines) == len(rows)
         self.done = len(rows) if complete else len(lines) // batch_size * batch_size
-        os.truncate(self.path, sum(map(len, lines[:self.done])))
+        cut(self.path, sum(map(len, lines[:self.done])))
 
     def _check_ours(self, lines: Sequence[bytes], rows: Sequence[BatchRow]) -> None:
         """
@@ -123,7 +124,7 @@ class BatchOutput:
             UserError: if that is impossible.
         """
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with append_to(self.path) as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 file.flush()
                 os.fsync(file.fileno())

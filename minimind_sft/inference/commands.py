@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from minimind_sft.data.conversation import Conversation, canonical_row, parse_conversation
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists, write_atomically
+from minimind_sft.files import path_exists
+from minimind_sft.writing import write_text_atomically
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from minimind_sft.inference.chat import Chat, Continuation
@@ -160,7 +161,7 @@ class _Files:
         system = [{"role": "system", "content": self.chat.system}] if self.chat.system else []
         row = canonical_row(Conversation((*system, *map(_savable, messages)), self.chat.tools, ""))
         text = json.dumps(row, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(path, text)
         self.own.add(path.resolve())
         return f"saved {len(messages)} messages in {path}"
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from minimind_sft.errors import UserError, first_line, printable
-from minimind_sft.files import peek_object, sha256_of_file, temporary_name, write_together
+from minimind_sft.files import peek_object, sha256_of_file
 from minimind_sft.gguf_file import is_gguf
 from minimind_sft.model import minimind
 from minimind_sft.model.config import ModelConfig
@@ -28,6 +28,7 @@ from minimind_sft.model.gguf import read_gguf
 from minimind_sft.model.loaded import EMBEDDING, HEAD, LazyTensors, Weights, all_finite
 from minimind_sft.model.sidecar import assumed_fields, model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
+from minimind_sft.writing import create_text, leftovers, remove_leftovers, write_together
 
 OF_ADAPTER = re.compile(r"\.lora\.[AB]\b|\.lora_[AB]\b")
 """Found in the names of an adapter's tensors, whoever wrote it."""
@@ -80,7 +81,7 @@ def read_weights(path: Path, check_sum: bool = True) -> Weights:
 def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: dict[str, Any]) -> None:
     """Writes the state dict in `dtype` and its sidecar, both or neither.
 
-    If the process is killed between the two, the sidecar is left under its temporary name for `finish_writing`.
+    If the process is killed between the two, the sidecar is left in a private folder for `finish_writing`.
 
     Raises:
         UserError: if the weights are not finite in `dtype` or cannot be written. The old files then stay in place.
@@ -94,9 +95,10 @@ def write_weights(path: Path, model: MiniMindForCausalLM, dtype: str, sidecar: d
         (lambda to: save_file(tensors, to)) if path.suffix == ".safetensors" else (lambda to: torch.save(tensors, to)))
 
     def save_sidecar(to: Path) -> None:
-        record = {"sha256": sha256_of_file(temporary_name(path)), "model": asdict(replace(model.config, dropout=0.0)),
-                  "dtype": dtype, "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
-        to.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        record = {"sha256": sha256_of_file(to.with_name(path.name)),
+                  "model": asdict(replace(model.config, dropout=0.0)), "dtype": dtype,
+                  "parameters": sum(parameter.numel() for parameter in model.parameters()), **sidecar}
+        create_text(to, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     try:
         write_together({path: save, sidecar_path(path): save_sidecar})
@@ -123,9 +125,12 @@ def _in_dtype(model: MiniMindForCausalLM, dtype: torch.dtype, may_share: bool) -
 
 
 def finish_writing(path: Path) -> None:
-    """Finishes a write that was killed halfway: moves the sidecar into place if it fits, removes temporary files."""
-    temporary_name(path).unlink(missing_ok=True)
-    sidecar = temporary_name(sidecar_path(path))
-    if sidecar.is_file() and path.is_file() and peek_object(sidecar).get("sha256") == sha256_of_file(path):
-        sidecar.replace(sidecar_path(path))
-    sidecar.unlink(missing_ok=True)
+    """Finishes a write that was killed halfway: moves the sidecar into place if it fits the weights.
+
+    Removes what else killed processes left there.
+    """
+    for folder in leftovers(path.parent):
+        sidecar = folder / sidecar_path(path).name
+        if path.is_file() and sidecar.is_file() and peek_object(sidecar).get("sha256") == sha256_of_file(path):
+            sidecar.replace(sidecar_path(path))
+    remove_leftovers(path.parent)

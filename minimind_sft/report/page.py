@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, write_atomically
+from minimind_sft.writing import check_writable, write_text_atomically
 
 SHARED = "minimind_sft.report"
 INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -127,7 +127,7 @@ def checked_page(name: str) -> Path:
 
 
 def write_page(path: Path, text: str) -> None:
-    write_atomically(path, lambda to: to.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_text_atomically(path, text, errors="backslashreplace")
 
 
 def _visible(value: Any) -> Any:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import write_atomically
 from minimind_sft.report.curves import smoothed
 from minimind_sft.report.run_files import Run
 from minimind_sft.terminal import harmless
+from minimind_sft.writing import write_atomically
 
 Points = Sequence[tuple[int, float]]
 """Steps and the values at them."""

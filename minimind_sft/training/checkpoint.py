@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import FolderLock, sha256_of_file, sync
+from minimind_sft.files import sha256_of_file
+from minimind_sft.locks import FolderLock
 from minimind_sft.manifest import MANIFEST, Damaged
-from minimind_sft.set_aside import is_there, older_name, remove
+from minimind_sft.set_aside import bring_older_back, is_there, keep_older, remove_older
 from minimind_sft.training.distributed import Ranks, under_torchrun
 from minimind_sft.training.parallel import is_sharded
 from minimind_sft.training.resume_state import FORMAT, STATE, TrainState, own_shard, read_state, write_shard
+from minimind_sft.writing import PrivateFolder, create_text, remove_leftovers, sync
 
 T = TypeVar("T")
 
@@ -82,6 +84,8 @@ class Checkpoints:
         self._verified: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, "resume state")
         self._pending: PendingState | None = None
+        self._private: PrivateFolder | None = None
+        """Where the main rank lets the pending state be written."""
         self.thread_seconds = 0.0
         """How long this rank's thread worked on the newest state."""
 
@@ -92,8 +96,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()  # completes a state of one shard, whatever ended the run
         if self.ranks.is_main:
-            if self._pending is not None:  # some shards are missing
-                shutil.rmtree(self._pending.temporary, ignore_errors=True)
+            self._close_private()  # if it is still open, some shards are missing
             if self.was_set_aside and not self.has_begun and not self._states() and not under_torchrun():
                 self._bring_back()
             self._lock.release()
@@ -118,8 +121,8 @@ class Checkpoints:
     def begin(self) -> None:
         """Notes that this run writes files of its own from here on."""
         self.has_begun = True
-        if self.ranks.is_main and is_there(older := older_name(self.previous)):
-            remove(older)
+        if self.ranks.is_main:
+            remove_older(self.previous)
 
     def newest(self) -> Found:
         """Finds the newest state that verifies; the main rank looks and tells the others.
@@ -150,11 +153,10 @@ class Checkpoints:
         """
         self.finish()
         final = self.folder / f"step-{state.step:08d}"
-        temporary = self.folder / f".{final.name}.tmp"
         record = {"format": FORMAT, "state": asdict(state), "scaler": scaler.state_dict()}
-        pending = PendingState(final, temporary, record, None, is_last_task=not is_sharded(model))
-        with self._discarded_on_error(final, temporary):
-            self.ranks.on_main(lambda: _make_empty(temporary))
+        with self._discarded_on_error(final):
+            temporary = self.ranks.on_main(lambda: self._make_temporary(final.name))
+            pending = PendingState(final, temporary, record, None, is_last_task=not is_sharded(model))
             shard = own_shard(model, optimizer, self.ranks.rank, self.ranks.world_size, copied=not wait)
             self.thread_seconds = 0.0
             if not pending.is_last_task:
@@ -179,7 +181,7 @@ class Checkpoints:
         pending = self._pending
         if pending is None:
             return False
-        with self._discarded_on_error(pending.final, pending.temporary):
+        with self._discarded_on_error(pending.final):
             if pending.is_last_task:
                 self.ranks.on_main(lambda: pending.task and pending.task.result())
                 self._pending = None
@@ -200,14 +202,13 @@ class Checkpoints:
             self.advance()
 
     @contextmanager
-    def _discarded_on_error(self, final: Path, temporary: Path) -> Iterator[None]:
+    def _discarded_on_error(self, final: Path) -> Iterator[None]:
         """Discards the unfinished state if the block fails; errors that a person can fix become a UserError."""
         try:
             yield
         except Exception as error:
             self._pending = None
-            if self.ranks.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
+            self._close_private()
             if not isinstance(error, (OSError, SafetensorError, UserError)):
                 raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -233,24 +234,21 @@ class Checkpoints:
 
     def _finish_what_was_killed(self) -> None:
         """Removes half-written states, and finishes a pair of renames that a kill interrupted."""
-        for left_over in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        remove_leftovers(self.folder)
         for replaced in self.folder.glob(".step-*.replaced"):  # see `_seal`
             final = self.folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+            if not FOLDER.fullmatch(final.name) or not (replaced / MANIFEST).is_file() or replaced.is_symlink():
+                continue  # it is no state
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 replaced.rename(final)
-        older = older_name(self.previous)
-        if is_there(older) and not is_there(self.previous):  # see `_set_aside`
-            older.rename(self.previous)
+        if not is_there(self.previous):  # see `_set_aside`
+            bring_older_back(self.previous)
 
     def _set_aside(self) -> None:
         """Moves the states to `previous`; what was there stays beside it until this run begins."""
-        if is_there(self.previous):
-            if is_there(older := older_name(self.previous)):
-                remove(older)
-            self.previous.rename(older)
+        keep_older(self.previous)
         self.folder.rename(self.previous)
         self.folder.mkdir()
 
@@ -258,8 +256,7 @@ class Checkpoints:
         """Undoes `_set_aside`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.previous.rename(self.folder)
-        if is_there(older := older_name(self.previous)):
-            older.rename(self.previous)
+        bring_older_back(self.previous)
 
     def _newest(self) -> Found:
         refused = []
@@ -273,6 +270,18 @@ class Checkpoints:
             self._prune()  # the run before may have been killed before it did this
             return Found(path, state, refused)
         return Found(None, None, refused)
+
+    def _make_temporary(self, name: str) -> Path:
+        """Makes an empty folder in a private one, for a state that is being written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._private = PrivateFolder(self.folder)
+        (self._private.path / name).mkdir()
+        return self._private.path / name
+
+    def _close_private(self) -> None:
+        if self._private is not None:
+            self._private.close()
+            self._private = None
 
     def _in_thread(self, action: Callable[..., T], *arguments: object) -> Future[T]:
         def timed() -> T:
@@ -295,10 +304,10 @@ class Checkpoints:
             checksums: of the files that each rank has written, by name.
         """
         final, temporary = pending.final, pending.temporary
-        (temporary / STATE).write_text(json.dumps(pending.record, indent=1), encoding="utf-8")
+        create_text(temporary / STATE, json.dumps(pending.record, indent=1))
         manifest = {name: sha256 for of_rank in checksums for name, sha256 in of_rank.items()}
         manifest[STATE] = sha256_of_file(temporary / STATE)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        create_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
         for path in (temporary / STATE, temporary / MANIFEST, temporary):
             sync(path)
         replaced = final.with_name(f".{final.name}.replaced")
@@ -307,6 +316,7 @@ class Checkpoints:
         temporary.rename(final)
         sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
+        self._close_private()
         try:
             read_state(final)
         except Damaged as fault:
@@ -326,11 +336,8 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         """Hides a state before deleting it, so that nobody finds half of it. One that cannot be deleted stays."""
-        hidden = path.with_name(f".{path.name}.removed.tmp")
-        shutil.rmtree(hidden, ignore_errors=True)
-        with suppress(OSError):
-            path.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError), PrivateFolder(self.folder) as hidden:
+            path.rename(hidden / path.name)
 
     def _states(self) -> list[Path]:
         """Lists the states in the folder, newest first."""
@@ -345,8 +352,3 @@ def _is_good(path: Path) -> bool:
     except Damaged:
         return False
     return True
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import write_atomically
 from minimind_sft.training.loggers.loggers import Loggers
+from minimind_sft.writing import append_to, write_text_atomically
 
 
 class Metrics:
@@ -27,7 +27,7 @@ class Metrics:
         self.path, self._loggers = path, loggers
         with self._disk():
             cut_metrics(path, step)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = append_to(path)
 
     def write(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Writes a line, sends it, and returns it."""
@@ -80,4 +80,4 @@ def cut_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # half a line, from when the run was killed
-    write_atomically(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
+    write_text_atomically(path, "".join(kept))

@@ -20,7 +20,7 @@ import torch
 
 from minimind_sft import __version__
 from minimind_sft.errors import UserError
-from minimind_sft.files import check_writable, peek_object, sha256_of_file, temporary_name, write_atomically
+from minimind_sft.files import peek_object, sha256_of_file
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.model.weights import finish_writing
 from minimind_sft.paths import shown
@@ -31,6 +31,7 @@ from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.distributed import Ranks, restarted_by_torchrun
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.resume_state import TrainState
+from minimind_sft.writing import check_writable, write_text_atomically
 
 RECORD = "run.json"
 
@@ -79,8 +80,6 @@ class Outputs:
         Raises:
             UserError: if something is in the way and `overwrite` is not set.
         """
-        for path in (self.metrics, self.report, self.states / RECORD):
-            temporary_name(path).unlink(missing_ok=True)
         bring_back(self.previous)
         finish_writing(self.weights)
         record, has_states = self._record(), self._has_states()
@@ -114,7 +113,7 @@ class Outputs:
         elif self._in_the_way:
             set_aside(self._in_the_way, self.previous)
         record = {"run": self.run, "launcher": this_launcher()}
-        write_atomically(self.states / RECORD, lambda to: to.write_text(json.dumps(record) + "\n", encoding="utf-8"))
+        write_text_atomically(self.states / RECORD, json.dumps(record) + "\n")
         return moved
 
     def _only_logs(self) -> bool:

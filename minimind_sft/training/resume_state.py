@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from minimind_sft.errors import UserError, first_line
-from minimind_sft.files import read_object, sha256_of_file, sync
+from minimind_sft.files import read_object, sha256_of_file
 from minimind_sft.manifest import MANIFEST, Damaged, verify
 from minimind_sft.model.loaded import all_finite
 from minimind_sft.model.lora import own_parameters
@@ -39,6 +39,7 @@ from minimind_sft.training.state_tensors import (
     fresh_moments,
     kept_by,
 )
+from minimind_sft.writing import sync
 
 FORMAT = 1
 ADDED_LATER = {"best_exact_match", "best_value", "evaluations_without_gain"}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minimind_sft.errors import UserError, describe, printable
-from minimind_sft.files import sha256_of_file, temporary_name, write_together
+from minimind_sft.files import sha256_of_file
 from minimind_sft.model.adapters.adapter import Adapter, Change
 from minimind_sft.model.adapters.checking import paired, projection_shapes
 from minimind_sft.model.config import ModelConfig
@@ -25,6 +25,7 @@ from minimind_sft.model.families.tensor_shapes import tensor_shapes
 from minimind_sft.model.loaded import EMBEDDING, HEAD, all_finite, equal_values
 from minimind_sft.model.sidecar import model_config, read_sidecar, sidecar_path
 from minimind_sft.model.weights_file import read_tensors
+from minimind_sft.writing import create_text, write_together
 
 PREFIX = "lora_"
 NAME = re.compile(r"(.+)\.lora_([AB])")
@@ -140,8 +141,8 @@ def write_adapter(path: Path, parameters: Mapping[str, Tensor], dtype: str, side
                             "larger numbers)")
 
     def save_sidecar(to: Path) -> None:
-        record = {"sha256": sha256_of_file(temporary_name(path)), "dtype": dtype,
+        record = {"sha256": sha256_of_file(to.with_name(path.name)), "dtype": dtype,
                   "parameters": sum(tensor.numel() for tensor in tensors.values()), **sidecar}
-        to.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        create_text(to, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     write_together({path: lambda to: save_file(tensors, to), sidecar_path(path): save_sidecar})

@@ -35,6 +35,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.families.family import Family
 from minimind_sft.model.loaded import EMBEDDING, HEAD, all_finite, equal_values, listed
 from minimind_sft.model.weights_file import read_tensors
+from minimind_sft.writing import create_text
 
 CONFIG = "adapter_config.json"
 TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -280,7 +281,7 @@ def write_peft(folder: Path, adapter: Adapter, family: Family, config: ModelConf
          "modules_to_save": endings(in_full, everything) or None,
          "ensure_weight_tying": config.tie_word_embeddings and HEAD in saved,
          "fan_in_fan_out": bool(layout.transposed & changes.keys())}, base)
-    (folder / CONFIG).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    create_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     save_file(tensors, folder / TENSORS[0], metadata={"format": "pt"})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from minimind_sft.paths import shown
 from minimind_sft.training.loggers.logger import LoggedRun
+from minimind_sft.writing import create
 
 FOLDER = "tensorboard"
 
@@ -31,7 +32,7 @@ class TensorBoardLogger:
         folder = everything / (f"{run.name}-{run.id[:8]}" if run.id else run.name)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
+        self._records = RecordWriter(create(folder / name))
         self._write(file_version="brain.Event:2")
         if run.first_step:  # a resumed run writes the steps after its resume state again
             self._write(step=run.first_step + 1, session_log=SessionLog(status=SessionLog.START))
