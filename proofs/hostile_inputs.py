@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import pkgutil
 import random
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hostile
 import torch
 from hostile.tries import RIGHT, WRONG, Outcome, Try, judge, state_of
 from tqdm import tqdm
@@ -32,8 +30,6 @@ from tqdm import tqdm
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.terminal import aligned
 
-OTHERS = ("tries", "server", "small_models", "small_runs")
-"""Modules of proofs/hostile that are not kinds."""
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
 LONGEST_REASON = 200
@@ -129,7 +125,8 @@ def table(tallies: Sequence[Tally]) -> list[str]:
 
 
 def main() -> int:
-    kinds = [module.name for module in pkgutil.iter_modules(hostile.__path__) if module.name not in OTHERS]
+    folder = Path(__file__).with_name("hostile")
+    kinds = sorted(path.stem for path in folder.glob("*.py") if "\nKIND = " in path.read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="modules of proofs/hostile (all)")
     parser.add_argument("--count", type=int, default=COUNT, help="tries of each kind (%(default)s)")

@@ -71,7 +71,7 @@ def chat(path: Path) -> list[str]:
 
 def train(path: Path, folder: Path) -> list[str]:
     return ["trainer/train_full_sft.py", "--from_weight", str(path), "--save_dir", str(folder / "out"), "--max_steps",
-            "1", "--batch_size", "1", "--device", "cpu", "--eval_samples", "0", "--eval_share", "0"]
+            "1", "--batch_size", "1", "--device", "cpu", "--eval_samples", "0", "--eval_share", "0", "--overwrite"]
 
 
 def write(path: Path, file: GGUFFile, values: dict[str, tuple[Any, ...]],

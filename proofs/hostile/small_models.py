@@ -31,3 +31,12 @@ def written_as(form: str, weights: Path, output: Path, *flags: str) -> Path:
     subprocess.run([sys.executable, str(REPOSITORY / "scripts" / "convert_model.py"), "--weight", str(weights), "--to",
                     form, "--output", str(output), *flags], check=True, capture_output=True)
     return output
+
+
+def small_adapter(folder: Path, weights: Path) -> Path:
+    """Trains an adapter of the small model for one step, in float32."""
+    subprocess.run([
+        sys.executable, str(REPOSITORY / "trainer" / "train_lora.py"), "--from_weight", str(weights), "--lora_name",
+        "small", "--lora_rank", "2", "--save_dir", str(folder), "--max_steps", "1", "--batch_size", "2", "--device",
+        "cpu", "--eval_samples", "0", "--eval_share", "0", "--save_dtype", "float32"], check=True, capture_output=True)
+    return folder / "lora_small_32.safetensors"
