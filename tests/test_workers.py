@@ -38,8 +38,26 @@ def test_reading_stops_a_few_chunks_ahead_of_a_slow_one(small_chunks):
 
 def test_chunks_are_also_limited_in_bytes(monkeypatch):
     monkeypatch.setattr(workers, "CHUNK_BYTES", 100)
-    chunks = list(workers.in_chunks(RawRow("", b"x" * 60) for _ in range(5)))
-    assert list(map(len, chunks)) == [2, 2, 1]
+    for content in (b"x" * 60, {"text": "x" * 50}):
+        chunks = list(workers.in_chunks(RawRow("", content) for _ in range(5)))
+        assert [len(chunk.rows) for chunk in chunks] == [2, 2, 1]
+
+
+def test_large_rows_wait_for_one_another(small_chunks, monkeypatch):
+    """Otherwise twelve of the largest rows, and as many results, would be in memory at a time."""
+    monkeypatch.setattr(workers, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(workers, "MAX_AHEAD_BYTES", 2500)
+    read = 0
+
+    def rows():
+        nonlocal read
+        for read in range(1, 41):
+            yield RawRow(f"a:{read}", b"x" * 1000)
+
+    results = workers.map_chunks(len, rows())
+    next(results)
+    assert read <= 12 + 3 + 1  # to decide whether workers are worth starting; then given out
+    assert sum(1 for _ in results) == 39
 
 
 def test_one_core_starts_no_worker(monkeypatch):

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
@@ -127,9 +129,10 @@ class PretrainEncoder:
             ids = text_ids(self.tokenizer, text, place)
         except UserError as error:
             return error
-        ids = [*self.tokenizer.before_text, *ids, self.tokenizer.end_of_document_id]
+        ids = np.concatenate([np.array(self.tokenizer.before_text, np.int32), ids,
+                              np.array([self.tokenizer.end_of_document_id], np.int32)])
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
-        return EncodedRow([[make_example(chunk, [True] * len(chunk))] for chunk in chunks], False, text)
+        return EncodedRow([[Example(chunk[:-1], chunk[1:])] for chunk in chunks], False, text)
 
 
 def begins_with_bos(tokenizer: Tokenizer) -> dict[str, bool]:
@@ -137,17 +140,18 @@ def begins_with_bos(tokenizer: Tokenizer) -> dict[str, bool]:
     return {"begins_with_bos": True} if tokenizer.adds_bos else {}
 
 
-def text_ids(tokenizer: Tokenizer, text: str, place: str) -> list[int]:
-    """Returns the ids of running text of any length, in which nothing becomes a control token.
+def text_ids(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
+    """Returns the ids of running text of any length, int32, in which nothing becomes a control token.
 
     Raises:
         UserError: names the place, if the text uses up the characters that marks need.
     """
     try:
-        return [token for number, part in enumerate(text_parts(text))
-                for token in tokenizer.encode_ordinary(part, inside=number > 0)]
+        parts = [np.array(tokenizer.encode_ordinary(part, inside=number > 0), np.int32)
+                 for number, part in enumerate(text_parts(text))]
     except UserError as error:
         raise UserError(f"{place}: text: {error}") from error
+    return np.concatenate(parts or [np.zeros(0, np.int32)])
 
 
 def text_parts(text: str) -> Iterator[str]:

@@ -148,7 +148,8 @@ class Tokenizer:
         """
         marks = self.marks(text)
         tokenizer = marks.inside if inside and marks.inside else marks.tokenizer
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)  # without offsets: half the memory
+        return encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, with control tokens spelled out."""

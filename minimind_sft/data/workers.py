@@ -5,12 +5,13 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from itertools import chain, islice
+from itertools import chain
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from typing import TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-from minimind_sft.data.reading import RawRow
+from minimind_sft.data.lines import RawRow
+from minimind_sft.data.row_size import row_bytes
 from minimind_sft.errors import ProcessLost
 from minimind_sft.processes import forks, signals_wait, take_signals, usable_cores, worker_context
 
@@ -19,21 +20,30 @@ T = TypeVar("T")
 CHUNK_ROWS, CHUNK_BYTES = 1000, 2**18
 MAX_WORKERS, MAX_SPAWNED = 32, 8
 """A spawned worker imports everything again, which takes seconds and some hundred MiB."""
+MAX_AHEAD_BYTES = 32 * 2**20
+"""Rows that are worked on, or wait with their results for a slower chunk; a single chunk may be larger."""
 CTRL_C = (signal.SIGINT,)
 
 
-def in_chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    """Yields lists of at most `CHUNK_ROWS` rows and little more than `CHUNK_BYTES` of text."""
+class Chunk(NamedTuple):
+    """Some rows and about how many bytes they take."""
+
+    rows: list[RawRow]
+    size: int
+
+
+def in_chunks(rows: Iterable[RawRow]) -> Iterator[Chunk]:
+    """Yields chunks of at most `CHUNK_ROWS` rows and little more than `CHUNK_BYTES` of text."""
     chunk: list[RawRow] = []
     size = 0
     for row in rows:
         chunk.append(row)
-        size += len(row.content) if isinstance(row.content, bytes) else 1000
+        size += row_bytes(row)
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
+            yield Chunk(chunk, size)
             chunk, size = [], 0
     if chunk:
-        yield chunk
+        yield Chunk(chunk, size)
 
 
 def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Iterator[tuple[list[RawRow], T]]:
@@ -50,12 +60,17 @@ def map_chunks(work: Callable[[list[RawRow]], T], rows: Iterable[RawRow]) -> Ite
     """
     chunks = in_chunks(rows)
     workers = min(usable_cores(), MAX_WORKERS if forks() else MAX_SPAWNED)
-    first = list(islice(chunks, 4 * workers))
-    if workers == 1 or len(first) < 4 * workers:
-        yield from ((chunk, work(chunk)) for chunk in chain(first, chunks))
+    first: list[Chunk] = []
+    while (is_small := len(first) < 4 * workers and sum(chunk.size for chunk in first) < 4 * workers * CHUNK_BYTES
+           ) and (chunk := next(chunks, None)) is not None:
+        first.append(chunk)
+    chunks = chain(first, chunks)
+    del first
+    if workers == 1 or is_small:
+        yield from ((chunk.rows, work(chunk.rows)) for chunk in chunks)
         return
     with closing(_Workers(work, workers)) as pool:
-        yield from pool.map(chain(first, chunks))
+        yield from pool.map(chunks)
 
 
 class _Workers:
@@ -83,17 +98,18 @@ class _Workers:
             self.close()
             raise
 
-    def map(self, chunks: Iterator) -> Iterator:
+    def map(self, chunks: Iterator[Chunk]) -> Iterator:
         idle, busy = list(self._pipes), {}
-        done: dict[int, tuple] = {}
-        given = taken = 0
+        done: dict[int, tuple[Chunk, Any]] = {}
+        given = taken = waiting = 0
         ahead = 4 * len(self._pipes)  # finished chunks that may wait in memory for a slow one
         while True:
-            while idle and given - taken < ahead and (chunk := next(chunks, None)) is not None:
+            while (idle and given - taken < ahead and waiting < MAX_AHEAD_BYTES
+                   and (chunk := next(chunks, None)) is not None):
                 pipe = idle.pop()
                 busy[pipe] = (given, chunk)
-                given += 1
-                self._talk(pipe.send, chunk)
+                given, waiting = given + 1, waiting + chunk.size
+                self._talk(pipe.send, chunk.rows)
             if not busy:
                 return
             for pipe in cast(list[Connection], connection.wait(list(busy))):
@@ -104,8 +120,9 @@ class _Workers:
                     raise result
                 done[number] = (chunk, result)
             while taken in done:
-                yield done.pop(taken)
-                taken += 1
+                chunk, result = done.pop(taken)
+                taken, waiting = taken + 1, waiting - chunk.size
+                yield chunk.rows, result
 
     def _talk(self, send_or_receive: Callable, *message: object) -> object:
         try:

@@ -157,7 +157,7 @@ def score_texts(loaded: Loaded, texts: Iterable[tuple[str, str]], window: Window
     """
     encoded, size = [], 0
     for place, text in texts:
-        encoded.append(text_ids(loaded.tokenizer, text, place))
+        encoded.append(text_ids(loaded.tokenizer, text, place).tolist())
         size += len(text.encode())
     tokens, first = sum(map(len, encoded)), token_before_text(loaded.tokenizer)
     windows = (one for ids in encoded for one in window.continuations(ids, first))
