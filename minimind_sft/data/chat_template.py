@@ -10,14 +10,15 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from minimind_sft.data.conversation import Conversation
-from minimind_sft.data.pieces import MarkedSequence, Piece, TokenSequence, tokenize
+from minimind_sft.data.marked_turns import Rendering, Turn, add_turn, cut_at_answers, learn_once
+from minimind_sft.data.pieces import MarkedSequence, TokenSequence, tokenize, too_long
+from minimind_sft.data.row_size import json_characters
 from minimind_sft.data.template_fields import Lost
 from minimind_sft.data.template_marks import PROBE, MarkedTemplate, Request
 from minimind_sft.data.template_sandbox import PINNED_DATE
@@ -28,6 +29,10 @@ from minimind_sft.files import read_text
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
 MAX_COMPARED = 40
 """Answers of a conversation that `prompt_mismatches` compares."""
+RENDERED_AT_ONCE = 4_000_000
+"""Characters of the renderings of a conversation that are in memory together, beside those of its sequences."""
+MAX_IN_SEQUENCES = 8_000_000
+"""Characters in the sequences of a conversation: each takes a few bytes until the conversation is truncated."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,6 @@ class Supervision:
 
 
 ALL_TURNS = Supervision()
-
-
-class Turn(NamedTuple):
-    """An assistant turn in marked text.
-
-    prompt: the text before the answer, with the generation prompt.
-    answered: the prompt and the answer through its end-of-turn token.
-    rest: what the template writes after that.
-    """
-
-    prompt: str
-    answered: str
-    rest: str
 
 
 class ChatTemplate:
@@ -128,6 +120,8 @@ class ChatTemplate:
         if lost := self._templates[bool(tools)].fields.first_lost(messages, tools):
             raise self._lost_field(conversation, lost)
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
+        if problem := too_long(pieces):
+            raise UserError(f"{conversation.place}: {problem}")
         (encoded,) = tokenize([MarkedSequence(pieces, marks)])
         return encoded.input_ids.tolist()
 
@@ -207,17 +201,22 @@ class ChatTemplate:
         chosen = [messages[index].get("train", True) for index in indices]
         if supervision.turns == "last":
             chosen[:-1] = [False] * (len(chosen) - 1)
-        sequences, first = [], 0
+        sequences, first, characters = [], 0, 0
         for index, turn in enumerate(turns):
-            if (index + 1 < len(turns) and turns[index + 1].prompt.startswith(turn.answered)
-                    and not self.appends_end_of_turn):
-                continue  # it shares the next turn's sequence
             if self.appends_end_of_turn:
-                turn = turn._replace(answered=turn.answered + marks.of_token[self.end_of_turn])
-            pieces = cut_at_answers(turn.answered + turn.rest, [*turns[:index], turn], chosen, first,
-                                    supervision.prompt)
+                turn = Turn(Rendering(turn.answered + marks.of_token[self.end_of_turn]), turn.start, turn.end + 1)
+            elif index + 1 < len(turns) and turns[index + 1].rendering is turn.rendering:
+                continue  # it shares the next turn's sequence
+            pieces = cut_at_answers(turn.rendering.text, [*turns[:index], turn], chosen, first, supervision.prompt)
             if any(piece.supervised for piece in pieces):
                 sequences.append(MarkedSequence(pieces, marks))
+                characters += len(turn.rendering.text)
+            if characters > MAX_IN_SEQUENCES:
+                return UserError(f"{conversation.place}: expected a shorter conversation: the chat template renders it "
+                                 "anew for each answer, and these sequences may have "
+                                 f"{MAX_IN_SEQUENCES:,} characters in all")
+            if problem := too_long(pieces):
+                return UserError(f"{conversation.place}: {problem}")
             first = index + 1
         return sequences
 
@@ -293,53 +292,19 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        texts, marks = self._templates[bool(tools)].marked_texts(messages, tools, requests, place)
-        end_mark = marks.of_token[self.end_of_turn]
-        turns = []
-        for index, prompt, full in zip(indices, texts[0::2], texts[1::2], strict=False):
-            if not full.startswith(prompt):
-                raise UserError(f"{place}: {conversation.turn_name(index)}: {_mismatch(prompt, full, marks)}")
-            position = full.find(end_mark, len(prompt))
-            end = len(full) if position < 0 else position + 1
-            turns.append(Turn(prompt, full[:end], full[end:]))
+        size = sum(json_characters(message) for message in messages) + json_characters(tools)
+        at_once = 2 * max(RENDERED_AT_ONCE // (2 * size), 1)
+        turns: list[Turn] = []
+        for start in range(0, max(len(requests), 1), at_once):
+            texts, marks = self._templates[bool(tools)].marked_texts(messages, tools, requests[start:start + at_once],
+                                                                     place)
+            end_mark = marks.of_token[self.end_of_turn]
+            for index, prompt, full in zip(indices[start // 2:], texts[0::2], texts[1::2], strict=False):
+                if not full.startswith(prompt):
+                    raise UserError(f"{place}: {conversation.turn_name(index)}: {_mismatch(prompt, full, marks)}")
+                position = full.find(end_mark, len(prompt))
+                add_turn(turns, prompt, full, len(full) if position < 0 else position + 1)
         return turns, texts[-1] if thinking is not None else "", marks
-
-
-def cut_at_answers(text: str, turns: Sequence[Turn], chosen: Sequence[bool], first: int,
-                   learn_prompt: bool) -> list[Piece]:
-    """Cuts marked text into pieces. The `chosen` turns from `first` on are supervised; with `learn_prompt` also the
-    text between them.
-
-    The text is cut at both ends of every answer, learned or not, so that no token spans the border between what a model
-    is given and what it says. A turn that the template now renders differently is somewhere in the text before the next
-    answer; if it was not chosen, that text is not learned.
-    """
-    pieces, position, between = [], 0, learn_prompt
-    for index, turn in enumerate(turns):
-        if text.startswith(turn.answered):
-            pieces.append(Piece(text[position:len(turn.prompt)], between))
-            pieces.append(Piece(text[len(turn.prompt):len(turn.answered)], chosen[index] and index >= first))
-            position, between = len(turn.answered), learn_prompt
-        elif not chosen[index]:
-            between = False
-    pieces.append(Piece(text[position:], between))
-    return pieces
-
-
-def learn_once(sequences: list[TokenSequence]) -> list[TokenSequence]:
-    """Unsupervises the beginning that a sequence shares with the one before it, which is learned there.
-
-    Drops sequences that keep no supervised token.
-    """
-    learned = sequences[:1]
-    for before, sequence in pairwise(sequences):
-        shorter = min(len(before.input_ids), len(sequence.input_ids))
-        differs = np.flatnonzero(before.input_ids[:shorter] != sequence.input_ids[:shorter])
-        common = differs[0] if len(differs) else shorter
-        supervised = sequence.supervised.copy()
-        supervised[:common] = False
-        learned.append(TokenSequence(sequence.input_ids, supervised))
-    return [sequence for sequence in learned if sequence.supervised.any()]
 
 
 def make_template(tokenizer: Tokenizer, choice: str | None = None, end_of_turn: str | None = None) -> ChatTemplate:

@@ -8,7 +8,9 @@ from typing import Any
 
 from minimind_sft.data.fields import MEDIA, SUSPECT_FIELDS, refuse_media, refuse_unsupported
 from minimind_sft.data.formats import ANSWERS, EMPTY, SYSTEM_FIELDS, field_names, find_form, source_turns
+from minimind_sft.data.lines import MAX_ROW_VALUES
 from minimind_sft.data.preferences import REJECTED, refuse_preference
+from minimind_sft.data.row_size import json_characters
 from minimind_sft.data.turn_flags import PLAIN_FIELDS, is_learned
 from minimind_sft.data.turns import SourceTurn, refuse
 from minimind_sft.errors import UserError, describe
@@ -16,9 +18,11 @@ from minimind_sft.files import read_text
 from minimind_sft.strict_json import parse_json
 
 MAX_CHARACTERS = 2_000_000
-"""In a conversation: tokenizing takes some 200 bytes of memory per character."""
+"""In everything that a template renders: messages, reasoning, calls and tools."""
 MAX_RENDERED = 50_000_000
-"""Answers times characters: a template renders the conversation up to each answer, all of it in memory."""
+"""Answers times characters: a template renders the conversation up to each answer."""
+MAX_MESSAGES, MAX_MESSAGES_RENDERED = 20_000, 1_000_000
+"""Messages, and answers times messages: rendering a message for one answer takes some microseconds."""
 CALL_FIELDS = ("id", "type", "index", "function", "name", "arguments")
 """Fields of a call besides its arguments; any other may be the arguments under another name."""
 
@@ -156,6 +160,9 @@ def canonical_row(conversation: Conversation) -> dict:
 
 
 def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversation:
+    if len(turns) > MAX_MESSAGES:
+        raise UserError(f"{turns[-1].where.partition('[')[0]}: expected at most {MAX_MESSAGES:,} turns, found "
+                        f"{len(turns):,}")
     if turns[0].where in SYSTEM_FIELDS:
         turns = _with_one_system_turn(turns)
     tools = _offered_tools(row, lambda key: key) if "tools" in row or "functions" in row else None
@@ -179,13 +186,29 @@ def _conversation(row: dict, turns: list[SourceTurn], place: str) -> Conversatio
     name = turns[-1].where.partition("[")[0]
     if "assistant" not in roles:
         raise UserError(f"{name}: expected at least one assistant turn, found none")
-    answers, characters = roles.count("assistant"), sum(len(message["content"]) for message in messages)
+    _refuse_too_long(name, messages, tools, roles.count("assistant"))
+    return Conversation(tuple(messages), tools, place, tuple(names))
+
+
+def _refuse_too_long(name: str, messages: list[dict], tools: list[dict] | None, answers: int) -> None:
+    """
+    Raises:
+        UserError: if a conversation is too long to be rendered up to each of its answers.
+    """
+    characters = sum(len(message["content"]) for message in messages)
+    if tools:
+        characters += json_characters(tools)
+    for message in messages:
+        if len(message) > len(("role", "content")):
+            characters += sum(json_characters(value) for key, value in message.items()
+                              if key not in ("role", "content", "train"))
     if characters > MAX_CHARACTERS:
         raise UserError(f"{name}: expected at most {MAX_CHARACTERS:,} characters, found {characters:,}")
-    if answers * characters > MAX_RENDERED:
-        raise UserError(f"{name}: expected a shorter conversation: answers x characters may be {MAX_RENDERED:,}, "
-                        f"found {answers:,} x {characters:,}")
-    return Conversation(tuple(messages), tools, place, tuple(names))
+    for number, what, most in ((characters, "characters", MAX_RENDERED),
+                               (len(messages), "messages", MAX_MESSAGES_RENDERED)):
+        if answers * number > most:
+            raise UserError(f"{name}: expected a shorter conversation: answers x {what} may be {most:,}, found "
+                            f"{answers:,} x {number:,}")
 
 
 def _with_one_system_turn(turns: list[SourceTurn]) -> list[SourceTurn]:
@@ -329,7 +352,7 @@ def _arguments(call: dict, name: str) -> dict:
     """Reads the arguments of a call, an object or the JSON of one; {} if they are empty or missing."""
     arguments = call.get("arguments")
     if isinstance(arguments, str):
-        arguments = parse_json(arguments, name, "a JSON object") if arguments.strip() else None
+        arguments = parse_json(arguments, name, "a JSON object", MAX_ROW_VALUES) if arguments.strip() else None
     if arguments is None:
         others = [key for key in call if key not in CALL_FIELDS and call[key] not in (None, "")]
         if others:  # `parameters`, `input`: probably the arguments
@@ -344,14 +367,14 @@ def _check_json(value: Any, name: str) -> None:
     """Refuses values that Parquet has and JSON has not: templates write them as JSON."""
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: expected only what JSON can hold: {error}") from error
 
 
 def _list_or_json(value: Any, name: str) -> list:
     """Returns a list, given a list or the JSON of one; None and "" count as empty."""
     if isinstance(value, str) and value:
-        value = parse_json(value, name, "a list or the JSON of one")
+        value = parse_json(value, name, "a list or the JSON of one", MAX_ROW_VALUES)
     if value is None or value == "":
         return []
     if not isinstance(value, list):

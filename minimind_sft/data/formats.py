@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+from minimind_sft.data.lines import MAX_ROW_VALUES
 from minimind_sft.data.turn_flags import is_flagged
 from minimind_sft.data.turns import SourceTurn, read_turns, refuse, turn_keys
 from minimind_sft.errors import UserError
@@ -212,7 +213,8 @@ def _question_turns(row: dict, question: str, answer: str, contexts: tuple[str, 
 
 def _history_turns(history: Any) -> list[SourceTurn]:
     if isinstance(history, str) and history.lstrip().startswith("["):
-        history = parse_json(history, "history", "a list of [question, answer] pairs or the JSON of one")
+        history = parse_json(history, "history", "a list of [question, answer] pairs or the JSON of one",
+                             MAX_ROW_VALUES)
     if not isinstance(history, list | None):
         refuse("history", "a list of [question, answer] pairs", history)
     turns = []

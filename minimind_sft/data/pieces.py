@@ -5,14 +5,21 @@ only at the start of a text or beside a control token, it must not do, or still 
 """
 
 import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 
 from minimind_sft.data.tokenizer import Marks
 
+MAX_CHARACTERS, MAX_BYTES = 1_000_000, 3_000_000
+"""Tokenized in one call. A character takes 100 to 400 bytes of memory meanwhile, or 130 for each of its bytes."""
+LONG = 1000
+"""Tokens of a text whose ids are kept in an array."""
 WHITESPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
 """The blanks that control tokens with `lstrip` or `rstrip` swallow: Unicode's White_Space."""
 BLANKS_AT_START, BLANKS_AT_END = re.compile(f"^{WHITESPACE}"), re.compile(f"{WHITESPACE}$")
@@ -50,15 +57,15 @@ def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
     """Turns marked text into ids and loss mask; equal pieces, such as the end of a line, are tokenized once."""
     sequences = [MarkedSequence(cut_further(pieces, marks), marks) if marks.depends_on_place else sequence
                  for sequence in sequences for pieces, marks in [sequence]]
-    ids_of: dict[tuple[str, bool], dict[str, list[int]]] = {}
+    ids_of: dict[tuple[str, bool], dict[str, Sequence[int]]] = {}
     for marks in {marks.shield: marks for _, marks in sequences}.values():
         for inside, tokenizer in ((False, marks.tokenizer), (True, marks.inside)):
             if tokenizer is not None:
-                texts = list({text: None for pieces, its_marks in sequences if its_marks is marks
-                              for text, _, is_inside in pieces if is_inside == inside})
-                encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-                ids_of[marks.shield, inside] = {text: encoding.ids
-                                                for text, encoding in zip(texts, encodings, strict=True)}
+                texts = {text: None for pieces, its_marks in sequences if its_marks is marks
+                         for text, _, is_inside in pieces if is_inside == inside}
+                ids_of[marks.shield, inside] = {
+                    text: ids for batch in _batches(texts)
+                    for text, ids in zip(batch, _ids(tokenizer, batch), strict=True)}
 
     # All sequences in one array: numpy is slow on many short ones.
     parts = [ids_of[marks.shield, inside][text] for pieces, marks in sequences for text, _, inside in pieces]
@@ -67,6 +74,37 @@ def tokenize(sequences: list[MarkedSequence]) -> list[TokenSequence]:
     input_ids = np.fromiter(chain.from_iterable(parts), np.int32, len(supervised))
     ends = part_ends[np.cumsum([0, *(len(pieces) for pieces, _ in sequences)])]
     return [TokenSequence(input_ids[start:end], supervised[start:end]) for start, end in pairwise(ends.tolist())]
+
+
+def too_long(pieces: Iterable[Piece]) -> str:
+    """Says what is wrong with pieces that are too long to be tokenized; returns "" if none is."""
+    for piece in pieces:
+        length = len(piece.text)
+        if length > MAX_CHARACTERS or (4 * length > MAX_BYTES and len(piece.text.encode()) > MAX_BYTES):
+            return (f"expected at most {MAX_CHARACTERS:,} characters ({MAX_BYTES:,} bytes) in an answer and before "
+                    f"one, found {length:,}")
+    return ""
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yields lists of texts of about `MAX_CHARACTERS` in all at most; a text alone if it is longer."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > MAX_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[Sequence[int]]:
+    """Yields the ids of each text; long ones as an array, which takes a ninth of the memory of a list."""
+    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        ids = encoding.ids
+        yield ids if len(ids) < LONG else array("i", ids)
 
 
 def cut_further(pieces: list[Piece], marks: Marks) -> list[Piece]:

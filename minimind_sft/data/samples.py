@@ -1,23 +1,26 @@
 """Turns rows into training samples, none longer than `max_seq_len` tokens."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from minimind_sft.data.chat_template import ALL_TURNS, ChatTemplate, Supervision
 from minimind_sft.data.conversation import Conversation, parse_row, parse_text
 from minimind_sft.data.example import Example, make_example
-from minimind_sft.data.pieces import TokenSequence
+from minimind_sft.data.pieces import MAX_BYTES, MAX_CHARACTERS, TokenSequence
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.settings.data import TRUNCATIONS
 
-MAX_CHARACTERS = 1_000_000
-"""Text tokenized in one call, which takes some 200 bytes of memory per character."""
+T = TypeVar("T")
 
+MAX_RENDERED_RUNS, MESSAGE_COST = 200_000_000, 50
+"""Answers times characters of all runs of turns that are tried for one conversation. Each message counts as so many
+characters more, which take as long to render."""
 
 class EncodedRow(NamedTuple):
     """One row as training sees it, with the steps on the way.
@@ -155,10 +158,13 @@ def text_ids(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
 
 
 def text_parts(text: str) -> Iterator[str]:
-    """Splits a long text into parts of at most `MAX_CHARACTERS`, at the end of a line or a word where possible."""
+    """Splits a long text into parts of at most `MAX_CHARACTERS` and `MAX_BYTES`, at the end of a line or a word where
+    possible."""
     start = 0
     while start < len(text):
         end = min(start + MAX_CHARACTERS, len(text))
+        if 4 * (end - start) > MAX_BYTES and len(text[start:end].encode()) > MAX_BYTES:
+            end = start + MAX_BYTES // 4
         if end < len(text):
             end = next((at + 1 for mark in ("\n", " ") if (at := text.rfind(mark, start, end)) > start), end)
         yield text[start:end]
@@ -179,8 +185,10 @@ def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max
     """Returns the sequences of the longest run of whole turns that fits `max_seq_len`; [] if none fits.
 
     A run begins with a question and ends with an answer, and keeps the system turn before it. Of two runs with equally
-    many messages the earlier one wins. A run that is too long stays too long with more turns, so both ends only move
-    forward.
+    many messages the earlier one wins. A run that is too long stays too long with more turns.
+
+    Raises:
+        UserError: if finding it would take too long.
     """
     messages = conversation.messages
     opening = messages[:1] if messages[0]["role"] == "system" else ()
@@ -188,17 +196,39 @@ def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max
     starts = [i for i, role in enumerate(roles) if role == "user" and (i == 0 or roles[i - 1] != "user")]
     ends = [i + 1 for i, role in enumerate(roles) if role == "assistant"]
     best: list[TokenSequence] = []
-    longest = next_end = 0
+    longest = rendered = 0
+
+    def encoded(start: int, end: int) -> list[TokenSequence] | None:
+        """Returns the sequences of the messages from `start` to `end`; None if they do not fit."""
+        nonlocal rendered
+        characters = sum(MESSAGE_COST + len(message["content"]) for message in messages[start:end])
+        rendered += roles[start:end].count("assistant") * characters
+        if rendered > MAX_RENDERED_RUNS:
+            raise UserError(f"{conversation.place}: expected a shorter conversation: --truncation turns would render "
+                            "too many runs of its turns (--truncation tail or drop renders it once)")
+        names = (*conversation.names[:len(opening)], *conversation.names[start:end])
+        run = replace(conversation, messages=(*opening, *messages[start:end]), names=names)
+        sequences = template.encode(run, supervision)
+        return None if any(len(sequence.input_ids) > max_seq_len for sequence in sequences) else sequences
+
     for start in starts:
-        while next_end < len(ends):
-            end = ends[next_end]
-            if end - start > longest:
-                names = (*conversation.names[:len(opening)], *conversation.names[start:end])
-                run = replace(conversation, messages=(*opening, *messages[start:end]), names=names)
-                sequences = template.encode(run, supervision)
-                if any(len(sequence.input_ids) > max_seq_len for sequence in sequences):
-                    break
-                if sequences:  # empty if all of its turns are flagged as not learned
-                    best, longest = sequences, end - start
-            next_end += 1
+        longer = ends[bisect_right(ends, start + longest):]
+        index, sequences = _last_that_fits(lambda index: encoded(start, longer[index]), len(longer))  # noqa: B023
+        if sequences:  # empty if all of its turns are flagged as not learned
+            best, longest = sequences, longer[index] - start
     return best
+
+
+def _last_that_fits(fitting: Callable[[int], T | None], count: int) -> tuple[int, T | None]:
+    """Returns the last index that fits and what is found there, or (-1, None); what follows a misfit does not fit.
+
+    Tries few indices beyond the last one.
+    """
+    last, found, step, grows = -1, None, 1, True
+    while step:
+        tried = fitting(last + step) if last + step < count else None
+        if tried is not None:
+            last, found = last + step, tried
+        grows = grows and tried is not None
+        step = step * 2 if grows else step // 2
+    return last, found

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
+from minimind_sft.data.lines import MAX_ROW_VALUES
 from minimind_sft.errors import UserError, describe
 from minimind_sft.strict_json import parse_json
 
@@ -68,7 +69,7 @@ def read_turns(value: Any, where: str) -> list[SourceTurn]:
         UserError: `messages[2].role: expected ..., found ...`
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = parse_json(value, where, "a list of turns or the JSON of one")
+        value = parse_json(value, where, "a list of turns or the JSON of one", MAX_ROW_VALUES)
     if not isinstance(value, list) or not value:
         refuse(where, "a list of turns", value)
     return [_read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
@@ -128,7 +129,7 @@ def _rename_calls(turn: SourceTurn, names: dict[str, str], in_content: bool) -> 
 def _calls(value: Any, name: str) -> list:
     """Returns a list of calls, given one call, a list of them, or the JSON of either."""
     if isinstance(value, str):
-        value = parse_json(value, name, CALL)
+        value = parse_json(value, name, CALL, MAX_ROW_VALUES)
     if not value:
         refuse(name, CALL, value)
     return value if isinstance(value, list) else [value]
