@@ -16,6 +16,8 @@ NOT_FETCHED = "a Git LFS pointer, not the file itself: run git lfs pull in its r
 MAX_TEXT_BYTES = 64 * 2**20
 """Of a file that is read whole, as text or JSON: the largest tokenizers take half of it."""
 MAX_CONFIGURATION_BYTES = 4 * 2**20
+MAX_METRICS_BYTES = 2**30
+"""A run of a million steps writes a third of it."""
 OPENED_TO_READ = (os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
                   | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
 """A file that becomes a pipe between looking and opening does not block either."""

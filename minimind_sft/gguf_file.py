@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minimind_sft.errors import UserError, describe, first_line, printable
-from minimind_sft.files import refuse_lfs_pointer
+from minimind_sft.files import open_regular, refuse_lfs_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -78,7 +78,7 @@ class GGUFFile:
         self.path = Path(path)
         _refuse_parts(self.path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 header = _Header(self.path, file)
                 tensor_count, value_count = header.read_start()
                 self.metadata = header.read_metadata(value_count)
@@ -255,9 +255,9 @@ class _Header:
 def is_gguf(path: Path) -> bool:
     """Tells whether a file is, or is meant to be, a GGUF file: by its first bytes or its name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
-    except OSError:
+    except (OSError, UserError):
         return path.suffix == ".gguf"
 
 

@@ -94,7 +94,7 @@ def test_what_is_not_a_file_is_reported(tmp_path):
     os.mkfifo(tmp_path / "pipe_metrics.jsonl")
     followed = FollowedRun(tmp_path / "pipe_metrics.jsonl")
     followed.update()
-    assert followed.problem == f"{tmp_path}/pipe_metrics.jsonl: cannot be read (not a file)"
+    assert followed.problem == f"{tmp_path}/pipe_metrics.jsonl: a pipe, expected a file"
 
 
 def test_a_folder_is_searched_again_each_time(tmp_path):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.lines import MAX_ROW_BYTES
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.questions import Question, without_reasoning
+from minimind_sft.files import open_regular
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
+from minimind_sft.strict_json import parse_json
 from minimind_sft.terminal import columns, in_one_line, progress_bar
 from minimind_sft.writing import check_writable, write_text_atomically
 
@@ -136,11 +139,9 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
     if not path.exists():
         return
     try:
-        if not path.is_file():  # reading a device may never end
-            raise ValueError("not a file")
-        with path.open(encoding="utf-8") as file:
-            first = file.readline()
-            ours = not first or set(OUTPUT_FIELDS) <= json.loads(first).keys()
+        with open_regular(path) as file:
+            first = file.readline(MAX_ROW_BYTES)
+        ours = not first or set(OUTPUT_FIELDS) <= parse_json(first.decode(), str(path)).keys()
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:

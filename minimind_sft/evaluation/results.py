@@ -16,7 +16,7 @@ import torch
 
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.items import Item
-from minimind_sft.files import peek_object, sha256_of_file
+from minimind_sft.files import peek_object, read_regular_file, sha256_of_file
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.locks import FolderLock
 from minimind_sft.paths import shown
@@ -29,6 +29,9 @@ MARK = "evaluation"
 
 BEGINNINGS = tuple(f'{{"{name}": "'.encode() for name in (MARK, "task"))
 """How the lines of an answers file begin."""
+
+MAX_ANSWERS_BYTES = 2**30
+"""Of an answers file, which is read whole."""
 
 PACKAGES = ("minimind-sft", "torch", "tokenizers", "sacrebleu", "rouge-score", "jieba")
 
@@ -193,7 +196,7 @@ class Store:
             raise UserError(f"{path}: expected a file for the answers, found something else; choose another --out, or "
                             "--overwrite moves it away")
         with self._disk("read"):
-            whole = path.read_bytes()
+            whole = read_regular_file(path, MAX_ANSWERS_BYTES)
         kept = whole.rfind(b"\n") + 1
         for number, line in enumerate(whole[:kept].splitlines(), start=1):
             try:

@@ -11,7 +11,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_question
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists, peek_object
+from minimind_sft.files import open_regular, path_exists, peek_object
 from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
@@ -94,7 +94,7 @@ class BatchOutput:
         if others:
             raise UserError(f"--batch_out {self.path}: holds answers that were made with other {', '.join(others)}; "
                             "choose another name")
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             lines = [line for line in file if line.endswith(b"\n")]
         self._check_ours(lines, rows)
         complete = len(lines) == len(rows)

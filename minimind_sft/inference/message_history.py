@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from minimind_sft.errors import first_line
+from minimind_sft.errors import UserError, first_line
+from minimind_sft.writing import write_atomically
 
 MAX_MESSAGES = 1_000
 """Messages kept when the file is shortened, at twice as many."""
@@ -48,7 +49,7 @@ class MessageHistory:
             path = history_path()
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._read(path)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UserError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
             notify(f"typed messages are not kept for the next chat: {getattr(error, 'filename', None) or ''} {reason}")
 
@@ -72,10 +73,11 @@ class MessageHistory:
         self._path = path
         if len(self.messages) > 2 * MAX_MESSAGES:
             self.messages = self.messages[-MAX_MESSAGES:]
-            shorter = path.with_name(f"{path.name}.{os.getpid()}")
-            with _opened(shorter, os.O_WRONLY | os.O_EXCL) as handle:
-                os.write(handle, b"".join(map(_line, self.messages)))
-            shorter.replace(path)
+            write_atomically(path, self._write_all)
+
+    def _write_all(self, path: Path) -> None:
+        with _opened(path, os.O_WRONLY | os.O_EXCL) as handle:
+            os.write(handle, b"".join(map(_line, self.messages)))
 
 
 class _opened:

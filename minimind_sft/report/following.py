@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists
+from minimind_sft.files import open_regular, path_exists
 from minimind_sft.report.run_files import SUFFIX, Run, RunReader
 
 REMEMBERED = 4096
@@ -45,6 +45,8 @@ class FollowedRun:
         except OSError as error:
             reason = "not there yet" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             self._lose_file(f"{self.path}: {reason}")
+        except UserError as error:
+            self._lose_file(str(error))
 
     def _start_again(self) -> None:
         self._reader = RunReader(self.path)
@@ -93,11 +95,11 @@ def _open_file(path: Path) -> BinaryIO:
     """Opens a regular file.
 
     Raises:
-        OSError: if that is not possible. A pipe would block.
+        FileNotFoundError: if it is not there.
+        UserError: if it cannot be opened.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(0, "not a file")
-    return path.open("rb")
+    path.stat()
+    return open_regular(path)
 
 
 class FollowedRuns:

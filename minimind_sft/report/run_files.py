@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from minimind_sft.errors import UserError, describe, first_line
-from minimind_sft.files import read_text
+from minimind_sft.files import MAX_METRICS_BYTES, read_text
 
 SUFFIX = "_metrics.jsonl"
 ENDS = ("finished", "stopped early", "interrupted", "failed")
@@ -152,7 +152,7 @@ def read_run(path: Path) -> Run:
         UserError: naming the file, or the line and field, that is not as expected.
     """
     reader = RunReader(path)
-    *complete, last = read_text(path).split("\n")
+    *complete, last = read_text(path, MAX_METRICS_BYTES).split("\n")
     for number, line in enumerate(complete, 1):
         reader.add(line, f"{path}:{number}")
     if _is_json(last):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import sha256_of_file
+from minimind_sft.files import read_text, sha256_of_file
 from minimind_sft.locks import FolderLock
 from minimind_sft.manifest import MANIFEST, Damaged
 from minimind_sft.set_aside import bring_older_back, is_there, keep_older, remove_older
@@ -112,7 +112,7 @@ class Checkpoints:
         def look() -> None:
             # Not on the main rank: a process that holds a lock loses it by closing the file, wherever it does so.
             if not self.ranks.is_main and not (
-                    self._lock.path.is_file() and self._lock.path.read_text(encoding="utf-8") == holder):
+                    self._lock.path.is_file() and read_text(self._lock.path) == holder):
                 raise UserError(f"--parallel fsdp: {self.folder} is not the folder that the main rank sees; every rank "
                                 "writes its shard, so --save_dir must be on a file system that all of them share")
 

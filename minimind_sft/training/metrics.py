@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
+from minimind_sft.files import MAX_METRICS_BYTES, read_text
 from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.writing import append_to, write_text_atomically
 
@@ -66,15 +67,15 @@ def finite(value: Any) -> Any:
 
 def read_metrics(path: Path) -> list[dict]:
     """Reads the lines of a metrics file; returns none if it cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if line["step"] >= 0]
+    with suppress(ValueError, KeyError, TypeError):
+        return [line for line in map(json.loads, read_text(path, MAX_METRICS_BYTES).splitlines()) if line["step"] >= 0]
     return []
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes the lines past `step`, which a resumed run writes again; step 0 starts with an empty file."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() and step > 0 else []:
+    for line in read_text(path, MAX_METRICS_BYTES).splitlines() if path.exists() and step > 0 else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
