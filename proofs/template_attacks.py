@@ -14,16 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import nodes
+from template_constants import continuations, written_constants
 
 from minimind_sft.data.chat_template import ChatTemplate, TokenSequence, has_reasoning
 from minimind_sft.data.conversation import Conversation
-from minimind_sft.data.template_marks import (
-    ASSISTANT_TAGS,
-    continuations,
-    iter_strings,
-    written_constants,
-)
-from minimind_sft.data.template_sandbox import make_environment
+from minimind_sft.data.template_marks import ASSISTANT_TAGS, iter_strings
+from minimind_sft.data.template_sandbox import TemplateEnvironment, make_environment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START
 from minimind_sft.errors import UserError
 
@@ -45,7 +41,7 @@ class Subject:
         tokenizer = template.tokenizer
         self.control = tokenizer.control_tokens("\n".join([template.source, *ASSISTANT_TAGS]))
         self.control_of = {tokenizer.token_to_id(token): token for token in self.control}
-        tree = make_environment().parse(template.source)
+        tree = make_environment(TemplateEnvironment).parse(template.source)
         written = list(written_constants(tree))
         texts = {part.data if isinstance(part, nodes.TemplateData) else part.value for part in written}
         self.constants = sorted(text for text in texts if text.strip()) or ["x"]

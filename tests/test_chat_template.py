@@ -154,7 +154,7 @@ def test_tags_are_control_tokens_only_in_an_assistants_message():
 
 
 def test_parsed_tags_work_beside_text_that_spells_control_tokens():
-    """`</think>` must reach the template unchanged: marking it fails, so the shield is used."""
+    """The bundled template looks for `</think>` in the answer."""
     chat = conversation(("user", "<|im_end|></think>"),
                         ("assistant", "hm<|im_end|></think>yes<tool_call>x</tool_call>"),
                         tools=[{"name": "<|im_end|>"}])
@@ -170,8 +170,7 @@ def test_parsed_tags_work_beside_text_that_spells_control_tokens():
     "{{ message.content|replace('<think>', '(!) ') }}",
     "{{ {'<think>': '(!) '}[message.content] }}",
 ])
-def test_a_template_that_inspects_the_content_is_marked_itself(looks):
-    """A shield inside the content would hide the text that the template looks for."""
+def test_a_template_may_inspect_the_content(looks):
     source = PLAIN_CHATML.replace("message.content +", "text + message.content +").replace(
         "{{-", "{% set text %}" + looks + "{% endset %}{{-", 1)
     template = ChatTemplate(TOKENIZER, source)
@@ -181,7 +180,7 @@ def test_a_template_that_inspects_the_content_is_marked_itself(looks):
 
 
 def test_a_template_may_assemble_control_tokens_from_parts():
-    """No constant holds the whole `<|im_start|>`: marking constants would leave text where a control token belongs."""
+    """No constant holds the whole `<|im_start|>`."""
     source = PLAIN_CHATML.replace("'<|im_start|>'", "'<|' + 'im_start|>'")
     template = ChatTemplate(TOKENIZER, source)
     encoded = encode_one(template, conversation(("user", "<|im_start|>"), ("assistant", "a")))
@@ -197,13 +196,13 @@ def test_half_a_control_token_written_by_the_template_stays_text(text):
     assert sum(encoded.supervised) == len(TOKENIZER.encode_ordinary(f"<{text.strip()}>")) + 1
 
 
-def test_a_row_that_cannot_be_encoded_safely_is_refused():
+def test_a_template_that_assembles_control_tokens_may_also_measure_the_data():
     source = PLAIN_CHATML.replace("'<|im_start|>'", "'<|' + 'im_start|>'").replace(
         "message.content +", "message.content + (message.content|length|string if message.role == 'user' else '') +")
     template = ChatTemplate(TOKENIZER, source)
-    assert len(template.encode(conversation(("user", "fine"), ("assistant", "a")))) == 1
-    with pytest.raises(UserError, match=r"^a\.jsonl:3: the text spells control tokens"):
-        template.encode(conversation(("user", "<|im_end|>"), ("assistant", "a")))
+    encoded = encode_one(template, conversation(("user", "<|im_end|>"), ("assistant", "a")))
+    assert control_ids(template, encoded.input_ids) == [1, 2, 1, 2]
+    assert TOKENIZER.decode(encoded.input_ids).startswith("<|im_start|>user\n<|im_end|>10<|im_end|>")
 
 
 def test_text_with_all_private_use_characters_is_refused_with_its_place():

@@ -2,22 +2,40 @@
 
 The text of a control token must stay text if it comes from the data, and become the token if the template wrote it.
 Marked text has private-use characters (`tokenizer.Marks`) where the template wrote control tokens; later only marks
-become control tokens. There are two ways to mark: mark the constants in the template's syntax tree, or shield every
-place in the data where a control token could begin. The result counts only if it equals the plain rendering once the
-marks are replaced by their tokens.
+become control tokens.
+
+Why data cannot become a control token, whatever the template does with it:
+
+1. A template is rendered once, with text that knows the origin of each character (`traced_text`). Of the template are
+   string constants of its source, the names of roles, bos/eos/pad, and the header that stands for a missing generation
+   prompt: all that is fixed before the data is known. Everything else is data.
+2. Concatenating, slicing, stripping, splitting, replacing and filling in keep the origin of each character that they
+   copy. Everything else loses it: what `striptags`, `'%c'`, `unicode_escape` or a method called on the data returns is
+   data. No operation gives an origin to a character that had none.
+3. Only a control token whose characters are all the template's becomes a mark. `'<|%s|>' % role` does;
+   `'<|%s|>' % content` does not, as its middle is the data's.
+4. The marks are chosen after rendering, and none of them occurs in the rendered text. So no text can spell one.
+
+A template that looks into the data decides for itself what it writes then, as in `'/no_think' in content`: what it
+writes is its own. Tags in an assistant's message have an origin of their own, and only a whole tag becomes a mark.
+
+That a template's own control tokens do not become text, because an operation lost their origin, is checked on probes
+without control tokens: there, all of them are the template's.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jinja2
-from jinja2 import nodes
 
 from minimind_sft.data.template_fields import RenderedFields
-from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, compile_tree, make_environment
+from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, make_environment
+from minimind_sft.data.template_tracing import TracingEnvironment, render_parts
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
+from minimind_sft.data.traced_text import DATA, TAG, TEMPLATE, is_traced_text, of_template, origins_of, with_tags
+from minimind_sft.data.turns import ROLES
 from minimind_sft.errors import UserError, one_line
 
 THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
@@ -38,16 +56,11 @@ HEADER_PROBES = (
 )
 """A constant header is the same before the last answer of each of these."""
 
-# Parts of a syntax tree that decide or look something up. Constants there are not written out.
-UNWRITTEN = {
-    nodes.If: {"test"},
-    nodes.For: {"test"},
-    nodes.CondExpr: {"test"},
-    nodes.Getitem: {"arg"},
-    nodes.Pair: {"key"},
-}
-# Filters whose arguments may be written out.
-WRITING_FILTERS = ("default", "d", "join")
+TEMPLATE_ROLES = {role: of_template(role) for role in ROLES}
+PRIVATE_USE = re.compile(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]")
+MAX_MARKED_TEXTS = 1000
+"""Texts of the template alone, such as what it writes between two turns, that are remembered with their marks."""
+OWN_RUNS = re.compile(b"%c+|%c+" % (TEMPLATE, TAG))
 
 
 class Request(NamedTuple):
@@ -71,27 +84,22 @@ class MarkedTemplate:
         fields: which fields of a turn the template renders.
 
     Raises:
-        UserError: if the source is not a Jinja template, or has neither a generation prompt nor a constant header.
+        UserError: if the source is not a Jinja template, has neither a generation prompt nor a constant header, or
+            makes control tokens in a way that cannot be traced.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str):
-        if re.search(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]", source):
+        if PRIVATE_USE.search(source):
             raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
-        self._tokenizer, self._source = tokenizer, source
+        self._tokenizer = tokenizer
         # In assistant messages the tags are control tokens whether or not the template writes them.
         control = tokenizer.control_tokens("\n".join([source, *ASSISTANT_TAGS]))
         self._control_pattern = _any_of(control)
-        # Text without the first character of any control token contains no control token and no beginning of one.
-        self._opening_pattern = _any_of({token[0] for token in control})
         self._tag_pattern = _any_of(set(ASSISTANT_TAGS) & set(control))
-        self._environment = make_environment()
-        self._marked_templates: dict[str, jinja2.Template] = {}
+        self._marked_texts: dict[tuple[str, bytes, str], str] = {}
+        self._special = {name: of_template(token) for name, token in tokenizer.special.items()}
         try:
-            tree = self._environment.parse(source)
-            self._continuations = continuations(tree, control)
-            self._template = compile_tree(self._environment, tree)
-            self._ways = ((self._with_shielded_data,) if self._continuations else
-                          (self._with_marked_template, self._with_shielded_data))
+            self._template = make_environment(TracingEnvironment).template(source)
         except jinja2.TemplateError as error:
             raise UserError(f"chat template: {one_line(error)}") from error
         self.header = ""
@@ -107,89 +115,81 @@ class MarkedTemplate:
         Raises:
             UserError: at `place`, if the template refuses the conversation.
         """
-        try:
-            return self._texts(self._template, self._tokenizer.special, messages, tools, requests, self.header)
-        except TEMPLATE_ERRORS as error:
-            raise UserError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from error
+        return ["".join(parts) for parts in self._renderings(messages, tools, requests, place)]
 
     def probe_text(self, messages: Sequence[dict], tools: list[dict] | None, ask: bool,
                    thinking: bool | None) -> str | None:
-        """Renders a conversation with or without the generation prompt; returns None if the template refuses it."""
+        """Renders a conversation without control tokens, with or without the generation prompt.
+
+        Returns None if the template refuses it.
+
+        Raises:
+            UserError: if the template writes a control token that cannot be traced to it.
+        """
         request = Request(len(messages), ask, thinking)
         try:
-            return self._texts(self._template, self._tokenizer.special, messages, tools, [request], self.header)[0]
+            ((*parts,),) = self._render(messages, tools, [request])
         except TEMPLATE_ERRORS:
             return None
+        text, origins = "".join(parts), b"".join(map(origins_of, parts))
+        for token in self._control_pattern.finditer(text):
+            if origins.count(TEMPLATE, token.start(), token.end()) < len(token[0]):
+                raise UserError(f"chat template: it makes {token[0]} in a way that cannot be told from text of the "
+                                "data; it should write control tokens as they are")
+        return text
 
     def marked_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                      place: str) -> tuple[list[str], Marks]:
         """Renders the requests as marked text.
 
         Raises:
-            UserError: at `place`, if the template refuses the conversation, or if its control tokens cannot be told
-                from the data.
+            UserError: at `place`, if the template refuses the conversation, or if it leaves no characters to mark
+                control tokens with.
         """
-        plain = self.plain_texts(messages, tools, requests, place)
-        strings = _data_strings(messages, tools)
-        data = "\n".join(strings)
+        renderings = self._renderings(messages, tools, requests, place)
+        texts = list(map("".join, renderings))
+        private = {character for text in texts if not text.isascii() for character in PRIVATE_USE.findall(text)}
+        if private and (made := private.difference(*_data_strings(messages, tools))):
+            raise UserError(f"{place}: the chat template makes the private-use character U+{ord(min(made)):X}, which "
+                            "the text does not contain")
         try:
-            marks = self._tokenizer.marks(data)
+            marks = self._tokenizer.marks(*texts if private else ())
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-        completed = self._continuations and any(map(self._completes_token, strings))
-        if not completed and not self._opening_pattern.search(data):
-            return [self._mark(text, marks) for text in plain], marks
-        for way in self._ways:
-            try:
-                texts = way(messages, tools, requests, marks)
-            except TEMPLATE_ERRORS:
+        return [self._mark(parts, marks) for parts in renderings], marks
+
+    def _mark(self, parts: list[str], marks: Marks) -> str:
+        """Returns the text with marks for the template's own control tokens and for the tags of assistant messages."""
+        marked: list[str] = []
+        for is_traced, group in groupby(parts, is_traced_text):
+            if not is_traced:
+                marked += group
                 continue
-            if list(map(marks.spelled, texts)) == plain:
-                return texts, marks
-        raise UserError(f"{place}: the text spells control tokens, and the chat template treats it so that they "
-                        "cannot be told from its own")
+            own = list(group)
+            text, origins = "".join(own), b"".join(map(origins_of, own))
+            marked.append(self._marked(text, origins, marks))
+        return "".join(marked)
 
-    def _with_marked_template(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
-                              marks: Marks) -> list[str]:
-        """Renders with marks in the template's constants and for the tags of assistant messages."""
-        if marks.shield not in self._marked_templates:
-            tree = self._environment.parse(self._source)
-            for constant in written_constants(tree):
-                _set_text(constant, self._mark(_text(constant), marks))
-            self._marked_templates[marks.shield] = compile_tree(self._environment, tree)
-        special = {name: marks.of_token.get(token, token) for name, token in self._tokenizer.special.items()}
-        messages = _change_messages(messages, partial(self._tag_pattern.sub, lambda tag: marks.of_token[tag[0]]), str)
-        header = self._mark(self.header, marks)
-        return self._texts(self._marked_templates[marks.shield], special, messages, tools, requests, header)
+    def _marked(self, text: str, origins: bytes, marks: Marks) -> str:
+        if DATA in origins:
+            return self._mark_runs(text, origins, marks)
+        key = text, origins, marks.shield
+        found = self._marked_texts.get(key)
+        if found is None:
+            if len(self._marked_texts) == MAX_MARKED_TEXTS:
+                self._marked_texts.clear()
+            found = self._marked_texts[key] = self._mark_runs(text, origins, marks)
+        return found
 
-    def _with_shielded_data(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
-                            marks: Marks) -> list[str]:
-        """Renders with shields in the data, so that every control token in the text is the template's own.
-
-        A shield follows each character that could begin a control token and precedes text that could complete one; the
-        tags of assistant messages get none.
-        """
-        def shield(text: str) -> str:
-            shielded = self._opening_pattern.sub(lambda opening: opening[0] + marks.shield, text)
-            if not self._completes_token(text):
-                return shielded
-            blank = len(text) - len(text.lstrip())
-            return shielded[:blank] + marks.shield + shielded[blank:]
-
-        def shield_all_but_tags(text: str) -> str:
-            parts = self._tag_pattern.split(text)
-            parts[0::2] = map(shield, parts[0::2])
-            return "".join(parts)
-
-        messages = _change_messages(messages, shield_all_but_tags, shield)
-        texts = self._texts(self._template, self._tokenizer.special, messages, map_strings(tools, shield), requests,
-                            self.header)
-        return [self._mark(text, marks).replace(marks.shield, "") for text in texts]
-
-    def _completes_token(self, text: str) -> bool:
-        """Tells whether text, even if trimmed, could continue a constant that ends inside a control token."""
-        text = text.strip()
-        return bool(text) and any(text.startswith(rest) or rest.startswith(text) for rest in self._continuations)
+    def _mark_runs(self, text: str, origins: bytes, marks: Marks) -> str:
+        parts, position = [], 0
+        for run in OWN_RUNS.finditer(origins):
+            pattern = self._control_pattern if origins[run.start()] == TEMPLATE else self._tag_pattern
+            own = pattern.split(text[run.start():run.end()])
+            own[1::2] = map(marks.of_token.__getitem__, own[1::2])
+            parts += [text[position:run.start()], *own]
+            position = run.end()
+        return "".join([*parts, text[position:]])
 
     def _writes_content(self) -> bool:
         """Tells whether the template renders content passed as a string; those for images expect a list of parts."""
@@ -220,66 +220,45 @@ class MarkedTemplate:
                             f"constant: {headers[0]!r} and {other!r}")
         return headers[0] if headers else ""
 
-    def _mark(self, text: str, marks: Marks) -> str:
-        """Replaces control tokens by their marks."""
-        parts = self._control_pattern.split(text)
-        parts[1::2] = map(marks.of_token.__getitem__, parts[1::2])
-        return "".join(parts)
+    def _renderings(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
+                    place: str) -> list[list[str]]:
+        try:
+            return self._render(messages, tools, requests)
+        except TEMPLATE_ERRORS as error:
+            raise UserError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from error
 
-    def _texts(self, template: jinja2.Template, special: dict[str, str], messages: Sequence[dict],
-               tools: list[dict] | None, requests: list[Request], header: str) -> list[str]:
-        shown = []
-        for message in messages:
-            # Whether a turn is learned must not change what the model sees.
-            message = {name: value for name, value in message.items() if name != "train"}
-            if message.get("reasoning_content"):  # gpt-oss templates read it as `thinking`, as Hugging Face offers it
-                message = {"thinking": message["reasoning_content"], **message}
-            if self.content_in_parts:
-                message["content"] = [{"type": "text", "text": message["content"]}]
-            shown.append(message)
-        texts = []
+    def _render(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request]) -> list[list[str]]:
+        """Renders each of the requests into parts whose characters have origins."""
+        shown = list(map(self._shown, messages))
+        renderings = []
         for count, add_generation_prompt, thinking in requests:
             flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
-            text = template.render(messages=shown[:count], tools=tools, documents=None,
-                                   add_generation_prompt=add_generation_prompt, **special, **flags)
-            texts.append(text + header if add_generation_prompt else text)
-        return texts
+            parts = render_parts(self._template, messages=shown[:count], tools=tools, documents=None,
+                                 add_generation_prompt=add_generation_prompt, **self._special, **flags)
+            renderings.append([*parts, of_template(self.header)] if add_generation_prompt else parts)
+        return renderings
 
+    def _shown(self, message: dict) -> dict:
+        """Returns a message as templates read it."""
+        # Whether a turn is learned must not change what the model sees.
+        shown = {name: value for name, value in message.items() if name != "train"}
+        if message["role"] == "assistant":
+            shown = {name: map_strings(value, self._with_tags) for name, value in shown.items()}
+        shown["role"] = TEMPLATE_ROLES.get(message["role"], message["role"])
+        if shown.get("reasoning_content"):  # gpt-oss templates read it as `thinking`, as Hugging Face offers it
+            shown = {"thinking": shown["reasoning_content"], **shown}
+        if self.content_in_parts:
+            shown["content"] = [{"type": "text", "text": shown["content"]}]
+        return shown
 
-def _change_messages(messages: Sequence[dict], change_assistant: Callable[[str], str],
-                     change_other: Callable[[str], str]) -> list[dict]:
-    """Changes every string of the messages except their roles."""
-    changed = []
-    for message in messages:
-        change = change_assistant if message["role"] == "assistant" else change_other
-        changed.append({name: value if name == "role" else map_strings(value, change)
-                        for name, value in message.items()})
-    return changed
+    def _with_tags(self, text: str) -> str:
+        return with_tags(text, self._tag_pattern) if "<" in text else text
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern:
     """Returns a pattern for the longest of `texts`, as a group for `split`; it matches nothing if there are none."""
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
     return re.compile(f"({alternatives or '(?!)'})")
-
-
-def written_constants(tree: nodes.Node) -> Iterator[nodes.Const | nodes.TemplateData]:
-    """Yields the string constants that a template writes, rather than compares or passes to a method."""
-    if isinstance(tree, nodes.TemplateData) or (isinstance(tree, nodes.Const) and isinstance(tree.value, str)):
-        yield tree
-    elif not isinstance(tree, nodes.Compare | nodes.Test):
-        for child in tree.iter_child_nodes(exclude=_unwritten_fields(tree)):
-            yield from written_constants(child)
-
-
-def continuations(tree: nodes.Node, tokens: Iterable[str]) -> tuple[str, ...]:
-    """Returns the rests of control tokens inside which a constant ends, as in `'<|' + message.role + '|>'`.
-
-    No constant holds such a token, so marking constants misses it, and data that begins with the rest completes it.
-    """
-    ends = {_text(constant) for constant in written_constants(tree)}
-    return tuple({token[length:] for token in tokens for length in range(1, len(token))
-                  if any(end.endswith(token[:length]) for end in ends)})
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
@@ -314,23 +293,3 @@ def iter_strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for part in value:
             yield from iter_strings(part)
-
-
-def _unwritten_fields(node: nodes.Node) -> set[str]:
-    if isinstance(node, nodes.Filter) and node.name not in WRITING_FILTERS:
-        return {"args", "kwargs", "dyn_args", "dyn_kwargs"}
-    # Methods receive constants to compare with or to cut at; macros receive them to be written.
-    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
-        return {"args", "kwargs", "dyn_args", "dyn_kwargs"}
-    return UNWRITTEN.get(type(node), set())
-
-
-def _text(constant: nodes.Const | nodes.TemplateData) -> str:
-    return constant.data if isinstance(constant, nodes.TemplateData) else constant.value
-
-
-def _set_text(constant: nodes.Const | nodes.TemplateData, text: str) -> None:
-    if isinstance(constant, nodes.TemplateData):
-        constant.data = text
-    else:
-        constant.value = text

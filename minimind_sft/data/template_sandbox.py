@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -20,6 +20,9 @@ PINNED_DATE = datetime(2026, 1, 1)
 DICT_ATTRIBUTES = frozenset(dir(dict))
 # Without the format methods, which can reach into objects: the sandbox guards those.
 PLAIN_STRING_METHODS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
+
+
+Environment = TypeVar("Environment", bound="TemplateEnvironment")
 
 
 class GenerationTag(Extension):
@@ -45,19 +48,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def make_environment() -> jinja2.Environment:
+def make_environment(kind: type[Environment]) -> Environment:
     """Sets up Jinja as Hugging Face's `apply_chat_template` does, except that the date is pinned."""
-    environment = TemplateEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = PINNED_DATE.strftime
     return environment
-
-
-def compile_tree(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
-    """Compiles a syntax tree."""
-    # Each rendering copies the globals, and the ChainMap of `make_globals` is slow to copy.
-    return environment.template_class.from_code(environment, environment.compile(tree), dict(environment.globals))
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,

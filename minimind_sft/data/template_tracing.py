@@ -1,0 +1,127 @@
+"""Compiles chat templates so that their own text is `TracedText`: rendered text tells it from text of the data.
+
+Text of a template are the string constants in its source, and what Jinja computes of them while it compiles.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jinja2
+from jinja2 import nodes, pass_eval_context
+from jinja2.compiler import CodeGenerator, Frame, optimizeconst
+from jinja2.filters import sync_do_join
+from jinja2.nodes import EvalContext
+
+from minimind_sft.data.template_sandbox import PLAIN_STRING_METHODS, TemplateEnvironment
+from minimind_sft.data.traced_text import TracedText, concat, format_traced, of_template
+
+
+class TracingCodeGenerator(CodeGenerator):
+    """Writes Python in which string constants are text of the template, and `~` keeps the origins of its parts."""
+
+    environment: "TracingEnvironment"
+    _comparing = False
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        # A comparison has no text as its result, and is faster with ordinary strings.
+        outer, self._comparing = self._comparing, True
+        super().visit_Compare(node, frame)
+        self._comparing = outer
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+        self.write(self._constant(node.as_const(frame.eval_ctx)))
+
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super().visit_TemplateData(node, frame)
+        else:
+            self.write(self._constant(node.data))
+
+    @optimizeconst
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super().visit_Concat(node, frame)
+            return
+        self.write("environment.concat(map(str, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return self._constant("".join(group))
+
+    def _constant(self, value: Any) -> str:
+        """Returns the expression of a constant."""
+        if type(value) is str and not self._comparing:
+            return self.environment.name_of(value)
+        if type(value) is list:
+            return f"[{', '.join(map(self._constant, value))}]"
+        if type(value) is tuple:
+            return f"({''.join(f'{self._constant(part)}, ' for part in value)})"
+        if type(value) is dict:
+            return f"{{{', '.join(f'{self._constant(key)}: {self._constant(part)}' for key, part in value.items())}}}"
+        return str(value) if isinstance(value, float) else repr(value)
+
+
+class TracingEnvironment(TemplateEnvironment):
+    """The sandbox for templates whose text is traced."""
+
+    code_generator_class = TracingCodeGenerator
+    concat = staticmethod(concat)
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._constants: dict[str, TracedText] = {}
+        self.filters["join"] = _join
+
+    def name_of(self, text: str) -> str:
+        """Returns the name of a constant in the Python that is generated."""
+        name = f"text_{len(self._constants)}"
+        self._constants[name] = of_template(text)
+        return name
+
+    def template(self, source: str) -> jinja2.Template:
+        """Compiles a template.
+
+        Raises:
+            TemplateSyntaxError: if it is not one.
+        """
+        self._constants = {}
+        code = self.compile(source)
+        namespace = {"environment": self, "__file__": code.co_filename, **self._constants}
+        exec(code, namespace)
+        # Each rendering copies the globals, and the ChainMap of `make_globals` is slow to copy.
+        return self.template_class.from_module_dict(self, namespace, dict(self.globals))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is TracedText and attribute in PLAIN_STRING_METHODS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Wraps `format` as the sandbox does, and keeps the origins of the template's text."""
+        safe = super().wrap_str_format(value)
+        text = getattr(value, "__self__", None)
+        if safe is None or type(text) is not TracedText or value.__name__ != "format":
+            return safe
+
+        def traced(*values: Any, **names: Any) -> str:
+            return format_traced(text, safe, *values, **names)
+
+        return traced
+
+
+def render_parts(template: jinja2.Template, **variables: Any) -> list[str]:
+    """Renders a template into parts, each with or without origins. Together they are the text.
+
+    Raises:
+        TEMPLATE_ERRORS: whatever the template raises.
+    """
+    return list(template.root_render_func(template.new_context(variables)))
+
+
+@pass_eval_context
+def _join(context: EvalContext, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """Joins as Jinja's filter does. Its default separator is an ordinary `str`, whose `join` loses the origins."""
+    return sync_do_join(context, value, d if isinstance(d, str) and d else of_template(""), attribute)
