@@ -12,7 +12,7 @@ from programs import PATIENCE
 from tiny_training import Training, losses_in_turn
 from torch.utils.data._utils import signal_handling
 
-from minimind_sft.errors import ProcessLost
+from minimind_sft.errors import ProcessLost, UserError
 from minimind_sft.training import interruptions
 from minimind_sft.training.interruptions import batches_of, stop_on_signals
 from minimind_sft.training.loop import train_step
@@ -74,6 +74,19 @@ def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monke
     for child in multiprocessing.active_children():
         child.join(PATIENCE)
     assert multiprocessing.active_children() == [] and kept.value
+
+
+def test_a_user_error_in_a_worker_is_its_message_alone(tmp_path):
+    training = Training(tmp_path, num_workers=1)
+
+    class Changed(type(training.steps)):
+        def __getitem__(self, step):
+            raise UserError("labels.bin: was changed")
+
+    training.steps.__class__ = Changed
+    with pytest.raises(UserError) as refused:
+        training.run()
+    assert str(refused.value) == "labels.bin: was changed"
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("something else"), KeyboardInterrupt()])

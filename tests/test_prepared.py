@@ -4,19 +4,17 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER
-from programs import PATIENCE, questions, wait_for, write_rows
+from programs import questions, wait_for, write_rows
 
 from minimind_sft.data import prepared, workers
 from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import ProcessLost, UserError
-from minimind_sft.locks import FolderLock
 
 ENCODER = SFTEncoder(BUNDLED, 100)
 FORK = multiprocessing.get_context("fork")
@@ -246,21 +244,23 @@ def test_an_error_in_a_worker_is_raised_in_the_caller(tmp_path, small_chunks):
         prepare([data], Wrong(BUNDLED, 100), tmp_path / "prepared")
 
 
-@pytest.mark.parametrize("part", ["header.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin",
-                                  "groups.bin"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_incomplete_prepared_data_are_prepared_again(tmp_path, part, damage):
+@pytest.mark.parametrize("part", ["header.json", "manifest.json", "input_ids.bin", "labels.bin", "lengths.bin",
+                                  "examples.bin", "groups.bin"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_damaged_prepared_data_are_prepared_again(tmp_path, part, damage):
     data, said = write_rows(tmp_path / "a.jsonl", questions(5)), []
     first = prepare([data], ENCODER, tmp_path / "prepared")
     before = contents(first)
     path = first.folder / part
     if damage == "gone":
         path.unlink()
+    elif damage == "cut":
+        os.truncate(path, path.stat().st_size - 4)
     else:
-        with path.open("r+b") as file:
-            file.truncate(path.stat().st_size - 4)
+        whole = path.read_bytes()
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     assert contents(prepare([data], ENCODER, tmp_path / "prepared", say=said.append)) == before
-    assert said == [f"prepared    {first.folder} is incomplete and is prepared again"]
+    assert len(said) == 1 and said[0].startswith(f"prepared    {first.folder} is prepared again: ") and part in said[0]
     assert folders(tmp_path / "prepared") == [first.folder]
 
 
@@ -284,61 +284,22 @@ def test_messages_name_the_current_name_of_the_file(tmp_path):
     assert again.counts.bad[0].startswith(f"{tmp_path / 'b.jsonl'}:4: ")
 
 
-def leftover(folder: Path, name: str, *files: str) -> Path:
-    """Makes a folder such as a killed preparation leaves, with empty files of these names."""
-    path = folder / f".{name * 16}.tmp"
-    path.mkdir(parents=True)
-    for file in files:
-        (path / file).touch()
-    return path
-
-
-def test_folders_of_killed_preparations_are_removed_but_not_of_running_ones(tmp_path):
+def test_folders_that_other_programs_made_are_kept(tmp_path):
+    """Also those whose names look like those of unfinished preparations."""
     folder = tmp_path / "prepared"
-    alive = leftover(folder, "a0", prepared.MARKER, "input_ids.bin")
-    leftover(folder, "b0", prepared.MARKER, "input_ids.bin", "header.json")
-    leftover(folder, "c0")  # killed before the first file
-    ready, done = FORK.Event(), FORK.Event()
-
-    def hold():
-        lock = FolderLock(alive.with_suffix(".lock"))
-        lock.take()
-        ready.set()
-        done.wait(PATIENCE)
-
-    other = FORK.Process(target=hold)
-    other.start()
-    assert ready.wait(PATIENCE)
+    theirs = [folder / name for name in (".cache.tmp", f".{'a0' * 16}.tmp", f".minimind_sft.{'b0' * 8}.tmp")]
+    for path in theirs:
+        path.mkdir(parents=True)
+        (path / "precious").touch()
     dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ENCODER, folder)
-    done.set()
-    other.join()
-    assert sorted(folders(folder)) == sorted([alive, dataset.folder])
+    assert sorted(folders(folder)) == sorted([*theirs, dataset.folder])
+    assert all((path / "precious").exists() for path in theirs)
 
 
-def test_folders_not_made_by_a_preparation_are_kept(tmp_path):
-    """Folders with another name, without our marker, with other files, or behind a symbolic link."""
-    folder = tmp_path / "prepared"
-    theirs = [leftover(folder, "a0", "input_ids.bin"), leftover(folder, "b0", prepared.MARKER, "notes.txt")]
-    cache = folder / ".cache.tmp"
-    cache.mkdir()
-    (cache / "precious").touch()
-    elsewhere = leftover(tmp_path / "elsewhere", "c0", prepared.MARKER, "input_ids.bin")
-    link = folder / elsewhere.name
-    link.symlink_to(elsewhere)
-    dataset = prepare([write_rows(tmp_path / "a.jsonl", questions(5))], ENCODER, folder)
-    assert sorted(folders(folder)) == sorted([*theirs, cache, link, dataset.folder])
-    assert len(list(elsewhere.iterdir())) == 2
-    assert not (folder / ".cache.lock").exists()
-
-
-@pytest.mark.parametrize("place", ["", ".tmp"])
-def test_foreign_files_in_the_folder_are_named_and_kept(tmp_path, place):
+def test_foreign_files_in_the_folder_are_named_and_kept(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
-    made = prepare([data], ENCODER, tmp_path / "prepared").folder
-    (made / "header.json").unlink()
-    if place:
-        made.rename(made.with_name(f".{made.name}{place}"))
-    folder = made.with_name(f"{'.' * bool(place)}{made.name}{place}")
+    folder = prepare([data], ENCODER, tmp_path / "prepared").folder
+    (folder / "header.json").unlink()
     (folder / "notes.txt").touch()
     with pytest.raises(UserError, match=rf"{folder}: notes\.txt in it was not put there by this program; move it away"):
         prepare([data], ENCODER, tmp_path / "prepared")

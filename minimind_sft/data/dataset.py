@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 
 from minimind_sft.data.example import Example
 from minimind_sft.data.samples import EncodedRow
+from minimind_sft.data.stored_tokens import BLOCK, StoredTokens
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
 
 MAX_NAMED = 1000
-LABELS_AT_ONCE = 2**20
 MAX_HELD_OUT = 2000
 """More samples would prolong an evaluation without making it much more precise."""
 
@@ -25,6 +25,8 @@ OTHER_KINDS = "(other kinds)"
 MAX_KINDS = 100
 """Kinds that a prepared dataset tells apart; the field may hold something else, such as an id of each row."""
 MAX_KIND_CHARACTERS = 80
+
+Tokens = np.ndarray | StoredTokens
 
 
 class Group(NamedTuple):
@@ -120,7 +122,7 @@ class ExampleDataset:
         self.fingerprint: Any = None
         self._set_groups([Group("samples", ALL_KINDS)], np.zeros(len(samples), np.int32))
 
-    def _set(self, input_ids: np.ndarray, labels: np.ndarray, example_ends: np.ndarray, sample_ends: np.ndarray,
+    def _set(self, input_ids: Tokens, labels: Tokens, example_ends: np.ndarray, sample_ends: np.ndarray,
              ignore: int) -> None:
         """Sets the arrays; `ignore` stands for `IGNORE_INDEX` in `labels`, and both `ends` begin with 0."""
         self._input_ids, self._labels, self._ignore = input_ids, labels, ignore
@@ -158,8 +160,8 @@ class ExampleDataset:
     def label_counts(self, vocab_size: int) -> np.ndarray:
         """Returns how often each token is a label, (vocab_size,), over all samples that share the arrays."""
         counts = np.zeros(vocab_size, np.int64)
-        for start in range(0, len(self._labels), LABELS_AT_ONCE):
-            labels = self._labels[start:start + LABELS_AT_ONCE]
+        for start in range(0, len(self._labels), BLOCK):
+            labels = self._labels[start:start + BLOCK]
             counts += np.bincount(labels[labels != self._ignore], minlength=vocab_size)
         return counts
 
@@ -168,8 +170,8 @@ class ExampleDataset:
         return np.diff(self._example_ends)
 
     @property
-    def token_ids(self) -> np.ndarray:
-        """The tokens of all samples, in the file's own integer type."""
+    def token_ids(self) -> Tokens:
+        """The tokens of all samples, in the file's own integer type; slices are arrays."""
         return self._input_ids
 
     def token_spans(self) -> tuple[np.ndarray, np.ndarray]:

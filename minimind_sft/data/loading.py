@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples, hold_out
-from minimind_sft.data.prepared import NAMED_AT_ONCE, PreparedDataset, prepare
+from minimind_sft.data.prepared import NAMED_AT_ONCE, prepare
+from minimind_sft.data.prepared_folder import PreparedDataset
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.sources import Source, find_eval_sources, find_sources
 from minimind_sft.paths import shown

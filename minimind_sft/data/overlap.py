@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples
+from minimind_sft.data.stored_tokens import BLOCK
 
 LOOKS = 16
 """Tokens of a sample that are compared first, spread over it; all are only if these agree."""
@@ -28,12 +29,26 @@ def _parts(samples: Samples) -> Iterator[ExampleDataset]:
 def _sketches(dataset: ExampleDataset) -> np.ndarray:
     """Returns a hash of each sample's length and of some of its tokens, (samples,)."""
     starts, ends = dataset.token_spans()
-    lengths = ends - starts
+    hashes = np.zeros(len(starts), np.uint64)
+    for chosen in _neighbours(starts):
+        first = starts[chosen].min()
+        tokens = dataset.token_ids[first:ends[chosen].max()]
+        hashes[chosen] = _hashes(tokens, starts[chosen] - first, ends[chosen] - starts[chosen])
+    return hashes
+
+
+def _neighbours(starts: np.ndarray) -> list[np.ndarray]:
+    """Returns the indices of samples in groups that lie close together in the file."""
+    order = np.argsort(starts, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(starts[order] // BLOCK)) + 1)[:len(starts)]
+
+
+def _hashes(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     hashes = lengths.astype(np.uint64)
     with np.errstate(over="ignore"):
         for look in range(LOOKS):
-            tokens = dataset.token_ids[starts + (lengths - 1) * look // (LOOKS - 1)]
-            hashes = (hashes ^ tokens.astype(np.uint64)) * FACTOR
+            seen = tokens[starts + (lengths - 1) * look // (LOOKS - 1)]
+            hashes = (hashes ^ seen.astype(np.uint64)) * FACTOR
             hashes ^= hashes >> np.uint64(29)
     return hashes
 

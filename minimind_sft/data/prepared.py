@@ -1,14 +1,11 @@
-"""Prepares files of rows once, in parallel, and keeps their samples in a folder that is mapped into memory.
+"""Prepares files of rows once, in parallel, and keeps their samples in a folder (prepared_folder.py).
 
 The folder's name is the SHA-256 of everything that decides its content, the data files included, so it is never stale:
-it exists or it does not. It appears under its name when it is complete. A killed process leaves a temporary folder,
-which the next one removes; folders that other programs made are left alone.
+it exists or it does not. It appears under its name when it is complete, with the checksums of its files. Folders
+that other programs made are left alone.
 """
 
-import hashlib
 import json
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,32 +13,36 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from minimind_sft.data.dataset import MAX_KINDS, OTHER_KINDS, DatasetCounts, ExampleDataset, Group, kind_of
+from minimind_sft.data.dataset import MAX_KINDS, OTHER_KINDS, DatasetCounts, Group, kind_of
+from minimind_sft.data.prepared_folder import (
+    ARRAYS,
+    FORMAT,
+    HEADER,
+    MARKER,
+    SEALED,
+    PreparedDataset,
+    name_of,
+    refuse_foreign,
+    remove_folder,
+    token_dtype,
+)
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
-from minimind_sft.files import read_object, sha256_of_file
+from minimind_sft.files import sha256_of_file
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.locks import FolderLock
-from minimind_sft.paths import shown
+from minimind_sft.manifest import MANIFEST, Damaged
 from minimind_sft.terminal import progress_bar
-from minimind_sft.writing import sync
+from minimind_sft.writing import PrivateFolder, create, create_text, sync
 
 T = TypeVar("T")
 
-FORMAT = 4
-"""Increased whenever the same rows and settings give other samples or files."""
-MAPPED = ("input_ids", "labels")
-ARRAYS = (*MAPPED, "lengths", "examples", "groups")
-MARKER = "made_by_minimind_sft"
-"""The first file of every prepared folder."""
-OWN_FILES = frozenset([MARKER, "header.json", *(f"{name}.bin" for name in ARRAYS)])
-LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")
 NAMED_AT_ONCE = 10
 
 
@@ -59,51 +60,12 @@ class Chunk(NamedTuple):
     counts: DatasetCounts
 
 
-class PreparedDataset(ExampleDataset):
-    """The samples in a prepared folder, read as they are needed.
-
-    Attributes:
-        counts: what became of the rows.
-        folder: the prepared folder.
-        sums: the SHA-256 of each data file.
-
-    Raises:
-        ValueError, OSError, KeyError, TypeError: if the folder is not a complete prepared folder.
-    """
-
-    def __init__(self, folder: Path, files: Sequence[Path]):
-        header = read_object(folder / "header.json")
-        self._dtype = dtype = np.dtype(header["dtype"])
-        input_ids, labels = (_mapped(folder / f"{name}.bin", dtype) for name in MAPPED)
-        lengths, examples = (np.fromfile(folder / f"{name}.bin", np.int32) for name in ("lengths", "examples"))
-        self._set(input_ids, labels, _ends(lengths), _ends(examples), ignore=np.iinfo(dtype).max)
-        if not (self._example_ends[-1] == len(input_ids) == len(labels) == header["counts"]["tokens"]
-                and self._sample_ends[-1] == len(lengths)):
-            raise ValueError(f"{folder}: the parts have the wrong lengths")
-        group_of = np.fromfile(folder / "groups.bin", np.int32)
-        if len(group_of) != len(self):
-            raise ValueError(f"{folder}: the parts have the wrong lengths")
-        self._set_groups([Group(shown(files[file]), kind) for file, kind in header["groups"]], group_of)
-        self.folder, self.counts = folder, DatasetCounts(**header["counts"])
-        self.counts.rename(header["paths"], list(map(str, files)))
-        self.sums = header["files"]
-        self.fingerprint = self.sums if len(self.sums) > 1 else self.sums[0]
-
-    def __getstate__(self) -> dict:
-        """Leaves out the tokens: a spawned worker process maps the files itself."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_input_ids", "_labels")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._input_ids, self._labels = (_mapped(self.folder / f"{name}.bin", self._dtype) for name in MAPPED)
-
-
 def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: str = "error",
             show_progress: bool = True, say: Callable[[str], None] = print) -> PreparedDataset:
     """Returns the samples of all rows of the files, prepared in a subfolder of `folder` unless they are there already.
 
-    If several processes need the same samples at the same time, one prepares them and the others wait. An incomplete
-    subfolder is prepared again.
+    If several processes need the same samples at the same time, one prepares them and the others wait. A subfolder that
+    is incomplete, or was changed since, is prepared again.
 
     Args:
         bad_rows: "error" or "skip".
@@ -115,31 +77,35 @@ def prepare(files: Sequence[Path], encoder: RowEncoder, folder: Path, bad_rows: 
     states = [_state(path) for path in files]
     content = {"format": FORMAT, "files": [[state.sha256, file_kind(path)]
                                            for state, path in zip(states, files, strict=True)], **encoder.settings}
-    target = folder / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    target = folder / name_of(content)
+    vocab_size = encoder.tokenizer.vocab_size
     try:
-        dataset = _open_prepared(target, files)
+        dataset, _ = _open_prepared(target, files, vocab_size)
         if dataset is None:
             with _one_process(folder, target.name, say):
-                dataset = _open_prepared(target, files)
+                dataset, fault = _open_prepared(target, files, vocab_size)
                 if dataset is None:
                     if target.exists():
-                        say(f"prepared    {target} is incomplete and is prepared again")
-                    _remove_leftovers(folder, _temporary(target))
-                    _write(target, files, encoder, states, bad_rows, show_progress)
-                    dataset = PreparedDataset(target, files)
+                        say(f"prepared    {target} is prepared again: {fault}")
+                    _write(target, files, encoder, content, states, bad_rows, show_progress)
+                    dataset = PreparedDataset(target, files, vocab_size)
     except OSError as error:
         raise UserError(f"{folder}: the prepared data cannot be kept there ({error.strerror}); --prepared_dir names "
                         "another folder") from error
+    except Damaged as fault:
+        raise UserError(f"{target}: the prepared data are damaged when read back: {fault}") from fault
     _check_counts(dataset, files, encoder, bad_rows)
     return dataset
 
 
-def _open_prepared(target: Path, files: Sequence[Path]) -> PreparedDataset | None:
-    """Opens the prepared folder `target`; returns None if it is missing or incomplete."""
+def _open_prepared(target: Path, files: Sequence[Path], vocab_size: int) -> tuple[PreparedDataset | None, str]:
+    """Opens the prepared folder `target`; returns None and what is wrong if it cannot be used."""
+    if not target.exists():
+        return None, ""
     try:
-        return PreparedDataset(target, files)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        return PreparedDataset(target, files, vocab_size), ""
+    except Damaged as fault:
+        return None, str(fault)
 
 
 def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowEncoder, bad_rows: str) -> None:
@@ -173,7 +139,7 @@ def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
             samples += row.samples
             origins += [Group(raw.place.rpartition(":")[0], kind)] * len(row.samples)
     examples = [example for sample in samples for example in sample]
-    dtype = _token_dtype(encoder.tokenizer.vocab_size)
+    dtype = token_dtype(encoder.tokenizer.vocab_size)
     return Chunk(_joined([example.input_ids for example in examples], dtype),
                  _joined([example.labels for example in examples], dtype),
                  np.array([len(example.labels) for example in examples], np.int32),
@@ -221,18 +187,16 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Sequence[FileState], bad_rows: str,
-           show_progress: bool) -> None:
-    temporary = _temporary(target)
-    for folder in (target, temporary):
-        _refuse_foreign_files(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    (temporary / MARKER).touch()
+def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, content: dict[str, Any],
+           states: Sequence[FileState], bad_rows: str, show_progress: bool) -> None:
+    refuse_foreign(target)
     counts, grouping = DatasetCounts(), _Grouping(files)
-    try:
+    with PrivateFolder(target.parent) as private:
+        temporary = private / target.name
+        temporary.mkdir()
+        create(temporary / MARKER).close()
         with ExitStack() as stack:
-            out = {name: stack.enter_context((temporary / f"{name}.bin").open("wb")) for name in ARRAYS}
+            out = {name: stack.enter_context(create(temporary / f"{name}.bin")) for name in ARRAYS}
             work = partial(prepare_chunk, encoder=encoder)
             for _, chunk in work_on_files(work, files, "preparing", show_progress, may_be_empty=False):
                 counts += chunk.counts
@@ -244,18 +208,17 @@ def _write(target: Path, files: Sequence[Path], encoder: RowEncoder, states: Seq
         for path, state in zip(files, states, strict=True):
             if _stat(path) != state[1:]:  # what was read may not have this sum
                 raise UserError(f"{path}: the file changed while it was read; start again")
-        header = {"dtype": _token_dtype(encoder.tokenizer.vocab_size).name, "files": [state.sha256 for state in states],
-                  "paths": list(map(str, files)), "settings": encoder.settings, "counts": asdict(counts),
+        header = {"content": content, "paths": list(map(str, files)), "counts": asdict(counts),
                   "groups": grouping.groups}
-        (temporary / "header.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        create_text(temporary / HEADER, json.dumps(header, indent=1) + "\n")
+        manifest = {name: sha256_of_file(temporary / name) for name in sorted(SEALED)}
+        create_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
         temporary.rename(target)
         sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Grouping:
@@ -281,47 +244,6 @@ class _Grouping:
             else:
                 kind = OTHER_KINDS
         return self._numbers.setdefault((file, kind), len(self._numbers))
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.tmp")
-
-
-def _remove_leftovers(folder: Path, own: Path) -> None:
-    """Removes what killed preparations left: temporary folders of this program that no process has locked.
-
-    Spares `own`: this process holds its lock, and would lose it by taking it again (a POSIX lock belongs to the
-    process).
-    """
-    for temporary in folder.glob(".*.tmp"):
-        if temporary == own or not _is_leftover(temporary):
-            continue
-        lock = FolderLock(temporary.with_suffix(".lock"))
-        if lock.try_take():
-            shutil.rmtree(temporary, ignore_errors=True)
-            lock.release()
-
-
-def _is_leftover(folder: Path) -> bool:
-    """Tells by its name, its marker and all its files whether a killed preparation left the folder.
-
-    An empty folder counts: the process was killed before it wrote the marker.
-    """
-    if not LEFTOVER.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return names <= OWN_FILES and (MARKER in names or not names)
-
-
-def _refuse_foreign_files(folder: Path) -> None:
-    """Protects files of other programs in a folder that will be prepared again.
-
-    Raises:
-        UserError: if the folder has files that no preparation wrote.
-    """
-    foreign = {path.name for path in folder.iterdir()} - OWN_FILES if folder.is_dir() else ()
-    if foreign:
-        raise UserError(f"{folder}: {min(foreign)} in it was not put there by this program; move it away")
 
 
 def work_on_files(work: Callable[[list[RawRow]], T], files: Sequence[Path], title: str, show_progress: bool,
@@ -367,20 +289,8 @@ def _one_process(folder: Path, name: str, say: Callable[[str], None]) -> Iterato
         lock.release()
 
 
-def _token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the unsigned type for tokens; its largest number stands for `IGNORE_INDEX`."""
-    return np.dtype(np.uint16 if vocab_size < 2**16 else np.uint32)
-
-
 def _joined(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     """Joins the arrays as unsigned numbers, `IGNORE_INDEX` as the largest."""
     joined = np.concatenate(arrays or [np.zeros(0, np.int32)])
     return np.where(joined == IGNORE_INDEX, np.iinfo(dtype).max, joined).astype(dtype)
 
-
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
-
-
-def _ends(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -8,7 +8,7 @@ import numpy as np
 from minimind_sft.data.batching import TrainingSteps, schedule_length
 from minimind_sft.data.dataset import Mixture, Samples
 from minimind_sft.data.overlap import count_shared
-from minimind_sft.data.prepared import PreparedDataset
+from minimind_sft.data.prepared_folder import PreparedDataset
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.optimizer import OptimizerSettings

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from minimind_sft.errors import ProcessLost, first_line
+from minimind_sft.errors import ProcessLost, UserError, first_line
 from minimind_sft.processes import STOP_SIGNALS, signals_wait, take_signals
 from minimind_sft.terminal import say_from_thread
 
@@ -102,6 +102,7 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
 
     Raises:
         ProcessLost: if a worker dies (usually for lack of memory), whatever the run is doing then.
+        UserError: as raised in a worker.
     """
     with signals_wait():
         batches: Any = iter(loader)
@@ -113,6 +114,10 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         yield batches
     except ProcessLost:
         raise
+    except UserError as error:
+        if "\nOriginal Traceback" not in str(error):  # which PyTorch puts before the message of a worker's error
+            raise
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
         of_a_worker = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
         if not (loader.num_workers and of_a_worker):

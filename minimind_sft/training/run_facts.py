@@ -12,7 +12,7 @@ import torch
 
 from minimind_sft import __version__
 from minimind_sft.data.dataset import ExampleDataset, Mixture, Samples
-from minimind_sft.data.prepared import PreparedDataset
+from minimind_sft.data.prepared_folder import PreparedDataset
 from minimind_sft.data.sources import Source, find_eval_sources, find_sources
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.quantized import quantised_weights
