@@ -163,6 +163,12 @@ def with_byte_order(path: Path) -> None:
         file.writestr("a/byteorder", b"big")
 
 
+def with_a_wrong_place(path: Path) -> None:
+    """The end of an archive says where its directory is."""
+    whole = archive(path, tensor(), bytes(16)).read_bytes()
+    path.write_bytes(whole[:-6] + struct.pack("<I", 2**31) + whole[-2:])
+
+
 def with_lzma(path: Path) -> None:
     archive(path, tensor(), bytes(16), compression=zipfile.ZIP_LZMA)
 
@@ -170,6 +176,7 @@ def with_lzma(path: Path) -> None:
 @pytest.mark.parametrize(("change", "message"), [
     (with_comment, pytorch_file.OTHER_ARCHIVE), (with_another_pickle, pytorch_file.OTHER_ARCHIVE),
     (with_byte_order, "a machine with another byte order wrote it"), (with_lzma, pytorch_file.OTHER_ARCHIVE),
+    (with_a_wrong_place, pytorch_file.OTHER_ARCHIVE),
 ])
 def test_an_archive_that_torch_save_does_not_write_is_refused(tmp_path, change: Callable[[Path], None], message):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")

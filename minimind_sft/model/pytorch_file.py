@@ -94,7 +94,7 @@ class PytorchFile:
         try:
             with open_regular(self.path) as file, zipfile.ZipFile(file) as archive, archive.open(record) as stream:
                 content[:] = stream.read(tensor.end)[tensor.start:]
-        except (OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path}: damaged, or changed while it was read") from error
         if len(content) < tensor.end - tensor.start:
             raise UserError(f"{self.path}: {TOO_SHORT}")
@@ -126,8 +126,9 @@ def read_content(path: Path) -> tuple[Any, dict[str, Place]]:
                 return _read_archive(file)
             if start.startswith(OLD):
                 return _read_old(file)
-        except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError,
-                UnicodeError) as error:
+        except (FormatError, UserError):
+            raise
+        except (OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
             raise FormatError(OTHER_ARCHIVE) from error
     raise FormatError(SOMETHING_ELSE)
 

@@ -1,5 +1,6 @@
 """A small model to change one thing of, as the programs write it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,19 @@ def small_adapter(folder: Path, weights: Path) -> Path:
         "small", "--lora_rank", "2", "--save_dir", str(folder), "--max_steps", "1", "--batch_size", "2", "--device",
         "cpu", "--eval_samples", "0", "--eval_share", "0", "--save_dtype", "float32"], check=True, capture_output=True)
     return folder / "lora_small_32.safetensors"
+
+
+def chat(weights: Path) -> list[str]:
+    """Returns the command that answers a prompt with two tokens."""
+    return ["eval_llm.py", "--weight", str(weights), "--prompt", "Hello", "--max_new_tokens", "2", "--device", "cpu"]
+
+
+def train(weights: Path, folder: Path) -> list[str]:
+    """Returns the command that trains the weights for one step on two short conversations."""
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        row = json.dumps({"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a"}]})
+        rows.write_text(f"{row}\n{row}\n", encoding="utf-8")
+    return ["trainer/train_full_sft.py", "--from_weight", str(weights), "--data_path", str(rows), "--save_dir",
+            str(folder / "out"), "--max_steps", "1", "--batch_size", "1", "--device", "cpu", "--eval_samples", "0",
+            "--eval_share", "0", "--overwrite", "1"]
