@@ -24,6 +24,7 @@ from minimind_sft.errors import UserError, run_program
 from minimind_sft.evaluation.answering import check_output, report, score, write_output
 from minimind_sft.evaluation.questions import Row, make_question, read_scored_rows
 from minimind_sft.evaluation.results import Candidate, sha256_of
+from minimind_sft.files import resolved
 from minimind_sft.inference.answer_output import Answerer, show
 from minimind_sft.inference.batch import BatchAnswerer, BatchOutput, read_batch
 from minimind_sft.inference.chat import Chat, Continuation
@@ -97,7 +98,7 @@ def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loa
     questions, thinking, template = settings.questions, settings.conversation.open_thinking, loaded.template
     assert template is not None and questions.batch_in and questions.batch_out
     source, output = Path(questions.batch_in), BatchOutput(Path(questions.batch_out))
-    if source.resolve() == output.path.resolve():
+    if resolved(source) == resolved(output.path):
         raise UserError(f"--batch_out {output.path}: this is the file with the questions")
     rows = read_batch(source, template, thinking, loaded.model.config.context)
     identity = {**Candidate.of(loaded, settings.runtime).identity, **asdict(sampling), "batch_in": sha256_of(source),

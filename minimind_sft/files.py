@@ -157,6 +157,11 @@ def _size(file: BufferedReader) -> int:
     return os.fstat(file.fileno()).st_size
 
 
+def resolved(path: Path) -> Path:
+    """Returns the absolute path without links, as far as they lead; one in a circle stays."""
+    return Path(os.path.realpath(path))
+
+
 def kind_of(mode: int) -> str:
     """Names what has a mode, as `os.stat` gives it, that is not a regular file's."""
     return next((name for is_kind, name in KINDS if is_kind(mode)), "something else")

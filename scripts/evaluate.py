@@ -38,6 +38,7 @@ from minimind_sft.evaluation.results import (
     open_store,
     write_results,
 )
+from minimind_sft.files import resolved
 from minimind_sft.inference.loading import load
 from minimind_sft.paths import program, shown
 from minimind_sft.settings.chat import WeightSettings
@@ -139,10 +140,10 @@ def check_files(settings: EvaluateSettings) -> None:
     if not any(given.values()):
         raise UserError("expected files to evaluate on: --data_path, --choices or --text_path")
     out = Path(settings.results.out) if settings.results.out else None
-    replaced = {path.resolve() for path in (out, answers_path(out))} if out else set()
+    replaced = {resolved(path) for path in (out, answers_path(out))} if out else set()
     for flag, patterns in given.items():
         for file in find_files(patterns, flag):
-            if file.resolve() in replaced:
+            if resolved(file) in replaced:
                 raise UserError(f"--out {out}: {file} of {flag} is where the results or answers would go")
 
 

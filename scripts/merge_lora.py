@@ -18,6 +18,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.export.check import documents
+from minimind_sft.files import resolved
 from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer, encoding_facts
 from minimind_sft.model.adapters.adapter import Adapter
 from minimind_sft.model.adapters.merging import history, merge
@@ -94,7 +95,7 @@ def check_output(path: Path, source: Path, overwrite: bool) -> None:
     Raises:
         UserError: if the merged weights cannot be written to `path`.
     """
-    if path.resolve() == source.resolve():
+    if resolved(path) == resolved(source):
         raise UserError(f"--save_weight: {path} is what --weight names; choose another name")
     check_writable(path.parent, "--save_dir")
     check_replaceable([path, sidecar_path(path)], overwrite, "choose another --save_weight",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from minimind_sft.data.arrow import saved_dataset_files
 from minimind_sft.data.reading import file_kind
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists
+from minimind_sft.files import path_exists, resolved
 from minimind_sft.settings.data import split_share
 
 FILES_LOOKED_AT = 1000
@@ -38,7 +38,7 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
     if not any(shares):
         files: dict[Path, Path] = {}
         for path in (path for _, _, found in parts for path in found):
-            files.setdefault(path.resolve(), path)
+            files.setdefault(resolved(path), path)
         return [Source(", ".join(texts), list(files.values()), None)]
     for name, share, _ in parts:
         if not share:
@@ -48,9 +48,9 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
     seen: dict[Path, str] = {}
     for name, _, found in parts:
         for path in found:
-            if path.resolve() in seen:
-                raise UserError(f"{flag} {name}: {path} is in {seen[path.resolve()]} already")
-            seen[path.resolve()] = name
+            if resolved(path) in seen:
+                raise UserError(f"{flag} {name}: {path} is in {seen[resolved(path)]} already")
+            seen[resolved(path)] = name
     return [Source(name, found, float(share)) for name, share, found in parts]
 
 
@@ -76,7 +76,7 @@ def find_files(patterns: Sequence[str | Path], flag: str = "") -> list[Path]:
     files: dict[Path, Path] = {}
     try:
         for path in (path for pattern in patterns for path in _found(str(pattern))):
-            files.setdefault(path.resolve(), path)
+            files.setdefault(resolved(path), path)
         return [_checked(path) for path in files.values()]
     except UserError as error:
         raise UserError(f"{flag} {error}" if flag else str(error)) from error

@@ -12,7 +12,7 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.lines import MAX_ROW_BYTES
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.questions import Question, without_reasoning
-from minimind_sft.files import open_regular
+from minimind_sft.files import open_regular, resolved
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.strict_json import parse_json
@@ -133,7 +133,7 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
     Raises:
         UserError: if results cannot be written to `path`, or would replace a file with other contents.
     """
-    if path.resolve() in {file.resolve() for file in files}:
+    if resolved(path) in {resolved(file) for file in files}:
         raise UserError(f"--score_out {path}: this is the file with the questions")
     check_writable(path.parent, "--score_out")
     if not path.exists():

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minimind_sft.errors import UserError, first_line
+from minimind_sft.files import resolved
 from minimind_sft.set_aside import check_replaceable, is_there, previous_name, set_aside_file
 from minimind_sft.writing import PrivateFolder, remove, sync
 
@@ -48,7 +49,7 @@ def check_apart(output: Path, source: Path, flag: str = "--weight") -> None:
     Raises:
         UserError: naming both.
     """
-    here, there = output.resolve(), source.resolve()
+    here, there = resolved(output), resolved(source)
     if here == there or here in there.parents:
         raise UserError(f"--output {output}: would replace {source}, which {flag} names; choose another place")
     if there.is_dir() and there in here.parents:

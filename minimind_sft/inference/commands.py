@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from minimind_sft.data.conversation import Conversation, canonical_row, parse_conversation
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists
+from minimind_sft.files import path_exists, resolved
 from minimind_sft.writing import write_text_atomically
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -156,13 +156,13 @@ class _Files:
         if not self.chat.messages:
             raise UserError("there is nothing to save yet")
         path = _path(name)
-        if path.resolve() not in self.own and path_exists(path):
+        if resolved(path) not in self.own and path_exists(path):
             raise UserError(f"{path}: the file exists and was not saved in this chat; choose another name")
         system = [{"role": "system", "content": self.chat.system}] if self.chat.system else []
         row = canonical_row(Conversation((*system, *map(_savable, messages)), self.chat.tools, ""))
         text = json.dumps(row, ensure_ascii=False) + "\n"
         write_text_atomically(path, text)
-        self.own.add(path.resolve())
+        self.own.add(resolved(path))
         return f"saved {len(messages)} messages in {path}"
 
     def load(self, name: str) -> str:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import path_exists, peek_object
+from minimind_sft.files import path_exists, peek_object, resolved
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
@@ -93,7 +93,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
 def searched_folders(save_dir: str | Path) -> list[Path]:
     """Lists the folders in which a name is looked up."""
     folders = [Path(save_dir)]
-    if folders[0].resolve() != (REPOSITORY / "out").resolve():
+    if resolved(folders[0]) != resolved(REPOSITORY / "out"):
         folders.append(REPOSITORY / "out")
     return folders
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minimind_sft.files import resolved
 from minimind_sft.languages import LETTERS
 from minimind_sft.paths import in_repository
 from minimind_sft.settings.data import DATA_HELP, DataSettings, SFTDataSettings
@@ -75,7 +76,7 @@ class WritingSettings:
     def problems(self) -> list[str]:
         if bool(self.eval_rows) != bool(self.eval_out):
             return ["--eval_rows and --eval_out go together"]
-        if self.eval_out and Path(self.eval_out).resolve() == Path(self.out).resolve():
+        if self.eval_out and resolved(Path(self.eval_out)) == resolved(Path(self.out)):
             return [f"--eval_out {self.eval_out}: expected another file than --out"]
         return []
 
