@@ -72,12 +72,11 @@ def read_regular_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     with open_regular(path) as file:
         size = _size(file)
         try:
-            content = b"" if size > limit else file.read(limit + 1)
+            if size > limit:
+                raise UserError(f"{path}: expected at most {limit:,} bytes, found {size:,}")
+            return file.read(size)  # Python reserves what it is asked for, so not `limit`
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if max(size, len(content)) > limit:
-        raise UserError(f"{path}: expected at most {limit:,} bytes, found {max(size, len(content)):,}")
-    return content
 
 
 def sha256_of_file(path: Path) -> str:

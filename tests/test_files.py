@@ -94,6 +94,11 @@ def test_a_link_to_a_file_and_an_empty_file_are_read(tmp_path):
         assert (file.read(2), file.read()) == (b"on", b"e\r\ntwo")
 
 
+def test_a_limit_takes_no_memory(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert read_regular_file(tmp_path / "a", limit=2**62) == b"abc"
+
+
 def test_a_file_larger_than_the_limit_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
     assert read_regular_file(tmp_path / "a", 5) == b"12345"
