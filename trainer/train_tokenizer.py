@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import files
@@ -42,6 +43,10 @@ MIN_FREQUENCY = 2
 # Every turn opens with its role. These words are counted so often, besides the text, that each becomes one token.
 ROLES = ("system", "user", "assistant")
 ROLE_FREQUENCY = 10_000
+
+# Merges within a word take time quadratic in its length, so longer runs of one kind of character are cut.
+MAX_RUN = 2000
+LONG_RUN = re.compile(rf"([^\W\d_]{{{MAX_RUN}}}|(?:[^\w\s]|_){{{MAX_RUN}}}|\s{{{MAX_RUN}}})")
 
 # All files that describe a tokenizer: one left over from another tokenizer would change what the new files mean.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -82,7 +87,8 @@ def texts_of(paths: Iterable[Path]) -> Iterator[str]:
     for role in ROLES:
         yield from [role] * ROLE_FREQUENCY
     for path in paths:
-        yield from progress_bar(read_texts(path), label=path.name, unit=" texts", leave=True)
+        for text in progress_bar(read_texts(path), label=path.name, unit=" texts", leave=True):
+            yield from filter(None, LONG_RUN.split(text))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
