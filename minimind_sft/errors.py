@@ -90,7 +90,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def one_line(error: Exception) -> str:
+def rust_failures() -> tuple[type[BaseException], ...]:
+    """Returns what libraries written in Rust raise, to be named after `except`: exceptions and panics.
+
+    Each library has its own class for panics, made when it first panics and derived from BaseException alone.
+    """
+    return (Exception, *(kind for kind in BaseException.__subclasses__() if kind.__name__ == "PanicException"))
+
+
+def one_line(error: BaseException) -> str:
     """Returns an error's whole message on one line, or the error's type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 

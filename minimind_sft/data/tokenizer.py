@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import tokenizers
-
+from minimind_sft.data.bounded_tokenizer import BoundedTokenizer
 from minimind_sft.data.gguf_tokenizer import read_gguf_tokenizer
 from minimind_sft.data.prefix_space import Scheme, normalizer_prepends, prefix_scheme, without_prefix
+from minimind_sft.data.tokenizer_checks import check_kept, check_unknown, spells_everything, unknown_token
 from minimind_sft.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from minimind_sft.errors import UserError, describe, one_line
+from minimind_sft.data.tokenizer_state import check_ids, has_unknown_regex
+from minimind_sft.errors import UserError, describe
 from minimind_sft.files import read_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Unicode's supplementary private use area A: no standard gives these characters a meaning.
 MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
+PRIVATE_IN_JSON = re.compile(r"\\udb[89ab][0-9a-f]\\ud[c-f][0-9a-f]{2}")
+"""These characters, as surrogate pairs."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Marks:
 
     of_token: dict[str, str]
     shield: str
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: BoundedTokenizer
     prefix: Scheme = "none"
-    inside: tokenizers.Tokenizer | None = None
+    inside: BoundedTokenizer | None = None
     strip_before: frozenset[str] = frozenset()
     strip_after: frozenset[str] = frozenset()
 
@@ -84,18 +87,20 @@ class Tokenizer:
     def __init__(self, state: dict, special: dict[str, str], chat_template: str | None = None,
                  named_templates: dict[str, str] | None = None, adds_bos: bool | None = None):
         self._state = {**state, "added_tokens": state.get("added_tokens") or [], "truncation": None, "padding": None}
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._state))
+        self._is_timed = has_unknown_regex(self._state)
+        self._tokenizer = BoundedTokenizer(self._state, self._is_timed)
         self._marks: dict[int, Marks] = {}
         # `tokenizers` ignores empty ones
         self._added = {token["content"]: token for token in self._state["added_tokens"] if token["content"]}
         self.special = special
         self.chat_template, self.named_templates = chat_template, named_templates or {}
         if adds_bos is None:  # then the post-processor of tokenizer.json decides
-            adds_bos = self._tokenizer.encode("").ids[:1] == [self.bos_id]
+            adds_bos = self._tokenizer.encode("", add_special_tokens=True)[:1] == [self.bos_id]
         self.adds_bos = adds_bos and self.bos_id is not None
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        content = [{k: v for k, v in self._state.items() if k != "version"}, special]
-        self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self.vocab_size = max(self._tokenizer.vocabulary().values(), default=-1) + 1
+        content = json.dumps([{k: v for k, v in self._state.items() if k != "version"}, special], sort_keys=True)
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        self._private = "".join(json.loads(f'"{found}"') for found in set(PRIVATE_IN_JSON.findall(content)))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
@@ -124,22 +129,33 @@ class Tokenizer:
                     main: Path) -> "Tokenizer":
         try:
             tokenizer = cls(files.state, files.special, *templates, files.adds_bos)
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"{main}: not a tokenizer ({one_line(error)})") from error
+        except UserError as error:
+            raise UserError(f"{main}: {error}") from error
         for token, place in files.added_from.items():
             said, has = tokenizer._added[token]["id"], tokenizer.token_to_id(token)
             if said != has:
                 raise UserError(f"{place}: {token!r} has the id {said}, but {has} is the next free id in "
                                 "tokenizer.json")
         tokenizer.name, tokenizer.notices = name, tuple(files.notices)
+        tokenizer._check(str(main))
         return tokenizer
+
+    def _check(self, place: str) -> None:
+        """Refuses a tokenizer that works, but not as its files say or not for every text."""
+        check_ids(self._tokenizer.vocabulary(), self._state["added_tokens"], place)
+        self.notices += tuple(check_unknown(self._state, self.special, END_OF_DOCUMENT, place))
+        check_kept(self._tokenizer, place)
+        try:
+            self.marks()
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self._state, self.special, self.chat_template, self.named_templates, self.adds_bos)
 
     def encode(self, text: str) -> list[int]:
         """Returns ids as Hugging Face does: control tokens that the text spells out become control tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text)
 
     def encode_ordinary(self, text: str, inside: bool = False) -> list[int]:
         """Returns the ids of ordinary text: nothing in it can become a control token.
@@ -148,12 +164,11 @@ class Tokenizer:
         """
         marks = self.marks(text)
         tokenizer = marks.inside if inside and marks.inside else marks.tokenizer
-        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)  # without offsets: half the memory
-        return encoding.ids
+        return tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, with control tokens spelled out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return self._tokenizer.decode(ids)
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -191,10 +206,8 @@ class Tokenizer:
     @property
     def unknown_id(self) -> int | None:
         """The token for text that the vocabulary cannot spell; None if it can spell everything."""
-        model = self._state["model"]
-        if isinstance(model.get("unk_token"), str):
-            return self.token_to_id(model["unk_token"])
-        return model.get("unk_id")
+        token = unknown_token(self._state)
+        return None if token is None else self.token_to_id(token)
 
     @property
     def end_of_document_id(self) -> int:
@@ -209,13 +222,20 @@ class Tokenizer:
         return found
 
     def control_tokens(self, template_source: str = "") -> list[str]:
-        """Returns added tokens that mean more than their letters: special ones, bos/eos/pad, those in the template."""
-        named = set(self.special.values())
+        """Returns added tokens that mean more than their letters: special ones, bos/eos/pad, those in the template.
+
+        Raises:
+            UserError: if one that the template writes also stands for text that the vocabulary cannot spell.
+        """
+        named, unknown = set(self.special.values()), unknown_token(self._state)
+        if unknown in self._marked and unknown in template_source and not spells_everything(self._state):
+            raise UserError(f"the tokenizer {self.name}: text that its vocabulary cannot spell becomes {unknown!r}, "
+                            "which the chat template writes as a control token")
         return [token for token, entry in self._marked.items()
                 if entry["special"] or token in named or token in template_source]
 
     def marks(self, *texts: str) -> Marks:
-        """Returns marks that do not occur in `texts`.
+        """Returns marks that occur neither in `texts` nor anywhere in the tokenizer's files.
 
         Raises:
             UserError: if the texts leave no run of private-use characters free, or if the tokenizer would make
@@ -224,7 +244,7 @@ class Tokenizer:
         width = len(self._marked) + 1
         for start in range(MARKS_START, MARKS_END - width, width):
             taken = re.compile(f"[{chr(start)}-{chr(start + width - 1)}]")
-            if not any(taken.search(text) for text in texts):
+            if not any(taken.search(text) for text in (*texts, self._private)):
                 if start not in self._marks:
                     self._marks[start] = self._make_marks(start)
                 return self._marks[start]
@@ -239,12 +259,15 @@ class Tokenizer:
         of_token = {token: chr(start + index) for index, token in enumerate(self._marked)}
         state, prefix = _rename_tokens(self._state, of_token), prefix_scheme(self._state)
         self._check_found()
-        renamed = _from_state(state)
+        try:
+            renamed = BoundedTokenizer(state, self._is_timed)
+            inside = None if prefix == "none" else BoundedTokenizer(without_prefix(state), self._is_timed)
+        except UserError as error:
+            raise UserError(f"the tokenizer's model builds a control token out of text ({error})") from error
         for token, mark in of_token.items():
             assert renamed.token_to_id(mark) == self.token_to_id(token), token
         strip_before, strip_after = (frozenset(of_token[token] for token, entry in self._marked.items() if entry[side])
                                      for side in ("lstrip", "rstrip"))
-        inside = None if prefix == "none" else _from_state(without_prefix(state))
         return Marks(of_token, chr(start + len(of_token)), renamed, prefix, inside, strip_before, strip_after)
 
     def _check_found(self) -> None:
@@ -297,19 +320,11 @@ class TextStream:
         return self._tokenizer.decode(self._before + self._ids)[len(before):]
 
 
-def _from_state(state: dict) -> tokenizers.Tokenizer:
-    """
-    Raises:
-        UserError: if the model contains a control token that was renamed.
-    """
-    try:
-        return tokenizers.Tokenizer.from_str(json.dumps(state))
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise UserError(f"the tokenizer's model builds a control token out of text ({one_line(error)})") from error
-
-
 def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
-    """Returns the tokenizer's state with its added tokens renamed throughout."""
+    """Returns the tokenizer's state with its added tokens renamed throughout.
+
+    They are found in the text as it is, not as a normalizer leaves it, which could make the new names.
+    """
     def renamed(token: str) -> str:
         return new_names.get(token, token)
 
@@ -321,7 +336,9 @@ def _rename_tokens(state: dict, new_names: dict[str, str]) -> dict:
         model["vocab"] = [[renamed(token), score] for token, score in vocab]
     if isinstance(model.get("unk_token"), str):
         model["unk_token"] = renamed(model["unk_token"])
-    added = [{**token, "content": renamed(token["content"])} for token in state["added_tokens"]]
+    is_plain = state.get("normalizer") is None
+    added = [{**token, "content": new_names[token["content"]], "normalized": is_plain and token["normalized"]}
+             if token["content"] in new_names else token for token in state["added_tokens"]]
     return {**state, "model": model, "added_tokens": added, "post_processor": None}
 
 

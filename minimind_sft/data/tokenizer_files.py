@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from minimind_sft.data.bpe_files import FILES, bpe_state, class_tokens, conversion
 from minimind_sft.data.prefix_space import prefix_scheme
+from minimind_sft.data.tokenizer_state import check_state
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import read_object
 
@@ -18,6 +19,9 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED_AT_ONCE = 5
+TYPES = {"tokenizer_class": (str, "a string"), **dict.fromkeys(("add_bos_token", "add_prefix_space", "legacy"),
+                                                               (bool, "true or false"))}
+"""The types of other fields of tokenizer_config.json; null is the same as no value."""
 
 OTHER_FORMATS = {"tokenizer.model": "SentencePiece's", "vocab.txt": "BERT's"}
 """Files of other tokenizer formats, and the model that the format is known from."""
@@ -55,14 +59,17 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     optional = {name: read_object(folder / name) if (folder / name).exists() else {}
                 for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")}
     config = optional["tokenizer_config.json"]
+    _check_config(config, folder / "tokenizer_config.json")
     is_old = not (folder / "tokenizer.json").exists()
+    main = folder / ("vocab.json" if is_old else "tokenizer.json")
     state = bpe_state(folder, config) if is_old else read_object(folder / "tokenizer.json")
-    tokens = _Tokens(folder, state, folder / ("vocab.json" if is_old else "tokenizer.json"))
+    check_state(state, str(main))
+    tokens = _Tokens(folder, state, main)
     naming = {"tokenizer_config.json": config, "special_tokens_map.json": optional["special_tokens_map.json"]}
     special = tokens.named(naming)
     # The unknown token stands for text outside the vocabulary; spelled out in a text it means nothing.
     listed = tokens.listed(naming) | {token for name, token in special.items() if name != "unk_token"}
-    tokens.add_declared(config.get("added_tokens_decoder") or {})
+    tokens.add_declared(config.get("added_tokens_decoder"))
     tokens.add_numbered(optional["added_tokens.json"], listed)
     if is_old or (folder / "config.json").exists():
         given = {name for content in naming.values() for name in content}
@@ -71,9 +78,16 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         listed |= {special[name] for name in defaults if name in special}
     tokens.add_special(listed)
     tokens.check_named(special)
-    adds_bos, notices = config.get("add_bos_token"), tokens.notices() + _unlike_transformers(folder, state, config)
+    notices = tokens.notices() + _unlike_transformers(folder, state, config)
     return TokenizerFiles(tokens.completed(state), special, config, tokens.added_from, notices,
-                          adds_bos if isinstance(adds_bos, bool) else None)
+                          config.get("add_bos_token"))
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    """Refuses fields of tokenizer_config.json with a value of another type."""
+    for name, (kind, expected) in TYPES.items():
+        if not isinstance(config.get(name), kind | None):
+            raise UserError(f"{path}: {name}: expected {expected}, found {describe(config[name])}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -137,7 +151,9 @@ class _Tokens:
         found = set()
         for file, content in files.items():
             for name in LISTS_OF_TOKENS:
-                place, values = f"{self._folder / file}: {name}", content.get(name) or []
+                place, values = f"{self._folder / file}: {name}", content.get(name)
+                if values is None:
+                    continue
                 if not isinstance(values, list | dict):
                     raise UserError(f"{place}: expected a list of tokens, found {describe(values)}")
                 found |= {self._token(value, place)
@@ -147,14 +163,16 @@ class _Tokens:
     def add_declared(self, entries: Any) -> None:
         """Adds the tokens of `added_tokens_decoder`: {"5": {"content": "<x>", ...}}."""
         place = f"{self._folder / 'tokenizer_config.json'}: added_tokens_decoder"
-        if not isinstance(entries, dict):
+        if not isinstance(entries, dict | None):
             raise UserError(f"{place}: expected an object, found {describe(entries)}")
-        for key, entry in entries.items():
+        for key, entry in (entries or {}).items():
             if not (key.isascii() and key.isdigit()):
                 raise UserError(f"{place}: expected ids as names, found {key!r}")
             if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
                 raise UserError(f"{place}.{key}: expected an object with the token as content, found {describe(entry)}")
-            flags = {flag: bool(entry[flag]) for flag in FLAGS if flag in entry}
+            flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+            if odd := next((flag for flag, value in flags.items() if not isinstance(value, bool)), None):
+                raise UserError(f"{place}.{key}: {odd}: expected true or false, found {describe(flags[odd])}")
             self._add(entry["content"], int(key), flags, place)
 
     def add_numbered(self, ids: dict[str, Any], special: set[str]) -> None:
@@ -198,8 +216,9 @@ class _Tokens:
         if self.added_from:
             said.append(f"{self._main}: its added_tokens lack {_some(self.added_from)}; taken from "
                         f"{' and '.join(dict.fromkeys(self.added_from.values()))}")
-        similar = [token for token in self._ids if re.fullmatch(r"<\|?\w+\|?>", token) and token not in self._added]
-        if not self._had_added and similar:
+        similar = [] if self._had_added else [token for token in self._ids if token not in self._added
+                                              and re.fullmatch(r"<\|?\w+\|?>", token)]
+        if similar:
             said.append(f"{self._main}: it has no added_tokens, and no other file names {_some(similar)}: in a text "
                         "they are ordinary characters")
         return said
