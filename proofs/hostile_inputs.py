@@ -11,9 +11,7 @@ what they mean). Exits with status 1 if anything went wrong.
 import argparse
 import importlib
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,9 +19,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import torch
+from hostile.programs import Server
 from hostile.tries import RIGHT, WRONG, Outcome, Try, judge, state_of
 from tqdm import tqdm
 
@@ -33,34 +33,6 @@ from minimind_sft.terminal import aligned
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
 LONGEST_REASON = 200
-
-
-class Server:
-    """A process that runs programs of `project` (hostile/server.py)."""
-
-    def __init__(self, project: Path):
-        self._project = project
-        environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
-                       "TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
-        program = Path(__file__).with_name("hostile") / "server.py"
-        self._process = subprocess.Popen([sys.executable, str(program), str(project)], env=environment,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-
-    def run(self, one: Try, folder: Path) -> Outcome:
-        """Runs the command of a try in `folder`."""
-        asked = {"command": list(map(str, one.command)), "folder": str(folder), "stdin": one.stdin,
-                 "seconds": one.seconds, "memory_mib": one.memory_mib, "environment": dict(one.environment)}
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the server of {self._project} ended at {one.name}: {' '.join(map(str, one.command))}")
-        return Outcome(**json.loads(answer), folder=folder)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
 
 
 @dataclass
@@ -94,18 +66,20 @@ class Tally:
         tqdm.write(f"{self.module}: {ascii(name)[1:-1]}: {what}: {ascii(reason)[1:-1][:LONGEST_REASON]}")
 
 
-def try_kind(name: str, arguments: argparse.Namespace, folder: Path, bar: tqdm) -> Tally:
-    """Runs the tries of one kind, each in the folder of the kind."""
+def try_kind(name: str, arguments: argparse.Namespace, folder: Path, servers: Queue[Server], bar: tqdm) -> Tally:
+    """Runs the tries of one kind, each in the folder of the kind, with a server that no other kind uses meanwhile."""
     module = importlib.import_module(f"hostile.{name}")
-    tally, server = Tally(name, module.KIND, arguments.verbose), Server(arguments.project)
+    tally, server = Tally(name, module.KIND, arguments.verbose), servers.get()
     folder.mkdir()
     dice = random.Random(f"{arguments.seed} {name}")
-    for one in module.tries(folder, dice, arguments.count):
-        before = {path: state_of(path) for path in one.guarded}
-        outcome = server.run(one, folder)
-        tally.add(one, outcome, [path for path, state in before.items() if state_of(path) != state])
-        bar.update()
-    server.close()
+    try:
+        for one in module.tries(folder, dice, arguments.count):
+            before = {path: state_of(path) for path in one.guarded}
+            outcome = server.run(one, folder)
+            tally.add(one, outcome, [path for path, state in before.items() if state_of(path) != state])
+            bar.update()
+    finally:
+        servers.put(server)
     if not tally.outcomes["accepted"]:
         tally.fail("untouched", [], "nothing accepted", "a kind needs good input as well: what if all were refused?")
     return tally
@@ -138,9 +112,13 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.project = arguments.project.resolve()
     torch.set_num_threads(1)
+    servers: Queue[Server] = Queue()
+    for _ in range(arguments.jobs):
+        servers.put(Server(arguments.project))
     with (tempfile.TemporaryDirectory() as folder, tqdm(unit=" tries", disable=None) as bar,
           ThreadPoolExecutor(arguments.jobs) as pool):
-        tallies = list(pool.map(lambda name: try_kind(name, arguments, Path(folder) / name, bar), arguments.kinds))
+        tallies = list(pool.map(lambda name: try_kind(name, arguments, Path(folder) / name, servers, bar),
+                                arguments.kinds))
     print("\n".join(table(tallies)))
     wrong = [one for tally in tallies for one in tally.wrong]
     if arguments.json:

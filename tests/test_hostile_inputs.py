@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hostile.programs import Server
 from hostile.tries import Outcome, Try, judge
-from hostile_inputs import Server
 
 from minimind_sft.paths import REPOSITORY
 

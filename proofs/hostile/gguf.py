@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from hostile.small_models import small_weights, written_as
+from hostile.small_models import chat, small_weights, train, written_as
 from hostile.tries import Try
 from minimind_sft.gguf_file import GGUFFile
 
@@ -63,15 +63,6 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
             ("missing", None)])
         write(path, file, {}, {tensor: array})
         yield Try(f"{tensor}: {what}", random.choice([chat(path), train(path, folder)]))
-
-
-def chat(path: Path) -> list[str]:
-    return ["eval_llm.py", "--weight", str(path), "--prompt", "Hello", "--max_new_tokens", "2", "--device", "cpu"]
-
-
-def train(path: Path, folder: Path) -> list[str]:
-    return ["trainer/train_full_sft.py", "--from_weight", str(path), "--save_dir", str(folder / "out"), "--max_steps",
-            "1", "--batch_size", "1", "--device", "cpu", "--eval_samples", "0", "--eval_share", "0", "--overwrite"]
 
 
 def write(path: Path, file: GGUFFile, values: dict[str, tuple[Any, ...]],

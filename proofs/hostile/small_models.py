@@ -1,18 +1,16 @@
 """A small model to change one thing of, as the programs write it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from export_models import random_weights
 
+from hostile.programs import succeed
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.matching import encoding_facts
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.weights import weights_path, write_weights
-from minimind_sft.paths import REPOSITORY
 
 SMALL = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
                     intermediate_size=64)
@@ -29,17 +27,16 @@ def small_weights(folder: Path) -> Path:
 
 def written_as(form: str, weights: Path, output: Path, *flags: str) -> Path:
     """Converts weights with scripts/convert_model.py."""
-    subprocess.run([sys.executable, str(REPOSITORY / "scripts" / "convert_model.py"), "--weight", str(weights), "--to",
-                    form, "--output", str(output), *flags], check=True, capture_output=True)
+    succeed(weights.parent, "scripts/convert_model.py", "--weight", str(weights), "--to", form, "--output", str(output),
+            *flags)
     return output
 
 
 def small_adapter(folder: Path, weights: Path) -> Path:
     """Trains an adapter of the small model for one step, in float32."""
-    subprocess.run([
-        sys.executable, str(REPOSITORY / "trainer" / "train_lora.py"), "--from_weight", str(weights), "--lora_name",
-        "small", "--lora_rank", "2", "--save_dir", str(folder), "--max_steps", "1", "--batch_size", "2", "--device",
-        "cpu", "--eval_samples", "0", "--eval_share", "0", "--save_dtype", "float32"], check=True, capture_output=True)
+    succeed(folder, "trainer/train_lora.py", "--from_weight", str(weights), "--lora_name", "small", "--lora_rank", "2",
+            "--save_dir", str(folder), "--max_steps", "1", "--batch_size", "2", "--device", "cpu", "--eval_samples",
+            "0", "--eval_share", "0", "--save_dtype", "float32")
     return folder / "lora_small_32.safetensors"
 
 
