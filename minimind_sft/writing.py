@@ -303,16 +303,24 @@ def check_writable(folder: Path, flag: str) -> None:
     """Creates the folder and a file in it, to fail now rather than after hours of training.
 
     Raises:
-        UserError: naming the flag, if either is impossible, or the folder's name is not valid UTF-8: it is written
-            into files.
+        UserError: naming the flag, if either is impossible, or as `check_name`.
     """
+    check_name(folder, flag)
     try:
-        str(folder.absolute()).encode()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{flag} {folder}: cannot write there ({error.strerror})") from error
+
+
+def check_name(path: Path, flag: str) -> None:
+    """Refuses the name of an output that cannot be written into files.
+
+    Raises:
+        UserError: naming the flag, if it is not valid UTF-8.
+    """
+    try:
+        str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{flag} {str(folder.absolute())!r}: expected a name in valid UTF-8, as it is written into "
-                        "files") from error
+        raise UserError(f"{flag} {str(path)!r}: expected a name in valid UTF-8, as it is written into files") from error

@@ -31,6 +31,7 @@ from minimind_sft.data.prepared_folder import (
     token_dtype,
 )
 from minimind_sft.data.reading import RawRow, file_kind, parse_raw_row, read_raw_rows
+from minimind_sft.data.recognition import read_start
 from minimind_sft.data.samples import RowEncoder
 from minimind_sft.data.workers import map_chunks
 from minimind_sft.errors import UserError
@@ -171,11 +172,9 @@ class FileState(NamedTuple):
 
 
 def _state(path: Path) -> FileState:
-    try:
-        stat = _stat(path)
-        return FileState(sha256_of_file(path), *stat)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    read_start(path, file_kind(path))  # refuses many a file that would take hours
+    stat = _stat(path)
+    return FileState(sha256_of_file(path), *stat)
 
 
 def _stat(path: Path) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from minimind_sft.errors import UserError, first_line
 from minimind_sft.files import resolved
 from minimind_sft.set_aside import check_replaceable, is_there, previous_name, set_aside_file
-from minimind_sft.writing import PrivateFolder, remove, sync
+from minimind_sft.writing import PrivateFolder, check_name, remove, sync
 
 MARKERS = ("config.json", "adapter_config.json")
 """A folder that has one is a model's or an adapter's and may be moved aside; any other folder may hold anything."""
@@ -27,6 +27,7 @@ def check_output(output: Path, files: Sequence[Path], overwrite: bool) -> None:
     Raises:
         UserError: naming the path.
     """
+    check_name(output, "--output")
     if files:
         check_replaceable(files, overwrite, "choose another --output")
     elif output.is_dir() and not any(output.iterdir()):

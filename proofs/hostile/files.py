@@ -42,14 +42,17 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
         shutil.copytree(good, fresh(bad))
         yield Try(f"{place.file}: as it was, {place.command[0]}", in_folder(place.command, bad), "accepted",
                   seconds=PATIENT)
-    cases = [(place, thing) for place in places for thing in THINGS]
+    cases = [(place, thing) for place in places for thing in THINGS  # a text of a terabyte is only long
+             if not (thing is a_terabyte_of_zeros and place.file == "text.txt")]
     cases += [(place, text) for place in places if place.is_json for text in TEXTS]
     random.shuffle(cases)
     for place, change in cases[:max(count - len(places), 0)]:
         shutil.copytree(good, fresh(bad))
         change(bad / place.file, random)
+        # Zeros are text. The inspector has done its work when its report says that no row can be read.
+        may_pass = (change is zeros and place.file == "text.txt") or place.command[0].endswith("inspect_data.py")
         yield Try(f"{place.file}: {change.__name__.replace('_', ' ')}, {place.command[0]}",
-                  in_folder(place.command, bad), seconds=PATIENT)
+                  in_folder(place.command, bad), "either" if may_pass else "refused", seconds=PATIENT)
 
 
 def make_good(folder: Path) -> None:

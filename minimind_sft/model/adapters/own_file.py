@@ -49,11 +49,11 @@ def read_own(path: Path, config: ModelConfig) -> Adapter:
     """
     described_by = sidecar_path(path)
     sidecar = _read_sidecar(described_by, path)
+    tensors, _, notices = read_tensors(path)  # first, as a file of any size can pretend to be an adapter
     if sidecar["sha256"] != sha256_of_file(path):
         raise UserError(f"{path} is not the file that {described_by} describes (sha256): copy both files together; if "
                         "a run was killed between writing the two, --from_resume 1 writes them again")
     _check_model(sidecar, described_by, config)
-    tensors, _, notices = read_tensors(path)
     pairs, saved = paired(tensors, NAME, path)
     ranks, scales = (_by_projection(sidecar, name, pairs, described_by) for name in ("rank", "scale"))
     shapes = projection_shapes(config)
