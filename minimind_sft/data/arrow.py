@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minimind_sft.data.lines import RawRow
+from minimind_sft.data.arrow_limits import check_batches, value_bytes
+from minimind_sft.data.lines import BLOCK_BYTES, MAX_ROW_BYTES, RawRow
+from minimind_sft.data.parquet_limits import check_parquet, dictionary_columns, rows_at_once
 from minimind_sft.errors import UserError, one_line
 from minimind_sft.files import read_object
 
-ROWS_AT_ONCE = 1000
 NAMES = {"parquet": "a Parquet", "arrow": "an Arrow"}
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+FILE_MARK, STREAM_IN_FILE = b"ARROW1", 8
+"""The beginning and the end of a file, and where its stream begins."""
+MAX_ROWS = 1_000_000
+"""In a file with fewer bytes than that: rows of nothing take no room."""
 
 
 def saved_dataset_files(folder: Path) -> list[Path] | None:
@@ -59,17 +65,24 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
         with _batches(path, kind) as (names, batches):
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
-            number = 0
+            number, most = 0, max(path.stat().st_size, MAX_ROWS)
             for batch in batches:
+                if number + batch.num_rows > most:
+                    raise UserError(f"{path}: expected rows of text, found more rows than the file has bytes")
                 if kind == "arrow":  # these files have no checksums, and a wrong length would go unnoticed
                     batch.validate(full=True)
+                are_small = value_bytes(batch) <= MAX_ROW_BYTES
                 for index in range(batch.num_rows):
                     number += 1
                     place = f"{path}:{number}"
-                    yield RawRow(place, _row(batch.slice(index, 1), place))
+                    yield RawRow(place, _row(batch.slice(index, 1), place, are_small))
+    except RecursionError:
+        raise UserError(f"{path}: its columns are nested too deeply") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter for field names
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, ValueError) as error:  # the latter for field names and pages
         raise UserError(f"{path}: not {NAMES[kind]} file, or a damaged one ({one_line(error)})") from error
 
 
@@ -80,31 +93,39 @@ def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]
     import pyarrow.parquet
 
     if kind == "parquet":
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file.schema_arrow.names, file.iter_batches(ROWS_AT_ONCE)
+        metadata = pyarrow.parquet.read_metadata(path)
+        check_parquet(path, metadata)
+        with pyarrow.parquet.ParquetFile(path, metadata=metadata, buffer_size=BLOCK_BYTES,
+                                         read_dictionary=dictionary_columns(metadata)) as file:
+            yield file.schema_arrow.names, chain.from_iterable(
+                file.iter_batches(rows_at_once(metadata, group), row_groups=[group])
+                for group in range(metadata.num_row_groups))
         return
     with pyarrow.OSFile(str(path)) as source:
-        is_stream = source.read(6) != b"ARROW1"
-        source.seek(max(source.size() - len(END_OF_STREAM), 0))
-        is_whole = source.read() == END_OF_STREAM
-        source.seek(0)
-        if is_stream:  # as `datasets` writes it
-            if not is_whole:  # pyarrow accepts a stream that is cut between two batches
-                raise pyarrow.ArrowInvalid("it has no end")
-            with pyarrow.ipc.open_stream(source) as reader:
-                yield reader.schema.names, iter(reader)
-        else:
-            with pyarrow.ipc.open_file(source) as reader:
-                yield reader.schema.names, map(reader.get_batch, range(reader.num_record_batches))
+        is_file = source.read(len(FILE_MARK)) == FILE_MARK  # otherwise a stream, as `datasets` writes it
+        end = FILE_MARK if is_file else END_OF_STREAM
+        source.seek(max(source.size() - len(end), 0))
+        if source.read() != end:  # pyarrow accepts a stream that is cut between two batches
+            raise pyarrow.ArrowInvalid("it has no end")
+        start = STREAM_IN_FILE if is_file else 0  # a file holds a stream, and a list of its batches that is not needed
+        check_batches(path, start)
+        source.seek(start)
+        with pyarrow.ipc.open_stream(source) as reader:
+            yield reader.schema.names, iter(reader)
 
 
-def _row(table: Any, place: str) -> dict | UserError:
+def _row(table: Any, place: str, is_small: bool) -> dict | UserError:
     """Returns the row of a table of one row."""
+    if not is_small and (size := value_bytes(table)) > MAX_ROW_BYTES:
+        return UserError(f"{place}: expected at most {MAX_ROW_BYTES // 2**20} MiB in a row, found "
+                         f"{size / 2**20:,.0f} MiB")
     try:
         (row,) = table.to_pylist()
     except UnicodeDecodeError as error:
         return UserError(f"{place}: a string is not valid UTF-8: its byte {error.start + 1} is "
                          f"0x{error.object[error.start]:02x}")
+    except (ValueError, OverflowError, NotImplementedError) as error:  # a date that Python does not have
+        return UserError(f"{place}: a value cannot be read ({one_line(error)})")
     return _without_nulls(row)
 
 

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -93,9 +94,9 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
 def _try(folder: Path, number: int, name: str, content: bytes, suffix: str, expected: str) -> Try:
     """Writes the file of a try; every third is converted instead of trained on."""
     out = folder / "out"
-    for old in (*folder.glob("data.*"), *folder.glob("out/**/*")):
-        if old.is_file():
-            old.unlink()
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    for old in folder.glob("data.*"):
+        old.unlink()
     path = folder / f"data{suffix}"
     path.write_bytes(content)
     if number % 3 and expected != "refused":
