@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from minimind_sft.data.template_budget import TooMuchWork
 from minimind_sft.data.template_fields import RenderedFields
-from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, make_environment
-from minimind_sft.data.template_tracing import TracingEnvironment, render_parts
+from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, make_environment, render_parts
+from minimind_sft.data.template_tracing import TracingEnvironment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
 from minimind_sft.data.traced_text import DATA, TAG, TEMPLATE, is_traced_text, of_template, origins_of, with_tags
 from minimind_sft.data.turns import ROLES
@@ -224,6 +225,8 @@ class MarkedTemplate:
                     place: str) -> list[list[str]]:
         try:
             return self._render(messages, tools, requests)
+        except TooMuchWork as error:
+            raise TooMuchWork(f"{place}: {error}") from error
         except TEMPLATE_ERRORS as error:
             raise UserError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from error
 

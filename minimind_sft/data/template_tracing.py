@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jinja2
-from jinja2 import nodes, pass_eval_context
-from jinja2.compiler import CodeGenerator, Frame, optimizeconst
-from jinja2.filters import sync_do_join
-from jinja2.nodes import EvalContext
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 
-from minimind_sft.data.template_sandbox import PLAIN_STRING_METHODS, TemplateEnvironment
-from minimind_sft.data.traced_text import TracedText, concat, format_traced, of_template
+from minimind_sft.data.template_sandbox import PLAIN_ATTRIBUTES, TemplateEnvironment
+from minimind_sft.data.traced_text import TracedText, format_traced, of_template
 
 
 class TracingCodeGenerator(CodeGenerator):
-    """Writes Python in which string constants are text of the template, and `~` keeps the origins of its parts."""
+    """Writes Python in which string constants are text of the template."""
 
     environment: "TracingEnvironment"
     _comparing = False
@@ -36,17 +34,6 @@ class TracingCodeGenerator(CodeGenerator):
             super().visit_TemplateData(node, frame)
         else:
             self.write(self._constant(node.data))
-
-    @optimizeconst
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
-            super().visit_Concat(node, frame)
-            return
-        self.write("environment.concat(map(str, (")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write(")))")
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return self._constant("".join(group))
@@ -68,12 +55,10 @@ class TracingEnvironment(TemplateEnvironment):
     """The sandbox for templates whose text is traced."""
 
     code_generator_class = TracingCodeGenerator
-    concat = staticmethod(concat)
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self._constants: dict[str, TracedText] = {}
-        self.filters["join"] = _join
 
     def name_of(self, text: str) -> str:
         """Returns the name of a constant in the Python that is generated."""
@@ -95,7 +80,7 @@ class TracingEnvironment(TemplateEnvironment):
         return self.template_class.from_module_dict(self, namespace, dict(self.globals))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is TracedText and attribute in PLAIN_STRING_METHODS:
+        if type(obj) is TracedText and attribute in PLAIN_ATTRIBUTES[str]:
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
@@ -110,18 +95,3 @@ class TracingEnvironment(TemplateEnvironment):
             return format_traced(text, safe, *values, **names)
 
         return traced
-
-
-def render_parts(template: jinja2.Template, **variables: Any) -> list[str]:
-    """Renders a template into parts, each with or without origins. Together they are the text.
-
-    Raises:
-        TEMPLATE_ERRORS: whatever the template raises.
-    """
-    return list(template.root_render_func(template.new_context(variables)))
-
-
-@pass_eval_context
-def _join(context: EvalContext, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-    """Joins as Jinja's filter does. Its default separator is an ordinary `str`, whose `join` loses the origins."""
-    return sync_do_join(context, value, d if isinstance(d, str) and d else of_template(""), attribute)
