@@ -16,6 +16,7 @@ from minimind_sft.data.tokenizer_files import TokenizerFiles, read_tokenizer_fil
 from minimind_sft.data.tokenizer_state import check_ids, has_unknown_regex
 from minimind_sft.errors import UserError, describe
 from minimind_sft.files import read_text
+from minimind_sft.set_aside import is_there
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # Unicode's supplementary private use area A: no standard gives these characters a meaning.
@@ -355,7 +356,7 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
     named = {**named, **{file.stem: read_text(file)
                          for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
     file = folder / "chat_template.jinja"
-    return read_text(file) if file.exists() else default, named
+    return read_text(file) if is_there(file) else default, named
 
 
 def _given_templates(config: dict, where: str) -> tuple[str | None, dict[str, str]]:

@@ -14,6 +14,7 @@ from minimind_sft.data.prefix_space import prefix_scheme
 from minimind_sft.data.tokenizer_state import check_state
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import read_object
+from minimind_sft.set_aside import is_there
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -56,11 +57,11 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _check_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    optional = {name: read_object(folder / name) if (folder / name).exists() else {}
+    optional = {name: read_object(folder / name) if is_there(folder / name) else {}
                 for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")}
     config = optional["tokenizer_config.json"]
     _check_config(config, folder / "tokenizer_config.json")
-    is_old = not (folder / "tokenizer.json").exists()
+    is_old = not is_there(folder / "tokenizer.json")
     main = folder / ("vocab.json" if is_old else "tokenizer.json")
     state = bpe_state(folder, config) if is_old else read_object(folder / "tokenizer.json")
     check_state(state, str(main))

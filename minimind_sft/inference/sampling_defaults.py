@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError, describe
-from minimind_sft.files import path_exists, read_configuration
+from minimind_sft.files import read_configuration
+from minimind_sft.set_aside import is_there
 from minimind_sft.settings.chat import CHAT_SAMPLING, ChatSamplingSettings, SamplingSettings
 from minimind_sft.settings.spec import flags_of, value_problems
 
@@ -28,7 +29,7 @@ def chat_sampling(typed: ChatSamplingSettings, weights: Path) -> tuple[SamplingS
         UserError: if the file says something impossible; names the file and the field.
     """
     path = weights / FILE
-    found = read_configuration(path) if path_exists(path) else {}
+    found = read_configuration(path) if is_there(path) else {}
     own = _own_sampling(found, path)
     used = [f"{name} {getattr(own, name):g}" for name in ABSENT
             if getattr(typed, name) is None and getattr(own, name) != getattr(CHAT_SAMPLING, name)]

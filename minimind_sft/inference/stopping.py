@@ -7,7 +7,8 @@ from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_choice import brings_tokenizer
 from minimind_sft.errors import UserError, describe
-from minimind_sft.files import path_exists, read_object
+from minimind_sft.files import read_object
+from minimind_sft.set_aside import is_there
 
 CONFIGS = ("generation_config.json", "config.json")
 """Files of a Hugging Face folder that may name ends of a text; the first that does counts, as in transformers."""
@@ -40,7 +41,7 @@ def named_stop_ids(weights: Path, tokenizer: Tokenizer) -> frozenset[int]:
     if not brings_tokenizer(weights):
         return frozenset()
     for name in CONFIGS:
-        if path_exists(weights / name) and (ids := _named_in(weights / name)):
+        if is_there(weights / name) and (ids := _named_in(weights / name)):
             return ids
     return frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
 

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import read_object
 from minimind_sft.model.config import ModelConfig, RopeScaling
+from minimind_sft.set_aside import is_there
 
 OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
                 "chat_template_facts": dict, "training": dict, "family": str, "assume": dict}
@@ -36,7 +37,7 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: if it cannot be read or a field has the wrong type; names the file and the field.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
     sidecar = read_object(path)
     if "assume" in sidecar and "model" in sidecar:

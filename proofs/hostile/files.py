@@ -20,7 +20,7 @@ ROWS = [{"conversations": [{"role": "user", "content": f"Say {i}."}, {"role": "a
 CHOICES = [{"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1, "subject": "sums"}]
 METRICS = [{"step": step, "loss": 3.0 - step / 10, "learning_rate": 0.01} for step in range(1, 4)]
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
-PATIENT = 60.0
+PATIENT = 30.0
 """Seconds for tries in which a program trains or loads a model; a wait for a pipe has no end."""
 
 
