@@ -42,7 +42,7 @@ from minimind_sft.settings.chat import (
     WeightSettings,
 )
 from minimind_sft.settings.command_line import parse_flags
-from minimind_sft.terminal import say
+from minimind_sft.terminal import counted, say
 
 
 def main() -> int:
@@ -105,17 +105,17 @@ def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loa
                 "open_thinking": thinking, "batch_size": questions.batch_size}
     output.open(rows, identity, questions.batch_size)
     if 0 < output.done < len(rows):
-        say(f"{output.path} has {output.done:,} of {len(rows):,} rows; the others follow")
+        say(f"{output.path} has {output.done:,} of {counted(len(rows), 'row')}; the others follow")
     answerer = BatchAnswerer(loaded.model, template, sampling, thinking, loaded.stop_ids)
     try:
         answerer.answer(rows, output, questions.batch_size)
     except KeyboardInterrupt:
-        say(f"interrupted: {output.path} has {output.done:,} of {len(rows):,} rows; the same command goes on")
+        say(f"interrupted: {output.path} has {output.done:,} of {counted(len(rows), 'row')}; the same command goes on")
         return 130
     problems = [row.problem for row in rows if row.problem]
-    say(f"answered {len(rows) - len(problems):,} of {len(rows):,} rows: {output.path}")
+    say(f"answered {len(rows) - len(problems):,} of {counted(len(rows), 'row')}: {output.path}")
     if problems:
-        say(f"error: {len(problems)} rows have no answer, starting with {problems[0]}", sys.stderr)
+        say(f"error: no answer for {counted(len(problems), 'row')}, starting with {problems[0]}", sys.stderr)
     return 2 if problems else 0
 
 

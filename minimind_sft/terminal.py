@@ -68,6 +68,11 @@ def wrap(line: str, width: int) -> str:
     return "\n".join([*lines, current.rstrip()])
 
 
+def counted(count: int, what: str) -> str:
+    """Returns a number and a noun, such as "1 row" or "2,000 rows"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> list[str]:
     """Returns the rows of a table as lines, with two blanks between columns; cells become harmless.
 

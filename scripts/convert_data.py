@@ -46,7 +46,7 @@ from minimind_sft.set_aside import check_replaceable, set_aside_file
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import ConvertSettings, FilterSettings, ReadingSettings, WritingSettings
 from minimind_sft.settings.spec import flags_of
-from minimind_sft.terminal import progress_bar, say
+from minimind_sft.terminal import counted, progress_bar, say
 from minimind_sft.writing import check_writable, create, write_together
 
 Filters = list[tuple[str, Callable[[Row], bool]]]
@@ -184,7 +184,7 @@ def keep(kept: IO[str], line: str, flush: bool = False) -> None:
 def report(dropped: Counter) -> None:
     width = max((len(f"{count:,}") for count in dropped.values()), default=0)
     for reason, count in dropped.items():
-        say(f"dropped     {count:>{width},} row{'s' * (count > 1)}: {reason}")
+        say(f"dropped     {count:>{width},} row{'s' * (count != 1)}: {reason}")
 
 
 def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
@@ -213,7 +213,7 @@ def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
         parts[Path(settings.eval_out)] = partial(write, is_apart=True)
     write_together(parts, before_replacing=make_room)
     for path, rows in zip(parts, (count - len(apart), len(apart)), strict=False):
-        say(f"{path}: {rows:,} row{'s' * (rows != 1)}")
+        say(f"{path}: {counted(rows, 'row')}")
 
 
 if __name__ == "__main__":

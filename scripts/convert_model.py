@@ -47,7 +47,7 @@ from minimind_sft.paths import place, program
 from minimind_sft.settings.chat import CHAT_SAMPLING
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
-from minimind_sft.terminal import say
+from minimind_sft.terminal import counted, say
 from minimind_sft.writing import create_text
 
 NO_FLAGS = ("what to convert, and to what? MiniMind's script of this name has the paths in its code; here flags name "
@@ -87,7 +87,8 @@ def main() -> None:
     check_apart(output, weights.path)
     check_output(output, plan.files, settings.output.overwrite)
 
-    say(f"{'weights':<12}{weights.path}: {weights.config.hidden_size} x {weights.config.num_hidden_layers} layers")
+    layers = counted(weights.config.num_hidden_layers, "layer")
+    say(f"{'weights':<12}{weights.path}: {weights.config.hidden_size} x {layers}")
     say(f"{'writing':<12}{plan.form}, {export.dtype}")
     with staged(output, plan.files) as folder:
         plan.write(folder)
@@ -115,7 +116,7 @@ def convert_adapter(settings: ConvertModelSettings) -> None:
     check_apart(output, adapter.path, "--lora_weight")
     check_output(output, plan.files, settings.output.overwrite)
 
-    say(f"{'adapter':<12}{adapter.path}: {len(adapter.changes)} projections")
+    say(f"{'adapter':<12}{adapter.path}: {counted(len(adapter.changes), 'projection')}")
     say(f"{'writing':<12}{plan.form}, {dtype}")
     with staged(output, plan.files) as folder:
         plan.write(folder)

@@ -23,7 +23,7 @@ from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.scripts import EstimatedAdapters, EstimatedModel, EstimatedRun, EstimateSettings
-from minimind_sft.terminal import say, say_json
+from minimind_sft.terminal import counted, say, say_json
 from minimind_sft.training.memory import (
     FLOAT,
     GIB,
@@ -93,7 +93,7 @@ def asked(model: ModelConfig, plan: Plan) -> list[str]:
     experts = ", mixture of experts" if model.use_moe else ""
     ranks = f"; each of {plan.ranks} ranks ({plan.parallel})" if plan.ranks > 1 else ""
     again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
-    return [f"model       {model.hidden_size} x {model.num_hidden_layers} layers, "
+    return [f"model       {model.hidden_size} x {counted(model.num_hidden_layers, 'layer')}, "
             f"{sizes.total / 1e6:.1f}M parameters{part}{experts}{base}",
             f"training    micro-batches of {plan.micro_batch_tokens:,} tokens, "
             f"{str(plan.dtype).removeprefix('torch.')} on {'cpu' if plan.on_cpu else 'cuda'}{again}{ranks}"]

@@ -33,7 +33,7 @@ from minimind_sft.set_aside import check_replaceable, is_there, previous_name, s
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ChosenWeights
 from minimind_sft.settings.merge import MergeSettings
-from minimind_sft.terminal import say
+from minimind_sft.terminal import counted, say
 from minimind_sft.writing import check_writable
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     weights, tokenizer = load(chosen)
     adapters = read_adapters(settings.adapters.lora_weight, chosen.save_dir, weights, "--lora_weight")
     for adapter, weight in adapters:
-        say_all("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices,
-                            *base_notices(adapter, "none")))
+        say_all("adapter", (f"{adapter.path}: {counted(len(adapter.changes), 'projection')}, weight {weight:g}",
+                            *adapter.notices, *base_notices(adapter, "none")))
     template = template_of(chosen, weights, tokenizer)
     check_adapters([adapter for adapter, _ in adapters], weights, tokenizer, template, chosen.chat_template,
                    chosen.end_of_turn)

@@ -61,7 +61,7 @@ def test_examples_are_the_first_of_the_subject_and_never_the_question():
         "The following are multiple choice questions (with answers) about number theory.\n\n" + example
         + "Which is prime?\nA. four\nB. five\nC. six\nD. nine\nAnswer:")
     assert "Which is prime?\nA. four\nB. five\nC. six\nD. nine\nAnswer: B\n\n" in texts(made, SMALL)[0]
-    with pytest.raises(UserError, match=r"--few_shot is 2, but --few_shot_path has 1 examples of number_theory, the "
+    with pytest.raises(UserError, match=r"--few_shot is 2, but --few_shot_path has 1 example of number_theory, the "
                                         r"subject of m\.csv:1"):
         prompter(few_shot=2, examples=[PRIME, SMALL]).prompt(PRIME)
 

@@ -39,7 +39,7 @@ def test_a_mixture_draws_each_source_by_its_share(tmp_path):
     shown = succeed(SFT, *NEW, *SHORT, "--data_path", f"{talk}:0.25", f"{tmp_path}/b.*:0.75", "--save_dir", tmp_path,
                     "--eval_share", 0)
     assert "[10 of the 40 samples of an epoch]" in shown and "[30 of the 40 samples of an epoch]" in shown
-    assert "training    1 steps of 16 samples" in shown
+    assert "training    1 step of 16 samples" in shown
     assert identity(tmp_path)["training"]["data"].popitem()[1][1] == [10, 30]
 
 

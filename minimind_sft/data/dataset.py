@@ -13,6 +13,7 @@ from minimind_sft.data.samples import EncodedRow
 from minimind_sft.data.stored_tokens import BLOCK, StoredTokens
 from minimind_sft.errors import UserError
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.terminal import counted
 
 MAX_NAMED = 1000
 MAX_HELD_OUT = 2000
@@ -90,8 +91,8 @@ class DatasetCounts:
     def summary(self) -> str:
         """Returns the counts in one line."""
         kept = self.rows - self.dropped_rows - self.bad_rows
-        line = (f"{kept:,} of {self.rows:,} rows, {self.tokens:,} tokens, {self.supervised:,} supervised "
-                f"({self.supervised / max(self.tokens, 1):.0%})")
+        line = (f"{kept:,} of {counted(self.rows, 'row')}, {counted(self.tokens, 'token')}, {self.supervised:,} "
+                f"supervised ({self.supervised / max(self.tokens, 1):.0%})")
         if self.truncated:
             line += f"; {self.truncated:,} cut at max_seq_len"
         if self.dropped_rows:

@@ -16,7 +16,7 @@ from minimind_sft.files import open_regular, resolved
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.strict_json import parse_json
-from minimind_sft.terminal import columns, in_one_line, progress_bar
+from minimind_sft.terminal import columns, counted, in_one_line, progress_bar
 from minimind_sft.writing import check_writable, write_text_atomically
 
 PROBLEMS_NAMED = 5
@@ -87,12 +87,12 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
     if calls := sum(result.question.has_call for result in compared):
         yield f"{calls} of them expect a tool call, compared as the chat template writes it"
     if problems:
-        yield f"not compared: {len(problems)} row{'s' * (len(problems) > 1)}"
+        yield f"not compared: {counted(len(problems), 'row')}"
         yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
         if len(problems) > PROBLEMS_NAMED:
             yield f"  ... and {len(problems) - PROBLEMS_NAMED} more (--score_out names all)"
     yield from wrong_answers(compared, width)
-    yield f"exact match: {sum(right.values()) / len(compared):.1%} ({len(compared)} questions)"
+    yield f"exact match: {sum(right.values()) / len(compared):.1%} ({counted(len(compared), 'question')})"
 
 
 def wrong_answers(results: Sequence[Scored], width: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from minimind_sft.evaluation.items import Item
 from minimind_sft.evaluation.results import Outcome, Store, Task
+from minimind_sft.terminal import counted
 
 Side = Literal["against", "weight"]
 Vote = Literal["against", "weight", "tie"]
@@ -115,7 +116,8 @@ def vote(questions: Sequence[Ballot], votes: Task, ask: Callable[[str], str], sa
 def tally_lines(tally: Tally, asked: int) -> Iterator[str]:
     """Yields the outcome of a vote on `asked` questions for the terminal."""
     votes = tally.against + tally.weight + tally.ties
-    yield f"votes: {votes} of {asked} questions; --weight {tally.weight}, --against {tally.against}, ties {tally.ties}"
+    yield (f"votes: {votes} of {counted(asked, 'question')}; --weight {tally.weight}, --against {tally.against}, ties "
+           f"{tally.ties}")
     if tally.against + tally.weight:
         yield f"exact binomial test that both are preferred equally often: p = {tally.p_value:.4g}"
 

@@ -21,7 +21,7 @@ from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.generate import CLOSE, LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
-from minimind_sft.terminal import aligned, in_one_line, progress_bar
+from minimind_sft.terminal import aligned, counted, in_one_line, progress_bar
 
 QUESTIONS_AT_ONCE = 16
 PROBLEMS_NAMED = 5
@@ -168,8 +168,8 @@ class ChoicePrompter:
         others = [one for one in self._examples[question.subject]
                   if (one.question, one.options) != (question.question, question.options)]
         if len(others) < self._few_shot:
-            raise UserError(f"--few_shot is {self._few_shot}, but --few_shot_path has {len(others)} examples of "
-                            f"{question.subject}, the subject of {question.place}")
+            raise UserError(f"--few_shot is {self._few_shot}, but --few_shot_path has "
+                            f"{counted(len(others), 'example')} of {question.subject}, the subject of {question.place}")
         return [self._asked(one) + self._said(one, one.answer) for one in others[:self._few_shot]]
 
     def _opening(self, question: ChoiceQuestion) -> str:
@@ -313,13 +313,14 @@ def choice_lines(results: Sequence[ChosenOption], prompts: Sequence[ChoicePrompt
     scores = accuracies(results)
     yield from _table(scores["by_subject"])
     if problems:
-        yield f"not asked: {len(problems)} question{'s' * (len(problems) > 1)}"
+        yield f"not asked: {counted(len(problems), 'question')}"
         yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
     if fewer := _with_fewer(prompts, few_shot):
-        yield f"asked with fewer than {few_shot} examples, as more do not fit into the context: {fewer} questions"
+        yield (f"asked with fewer than {counted(few_shot, 'example')}, as more do not fit into the context: "
+               f"{counted(fewer, 'question')}")
     yield (f"acc: {scores['acc']:.1%} ± {scores['stderr']:.1%}, acc_norm: {scores['acc_norm']:.1%}, guessing: "
-           f"{scores['guessing']:.1%} ({scores['questions']:,} questions, {len(scores['by_subject'])} "
-           f"subject{'s' * (len(scores['by_subject']) > 1)}, mean of subjects {scores['acc_of_subjects']:.1%})")
+           f"{scores['guessing']:.1%} ({counted(scores['questions'], 'question')}, "
+           f"{counted(len(scores['by_subject']), 'subject')}, mean of subjects {scores['acc_of_subjects']:.1%})")
 
 
 def _with_fewer(prompts: Iterable[ChoicePrompt], few_shot: int) -> int:

@@ -20,7 +20,7 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.evaluate import EvaluatedConversationsSettings
-from minimind_sft.terminal import in_one_line, progress_bar
+from minimind_sft.terminal import counted, in_one_line, progress_bar
 
 ROWS_AT_ONCE = 128
 """Rows whose losses are computed, and kept, together."""
@@ -161,6 +161,6 @@ def _named(problems: Sequence[str]) -> list[str]:
     if not problems:
         return []
     more = len(problems) - PROBLEMS_SHOWN
-    return [f"left out: {len(problems)} row{'s' * (len(problems) > 1)}",
+    return [f"left out: {counted(len(problems), 'row')}",
             *(f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_SHOWN]),
             *([f"  ... and {more} more (--out names all)"] if more > 0 else [])]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from minimind_sft.inference.answer_parts import answer_parts, described_calls
-from minimind_sft.terminal import can_colour, harmless, painted, say, say_painted, say_piece
+from minimind_sft.terminal import can_colour, counted, harmless, painted, say, say_painted, say_piece
 
 STYLES = {"thinking": "2", "call": "36", "note": "2"}
 """ANSI codes: dim, cyan, dim."""
@@ -44,14 +44,14 @@ def show(answerer: Answerer, pieces: Iterator[str], show_speed: bool) -> None:
     at_terminal, in_colour = sys.stdout.isatty(), can_colour()
     calls = ""
 
-    def counted() -> Iterator[str]:
+    def tallied() -> Iterator[str]:
         nonlocal tokens
         for piece in pieces:
             tokens += 1
             yield piece
 
     try:
-        for part in answer_parts(counted(), lambda: answerer.starts_thinking):
+        for part in answer_parts(tallied(), lambda: answerer.starts_thinking):
             calls += part.text * (part.kind == "call")
             if not (part.kind == "thinking" and part.is_tag and in_colour):
                 say_piece(part.text, STYLES.get(part.kind, "") if in_colour else "")
@@ -63,7 +63,7 @@ def show(answerer: Answerer, pieces: Iterator[str], show_speed: bool) -> None:
         for described in described_calls(calls):
             say_painted(_painted("call", f"→ {described}", in_colour))
     if show_speed:
-        rate = f"{tokens} token{'s' * (tokens != 1)}, {tokens / elapsed:.0f} tokens/s"
+        rate = f"{counted(tokens, 'token')}, {tokens / elapsed:.0f} tokens/s"
         use = "" if answerer.in_use is None else f", context {answerer.in_use:,} of {answerer.context:,}"
         say_painted(_painted("note", f"[{rate}{use}]", in_colour))
     say("")

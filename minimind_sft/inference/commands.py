@@ -13,6 +13,7 @@ from minimind_sft.data.conversation import Conversation, canonical_row, parse_co
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
 from minimind_sft.files import path_exists, resolved
+from minimind_sft.terminal import counted
 from minimind_sft.writing import write_text_atomically
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -129,7 +130,7 @@ def _undo(chat: "Chat") -> str:
 
 
 def _tokens(chat: "Chat") -> str:
-    messages = f"{len(chat.messages)} message{'s' * (len(chat.messages) != 1)}"
+    messages = counted(len(chat.messages), "message")
     if chat.out_of_view:
         messages += f", the oldest {chat.out_of_view} out of view"
     if chat.in_use is None:
@@ -163,7 +164,7 @@ class _Files:
         text = json.dumps(row, ensure_ascii=False) + "\n"
         write_text_atomically(path, text)
         self.own.add(resolved(path))
-        return f"saved {len(messages)} messages in {path}"
+        return f"saved {counted(len(messages), 'message')} in {path}"
 
     def load(self, name: str) -> str:
         """Goes on with a conversation: FILE, or FILE:LINE where a file has several.
@@ -185,7 +186,7 @@ class _Files:
         self.chat.resume(conversation)
         last = (f"{'> ' * (message['role'] == 'user')}{_quoted(message['content'])}"
                 for message in conversation.messages[-2:])
-        return "\n".join([f"loaded {len(conversation.messages)} messages, which end in:", *last])
+        return "\n".join([f"loaded {counted(len(conversation.messages), 'message')}, which end in:", *last])
 
 
 def _path(name: str) -> Path:

@@ -22,6 +22,7 @@ from minimind_sft.model.loaded import Weights
 from minimind_sft.model.quantized import base_model
 from minimind_sft.model.weights import read_weights
 from minimind_sft.settings.chat import ChatRuntimeSettings, WeightSettings
+from minimind_sft.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[st
     notify("weights", (*weights.notices, *_check_weights(chosen, weights, tokenizer)))
     adapters = read_adapters(chosen.lora_weight, chosen.save_dir, weights, flags[1])
     for adapter, weight in adapters:
-        notify("adapter", (f"{adapter.path}: {len(adapter.changes)} projections, weight {weight:g}", *adapter.notices,
-                           *base_notices(adapter, runtime.quantize)))
+        notify("adapter", (f"{adapter.path}: {counted(len(adapter.changes), 'projection')}, weight {weight:g}",
+                           *adapter.notices, *base_notices(adapter, runtime.quantize)))
     template = None
     if needs_template or adapters or not _is_pretrained_only(weights, tokenizer, chosen):
         template = make_template(tokenizer, chosen.chat_template, chosen.end_of_turn)

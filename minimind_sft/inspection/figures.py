@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from minimind_sft.inspection.report import Plan
 from minimind_sft.inspection.tally import KINDS, Finding, Tally
-from minimind_sft.report.formats import counted, percent
+from minimind_sft.report.formats import percent
+from minimind_sft.terminal import counted
 
 BARS = 12
 LINES_NAMED = 10

@@ -21,6 +21,7 @@ from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import UserError
 from minimind_sft.inspection.tally import Position, Tally, split_place
 from minimind_sft.labels import IGNORE_INDEX
+from minimind_sft.terminal import counted
 
 
 def survey(files: Sequence[Path], encoder: SFTEncoder | PretrainEncoder,
@@ -93,7 +94,7 @@ def _add_row(tally: Tally, place: str, position: Position, row: dict, encoded: E
         tally.findings["dropped"].add(position)
     elif encoded.was_cut:
         longest = max(len(sequence.input_ids) for sequence in encoded.sequences)
-        tally.findings["truncated"].add(position, f"{longest:,} tokens")
+        tally.findings["truncated"].add(position, counted(longest, "token"))
     if isinstance(encoded.parsed, str):
         tally.lengths.update(len(one.labels) + 1 for sample in encoded.samples for one in sample)
         if not encoded.parsed.strip():
@@ -123,7 +124,7 @@ def _add_unknown(tally: Tally, position: Position, encoded: EncodedRow, unknown_
                  or [example.input_ids for sample in encoded.samples for example in sample])
     count = 0 if unknown_id is None else sum(int(np.count_nonzero(ids == unknown_id)) for ids in sequences)
     if count:
-        tally.findings["unknown"].add(position, f"{count:,} token{'s' * (count > 1)}")
+        tally.findings["unknown"].add(position, counted(count, "token"))
 
 
 def _broken_alternations(roles: list[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from minimind_sft.inspection.figures import LINES_NAMED, bars, figures, findings
 from minimind_sft.inspection.report import Part, Report
 from minimind_sft.inspection.shown import ShownRow, Token, printable
 from minimind_sft.inspection.tally import KINDS, Position, Tally
-from minimind_sft.terminal import width_of
+from minimind_sft.terminal import counted, width_of
 
 BAR_WIDTH = 40
 STYLES = {"wrong": "1;31", "warning": "33", "hint": "36", "fine": "32", "title": "1", "faint": "2",
@@ -66,7 +66,7 @@ def _rows(rows: Sequence[ShownRow], paint: Painter) -> Iterator[str]:
             sequence = f", sequence {number} of {len(row.sequences)}" if len(row.sequences) > 1 else ""
             count = sum(len(token.ids) for token in tokens)
             learned = sum(len(token.ids) for token in tokens if token.supervised)
-            yield paint("title", f"{printable(row.place)}{sequence}: {count} tokens, {learned} supervised")
+            yield paint("title", f"{printable(row.place)}{sequence}: {counted(count, 'token')}, {learned:,} supervised")
             yield _painted(tokens, paint)
             yield ""
 

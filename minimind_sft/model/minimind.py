@@ -17,6 +17,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.loaded import EMBEDDING, HEAD, equal_values
 from minimind_sft.model.sidecar import sidecar_path
+from minimind_sft.terminal import counted
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -135,11 +136,11 @@ def _notice(config: ModelConfig, path: Path, generation: int, assumed: dict[str,
     rest = [f"rope_theta {config.rope_theta:g}", f"rms_norm_eps {config.rms_norm_eps:g}"]
     if config.use_moe:
         chosen = config.num_experts_per_tok
-        rest += [f"{chosen} expert{'s' * (chosen > 1)} per token",
+        rest += [f"{counted(chosen, 'expert')} per token",
                  "weights normalised" if config.norm_topk_prob else "weights not normalised"]
     given = f" (as {sidecar_path(path)} says: {', '.join(assumed)})" if assumed else ""
     start = f"{path}: " if assumed else f"{path} has no sidecar; "
-    return (f"{start}its shapes say {config.hidden_size} x {config.num_hidden_layers} layers, "
+    return (f"{start}its shapes say {config.hidden_size} x {counted(config.num_hidden_layers, 'layer')}, "
             f"{heads if generation == 3 else ''}vocabulary {config.vocab_size}; for the rest "
             f"{NAMES[generation]}'s defaults are used: {'' if generation == 3 else heads}{', '.join(rest)}{given}; "
             + _how_to_assume(path, generation))

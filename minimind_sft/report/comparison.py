@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from minimind_sft.report.details import pairs_of
-from minimind_sft.report.formats import counted, duration, number, pair, percent
+from minimind_sft.report.formats import duration, number, pair, percent
 from minimind_sft.report.page import Note
 from minimind_sft.report.run_files import Run
 from minimind_sft.report.verdict import (
@@ -19,6 +19,7 @@ from minimind_sft.report.verdict import (
     loss_change,
     outcome,
 )
+from minimind_sft.terminal import counted
 
 NAMES_OF_OUTPUT = ("save_dir", "save_weight", "lora_name", "prepared_dir", "from_resume", "overwrite", "wandb_project")
 """Settings that say where a run writes; they change nothing about it."""

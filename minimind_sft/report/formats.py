@@ -17,10 +17,6 @@ def percent(share: float | None) -> str:
     return "0.1%" if shown == "0.0%" and share else shown
 
 
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def number(value: float) -> str:
     """Formats a value with three significant digits, and all digits before the point."""
     return Numbers([value], 3)(value)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from minimind_sft.report.formats import counted, duration, number, pair, percent
+from minimind_sft.report.formats import duration, number, pair, percent
 from minimind_sft.report.page import Badge, Column, Figure, Note, Table, Weight
 from minimind_sft.report.run_files import Run
 from minimind_sft.report.verdict import Evaluation, Outcome, exact_counts, loss_change, rose, score_of
+from minimind_sft.terminal import counted
 
 ACTIVITIES = {"eval_seconds": "evaluating", "save_seconds": "saving", "data_seconds": "waiting for data"}
 MIN_SHARE_NAMED = 0.01

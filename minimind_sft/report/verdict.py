@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from minimind_sft.report.formats import counted, number, pair
+from minimind_sft.report.formats import number, pair
 from minimind_sft.report.page import Weight
 from minimind_sft.report.run_files import Run
+from minimind_sft.terminal import counted
 
 Evaluation = Mapping[str, Any]
 

@@ -31,6 +31,7 @@ from minimind_sft.model.quantized import (
 from minimind_sft.paths import shown
 from minimind_sft.settings.lora import LoraSettings
 from minimind_sft.settings.training import LoraSFTSettings
+from minimind_sft.terminal import counted
 from minimind_sft.training.distributed import Ranks
 from minimind_sft.training.start import starting_weights
 from minimind_sft.training.summary import describe_model
@@ -156,7 +157,7 @@ def describe_adapters(model: MiniMindForCausalLM) -> str:
     ranks = sorted({change.lora_A.shape[-2] for change in changes})
     scales = sorted({change.scale for change in changes})
     return (f"rank {_range(ranks)}, scale {_range(scales)}, "
-            f"{len(changes)} projection{'s' * (len(changes) != 1)}")
+            f"{counted(len(changes), 'projection')}")
 
 
 def _common(values: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.terminal import counted
 from minimind_sft.training.experience import Experience
 from minimind_sft.training.identity import IMPLIED
 from minimind_sft.training.resume_state import TrainState
@@ -48,15 +49,15 @@ def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
     """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
     max_steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps.steps_per_epoch
     total = len(steps)
-    length = f"{optimizer.epochs} epoch{'s' * (optimizer.epochs > 1)}"
+    length = f"{counted(optimizer.epochs, 'epoch')}"
     if total < all_epochs:
         epochs = total / steps.steps_per_epoch
         length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {max_steps} ends the run before "
-                  f"--epochs {optimizer.epochs}, which would be {all_epochs:,} steps")
+                  f"--epochs {optimizer.epochs}, which would be {counted(all_epochs, 'step')}")
     elif max_steps > all_epochs:
         length += f", which end the run before --max_steps {max_steps}"
     schedule = "" if optimizer.schedule == "cosine" else f" ({optimizer.schedule})"
-    return (f"training    {total:,} steps of {steps.samples_per_step} samples, "
+    return (f"training    {counted(total, 'step')} of {counted(steps.samples_per_step, 'sample')}, "
             f"learning rate {optimizer.learning_rate:g}{schedule}; {length}")
 
 
@@ -120,13 +121,13 @@ def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]
         return []
     answers = min(samples, settings.evaluation.eval_samples)
     if settings.evaluation.best_by == "exact_match" and answers < FEW_EVALUATION_SAMPLES:
-        return [f"note        the best weights are chosen by {answers} answer{'s' * (answers != 1)}, so chance plays a "
+        return [f"note        the best weights are chosen by {counted(answers, 'answer')}, so chance plays a "
                 "large part; more --eval_samples make the choice more reliable"]
     if samples >= FEW_EVALUATION_SAMPLES:
         return []
     more = "more rows in --eval_data_path make" if settings.data.eval_data_path else (
         "a larger --eval_share or an --eval_data_path makes")
-    return [f"note        the best weights are chosen on {samples} sample{'s' * (samples != 1)}, so chance plays a "
+    return [f"note        the best weights are chosen on {counted(samples, 'sample')}, so chance plays a "
             f"large part; {more} the choice more reliable, --keep_best 0 keeps the last weights"]
 
 

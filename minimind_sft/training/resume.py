@@ -8,6 +8,7 @@ from typing import Any
 from minimind_sft.errors import UserError
 from minimind_sft.paths import shown
 from minimind_sft.settings.evaluation import EvaluationSettings
+from minimind_sft.terminal import counted
 from minimind_sft.training.best import has_stalled
 from minimind_sft.training.checkpoint import Checkpoints
 from minimind_sft.training.identity import ANSWERS, CHANGEABLE, IMPLIED
@@ -67,7 +68,7 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
             if name in ("best_by", *ANSWERS):
                 state.forget_best()
     if state.samples_per_step != fresh.samples_per_step:
-        say(f"resume      the run has {state.samples_per_step} samples per step and keeps them "
+        say(f"resume      the run has {counted(state.samples_per_step, 'sample')} per step and keeps them "
             f"(the flags say {fresh.samples_per_step})")
 
 
@@ -85,11 +86,12 @@ def end_of_run(state: TrainState, total_steps: int, weights: Path, settings: Eva
     stopped_early = state.finished and state.step < total_steps and has_stalled(state, settings)
     if state.finished and (state.step >= total_steps or stopped_early):
         if not weights.exists():
-            raise UserError(f"--from_resume 1: that run is finished ({state.step} steps), but {weights} is gone")
+            raise UserError(f"--from_resume 1: that run is finished ({counted(state.step, 'step')}), but {weights} is "
+                            "gone")
         if stopped_early:
-            return (f"{shown(weights)}: that run stopped early ({state.step} of {total_steps} steps); "
+            return (f"{shown(weights)}: that run stopped early ({state.step:,} of {counted(total_steps, 'step')}); "
                     "--early_stop_patience 0 continues it")
-        return f"{shown(weights)}: that run is finished ({state.step} steps); nothing to do"
+        return f"{shown(weights)}: that run is finished ({counted(state.step, 'step')}); nothing to do"
     if state.step > total_steps:
         raise UserError(f"--from_resume 1: {state.step} steps have been taken already, more than the {total_steps} "
                         "that --epochs and --max_steps ask for")

@@ -15,6 +15,7 @@ from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import place, program, shown
 from minimind_sft.settings.spec import names_of
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.terminal import counted
 from minimind_sft.training.freezing import trained_parameters
 from minimind_sft.training.progress import Effort, clock
 from minimind_sft.training.resume_state import TrainState
@@ -31,7 +32,7 @@ def describe_model(model: MiniMindForCausalLM, start: Path | None, family: str |
     count = f"{trained / 1e6:.1f}M" if trained >= 1e6 else f"{trained / 1e3:.1f}K"
     part = f", of which {count} train" if trained < parameters else ""
     return (f"model       {shown(start) if start else 'new'}: {f'{family}, ' if family else ''}"
-            f"{shape.hidden_size} x {shape.num_hidden_layers} layers, "
+            f"{shape.hidden_size} x {counted(shape.num_hidden_layers, 'layer')}, "
             f"{parameters / 1e6:.1f}M parameters{part}{', mixture of experts' if shape.use_moe else ''}; "
             f"{described_dtype(dtype, device)} on {device}")
 
@@ -52,7 +53,7 @@ def _time(effort: Effort) -> list[str]:
     rate = effort.supervised_tokens / max(effort.training_seconds, 1e-9)
     beside = effort.all_seconds - effort.training_seconds
     more = f"; evaluating and saving took {clock(beside)} of it" if beside >= 1 else ""
-    steps = f"{effort.steps:,} step{'s' * (effort.steps > 1)}"
+    steps = f"{counted(effort.steps, 'step')}"
     return [f"time        {steps} in {clock(effort.all_seconds)}, {rate:,.0f} supervised tokens/s{more}"]
 
 
@@ -100,7 +101,7 @@ def result_lines(state: TrainState, weights: Path) -> list[str]:
     best = f" (validation loss {state.best_eval_loss:.4f})" if state.best_eval_loss is not None else ""
     if best and state.best_exact_match is not None and state.settings["best_by"] == "exact_match":
         best = f"{best.removesuffix(')')}, {state.best_exact_match:.0%} of the answers exact)"
-    skipped = f"skipped     {state.bad_steps} of {state.step} steps: loss or gradient was not finite"
+    skipped = f"skipped     {state.bad_steps} of {counted(state.step, 'step')}: loss or gradient was not finite"
     return [*([skipped] if state.bad_steps else []),
             f"wrote       {shown(weights)}{best} and {shown(sidecar_path(weights))}"]
 
