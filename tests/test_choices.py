@@ -143,7 +143,7 @@ def test_the_report():
         "法律                           1    0.0%      0.0%",
         "not asked: 1 question",
         f"  {prompts[-1].problem}",
-        "asked with fewer than 1 examples, as more do not fit into the context: 4 questions",
+        "asked with fewer than 1 example, as more do not fit into the context: 4 questions",
         "acc: 50.0% ± 28.9%, acc_norm: 75.0%, guessing: 31.2% (4 questions, 3 subjects, mean of subjects 50.0%)"]
     with pytest.raises(UserError, match=r"--choices: no question can be asked, starting with m\.csv:1: the"):
         list(choice_lines([], prompts[-1:], few_shot=0))
