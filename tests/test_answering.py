@@ -64,7 +64,7 @@ def test_a_call_is_compared_as_the_template_writes_it():
     assert asked.has_call
     lines = list(report([Scored(asked, asked.expected)], 80))
     assert "1 of them expect a tool call, compared as the chat template writes it" in lines
-    assert lines[-1] == "exact match: 100.0% (1 questions)"
+    assert lines[-1] == "exact match: 100.0% (1 question)"
 
 
 def test_a_row_that_cannot_be_compared_says_why():
