@@ -1,7 +1,7 @@
 """Reads Parquet and Arrow files and folders of `datasets.save_to_disk`, through pyarrow."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
         raise UserError(f"{path}: reading {NAMES[kind]} file needs pyarrow: pip install "
                         "'minimind-sft[parquet]'") from None
     try:
-        with _batches(path, kind) as (names, batches):
+        with _batches(path, kind) as (schema, batches):
+            names = schema.names
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
             number, most = 0, max(path.stat().st_size, MAX_ROWS)
@@ -72,6 +73,9 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
                 if kind == "arrow":  # these files have no checksums, and a wrong length would go unnoticed
                     batch.validate(full=True)
                 are_small = value_bytes(batch) <= MAX_ROW_BYTES
+                if are_small and batch.schema != schema:
+                    with suppress(pyarrow.ArrowNotImplementedError):
+                        batch = batch.cast(schema)  # it is faster to read without dictionaries
                 for index in range(batch.num_rows):
                     number += 1
                     place = f"{path}:{number}"
@@ -87,8 +91,8 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
 
 
 @contextmanager
-def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]:
-    """Opens a file; gives (column names, rows in batches)."""
+def _batches(path: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Opens a file; gives (schema, rows in batches, in which columns may refer to their texts by number)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -97,7 +101,7 @@ def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]
         check_parquet(path, metadata)
         with pyarrow.parquet.ParquetFile(path, metadata=metadata, buffer_size=BLOCK_BYTES,
                                          read_dictionary=dictionary_columns(metadata)) as file:
-            yield file.schema_arrow.names, chain.from_iterable(
+            yield pyarrow.parquet.ParquetFile(path, metadata=metadata).schema_arrow, chain.from_iterable(
                 file.iter_batches(rows_at_once(metadata, group), row_groups=[group])
                 for group in range(metadata.num_row_groups))
         return
@@ -111,7 +115,7 @@ def _batches(path: Path, kind: str) -> Iterator[tuple[list[str], Iterator[Any]]]
         check_batches(path, start)
         source.seek(start)
         with pyarrow.ipc.open_stream(source) as reader:
-            yield reader.schema.names, iter(reader)
+            yield reader.schema, iter(reader)
 
 
 def _row(table: Any, place: str, is_small: bool) -> dict | UserError:

@@ -1,12 +1,14 @@
 """Reads comma- or tab-separated tables: the header names the fields, each record is a row."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from minimind_sft.data.lines import MAX_ROW_BYTES, RawRow, lines, opened
 from minimind_sft.errors import UserError
 
+MAX_COLUMNS = 10_000
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
 ENDLESS = ("unexpected end of data", "field larger than field limit")
@@ -27,9 +29,11 @@ def table_rows(path: Path, kind: str, header: list[str] | None = None) -> Iterat
     # The limit belongs to the whole process; there is no other way to raise it.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     with opened(path) as file:
-        records = csv.reader(_texts(lines(file, path)), delimiter=DELIMITERS[kind], strict=True)
+        texts = _Texts(lines(file, path))
+        records = csv.reader(texts, delimiter=DELIMITERS[kind], strict=True)
         while True:
             place = f"{path}:{records.line_num + 1}"
+            texts.begin_record(place)
             try:
                 cells = next(records, None)
             except csv.Error as error:
@@ -51,17 +55,32 @@ def table_rows(path: Path, kind: str, header: list[str] | None = None) -> Iterat
                 yield RawRow(place, _row(header, cells, place))
 
 
-def _texts(raw_lines: Iterator[RawRow]) -> Iterator[str]:
-    """Yields decoded lines; bytes that are not UTF-8 become surrogates, which `_row` finds."""
-    for raw in raw_lines:
-        if isinstance(raw.content, UserError):
-            raise raw.content
-        assert isinstance(raw.content, bytes), "lines are not parsed"
-        yield raw.content.decode(errors="surrogateescape")
+class _Texts:
+    """Decoded lines; bytes that are not UTF-8 become surrogates, which `_row` finds."""
+
+    def __init__(self, raw_lines: Iterator[RawRow]):
+        self._lines, self._place, self._size = raw_lines, "", 0
+
+    def begin_record(self, place: str) -> None:
+        """Begins to count the bytes of a record, which may have many lines."""
+        self._place, self._size = place, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for raw in self._lines:
+            if isinstance(raw.content, UserError):
+                raise raw.content
+            assert isinstance(raw.content, bytes), "lines are not parsed"
+            self._size += len(raw.content)
+            if self._size > MAX_ROW_BYTES:
+                raise UserError(f"{self._place}: a quoted cell of this row has no end; it would swallow all rows after it "
+                                f"(or the row has more than {MAX_ROW_BYTES // 2**20} MiB)")
+            yield raw.content.decode(errors="surrogateescape")
 
 
 def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
     """Returns the field names; a column without a name, such as the index of pandas, is named by its number."""
+    if len(cells) > MAX_COLUMNS:
+        raise UserError(f"{place}: expected at most {MAX_COLUMNS:,} columns, found {len(cells):,}")
     _check_text(cells, place)
     used = DELIMITERS[kind]
     if len(cells) == 1:
@@ -70,7 +89,7 @@ def _checked_header(cells: list[str], place: str, kind: str) -> list[str]:
                 raise UserError(f"{place}: expected a header with {DELIMITER_NAMES[used]} between its names, found "
                                 f"{DELIMITER_NAMES[other]}: {cells[0][:80]}")
     cells = [name or f"column {number}" for number, name in enumerate(cells, 1)]
-    twice = sorted({name for name in cells if cells.count(name) > 1})
+    twice = sorted(name for name, count in Counter(cells).items() if count > 1)
     if twice:
         raise UserError(f"{place}: expected columns of different names, found {', '.join(map(repr, twice))} more than "
                         "once")

@@ -41,7 +41,7 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
         path = folder / f"data{suffix}"
         path.write_bytes(make(random))
         flags = ["--truncation", "turns"] if "turns" in name else []
-        program = "trainer/train_pretrain.py" if name.startswith("text") else "trainer/train_full_sft.py"
+        program = "trainer/train_pretrain.py" if name.startswith(("text ", "text,")) else "trainer/train_full_sft.py"
         yield Try(f"{name}, {path.stat().st_size / MIB:.1f} MiB", [program, "--data_path", str(path), *TINY, *flags,
                   "--save_dir", str(folder / "out")], expected, check=weights_are_there, seconds=SECONDS)
 
