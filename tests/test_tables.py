@@ -80,7 +80,7 @@ def test_columns_and_the_lines_of_a_record_are_bounded(tmp_path, monkeypatch):
         rows_or_errors(write(tmp_path / "a.csv", b"a," * 8_000_000))
     monkeypatch.setattr(tables, "MAX_ROW_BYTES", 1000)
     quoted = b'"a\n",' * 300 + b"b\n"
-    with pytest.raises(UserError, match=r"b\.csv:3: a quoted cell of this row has no end; .* \(or the row has more than 0 M"):
+    with pytest.raises(UserError, match=r"b\.csv:3: a quoted cell of this row has no end; .* \(or the row has more"):
         rows_or_errors(write(tmp_path / "b.csv", b"text,b\nc,d\n" + quoted))
     assert rows_or_errors(write(tmp_path / "c.csv", b'text\n"a\nb"\n' * 200)) == [
         *[{"text": "a\nb"}, {"text": "text"}] * 199, {"text": "a\nb"}]

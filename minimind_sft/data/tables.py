@@ -72,8 +72,8 @@ class _Texts:
             assert isinstance(raw.content, bytes), "lines are not parsed"
             self._size += len(raw.content)
             if self._size > MAX_ROW_BYTES:
-                raise UserError(f"{self._place}: a quoted cell of this row has no end; it would swallow all rows after it "
-                                f"(or the row has more than {MAX_ROW_BYTES // 2**20} MiB)")
+                raise UserError(f"{self._place}: a quoted cell of this row has no end; it would swallow all rows "
+                                f"after it (or the row has more than {MAX_ROW_BYTES // 2**20} MiB)")
             yield raw.content.decode(errors="surrogateescape")
 
 
