@@ -30,6 +30,7 @@ KIND = "resume states that somebody changed"
 
 NEWEST = STEPS - 1
 WEIGHTS, OPTIMIZER = "weights-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
+RIGHT = ("untouched", "tensors: cut in two shards")
 Tensors = dict[str, Tensor]
 Damage = Callable[[Path], None]
 
@@ -37,7 +38,7 @@ Damage = Callable[[Path], None]
 def tries(folder: Path, random: random.Random, count: int) -> Iterator[Try]:
     runs = {program: finished(folder / f"run of {Path(program).stem}", program) for program in (SFT, LORA)}
     state = runs[SFT].states / f"step-{NEWEST:08d}"
-    listed = [*_tensor_damages(state), *_file_damages(), *_folder_damages()]
+    listed = [("untouched", lambda state: None), *_tensor_damages(state), *_file_damages(), *_folder_damages()]
     values = list(_value_damages(state, random))
     chosen = [*listed, *random.sample(values, max(min(count - len(listed), len(values)), 0))]
     random.shuffle(chosen)
@@ -56,8 +57,9 @@ def _resumed(base: SmallRun, folder: Path, name: str, damage: Damage, alone: boo
     if alone:
         shutil.rmtree(run.states / f"step-{NEWEST - 1:08d}")
     damage(run.states / f"step-{NEWEST:08d}")
-    return Try(f"{name}{', alone' * alone}", (*flags_in(run.folder, run), "--from_resume", "1"), "either",
-               check=same_result, guarded=(outside, folder / "run/rows.jsonl"))
+    return Try(f"{name}{', alone' * alone}", (*flags_in(run.folder, run), "--from_resume", "1"),
+               "accepted" if name in RIGHT else "either", check=same_result,
+               guarded=(outside, folder / "run/rows.jsonl"))
 
 
 def _value_damages(state: Path, random: random.Random) -> Iterator[tuple[str, Damage]]:
