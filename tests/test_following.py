@@ -84,7 +84,7 @@ def test_lines_that_cannot_be_read_are_reported_and_the_others_shown(path):
     followed = FollowedRun(write_lines(path, [trained(1, 3.0)]))
     append(path, "{broken", trained(2, "small"), b"\xff".decode("latin-1"), trained(3, 2.0))
     assert updated(followed) == [1, 3]
-    assert followed.problem.startswith(f"{path}:2: not a line of JSON (")
+    assert followed.problem.startswith(f"{path}:2: expected a line of JSON, found broken JSON")
     write_lines(path, [trained(1, 3.0)])
     assert updated(followed) == [1] and followed.problem == ""
 

@@ -18,7 +18,7 @@ LAYERS = {
     "data": {"settings"},
     "model": {"settings", "model.config"},
     "matching": {"data", "model"},
-    "training": {"settings", "data", "model", "model.config", "matching"},
+    "training": {"settings", "data", "model", "model.config", "matching", "report"},
     "inference": {"settings", "data", "model", "model.config", "matching"},
     "evaluation": {"settings", "data", "model", "model.config", "matching", "inference"},
     "report": {"settings"},

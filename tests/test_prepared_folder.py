@@ -45,6 +45,7 @@ def damage(made: PreparedDataset) -> str:
 @pytest.mark.parametrize(("name", "edit", "message"), [
     ("input_ids.bin", lambda ids: np.full_like(ids, VOCAB), f"token ids beyond the vocabulary of {VOCAB:,}"),
     ("labels.bin", lambda labels: np.full_like(labels, VOCAB), f"token ids beyond the vocabulary of {VOCAB:,}"),
+    ("labels.bin", lambda labels: np.full_like(labels, 2**16 - 1), "labels.bin: 0 tokens are supervised, not "),
     ("labels.bin", lambda labels: labels[:-1], "the parts have the wrong lengths"),
     ("lengths.bin", lambda lengths: -lengths, "the parts have the wrong lengths"),
     ("lengths.bin", lambda lengths: np.concatenate([lengths, [0]]), "the parts have the wrong lengths"),

@@ -69,8 +69,11 @@ class PreparedDataset(ExampleDataset):
                 and self._sample_ends[-1] == len(lengths) and examples.min(initial=1) > 0
                 and len(group_of) == len(self)):
             raise Damaged("the parts have the wrong lengths")
-        if max(input_ids.largest(-1), labels.largest(ignore)) >= vocab_size:
+        (largest_id, _), (largest_label, supervised) = input_ids.survey(), labels.survey(ignore)
+        if max(largest_id, largest_label) >= vocab_size:
             raise Damaged(f"it has token ids beyond the vocabulary of {vocab_size:,}")
+        if supervised != header["counts"]["supervised"]:
+            raise Damaged(f"labels.bin: {supervised:,} tokens are supervised, not {header['counts']['supervised']:,}")
         groups = [Group(shown(files[file]), kind) for file, kind in header["groups"]]
         if len(group_of) and not 0 <= group_of.min() <= group_of.max() < len(groups):
             raise Damaged("groups.bin: names groups that there are not")

@@ -73,13 +73,14 @@ class StoredTokens:
     def _changed(self) -> UserError:
         return UserError(f"{self.path}: was changed by another program; start again, and the data are prepared anew")
 
-    def largest(self, ignore: int) -> int:
-        """Returns the largest number except `ignore`; -1 if there is none."""
-        found = -1
+    def survey(self, ignore: int = -1) -> tuple[int, int]:
+        """Returns the largest number except `ignore`, 0 if there is none, and how many are not `ignore`."""
+        largest = count = 0
         for start in range(0, len(self), BLOCK):
             block = self[start:start + BLOCK]
-            found = max(found, int(block[block != ignore].max(initial=0)))
-        return found
+            kept = block[block != ignore]
+            largest, count = max(largest, int(kept.max(initial=0))), count + len(kept)
+        return largest, count
 
     def _read(self, size: int, offset: int) -> bytes:
         try:

@@ -1,6 +1,5 @@
 """Reads the metrics file of a run strictly: what is there is what it should be, or the error names file and line."""
 
-import json
 import math
 import sys
 from contextlib import suppress
@@ -9,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
-from minimind_sft.errors import UserError, describe, first_line
+from minimind_sft.errors import UserError, describe
 from minimind_sft.files import MAX_METRICS_BYTES, read_text
+from minimind_sft.strict_json import parse_json
 
 SUFFIX = "_metrics.jsonl"
 ENDS = ("finished", "stopped early", "interrupted", "failed")
@@ -105,8 +105,8 @@ class RunReader:
         self.run = Run(path)
         self._step = 0
 
-    def add(self, text: str, place: str) -> None:
-        """Reads a line of the metrics file.
+    def add(self, text: str, place: str) -> dict[str, Any]:
+        """Reads a line of the metrics file, and returns it.
 
         Raises:
             UserError: naming the place and the field that is not as expected. The run stays as it was.
@@ -121,6 +121,7 @@ class RunReader:
         _check_numbers(line, NUMBERS, place)
         self._add_checked(line, step, place)
         self._step = step
+        return line
 
     def _add_checked(self, line: dict[str, Any], step: int, place: str) -> None:
         run, end = self.run, self.run.end
@@ -161,24 +162,17 @@ def read_run(path: Path) -> Run:
 
 
 def _parsed(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not a line of JSON ({first_line(error)})") from error
+    value = parse_json(text, place, "a line of JSON")
     if not isinstance(value, dict):
         raise UserError(f"{place}: expected an object, found {describe(value)}")
     return value
 
 
 def _is_json(text: str) -> bool:
-    with suppress(ValueError, RecursionError):
-        json.loads(text)
+    with suppress(UserError):
+        parse_json(text, "")
         return True
     return False
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _check_evaluation(line: dict[str, Any], place: str) -> None:

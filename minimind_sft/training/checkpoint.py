@@ -6,7 +6,6 @@ damage done later, and the newest state that verifies is used. resume_state.py d
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,15 @@ from minimind_sft.manifest import MANIFEST, Damaged
 from minimind_sft.set_aside import bring_older_back, is_there, keep_older, remove_older
 from minimind_sft.training.distributed import Ranks, under_torchrun
 from minimind_sft.training.parallel import is_sharded
-from minimind_sft.training.resume_state import FORMAT, STATE, TrainState, own_shard, read_state, write_shard
+from minimind_sft.training.resume_state import (
+    FORMAT,
+    STATE,
+    TrainState,
+    has_only_parts,
+    own_shard,
+    read_state,
+    write_shard,
+)
 from minimind_sft.writing import PrivateFolder, create_text, remove_leftovers, sync
 
 T = TypeVar("T")
@@ -220,27 +227,34 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         sync(self.folder.parent)
         self._lock.take()
-        if self._check is not None:
-            try:
+        try:
+            if self._check is not None:
                 self._check()
-            except BaseException:  # `__exit__` is not called after this
-                self._lock.release()
-                raise
-        self._finish_what_was_killed()
-        if self.fresh and self._states():
-            self._set_aside()
-            return True
+            self._finish_what_was_killed()
+            if self.fresh and self._states():
+                self._set_aside()
+                return True
+        except BaseException:  # `__exit__` is not called after this
+            self._lock.release()
+            raise
         return False
 
     def _finish_what_was_killed(self) -> None:
-        """Removes half-written states, and finishes a pair of renames that a kill interrupted."""
+        """Removes half-written states, and finishes a pair of renames that a kill interrupted.
+
+        Raises:
+            UserError: for something else under the name of a state, which could not be written then.
+        """
+        for path in self.folder.iterdir():
+            if FOLDER.fullmatch(path.name) and not path.is_dir():
+                raise UserError(f"{path}: expected the folder of a resume state or nothing; move it away")
         remove_leftovers(self.folder)
         for replaced in self.folder.glob(".step-*.replaced"):  # see `_seal`
             final = self.folder / replaced.name.removeprefix(".").removesuffix(".replaced")
             if not FOLDER.fullmatch(final.name) or not (replaced / MANIFEST).is_file() or replaced.is_symlink():
                 continue  # it is no state
             if final.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
+                self._remove(replaced)
             else:
                 replaced.rename(final)
         if not is_there(self.previous):  # see `_set_aside`
@@ -253,8 +267,11 @@ class Checkpoints:
         self.folder.mkdir()
 
     def _bring_back(self) -> None:
-        """Undoes `_set_aside`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Undoes `_set_aside`, unless somebody has put something into the new folder."""
+        try:
+            self.folder.rmdir()
+        except OSError:
+            return
         self.previous.rename(self.folder)
         bring_older_back(self.previous)
 
@@ -315,7 +332,8 @@ class Checkpoints:
             final.rename(replaced)
         temporary.rename(final)
         sync(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if is_there(replaced):
+            self._remove(replaced)
         self._close_private()
         try:
             read_state(final)
@@ -335,9 +353,13 @@ class Checkpoints:
                 good += 1
 
     def _remove(self, path: Path) -> None:
-        """Hides a state before deleting it, so that nobody finds half of it. One that cannot be deleted stays."""
-        with suppress(OSError), PrivateFolder(self.folder) as hidden:
-            path.rename(hidden / path.name)
+        """Hides a state before deleting it, so that nobody finds half of it.
+
+        One that cannot be deleted stays, and so does one in which somebody has put something of their own.
+        """
+        if path.is_symlink() or has_only_parts(path):
+            with suppress(OSError), PrivateFolder(self.folder) as hidden:
+                path.rename(hidden / path.name)
 
     def _states(self) -> list[Path]:
         """Lists the states in the folder, newest first."""

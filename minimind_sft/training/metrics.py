@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import MAX_METRICS_BYTES, read_text
+from minimind_sft.files import MAX_METRICS_BYTES, read_regular_file
+from minimind_sft.report.run_files import RunReader
+from minimind_sft.set_aside import is_there
 from minimind_sft.training.loggers.loggers import Loggers
 from minimind_sft.writing import append_to, write_text_atomically
 
@@ -66,19 +68,46 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads the lines of a metrics file; returns none if it cannot be read."""
-    with suppress(ValueError, KeyError, TypeError):
-        return [line for line in map(json.loads, read_text(path, MAX_METRICS_BYTES).splitlines()) if line["step"] >= 0]
+    """Reads the lines of a metrics file; returns none if one of them cannot be read."""
+    with suppress(UserError):
+        reader = RunReader(path)
+        return [_read(reader, line, place) for line, place in _lines(path)]
     return []
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes the lines past `step`, which a resumed run writes again; step 0 starts with an empty file."""
-    kept = []
-    for line in read_text(path, MAX_METRICS_BYTES).splitlines() if path.exists() and step > 0 else []:
+    """Removes the lines past `step`, which a resumed run writes again; step 0 starts with an empty file.
+
+    Lines at the end that cannot be read go as well: a run that is killed leaves half a line.
+
+    Raises:
+        UserError: for a line that is not one of metrics, if it is the first or one to keep follows it: the file is not
+            ours, or somebody changed it.
+    """
+    kept: list[bytes] = []
+    reader, fault = RunReader(path), None
+    for number, (line, place) in enumerate(_lines(path) if step > 0 and is_there(path) else ()):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # half a line, from when the run was killed
-    write_text_atomically(path, "".join(kept))
+            is_kept = _read(reader, line, place)["step"] <= step
+        except UserError as error:
+            fault = fault or error
+            is_kept = False
+        if fault and (is_kept or number == 0):
+            raise UserError(f"{fault}; move the file away, and the run starts a new one") from fault
+        if is_kept:
+            kept.append(line + b"\n")
+    write_text_atomically(path, b"".join(kept).decode())
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Yields the lines of a file, each with its place."""
+    *complete, last = read_regular_file(path, MAX_METRICS_BYTES).split(b"\n")
+    for number, line in enumerate([*complete, *([last] if last else [])], 1):
+        yield line, f"{path}:{number}"
+
+
+def _read(reader: RunReader, line: bytes, place: str) -> dict[str, Any]:
+    try:
+        return reader.add(line.decode(), place)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not valid UTF-8 (byte {error.start + 1})") from error

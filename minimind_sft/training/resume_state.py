@@ -10,6 +10,7 @@ No random state is needed: dropout's is a pure function of (seed, step, rank), s
 and the data order is one of (seed, epoch).
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -90,7 +91,7 @@ def read_state(path: Path) -> TrainState:
     Raises:
         Damaged: naming the file and its fault.
     """
-    names = verify(path, lambda name: name == STATE or PART.fullmatch(name) is not None)
+    names = verify(path, is_part)
     if set(names) != {STATE, *_shard_names(sum(name.startswith("weights") for name in names))}:
         raise Damaged(f"{MANIFEST} does not list the parts of one resume state, but {', '.join(names)}")
     extra = sorted(file.name for file in path.iterdir() if file.name not in names and file.suffix == ".safetensors")
@@ -106,6 +107,17 @@ def read_state(path: Path) -> TrainState:
     if path.name != f"step-{state.step:08d}":
         raise Damaged(f"{STATE} is that of step {state.step}")
     return state
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of that name belongs into a state, beside the manifest."""
+    return name == STATE or PART.fullmatch(name) is not None
+
+
+def has_only_parts(path: Path) -> bool:
+    """Whether nothing is in the folder of a state but the files of one."""
+    return all((is_part(entry.name) or entry.name == MANIFEST) and entry.is_file(follow_symlinks=False)
+               for entry in os.scandir(path))
 
 
 def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,

@@ -76,7 +76,7 @@ def _fields(prepared: Path, random: random.Random) -> Iterator[tuple[str, Damage
     """Yields each field of the header with odd values in its place, with a checksum that fits."""
     header = json.loads((prepared / "header.json").read_text(encoding="utf-8"))
     for path in fields_of(header):
-        if path[:2] not in (("counts", "rows"), ("counts", "supervised"), ("counts", "truncated")):  # only shown
+        if path[:2] not in (("counts", "rows"), ("counts", "truncated")):  # only shown
             for value in ODD_VALUES:
                 if value != header.get(path[0]):
                     content = json.dumps(with_value(header, path, value)).encode()
