@@ -7,7 +7,8 @@ import pytest
 from minimind_sft.errors import UserError
 from minimind_sft.training.metrics import cut_metrics, read_metrics
 
-LINES = [{"step": 0, "run": {"name": "a"}}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}]
+LINES = [{"step": 0, "run": {"name": "a"}}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0},
+         {"step": 3, "loss": 1.0}]
 
 
 def written(path, *lines, end=b"\n"):
@@ -41,7 +42,7 @@ def test_a_run_from_the_beginning_starts_an_empty_file(path):
     ([{"user": "q"}, {"user": "r"}], ":1: step: expected a whole number, found nothing"),
     ([LINES[0], b'{"step": 1, "lo', LINES[2]], ":2: expected a line of JSON, found broken JSON at "),
     ([LINES[0], {"step": 1, "loss": "small"}, LINES[2]], ":2: loss: expected a finite number, found "),
-    ([LINES[0], b'{"step": 1, "warning": "\xff"}', LINES[2]], ":2: not valid UTF-8 (byte 26)"),
+    ([LINES[0], b'{"step": 1, "warning": "\xff"}', LINES[2]], ":2: not valid UTF-8 (byte 25)"),
     ([LINES[0], LINES[2], LINES[1]], None),
 ])
 def test_a_file_that_is_not_ours_stays_as_it_is(path, lines, message):
