@@ -1,6 +1,7 @@
 """A resume state is complete, or its damage is detected."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -380,3 +381,16 @@ def test_a_full_disk_leaves_earlier_states_untouched(tmp_path):
     assert shown.stdout.count("the ones before it are untouched") == 5
     assert newest(tmp_path / "resume") == (tmp_path / "resume/step-00000001", [])
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_what_others_put_among_the_states_stays(tmp_path, small):
+    os.mkfifo(tmp_path / ".step-00000001.replaced")
+    (tmp_path / ".step-00000002.replaced").mkdir()
+    (tmp_path / ".step-00000002.replaced" / "file").write_text("mine")
+    (tmp_path / ".step-00000003.tmp").mkdir()
+    names = {path.name for path in tmp_path.iterdir()}
+    for step in (1, 2):
+        save(tmp_path, small, step)
+    assert {path.name for path in tmp_path.glob(".*")} == names
+    assert (tmp_path / ".step-00000002.replaced" / "file").read_text() == "mine"

@@ -328,11 +328,12 @@ class Checkpoints:
         for path in (temporary / STATE, temporary / MANIFEST, temporary):
             sync(path)
         replaced = final.with_name(f".{final.name}.replaced")
-        if final.exists():
+        was_there = is_there(final)
+        if was_there:
             final.rename(replaced)
         temporary.rename(final)
         sync(self.folder)
-        if is_there(replaced):
+        if was_there:
             self._remove(replaced)
         self._close_private()
         try:
