@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -34,7 +35,12 @@ Say = Callable[[bool], str]
 
 
 class Subject:
-    """A template under attack, and the material for attacking it."""
+    """A template under attack, and the material for attacking it.
+
+    transforms: whether it changes the text of the data, and so may turn an assistant's tags into text.
+    """
+
+    transforms = False
 
     def __init__(self, template: ChatTemplate):
         self.template = template
@@ -49,6 +55,9 @@ class Subject:
         constants = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
         self.looked_for = sorted(text for text in constants - texts if text.strip() and not text.isidentifier())
         """Strings the template may search for in a text; it may then render something else, as in transformers."""
+
+    def attacker(self, rng: random.Random) -> "Attacker":
+        return Attacker(self, rng)
 
 
 class Attacker:
@@ -112,7 +121,7 @@ class Harmless:
 
 def make_attack(subject: Subject, seed: int) -> tuple[Conversation, Conversation]:
     """Returns an attack and its harmless twin."""
-    attacker = Attacker(subject, random.Random(f"text {seed}"))
+    attacker = subject.attacker(random.Random(f"text {seed}"))
     attack = make_conversation(random.Random(seed), attacker)
     return attack, make_conversation(random.Random(seed), Harmless(attacker.said))
 
@@ -214,10 +223,32 @@ def check_attack(subject: Subject, attack: Conversation, twin: Conversation) -> 
         decoded = template.tokenizer.decode(sequence.input_ids.tolist())
         if decoded != text:
             outcome.problems.append(f"decodes to {decoded!r} but is rendered as {text!r}")
-        outcome.problems += _too_many_tokens(subject, attack, sequence, decoded)
+        if not subject.transforms:
+            outcome.problems += _too_many_tokens(subject, attack, sequence, decoded)
     if next(indices, None) is not None:
         outcome.problems.append("a turn is not supervised")
     return outcome
+
+
+def check_benign(subject: Subject, seed: int) -> tuple[str | None, str | None]:
+    """Returns why a harmless conversation is refused, if it is, and what is wrong with that or with its ids."""
+    conversation = make_benign(seed)
+    try:
+        sequences = subject.template.encode(conversation)
+    except UserError as error:
+        try:
+            subject.template.encode(make_conversation(random.Random(seed), lambda own: "words"))
+        except UserError:
+            return reason(error), None
+        return reason(error), f"is refused for its text: {reason(error)}"
+    for sequence in sequences:
+        ids = sequence.input_ids.tolist()
+        tokens = [token_id for token_id in ids if token_id in subject.control_of]
+        spelled = [token_id for token_id in subject.template.tokenizer.encode(
+            subject.template.tokenizer.decode(ids)) if token_id in subject.control_of]
+        if tokens != spelled:
+            return None, f"has the control tokens {tokens}, while its template writes {spelled}"
+    return None, None
 
 
 def supervised_runs(sequence: TokenSequence) -> list[Run]:
@@ -246,11 +277,19 @@ def _differences(subject: Subject, sequences: list[TokenSequence], harmless: lis
             yield f"{len(sequences)} sequences, while the twin has {len(harmless)}"
             return
         found, expected = control(ours.input_ids.tolist()), control(theirs.input_ids.tolist())
-        if found != expected:
+        if not _are_alike(subject, found, expected):
             yield f"control tokens {found}, while the twin has {expected}"
         learned, expected_runs = ([control(run.ids) for run in supervised_runs(s)] for s in (ours, theirs))
-        if learned != expected_runs:
+        if len(learned) != len(expected_runs) or not all(map(partial(_are_alike, subject), learned, expected_runs)):
             yield f"supervised control tokens {learned}, while the twin has {expected_runs}"
+
+
+def _are_alike(subject: Subject, found: list[str], expected: list[str]) -> bool:
+    if not subject.transforms:
+        return found == expected
+    written, expected_written = ([token for token in tokens if token not in ASSISTANT_TAGS]
+                                 for tokens in (found, expected))
+    return written == expected_written and Counter(found) <= Counter(expected)
 
 
 def _check_turn(subject: Subject, attack: Conversation, index: int, run: Run, problems: list[str]) -> str:

@@ -7,8 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 from chats import BUNDLED, TOKENIZER, conversation
-from template_attacks import Subject, check_attack, make_attack, make_benign
+from template_attacks import Subject, check_attack, check_benign, make_attack
 from templates import NamedTemplate, bundled_templates, tokenizer_for, trl_templates
+from transforming_templates import TRANSFORMATIONS, TransformingSubject, make_template
 
 from minimind_sft.data.chat_template import ChatTemplate, TokenSequence
 from minimind_sft.data.tokenizer import Tokenizer
@@ -19,27 +20,22 @@ pytestmark = pytest.mark.slow
 SUBJECT = Subject(BUNDLED)
 
 
-def check_attacks(named: NamedTemplate, cases: int) -> None:
-    subject = Subject(named.load())
+def check_attacks(subject: Subject, cases: int) -> None:
     outcomes = (check_attack(subject, *make_attack(subject, seed)) for seed in range(100_000))
     served = list(islice((outcome for outcome in outcomes if not outcome.refused_shape), cases))
     assert [problem for outcome in served for problem in outcome.problems] == []
-    assert sum(outcome.turns for outcome in served) > cases
-    for seed in range(cases):
-        try:
-            subject.template.encode(make_benign(seed))
-        except UserError as error:
-            assert "spells control tokens" not in str(error)
+    assert any(outcome.turns for outcome in served)
+    assert [problem for seed in range(cases) for _, problem in [check_benign(subject, seed)] if problem] == []
 
 
 @pytest.mark.parametrize("named", bundled_templates(), ids=lambda named: named.name)
 def test_bundled_templates_withstand_attacks(named):
-    check_attacks(named, 60)
+    check_attacks(Subject(named.load()), 60)
 
 
 def test_minimind_3s_template_withstands_attacks(shared):
     tokenizer = Tokenizer.from_folder(shared / "reference/minimind")
-    check_attacks(NamedTemplate("minimind-3", tokenizer.chat_template, tokenizer), 60)
+    check_attacks(Subject(ChatTemplate(tokenizer)), 60)
 
 
 @pytest.mark.parametrize("name", ["cohere2", "gemma4_v5", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano", "phi3_5",
@@ -47,7 +43,17 @@ def test_minimind_3s_template_withstands_attacks(shared):
 def test_templates_of_trl_withstand_attacks(name):
     pytest.importorskip("trl")
     source = trl_templates()[name]
-    check_attacks(NamedTemplate(name, source, tokenizer_for(source)), 12)
+    check_attacks(Subject(NamedTemplate(name, source, tokenizer_for(source)).load()), 12)
+
+
+@pytest.mark.parametrize("seed", range(0, len(TRANSFORMATIONS) + 40, 3))
+def test_templates_that_transform_the_data_withstand_attacks(seed):
+    try:
+        subject = TransformingSubject(make_template(seed))
+    except UserError as error:  # some put the words of an answer out of shape
+        assert "spell" not in str(error)
+        return
+    check_attacks(subject, 4)
 
 
 # The checks find faults

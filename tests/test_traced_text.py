@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 
 from minimind_sft.data.traced_text import (
     DATA,
+    GAP_AFTER,
+    GAP_BEFORE,
     TAG,
     TEMPLATE,
+    TEMPLATE_RUN,
     TracedText,
     concat,
     format_traced,
     is_of_template,
+    modulo,
     of_template,
     origins_of,
     plain,
+    untraced,
     with_tags,
 )
 
@@ -32,8 +37,9 @@ NUMBERS = st.one_of(st.none(), st.integers(-4, 4))
 
 
 def shown(text: str) -> str:
-    """Returns the origins as letters."""
-    return "".join("dtg"[origin] for origin in origins_of(text))
+    """Returns the origins as letters; `<` or `>` beside one is a gap."""
+    return "".join("<" * bool(origin & GAP_BEFORE) + "dtg"[origin & 3] + ">" * bool(origin & GAP_AFTER)
+                   for origin in origins_of(text))
 
 
 def check(result: object, expected: object) -> None:
@@ -47,7 +53,7 @@ def check(result: object, expected: object) -> None:
     if isinstance(result, str):
         assert len(origins_of(result)) == len(result)
         for character, origin in zip(result, origins_of(result), strict=True):
-            assert origin != TEMPLATE or plain(character) in OWN
+            assert not origin & TEMPLATE or plain(character) in OWN
 
 
 @settings(max_examples=400, deadline=None)
@@ -117,13 +123,27 @@ def as_plain(values):
     (of_template("ab").join(["x", of_template("<")]), "dttt"),
     (of_template("ab").join(["x", "y"]), "dddd"),
     (of_template("a%b").replace(of_template("%"), "x"), "tdt"),
-    (("x" + of_template("ab")).replace(of_template("x"), of_template("<>")), "ddtt"),
+    (("x" + of_template("ab")).replace(of_template("x"), of_template("<>")), "dd<tt"),
     (of_template("ab").replace("a", ""), "d"),
     ((of_template(" ab") + "x ").strip(), "ttd"),
     (of_template("ab").strip("a"), "d"),
     ((of_template("a,b") + "x").split(of_template(","))[1], "td"),
     (of_template("a,b").split(",")[1], "d"),
-    ((of_template("a") + "x")[::-1], "dt"),
+    (of_template("ab")[::-1], "tt"),
+    ((of_template("a") + "x")[::-1], "dd"),
+    (of_template("ab") + "" + of_template("c"), "tt>t"),
+    (of_template("ab") + of_template("") + of_template("c"), "ttt"),
+    (concat([of_template("a"), "", of_template("b")]), "t><t"),
+    (of_template("a%sb") % "", "t><t"),
+    ((of_template("ab") + "#").rstrip(of_template("#")) + of_template("c"), "tt>t"),
+    (of_template("a") + ("#" + of_template("bc")).lstrip(of_template("#")), "t<tt"),
+    ((of_template("ab") + " ").strip(), "tt>"),
+    (of_template("ab ").strip(), "tt"),
+    ((of_template("a") + "#" + of_template("b")).replace(of_template("#"), of_template("")), "t><t"),
+    ((of_template("a") + "#" + of_template("b")).partition(of_template("#"))[0], "t>"),
+    (of_template("").join((of_template("a") + "#" + of_template("b")).split(of_template("#"))), "t><t"),
+    (of_template("ab").join((of_template("a") + "#" + of_template("b")).split(of_template("#"))), "t>dd<t"),
+    ((of_template("a") + "#" + of_template("b"))[2], "<t"),
     ((of_template("aa") + "ß").upper(), "dddd"),
     (of_template("ab").upper(), "tt"),
     (TracedText(of_template("ab")), "dd"),
@@ -133,6 +153,25 @@ def as_plain(values):
 ])
 def test_origins_written_out(text, origins):
     assert shown(text) == origins
+
+
+@pytest.mark.parametrize("left, right, origins", [
+    ("%s", of_template("<|>"), "ddd"), ("%s", (of_template("<|>"),), "ddd"), (of_template("%s"), "x", "d"),
+    (of_template("%") + "s", of_template("<|>"), "ddd"), (of_template("%s"), of_template("x"), "t"),
+])
+def test_text_of_the_data_passes_no_origins_on(left, right, origins):
+    """Python returns the argument itself for a lone `%s`."""
+    assert shown(modulo(left, right)) == origins
+
+
+def test_what_a_method_of_the_data_returns_is_data():
+    assert [*map(shown, untraced("a<b".partition(of_template("<"))))] == ["d", "d", "d"]
+    assert [*map(shown, ("x" + of_template("<")).partition("x" + of_template("<")))] == ["", "dd", ""]
+
+
+def test_a_run_of_the_template_ends_at_a_gap():
+    runs = [found[0] for found in re.finditer(TEMPLATE_RUN, bytes([1, 1, 5, 1, 0, 9, 1, 1, 9, 5, 13, 1, 2, 1]))]
+    assert list(map(list, runs)) == [[1, 1, 5], [1], [9, 1, 1], [9, 5], [13], [1], [1]]
 
 
 def test_what_counts_as_the_template_s():

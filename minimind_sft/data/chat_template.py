@@ -19,7 +19,6 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.marked_turns import Rendering, Turn, add_turn, cut_at_answers, learn_once
 from minimind_sft.data.pieces import MarkedSequence, TokenSequence, tokenize, too_long
 from minimind_sft.data.row_size import json_characters
-from minimind_sft.data.template_fields import Lost
 from minimind_sft.data.template_marks import PROBE, MarkedTemplate, Request
 from minimind_sft.data.template_sandbox import PINNED_DATE
 from minimind_sft.data.tokenizer import Marks, Tokenizer
@@ -117,8 +116,7 @@ class ChatTemplate:
         """
         conversation = Conversation(tuple(messages), tools, "the conversation")
         turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
-        if lost := self._templates[bool(tools)].fields.first_lost(messages, tools):
-            raise self._lost_field(conversation, lost)
+        self._require_fields(conversation, messages)
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
         if problem := too_long(pieces):
             raise UserError(f"{conversation.place}: {problem}")
@@ -189,13 +187,12 @@ class ChatTemplate:
 
     def _sequences(self, conversation: Conversation, supervision: Supervision) -> list[MarkedSequence] | UserError:
         """Returns the marked sequences of a conversation, or why there are none."""
-        messages, tools = conversation.messages, conversation.tools
+        messages = conversation.messages
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         try:
             turns, _, marks = self._turns_and_prompt(conversation, None)
             for index in indices:
-                if lost := self._templates[bool(tools)].fields.first_lost(messages[:index + 1], tools):
-                    raise self._lost_field(conversation, lost)
+                self._require_fields(conversation, messages[:index + 1])
         except UserError as error:
             return error
         chosen = [messages[index].get("train", True) for index in indices]
@@ -250,12 +247,22 @@ class ChatTemplate:
         decisive = parts[0] if len(parts) == 1 else json.dumps(parts)
         return hashlib.sha256(decisive.encode()).hexdigest()
 
-    def _lost_field(self, conversation: Conversation, lost: Lost) -> UserError:
-        """Returns the error about a field that the template does not render."""
+    def _require_fields(self, conversation: Conversation, messages: Sequence[dict]) -> None:
+        """
+        Raises:
+            UserError: if the template does not render a field of the last of the messages, or one since the answer
+                before, or if it cannot be traced.
+        """
+        try:
+            lost = self._templates[bool(conversation.tools)].fields.first_lost(messages, conversation.tools)
+        except UserError as error:
+            raise UserError(f"{conversation.place}: {error}") from error
+        if lost is None:
+            return
         name = lost.name if lost.message is None else conversation.name(lost.message, lost.name)
-        return UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
-                         "would not see what the row says; --chat_template names one that does"
-                         f"{', such as chatml' if has_chatml(self.tokenizer) else ''}")
+        raise UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
+                        "would not see what the row says; --chat_template names one that does"
+                        f"{', such as chatml' if has_chatml(self.tokenizer) else ''}")
 
     def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
         """Returns the token that ends a turn, and whether to append it because the template does not write it."""

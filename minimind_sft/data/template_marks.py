@@ -35,7 +35,7 @@ from minimind_sft.data.template_fields import RenderedFields
 from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, make_environment, render_parts
 from minimind_sft.data.template_tracing import TracingEnvironment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
-from minimind_sft.data.traced_text import DATA, TAG, TEMPLATE, is_traced_text, of_template, origins_of, with_tags
+from minimind_sft.data.traced_text import DATA, TAG, TEMPLATE_RUN, is_traced_text, of_template, origins_of, with_tags
 from minimind_sft.data.turns import ROLES
 from minimind_sft.errors import UserError, one_line
 
@@ -61,7 +61,7 @@ TEMPLATE_ROLES = {role: of_template(role) for role in ROLES}
 PRIVATE_USE = re.compile(f"[{chr(MARKS_START)}-{chr(MARKS_END)}]")
 MAX_MARKED_TEXTS = 1000
 """Texts of the template alone, such as what it writes between two turns, that are remembered with their marks."""
-OWN_RUNS = re.compile(b"%c+|%c+" % (TEMPLATE, TAG))
+OWN_RUNS = re.compile(TEMPLATE_RUN + b"|%c+" % TAG)
 
 
 class Request(NamedTuple):
@@ -133,8 +133,10 @@ class MarkedTemplate:
         except TEMPLATE_ERRORS:
             return None
         text, origins = "".join(parts), b"".join(map(origins_of, parts))
+        own = {run.start() + token.start() for run in OWN_RUNS.finditer(origins)
+               for token in self._control_pattern.finditer(text[run.start():run.end()])}
         for token in self._control_pattern.finditer(text):
-            if origins.count(TEMPLATE, token.start(), token.end()) < len(token[0]):
+            if token.start() not in own:
                 raise UserError(f"chat template: it makes {token[0]} in a way that cannot be told from text of the "
                                 "data; it should write control tokens as they are")
         return text
@@ -185,7 +187,7 @@ class MarkedTemplate:
     def _mark_runs(self, text: str, origins: bytes, marks: Marks) -> str:
         parts, position = [], 0
         for run in OWN_RUNS.finditer(origins):
-            pattern = self._control_pattern if origins[run.start()] == TEMPLATE else self._tag_pattern
+            pattern = self._tag_pattern if origins[run.start()] == TAG else self._control_pattern
             own = pattern.split(text[run.start():run.end()])
             own[1::2] = map(marks.of_token.__getitem__, own[1::2])
             parts += [text[position:run.start()], *own]

@@ -13,6 +13,7 @@ from jinja2 import TemplateRuntimeError
 from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter, SecurityError
 
 from minimind_sft.data.template_budget import Budget, Lazy
+from minimind_sft.data.traced_text import modulo, untraced
 
 MAX_WIDTH = 10_000
 """Characters or items that a number may ask for: widths, precisions, columns."""
@@ -75,7 +76,8 @@ class Operations:
             self._pay_for(owner, name, arguments)
         else:
             raise SecurityError(f"chat templates have no method {name} of {type(owner).__name__}")
-        return method(*args, **kwargs)
+        result = method(*args, **kwargs)
+        return untraced(result) if type(owner) is str else result
 
     def add(self, left: Any, right: Any) -> Any:
         """Returns left + right."""
@@ -101,7 +103,7 @@ class Operations:
         places = left.count("%") if isinstance(left, str) else left.count(b"%")
         self._budget.write(len(left) + places * (width + NUMBER_CHARACTERS)
                            + characters * (1 if isinstance(right, tuple) else places))
-        return left % right
+        return modulo(left, right)
 
     def compare(self, comparison: str, left: Any, right: Any) -> Any:
         """Returns what a comparison of `COMPARISONS` says."""

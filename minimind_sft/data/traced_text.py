@@ -3,7 +3,10 @@
 An ordinary `str` is text of the data. Text of the template is a `TracedText`, and so is whatever an operation of this
 module makes of it: each character of a result keeps the origin of the character that it is a copy of. All other
 operations (C functions, filters, encoders) return an ordinary `str`, and an operation that the data steers, such as
-`text.replace(data, '')`, does so too. So an origin can be lost, but text of the data never gains one.
+`text.replace(data, '')` or `data % text`, does so too. So an origin can be lost, but text of the data never gains one.
+
+Where text of the data was left out, or was empty, the characters beside the gap know that, too: the template did not
+write them one after the other.
 """
 
 import re
@@ -14,6 +17,10 @@ from typing import Any, SupportsIndex
 
 DATA, TEMPLATE, TAG = 0, 1, 2
 """Origins: the data, the template, and a tag that an assistant's message may spell."""
+GAP_AFTER, GAP_BEFORE = 4, 8
+"""Added to the origin of a character of the template that had text of the data, even an empty one, beside it."""
+TEMPLATE_RUN = b"[\\x05\\x0d]|[\\x01\\x09]\\x01*\\x05?"
+"""Matches origins of characters that the template wrote one after the other."""
 
 PLACEHOLDER = re.compile("%[s%]")
 
@@ -36,12 +43,12 @@ class TracedText(str):
     def __add__(self, other: Any) -> str:
         if not isinstance(other, str) or hasattr(other, "__html__"):
             return NotImplemented
-        return _traced(str.__add__(self, other), self._origins + origins_of(other))
+        return concat((self, other))
 
     def __radd__(self, other: Any) -> str:
         if not isinstance(other, str) or hasattr(other, "__html__"):
             return NotImplemented
-        return _traced(str.__add__(other, self), origins_of(other) + self._origins)
+        return concat((other, self))
 
     def __mul__(self, times: SupportsIndex) -> str:
         return _traced(str.__mul__(self, times), self._origins * times)
@@ -49,7 +56,7 @@ class TracedText(str):
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
-        result = str.__mod__(plain(self), values)
+        result = plain(str.__mod__(plain(self), values))
         shown = list(values) if isinstance(values, tuple) else [values]
         if not is_of_template(self) or len(PLACEHOLDER.findall(self.replace("%%", ""))) != len(shown):
             return result
@@ -57,13 +64,23 @@ class TracedText(str):
         parts: list[str] = []
         position = 0
         for found in PLACEHOLDER.finditer(self):
-            parts += [self[position:found.start()], of_template("%") if found[0] == "%%" else str(shown.pop())]
+            parts += [*self._part(position, found.start()),
+                      of_template("%") if found[0] == "%%" else str(shown.pop())]
             position = found.end()
-        return _traced_as(result, [*parts, self[position:]])
+        return _traced_as(result, [*parts, *self._part(position, len(self))])
 
     def __getitem__(self, at: Any) -> str:
-        origins = self._origins[at]
-        return _traced(str.__getitem__(self, at), origins if isinstance(at, slice) else bytes([origins]))
+        result = str.__getitem__(self, at)
+        start, stop, step = (at.indices(len(self)) if isinstance(at, slice) else
+                             (at % len(self), at % len(self) + 1, 1))
+        origins = self._origins[start:stop:step] if step > 0 else self._origins[at]
+        if step != 1:
+            return _traced(result, origins) if is_of_template(self) else result
+        if self._origins[stop:stop + 1] not in (b"", OF_TEMPLATE):
+            origins = _with_gap_after(origins)
+        if start and self._origins[start - 1:start] != OF_TEMPLATE:
+            origins = _with_gap_before(origins)
+        return _traced(result, origins)
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
@@ -71,25 +88,27 @@ class TracedText(str):
     def join(self, parts: Iterable[str]) -> str:
         """Joins; a separator between two texts of the data is data, too, as the data may decide how many there are."""
         parts = list(parts)
-        text = str.join(self, parts)
-        origins = list(map(origins_of, parts))
-        joined = origins[:1]
-        for before, after in pairwise(origins):
-            joined += [self._origins if TEMPLATE in before or TEMPLATE in after else bytes(len(self)), after]
-        return _traced(text, b"".join(joined))
+        str.join(self, parts)  # raises what it raises
+        joined = parts[:1]
+        for before, after in pairwise(parts):
+            is_own = origins_of(before)[-1:] == OF_TEMPLATE or origins_of(after)[:1] == OF_TEMPLATE
+            joined += [self if is_own or not self else plain(self), after]
+        return concat(joined)
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         """Replaces; what takes the place of data is data."""
         result = str.replace(self, old, new, count)
         if not old or not is_of_template(old):
             return result
-        parts, position = [], 0
+        parts: list[str] = []
+        position = 0
         times = count.__index__()
         while times and (start := self.find(old, position)) >= 0:
-            parts += [self[position:start], new if is_of_template(self[start:start + len(old)]) else plain(new)]
+            parts += [*self._part(position, start),
+                      new if is_of_template(self[start:start + len(old)]) else plain(new)]
             position = start + len(old)
             times -= 1
-        return _traced_as(result, [*parts, self[position:]])
+        return _traced_as(result, [*parts, *self._part(position, len(self))])
 
     def strip(self, characters: str | None = None, /) -> str:
         return self.lstrip(characters).rstrip(characters)
@@ -125,12 +144,10 @@ class TracedText(str):
                 zip(self._cut(str.splitlines(self, True)), str.splitlines(self), strict=True)]
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
-        first, middle, last = str.partition(self, sep)
-        return tuple(self._cut([first, middle, last])) if is_of_template(sep) else (first, middle, last)  # type: ignore
+        return self._partition(str.partition(self, sep), sep)
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
-        first, middle, last = str.rpartition(self, sep)
-        return tuple(self._cut([first, middle, last])) if is_of_template(sep) else (first, middle, last)  # type: ignore
+        return self._partition(str.rpartition(self, sep), sep)
 
     def lower(self) -> str:
         return self._in_case(str.lower(self))
@@ -144,6 +161,9 @@ class TracedText(str):
     def title(self) -> str:
         return self._in_case(str.title(self))
 
+    def _part(self, start: int, stop: int) -> list[str]:
+        return [self[start:stop]] if start < stop else []
+
     def _in_case(self, changed: str) -> str:
         # Changing the case may add characters (ß becomes SS) but never drops one.
         return _traced(changed, self._origins) if len(changed) == len(self) else changed
@@ -155,6 +175,10 @@ class TracedText(str):
             cut.append(self[position:position + len(piece)])
             position += len(piece)
         return cut
+
+    def _partition(self, pieces: tuple[str, str, str], separator: str) -> tuple[str, str, str]:
+        first, middle, last = self._cut(pieces) if is_of_template(separator) else map(plain, pieces)
+        return first, middle, last
 
     def _split(self, pieces: list[str], separator: str | None) -> list[str]:
         if not _steers_nothing(separator):
@@ -168,6 +192,9 @@ class TracedText(str):
         return cut
 
 
+OF_TEMPLATE = bytes([TEMPLATE])
+
+
 def plain(value: object) -> str:
     """Returns a text without origins: text of the data."""
     return str.__str__(value) if isinstance(value, str) else str(value)
@@ -175,7 +202,7 @@ def plain(value: object) -> str:
 
 def of_template(text: str) -> TracedText:
     """Returns text of the template."""
-    return _traced(text, bytes([TEMPLATE]) * len(text))
+    return _new(text, OF_TEMPLATE * len(text))
 
 
 def with_tags(text: str, tags: re.Pattern) -> str:
@@ -203,13 +230,43 @@ def is_of_template(text: Any) -> bool:
     return type(text) is TracedText and text._origins.count(TEMPLATE) == len(text)
 
 
+def untraced(value: Any) -> Any:
+    """Returns a result of a method of the data: some return their argument itself, as `partition` does."""
+    if type(value) is TracedText:
+        return plain(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(untraced, value))
+    return value
+
+
+def modulo(left: Any, right: Any) -> Any:
+    """Returns `left % right`; with text of the data on the left, the result is the data's."""
+    return left % right if type(left) is TracedText else untraced(left % right)
+
+
 def concat(parts: Iterable[str]) -> str:
     """Returns what `"".join` returns, with origins if one of the parts has any."""
     parts = list(parts)
     text = "".join(parts)
     if TracedText not in map(type, parts):
         return text
-    return _traced(text, b"".join([part._origins if type(part) is TracedText else bytes(len(part)) for part in parts]))
+    if "" not in parts:
+        return _traced(text, b"".join(map(origins_of, parts)))
+    joined: list[bytes] = []
+    is_gap = False
+    for part in parts:
+        origins = origins_of(part)
+        if not part:
+            is_gap = is_gap or type(part) is not TracedText  # an empty constant is none
+        elif is_gap:
+            joined[-1:] = map(_with_gap_after, joined[-1:])
+            joined.append(_with_gap_before(origins))
+            is_gap = False
+        else:
+            joined.append(origins)
+    if is_gap:
+        joined[-1:] = map(_with_gap_after, joined[-1:])
+    return _traced(text, b"".join(joined))
 
 
 def format_traced(template: TracedText, formatted: Callable[..., str], *values: Any, **names: Any) -> str:
@@ -233,7 +290,19 @@ def _steers_nothing(argument: str | None) -> bool:
     return argument is None or is_of_template(argument)
 
 
-def _traced(text: str, origins: bytes) -> TracedText:
+def _with_gap_after(origins: bytes) -> bytes:
+    return origins[:-1] + bytes([origins[-1] | GAP_AFTER]) if origins and origins[-1] & TEMPLATE else origins
+
+
+def _with_gap_before(origins: bytes) -> bytes:
+    return bytes([origins[0] | GAP_BEFORE]) + origins[1:] if origins and origins[0] & TEMPLATE else origins
+
+
+def _traced(text: str, origins: bytes) -> str:
+    return _new(text, origins) if text else ""
+
+
+def _new(text: str, origins: bytes) -> TracedText:
     traced: TracedText = str.__new__(TracedText, text)
     traced._origins = origins
     return traced
