@@ -93,6 +93,17 @@ def test_a_prompt_that_cannot_be_answered_is_refused(prompt: list[int], message:
         generate_batch(build(), [[1, 2], prompt], SamplingSettings(5), ())
 
 
+@pytest.mark.parametrize("settings", [
+    SamplingSettings(temperature=1.0), SamplingSettings(temperature=1.0, top_k=0, top_p=1.0),
+    SamplingSettings(temperature=0.5, top_k=3, repetition_penalty=1.5)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_that_computes_no_numbers_is_refused(settings: SamplingSettings, value: float):
+    model = build()
+    model.model.norm.weight.data.fill_(value)
+    with pytest.raises(UserError, match=r"^the model's scores are NaN or infinite: its weights are damaged, or too "):
+        generate_batch(model, PROMPTS, settings, ())
+
+
 def test_the_seed_decides_the_sampled_tokens():
     model = build()
     settings = SamplingSettings(20, temperature=1.5, top_p=0.95, seed=1)

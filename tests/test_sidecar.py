@@ -113,6 +113,9 @@ def test_a_field_that_follows_from_others_may_be_null(tmp_path, field):
 
 @pytest.mark.parametrize(("scaling", "message"), [
     ({**YARN, "factor": 0}, ".factor: expected a number above 0, found 0"),
+    ({**YARN, "beta_fast": 5e-324}, ": beta_fast is 5e-324, expected a number from 1e-06 to 1,000,000"),
+    ({**YARN, "attention_factor": 1e9},
+     ": attention_factor is 1000000000.0, expected a number from 1e-06 to 1,000,000"),
     ({**YARN, "beta_fast": None}, ".beta_fast: expected a number, found null"),
     ({**YARN, "type": "yarn"}, ".type: unknown field (written by a later version, or misspelled)"),
     ({}, ".factor: missing; a sidecar has every field of the configuration"),

@@ -36,7 +36,7 @@ def generate_stream(
     """Yields the answer's tokens one by one, and ends before the first of `stop_ids`.
 
     Raises:
-        UserError: if the prompt is empty or leaves no room in the model's context.
+        UserError: if the prompt is empty or leaves no room in the model's context, or no token can be drawn.
     """
     for step in _steps(model, [prompt_ids], settings, stop_ids, _Sampler(model, [prompt_ids], settings)):
         yield from step.values()
@@ -119,7 +119,10 @@ def _steps(
     hidden_SD = model.hidden_states(prompt_ids_T, context.positions_T, context, last_S)
     while True:
         tokens_S = sampler.choose(model.logits(hidden_SD))
-        step = {index: token for index, token in zip(running, tokens_S.tolist(), strict=True) if token not in stop_ids}
+        tokens = tokens_S.tolist()
+        if NONE in tokens:
+            raise UserError("the model's scores are NaN or infinite: its weights are damaged, or too large for --dtype")
+        step = {index: token for index, token in zip(running, tokens, strict=True) if token not in stop_ids}
         yield step
         for index in step:
             rooms[index] -= 1
@@ -155,6 +158,8 @@ def _without(finished: list[int], slots: int) -> list[int]:
     return kept
 
 
+NONE = -1
+"""In place of a token."""
 MIN_TEMPERATURE, MIN_SHARE = 1e-6, 1e-30
 """Divided by less, scores may overflow, and the best token is certain anyway; less is 0 in float32."""
 
@@ -173,16 +178,15 @@ class _Sampler:
                 seen_V[torch.tensor(prompt, device=device)] = True
 
     def choose(self, logits_SV: Tensor) -> Tensor:
+        """Returns a token for each sequence, or NONE where it would be drawn by scores that are no numbers."""
         scores_SV = at_least_float32(logits_SV)
         if self.seen_SV is not None:
             scores_SV = penalize(scores_SV, self.seen_SV, self.settings.repetition_penalty)
-        if self.settings.temperature < MIN_TEMPERATURE:
-            tokens_S = self.best(scores_SV)
-        else:
-            tokens_S = draw(*candidates(scores_SV, self.settings), self.generator)
+        is_drawn = self.settings.temperature >= MIN_TEMPERATURE
+        tokens_S = draw(*candidates(scores_SV, self.settings), self.generator) if is_drawn else self.best(scores_SV)
         if self.seen_SV is not None:
             self.seen_SV.scatter_(1, tokens_S[:, None], True)
-        return tokens_S
+        return tokens_S.where(scores_SV.amax(-1).isfinite(), NONE) if is_drawn else tokens_S
 
     def best(self, scores_SV: Tensor) -> Tensor:
         return scores_SV.argmax(-1)
@@ -243,4 +247,5 @@ def draw(probs_SM: Tensor, tokens_SM: Tensor, generator: torch.Generator) -> Ten
     """Draws one token per sequence: the one where a uniform number falls among the cumulative probabilities."""
     cumulated_SM = probs_SM.cumsum(-1)
     uniform_S1 = torch.rand(len(probs_SM), 1, generator=generator, device=probs_SM.device) * cumulated_SM[:, -1:]
-    return tokens_SM.gather(1, torch.searchsorted(cumulated_SM, uniform_S1)).squeeze(1)
+    chosen_S1 = torch.searchsorted(cumulated_SM, uniform_S1).clamp(max=tokens_SM.shape[1] - 1)  # beyond it for NaN
+    return tokens_SM.gather(1, chosen_S1).squeeze(1)

@@ -12,6 +12,9 @@ FOLLOWS = cast(int, None)
 
 SINCE_0_2 = {"since": "0.2"}
 
+MAX_FACTOR = 1_000_000
+"""Of the numbers of RoPE's scaling, and the reciprocal of the least: far beyond any, and no formula overflows."""
+
 ROPE_TYPES = ("linear", "dynamic", "yarn", "llama3")
 
 
@@ -43,6 +46,10 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise UserError(f"rope_type is {self.rope_type!r}, expected {' or '.join(map(repr, ROPE_TYPES))}")
+        for name in ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor"):
+            if not 1 / MAX_FACTOR <= getattr(self, name) <= MAX_FACTOR:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a number from {1 / MAX_FACTOR:g} to "
+                                f"{MAX_FACTOR:,}")
         if self.rope_type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise UserError(f"low_freq_factor is {self.low_freq_factor}, expected a number between 0 and "
                             f"high_freq_factor {self.high_freq_factor}")
