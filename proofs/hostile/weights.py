@@ -91,6 +91,11 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     path = folder / "odd.pth"
     yield Try("as it was", chat(good), "accepted")
     yield Try("as it was, trained", train(good, folder), "accepted")
+    for value in (1e15, 3e38):
+        describe(path, sidecar)
+        torch.save({**tensors, NORM: torch.full_like(tensors[NORM], value)}, path)
+        for command in (chat(path), train(path, folder)):
+            yield Try(f"{NORM}: {value} everywhere, {command[0]}", command, "either")
     for name, make in GOOD_TENSORS.items():
         describe(path, sidecar)
         torch.save({**tensors, "lm_head.weight": tensors[EMBEDDING], CHANGED[4]: make(tensors[CHANGED[4]])}, path)
