@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minimind_sft.errors import UserError
+from minimind_sft.files import open_regular
 
 MAX_BATCH_BYTES = 256 * 2**20
 """Unpacked; `datasets` writes a thousand rows into a batch."""
@@ -22,7 +23,7 @@ def check_batches(path: Path, start: int) -> None:
         ValueError: if the file is not a stream of messages.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             while (size := _message_bytes(file)) is not None:
                 if size > MAX_BATCH_BYTES:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minimind_sft.errors import UserError
+from minimind_sft.files import open_regular
 
 MAX_PAGES_BYTES = 256 * 2**20
 """The largest pages of all columns, unpacked: as many are in memory together. Writers make pages of 1 MiB."""
@@ -46,7 +47,7 @@ def check_parquet(path: Path, metadata: Any) -> None:
     for column in columns:
         if column.length > MAX_FIXED_LENGTH:
             raise UserError(f"{path}: {column.path}: expected text, found values of {column.length:,} bytes each")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for group in range(metadata.num_row_groups):
             largest = 0
             for chunk, column in zip(_columns(metadata, [group]), columns, strict=True):

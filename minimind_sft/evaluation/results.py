@@ -22,6 +22,7 @@ from minimind_sft.locks import FolderLock
 from minimind_sft.paths import shown
 from minimind_sft.set_aside import is_there, previous_name, set_aside_file
 from minimind_sft.settings.chat import ChatRuntimeSettings
+from minimind_sft.strict_json import parse_json
 from minimind_sft.writing import append_to, check_writable, cut, write_text_atomically
 
 MARK = "evaluation"
@@ -200,14 +201,14 @@ class Store:
         kept = whole.rfind(b"\n") + 1
         for number, line in enumerate(whole[:kept].splitlines(), start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line.decode(), f"{path}:{number}")
                 if MARK in row:
                     self._identities[row[MARK]] = row["identity"]
                     self._done[row[MARK]] = {}
                 else:
                     task, item = row.pop("task"), row.pop("item")
                     self._done[task][item] = row
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _foreign(f"{path}:{number}") from error
         if kept < len(whole):
             self._cut(path, kept, whole[kept:])

@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from minimind_sft.errors import UserError
+from minimind_sft.strict_json import parse_json
+
 Kind = Literal["text", "thinking", "call"]
 
 TAGS: dict[str, tuple[Kind, Kind]] = {
@@ -64,8 +67,8 @@ def described_calls(text: str) -> list[str]:
 
 def _described_list(text: str) -> list[str]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text, "")
+    except UserError:
         return [NO_CALL]
     return [_described(call) for call in found] if isinstance(found, list) and found else [_described(found)]
 

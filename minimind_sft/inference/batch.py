@@ -16,6 +16,7 @@ from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.set_aside import is_there
+from minimind_sft.strict_json import parse_json
 from minimind_sft.terminal import progress_bar
 from minimind_sft.writing import append_to, check_writable, cut, write_text_atomically
 
@@ -108,10 +109,10 @@ class BatchOutput:
         """
         for number, line in enumerate(lines, 1):
             try:
-                answered = json.loads(line)
+                answered = parse_json(line.decode(), f"{self.path}:{number}")
                 is_ours = ANSWER in answered and json.loads(json.dumps(rows[number - 1].row)) == {
                     name: value for name, value in answered.items() if name not in (ANSWER, REASONING, PROBLEM)}
-            except (ValueError, TypeError, AttributeError, RecursionError, IndexError):
+            except (ValueError, TypeError, AttributeError, IndexError):
                 is_ours = False
             if not is_ours:
                 raise UserError(f"--batch_out {self.path}:{number}: not the answer to a row of --batch_in; choose "

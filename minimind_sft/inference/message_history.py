@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minimind_sft.errors import UserError, first_line
+from minimind_sft.strict_json import parse_json
 from minimind_sft.writing import write_atomically
 
 MAX_MESSAGES = 1_000
@@ -107,7 +108,7 @@ def _line(message: str) -> bytes:
 def _message(line: str) -> str | None:
     """Reads a message; None for a line that is torn or something else."""
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
+        message = parse_json(line, "")
+    except UserError:
         return None
     return message if isinstance(message, str) else None
