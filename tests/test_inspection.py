@@ -325,6 +325,17 @@ def test_every_sequence_of_a_row_is_shown(tmp_path):
     assert ", sequence 2 of 2: " in re.sub(r"\s+", " ", render_page(report, [row]))
 
 
+def test_the_rest_of_a_very_long_row_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("minimind_sft.inspection.shown.MAX_TOKENS", 30)
+    data = write_rows(tmp_path / "a.jsonl", [{"text": "1+1+" * 20}])
+    rows = SFTEncoder(BUNDLED, 20)
+    report = reported(rows, [data])
+    (row,) = first_rows({data: report.parts[0].tally}, rows, 3)
+    assert sum(len(token.ids) for tokens in row.sequences for token in tokens) == 32  # the last label of each is shown
+    assert "... and 50 more tokens\n" in as_text(report, [row], 0, False)
+    assert "... and 50 more tokens<" in render_page(report, [row])
+
+
 def test_colours_need_a_terminal_and_no_no_color(tmp_path, inspect, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(1))
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -167,7 +167,7 @@ class ChatTemplate:
         messages, tools = conversation.messages, conversation.tools
         all_learned = tuple({**message, "train": True} for message in messages)
         sequences = self.encode(replace(conversation, messages=all_learned))
-        taught = [sequence.input_ids[:start].tolist() for sequence in sequences
+        taught = [sequence.input_ids[:start] for sequence in sequences
                   for start in np.flatnonzero(np.diff(sequence.supervised, prepend=False) & sequence.supervised)]
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if len(taught) != len(indices):
@@ -179,7 +179,7 @@ class ChatTemplate:
             compared = compared[:half] + compared[-half:]
         for index, before in compared:
             prompt = self.generation_prompt_ids(messages[:index], tools, has_reasoning(messages[index]))
-            if before != prompt:
+            if before.tolist() != prompt:
                 trained, chatted = (self.tokenizer.decode(ids)[-40:] for ids in (before, prompt))
                 mismatches.append(f"{conversation.place}: {conversation.turn_name(index)}: taught after {len(before)} "
                                   f"ids ...{trained!r}, while a chat shows {len(prompt)} ids ...{chatted!r}")

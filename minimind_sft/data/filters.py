@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from minimind_sft.data.conversation import Conversation, canonical_row
-from minimind_sft.data.samples import SFTEncoder
+from minimind_sft.data.samples import SFTEncoder, text_ids
 from minimind_sft.languages import LETTERS
 
 Row = Conversation | str
@@ -39,7 +39,7 @@ def shortest_answer(row: Row) -> int | None:
 def longest_sequence(row: Row, encoder: SFTEncoder) -> int:
     """Returns the tokens of the longest sequence that training makes of the row, before any cut."""
     if isinstance(row, str):
-        return len(encoder.tokenizer.encode_ordinary(row)) + 1
+        return len(text_ids(encoder.tokenizer, row, "the text")) + 1
     return max((len(sequence.input_ids) for sequence in encoder.template.encode(row)), default=0)
 
 

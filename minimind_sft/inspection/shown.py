@@ -19,6 +19,8 @@ from minimind_sft.labels import IGNORE_INDEX
 MAX_FILES = 10
 MAX_READ = 1000
 """Rows that are read per file to find usable ones."""
+MAX_TOKENS = 20_000
+"""Tokens of a row that are shown: each takes a kilobyte on the way to the page."""
 JOINER = "\u200d"
 """Joins emoji: the only invisible character that stays as it is."""
 
@@ -38,10 +40,11 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row and the tokens of each of its sequences."""
+    """A row, the tokens of each of its sequences, and how many more tokens it has."""
 
     place: str
     sequences: list[list[Token]]
+    left_out: int = 0
 
 
 def first_rows(tallies: dict[Path, Tally], encoder: SFTEncoder | PretrainEncoder, count: int) -> list[ShownRow]:
@@ -59,8 +62,18 @@ def _shown_rows(path: Path, encoder: SFTEncoder | PretrainEncoder) -> Iterator[S
         except UserError:
             continue
         if not isinstance(encoded, UserError) and encoded.samples:
-            yield ShownRow(raw.place, [shown_tokens(encoder, one, control) for sample in encoded.samples
-                                       for one in sample])
+            examples = [example for sample in encoded.samples for example in sample]
+            yield ShownRow(raw.place, [shown_tokens(encoder, one, control) for one in _first_tokens(examples)],
+                           max(sum(len(one.labels) for one in examples) - MAX_TOKENS, 0))
+
+
+def _first_tokens(examples: Sequence[Example]) -> Iterator[Example]:
+    """Yields the first `MAX_TOKENS` tokens of Examples."""
+    left = MAX_TOKENS
+    for input_ids, labels in examples:
+        if left > 0:
+            yield Example(input_ids[:left], labels[:left])
+        left -= len(labels)
 
 
 def shown_tokens(encoder: SFTEncoder | PretrainEncoder, example: Example, control: set[int | None]) -> list[Token]:

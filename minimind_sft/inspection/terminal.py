@@ -69,6 +69,9 @@ def _rows(rows: Sequence[ShownRow], paint: Painter) -> Iterator[str]:
             yield paint("title", f"{printable(row.place)}{sequence}: {counted(count, 'token')}, {learned:,} supervised")
             yield _painted(tokens, paint)
             yield ""
+        if row.left_out:
+            yield f"... and {counted(row.left_out, 'more token')}"
+            yield ""
 
 
 def _painted(tokens: Sequence[Token], paint: Painter) -> str:
