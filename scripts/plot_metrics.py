@@ -15,7 +15,7 @@ from minimind_sft.report.run_names import run_names
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.scripts import PlotSettings
 from minimind_sft.terminal import say
-from minimind_sft.writing import check_writable
+from minimind_sft.writing import check_replaceable_kind, check_writable
 
 
 def main() -> None:
@@ -35,6 +35,7 @@ def check_picture(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder, expected a file or nothing")
+    check_replaceable_kind(path)
     check_writable(path.parent, "--out")
 
 

@@ -2,9 +2,13 @@
 
 import base64
 import hashlib
+import os
 import re
 
-from minimind_sft.report.page import Badge, Column, Figure, Note, Table, policy, render, write_page
+import pytest
+
+from minimind_sft.errors import UserError
+from minimind_sft.report.page import Badge, Column, Figure, Note, Table, checked_page, policy, render, write_page
 
 EVIL = "<script>alert(1)</script>\"' onload=x &"
 
@@ -47,3 +51,10 @@ def test_parts_escape_what_they_show(tmp_path, monkeypatch):
 def test_characters_that_cannot_be_encoded_are_written_as_escapes(tmp_path):
     write_page(tmp_path / "a.html", "a\ud800b")
     assert (tmp_path / "a.html").read_bytes() == b"a\\ud800b"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_page_in_place_of_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.html")
+    with pytest.raises(UserError, match=r"a\.html: a pipe, expected a file or nothing"):
+        checked_page(str(tmp_path / "a.html"))

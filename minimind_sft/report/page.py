@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from minimind_sft.errors import UserError
-from minimind_sft.writing import check_writable, write_text_atomically
+from minimind_sft.writing import check_replaceable_kind, check_writable, write_text_atomically
 
 SHARED = "minimind_sft.report"
 INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -122,6 +122,7 @@ def checked_page(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         raise UserError(f"--html {path}: is a folder, expected a file or nothing")
+    check_replaceable_kind(path)
     check_writable(path.parent, "--html")
     return path
 
