@@ -28,9 +28,10 @@ from minimind_sft.errors import one_line
 TEMPLATE_ERRORS = (jinja2.TemplateError,)
 """Whatever a template raises reaches callers as this, except `TooMuchWork`, which is a UserError."""
 
-MAX_SOURCE = 200_000
+MAX_SOURCE = 100_000
 """Characters of a template; the longest of known models has 20,000."""
-MAX_NODES = 50_000
+MAX_NODES = 15_000
+"""Parts of a template's syntax tree; the largest of known models has 2,000."""
 MAX_NESTING = 100
 """Levels of a template's syntax tree."""
 MAX_SHOWN = 300
@@ -96,8 +97,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateError(f"expected at most {MAX_SOURCE:,} characters, found {len(source):,}")
         try:
             return super().parse(source, name, filename)
-        except RecursionError as error:
-            raise jinja2.TemplateError("it nests expressions too deeply") from error
         except Exception as error:  # numbers of too many digits, for example
             raise _template_error(error) from error
 
@@ -317,6 +316,8 @@ def _template_error(error: Exception) -> jinja2.TemplateError:
         return error
     if isinstance(error, SyntaxError):  # of the Python code that Jinja wrote, whose lines mean nothing
         return jinja2.TemplateRuntimeError(error.msg)
+    if isinstance(error, RecursionError | MemoryError):  # of a parser, Jinja's or Python's
+        return jinja2.TemplateRuntimeError("it nests too deeply")
     if isinstance(error, UnicodeEncodeError):
         return jinja2.TemplateRuntimeError("it writes a lone surrogate, which is no character")
     return jinja2.TemplateRuntimeError(one_line(error)[:MAX_SHOWN])
