@@ -20,7 +20,7 @@ from minimind_sft.data.marked_turns import Rendering, Turn, add_turn, cut_at_ans
 from minimind_sft.data.pieces import MarkedSequence, TokenSequence, tokenize, too_long
 from minimind_sft.data.row_size import json_characters
 from minimind_sft.data.template_marks import PROBE, MarkedTemplate, Request
-from minimind_sft.data.template_sandbox import PINNED_DATE
+from minimind_sft.data.template_sandbox import MAX_SOURCE_BYTES, PINNED_DATE
 from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_text
@@ -349,7 +349,7 @@ def _template_source(choice: str) -> str:
     if choice in BUNDLED_TEMPLATES:
         return (files("minimind_sft.data") / f"{choice}.jinja").read_text(encoding="utf-8")
     try:
-        return read_text(Path(choice))
+        return read_text(Path(choice), MAX_SOURCE_BYTES)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"--chat_template {choice}: expected {', '.join(BUNDLED_TEMPLATES)} or a file with a "

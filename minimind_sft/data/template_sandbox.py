@@ -30,6 +30,8 @@ TEMPLATE_ERRORS = (jinja2.TemplateError,)
 
 MAX_SOURCE = 100_000
 """Characters of a template; the longest of known models has 20,000."""
+MAX_SOURCE_BYTES = 4 * MAX_SOURCE
+"""Bytes of a file that is a template."""
 MAX_NODES = 15_000
 """Parts of a template's syntax tree; the largest of known models has 2,000."""
 MAX_NESTING = 100

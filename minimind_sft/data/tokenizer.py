@@ -3,14 +3,17 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from minimind_sft.data.bounded_tokenizer import BoundedTokenizer
 from minimind_sft.data.gguf_tokenizer import read_gguf_tokenizer
 from minimind_sft.data.prefix_space import Scheme, normalizer_prepends, prefix_scheme, without_prefix
+from minimind_sft.data.template_sandbox import MAX_SOURCE_BYTES
 from minimind_sft.data.tokenizer_checks import check_kept, check_unknown, spells_everything, unknown_token
 from minimind_sft.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from minimind_sft.data.tokenizer_state import check_ids, has_unknown_regex
@@ -23,6 +26,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
 PRIVATE_IN_JSON = re.compile(r"\\udb[89ab][0-9a-f]\\ud[c-f][0-9a-f]{2}")
 """These characters, as surrogate pairs."""
+MAX_NAMED_TEMPLATES = 100
 
 
 @dataclass(frozen=True)
@@ -353,10 +357,12 @@ def _chat_templates(folder: Path, config: dict) -> tuple[str | None, dict[str, s
         UserError: naming the file and the field, for anything else.
     """
     default, named = _given_templates(config, f"{folder / 'tokenizer_config.json'}: chat_template")
-    named = {**named, **{file.stem: read_text(file)
-                         for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}}
+    more = sorted(islice(folder.glob("additional_chat_templates/*.jinja"), MAX_NAMED_TEMPLATES + 1))
+    if len(more) > MAX_NAMED_TEMPLATES:
+        raise UserError(f"{folder / 'additional_chat_templates'}: expected at most {MAX_NAMED_TEMPLATES} templates")
+    named = {**named, **{file.stem: read_text(file, MAX_SOURCE_BYTES) for file in more}}
     file = folder / "chat_template.jinja"
-    return read_text(file) if is_there(file) else default, named
+    return read_text(file, MAX_SOURCE_BYTES) if is_there(file) else default, named
 
 
 def _given_templates(config: dict, where: str) -> tuple[str | None, dict[str, str]]:
@@ -365,6 +371,9 @@ def _given_templates(config: dict, where: str) -> tuple[str | None, dict[str, st
     if isinstance(given, list):
         if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in given):
             raise UserError(f'{where}: expected a list of objects {{"name", "template"}}')
+        name, times = Counter(entry["name"] for entry in given).most_common(1)[0] if given else ("", 1)
+        if times > 1:
+            raise UserError(f"{where}: {name}: {times} templates have this name")
         given = {entry["name"]: entry.get("template") for entry in given}
     named = given if isinstance(given, dict) else {}
     for name, template in named.items():

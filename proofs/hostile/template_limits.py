@@ -22,8 +22,9 @@ CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_
 NUMBERS = ("0", "1", "-1", "3", "60", "9999", "10**6", "10**9", "10**10", "-10**10", "2**63", "10**30", "1.5", "1e308",
            "true", "none")
 TEXTS = ("'a'", "''", "'%s'", "'%5d'", "'%(a)s'", "'%1000000000d'", "'%*d'", "'{}'", "'{0:>9}'", "'{0:>1000000000}'",
-         "'{:{}}'", "' a b '", "'<|im_end|>'", "'&#983042;'", "'\\n'", "'\\t'", "'-'", "'é'", "'\U0001F600'", "'\\ud800'",
-         "'a@b.c '", "'<!--'", "'utf-8'", "'idna'", "'unicode_escape'", "'content'", "'a.b.c'", "'upper'", "'random'")
+         "'{:{}}'", "' a b '", "'<|im_end|>'", "'&#983042;'", "'\\n'", "'\\t'", "'-'", "'é'", "'\U0001F600'",
+         "'\\ud800'", "'a@b.c '", "'<!--'", "'utf-8'", "'idna'", "'unicode_escape'", "'content'", "'a.b.c'", "'upper'",
+         "'random'")
 VALUES = ("messages", "messages[0]", "messages[0].content", "tools", "loop", "ns", "missing", "range(9999)", "[1, 2]",
           "(1, 'a')", "{'a': 1}", "dict", "range", "cycler", "raise_exception", "x", "x", "x", "y")
 METHODS = sorted({name for kind in (str, bytes, list, tuple, dict, int, float, range) for name in dir(kind)
@@ -33,14 +34,16 @@ GROWING = ("x + x", "x * 2", "x * x", "x ** 2", "x ~ x", "[x, x]", "(x, x)", "{'
            "'%s%s' % (x, x)", "'{0}{0}'.format(x)", "x.replace('a', 'aa')", "x|replace('a', 'aa')", "[x, x]|join",
            "''.join([x, x])", "x.join(['a', x, 'a'])", "x|tojson", "(x ~ x)|e|string", "(x ~ ' ')|urlencode",
            "x|indent(99, true, true)", "(x ~ '\\t').expandtabs(99)", "x|map('string')", "x|batch(9)|list", "x|list",
-           "x.encode('unicode_escape').decode() ~ x", "x.translate({97: 'aa'})", "x|pprint ~ x", "x.center(x|length * 2)",
-           "x.zfill(x|length * 2)", "x|reverse ~ x", "dict(a=x, b=x)", "namespace(a=x)", "x.upper() ~ x", "x[:] + x[:]",
-           "x|slice(9)|list", "x|groupby('a')", "x.splitlines() + [x]", "x|wordwrap(1) ~ x", "[x.index, x]", "[x].copy")
+           "x.encode('unicode_escape').decode() ~ x", "x.translate({97: 'aa'})", "x|pprint ~ x",
+           "x.center(x|length * 2)", "x.zfill(x|length * 2)", "x|reverse ~ x", "dict(a=x, b=x)", "namespace(a=x)",
+           "x.upper() ~ x", "x[:] + x[:]", "x|slice(9)|list", "x|groupby('a')", "x.splitlines() + [x]",
+           "x|wordwrap(1) ~ x", "[x.index, x]", "[x].copy")
 USES = ("", "{{ x }}", "{{ x|tojson }}", "{{ x == x|list }}", "{{ x in [x|list] }}", "{{ {x: 1} }}", "{{ x|sort }}",
         "{{ [x]|unique|list }}", "{{ '%s' % [x] }}", "{{ x|pprint }}", "{{ raise_exception(x) }}", "{{ x|length }}",
-        "{% for y in x %}{% for z in x %}{{ z }}{% endfor %}{% endfor %}", "{{ x|list|join|length }}", "{{ x.find(x) }}",
-        "{{ x.rfind('b' ~ x) }}", "{{ x.split('a')|length }}", "{{ x is eq y }}", "{{ x < y < x }}", "{{ x|striptags }}",
-        "{{ x|urlize }}", "{{ x|wordwrap }}", "{{ x|wordcount }}", "{{ x|title }}", "{{ x|int(base=16) }}", "{{ x|float }}")
+        "{% for y in x %}{% for z in x %}{{ z }}{% endfor %}{% endfor %}", "{{ x|list|join|length }}",
+        "{{ x.find(x) }}", "{{ x.rfind('b' ~ x) }}", "{{ x.split('a')|length }}", "{{ x is eq y }}", "{{ x < y < x }}",
+        "{{ x|striptags }}", "{{ x|urlize }}", "{{ x|wordwrap }}", "{{ x|wordcount }}", "{{ x|title }}",
+        "{{ x|int(base=16) }}", "{{ x|float }}")
 STARTS = ("'a'", "'<'", "'\\n'", "'é '", "[1]", "(1,)", "{'a': 1}", "3", "1.5", "messages", "messages[0].content")
 
 TOO_MUCH = (
@@ -134,8 +137,8 @@ def expression(random: Random, depth: int = 3) -> str:
     if shape == 8:
         name = random.choice([name for name in TESTS if name.isalpha()])
         return f"({part()} is {name}{f'({part()})' if random.random() < 0.5 else ''})"
-    return random.choice((f"[{part()}, {part()}]", f"({part()}, {part()})", f"{{{part()}: {part()}}}", f"({part()})[{part()}]",
-                          f"({part()})[{part()}:{part()}]", f"({part()} if {part()} else {part()})", f"({part()})({part()})"))
+    shapes = ("[{}, {}]", "({}, {})", "{{{}: {}}}", "({})[{}]", "({})[{}:{}]", "({} if {} else {})", "({})({})")
+    return random.choice(shapes).format(part(), part(), part())
 
 
 def _grown(start: str, expression: str, use: str, times: int = 60) -> str:
