@@ -10,6 +10,7 @@ from minimind_sft.data.tokenizer_choice import load_tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.model.build import (
     check_context,
+    check_memory,
     check_shape,
     check_size,
     find_start,
@@ -109,6 +110,17 @@ def test_only_rope_without_scaling_is_stretched():
                         (replace(plain, rope_scaling=RopeScaling("llama3")), "a RoPE scaling of its own, llama3")):
         with pytest.raises(UserError, match=rf"^--inference_rope_scaling 1: w\.pth has {has}$"):
             stretched(config, Path("w.pth"))
+
+
+@pytest.mark.parametrize(("shape", "takes"), [
+    ({"hidden_size": 10**6}, "207 GiB"),
+    ({"num_hidden_layers": 10**9}, "11,779,785 GiB"), ({"num_hidden_layers": 10**5}, "1,178 GiB")])
+def test_a_new_model_larger_than_the_memory_is_refused_before_it_is_built(shape, takes):
+    config = replace(ModelConfig(), **shape, head_dim=64, intermediate_size=1536)
+    with pytest.raises(UserError, match=f"takes {takes}.*, and this machine has 8 GiB of memory"):
+        check_memory(config, 8 * 2**30)
+    check_memory(config, None)
+    check_memory(PRESETS["64m"], 2**30)
 
 
 def test_a_run_that_would_exceed_the_context_ends_before_its_data_are_prepared(tmp_path):

@@ -48,6 +48,14 @@ def test_defaults_are_those_of_the_design():
     (["--save_weight", "a/b"], "--save_weight is 'a/b', expected a name"),
     (["--truncation", "middle"], "--truncation: expected tail, turns or drop, found 'middle' (--help lists all flags)"),
     (["--data_path"], "--data_path: expected at least one argument"),
+    (["--data_path", "a.jsonl", ""], "--data_path: expected a path, found nothing"),
+    (["--save_dir", ""], "--save_dir: expected a path, found nothing"),
+    (["--from_weight="], "--from_weight: expected a path, found nothing"),
+    (["--seed=--"], "--seed: expected a value, found '--'"),
+    (["--epochs", "9" * 9000], f"--epochs: expected a whole number, found '{'9' * 40}'"),
+    (["--truncation", "x" * 9000], f"found '{'x' * 40}'"),
+    (["--wandb_project", "a\udcff"], r"--wandb_project: expected text in valid UTF-8, found 'a\udcff'"),
+    (["--save_weight", "\udcff"], r"--save_weight: expected text in valid UTF-8, found '\udcff'"),
 ])
 def test_an_unusable_value_names_its_flag(argv, message):
     with pytest.raises(UserError) as error:
@@ -203,6 +211,10 @@ def test_a_path_relative_to_trainer_is_found_from_the_root_with_a_notice(tmp_pat
     ("--rank_timeout", "nan", "--rank_timeout is nan, expected a finite number"),
     ("--learning_rate", "inf", "--learning_rate is inf, expected a finite number"),
     ("--rank_timeout", "0", "--rank_timeout is 0.0, expected 1 to 1,000,000,000"),
+    ("--hidden_size", "9" * 4000, f"--hidden_size is {'9' * 40}, expected at most 1,000,000,000"),
+    ("--micro_batch_tokens", "1000000001", "--micro_batch_tokens is 1000000001, expected at most 1,000,000,000"),
+    ("--num_workers", "2000", "--num_workers is 2000, expected 0 to 1,024"),
+    ("--seed", str(2**64), f"--seed is {2**64}, expected 0 to 4,611,686,018,427,387,904"),
     ("--epochs", "100000000000000000000", "--epochs is 100000000000000000000, expected 1 to 1,000,000,000"),
 ])
 def test_an_unusable_number_is_reported_in_one_line(flag, value, message):

@@ -5,7 +5,8 @@ import torch
 from peak import timed_dtypes
 from programs import NEW, SFT, refuse
 
-from minimind_sft.device import compiles_rightly, described_dtype, resolve_dtype
+from minimind_sft.device import compiles_rightly, described_dtype, resolve_device, resolve_dtype
+from minimind_sft.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -82,3 +83,9 @@ def test_use_compile_is_refused_if_avx512_is_hidden(tmp_path, sft_data):
     line = refuse(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--use_compile", 1, "--device", "cpu",
                   ATEN_CPU_CAPABILITY="avx2")
     assert line.startswith("error: --use_compile 1: with ATEN_CPU_CAPABILITY=avx2 PyTorch compiles wrong code")
+
+
+@pytest.mark.parametrize("name", ["cpu:99", "meta", "xla:0", "cuda:x", ":0", ""])
+def test_a_device_that_is_none_is_refused(name):
+    with pytest.raises(UserError, match=r"expected auto, cpu, cuda, cuda:N or mps$"):
+        resolve_device(name)

@@ -132,6 +132,14 @@ def test_sampling_probabilities_equal_those_of_transformers(temperature: float, 
     torch.testing.assert_close(ours, expected.softmax(-1), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("change", [{"temperature": 1e-300}, {"temperature": 1e-45},
+                                    {"temperature": 1.0, "top_p": 1e-300}])
+def test_a_temperature_or_share_that_float32_cannot_hold_takes_the_best_token(change):
+    model, settings = build(), SamplingSettings(max_new_tokens=6, temperature=0.0)
+    expected = generate_batch(model, PROMPTS, settings, ())
+    assert generate_batch(model, PROMPTS, replace(settings, **change), ()) == expected
+
+
 def test_tokens_are_drawn_with_their_probabilities():
     probs, tokens = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[7, 2, 9, 4]])
     generator = torch.Generator().manual_seed(0)
