@@ -75,10 +75,13 @@ def programs(folder: Path) -> dict[str, tuple[type, list[str]]]:
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     """Yields every number with every unusable value, empty texts and paths, variables, and random combinations."""
     base = programs(folder)
-    systematic = [*_one_flag_each(base), *_environments(base)]
-    random.shuffle(systematic)
-    yield from systematic[:count - count // 3]
-    for number in range(count // 3):
+    single, variables, combined = list(_one_flag_each(base)), list(_environments(base)), count // 4
+    random.shuffle(single)
+    random.shuffle(variables)
+    variables = variables[:count // 4]
+    yield from variables
+    yield from single[:count - combined - len(variables)]
+    for number in range(combined):
         yield _combination(base, random, number)
 
 
