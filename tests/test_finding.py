@@ -170,3 +170,16 @@ def test_an_adapter_is_no_model(tmp_path):
     with pytest.raises(UserError, match=r"; .*lora_style_512\.safetensors is an adapter, which --lora_weight takes; "
                        r"there is .*pretrain_256\.pth$"):
         find_weights("style", tmp_path, flag="--weight")
+
+
+@pytest.mark.parametrize("odd", [[1], {"a": 1}, "x\x1b[2J", 1.5, -1, 10**300, None, True])
+def test_odd_values_in_sidecars_of_several_files_are_not_shown(tmp_path, odd):
+    """What is wrong with them is said when the weights are read."""
+    for name in ("a_x", "a_y"):
+        touch(tmp_path, f"{name}.pth")
+        model = {"hidden_size": odd, "num_hidden_layers": odd, "use_moe": odd}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"model": model, "parameters": odd, "tokenizer": odd}))
+    touch(tmp_path, "a_16.pth", "a_32.pth")
+    with pytest.raises(UserError, match=r"^--w a means several files: ") as error:
+        find_weights("a", tmp_path, flag="--w", tokenizer=lambda: "0123")
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 1000

@@ -23,6 +23,18 @@ def refused(path) -> str:
     return message.removeprefix(str(path))
 
 
+@pytest.mark.parametrize(("value", "message"), [
+    ({"command": 3}, "command: expected a string, found 3"),
+    ({"experience": []}, "experience: expected an object, found an empty list"),
+    ({"experience": {"tokens": "AA==", "longest": "x"}}, 'experience.longest: expected a whole number, found "x"'),
+    ({"experience": {"tokens": None, "longest": 0.5}}, "experience.longest: expected a whole number, found 0.5"),
+])
+def test_bad_fields_inside_are_named(tmp_path, value, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"model": MODEL, "training": value}))
+    assert refused(path) == f": training.{message}"
+
+
 @pytest.mark.parametrize("config", [TINY, TINY_MOE, replace(TINY, rope_scaling=RopeScaling(factor=4))])
 def test_a_configuration_is_read_back(tmp_path, config):
     path = tmp_path / "a.json"
@@ -148,6 +160,9 @@ def test_a_contradictory_model_names_the_file(tmp_path, field, value, message):
     ("tokenizer_facts", "x", 'expected an object, found "x"'),
     ("chat_template_facts", [], "expected an object, found an empty list"),
     ("training", "yesterday", 'expected an object, found "yesterday"'),
+    ("parameters", -1, "expected a whole number, found -1"),
+    ("parameters", True, "expected a whole number, found true"),
+    ("parameters", 2**63, "expected a whole number, found 9223372036854775808"),
 ])
 def test_other_bad_fields_are_named(tmp_path, field, value, message):
     path = tmp_path / "a.json"

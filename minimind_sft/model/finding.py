@@ -24,7 +24,7 @@ AN_ADAPTER = ("an adapter (LoRA), not a whole model: name the weights that it be
 """How an adapter in place of weights is refused."""
 
 RECIPES = {"pretrain": "train_pretrain", "full_sft": "train_full_sft"}
-SIZE = re.compile(r".*_(\d+)(_moe)?")
+SIZE = re.compile(r".*_(\d{1,9})(_moe)?", re.ASCII)
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.pth)(?<!\.safetensors)(?<!\.gguf)")
 """How models are named on Hugging Face's hub, as in HuggingFaceTB/SmolLM2-135M. Nothing is downloaded here."""
 MIB = 2**20
@@ -49,15 +49,22 @@ class Candidate:
         if not isinstance(model, dict):
             model = {}
         in_name = SIZE.fullmatch(path.stem)
-        return cls(path, int(in_name[1]) if in_name else model.get("hidden_size"),
-                   int(bool(in_name[2])) if in_name else model.get("use_moe"), model.get("num_hidden_layers"),
-                   sidecar.get("parameters"), sidecar.get("tokenizer"))
+        tokenizer = sidecar.get("tokenizer")
+        return cls(path, int(in_name[1]) if in_name else _count(model.get("hidden_size")),
+                   int(bool(in_name[2])) if in_name else _count(model.get("use_moe")),
+                   _count(model.get("num_hidden_layers")), _count(sidecar.get("parameters")),
+                   tokenizer if isinstance(tokenizer, str) else None)
 
     def __str__(self) -> str:
         facts = [f"{self.hidden_size} x {self.num_hidden_layers} layers" if self.num_hidden_layers else "no sidecar",
                  f"{self.parameters / 1e6:.1f}M parameters" if isinstance(self.parameters, int)
                  else f"{self.path.stat().st_size / MIB:.1f} MiB"]
         return f"{self.path} ({', '.join(facts)})"
+
+
+def _count(value: object) -> int | None:
+    """Returns a number of a sidecar that counts something, or None if it is anything else."""
+    return int(value) if isinstance(value, int) and 0 <= value < 2**63 else None
 
 
 def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int | None = None,

@@ -18,13 +18,18 @@ from minimind_sft.files import read_object
 from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.set_aside import is_there
 
-OTHER_FIELDS = {"sha256": str, "stage": str, "tokenizer": str, "chat_template": str, "tokenizer_facts": dict,
-                "chat_template_facts": dict, "training": dict, "family": str, "assume": dict}
+Kinds = dict[str, Any]
+OTHER_FIELDS: Kinds = {
+    "sha256": str, "stage": str, "run": str, "family": str, "dtype": str, "parameters": int, "assume": dict,
+    "tokenizer": str, "tokenizer_facts": {"name": str, "vocab_size": int, "added_tokens": list, "tokens": dict},
+    "chat_template": str, "chat_template_facts": {"name": str, "end_of_turn": str, "example": str},
+    "training": {"command": str, "experience": {"tokens": str, "longest": int}}}
 """The types of the fields that the code reads, besides `model`; each may be missing or null."""
 
 MAX_SIZE = 10**9
+MAX_COUNT = 2**63
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object",
-         RopeScaling: "an object", tuple: "a list of whole numbers"}
+         list: "a list", RopeScaling: "an object", tuple: "a list of whole numbers"}
 
 
 def sidecar_path(weights: Path) -> Path:
@@ -45,10 +50,21 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     if "assume" not in sidecar and not isinstance(sidecar.get("model"), dict):
         raise UserError(f"{path}: model: expected an object with the model's configuration, "
                         f"found {describe(sidecar['model']) if 'model' in sidecar else 'no such field'}")
-    for name, kind in OTHER_FIELDS.items():
-        if not isinstance(sidecar.get(name), kind | None):
-            raise UserError(f"{path}: {name}: expected {KINDS[kind]}, found {describe(sidecar[name])}")
+    _check_kinds(sidecar, OTHER_FIELDS, f"{path}: ")
     return sidecar
+
+
+def _check_kinds(values: dict[str, Any], kinds: Kinds, place: str) -> None:
+    """Checks the types of fields, and of those inside of them."""
+    for name, kind in kinds.items():
+        value = values.get(name)
+        expected = dict if isinstance(kind, dict) else kind
+        if value is None:
+            continue
+        if type(value) is not expected or (type(value) is int and not 0 <= value < MAX_COUNT):
+            raise UserError(f"{place}{name}: expected {KINDS[expected]}, found {describe(value)}")
+        if isinstance(kind, dict):
+            _check_kinds(value, kind, f"{place}{name}.")
 
 
 def model_config(sidecar: dict[str, Any], path: Path) -> ModelConfig:
