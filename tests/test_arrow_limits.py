@@ -31,12 +31,12 @@ def repeated(text: str, count: int):
 
 @pytest.mark.parametrize("name", ["a.parquet", "s.arrow", "f.arrow"])
 def test_a_text_that_all_rows_share_is_in_memory_once(tmp_path, name):
-    file = written(tmp_path / name, pyarrow.table({"text": repeated(LONG, 500)}))
+    file = written(tmp_path / name, pyarrow.table({"text": repeated(LONG, 200)}))
     before = pyarrow.total_allocated_bytes()
     rows = arrow.arrow_rows(file, "parquet" if name.endswith("parquet") else "arrow")
     assert next(rows).content == {"text": LONG}
     assert pyarrow.total_allocated_bytes() - before < 20 * len(LONG)
-    assert sum(1 for _ in rows) == 499
+    assert sum(1 for _ in rows) == 199
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "s.arrow", "f.arrow"])
@@ -135,3 +135,13 @@ def test_a_date_that_python_lacks_is_an_error_of_its_row(tmp_path):
     dates = pyarrow.array([0, 2**62], pyarrow.timestamp("s"))
     first, second = rows_or_errors(written(tmp_path / "s.arrow", pyarrow.table({"text": ["a", "b"], "at": dates})))
     assert first["text"] == "a" and second.startswith("2: a value cannot be read (")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "s.arrow"])
+def test_far_more_text_than_bytes_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(arrow, "MIN_TEXT_BYTES", 100 * len(LONG))
+    file = written(tmp_path / name, pyarrow.table({"text": repeated(LONG, 99)}))
+    assert len(rows_or_errors(file)) == 99
+    monkeypatch.setattr(arrow, "MIN_TEXT_BYTES", 90 * len(LONG))
+    with pytest.raises(UserError, match="expected rows of text, found more than 1,000 times the size of the file"):
+        rows_or_errors(file)

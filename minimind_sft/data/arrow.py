@@ -16,6 +16,8 @@ NAMES = {"parquet": "a Parquet", "arrow": "an Arrow"}
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 FILE_MARK, STREAM_IN_FILE = b"ARROW1", 8
 """The beginning and the end of a file, and where its stream begins."""
+MAX_EXPANSION, MIN_TEXT_BYTES = 1000, 2**26
+"""Rows may share a long system text. More text than that is refused beyond so many bytes."""
 MAX_ROWS = 1_000_000
 """In a file with fewer bytes than that: rows of nothing take no room."""
 
@@ -66,13 +68,18 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
             names = schema.names
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: expected columns of different names, found {', '.join(names)}")
-            number, most = 0, max(path.stat().st_size, MAX_ROWS)
+            number, text_bytes, size = 0, 0, path.stat().st_size
             for batch in batches:
-                if number + batch.num_rows > most:
+                if number + batch.num_rows > max(size, MAX_ROWS):
                     raise UserError(f"{path}: expected rows of text, found more rows than the file has bytes")
                 if kind == "arrow":  # these files have no checksums, and a wrong length would go unnoticed
                     batch.validate(full=True)
-                are_small = value_bytes(batch) <= MAX_ROW_BYTES
+                batch_bytes = value_bytes(batch)
+                text_bytes += batch_bytes
+                if text_bytes > max(size * MAX_EXPANSION, MIN_TEXT_BYTES):
+                    raise UserError(f"{path}: expected rows of text, found more than {MAX_EXPANSION:,} times the size "
+                                    "of the file")
+                are_small = batch_bytes <= MAX_ROW_BYTES
                 if are_small and batch.schema != schema:
                     with suppress(pyarrow.ArrowNotImplementedError):
                         batch = batch.cast(schema)  # it is faster to read without dictionaries

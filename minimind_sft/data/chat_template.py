@@ -180,7 +180,7 @@ class ChatTemplate:
         for index, before in compared:
             prompt = self.generation_prompt_ids(messages[:index], tools, has_reasoning(messages[index]))
             if before.tolist() != prompt:
-                trained, chatted = (self.tokenizer.decode(ids)[-40:] for ids in (before, prompt))
+                trained, chatted = (self.tokenizer.decode(ids)[-40:] for ids in (before.tolist(), prompt))
                 mismatches.append(f"{conversation.place}: {conversation.turn_name(index)}: taught after {len(before)} "
                                   f"ids ...{trained!r}, while a chat shows {len(prompt)} ids ...{chatted!r}")
         return mismatches

@@ -45,6 +45,7 @@ from minimind_sft.writing import PrivateFolder, create, create_text, sync
 T = TypeVar("T")
 
 NAMED_AT_ONCE = 10
+TOKENS_AT_ONCE = 2**20
 
 
 class Chunk(NamedTuple):
@@ -291,5 +292,9 @@ def _one_process(folder: Path, name: str, say: Callable[[str], None]) -> Iterato
 def _joined(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     """Joins the arrays as unsigned numbers, `IGNORE_INDEX` as the largest."""
     joined = np.concatenate(arrays or [np.zeros(0, np.int32)])
-    return np.where(joined == IGNORE_INDEX, np.iinfo(dtype).max, joined).astype(dtype)
+    unsigned = np.empty(len(joined), dtype)
+    for start in range(0, len(joined), TOKENS_AT_ONCE):
+        part = joined[start:start + TOKENS_AT_ONCE]
+        unsigned[start:start + TOKENS_AT_ONCE] = np.where(part == IGNORE_INDEX, np.iinfo(dtype).max, part)
+    return unsigned
 

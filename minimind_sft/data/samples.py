@@ -129,11 +129,10 @@ class PretrainEncoder:
     def encode_text(self, text: str, place: str) -> EncodedRow | UserError:
         """Encodes the text of the row at `place`; returns an error if it uses up the characters that marks need."""
         try:
-            ids = text_ids(self.tokenizer, text, place)
+            ids = text_ids(self.tokenizer, text, place, self.tokenizer.before_text,
+                           [self.tokenizer.end_of_document_id])
         except UserError as error:
             return error
-        ids = np.concatenate([np.array(self.tokenizer.before_text, np.int32), ids,
-                              np.array([self.tokenizer.end_of_document_id], np.int32)])
         chunks = (ids[start:start + self.max_seq_len] for start in range(0, len(ids) - 1, self.max_seq_len - 1))
         return EncodedRow([[Example(chunk[:-1], chunk[1:])] for chunk in chunks], False, text)
 
@@ -143,8 +142,12 @@ def begins_with_bos(tokenizer: Tokenizer) -> dict[str, bool]:
     return {"begins_with_bos": True} if tokenizer.adds_bos else {}
 
 
-def text_ids(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
+def text_ids(tokenizer: Tokenizer, text: str, place: str, before: Sequence[int] = (),
+             after: Sequence[int] = ()) -> np.ndarray:
     """Returns the ids of running text of any length, int32, in which nothing becomes a control token.
+
+    Args:
+        before, after: ids that are put there.
 
     Raises:
         UserError: names the place, if the text uses up the characters that marks need.
@@ -154,7 +157,7 @@ def text_ids(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
                  for number, part in enumerate(text_parts(text))]
     except UserError as error:
         raise UserError(f"{place}: text: {error}") from error
-    return np.concatenate(parts or [np.zeros(0, np.int32)])
+    return np.concatenate([np.array(before, np.int32), *parts, np.array(after, np.int32)])
 
 
 def text_parts(text: str) -> Iterator[str]:
