@@ -1,6 +1,8 @@
 """trainer/train_tokenizer.py, run as a user runs it."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,15 @@ def test_train_tokenizer_is_deterministic_and_makes_a_usable_tokenizer(repositor
     assert [tokenizer.decode([token_id]) for token_id in tokenizer.encode("user the 12")] == [
         "user", " the", " ", "1", "2"]
     assert tokenizer.decode(tokenizer.encode_ordinary("ß😀")) == "ß😀"
+
+
+def test_long_runs_of_one_kind_of_character_are_cut(repository, tmp_path):
+    program = runpy.run_path(str(repository / "trainer/train_tokenizer.py"))
+    lines = ["ab" * 2500, "the hat, " * 1000, " " * 4001 + "x", "中" * 1999, ".-" * 1000, "_" * 2001]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
+    texts = [text for text in program["texts_of"]([tmp_path / "a.jsonl"]) if text not in program["ROLES"]]
+    assert "".join(texts) == "".join(lines)
+    assert list(map(len, texts)) == [2000, 2000, 1000, 9000, 2000, 2000, 2, 1999, 2000, 2000, 1]
 
 
 @pytest.mark.parametrize("arguments, message", [
