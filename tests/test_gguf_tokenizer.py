@@ -25,6 +25,7 @@ TOKENS = ["<end>", "<|user|>", "<think>", *"abcdeĠĊ1", "ab", "Ġab", "[PAD13]"
 FIELDS: dict[str, Any] = {
     "model": "gpt2", "pre": "gpt-2", "tokens": TOKENS, "merges": ["a b", "Ġ ab"], "bos_token_id": 1, "eos_token_id": 0,
     "token_type": [CONTROL, CONTROL, USER_DEFINED, *[NORMAL] * 10, UNUSED]}
+SENTENCEPIECE = {"model": "llama", "scores": [0.0] * 14, "token_type": [CONTROL, CONTROL, USER_DEFINED, *[NORMAL] * 11]}
 TEMPLATE = ("{% for m in messages %}<|user|>{{ m.content }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<|user|>{% endif %}")
 
@@ -64,7 +65,7 @@ def test_a_small_one(tmp_path):
     assert 0 not in tokenizer.encode_ordinary("ab<end>")
     assert tokenizer.special == {"bos_token": "<|user|>", "eos_token": "<end>"}
     assert tokenizer.vocab_size == 13, "unused tokens fill the embedding up"
-    assert tokenizer.control_tokens() == ["<end>", "<|user|>"] and tokenizer.notices == ()
+    assert tokenizer.control_tokens() == ["<end>", "<|user|>"] and "no unk_token" in tokenizer.notices[0]
     template = ChatTemplate(tokenizer)
     assert template.end_of_turn == "<end>"
     assert template.generation_prompt_ids([{"role": "user", "content": "ab"}]) == [1, 11, 0, 1]
@@ -80,7 +81,7 @@ def test_templates_may_have_names(tmp_path):
 
 @pytest.mark.parametrize("pre", ["default", None])
 def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
-    (notice,) = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", pre=pre)).notices
+    notice, _ = Tokenizer.from_gguf(gguf_file(tmp_path / "x.gguf", pre=pre)).notices
     assert f"tokenizer.ggml.pre: {pre or 'missing'}: the program that wrote the file did not" in notice
     assert "--tokenizer_path FOLDER" in notice
 
@@ -107,6 +108,10 @@ def test_an_unrecognised_pre_tokenizer_is_noted(tmp_path, pre):
     ({"merges": ["a c"]}, "not a tokenizer ("),
     ({"eos_token_id": 99}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 99"),
     ({"eos_token_id": 13}, "tokenizer.ggml.eos_token_id: expected the id of a token, found 13"),
+    ({"tokens": ["<end>"] * 400_001}, "tokenizer.ggml.tokens: expected at most 400,000 entries, found 400,001"),
+    ({**SENTENCEPIECE, "tokens": [*TOKENS[:-1], "a" * 20_000]}, "tokenizer.ggml.tokens: the tokens are so long that"),
+    ({**SENTENCEPIECE, "scores": [*[0.0] * 13, float("nan")]}, "tokenizer.ggml.scores: expected finite numbers"),
+    ({**SENTENCEPIECE, "add_space_prefix": "no"}, "tokenizer.ggml.add_space_prefix: expected true or false, found"),
     ({"templates": {"tokenizer.chat_template": 3}}, "tokenizer.chat_template: expected a string, found 3"),
     ({"add_bos_token": "no"}, 'tokenizer.ggml.add_bos_token: expected true or false, found "no"'),
     ({"templates": {"tokenizer.chat_templates": "x"}}, 'tokenizer.chat_templates: expected a list of names, found "x"'),

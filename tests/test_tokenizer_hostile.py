@@ -190,6 +190,22 @@ def test_fields_of_other_types_are_named(tmp_path, small, config, message):
     assert refused(tmp_path, small, **config) == f"tokenizer_config.json: {message}"
 
 
+def test_what_a_tokenizer_holds_is_limited(tmp_path, small, monkeypatch):
+    state = {**small, "model": {**small["model"], "merges": [["a", "b"]] * 3}}
+    for limit, field in (("MAX_TOKENS", "model: vocab"), ("MAX_MERGES", "model: merges"),
+                         ("MAX_ADDED", "added_tokens")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"minimind_sft.data.tokenizer_state.{limit}", 2)
+            assert refused(tmp_path, state).startswith(f"tokenizer.json: {field}: expected at most 2 entries, found ")
+
+
+def test_text_that_is_left_out_is_noted(tmp_path, small):
+    assert read(tmp_path, small).notices == ()
+    vocab = {"\0" if token == "q" else token: index for token, index in small["model"]["vocab"].items()}
+    (notice,) = read(tmp_path, {**small, "model": {**small["model"], "vocab": vocab}}).notices
+    assert notice.endswith("cannot spell every text and has no unk_token: the rest of a text is left out")
+
+
 def test_expressions_of_real_tokenizers_are_accepted():
     steps = [step for one in PRE_TOKENIZERS for step, _ in steps_in({"pre_tokenizer": one.steps}, "pre_tokenizer", "")]
     expressions = [step["pattern"]["Regex"] for step in steps if "pattern" in step]

@@ -6,11 +6,13 @@ llama.cpp, this one does not.
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimind_sft.data.pre_tokenizers import BY_NAME, UNRECOGNISED, byte_level
 from minimind_sft.data.tokenizer_files import TokenizerFiles
+from minimind_sft.data.tokenizer_state import MAX_ADDED, MAX_MERGES, MAX_TOKENS
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.gguf_file import GGUFFile
 
@@ -24,6 +26,8 @@ SPECIAL_FIELDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad
 OTHER_MODELS = {"gemma4": "Gemma's", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
 BPE = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+MAX_SQUARES = 200_000_000
+"""The sum of the squared lengths of SentencePiece's tokens; that of the largest vocabularies is a tenth of it."""
 SPACE = "\u2581"
 """How SentencePiece writes a space."""
 FROM_FOLDER = "--tokenizer_path FOLDER can name the folder of the same model's tokenizer from Hugging Face"
@@ -42,7 +46,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
         known = OTHER_MODELS.get(model, "of an unknown kind")
         raise fields.error("model", f"the tokenizer is {known} ({printable(model)}), and only byte-level BPE (gpt2) "
                                     f"and SentencePiece's BPE (llama) can be read from a GGUF file; {FROM_FOLDER}")
-    tokens = fields.strings("tokens")
+    tokens = fields.strings("tokens", MAX_TOKENS)
     types = fields.numbers("token_type", len(tokens), int)
     if unknown := set(types) - TYPES:
         raise fields.error("token_type", f"{min(unknown)} is no type of token, expected 0 to {max(TYPES)}")
@@ -53,6 +57,8 @@ def read_gguf_tokenizer(path: Path) -> TokenizerFiles:
     added = [{"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": types[index] != USER_DEFINED}
              for token, index in vocab.items() if types[index] in (UNKNOWN, CONTROL, USER_DEFINED)]
+    if len(added) > MAX_ADDED:
+        raise fields.error("token_type", f"expected at most {MAX_ADDED:,} control tokens, found {len(added):,}")
     special = {name: token for name, field in SPECIAL_FIELDS.items()
                if (token := _token_named(fields, field, tokens, types)) is not None}
     how, notices = _sentencepiece(fields, vocab, types) if model == "llama" else _byte_level(fields, vocab)
@@ -90,8 +96,10 @@ class _Fields:
             raise self.error(name, f"expected {expected}, found {describe(found)}")
         return found
 
-    def strings(self, name: str) -> list[str]:
+    def strings(self, name: str, limit: int) -> list[str]:
         found = self.value(name, list)
+        if len(found) > limit:
+            raise self.error(name, f"expected at most {limit:,} entries, found {len(found):,}")
         if not all(isinstance(one, str) for one in found):
             raise self.error(name, "expected a list of strings")
         return found
@@ -139,11 +147,16 @@ def _sentencepiece(fields: _Fields, vocab: dict[str, int], types: list[int]) -> 
         raise fields.error("model", f"SentencePiece (llama) can be read for the architecture llama, found "
                                     f"{printable(str(family))}; {FROM_FOLDER}")
     scores = fields.numbers("scores", len(types), float)
+    if not all(map(isfinite, scores)):
+        raise fields.error("scores", "expected finite numbers")
     best_first = sorted((token for token, index in vocab.items() if types[index] == NORMAL),
                         key=lambda token: -scores[vocab[token]])
+    if sum(len(token)**2 for token in best_first) > MAX_SQUARES:
+        raise fields.error("tokens", "the tokens are so long that finding their merges takes too much time")
     merges = merges_in_order(best_first, vocab)
     unknown = next((token for token, index in vocab.items() if types[index] == UNKNOWN), None)
-    prepend = [] if fields.get("add_space_prefix") is False else [{"type": "Prepend", "prepend": SPACE}]
+    prepends = fields.optional("add_space_prefix", bool, "true or false") is not False
+    prepend = [{"type": "Prepend", "prepend": SPACE}] if prepends else []
     decoders = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
                 {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
     return _Kind({
@@ -175,7 +188,7 @@ def _token_named(fields: _Fields, name: str, tokens: list[str], types: list[int]
 def _merges(fields: _Fields) -> list[list[str]]:
     """Returns the merges as pairs; a space separates the two, and the first may begin with one."""
     pairs = []
-    for number, merge in enumerate(fields.strings("merges")):
+    for number, merge in enumerate(fields.strings("merges", MAX_MERGES)):
         at = merge.find(" ", 1)
         if at < 0:
             raise fields.error("merges", f"number {number}: expected two tokens, found {merge!r}")

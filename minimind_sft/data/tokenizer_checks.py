@@ -1,10 +1,8 @@
 """Checks what a tokenizer makes of text: letters are kept, and text that it cannot spell is no control token."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
-
-from tokenizers.pre_tokenizers import ByteLevel
 
 from minimind_sft.data.bounded_tokenizer import BoundedTokenizer
 from minimind_sft.data.tokenizer_state import steps_in
@@ -13,7 +11,11 @@ from minimind_sft.errors import UserError
 KEPT = "The quick brown fox jumps over the lazy dog, 0123456789 times. Was it 42?"
 WORDS = ("quick", "brown", "fox", "42")
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
-"""Bytes; byte-level tokenizers spell each of these as the character with its number."""
+ALWAYS_NEEDED = (ord("\t"), ord("\n"), *range(32, 127))
+SHOWN_AS_THEY_ARE = (*range(33, 127), *range(161, 173), *range(174, 256))
+BYTES = {**{byte: chr(byte) for byte in SHOWN_AS_THEY_ARE},
+         **{byte: chr(256 + index) for index, byte in enumerate(sorted({*range(256)} - {*SHOWN_AS_THEY_ARE}))}}
+"""The character by which byte-level tokenizers spell each byte (GPT-2's `bytes_to_unicode`)."""
 
 
 def check_unknown(state: dict[str, Any], special: dict[str, str], end_of_document: str, place: str) -> Iterator[str]:
@@ -33,7 +35,7 @@ def check_unknown(state: dict[str, Any], special: dict[str, str], end_of_documen
     if token is None:
         if is_list:
             raise UserError(f"{field}: missing, and the vocabulary cannot spell every text")
-        if not _bytes(state):  # bytes that are missing occur in hardly any text
+        if not _spells(state, ALWAYS_NEEDED):  # without the other bytes, hardly any text is left out
             yield (f"{place}: the vocabulary cannot spell every text and has no unk_token: the rest of a text is left "
                    "out")
         return
@@ -56,21 +58,21 @@ def unknown_token(state: dict[str, Any]) -> str | None:
 
 def spells_everything(state: dict[str, Any]) -> bool:
     """Whether the vocabulary has all bytes of UTF-8, so that no text is unknown."""
-    needed = _bytes(state)
-    if not needed:
+    return _spells(state, set(range(256)) - NEVER_IN_UTF8)
+
+
+def _spells(state: dict[str, Any], some: Iterable[int]) -> bool:
+    """Whether the vocabulary has these bytes; no vocabulary of characters and words has any."""
+    model, added = state["model"], {entry["content"] for entry in state["added_tokens"]}
+    if model.get("byte_fallback"):
+        needed = {f"<0x{byte:02X}>" for byte in some}
+    elif "merges" in model and any(step["type"] == "ByteLevel" for field in ("normalizer", "pre_tokenizer")
+                                   for step, _ in steps_in(state, field, "")):
+        needed = {BYTES[byte] for byte in some}
+    else:
         return False
-    vocab, added = state["model"]["vocab"], {entry["content"] for entry in state["added_tokens"]}
+    vocab = model["vocab"]
     return needed <= (set(vocab) if isinstance(vocab, dict) else {token for token, _ in vocab}) - added
-
-
-def _bytes(state: dict[str, Any]) -> set[str]:
-    """Returns how the vocabulary spells the bytes of UTF-8; {} for one of characters and words."""
-    if state["model"].get("byte_fallback"):
-        return {f"<0x{byte:02X}>" for byte in range(256) if byte not in NEVER_IN_UTF8}
-    if "merges" in state["model"] and any(step["type"] == "ByteLevel" for field in ("normalizer", "pre_tokenizer")
-                                          for step, _ in steps_in(state, field, "")):
-        return set(ByteLevel.alphabet()) - set(map(chr, NEVER_IN_UTF8))
-    return set()
 
 
 def check_kept(tokenizer: BoundedTokenizer, place: str) -> None:

@@ -17,6 +17,8 @@ from minimind_sft.errors import UserError, describe, printable
 PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors",
          "decoder": "decoders"}
 """The fields that hold steps, and the field in which a sequence of them keeps its own."""
+MAX_TOKENS, MAX_MERGES, MAX_ADDED = 400_000, 800_000, 10_000
+"""More than the largest tokenizers have; so many take 700 MB of memory."""
 MAX_STEPS, MAX_DEPTH = 100, 20
 MAX_GROWTH = 32
 """How many times longer the steps of one field may make a text. Those of real tokenizers hardly change its length."""
@@ -46,7 +48,10 @@ def check_state(state: dict[str, Any], place: str) -> None:
             _check_step(field, step, where)
         _check_growth([step for step, _ in found], f"{place}: {field}")
     model = state.get("model")
+    _check_length(state.get("added_tokens"), MAX_ADDED, f"{place}: added_tokens")
     if isinstance(model, dict):
+        _check_length(model.get("vocab"), MAX_TOKENS, f"{place}: model: vocab")
+        _check_length(model.get("merges"), MAX_MERGES, f"{place}: model: merges")
         _check_model(model, f"{place}: model")
 
 
@@ -115,6 +120,11 @@ def check_ids(vocab: dict[str, int], added: list[dict[str, Any]], place: str) ->
     size = max(by_id, default=-1) + 1
     if size - len(by_id) > MAX_UNUSED_IDS:
         raise UserError(f"{place}: {by_id[size - 1]!r} has the id {size - 1}, but there are only {len(by_id):,} tokens")
+
+
+def _check_length(value: Any, limit: int, where: str) -> None:
+    if isinstance(value, dict | list) and len(value) > limit:
+        raise UserError(f"{where}: expected at most {limit:,} entries, found {len(value):,}")
 
 
 def _check_step(field: str, step: dict[str, Any], where: str) -> None:
