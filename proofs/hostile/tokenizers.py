@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +30,7 @@ MERGES = [["t", "h"], ["th", "e"], ["i", "n"]]
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     state, config = base()
-    row = {"conversations": [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "quick answer"}]}
-    (folder / "data.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    (folder / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
+    data(folder)
     place = folder / "tokenizer"
     place.mkdir()
     kinds = models(state)
@@ -66,6 +65,13 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
             "--save_dir", str(folder / "learned"), "--overwrite"], "either")
 
 
+def data(folder: Path) -> None:
+    """Writes a conversation that spells control tokens, and a chat template."""
+    row = {"conversations": [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "quick answer"}]}
+    (folder / "data.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (folder / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
 def inspected(folder: Path, name: str, expected: str) -> Try:
     """Shows the row as the tokenizer in `folder` splits it."""
     return Try(name, ["scripts/inspect_data.py", str(folder / "data.jsonl"), "--tokenizer_path",
@@ -76,10 +82,12 @@ def inspected(folder: Path, name: str, expected: str) -> Try:
 def text_stays_text(outcome: Outcome) -> str | None:
     """Counts the control tokens that the row was shown with; `<unk>` stands for unknown text."""
     shown, _, _ = outcome.stdout.partition("(training)\n")
-    found = shown.count("‹") - shown.count("‹<unk>›") - 1  # one explains the sign
-    if found > CONTROL_TOKENS:
-        return f"{found} control tokens, {CONTROL_TOKENS} of them the template's"
-    return None if "quick" in shown.casefold() else "the text is lost"
+    found = [token for token in re.findall("‹([^›]*)›", shown) if token.strip(" ·") != "<unk>"]
+    found = found[1:]  # the first explains the sign
+    if len(found) > CONTROL_TOKENS:
+        return f"{len(found)} control tokens, {CONTROL_TOKENS} of them the template's: {found}"
+    is_told = "1 row that cannot be used" in outcome.stdout or "is left out" in outcome.stderr
+    return None if is_told or "quick" in shown.casefold() else "the text is lost"
 
 
 def base() -> tuple[dict[str, Any], dict[str, Any]]:
