@@ -76,7 +76,7 @@ NOT_METRICS = {
     "missing": (None, r": cannot be read \(No such file or directory\)"),
     "empty": ("", r": has no loss to draw; a run logs one every --log_interval steps"),
     "no loss": ('{"step": 1, "skipped": "x", "loss": null}\n', r": has no loss to draw.*"),
-    "broken": ('{"step": 1, "loss": 2.5}\n{"step": 2, "lo\n', r":2: not a line of JSON .*"),
+    "broken": ('{"step": 1, "loss": 2.5}\n{"step": 2, "lo\n', r":2: expected a line of JSON, found broken JSON .*"),
     "a list": ('[1, 2]\n', r":1: expected an object, found .*"),
     "no step": ('{"loss": 2.5}\n', r":1: step: expected a whole number, found nothing; a line of metrics .*"),
     "a word": ('{"step": 1, "loss": "small"}\n', r':1: loss: expected a finite number, found "small"'),
