@@ -23,6 +23,8 @@ KIND = "sidecars and configurations"
 
 ODD = (*ODD_VALUES, 1, 2, 3, 10**9, 5e-324, 1e-300, 1.0000000001, "a" * 10**6, "default", [0] * 10**5,
        [[[[[[[[[[1]]]]]]]]]], {"factor": 2.0})
+EXTREMES = (5e-324, 1e-300, 1e308, 10**300, 0, -1, float("nan"))
+"""For the numbers of RoPE's scaling, whose formulas divide by them and take their logarithms."""
 ROPE: tuple[dict[str, Any], ...] = (
     {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 32.0, "beta_slow": 1.0,
      "attention_factor": 1.0, "original_max_position_embeddings": 2048},
@@ -74,7 +76,9 @@ def odd_sidecars(good: Path, random: Random, count: int, run: Run) -> Iterator[T
     changes = [(whole, place, odd) for whole in (sidecar, scaled) for place in fields_of(whole) for odd in ODD
                if whole is sidecar or place[:2] == ("model", "rope_scaling")]
     random.shuffle(changes)
-    for whole, place, odd in changes[:count]:
+    extremes = [(scaled, ("model", "rope_scaling", name), odd) for name in scaled["model"]["rope_scaling"]
+                for odd in EXTREMES if name != "rope_type"]
+    for whole, place, odd in changes[:count - count // 4] + random.sample(extremes, min(len(extremes), count // 4)):
         changed = with_value(whole, place, odd)
         write(path.with_suffix(".json"), changed)
         write(path.with_name("odd_64.json"), changed)
@@ -104,7 +108,7 @@ def odd_assumptions(good: Path, random: Random, count: int, run: Run) -> Iterato
 
 def odd_configurations(folders: dict[str, Path], random: Random, count: int, run: Run) -> Iterator[Try]:
     """Changes one field of the config.json of a family, also with each kind of RoPE scaling."""
-    changes = []
+    changes, extremes = [], []
     for path in folders.values():
         plain = json.loads((path / "config.json").read_text())
         wholes = [plain] + ([plain | {"rope_scaling": rope, "rope_parameters": None} for rope in ROPE]
@@ -113,8 +117,11 @@ def odd_configurations(folders: dict[str, Path], random: Random, count: int, run
                     if whole is plain or place[0] == "rope_scaling"]
         changes += [(path, plain, (extra,), odd) for extra in ("quantization_config", "rope_scaling", "x\x1b[2J")
                     for odd in ODD]
+        extremes += [(path, whole, place, odd) for whole in wholes[1:] for place in fields_of(whole) for odd in EXTREMES
+                     if place[0] == "rope_scaling" and place[-1] not in ("rope_scaling", "rope_type")]
     random.shuffle(changes)
-    for path, whole, place, odd in changes[:count]:
+    random.shuffle(extremes)
+    for path, whole, place, odd in changes[:count // 2] + extremes[:count // 2]:
         before = (path / "config.json").read_text()
         write(path / "config.json", with_value(whole, place, odd))
         yield Try(f"{path.name}, {'.'.join(map(str, place))}: {odd!r:.40}", run(path), "either", check=finite)
