@@ -93,6 +93,10 @@ def test_items_of_something_else_are_refused(tmp_path, field, value, message):
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "5", "not JSON", '{"task": "answers", "item": "0"}', '{"evaluation": 1}',
+                                  '{"evaluation": "answers", "identity": []}', '{"evaluation": 1, "identity": {}}',
+                                  '{"evaluation": "a", "evaluation": "b", "identity": {}}',
+                                  '{"evaluation": "answers", "identity": {}}\n{"task": "answers", "item": 0}',
+                                  '{"evaluation": "a", "identity": {}}\n{"evaluation": "a", "identity": {}}',
                                   '{"evaluation": "answers", "identity": {}}\n{"task": "other", "item": "0"}'])
 def test_a_foreign_line_is_refused(tmp_path, line):
     path = tmp_path / "a.jsonl"

@@ -272,6 +272,9 @@ def _choose(model: LanguageModel, prompter: ChoicePrompter, prompts: Mapping[str
         for batch in score_choices(model, prompter, list(left.values())):
             task.add({next(names): result.as_json() for result in batch})
             bar.update(len(batch))
+    for name, prompt in prompts.items():
+        if len(task.done[name]["log_likelihoods"]) != len(prompt.question.options):
+            raise task.foreign(name)
     return [ChosenOption(prompt.question, tuple(task.done[name]["log_likelihoods"]), prompter.lengths(prompt.question))
             for name, prompt in prompts.items()]
 

@@ -108,8 +108,10 @@ def _losses(candidate: Candidate, conversations: Sequence[Conversation]) -> list
 
 
 def _are_losses(values: dict[str, Any]) -> bool:
-    return isinstance(values.get("problem"), str) or are_numbers(
-        values.get(name) for name in ("loss", "tokens", "right", "bytes", "cut"))
+    counts = [values.get(name) for name in ("tokens", "right", "bytes", "cut")]
+    return isinstance(values.get("problem"), str) or (
+        are_numbers([values.get("loss"), *counts]) and all(type(count) is int and count >= 0 for count in counts)
+        and values["right"] <= values["tokens"])
 
 
 def answer_questions(candidate: Candidate, items: Sequence[Item], settings: EvaluatedConversationsSettings,

@@ -118,6 +118,10 @@ class Task:
         self.done.update(items)
         self._store.write({"task": self._name, "item": item, **values} for item, values in items.items())
 
+    def foreign(self, item: str) -> UserError:
+        """Returns the error for an item that somebody changed."""
+        return _foreign(f"{self._store.path}: {self._name}: item {item}")
+
 
 class Store:
     """The answers file: one JSON object per line, appended as items are finished.
@@ -157,11 +161,11 @@ class Store:
             self._identities[name] = given
             self.write([{MARK: name, "identity": given}])
         self._check_same(name, self._identities[name], given)
-        done = self._done.setdefault(name, {})
-        for item, values in done.items():
+        task = Task(self, name, self._done.setdefault(name, {}))
+        for item, values in task.done.items():
             if not is_item(values):
-                raise _foreign(f"{self.path}: {name}: item {item}")
-        return Task(self, name, done)
+                raise task.foreign(item)
+        return task
 
     def of(self, whose: str) -> "Store":
         """Returns the same store for another model's tasks, whose names end in `whose`."""
@@ -199,19 +203,30 @@ class Store:
         with self._disk("read"):
             whole = read_regular_file(path, MAX_ANSWERS_BYTES)
         kept = whole.rfind(b"\n") + 1
-        for number, line in enumerate(whole[:kept].splitlines(), start=1):
+        for number, line in enumerate(whole[:kept].split(b"\n")[:-1], start=1):
             try:
-                row = parse_json(line.decode(), f"{path}:{number}")
-                if MARK in row:
-                    self._identities[row[MARK]] = row["identity"]
-                    self._done[row[MARK]] = {}
-                else:
-                    task, item = row.pop("task"), row.pop("item")
-                    self._done[task][item] = row
+                self._take(parse_json(line.decode(), f"{path}:{number}"))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _foreign(f"{path}:{number}") from error
         if kept < len(whole):
             self._cut(path, kept, whole[kept:])
+
+    def _take(self, row: dict[str, Any]) -> None:
+        """Takes a line that an earlier process wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: if it is not such a line.
+        """
+        if MARK in row:
+            name, identity = row[MARK], row["identity"]
+            if not isinstance(name, str) or not isinstance(identity, dict) or name in self._identities:
+                raise ValueError
+            self._identities[name], self._done[name] = identity, {}
+            return
+        task, item = row.pop("task"), row.pop("item")
+        if not isinstance(item, str):
+            raise TypeError
+        self._done[task][item] = row
 
     def _cut(self, path: Path, kept: int, unfinished: bytes) -> None:
         """Cuts off the line that a killed process left unfinished; a line of somebody else is no such line."""

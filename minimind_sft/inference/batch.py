@@ -110,9 +110,9 @@ class BatchOutput:
         for number, line in enumerate(lines, 1):
             try:
                 answered = parse_json(line.decode(), f"{self.path}:{number}")
-                is_ours = ANSWER in answered and json.loads(json.dumps(rows[number - 1].row)) == {
+                is_ours = _are_answers(answered) and json.loads(json.dumps(rows[number - 1].row)) == {
                     name: value for name, value in answered.items() if name not in (ANSWER, REASONING, PROBLEM)}
-            except (ValueError, TypeError, AttributeError, IndexError):
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
                 is_ours = False
             if not is_ours:
                 raise UserError(f"--batch_out {self.path}:{number}: not the answer to a row of --batch_in; choose "
@@ -133,6 +133,14 @@ class BatchOutput:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); with room, the same command goes "
                             "on") from error
         self.done += len(rows)
+
+
+def _are_answers(row: dict[str, Any]) -> bool:
+    """Whether the fields that a row gets are there, with an answer or the reason why there is none."""
+    given = {name: row[name] for name in (ANSWER, REASONING, PROBLEM) if name in row}
+    if row[ANSWER] is None:
+        return given.keys() == {ANSWER, PROBLEM} and isinstance(row[PROBLEM], str)
+    return PROBLEM not in given and all(isinstance(value, str) for value in given.values())
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,23 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hostile.small_runs import ODD_VALUES, SFT, SmallRun, fields_of, finished, flags_in, same_result, vouch, with_value
+from hostile.odd_values import ODD_VALUES, fields_of, with_value
+from hostile.small_runs import SFT, SmallRun, finished, flags_in, same_result, vouch
 from hostile.tries import Try
 
 KIND = "prepared data that somebody changed"
 
-FILES = ("header.json", "manifest.json", "input_ids.bin", "labels.bin", "lengths.bin", "examples.bin", "groups.bin",
-         "made_by_minimind_sft")
 Damage = Callable[[Path], None]
 
 
 def tries(folder: Path, random: random.Random, count: int) -> Iterator[Try]:
     base = finished(folder / "finished", SFT)
     (prepared,) = [path for path in (base.folder / "out/prepared").iterdir() if path.is_dir()]
-    listed = [("untouched", lambda prepared: None), *_contents(), *_kinds(), *_neighbours()]
+    files = sorted(path.name for path in prepared.iterdir())
+    listed = [("untouched", lambda prepared: None), *_contents(files), *_kinds(files), *_neighbours()]
     fields = list(_fields(prepared, random))
     chosen = [*listed, *random.sample(fields, max(min(count - len(listed), len(fields)), 0))]
     random.shuffle(chosen)
@@ -44,14 +44,14 @@ def _resumed(base: SmallRun, folder: Path, name: str, damage: Damage) -> Try:
                guarded=(outside, folder / "run/rows.jsonl", *theirs))
 
 
-def _contents() -> Iterator[tuple[str, Damage]]:
+def _contents(files: Sequence[str]) -> Iterator[tuple[str, Damage]]:
     """Yields changes of the content of each file, some with checksums that fit."""
     changes: dict[str, Callable[[bytes], bytes]] = {
         "empty": lambda whole: b"", "cut by one": lambda whole: whole[:-1], "cut by four": lambda whole: whole[:-4],
         "longer": lambda whole: whole + bytes(4), "zeros": lambda whole: bytes(len(whole)),
         "ones": lambda whole: b"\xff" * len(whole), "backwards": lambda whole: whole[::-1],
         "another byte": lambda whole: bytes([(whole or b"x")[0] ^ 1]) + whole[1:], "twice": lambda whole: whole * 2}
-    for file in FILES[:-1]:
+    for file in [name for name in files if "." in name]:
         for what, change in changes.items():
             for forged in (False, True):
                 # With a checksum that fits, other tokens cannot be told from the right ones.
@@ -84,7 +84,7 @@ def _fields(prepared: Path, random: random.Random) -> Iterator[tuple[str, Damage
                            _changed("header.json", lambda _, content=content: content, forged=True))
 
 
-def _kinds() -> Iterator[tuple[str, Damage]]:
+def _kinds(files: Sequence[str]) -> Iterator[tuple[str, Damage]]:
     """Yields each file, and the folder, replaced by something else."""
     makers: dict[str, Callable[[Path, Path], object]] = {
         "a pipe": lambda path, outside: os.mkfifo(path),
@@ -94,7 +94,7 @@ def _kinds() -> Iterator[tuple[str, Damage]]:
         "a link to a file": lambda path, outside: path.symlink_to(outside / "precious"),
         "a link to nothing": lambda path, outside: path.symlink_to(outside / "new"),
         "missing": lambda path, outside: None}
-    for name in ("", *FILES):
+    for name in ("", *files):
         for what, make in makers.items():
             def damage(prepared: Path, name: str = name, make: Callable[[Path, Path], object] = make) -> None:
                 path = prepared / name

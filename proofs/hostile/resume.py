@@ -11,19 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hostile.small_runs import (
-    LORA,
-    ODD_VALUES,
-    SFT,
-    STEPS,
-    SmallRun,
-    fields_of,
-    finished,
-    flags_in,
-    same_result,
-    vouch,
-    with_value,
-)
+from hostile.odd_values import ODD_VALUES, fields_of, with_value
+from hostile.small_runs import LORA, SFT, STEPS, SmallRun, finished, flags_in, same_result, vouch
 from hostile.tries import Try
 
 KIND = "resume states that somebody changed"

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hostile.small_runs import ODD_VALUES, SFT, fields_of, finished, flags_in, same_result, train, with_value
+from hostile.odd_values import ODD_VALUES, fields_of, with_value
+from hostile.small_runs import SFT, TOKENIZER, finished, flags_in, same_result, train
 from hostile.tries import Outcome, Try
 
 KIND = "metrics, answers and batches that somebody changed"
 
-EVALUATE, CHAT, COMPARE, PLOT = "scripts/evaluate.py", "eval_llm.py", "scripts/compare_runs.py", "scripts/plot_metrics.py"
+EVALUATE, CHAT = "scripts/evaluate.py", "eval_llm.py"
+COMPARE, PLOT = "scripts/compare_runs.py", "scripts/plot_metrics.py"
 CONTENTS = (b"", b"\n", b"\n\n", b"note", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"a": 1, "a": 2}\n', b"\0" * 100,
-            b"[1]\n", b"null\n", b'{"step": ' + b"9" * 5000 + b"}\n", b"\xef\xbb\xbf{}\n", "{}\u2028{}\n".encode("utf-16"))
+            b"[1]\n", b"null\n", b'{"step": ' + b"9" * 5000 + b"}\n", b"\xef\xbb\xbf{}\n",
+            "{}\u2028{}\n".encode("utf-16"))
 CASES = {"metrics": ("out/tiny_16_metrics.jsonl",), "answers": ("r.answers.jsonl", "r.json"),
          "batch": ("b.jsonl", "b.jsonl.run.json")}
 """The files of each case that are changed."""
@@ -37,7 +40,8 @@ def tries(folder: Path, random: random.Random, count: int) -> Iterator[Try]:
         else:
             (run.folder / file).write_bytes(content)
         commands = {"metrics": [(*flags_in(run.folder, run), "--from_resume", "1"),
-                                (COMPARE, *[str(run.folder / file)] * 2, "--html", str(run.folder / "page.html")),
+                                (COMPARE, str(run.folder / file), str(base.folder / file), "--html",
+                                 str(run.folder / "page.html")),
                                 (PLOT, str(run.folder / file), "--out", str(run.folder / "curves.png"))],
                     "answers": [_evaluation(run.folder)], "batch": [_batch(run.folder)]}[case]
         for command in [random.choice(commands)] if name != "untouched" else commands:
@@ -74,15 +78,11 @@ def _evaluate_once(folder: Path) -> None:
     (folder / "text.txt").write_text("Say it again. " * 20)
     train(folder, *_evaluation(folder))
     train(folder, *_batch(folder))
-    (folder / "r.json").write_text((folder / "r.json").read_text(encoding="utf-8"), encoding="utf-8")
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
 
 
 def _model(folder: Path) -> tuple[str, ...]:
-    sidecar = json.loads((folder / "out/tiny_16.json").read_text(encoding="utf-8")) if folder.exists() else {}
-    assert sidecar, "the run has finished"
     return ("--weight", str(folder / "weights/tiny_16.pth"), "--device", "cpu", "--dtype", "float32",
-            "--tokenizer_path", sidecar["tokenizer_facts"]["name"])
+            "--tokenizer_path", TOKENIZER)
 
 
 def _evaluation(folder: Path) -> tuple[str, ...]:
