@@ -299,8 +299,10 @@ class ChatTemplate:
             requests += [Request(index, True, reasons), Request(index + 1, False, reasons)]
         if thinking is not None:
             requests.append(Request(len(messages), True, thinking))
-        size = sum(json_characters(message) for message in messages) + json_characters(tools)
-        at_once = 2 * max(RENDERED_AT_ONCE // (2 * size), 1)
+        at_once = 2
+        if len(requests) > at_once:
+            size = sum(json_characters(message) for message in messages) + json_characters(tools)
+            at_once *= max(RENDERED_AT_ONCE // (at_once * size), 1)
         turns: list[Turn] = []
         for start in range(0, max(len(requests), 1), at_once):
             texts, marks = self._templates[bool(tools)].marked_texts(messages, tools, requests[start:start + at_once],

@@ -38,6 +38,8 @@ class Turn(NamedTuple):
 
     def begins(self, text: str) -> bool:
         """Tells whether a text begins with the turn and everything before it."""
+        if text is self.rendering.text:
+            return True
         near = slice(max(self.end - COMPARED_FIRST, 0), self.end)
         return text[near] == self.rendering.text[near] and text.startswith(self.answered)
 

@@ -143,7 +143,7 @@ def _texts() -> Iterator[Made]:
         yield (f"text of {name}", ".txt", "either", lambda random, characters=characters, size=size: _cut(
             random, characters.replace("\n", ""), size))
     yield "text, too long", ".txt", "refused", lambda random: _cut(random, "abc", 40 * MIB)
-    yield "text, ten long rows", ".txt", "either", lambda random: (_cut(random, "ab ", 2 * MIB) + b"\n") * 10
+    yield "text, ten long rows", ".txt", "either", lambda random: (_cut(random, "ab ", MIB // 2) + b"\n") * 10
     yield "text with one emoji, the longest row", ".txt", "either", lambda random: (
         "😀".encode() + _cut(random, "0123456789", 16 * MIB - 8))
     yield "text, quoted lines", ".csv", "either", lambda _: b'text\n"' + b"a\n" * (12 * MIB) + b'"\n'
@@ -158,7 +158,7 @@ def _packed() -> Iterator[Made]:
         yield (f"text of line ends in {suffix}", f".txt{suffix}", "refused",
                lambda _, pack=pack: pack(b"\n" * (300 * MIB)))
         yield (f"text of short lines in {suffix}", f".txt{suffix}", "either",
-               lambda _, pack=pack: pack(b"a\n" * 100_000))
+               lambda _, pack=pack: pack(b"a\n" * 30_000))
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**29, "mode": lzma.MODE_FAST, "nice_len": 273}]
     yield "a dictionary of 512 MiB", ".txt.xz", "refused", lambda _: lzma.compress(bytes(600 * MIB), filters=filters)
 
