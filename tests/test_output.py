@@ -74,6 +74,12 @@ def test_any_full_disk_error_is_reported_in_one_line():
         2, b"error: /data/x.bin: cannot be written (No space left on device)\n")
 
 
+def test_a_path_that_cannot_be_used_is_reported_in_one_line():
+    done = python("import errno\ndef main(): raise OSError(errno.ENAMETOOLONG, 'File name too long', 'x' * 5000)")
+    assert (done.returncode, done.stderr.decode()) == (
+        2, f"error: {'x' * 200}: cannot be used (File name too long)\n")
+
+
 @pytest.mark.parametrize(("ranks", "at_exit"), [("1", b"regular"), ("2", b"")])
 @pytest.mark.parametrize(("last", "status", "error"), [
     ("print('done')", 0, b""),
