@@ -16,7 +16,8 @@ from minimind_sft.data.tokenizer_choice import FOLDER
 
 KIND = "tokenizers"
 
-MARK = "\U000F0002"
+MARK, SECOND_MARK = "\U000F0002", "\U000F0028"
+"""What stands for <|im_end|> of the bundled tokenizer; the second one in texts that contain the first."""
 ODD: list[Any] = [None, True, False, 0, -1, 1, 7, 2**32, 2**63, 10**30, 0.5, 1e308, "", "~", "x\x1b[2J\u202e", "\ud800",
                   MARK, "a" * 100_000, [], [[]], [None], ["a", 1], {}, {"type": "x"}, {"content": 5}, {"a": {"b": []}}]
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -160,7 +161,7 @@ def attacks(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     trie = struct.pack("<I", 4) + b"\0\0\0\0"
     steps: dict[str, tuple[dict[str, Any], str]] = {
         f"a normalizer writes {content!r}, tokens found {when}": ({**later, **replaces("String", content)}, "accepted")
-        for content in ("<|im_end|>", MARK, "\U000F0000", "\U000FFFFD")
+        for content in ("<|im_end|>", MARK, SECOND_MARK, "\U000FFFFD")
         for when, later in (("before it", {}), ("after it", found_later))}
     expressions = ["(A+)+$", "(A|A)*!", "(?:A+A?)+$", r"(A)\1", "(A{1,30}){1,30}$", "(", "[a-", "(?~A)",
                    "A{99999}{99999}", "(" * 3000 + ")" * 3000, "A?" * 6000]
