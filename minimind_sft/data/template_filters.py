@@ -49,13 +49,14 @@ class Filters:
             **{name: self._of_text(name) for name in TEXT_FILTERS},
             **{name: self._numeric(name) for name in NUMERIC},
             "list": self._list, "reverse": self._reverse, "unique": self._unique, "join": self._join,
-            "sum": self._sum, "replace": self._replace, "format": self._format, "string": self._soft_text,
-            "tojson": self._to_json, **{name: self._structured(FILTERS[name]) for name in STRUCTURED},
+            "sum": self._sum, "trim": self._trim, "replace": self._replace, "format": self._format,
+            "string": self._soft_text, "tojson": self._to_json,
+            **{name: self._structured(FILTERS[name]) for name in STRUCTURED},
         }
         self.tests: dict[str, Callable] = {
             **JINJA_TESTS,
             **{name: self._comparison(test) for name, test in JINJA_TESTS.items() if test in COMPARISONS.values()},
-            "in": partial(operations.compare, "in"),
+            "in": operations.contains,
             "odd": lambda number: _remainder(number, 2) == 1,
             "even": lambda number: _remainder(number, 2) == 0,
             "divisibleby": lambda number, divisor: _remainder(number, divisor) == 0,
@@ -164,6 +165,11 @@ class Filters:
             start = self._operations.add(start, item)
         return start
 
+    def _trim(self, value: Any, *characters: Any) -> str:
+        text = self._soft_text(value)
+        STRING_METHODS["strip"](self._budget, text, characters)
+        return text.strip(*characters)
+
     def _replace(self, value: Any, old: Any, new: Any, count: int | None = None) -> str:
         text, old, new = map(self._budget.text, (value, old, new))
         STRING_METHODS["replace"](self._budget, text, (old, new))
@@ -226,6 +232,6 @@ def _truncate(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
 TEXT_FILTERS: dict[str, Callable[[Budget, str, Sequence[Any]], None]] = {
     "capitalize": _expand(3), "lower": _expand(3), "upper": _expand(3), "title": _expand(6), "wordcount": _expand(6),
     "escape": _expand(5), "e": _expand(5), "forceescape": _expand(5), "safe": _expand(1),
-    "striptags": _expand(3), "trim": STRING_METHODS["strip"], "center": STRING_METHODS["center"], "indent": _indent,
+    "striptags": _expand(3), "center": STRING_METHODS["center"], "indent": _indent,
     "truncate": _truncate, "wordwrap": _wrap, "urlize": _wrap,
 }

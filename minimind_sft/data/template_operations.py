@@ -13,7 +13,7 @@ from jinja2 import TemplateRuntimeError
 from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter, SecurityError
 
 from minimind_sft.data.template_budget import Budget, Lazy
-from minimind_sft.data.traced_text import modulo, untraced
+from minimind_sft.data.traced_text import TracedText, modulo, untraced
 
 MAX_WIDTH = 10_000
 """Characters or items that a number may ask for: widths, precisions, columns."""
@@ -30,10 +30,11 @@ NUMBER_CHARACTERS = 400
 ENCODINGS = ("utf8", "utf16", "utf32", "ascii", "latin1", "unicodeescape", "rawunicodeescape")
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
+TEXT = (str, TracedText)
+
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "lteq": operator.le, "gt": operator.gt,
-    "gteq": operator.ge, "in": lambda item, container: item in container,
-    "notin": lambda item, container: item not in container,
+    "gteq": operator.ge,
 }
 """By their names in Jinja's syntax tree."""
 
@@ -57,6 +58,7 @@ class Operations:
             "div ": _arithmetic(operator.truediv), "floordiv ": _arithmetic(operator.floordiv), "mod ": self.modulo,
             "pow ": _power, "concat ": self._concatenate, "slice ": self._slice, "compared ": self.compared,
             "text ": budget.text, "step ": self._step,
+            "in ": self.contains, "notin ": lambda item, container: not self.contains(item, container),
             **{f"{name} ": partial(self.compare, name) for name in COMPARISONS},
         }
 
@@ -79,8 +81,15 @@ class Operations:
         result = method(*args, **kwargs)
         return untraced(result) if type(owner) is str else result
 
-    def add(self, left: Any, right: Any) -> Any:
-        """Returns left + right."""
+    def add(self, left: Any, *others: Any) -> Any:
+        """Returns left + other + other and so on."""
+        if len(others) > 1 and type(left) in TEXT and all(type(other) in TEXT for other in others):
+            return self._budget.joined([left, *others])
+        for other in others:
+            left = self._add(left, other)
+        return left
+
+    def _add(self, left: Any, right: Any) -> Any:
         value = left + right  # at most twice as large as a value that was paid for
         if isinstance(value, str | bytes):
             if len(value) > FREE_CHARACTERS:
@@ -107,16 +116,22 @@ class Operations:
 
     def compare(self, comparison: str, left: Any, right: Any) -> Any:
         """Returns what a comparison of `COMPARISONS` says."""
-        both_text = isinstance(left, str) and isinstance(right, str)
-        if both_text and comparison in ("in", "notin"):
-            self._budget.scan(len(right), min(len(left), MAX_NEEDLE))
-        elif both_text:
+        if isinstance(left, str) and isinstance(right, str):
             self._budget.scan(len(left))
         else:
             self.compared(left)
-            if not (isinstance(right, dict) and comparison in ("in", "notin")):  # a dict only looks the item up
-                self.compared(right)
+            self.compared(right)
         return COMPARISONS[comparison](left, right)
+
+    def contains(self, item: Any, container: Any) -> bool:
+        """Returns whether a container has an item, or a text another text."""
+        is_text = isinstance(item, str)
+        if is_text and isinstance(container, str):
+            self._budget.scan(len(container), min(len(item), MAX_NEEDLE))
+        elif not (is_text and isinstance(container, dict)):  # which looks it up
+            self.compared(item)
+            self.compared(container)
+        return item in container
 
     def compared(self, value: Any) -> Any:
         """Pays for comparing a value with others, or hashing it, and returns it."""
@@ -260,7 +275,8 @@ def _change_case(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
 
 def _strip(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     budget.write(len(text))
-    budget.scan(len(text), _needle(arguments))
+    if arguments:
+        budget.scan(len(text), _needle(arguments))
 
 
 def _pad(budget: Budget, text: str, arguments: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ that operators, comparisons and loops pay for their work; methods and filters pa
 
 import re
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any, NoReturn, TypeVar
 
@@ -205,7 +205,16 @@ class PayingTree(NodeTransformer):
         self.generic_visit(node)
         return _operation(type(node).__name__.lower(), node.left, node.right)
 
-    visit_Add = visit_Sub = visit_Mul = visit_Div = visit_FloorDiv = visit_Mod = visit_Pow = visit_BinExpr
+    def visit_Add(self, node: nodes.Add) -> nodes.Node:
+        """A sum of many parts makes no intermediate texts."""
+        first: nodes.Node = node
+        others = []
+        while isinstance(first, nodes.Add):
+            others.append(self.visit(first.right))
+            first = first.left
+        return _operation("add", self.visit(first), *reversed(others))
+
+    visit_Sub = visit_Mul = visit_Div = visit_FloorDiv = visit_Mod = visit_Pow = visit_BinExpr
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
@@ -345,6 +354,11 @@ def _strftime_now(directives: str) -> str:
     if "%" in rest or len(directives) > MAX_SHOWN:
         raise jinja2.TemplateRuntimeError(f"strftime_now({directives[:20]!r}): expected only %a, %B, %d and other "
                                           "parts of a date that are the same everywhere")
+    return _pinned_date(directives)
+
+
+@lru_cache(maxsize=100)
+def _pinned_date(directives: str) -> str:
     return PINNED_DATE.strftime(directives)
 
 
