@@ -20,7 +20,7 @@ DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
           "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"} | {
     f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
 """PyTorch's names of safetensors' dtypes."""
-MAX_HEADER = 2**25
+MAX_HEADER = 2**23
 """Bytes of a header, which has about 120 for each tensor."""
 MAX_DIMENSIONS = 64
 LENGTH = 8
