@@ -11,7 +11,8 @@ LIBRARY = REPOSITORY / "minimind_sft"
 PROGRAMS = {"trainer", "scripts", "eval_llm", "proofs", "benchmarks", "dataset", "tests"}
 
 MODULES_BELOW = {"", "device", "environment", "errors", "files", "gguf_file", "labels", "languages", "locks",
-                 "manifest", "output", "paths", "processes", "set_aside", "strict_json", "terminal", "writing"}
+                 "manifest", "output", "paths", "processes", "regex_check", "set_aside", "strict_json", "terminal",
+                 "writing"}
 LAYERS = {
     "model.config": set(),
     "settings": {"model.config"},

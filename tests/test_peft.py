@@ -17,7 +17,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.adapters.adapter import Adapter, Change
 from minimind_sft.model.adapters.checking import projection_shapes
 from minimind_sft.model.adapters.peft import read_peft, write_peft
-from minimind_sft.model.adapters.peft_config import endings, read_config
+from minimind_sft.model.adapters.peft_config import endings
 from minimind_sft.model.adapters.peft_names import join, split, stack, unstack
 from minimind_sft.model.adapters.reading import read_adapter
 from minimind_sft.model.families.registry import FAMILIES
@@ -187,38 +187,6 @@ def test_what_is_written_is_read_again(family: str, config: Any, tmp_path: Path)
         assert found.changes[name].scale == change.scale
     assert torch.equal(found.saved["model.norm.weight"], adapter.saved["model.norm.weight"])
     assert found.base is None and "an adapter of PEFT; nothing in it identifies the weights" in found.notices[0]
-
-
-# How strong a change is
-
-
-@pytest.mark.parametrize(("more", "module", "rank", "scale"), [
-    ({}, "model.layers.0.mlp.up_proj", 8, 2.0),
-    ({"use_rslora": True, "r": 16}, "model.layers.0.mlp.up_proj", 16, 4.0),
-    ({"rank_pattern": {"up_proj": 4}}, "model.layers.0.mlp.up_proj", 4, 4.0),
-    ({"rank_pattern": {"p_proj": 4}}, "model.layers.0.mlp.up_proj", 8, 2.0),
-    ({"alpha_pattern": {r".*\.0\.mlp\..*": 8, "up_proj": 4}}, "model.layers.0.mlp.up_proj", 8, 1.0),
-    ({"alpha_pattern": {"^model.layers.0.mlp.up_proj": 8}}, "model.layers.0.mlp.up_proj", 8, 1.0),
-])
-def test_rank_and_scale(more: dict, module: str, rank: int, scale: float):
-    config = read_config({"peft_type": "LORA", "r": 8, "lora_alpha": 16, **more})
-    assert (config.rank(module), config.scale(module)) == (rank, scale)
-
-
-@pytest.mark.parametrize(("more", "module", "expected"), [
-    ({"target_modules": ["q_proj"]}, "model.layers.0.self_attn.q_proj", True),
-    ({"target_modules": ["_proj"]}, "model.layers.0.self_attn.q_proj", False),
-    ({"target_modules": r".*\.(q|v)_proj"}, "model.layers.0.self_attn.v_proj", True),
-    ({"target_modules": "q_proj"}, "model.layers.0.self_attn.q_proj", False),  # a string must match the whole name
-    ({"target_modules": "all-linear"}, "lm_head", False),
-    ({"target_modules": ["up_proj"], "exclude_modules": ["0.mlp.up_proj"]}, "model.layers.0.mlp.up_proj", False),
-    ({"target_modules": ["q_proj"], "layers_to_transform": 1}, "model.layers.1.self_attn.q_proj", True),
-    ({"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}, "model.layers.1.self_attn.q_proj", False),
-    ({"target_modules": ["up_proj"], "layers_to_transform": [1]}, "model.layers.1.mlp.experts.0.up_proj", True),
-    ({"target_modules": ["c_fc"], "layers_to_transform": [1], "layers_pattern": "h"}, "transformer.h.1.mlp.c_fc", True),
-])
-def test_targets(more: dict, module: str, expected: bool):
-    assert read_config({"peft_type": "LORA", "r": 8, "lora_alpha": 16, **more}).targets(module) == expected
 
 
 # What is refused

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from chats import TOKENIZER as BUNDLED
 
 from minimind_sft.data.bounded_tokenizer import BoundedTokenizer
 from minimind_sft.data.pre_tokenizers import PRE_TOKENIZERS, by_regex, byte_level
-from minimind_sft.data.regex_check import regex_problem
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.data.tokenizer_state import has_unknown_regex, steps_in
 from minimind_sft.errors import UserError
+from minimind_sft.regex_check import regex_problem
 
 MARK = "\U000F0002"
 END = 2
@@ -227,14 +226,12 @@ def test_expressions_that_can_take_exponential_time_are_refused(expression):
 
 
 def test_a_slow_expression_is_given_up(monkeypatch, small):
-    monkeypatch.setattr("minimind_sft.data.bounded_tokenizer.SECONDS", 0.2)
     slow = BoundedTokenizer({**small, "pre_tokenizer": by_regex("A*A*A*[^A!]")}, is_timed=True)
     assert len(slow.encode("AB")) == 2 and slow.decode([40, 41])
-    start = time.monotonic()
+    monkeypatch.setattr("minimind_sft.data.bounded_tokenizer.SECONDS", 0.2)
     for _ in range(2):
         with pytest.raises(UserError, match=r"tokenizer.json: its regular expressions took more than \d s for a text"):
             slow.encode("A" * 1500 + "!")
-    assert time.monotonic() - start < 60
 
 
 def test_panics_of_the_library_are_errors(small):

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from minimind_sft.data.pre_tokenizers import GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, UNRECOGNISED
-from minimind_sft.data.regex_check import regex_problem
 from minimind_sft.errors import UserError, describe, printable
+from minimind_sft.regex_check import regex_problem
 
 PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors",
          "decoder": "decoders"}

@@ -20,6 +20,10 @@ KIND = "adapters: ours, PEFT's and MiniMind's"
 DECISIVE = {"lora_alpha", "r", "bias", "peft_type", "use_dora", "rank", "scale", "base", "sha256"}
 """Fields without which, or with other values than these, an adapter must not be applied."""
 
+SLOW_PATTERNS = (r"(\w+\.?)*x", "(a|a)*x", "(.*)*x", ".*" * 30 + "x", ".?" * 100 + "x", "(.|.)" * 100 + "x", "(" * 5000,
+                 "a{99999999999999}", "(?:a{9999}){9999}", "(?=(.*)+x)", r"(.*)\1*x", "." * 10**6)
+"""Regular expressions that take time, memory or levels of recursion without a bound."""
+
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     weights = small_weights(folder)
@@ -45,6 +49,15 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
                            lambda a=adapter, f=file.name, w=whole, p=path, v=value: _described(
                                a, odd, f, with_value(w, p, v)))
 
+    def slow() -> Iterator[tuple[str, str, Callable[[], Path]]]:
+        file = peft / "adapter_config.json"
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        for field in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            for pattern in SLOW_PATTERNS:
+                value = {pattern: 2} if field in ("rank_pattern", "alpha_pattern") else pattern
+                yield (f"{file.name}: {field}: {_short(value)}", "refused", lambda f=field, v=value: _described(
+                    peft, odd, file.name, {**whole, "layers_to_transform": [0, 1], f: v}))
+
     def stored() -> Iterator[tuple[str, str, Callable[[], Path]]]:
         for adapter in (ours, peft, minimind):
             names = sorted(_tensors(adapter))
@@ -64,7 +77,7 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
                 yield (f"{adapter.name}: byte {at} is {value}", "either",
                        lambda a=adapter, d=data[:at] + bytes([value]) + data[at + 1:]: _damaged(a, odd, d))
 
-    for kind, share in ((described(), 0.6), (stored(), 0.25), (damaged(), 0.15)):
+    for kind, share in ((described(), 0.5), (slow(), 0.15), (stored(), 0.2), (damaged(), 0.15)):
         choices = list(kind)
         for name, expected, make in random.sample(choices, min(len(choices), max(int(share * count), 1))):
             yield Try(name, random.choice(programs)(weights, make(), folder), expected)

@@ -11,6 +11,7 @@ from typing import Any
 
 from minimind_sft.errors import describe
 from minimind_sft.model.families.fields import Fields
+from minimind_sft.regex_check import regex_problem
 
 ALL_LINEAR = "all-linear"
 
@@ -38,6 +39,10 @@ WITHOUT_INFLUENCE = frozenset({
 PLAIN_BEGINNINGS = ("eva", "gaussian", "mica", "orthogonal")
 """Values of `init_lora_weights` beside true and false that leave the base as it is. The others change it: PiSSA, OLoRA,
 CorDA, LoRA-GA and LoftQ train beside what the first A and B leave of W."""
+
+MAX_REPETITIONS, MAX_CHOICES = 5, 100_000
+"""Of a regular expression for modules' names: each more makes finding out that it does not match take far longer."""
+MAX_PATTERNS = 2000
 
 Names = str | Sequence[str]
 
@@ -82,8 +87,9 @@ class PeftConfig:
 
     def _layer(self, module: str) -> int | None:
         """Returns the module's layer: the first number in its name, or the one after `layers_pattern`."""
-        found = [re.search(rf"(?:^|\.){pattern}\.(\d+)\.", module) for pattern in self.layers_pattern or (r"[^.]+",)]
-        return next((int(match[1]) for match in found if match), None)
+        found = [re.search(rf"(?:^|\.)(?:{pattern})\.(?P<layer>\d+)\.", module)
+                 for pattern in self.layers_pattern or (r"[^.]+",)]
+        return next((int(match["layer"]) for match in found if match), None)
 
 
 def read_config(values: Mapping[str, Any]) -> PeftConfig:
@@ -109,6 +115,9 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
     if not (beginning is None or isinstance(beginning, bool) or beginning in PLAIN_BEGINNINGS):
         fields.refuse("init_lora_weights", f"is {describe(beginning)}, which changes the base model "
                       "as well: save the adapter with path_initial_model_for_weight_conversion")
+    layers_pattern = _list(fields, values, "layers_pattern", str) or ()
+    for pattern in layers_pattern:
+        _check_pattern(fields, "layers_pattern", pattern)
     config = PeftConfig(
         r=fields.whole("r"), lora_alpha=fields.number("lora_alpha"), use_rslora=fields.flag("use_rslora", False),
         rank_pattern=_patterns(fields, values, "rank_pattern"),
@@ -117,7 +126,7 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
         target_parameters=_list(fields, values, "target_parameters", str) or (),
         exclude_modules=_names_or_pattern(fields, values, "exclude_modules") or (),
         layers_to_transform=_list(fields, values, "layers_to_transform", int) or None,
-        layers_pattern=_list(fields, values, "layers_pattern", str) or (),
+        layers_pattern=layers_pattern,
         fan_in_fan_out=fields.flag("fan_in_fan_out", False))
     known = PeftConfig.__dataclass_fields__.keys() | REFUSED.keys() | WITHOUT_INFLUENCE | {
         "bias", "init_lora_weights", "peft_type", "task_type"}
@@ -152,6 +161,8 @@ def _patterns(fields: Fields, values: Mapping[str, Any], name: str) -> dict[str,
     found = values.get(name) or {}
     if not isinstance(found, dict):
         fields.refuse(name, f"expected an object with a number for each name, found {describe(found)}")
+    if len(found) > MAX_PATTERNS:
+        fields.refuse(name, f"expected at most {MAX_PATTERNS:,} names, found {len(found):,}")
     inner = Fields(found, f"{name}.")
     for pattern in found:
         _check_pattern(inner, pattern, pattern)
@@ -159,9 +170,11 @@ def _patterns(fields: Fields, values: Mapping[str, Any], name: str) -> dict[str,
 
 
 def _check_pattern(fields: Fields, name: str, pattern: str) -> None:
+    if problem := regex_problem(pattern, MAX_REPETITIONS, MAX_CHOICES):
+        fields.refuse(name, problem)
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError) as error:  # a count of repetitions may be too large for Python
         fields.refuse(name, f"not a regular expression ({error})")
 
 

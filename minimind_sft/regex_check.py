@@ -1,7 +1,7 @@
-"""Refuses regular expressions of tokenizers that can take exponential time.
+"""Refuses regular expressions, of tokenizers and adapters, that can take exponential time.
 
-Oniguruma, which runs them, backtracks: where a repeated group can divide the same text in several ways, as in `(a+)+$`,
-it tries all of them. The expressions of real tokenizers repeat single characters and classes.
+Oniguruma and Python's `re`, which run them, backtrack: where a repeated group can divide the same text in several ways,
+as in `(a+)+$`, they try all of them. Real expressions repeat single characters and classes.
 """
 
 import re
@@ -14,12 +14,22 @@ GROUP = re.compile(r"\((?:\?(?:#[^)]*\)|[imsu-]*[):]|=|!|<=|<!|>|<\w+>))?")
 QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d*)(,?)(\d*)\})[?+]?")
 
 
-def regex_problem(pattern: str) -> str | None:
-    """Returns why an expression is refused, or None."""
+def regex_problem(pattern: str, max_repetitions: int | None = None, max_choices: int | None = None) -> str | None:
+    """Returns why an expression is refused, or None.
+
+    Args:
+        max_repetitions: how many items may be repeated a variable number of times; "?" counts as well.
+        max_choices: how many ways there may be to choose an alternative in each group.
+    """
     if len(pattern) > MAX_LENGTH:
         return f"a regular expression of {len(pattern):,} characters, expected at most {MAX_LENGTH:,}"
+    scanner = _Scanner(pattern)
     try:
-        _Scanner(pattern).scan()
+        scanner.scan()
+        if max_repetitions is not None and scanner.repetitions > max_repetitions:
+            raise ValueError(f"repeats {scanner.repetitions} items, expected at most {max_repetitions}")
+        if max_choices is not None and scanner.choices > max_choices:
+            raise ValueError(f"has more than {max_choices:,} ways to choose among its alternatives")
     except ValueError as error:
         shown = pattern if len(pattern) <= 60 else f"{pattern[:60]}..."
         return f"the regular expression {shown!r} {error}"
@@ -30,10 +40,15 @@ class _Scanner:
     """Reads an expression from left to right.
 
     For each open group it keeps whether the group can match the same text in several ways.
+
+    Attributes:
+        repetitions: how many items vary in number.
+        choices: the product of the numbers of alternatives.
     """
 
     def __init__(self, pattern: str):
         self._pattern, self._at = pattern, 0
+        self.repetitions, self.choices = 0, 1
 
     def scan(self) -> None:
         """
@@ -41,21 +56,25 @@ class _Scanner:
             ValueError: saying what is wrong with the expression.
         """
         varies = [False]  # of each open group, the whole expression first
+        alternatives = [1]
         while self._at < len(self._pattern):
             character = self._pattern[self._at]
             inner_varies = False  # of the item just read
             if character == "(":
                 if self._open():
                     varies.append(False)
+                    alternatives.append(1)
                 if len(varies) > MAX_DEPTH:
                     raise ValueError(f"nests more than {MAX_DEPTH} groups")
                 continue
             if character == ")" and len(varies) > 1:
                 self._at += 1
                 inner_varies = varies.pop()
+                self.choices *= alternatives.pop()
             elif character == "|":
                 self._at += 1
                 varies[-1] = True
+                alternatives[-1] += 1
                 continue
             else:
                 self._skip_item(character)
@@ -111,5 +130,6 @@ class _Scanner:
             if inner_varies and (most is None or most > 1):
                 raise ValueError("repeats what can itself vary in length, which can take exponential time")
             inner_varies |= bool(sign or comma)
+            self.repetitions += bool(sign or comma)
             self._at = found.end()
         return inner_varies
