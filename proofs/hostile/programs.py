@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class Server:
 
     def __init__(self, project: Path):
         self._project = project
+        self._one_at_a_time = threading.Lock()
         environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1",
                        "TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
         program = Path(__file__).with_name("server.py")
@@ -30,9 +32,10 @@ class Server:
         asked = {"command": list(map(str, one.command)), "folder": str(folder), "stdin": one.stdin,
                  "seconds": one.seconds, "memory_mib": one.memory_mib, "environment": dict(one.environment)}
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        with self._one_at_a_time:  # two kinds may prepare their files at the same time
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the server of {self._project} ended at {one.name}: {' '.join(map(str, one.command))}")
         return Outcome(**json.loads(answer), folder=folder)

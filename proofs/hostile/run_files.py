@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hostile.odd_values import ODD_VALUES, fields_of, with_value
-from hostile.small_runs import SFT, TOKENIZER, finished, flags_in, same_result, train
+from hostile.programs import succeed
+from hostile.small_runs import SFT, TOKENIZER, finished, flags_in, same_result
 from hostile.tries import Outcome, Try
 
 KIND = "metrics, answers and batches that somebody changed"
@@ -76,8 +77,8 @@ def _evaluate_once(folder: Path) -> None:
     """Evaluates the run's weights and answers a batch, so that there is something to go on from."""
     (folder / "q.csv").write_text("What is it?,this,that,those,none,A\nAnd then?,this,that,those,none,C\n")
     (folder / "text.txt").write_text("Say it again. " * 20)
-    train(folder, *_evaluation(folder))
-    train(folder, *_batch(folder))
+    succeed(folder, *_evaluation(folder))
+    succeed(folder, *_batch(folder))
 
 
 def _model(folder: Path) -> tuple[str, ...]:

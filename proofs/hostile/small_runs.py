@@ -1,16 +1,14 @@
 """A finished run of a tiny model, made once for each kind; tries change its files, which a resumed run then reads."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from hostile.programs import succeed
 from hostile.tries import Outcome
 from minimind_sft.files import sha256_of_file
 from minimind_sft.paths import REPOSITORY
@@ -53,23 +51,14 @@ def finished(folder: Path, program: str) -> SmallRun:
             for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     common = ("--data_path", "rows.jsonl", "--tokenizer_path", TOKENIZER, "--save_dir", "out", *COMMON)
-    train(folder, SFT, *common, "2", "--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1",
+    succeed(folder, SFT, *common, "2", "--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1",
           "--save_weight", "base")
     start = ("--from_weight", "base")
     which = ("--lora_name", "tiny", "--lora_rank", "2") if program == LORA else ("--save_weight", "tiny")
-    train(folder, program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3")
+    succeed(folder, program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3")
     (result,) = [path for path in (folder / "out").glob("*tiny_16.*") if path.suffix in (".pth", ".safetensors")]
     (folder / "out" / f"{result.stem}_report.html").unlink(missing_ok=True)
     return SmallRun(folder, (program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3"), result.name)
-
-
-def train(folder: Path, program: str, *flags: str) -> None:
-    """Runs a program of this checkout in `folder`; it must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, str(REPOSITORY / program), *flags], cwd=folder, env=environment,
-                          capture_output=True, encoding="utf-8")
-    if done.returncode:
-        raise RuntimeError(f"{program} {' '.join(flags)}: {done.stderr}")
 
 
 def flags_in(folder: Path, run: SmallRun) -> tuple[str, ...]:
