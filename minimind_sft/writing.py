@@ -125,7 +125,7 @@ def _marked(folder: Path) -> IO[bytes] | None:
         file = create(folder / MARKER)
     except FileNotFoundError:
         return None
-    is_ours = _locked(file) is not False and os.fstat(file.fileno()).st_nlink > 0
+    is_ours = _locked(file) is not False and is_marked(folder)
     if not is_ours:
         file.close()
     return file if is_ours else None
