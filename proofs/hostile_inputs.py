@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -33,6 +33,8 @@ from minimind_sft.terminal import aligned
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
 LONGEST_REASON = 200
+PATIENT = {"seconds": 10, "memory_mib": 2}
+"""Factors on the limits of a try with --patient."""
 
 
 @dataclass
@@ -74,6 +76,9 @@ def try_kind(name: str, arguments: argparse.Namespace, folder: Path, servers: Qu
     dice = random.Random(f"{arguments.seed} {name}")
     try:
         for one in module.tries(folder, dice, arguments.count):
+            if arguments.patient:
+                one = replace(one, seconds=one.seconds * PATIENT["seconds"],
+                              memory_mib=one.memory_mib * PATIENT["memory_mib"])
             before = {path: state_of(path) for path in one.guarded}
             outcome = server.run(one, folder)
             tally.add(one, outcome, [path for path, state in before.items() if state_of(path) != state])
@@ -108,6 +113,8 @@ def main() -> int:
     parser.add_argument("--project", type=Path, default=REPOSITORY, help="the checkout whose programs are tried")
     parser.add_argument("--jobs", type=int, default=2, help="kinds tried at the same time (%(default)s)")
     parser.add_argument("--verbose", action="store_true", help="print the tries that went right as well")
+    parser.add_argument("--patient", action="store_true", help="for a busy or unknown machine: ten times the time, and "
+                        "twice the memory")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     arguments.project = arguments.project.resolve()
