@@ -84,6 +84,20 @@ def test_a_long_conversation_is_rendered_a_few_answers_at_a_time(monkeypatch):
             assert np.array_equal(one.input_ids, other.input_ids) and np.array_equal(one.supervised, other.supervised)
 
 
+def test_text_that_is_only_in_some_renderings_of_a_long_conversation_is_no_control_token(monkeypatch):
+    """The reasoning holds marks of control tokens that would be chosen for the later text alone."""
+    spelled = "".join(TOKENIZER.marks("\U000f0000").of_token.values())
+    chat = conversation(("user", "a"), ("assistant", "b", {"reasoning_content": spelled}),
+                        ("user", "\U000f0000"), ("assistant", "c"))
+    template = ChatTemplate(TOKENIZER, LAST_REASONING_ONLY)
+    whole = template.encode(chat)
+    monkeypatch.setattr(chat_template, "RENDERED_AT_ONCE", 1)
+    for one, other in zip(whole, template.encode(chat), strict=True):
+        assert np.array_equal(one.input_ids, other.input_ids)
+    assert TOKENIZER.encode_ordinary(spelled)[0] in whole[0].input_ids
+    assert whole[0].input_ids.tolist().count(template.end_of_turn_id) == 2
+
+
 def test_sequences_that_repeat_the_conversation_are_bounded(monkeypatch):
     chat = conversation(*[("user", "1+1"), ("assistant", "2", {"reasoning_content": "3"})] * 9)
     monkeypatch.setattr(chat_template, "MAX_IN_SEQUENCES", 1000)

@@ -14,7 +14,8 @@ Why data cannot become a control token, whatever the template does with it:
    data. No operation gives an origin to a character that had none.
 3. Only a control token whose characters are all the template's becomes a mark. `'<|%s|>' % role` does;
    `'<|%s|>' % content` does not, as its middle is the data's.
-4. The marks are chosen after rendering, and none of them occurs in the rendered text. So no text can spell one.
+4. None of the marks occurs in the data, and a template that makes private-use characters itself is refused. So no text
+   can spell one. All renderings of a conversation have the same marks.
 
 A template that looks into the data decides for itself what it writes then, as in `'/no_think' in content`: what it
 writes is its own. Tags in an assistant's message have an origin of their own, and only a whole tag becomes a mark.
@@ -151,12 +152,14 @@ class MarkedTemplate:
         """
         renderings = self._renderings(messages, tools, requests, place)
         texts = list(map("".join, renderings))
+        strings = _data_strings(messages, tools)
         private = {character for text in texts if not text.isascii() for character in PRIVATE_USE.findall(text)}
-        if private and (made := private.difference(*_data_strings(messages, tools))):
+        if private and (made := private.difference(*strings)):
             raise UserError(f"{place}: the chat template makes the private-use character U+{ord(min(made)):X}, which "
                             "the text does not contain")
-        try:
-            marks = self._tokenizer.marks(*texts if private else ())
+        try:  # the same marks for all renderings of a conversation, whatever each of them leaves out
+            marks = self._tokenizer.marks(*(text for text in strings
+                                            if not text.isascii() and PRIVATE_USE.search(text)))
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
         return [self._mark(parts, marks) for parts in renderings], marks
