@@ -14,12 +14,14 @@ def json_characters(value: Any) -> int:
     count, left = 0, [value]
     while left:
         part = left.pop()
-        if isinstance(part, str | bytes):
+        if isinstance(part, (str, bytes)):
             count += len(part) + 4
         elif isinstance(part, dict):
-            count += 2 + sum(len(name) + 4 if isinstance(name, str) else MAX_SMALL for name in part)
+            count += 2
+            for name in part:
+                count += len(name) + 4 if isinstance(name, str) else MAX_SMALL
             left.extend(part.values())
-        elif isinstance(part, list | tuple):
+        elif isinstance(part, (list, tuple)):
             count += 2 + 2 * len(part)
             left.extend(part)
         else:

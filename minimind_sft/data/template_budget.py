@@ -36,6 +36,7 @@ MAX_CALL_DEPTH = 100
 MAX_LAZY_DEPTH = 16
 """Filters such as `map` that wait for each other's items."""
 
+TEXTS: tuple[Any, ...] = (str, bytes)
 SCALARS: tuple[Any, ...] = (int, float, bool, type(None))
 LISTS: tuple[Any, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 SIZED: tuple[Any, ...] = (str, dict, range, bytes, *LISTS)
@@ -89,6 +90,13 @@ class Budget:
         if self._remaining < 0:
             self._extend()
 
+    def step(self, value: Any, steps: int) -> Any:
+        """Takes steps and returns the value."""
+        self._remaining -= steps
+        if self._remaining < 0:
+            self._extend()
+        return value
+
     def write(self, characters: int) -> None:
         """Takes the steps for writing text."""
         self._remaining -= 1 + characters // WRITTEN_PER_STEP
@@ -114,7 +122,7 @@ class Budget:
             TooMuchWork: if there are not as many steps.
             TemplateRuntimeError: if the value nests deeper than `MAX_DEPTH`.
         """
-        if isinstance(value, str | bytes):
+        if isinstance(value, TEXTS):
             self.scan(len(value))
             return Weight(len(value))
         if type(value) in SCALARS:
@@ -182,7 +190,7 @@ class Budget:
             elif kind in SCALARS:
                 characters += _digits(part)
             else:
-                inner = Weight(len(part)) if isinstance(part, str | bytes) else self._weigh(part, depth + 1)
+                inner = Weight(len(part)) if isinstance(part, TEXTS) else self._weigh(part, depth + 1)
                 characters += inner.characters + 4
                 items += inner.items
                 deepest = max(deepest, inner.depth)

@@ -26,7 +26,6 @@ without control tokens: there, all of them are the template's.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import jinja2
@@ -36,7 +35,15 @@ from minimind_sft.data.template_fields import RenderedFields
 from minimind_sft.data.template_sandbox import TEMPLATE_ERRORS, make_environment, render_parts
 from minimind_sft.data.template_tracing import TracingEnvironment
 from minimind_sft.data.tokenizer import MARKS_END, MARKS_START, Marks, Tokenizer
-from minimind_sft.data.traced_text import DATA, TAG, TEMPLATE_RUN, is_traced_text, of_template, origins_of, with_tags
+from minimind_sft.data.traced_text import (
+    DATA,
+    TAG,
+    TEMPLATE_RUN,
+    TracedText,
+    of_template,
+    origins_of,
+    with_tags,
+)
 from minimind_sft.data.turns import ROLES
 from minimind_sft.errors import UserError, one_line
 
@@ -99,6 +106,8 @@ class MarkedTemplate:
         self._control_pattern = _any_of(control)
         self._tag_pattern = _any_of(set(ASSISTANT_TAGS) & set(control))
         self._marked_texts: dict[tuple[str, bytes, str], str] = {}
+        self._marked_parts: dict[tuple, tuple[list[TracedText], str]] = {}
+        """By shield and the identities of parts; with the parts, so that no other object gets their identity."""
         self._special = {name: of_template(token) for name, token in tokenizer.special.items()}
         try:
             self._template = make_environment(TracingEnvironment).template(source)
@@ -152,14 +161,13 @@ class MarkedTemplate:
         """
         renderings = self._renderings(messages, tools, requests, place)
         texts = list(map("".join, renderings))
-        strings = _data_strings(messages, tools)
-        private = {character for text in texts if not text.isascii() for character in PRIVATE_USE.findall(text)}
+        strings = list(filter(_is_beyond_16_bits, _data_strings(messages, tools)))
+        private = {character for text in texts if _is_beyond_16_bits(text) for character in PRIVATE_USE.findall(text)}
         if private and (made := private.difference(*strings)):
             raise UserError(f"{place}: the chat template makes the private-use character U+{ord(min(made)):X}, which "
                             "the text does not contain")
         try:  # the same marks for all renderings of a conversation, whatever each of them leaves out
-            marks = self._tokenizer.marks(*(text for text in strings
-                                            if not text.isascii() and PRIVATE_USE.search(text)))
+            marks = self._tokenizer.marks(*filter(PRIVATE_USE.search, strings))
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
         return [self._mark(parts, marks) for parts in renderings], marks
@@ -167,18 +175,34 @@ class MarkedTemplate:
     def _mark(self, parts: list[str], marks: Marks) -> str:
         """Returns the text with marks for the template's own control tokens and for the tags of assistant messages."""
         marked: list[str] = []
-        for is_traced, group in groupby(parts, is_traced_text):
-            if not is_traced:
-                marked += group
+        own: list[TracedText] = []
+        for part in parts:
+            if type(part) is TracedText:
+                own.append(part)
                 continue
-            own = list(group)
-            text, origins = "".join(own), b"".join(map(origins_of, own))
-            marked.append(self._marked(text, origins, marks))
+            if own:
+                marked.append(self._marked(own, marks))
+                own = []
+            marked.append(part)
+        if own:
+            marked.append(self._marked(own, marks))
         return "".join(marked)
 
-    def _marked(self, text: str, origins: bytes, marks: Marks) -> str:
+    def _marked(self, parts: list[TracedText], marks: Marks) -> str:
+        """Returns what `_mark` returns for parts that all have origins."""
+        identities = marks.shield, *map(id, parts)  # constants are the same objects in each rendering
+        if identities in self._marked_parts:
+            return self._marked_parts[identities][1]
+        text, origins = "".join(parts), b"".join(map(origins_of, parts))
         if DATA in origins:
             return self._mark_runs(text, origins, marks)
+        if len(self._marked_parts) == MAX_MARKED_TEXTS:
+            self._marked_parts.clear()
+        marked = self._marked_text(text, origins, marks)
+        self._marked_parts[identities] = parts, marked
+        return marked
+
+    def _marked_text(self, text: str, origins: bytes, marks: Marks) -> str:
         key = text, origins, marks.shield
         found = self._marked_texts.get(key)
         if found is None:
@@ -243,7 +267,9 @@ class MarkedTemplate:
             flags = {} if thinking is None else dict.fromkeys(THINKING_FLAGS, thinking)
             parts = render_parts(self._template, messages=shown[:count], tools=tools, documents=None,
                                  add_generation_prompt=add_generation_prompt, **self._special, **flags)
-            renderings.append([*parts, of_template(self.header)] if add_generation_prompt else parts)
+            if add_generation_prompt and self.header:
+                parts.append(of_template(self.header))
+            renderings.append(parts)
         return renderings
 
     def _shown(self, message: dict) -> dict:
@@ -251,7 +277,8 @@ class MarkedTemplate:
         # Whether a turn is learned must not change what the model sees.
         shown = {name: value for name, value in message.items() if name != "train"}
         if message["role"] == "assistant":
-            shown = {name: map_strings(value, self._with_tags) for name, value in shown.items()}
+            shown = {name: self._with_tags(value) if isinstance(value, str) else map_strings(value, self._with_tags)
+                     for name, value in shown.items()}
         shown["role"] = TEMPLATE_ROLES.get(message["role"], message["role"])
         if shown.get("reasoning_content"):  # gpt-oss templates read it as `thinking`, as Hugging Face offers it
             shown = {"thinking": shown["reasoning_content"], **shown}
@@ -267,6 +294,11 @@ def _any_of(texts: Iterable[str]) -> re.Pattern:
     """Returns a pattern for the longest of `texts`, as a group for `split`; it matches nothing if there are none."""
     alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
     return re.compile(f"({alternatives or '(?!)'})")
+
+
+def _is_beyond_16_bits(text: str) -> bool:
+    """Tells whether text has characters above U+FFFF, faster than a search for them."""
+    return not text.isascii() and len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text)
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
@@ -291,13 +323,14 @@ def _data_strings(messages: Sequence[dict], tools: list[dict] | None) -> list[st
 
 
 def iter_strings(value: Any) -> Iterator[str]:
-    """Yields every string in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield key
-            yield from iter_strings(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from iter_strings(part)
+    """Yields every string in a JSON value, keys included, in any order."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            left.extend(part)
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)

@@ -57,7 +57,7 @@ class Operations:
             "add ": self.add, "sub ": _arithmetic(operator.sub), "mul ": self._multiply,
             "div ": _arithmetic(operator.truediv), "floordiv ": _arithmetic(operator.floordiv), "mod ": self.modulo,
             "pow ": _power, "concat ": self._concatenate, "slice ": self._slice, "compared ": self.compared,
-            "text ": budget.text, "step ": self._step,
+            "text ": budget.text, "step ": budget.step,
             "in ": self.contains, "notin ": lambda item, container: not self.contains(item, container),
             **{f"{name} ": partial(self.compare, name) for name in COMPARISONS},
         }
@@ -69,7 +69,7 @@ class Operations:
             SecurityError: if chat templates may not call it.
         """
         owner, name = method.__self__, method.__name__
-        arguments = (*args, *kwargs.values())
+        arguments = (*args, *kwargs.values()) if kwargs else args
         if isinstance(owner, str) and name in STRING_METHODS:
             if name == "join":
                 args = arguments = tuple(map(self._budget.items, args))
@@ -79,7 +79,7 @@ class Operations:
         else:
             raise SecurityError(f"chat templates have no method {name} of {type(owner).__name__}")
         result = method(*args, **kwargs)
-        return untraced(result) if type(owner) is str else result
+        return untraced(result) if type(owner) is str and type(result) is not str else result
 
     def add(self, left: Any, *others: Any) -> Any:
         """Returns left + other + other and so on."""
@@ -153,10 +153,6 @@ class Operations:
         elif name == "decode":
             _require_encoding(arguments)
             self._budget.write(len(owner) * MAX_EXPANSION // 10)
-
-    def _step(self, value: Any, steps: int) -> Any:
-        self._budget.spend(steps)
-        return value
 
     def _multiply(self, left: Any, right: Any) -> Any:
         for sequence, times in ((left, right), (right, left)):
@@ -252,6 +248,8 @@ def _power(left: Any, right: Any) -> Any:
 
 def _needle(arguments: Sequence[Any]) -> int:
     """Returns the length of the longest text among a method's arguments."""
+    if len(arguments) == 1 and isinstance(arguments[0], str):
+        return len(arguments[0])
     return max((len(argument) for argument in arguments if isinstance(argument, str)), default=1)
 
 

@@ -23,6 +23,7 @@ from jinja2.visitor import NodeTransformer
 from minimind_sft.data.template_budget import MAX_CALL_DEPTH, Budget, TooMuchWork
 from minimind_sft.data.template_filters import Filters
 from minimind_sft.data.template_operations import LimitedFormatter, Operations
+from minimind_sft.data.traced_text import TracedText
 from minimind_sft.errors import one_line
 
 TEMPLATE_ERRORS = (jinja2.TemplateError,)
@@ -52,8 +53,9 @@ DATE_DIRECTIVES = re.compile(r"%-?[aAbBdfGHIjmMpSuUVwWyY%]")
 
 DICT_ATTRIBUTES = frozenset(dir(dict))
 # Without the format methods, which can reach into objects: the sandbox guards those.
-PLAIN_ATTRIBUTES = {kind: frozenset(name for name in dir(kind) if not name.startswith(("_", "format")))
-                    for kind in (str, LoopContext)}
+PLAIN_ATTRIBUTES: dict[type, frozenset[str]] = {
+    kind: frozenset(name for name in dir(plain) if not name.startswith(("_", "format")))
+    for kind, plain in ((str, str), (TracedText, str), (LoopContext, LoopContext))}
 CLASSES = (dict, Namespace, Cycler, Joiner)
 """Classes that templates may call."""
 CALLABLE = (Macro, LoopContext, BlockReference, FunctionType, Joiner, partial, jinja2.Undefined)
@@ -122,7 +124,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """Returns what the sandbox returns, without its exceptions and checks on the way."""
         kind = type(obj)
         if kind is dict and attribute not in DICT_ATTRIBUTES:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+            return obj[attribute] if attribute in obj else _undefined(attribute)
         if attribute in PLAIN_ATTRIBUTES.get(kind, ()):
             return getattr(obj, attribute)
         if kind is Namespace and not attribute.startswith("_") and hasattr(obj, attribute):
@@ -268,8 +270,8 @@ def render_parts(template: jinja2.Template, **variables: Any) -> list[str]:
     try:
         parts = list(template.root_render_func(template.new_context(variables)))
         budget.write(sum(map(len, parts)))
-        for part in parts:
-            part.isascii() or part.encode()
+        text = "".join(parts)
+        text.isascii() or text.encode("utf-16-le")  # of encodings the fastest that refuses lone surrogates
     except TooMuchWork as error:
         raise TooMuchWork(f"chat template:{_line(error, template)} {error}") from error
     except Exception as error:  # an expression can raise anything
@@ -277,6 +279,11 @@ def render_parts(template: jinja2.Template, **variables: Any) -> list[str]:
     finally:
         budget.end()
     return parts
+
+
+def makes_text(node: nodes.Node) -> bool:
+    """Tells whether a node of a rewritten tree is certain to return a string."""
+    return isinstance(node, nodes.Filter) and node.name == "text "
 
 
 def _require_size(tree: nodes.Template) -> None:
@@ -355,6 +362,12 @@ def _strftime_now(directives: str) -> str:
         raise jinja2.TemplateRuntimeError(f"strftime_now({directives[:20]!r}): expected only %a, %B, %d and other "
                                           "parts of a date that are the same everywhere")
     return _pinned_date(directives)
+
+
+@lru_cache(maxsize=1000)
+def _undefined(name: str) -> jinja2.Undefined:
+    """Returns what stands for a field that an object does not have."""
+    return jinja2.Undefined(obj={}, name=name)
 
 
 @lru_cache(maxsize=100)

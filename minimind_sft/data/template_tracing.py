@@ -10,7 +10,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
-from minimind_sft.data.template_sandbox import PLAIN_ATTRIBUTES, TemplateEnvironment
+from minimind_sft.data.template_sandbox import TemplateEnvironment, makes_text
 from minimind_sft.data.traced_text import TracedText, format_traced, of_template
 
 
@@ -34,6 +34,14 @@ class TracingCodeGenerator(CodeGenerator):
             super().visit_TemplateData(node, frame)
         else:
             self.write(self._constant(node.data))
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if not makes_text(node):
+            super()._output_child_pre(node, frame, finalize)
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if not makes_text(node):
+            super()._output_child_post(node, frame, finalize)
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return self._constant("".join(group))
@@ -78,11 +86,6 @@ class TracingEnvironment(TemplateEnvironment):
         exec(code, namespace)
         # Each rendering copies the globals, and the ChainMap of `make_globals` is slow to copy.
         return self.template_class.from_module_dict(self, namespace, dict(self.globals))
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is TracedText and attribute in PLAIN_ATTRIBUTES[str]:
-            return getattr(obj, attribute)
-        return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Wraps `format` as the sandbox does, and keeps the origins of the template's text."""

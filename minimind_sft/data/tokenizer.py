@@ -246,6 +246,9 @@ class Tokenizer:
             UserError: if the texts leave no run of private-use characters free, or if the tokenizer would make
                 control tokens out of ordinary text.
         """
+        return self._marks_beside(texts) if texts else self._usual_marks
+
+    def _marks_beside(self, texts: Sequence[str]) -> Marks:
         width = len(self._marked) + 1
         for start in range(MARKS_START, MARKS_END - width, width):
             taken = re.compile(f"[{chr(start)}-{chr(start + width - 1)}]")
@@ -254,6 +257,11 @@ class Tokenizer:
                     self._marks[start] = self._make_marks(start)
                 return self._marks[start]
         raise UserError("the text uses up the private-use characters U+F0000 to U+FFFFD that control tokens need")
+
+    @cached_property
+    def _usual_marks(self) -> Marks:
+        """The marks for texts without private-use characters."""
+        return self._marks_beside(())
 
     @cached_property
     def _marked(self) -> dict[str, dict]:

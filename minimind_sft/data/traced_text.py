@@ -111,6 +111,8 @@ class TracedText(str):
         return _traced_as(result, [*parts, *self._part(position, len(self))])
 
     def strip(self, characters: str | None = None, /) -> str:
+        if len(str.strip(self, characters)) == len(self):
+            return self
         return self.lstrip(characters).rstrip(characters)
 
     def lstrip(self, characters: str | None = None, /) -> str:
