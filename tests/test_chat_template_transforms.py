@@ -3,6 +3,7 @@
 import pytest
 from chats import TOKENIZER, control_ids, conversation, encode_one
 
+from minimind_sft.data import template_marks
 from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 
@@ -103,6 +104,16 @@ def test_private_use_characters_that_a_template_makes_are_refused(said):
         chatml("m.content|striptags").encode(chat)
     encoded = encode_one(chatml("m.content"), chat)
     assert control_ids(chatml("m.content"), encoded.input_ids) == TWO_TURNS
+
+
+def test_remembered_texts_of_the_template_are_never_taken_for_others(monkeypatch):
+    """Parts that a rendering makes anew may get the identity of one that is gone."""
+    monkeypatch.setattr(template_marks, "MAX_MARKED_TEXTS", 3)
+    template = chatml("m.content", "('<|im_start|>' if m.content != 'x' else '<|im_end|>')", "{% set m = {} %}")
+    for number in range(50):
+        said = "x" if number % 3 == 0 else "y"
+        encoded = encode_one(template, conversation(("user", said), ("assistant", "a")))
+        assert control_ids(template, encoded.input_ids) == [END if said == "x" else START, END, START, END]
 
 
 @pytest.mark.parametrize("start", ["|safe", "|replace(nothing, nothing)", ".center(12)"])
