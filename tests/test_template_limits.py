@@ -67,6 +67,14 @@ def grown(start: str, expression: str, used: str) -> str:
     "{% set a = 'a' * 90000 %}{{ a|urlize }}{{ a|wordwrap(1) }}",
     "{% for i in range(9999) %}" + "{% if i %}{% endif %}" * 500 + "{% endfor %}",
     "{% for i in range(9999) %}" + "x" * 5000 + "{% endfor %}",
+    "{{ ('ab' * 14000).replace('a', '') }}", "{{ ('ab' * 14000).split('a') }}", "{{ ','.join('ab' * 9000) }}",
+    "{% set x = 'ab' * 9000 %}{{ x|list }}", "{% set x = 'ab' * 9000 %}{{ x|join(',') }}",
+    "{% set x = '\n' * 40000 %}{{ x|indent(1) }}",
+    "{{ ('\n' * 12000).splitlines() }}", "{{ ('{0}' * 9000).format('a') }}",
+    "{{ ('x'|safe).join(['<' * 90000, '<' * 90000]) }}", "{{ ('%s%s'|safe) % ('<' * 40000, '<' * 40000) }}",
+    "{{ ('&lt;' * 40000)|striptags }}{{ (('&lt;' * 40000)|safe).unescape() }}",
+    "{% set x = 'a b ' * 15000 %}{{ x|title }}",
+    "{% for i in range(6000) %}{{ i.real }}{% endfor %}",
 ])
 def test_work_that_the_conversation_does_not_justify_is_refused(source):
     assert STEPS in refusal(source)

@@ -26,6 +26,10 @@ SCANNED_PER_STEP = 4096
 """Characters that a step may compare or search."""
 ITEMS_PER_STEP = 8
 """Items of lists and objects that a step may copy."""
+ESCAPED = 5
+"""Characters of an escaped one in HTML, as in `&amp;`."""
+TRACED_PIECE_STEPS = 4
+"""Steps for each piece that text of the template is cut into: pieces have origins of their own."""
 
 NUMBER_CHARACTERS = 24
 """Characters of a float, and of anything else whose text is short."""
@@ -113,6 +117,11 @@ class Budget:
         """Takes the steps for making a list."""
         self.spend(1 + items // ITEMS_PER_STEP)
 
+    def cut(self, value: Any, pieces: int) -> None:
+        """Takes the further steps for cutting text of the template; others are cut in no time."""
+        if type(value) is TracedText:
+            self.spend(TRACED_PIECE_STEPS * pieces)
+
     def weigh(self, value: Any) -> Weight:
         """Measures a value before something reads all of it, and takes steps for that.
 
@@ -156,13 +165,15 @@ class Budget:
 
     def joined(self, texts: list[str], separator: str = "") -> str:
         """Returns the texts as one, with their origins."""
-        self.write(sum(map(len, texts)) + len(separator) * len(texts))
+        self.cut(separator, len(texts) if separator else 0)
+        self.write((sum(map(len, texts)) + len(separator) * len(texts)) * escaping(separator))
         return separator.join(texts) if separator else concat(texts)
 
     def source(self, value: Any, steps: int = 1) -> Any:
         """Returns what a filter iterates over; each item takes steps."""
         if isinstance(value, SIZED):
             self.spend(len(value) * steps)
+            self.cut(value, len(value))
             return value
         if isinstance(value, Undefined) or not hasattr(type(value), "__iter__"):
             return value
@@ -209,6 +220,11 @@ class Budget:
             self._allowed, self._data = total, None
         if self._remaining < 0:
             raise TooMuchWork(f"it takes more than {self._allowed:,} steps for a conversation of this size")
+
+
+def escaping(text: Any) -> int:
+    """Returns how many characters one may become where a text takes in others: `Markup` escapes them."""
+    return ESCAPED if hasattr(text, "__html__") else 1
 
 
 class Lazy:

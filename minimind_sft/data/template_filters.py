@@ -216,7 +216,9 @@ def _expand(times: int) -> Callable[[Budget, str, Sequence[Any]], None]:
 
 def _indent(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     width = max(require_width(arguments[:1]), *(len(one) for one in arguments if isinstance(one, str)), 4)
-    budget.write(len(text) + (1 + sum(map(text.count, LINE_ENDS))) * width)
+    lines = 1 + sum(map(text.count, LINE_ENDS))
+    budget.cut(text, lines)
+    budget.write(len(text) + lines * width)
 
 
 def _wrap(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
@@ -230,7 +232,7 @@ def _truncate(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
 
 
 TEXT_FILTERS: dict[str, Callable[[Budget, str, Sequence[Any]], None]] = {
-    "capitalize": _expand(3), "lower": _expand(3), "upper": _expand(3), "title": _expand(6), "wordcount": _expand(6),
+    "capitalize": _expand(3), "lower": _expand(3), "upper": _expand(3), "title": _expand(12), "wordcount": _expand(6),
     "escape": _expand(5), "e": _expand(5), "forceescape": _expand(5), "safe": _expand(1),
     "striptags": _expand(3), "center": STRING_METHODS["center"], "indent": _indent,
     "truncate": _truncate, "wordwrap": _wrap, "urlize": _wrap,

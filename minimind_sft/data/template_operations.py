@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateRuntimeError
 from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter, SecurityError
 
-from minimind_sft.data.template_budget import Budget, Lazy
+from minimind_sft.data.template_budget import Budget, Lazy, escaping
 from minimind_sft.data.traced_text import TracedText, modulo, untraced
 
 MAX_WIDTH = 10_000
@@ -93,7 +93,7 @@ class Operations:
         value = left + right  # at most twice as large as a value that was paid for
         if isinstance(value, str | bytes):
             if len(value) > FREE_CHARACTERS:
-                self._budget.write(len(value))
+                self._budget.write(len(value) * escaping(value))
         elif isinstance(value, int):
             require_number(value)
         elif isinstance(value, list | tuple):
@@ -108,7 +108,7 @@ class Operations:
         for value in values:
             self._budget.text(value)
         width = require_format(left, tuple(values))
-        characters = 4 * self._budget.weigh(right).characters
+        characters = 4 * self._budget.weigh(right).characters * escaping(left)
         places = left.count("%") if isinstance(left, str) else left.count(b"%")
         self._budget.write(len(left) + places * (width + NUMBER_CHARACTERS)
                            + characters * (1 if isinstance(right, tuple) else places))
@@ -267,6 +267,10 @@ def _copy(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     budget.write(len(text))
 
 
+def _unescape(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
+    budget.write(4 * len(text))
+
+
 def _change_case(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     budget.write(3 * len(text))  # some letters become three
 
@@ -295,11 +299,14 @@ def _split(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     pieces = text.count(separator) if separator else len(text) // 2
     limit = next((number for number in arguments if isinstance(number, int) and number >= 0), pieces)
     budget.spend(min(pieces, limit))
+    budget.cut(text, min(pieces, limit))
     _partition(budget, text, arguments)
 
 
 def _split_lines(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
-    budget.spend(sum(map(text.count, LINE_ENDS)))
+    lines = sum(map(text.count, LINE_ENDS))
+    budget.spend(lines)
+    budget.cut(text, lines)
     budget.write(len(text))
 
 
@@ -308,14 +315,17 @@ def _replace(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     if all(isinstance(argument, str) for argument in arguments[:2]) and len(arguments) >= 2:
         places = text.count(arguments[0])
         budget.spend(places)
+        budget.cut(text, places)
         budget.write(len(text) + places * len(arguments[1]))
 
 
 def _join(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
     for parts in arguments:
-        weight = budget.weigh(parts)
+        weight, count = budget.weigh(parts), len(parts) if hasattr(parts, "__len__") else 0
         budget.spend(weight.items)
-        budget.write(weight.characters + (len(parts) if hasattr(parts, "__len__") else 0) * len(text))
+        budget.cut(text, count)
+        budget.cut(parts, count)
+        budget.write((weight.characters + count * len(text)) * escaping(text))
 
 
 def _translate(budget: Budget, text: str, arguments: Sequence[Any]) -> None:
@@ -344,7 +354,8 @@ STRING_METHODS: dict[str, Callable[[Budget, str, Sequence[Any]], None]] = {
     **dict.fromkeys(("rfind", "rindex"), _scan_backwards),
     **dict.fromkeys(("capitalize", "casefold", "lower", "swapcase", "title", "upper"), _change_case),
     **dict.fromkeys(("strip", "lstrip", "rstrip"), _strip),
-    **dict.fromkeys(("removeprefix", "removesuffix", "unescape", "striptags"), _copy),
+    **dict.fromkeys(("removeprefix", "removesuffix"), _copy),
+    **dict.fromkeys(("unescape", "striptags"), _unescape),
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _pad),
     **dict.fromkeys(("partition", "rpartition"), _partition),
     **dict.fromkeys(("split", "rsplit"), _split),

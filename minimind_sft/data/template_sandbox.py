@@ -41,6 +41,8 @@ MAX_SHOWN = 300
 """Characters of an error message."""
 NODES_PER_STEP = 16
 """Parts of a syntax tree that a step may evaluate, apart from what they call."""
+GUARDED_STEPS = 8
+"""Steps for reading an attribute that the sandbox has to look at."""
 CALL_STEPS = 4
 """Steps for a call of something written in Jinja or Python."""
 SHORT_CONSTANT = 256
@@ -129,6 +131,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         if kind is Namespace and not attribute.startswith("_") and hasattr(obj, attribute):
             return getattr(obj, attribute)
+        self.budget.spend(GUARDED_STEPS)
         return super().getattr(obj, attribute)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -162,6 +165,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         def format_text(*args: Any, **kwargs: Any) -> str:
             named = args[0] if takes_mapping else kwargs
             self.budget.spend(1 + text.count("{"))
+            self.budget.cut(text, text.count("{"))
             return LimitedFormatter(self, self.budget).vformat(text, () if takes_mapping else args, named)
         return format_text
 

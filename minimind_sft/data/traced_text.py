@@ -83,6 +83,8 @@ class TracedText(str):
         return _traced(result, origins)
 
     def __iter__(self) -> Iterator[str]:
+        if is_of_template(self):
+            return map(of_template, str.__iter__(self))
         return map(self.__getitem__, range(len(self)))
 
     def join(self, parts: Iterable[str]) -> str:
