@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import sys
+from hashlib import sha512
 
 import pytest
 from data_files import rows_or_errors, write
@@ -86,6 +87,16 @@ def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatc
     file = write(tmp_path / f"a.txt.{suffix}", PACKERS[suffix][0](b"text\n" * 2**20))
     with pytest.raises(UserError, match=r"expected text, found more than 10 times the size of the compressed file"):
         rows_or_errors(file)
+
+
+def test_rows_that_share_a_long_system_prompt_are_no_bomb(tmp_path):
+    """Such data unpack to a few hundred times their size."""
+    prompt = "".join(map(str, range(10_000)))
+    content = b"".join(b'{"system": "%s", "answer": "%s"}\n' % (
+        prompt.encode(), sha512(b"%d" % number).hexdigest().encode()) for number in range(600))
+    packed = lzma.compress(content, preset=1)
+    assert len(content) > max(200 * len(packed), lines.MIN_EXPANDED_BYTES)
+    assert len(rows_or_errors(write(tmp_path / "a.jsonl.xz", packed))) == 600
 
 
 def test_xz_streams_may_follow_one_another_with_padding(tmp_path):

@@ -23,8 +23,9 @@ MAX_ROW_VALUES = 1_000_000
 """Values in the JSON of one row: small ones take a hundred times their text in memory."""
 MAX_SKIPPED_BYTES = 2**30
 """In one line that is skipped because it is too long; a longer one ends the reading."""
-MAX_EXPANSION, MIN_EXPANDED_BYTES = 200, 2**24
-"""Text is packed to a tenth, rarely to a hundredth of its size. More is refused beyond so many bytes."""
+MAX_EXPANSION, MIN_EXPANDED_BYTES = 500, 2**24
+"""Text is packed to a tenth of its size, rows that repeat a long system prompt to a three-hundredth. More is refused
+beyond so many bytes."""
 MAX_XZ_BYTES = 100 * 2**20
 """What unpacking .xz may take; files packed with -9 take 65 MiB."""
 UNPACKERS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
