@@ -1,6 +1,8 @@
 """Models read from GGUF files: what cannot be computed is refused by name, the rest is what transformers computes."""
 
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -86,11 +88,12 @@ def test_rope_scaling(tmp_path):
     assert scaling(scaling__type="none", scaling__factor=4.0) is None
     assert scaling(scaling__type="linear", scaling__factor=4.0) == RopeScaling("linear", 4.0)
     assert scaling(scaling__factor=2.5) == RopeScaling("linear", 2.5)  # llama.cpp's default is linear
-    assert scaling(scaling__type="yarn", scaling__factor=4.0, scaling__original_context_length=16) == RopeScaling(
-        "yarn", 4.0, 16, attention_factor=pytest.approx(1.1386294361119891))  # 0.1 ln 4 + 1
-    assert scaling(scaling__type="yarn", scaling__factor=4.0, scaling__attn_factor=0.5,
-                   scaling__yarn_beta_fast=32.0) == RopeScaling(
-        "yarn", 4.0, 64, attention_factor=pytest.approx(0.56931471805599))
+    yarn = scaling(scaling__type="yarn", scaling__factor=4.0, scaling__original_context_length=16)
+    assert yarn.attention_factor == pytest.approx(1.1386294361119891)  # 0.1 ln 4 + 1
+    assert replace(yarn, attention_factor=1.0) == RopeScaling("yarn", 4.0, 16, attention_factor=1.0)
+    weaker = scaling(scaling__type="yarn", scaling__factor=4.0, scaling__attn_factor=0.5, scaling__yarn_beta_fast=32.0)
+    assert weaker.attention_factor == pytest.approx(0.56931471805599)
+    assert replace(weaker, attention_factor=1.0) == RopeScaling("yarn", 4.0, 64, attention_factor=1.0)
 
 
 @pytest.mark.parametrize("expected", [

@@ -70,7 +70,7 @@ def test_an_inspector_that_fails_costs_its_findings_only(settings, metrics, tmp_
 def test_a_report_that_cannot_be_written_costs_one_line(settings, metrics, tmp_path, monkeypatch):
     (tmp_path / "folder.html").mkdir()
     line = write_report(tmp_path / "folder.html", metrics, settings, ENCODER)
-    assert line == f"report      none: {tmp_path}/folder.html: cannot be written (Is a directory)"
+    assert line == f"report      none: {tmp_path}/folder.html: a folder, expected a file or nothing"
     metrics.write_text("{}\n")
     line = write_report(tmp_path / "x.html", metrics, settings, ENCODER)
     assert line.startswith(f"report      none: {metrics}:1: step: expected ")

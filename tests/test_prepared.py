@@ -1,9 +1,11 @@
 """Samples are prepared once, the same in one process and in many, and never incompletely."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
-import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from minimind_sft.data.example import make_example
 from minimind_sft.data.prepared import prepare
 from minimind_sft.data.samples import EncodedRow, PretrainEncoder, SFTEncoder
 from minimind_sft.errors import ProcessLost, UserError
+from minimind_sft.writing import MARKER
 
 ENCODER = SFTEncoder(BUNDLED, 100)
 FORK = multiprocessing.get_context("fork")
@@ -203,6 +206,14 @@ def test_a_second_process_waits_for_the_first_to_prepare(tmp_path):
         and f"(process {other.pid} on " in said[0]
 
 
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the marker of a private folder."""
+    with (folder / MARKER).open("rb+") as marker, suppress(BlockingIOError):
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_preparation_leaves_no_data_and_no_process(tmp_path, small_chunks, signum):
     data = write_rows(tmp_path / "a.jsonl", questions(300))
@@ -213,9 +224,10 @@ def test_an_interrupted_preparation_leaves_no_data_and_no_process(tmp_path, smal
     os.kill(other.pid, signum)
     other.join()
     rows.go.touch()
-    time.sleep(0.5)
+    left = [path for path in folders(tmp_path / "prepared") if path.name.startswith(".")]
+    wait_for(lambda: all(map(is_free, left)))  # its workers end, and with them their copies of its lock
     assert len(rows.began.read_text()) <= 3, "its workers continue without it"
-    assert all(path.name.startswith(".") for path in folders(tmp_path / "prepared"))
+    assert folders(tmp_path / "prepared") == left
     dataset = prepare([data], ENCODER, tmp_path / "prepared")
     assert len(dataset) == 300
     assert folders(tmp_path / "prepared") == [dataset.folder]
