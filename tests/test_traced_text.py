@@ -178,3 +178,8 @@ def test_what_counts_as_the_template_s():
     tag = with_tags("<b>", re.compile("<b>"))
     assert is_of_template(of_template("a")) and not any(map(is_of_template, ("a", "", tag, of_template("a") + "b", 1)))
     assert (DATA, TEMPLATE, TAG) == (0, 1, 2) and shown(tag) == "ggg"
+
+
+def test_a_name_in_a_format_is_not_taken_for_what_the_data_put_there():
+    filled = of_template("%s%(<|a|>)s") % {"<|a|>": "%(<|a|>)s"}
+    assert filled.endswith("}%(<|a|>)s") and not is_of_template(filled[-len("<|a|>)s"):])

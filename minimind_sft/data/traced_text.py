@@ -58,7 +58,8 @@ class TracedText(str):
     def __mod__(self, values: Any) -> str:
         result = plain(str.__mod__(plain(self), values))
         shown = list(values) if isinstance(values, tuple) else [values]
-        if not is_of_template(self) or len(PLACEHOLDER.findall(self.replace("%%", ""))) != len(shown):
+        placeholders = PLACEHOLDER.findall(self)
+        if not is_of_template(self) or placeholders.count("%s") != len(shown) or "%" in PLACEHOLDER.sub("", self):
             return result
         shown.reverse()
         parts: list[str] = []
