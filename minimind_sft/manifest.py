@@ -14,8 +14,8 @@ class Damaged(Exception):
     """A folder that cannot be trusted; the message is one line that names the file."""
 
 
-def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
-    """Checks that each file in the folder's manifest is plain and has the checksum given there; returns their names.
+def verify(folder: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
+    """Checks that each file in the folder's manifest is plain and has the checksum given there; returns the checksums.
 
     Args:
         belongs: which names the manifest may list at all; none may lead out of the folder.
@@ -45,4 +45,4 @@ def verify(folder: Path, belongs: Callable[[str], bool]) -> list[str]:
             raise Damaged(f"it cannot be read: {error}") from error
         if found != expected:
             raise Damaged(f"{name} was damaged: its SHA-256 is not the one in {MANIFEST}")
-    return list(checksums)
+    return checksums

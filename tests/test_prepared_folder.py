@@ -82,8 +82,9 @@ def test_a_folder_under_the_name_of_another_is_refused(tmp_path, made):
     assert damage(other) == "header.json: describes other data"
 
 
-@pytest.mark.parametrize("edit", [lambda path: os.truncate(path, 10), lambda path: path.write_bytes(path.read_bytes()),
-                                  lambda path: path.open("ab").write(b"\0\0")])
+@pytest.mark.parametrize("edit", [
+    lambda path: os.truncate(path, 10), lambda path: path.write_bytes(path.read_bytes()[::-1]),
+    lambda path: path.open("ab").write(b"\0\0")])
 def test_a_change_while_the_samples_are_used_is_one_line(made, edit):
     path = made.folder / "labels.bin"
     os.utime(path, ns=(0, 0))
@@ -96,12 +97,24 @@ def test_a_change_while_the_samples_are_used_is_one_line(made, edit):
         dataset.label_counts(VOCAB)
 
 
+def test_a_touched_file_is_as_it_was(tmp_path):
+    path, content = tmp_path / "x.bin", np.arange(100, dtype=np.uint16)
+    content.tofile(path)
+    stored = StoredTokens(path, content.dtype)
+    stored.sha256 = sha256_of_file(path)
+    os.utime(path, (1, 1))
+    np.testing.assert_array_equal(stored[10:20], content[10:20])
+    content[::-1].tofile(path)
+    with pytest.raises(UserError, match=r"x\.bin: was changed by another program"):
+        stored[10:20]
+
+
 def test_a_worker_process_reads_the_same_file_or_none(tmp_path, made):
     sent = pickle.dumps(made)
     again = pickle.loads(sent)
     assert [one.input_ids.tolist() for one in again[3]] == [one.input_ids.tolist() for one in made[3]]
     path = made.folder / "input_ids.bin"
-    path.write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(UserError, match=r"input_ids\.bin: was changed by another program"):
         pickle.loads(sent)
 

@@ -54,7 +54,9 @@ class PreparedDataset(ExampleDataset):
         dtype = token_dtype(vocab_size)
         try:
             input_ids, labels = (StoredTokens(folder / f"{name}.bin", dtype) for name in TOKENS)
-            _verify(folder)
+            sums = _verify(folder)
+            for stored in (input_ids, labels):
+                stored.sha256 = sums[stored.path.name]
             header = read_object(folder / HEADER)
             lengths, examples, group_of = (_array(folder / f"{name}.bin") for name in ("lengths", "examples", "groups"))
             for stored in (input_ids, labels):
@@ -124,14 +126,16 @@ def _foreign(folder: Path) -> str:
     return ""
 
 
-def _verify(folder: Path) -> None:
-    """
+def _verify(folder: Path) -> dict[str, str]:
+    """Returns the checksums of the files.
+
     Raises:
         Damaged: if a file is not what it was when it was prepared.
     """
-    names = verify(folder, SEALED.__contains__)
-    if set(names) != SEALED:
-        raise Damaged(f"{MANIFEST} does not list {', '.join(sorted(SEALED - set(names)))}")
+    sums = verify(folder, SEALED.__contains__)
+    if sums.keys() != SEALED:
+        raise Damaged(f"{MANIFEST} does not list {', '.join(sorted(SEALED - sums.keys()))}")
+    return sums
 
 
 def _check_header(header: Mapping[str, Any], name: str, files: int) -> None:

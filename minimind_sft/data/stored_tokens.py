@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minimind_sft.errors import UserError
-from minimind_sft.files import open_regular
+from minimind_sft.files import open_regular, sha256_of_file
 
 BLOCK = 2**20
 """Tokens that are read at a time where all are looked at."""
@@ -21,9 +21,14 @@ class StoredTokens:
     The file is not mapped into memory: if another program cut it, a read would end the process with a bus error. Each
     read checks that the file is as it was when it was opened.
 
+    Attributes:
+        sha256: of the file, once it is known. A file that was only touched then counts as unchanged.
+
     Raises:
         UserError: naming the file: here if it cannot be opened, later if it has changed.
     """
+
+    sha256 = ""
 
     def __init__(self, path: Path, dtype: np.dtype):
         self.path, self._dtype, self._width = path, dtype, dtype.itemsize
@@ -67,8 +72,11 @@ class StoredTokens:
             UserError: if the file is not as it was when it was first opened.
         """
         state = os.fstat(self._handle)
-        if state.st_size != self._size or state.st_mtime_ns != self._modified:
+        if state.st_size == self._size and state.st_mtime_ns == self._modified:
+            return
+        if state.st_size != self._size or self.sha256 != sha256_of_file(self.path):
             raise self._changed()
+        self._modified = state.st_mtime_ns  # of a `touch`, with which people keep files from being cleaned away
 
     def _changed(self) -> UserError:
         return UserError(f"{self.path}: was changed by another program; start again, and the data are prepared anew")
