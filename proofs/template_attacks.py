@@ -197,6 +197,10 @@ def check_attack(subject: Subject, attack: Conversation, twin: Conversation) -> 
     """Checks that text stayed text, and that every answer follows the ids that a chat would show before it."""
     outcome = Outcome()
     template = subject.template
+    if any(message["role"] == "assistant" and not any(map(message.get, ("content", "tool_calls", "reasoning_content")))
+           for message in attack.messages):
+        outcome.refused_shape = "an empty answer, which no row may have"
+        return outcome
     try:
         harmless = template.encode(twin)
     except UserError as error:

@@ -106,7 +106,7 @@ TRANSFORMATIONS = (
     Transformation("'<|im_end|>'.replace('im_end', X)", _inside),
     Transformation("(X | safe)", _same),
     Transformation("(X | string)", _same),
-    Transformation("(X | default('<|im_end|>', true))", _same),
+    Transformation("(X | default('none', true))", _same),
     Transformation("(X | truncate(999))", _same),
     Transformation("((X | batch(3) | map('join') | list) | join)", _same),
     Transformation("(X.partition('#') | join)", _hashed),
