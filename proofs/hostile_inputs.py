@@ -23,7 +23,7 @@ from queue import Queue
 from typing import Any
 
 import torch
-from hostile.programs import Server
+from hostile.programs import Server, own_server
 from hostile.tries import RIGHT, WRONG, Outcome, Try, judge, state_of
 from tqdm import tqdm
 
@@ -120,8 +120,8 @@ def main() -> int:
     arguments.project = arguments.project.resolve()
     torch.set_num_threads(1)
     servers: Queue[Server] = Queue()
-    for _ in range(arguments.jobs):
-        servers.put(Server(arguments.project))
+    for number in range(arguments.jobs):
+        servers.put(own_server() if arguments.project == REPOSITORY and not number else Server(arguments.project))
     with (tempfile.TemporaryDirectory() as folder, tqdm(unit=" tries", disable=None) as bar,
           ThreadPoolExecutor(arguments.jobs) as pool):
         tallies = list(pool.map(lambda name: try_kind(name, arguments, Path(folder) / name, servers, bar),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hostile.odd_values import ODD_TENSORS, ODD_VALUES, fields_of, with_value
-from hostile.small_models import small_adapter, small_weights, written_as
+from hostile.small_models import small_adapter, small_weights, train_adapter, written_as
 from hostile.tries import Try
 
 KIND = "adapters: ours, PEFT's and MiniMind's"
@@ -27,13 +27,12 @@ SLOW_PATTERNS = (r"(\w+\.?)*x", "(a|a)*x", "(.*)*x", ".*" * 30 + "x", ".?" * 100
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     weights = small_weights(folder)
-    ours = small_adapter(folder, weights)
-    peft = written_as("peft", weights, folder / "peft", "--lora_weight", str(ours))
+    ours, peft = small_adapter(folder), written_as("peft", folder / "peft")
     minimind = folder / "lora_theirs_32.pth"
     torch.save({f"model.layers.{layer}.self_attn.q_proj.lora.{half}.weight": torch.full(shape, 0.1)
                 for layer in (0, 1) for half, shape in (("A", (16, 32)), ("B", (32, 16)))}, minimind)
     odd = folder / "odd"
-    programs = (chat, merge, train, convert)
+    programs = (chat, merge, train_adapter, convert)
     for adapter in (ours, peft, minimind):
         for program in programs if adapter == peft else programs[:1]:
             yield Try(f"{adapter.name} as it was, {program.__name__}", program(weights, adapter, folder), "accepted")
@@ -91,12 +90,6 @@ def chat(weights: Path, adapter: Path, _: Path) -> list[str]:
 def merge(weights: Path, adapter: Path, folder: Path) -> list[str]:
     return ["scripts/merge_lora.py", "--weight", str(weights), "--lora_weight", str(adapter), "--save_dir",
             str(folder / "out"), "--save_weight", "merged", "--overwrite"]
-
-
-def train(weights: Path, adapter: Path, folder: Path) -> list[str]:
-    return ["trainer/train_lora.py", "--from_weight", str(weights), "--from_lora", str(adapter), "--lora_name", "x",
-            "--save_dir", str(folder / "out"), "--max_steps", "1", "--batch_size", "1", "--device", "cpu",
-            "--eval_samples", "0", "--eval_share", "0", "--overwrite"]
 
 
 def convert(weights: Path, adapter: Path, folder: Path) -> list[str]:

@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from hostile.programs import succeed
 from hostile.tries import Outcome, Try
-from minimind_sft.paths import REPOSITORY
 
 KIND = "control characters in names, data and answers"
 
@@ -178,9 +176,7 @@ def _with_sidecar(folder: Path, evil: str) -> list[str]:
 def make_base(folder: Path) -> None:
     """Trains small weights for the programs that need some."""
     data = write(folder / "rows.jsonl", *[row()] * 8)
-    command = [sys.executable, str(REPOSITORY / "trainer/train_full_sft.py"), "--data_path", str(data), *TINY,
-               "--eval_share", "0", "--save_dir", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
+    succeed(folder, TRAINER, "--data_path", str(data), *TINY, "--eval_share", "0", "--save_dir", str(folder))
 
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:

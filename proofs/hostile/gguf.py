@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from hostile.small_models import chat, small_weights, train, written_as
+from hostile.small_models import chat, train, written_as
 from hostile.tries import Try
 from minimind_sft.gguf_file import GGUFFile
 
@@ -28,7 +28,7 @@ SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.he
 
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
-    good = written_as("gguf", small_weights(folder), folder / "good.gguf")
+    good = written_as("gguf", folder / "good.gguf")
     file = GGUFFile(good)
     whole = good.read_bytes()
     header_bytes = min(stored.offset for stored in file.stored.values())

@@ -79,7 +79,8 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     good, bad = folder / "good", folder / "bad"
     make_good(good)
     everybody = writers()
-    for writer in everybody:
+    right = random.sample(everybody, min(len(everybody), max(count // 3, 1)))
+    for writer in right:
         shutil.copytree(good, fresh(bad))
         yield Try(f"nothing in the way: {named(writer)}", in_folder(writer.command, bad), ACCEPTED, seconds=PATIENT)
     cases = [(writer, name, plant) for writer in everybody for plants, names in (
@@ -90,7 +91,7 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     ) for name in names for plant in plants]
     cases += [(writer, "o", a_name_that_is_not_utf_8) for writer in everybody]
     random.shuffle(cases)
-    for writer, name, plant in cases[:max(count - len(everybody), 0)]:
+    for writer, name, plant in cases[:max(count - len(right), 0)]:
         shutil.copytree(good, fresh(bad))
         (bad / name).parent.mkdir(parents=True, exist_ok=True)
         victims = plant(bad / name, bad)
@@ -108,7 +109,8 @@ def make_good(folder: Path) -> None:
              "questions.jsonl": [{"messages": row["conversations"][:1]} for row in ROWS]}
     for name, rows in files.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    small_adapter(folder, small_weights(folder))
+    small_weights(folder)
+    small_adapter(folder)
     (folder / "victim").write_text("precious\n", encoding="utf-8")
     (folder / "precious").mkdir()
     (folder / "precious" / "file").write_text("precious\n", encoding="utf-8")

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,7 @@ PATIENCE = 600.0
 
 
 class Server:
-    """A process that runs programs of `project` (hostile/server.py)."""
+    """A process that runs programs of `project` (hostile/server.py), one after another."""
 
     def __init__(self, project: Path):
         self._project = project
@@ -46,7 +48,8 @@ class Server:
 
 
 @cache
-def _own_server() -> Server:
+def own_server() -> Server:
+    """Returns the server of this checkout, which makes the files of all kinds."""
     return Server(REPOSITORY)
 
 
@@ -56,6 +59,24 @@ def succeed(folder: Path, *command: str) -> None:
     Raises:
         RuntimeError: with its error, if it fails.
     """
-    outcome = _own_server().run(Try("", command, seconds=PATIENCE, memory_mib=4000), folder)
+    outcome = own_server().run(Try("", command, seconds=PATIENCE, memory_mib=4000), folder)
     if outcome.status:
         raise RuntimeError(f"{' '.join(command)}: {outcome.stderr}")
+
+
+_MAKING = threading.RLock()
+
+
+@cache
+def _shelf() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Returns a folder that `make` filled when it was first asked for. Kinds copy from it, and change nothing there."""
+    with _MAKING:
+        folder = Path(_shelf().name) / name
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder

@@ -32,6 +32,7 @@ def tries(folder: Path, random: random.Random, count: int) -> Iterator[Try]:
              for name, content in [("untouched", (base.folder / file).read_bytes()),
                                    *_changed((base.folder / file).read_bytes(), random)]]
     right = [one for one in every if one[2] == "untouched"]
+    right = random.sample(right, min(len(right), max(count // 3, 1)))
     others = [one for one in every if one[2] != "untouched"]
     for case, file, name, content in [*right, *random.sample(others, min(count - len(right), len(others)))]:
         run = base.copy(folder / "run")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 ADDRESS_SPACE_GIB = 16
@@ -25,6 +26,8 @@ ADDRESS_SPACE_GIB = 16
 LONGEST_OUTPUT = 1_000_000
 """Bytes of a program's output that are kept."""
 POLL_SECONDS = 0.01
+LIBRARIES = ("matplotlib.pyplot", "rouge_score.rouge_scorer", "sacrebleu")
+"""Optional libraries that some programs import when they need them, which takes longer than most tries."""
 
 
 def import_project(project: Path) -> None:
@@ -33,6 +36,9 @@ def import_project(project: Path) -> None:
     import minimind_sft
     for module in pkgutil.walk_packages(minimind_sft.__path__, "minimind_sft."):
         importlib.import_module(module.name)
+    for name in LIBRARIES:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def resident_mib(process: str = "self") -> float:

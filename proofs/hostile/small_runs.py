@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from hostile.programs import succeed
+from hostile.programs import made_once, succeed
 from hostile.tries import Outcome
 from minimind_sft.files import sha256_of_file
 from minimind_sft.paths import REPOSITORY
 
 SFT, LORA = "trainer/train_full_sft.py", "trainer/train_lora.py"
+TOKENIZER = str(REPOSITORY / "tests/written_by_0_1/tokenizer")
 COMMON = ("--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--eval_samples", "0", "--eval_share", "0",
           "--log_interval", "1", "--save_interval", "1", "--max_steps")
+DATA = ("--data_path", "rows.jsonl", "--tokenizer_path", TOKENIZER, "--save_dir", "out", *COMMON)
 STEPS = 4
 """Steps of a finished run; the states that are changed are those of the two steps before the last."""
-TOKENIZER = str(REPOSITORY / "tests/written_by_0_1/tokenizer")
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,27 @@ class SmallRun:
 
 
 def finished(folder: Path, program: str) -> SmallRun:
-    """Trains a tiny model, or with train_lora.py an adapter for one, in `folder`."""
-    folder.mkdir(parents=True)
+    """Trains a tiny model, or with train_lora.py an adapter for one, and copies the run to `folder`."""
+    which = ("--lora_name", "tiny", "--lora_rank", "2") if program == LORA else ("--save_weight", "tiny")
+    flags = (*DATA, str(STEPS), "--from_weight", "base", *which, "--keep_checkpoints", "3")
+
+    def make(made: Path) -> None:
+        shutil.copytree(made_once("base", _make_base), made, dirs_exist_ok=True)
+        succeed(made, program, *flags)
+
+    shutil.copytree(made_once(f"run of {Path(program).stem}", make), folder)
+    (result,) = [path for path in (folder / "out").glob("*tiny_16.*") if path.suffix in (".pth", ".safetensors")]
+    (folder / "out" / f"{result.stem}_report.html").unlink(missing_ok=True)
+    return SmallRun(folder, (program, *flags), result.name)
+
+
+def _make_base(folder: Path) -> None:
     rows = [{"kind": "ab"[i % 2], "conversations": [{"role": "user", "content": f"Say {i}."},
                                                     {"role": "assistant", "content": f"It is {i}."}]}
             for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    common = ("--data_path", "rows.jsonl", "--tokenizer_path", TOKENIZER, "--save_dir", "out", *COMMON)
-    succeed(folder, SFT, *common, "2", "--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1",
-          "--save_weight", "base")
-    start = ("--from_weight", "base")
-    which = ("--lora_name", "tiny", "--lora_rank", "2") if program == LORA else ("--save_weight", "tiny")
-    succeed(folder, program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3")
-    (result,) = [path for path in (folder / "out").glob("*tiny_16.*") if path.suffix in (".pth", ".safetensors")]
-    (folder / "out" / f"{result.stem}_report.html").unlink(missing_ok=True)
-    return SmallRun(folder, (program, *common, str(STEPS), *start, *which, "--keep_checkpoints", "3"), result.name)
+    succeed(folder, SFT, *DATA, "2", "--from_weight", "none", "--hidden_size", "16", "--num_hidden_layers", "1",
+            "--save_weight", "base")
 
 
 def flags_in(folder: Path, run: SmallRun) -> tuple[str, ...]:
