@@ -109,3 +109,14 @@ def test_xz_that_needs_much_memory_is_refused(tmp_path):
     file = write(tmp_path / "a.txt.xz", lzma.compress(b"one\n", filters=filters))
     with pytest.raises(UserError, match=r"a\.txt\.xz: expected an xz file that can be unpacked in 100 MiB of memory"):
         rows_or_errors(file)
+
+
+def test_a_file_of_blank_lines_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_BLANK_LINES", 3)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n\n \nx\n\n\r\n\t\ny\n")
+    with lines.opened(path) as file:
+        assert [row.content for row in lines.lines(file, path)][3::4] == [b"x\n", b"y\n"]
+    path.write_bytes(b"x\n\n\n\n\n")
+    with lines.opened(path) as file, pytest.raises(UserError, match=r"a\.txt:5: expected rows, found 3 blank lines"):
+        list(lines.lines(file, path))

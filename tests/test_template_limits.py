@@ -44,7 +44,7 @@ def grown(start: str, expression: str, used: str) -> str:
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{% for i in range(99999) if i is none %}{% endfor %}",
     "{% for i in range(99999)|select('none') %}{% endfor %}",
-    "{% for i in range(99999)|map(attribute='real') %}{% endfor %}",
+    "{% for i in range(99999)|map(attribute='real') %}{% endfor %}", "{{ range(6000)|map(attribute='real')|list }}",
     "{{ 'a' * 10**10 }}", "{{ 10**9 * 'a' }}", "{{ [1] * 10**10 }}", "{{ (1, 2) * 10**9 }}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     grown("'a'", "ns.x + ns.x", "{{ ns.x }}"), grown("'a'", "ns.x ~ ns.x", ""),

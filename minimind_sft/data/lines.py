@@ -17,12 +17,14 @@ from minimind_sft.files import open_regular
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NEWLINE = b"\n"
 BLOCK_BYTES = 2**20
-MAX_ROW_BYTES = 16 * 2**20
+MAX_ROW_BYTES = 8 * 2**20
 """Longer than any conversation; a file without line ends must not fill the memory."""
 MAX_ROW_VALUES = 1_000_000
 """Values in the JSON of one row: small ones take a hundred times their text in memory."""
 MAX_SKIPPED_BYTES = 2**30
 """In one line that is skipped because it is too long; a longer one ends the reading."""
+MAX_BLANK_LINES = 1_000_000
+"""In a row. A packed file of 1 MiB can have 300 million, which take minutes to skip."""
 MAX_EXPANSION, MIN_EXPANDED_BYTES = 500, 2**24
 """Text is packed to a tenth of its size, rows that repeat a long system prompt to a three-hundredth. More is refused
 beyond so many bytes."""
@@ -139,11 +141,18 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """Yields every line with its line end; in place of a line that is too long, an error."""
-    number = 0
+    """Yields every line with its line end; in place of a line that is too long, an error.
+
+    Raises:
+        UserError: if a line is too long even to be skipped, or more than `MAX_BLANK_LINES` in a row are blank.
+    """
+    number = blank = 0
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         place = f"{path}:{number}"
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MAX_BLANK_LINES:
+            raise UserError(f"{place}: expected rows, found {MAX_BLANK_LINES:,} blank lines before it")
         too_long = len(line) > MAX_ROW_BYTES
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)

@@ -53,6 +53,7 @@ PINNED_DATE = datetime(2026, 1, 1)
 DATE_DIRECTIVES = re.compile(r"%-?[aAbBdfGHIjmMpSuUVwWyY%]")
 """What `strftime_now` writes; other directives depend on the time zone or the platform."""
 
+CONTAINERS = (dict, list, tuple, str, TracedText)
 DICT_ATTRIBUTES = frozenset(dir(dict))
 # Without the format methods, which can reach into objects: the sandbox guards those.
 PLAIN_ATTRIBUTES: dict[type, frozenset[str]] = {
@@ -133,6 +134,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         self.budget.spend(GUARDED_STEPS)
         return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Returns what the sandbox returns; it looks at items that are not in a list, an object or a text."""
+        if type(obj) not in CONTAINERS:
+            self.budget.spend(GUARDED_STEPS)
+        return super().getitem(obj, argument)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a method, a macro, a block, a loop or a global function.
