@@ -117,7 +117,7 @@ def test_the_seed_decides_which_rows_are_held_out(tmp_path):
     (["--out", "/proc/no/out.jsonl"], "--out /proc/no: cannot write there"),
     (["--out", "out.json"], "--out out.json: expected a name that ends in .jsonl"),
     (["--eval_rows", -1, "--eval_out", "e.jsonl"], "--eval_rows is -1, expected at least 0"),
-    (["--seed", -1], "--seed is -1, expected at least 0"),
+    (["--seed", -1], "--seed is -1, expected 0 to 4,611,686,018,427,387,904"),
     (["--eval_rows", 1, "--eval_out", "{out}"], "--eval_out {out}: expected another file than --out"),
     (["none.jsonl"], "unrecognized arguments: none.jsonl (--help lists all flags)"),
 ])

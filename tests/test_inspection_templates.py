@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from chats import TOKENIZER
-from programs import run_here, write_rows
+from programs import refuse, run_here, write_rows
 
 from minimind_sft.data.tokenizer import Tokenizer
 
@@ -61,13 +61,15 @@ def test_unknown_tokens_are_found(tmp_path):
     assert [(row["line"], row["detail"]) for row in found["rows"]] == [(2, "1 token"), (3, "2 tokens")]
 
 
-def test_an_unknown_token_written_by_the_template_is_not_counted(tmp_path):
+def test_a_template_that_writes_the_unknown_token_is_refused(tmp_path):
+    """Any text that the vocabulary lacks would become that control token."""
     folder = word_level(tmp_path / "words")
     config = {"eos_token": "<|im_end|>", "chat_template": SIMPLE.replace("{% for", "<unk>{% for")}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     data = write_rows(tmp_path / "data.jsonl", [FINE])
-    report = json.loads(run_here(SCRIPT, data, "--tokenizer_path", folder, "--json").stdout)
-    assert report["files"][0]["findings"]["unknown"]["count"] == 0
+    error = refuse(SCRIPT, data, "--tokenizer_path", folder)
+    assert error == (f"error: the tokenizer {folder}: text that its vocabulary cannot spell becomes '<unk>', which the "
+                     "chat template writes as a control token")
 
 
 def test_a_base_model_brings_its_tokenizer_and_template(tmp_path):
