@@ -29,7 +29,7 @@ MAX_EXPANSION, MIN_EXPANDED_BYTES = 500, 2**24
 """Text is packed to a tenth of its size, rows that repeat a long system prompt to a three-hundredth. More is refused
 beyond so many bytes."""
 MAX_XZ_BYTES = 100 * 2**20
-"""What unpacking .xz may take; files packed with -9 take 65 MiB."""
+"""Memory for unpacking .xz; files packed with -9 take 65 MiB."""
 UNPACKERS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 """The compressed formats by suffix; each name is also the program that unpacks the format with `-dc`."""
 

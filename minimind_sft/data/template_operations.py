@@ -362,4 +362,4 @@ STRING_METHODS: dict[str, Callable[[Budget, str, Sequence[Any]], None]] = {
     "splitlines": _split_lines, "expandtabs": _expand_tabs, "replace": _replace, "join": _join, "encode": _encode,
     "translate": _translate,
 }
-"""What each method of a string costs."""
+"""The cost of each method of a string."""

@@ -51,7 +51,7 @@ SHORT_CONSTANT = 256
 # The date that templates read: training and chatting must see the same one, every day.
 PINNED_DATE = datetime(2026, 1, 1)
 DATE_DIRECTIVES = re.compile(r"%-?[aAbBdfGHIjmMpSuUVwWyY%]")
-"""What `strftime_now` writes; other directives depend on the time zone or the platform."""
+"""The directives that `strftime_now` writes; others depend on the time zone or the platform."""
 
 CONTAINERS = (dict, list, tuple, str, TracedText)
 DICT_ATTRIBUTES = frozenset(dir(dict))
@@ -62,7 +62,7 @@ PLAIN_ATTRIBUTES: dict[type, frozenset[str]] = {
 CLASSES = (dict, Namespace, Cycler, Joiner)
 """Classes that templates may call."""
 CALLABLE = (Macro, LoopContext, BlockReference, FunctionType, Joiner, partial, jinja2.Undefined)
-"""What else they may call, besides methods."""
+"""Types of what they may call, besides methods."""
 
 
 Environment = TypeVar("Environment", bound="TemplateEnvironment")

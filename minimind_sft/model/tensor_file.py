@@ -1,4 +1,4 @@
-"""What the readers of safetensors and of PyTorch's formats share."""
+"""Shared parts of the readers of safetensors and of PyTorch's formats."""
 
 import mmap
 from collections.abc import Mapping

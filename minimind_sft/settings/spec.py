@@ -36,7 +36,7 @@ messages: the messages that a model answers.
 """
 
 MAX_COUNT = 10**9
-"""What a whole number may be at most, unless its setting says something else."""
+"""The largest whole number, unless its setting says something else."""
 MAX_SEED = 2**62
 MAX_SHOWN = 40
 UNDECODABLE = re.compile("[\ud800-\udfff]")

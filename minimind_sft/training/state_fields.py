@@ -18,7 +18,7 @@ MAX_COUNT = 2**53
 """Floats cannot tell higher whole numbers apart."""
 MAX_FLOAT32 = 3.4e38
 NO_MORE_THAN = (("updates", "step"), ("bad_steps", "step"), ("bad_steps_in_a_row", "bad_steps"))
-"""Pairs of counters of which the first never exceeds the second."""
+"""Pairs of counters; the first is never above the second."""
 
 
 def check_state(values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is no plain file where a program reads one, and JSON that readers understand differently."""
+"""Pipes, devices and folders in place of files, and JSON that readers understand differently."""
 
 import json
 import os
