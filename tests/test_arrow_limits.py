@@ -44,7 +44,7 @@ def test_a_row_that_repeats_a_text_is_too_large(tmp_path, name):
     turns = pyarrow.StructArray.from_arrays([repeated("user", 100), repeated(LONG, 100)], ["role", "content"])
     messages = pyarrow.ListArray.from_arrays([0, 98, 99, 100], turns)
     large, *others = rows_or_errors(written(tmp_path / name, pyarrow.table({"messages": messages})))
-    assert large == "1: expected at most 8 MiB in a row, found 28 MiB"
+    assert large == "1: expected at most 6 MiB in a row, found 28 MiB"
     assert others == [{"messages": [{"role": "user", "content": LONG}]}] * 2
 
 

@@ -17,7 +17,7 @@ from minimind_sft.files import open_regular
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NEWLINE = b"\n"
 BLOCK_BYTES = 2**20
-MAX_ROW_BYTES = 8 * 2**20
+MAX_ROW_BYTES = 6 * 2**20
 """Longer than any conversation; a file without line ends must not fill the memory."""
 MAX_ROW_VALUES = 1_000_000
 """Values in the JSON of one row: small ones take a hundred times their text in memory."""

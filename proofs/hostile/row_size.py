@@ -119,15 +119,15 @@ def _json_rows() -> Iterator[Made]:
         def many(size: int, value: str = value) -> str:
             return f"[{','.join([value] * (size // (len(value) + 1)))}]"
 
-        for size in (MIB, 7 * MIB):
+        for size in (MIB, 5 * MIB):
             yield f"{size // MIB} MiB of {name}", ".jsonl", "either", lambda _, many=many, size=size: _row(many(size))
         for beside in ("messages", "tools"):
             yield f"{name} in a text, as {beside}", ".jsonl", "either", lambda _, many=many, beside=beside: _line(**{
                 "messages": [USER, ANSWER], beside: many(6 * MIB)})
-        yield f"an array of {name}", ".json", "refused", lambda _, many=many: many(7 * MIB).encode()
-        yield f"a wrapper of {name}", ".json", "refused", lambda _, many=many: f'{{"data": {many(7 * MIB)}}}'.encode()
+        yield f"an array of {name}", ".json", "refused", lambda _, many=many: many(5 * MIB).encode()
+        yield f"a wrapper of {name}", ".json", "refused", lambda _, many=many: f'{{"data": {many(5 * MIB)}}}'.encode()
         yield f"{name} before the rows", ".json", "refused", lambda _, many=many: (
-            f'{{"a": {many(7 * MIB)}, "data": []}}'.encode())
+            f'{{"a": {many(5 * MIB)}, "data": []}}'.encode())
     yield "1,000,000 names", ".jsonl", "either", lambda _: (
         _row(json.dumps({str(number): 1 for number in range(999_000)})))
     yield "brackets without end", ".json", "refused", lambda random: b"[" * (random.randrange(1, 20) * MIB)
@@ -139,13 +139,13 @@ def _json_rows() -> Iterator[Made]:
 def _texts() -> Iterator[Made]:
     """Yields running text: the longest row, one that is too long, and several."""
     for name, characters in CHARACTERS.items():
-        size = 8 * MIB - 2 if name in LONGEST else 2 * MIB
+        size = 6 * MIB - 2 if name in LONGEST else 2 * MIB
         yield (f"text of {name}", ".txt", "either", lambda random, characters=characters, size=size: _cut(
             random, characters.replace("\n", ""), size))
     yield "text, too long", ".txt", "refused", lambda random: _cut(random, "abc", 40 * MIB)
     yield "text, ten long rows", ".txt", "either", lambda random: (_cut(random, "ab ", MIB // 2) + b"\n") * 10
     yield "text with one emoji, the longest row", ".txt", "either", lambda random: (
-        "😀".encode() + _cut(random, "0123456789", 8 * MIB - 8))
+        "😀".encode() + _cut(random, "0123456789", 6 * MIB - 8))
     yield "text, quoted lines", ".csv", "either", lambda _: b'text\n"' + b"a\n" * (12 * MIB) + b'"\n'
     yield "text of blank lines", ".txt", "refused", lambda _: b" \n" * (4 * MIB)
 
