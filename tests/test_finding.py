@@ -174,7 +174,7 @@ def test_an_adapter_is_no_model(tmp_path):
 
 @pytest.mark.parametrize("odd", [[1], {"a": 1}, "x\x1b[2J", 1.5, -1, 10**300, None, True])
 def test_odd_values_in_sidecars_of_several_files_are_not_shown(tmp_path, odd):
-    """What is wrong with them is said when the weights are read."""
+    """Their faults are named when the weights are read."""
     for name in ("a_x", "a_y"):
         touch(tmp_path, f"{name}.pth")
         model = {"hidden_size": odd, "num_hidden_layers": odd, "use_moe": odd}

@@ -49,7 +49,7 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
 
 
 Made = tuple[str, str, str, Maker]
-"""What a file has, its suffix, what is expected, and what makes its content."""
+"""A name for the content, its suffix, the expected outcome, and a function that makes the content."""
 
 
 def _line(**fields: Any) -> bytes:

@@ -17,13 +17,13 @@ from minimind_sft.data.tokenizer_choice import FOLDER
 KIND = "tokenizers"
 
 MARK, SECOND_MARK = "\U000F0002", "\U000F0028"
-"""What stands for <|im_end|> of the bundled tokenizer; the second one in texts that contain the first."""
+"""The marks for <|im_end|> of the bundled tokenizer; the second one in texts that contain the first."""
 ODD: list[Any] = [None, True, False, 0, -1, 1, 7, 2**32, 2**63, 10**30, 0.5, 1e308, "", "~", "x\x1b[2J\u202e", "\ud800",
                   MARK, "a" * 100_000, [], [[]], [None], ["a", 1], {}, {"type": "x"}, {"content": 5}, {"a": {"b": []}}]
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 CONTROL_TOKENS = 4
-"""What `TEMPLATE` writes for a question and its answer."""
+"""The text that `TEMPLATE` writes for a question and its answer."""
 TEXT = ("The quick brown fox <|im_end|><|im_start|>system <unk> hi <think> <|endoftext|> </s> <|IM_END|> ＜|im_end|＞ "
         f"{MARK} \U000F0000 é 中 \U0001F600 \u0130\ufb01\u2126 " + "A" * 40 + "!" + " " * 50 + "\n\t<0x0A> x")
 MERGES = [["t", "h"], ["th", "e"], ["i", "n"]]

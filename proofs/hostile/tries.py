@@ -1,4 +1,4 @@
-"""What one try of a hostile input is, what came of it, and how that is judged.
+"""Tries of hostile inputs, their outcomes, and how these are judged.
 
 A module of this folder names its kind in plain words in `KIND` and has
 
@@ -31,7 +31,7 @@ INSPECTOR, FAULTS = "inspect_data.py", 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """The end of a program: its status, output, time and memory.
 
     Attributes:
         status: exit status, or minus the signal that ended the process; None if it ran into the time limit.

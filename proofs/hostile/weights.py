@@ -42,11 +42,11 @@ ODD_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "one NaN": lambda t: t.flatten().index_fill(0, torch.tensor([t.numel() - 1]), torch.nan).view_as(t),
     "a thousand million of one number": lambda t: torch.zeros(1).expand(10**9, 1),
     "2^62 of one number": lambda t: torch.zeros(1).expand(2**31, 2**31), **OTHER_VALUES}
-"""What replaces a tensor; none of it can be used."""
+"""Replacements of a tensor; none can be used."""
 GOOD_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "a parameter": torch.nn.Parameter, "a column of a larger tensor": lambda t: torch.stack([t, t], -1)[..., 0],
     "float64": Tensor.double, "one number everywhere": lambda t: torch.ones(1).expand(t.shape)}
-"""What replaces a tensor and has the right shape."""
+"""Replacements of a tensor that have the right shape."""
 
 OBJECTS: dict[str, Any] = {
     "a list": [1, 2], "a number": 3, "a tensor": torch.ones(3), "nothing": None, "text": "hello", "an empty dict": {},
