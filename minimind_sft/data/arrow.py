@@ -81,7 +81,7 @@ def arrow_rows(path: Path, kind: str) -> Iterator[RawRow]:
                                     "of the file")
                 are_small = batch_bytes <= MAX_ROW_BYTES
                 if are_small and batch.schema != schema:
-                    with suppress(pyarrow.ArrowNotImplementedError):
+                    with suppress(pyarrow.ArrowNotImplementedError):  # of some types: they are read as they are
                         batch = batch.cast(schema)  # it is faster to read without dictionaries
                 for index in range(batch.num_rows):
                     number += 1
@@ -135,7 +135,7 @@ def _row(table: Any, place: str, is_small: bool) -> dict | UserError:
     except UnicodeDecodeError as error:
         return UserError(f"{place}: a string is not valid UTF-8: its byte {error.start + 1} is "
                          f"0x{error.object[error.start]:02x}")
-    except (ValueError, OverflowError, NotImplementedError) as error:  # a date that Python does not have
+    except (ValueError, OverflowError, NotImplementedError) as error:  # dates and types that Python lacks
         return UserError(f"{place}: a value cannot be read ({one_line(error)})")
     return _without_nulls(row)
 
