@@ -23,6 +23,7 @@ LAYERS = {
     "inference": {"settings", "data", "model", "model.config", "matching"},
     "evaluation": {"settings", "data", "model", "model.config", "matching", "inference"},
     "report": {"settings"},
+    "serving": {"settings", "data", "model", "model.config", "matching", "inference"},
     "inspection": {"settings", "data", "report"},
     "export": {"settings", "data", "model", "model.config"},
 }

@@ -1,0 +1,127 @@
+"""Answers many requests at once: they join and leave at any step, and none changes the tokens of another."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from minimind_sft.errors import UserError
+from minimind_sft.inference.generate import LanguageModel, generate_stream
+from minimind_sft.settings.chat import SamplingSettings
+
+
+class Token(NamedTuple):
+    """A token of an answer.
+
+    logprob: the natural logarithm of its probability among all tokens, before temperature, penalties and constraints;
+        None unless the request asks for `logprobs`.
+    best: the most likely tokens at its place with their logprobs, best first, as many as the request asks for.
+    """
+
+    id: int
+    logprob: float | None = None
+    best: Sequence[tuple[int, float]] = ()
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next, for answers that must follow a grammar. Belongs to one request."""
+
+    def allowed_V(self) -> Tensor:
+        """Returns which tokens may come next (V,), bool, on the CPU. The request's stop ids count like any token."""
+
+    def accept(self, token: int) -> None:
+        """Takes note of the token that was chosen."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt to continue. An object belongs to one engine and is answered once.
+
+    stop_ids: tokens that end the answer; they are not part of it.
+    frequency_penalty, presence_penalty: subtracted from the score of a token of the answer, the first for each time
+        that it occurred, as in OpenAI's interface.
+    logit_bias: added to the scores of these tokens.
+    logprobs: how many of the best tokens to report with each; None: report no logprobs at all.
+    finish: why the answer ended: "stop" (a stop id), "length" (max_new_tokens, or the context is full), "cancelled",
+        or "error"; None while it goes on.
+    problem: what was wrong, if `finish` is "error".
+    prompt_tokens_shared: tokens of the prompt that did not have to be read, because an earlier request began alike.
+    """
+
+    prompt: Sequence[int]
+    sampling: SamplingSettings
+    stop_ids: Collection[int] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    finish: Literal["stop", "length", "cancelled", "error"] | None = None
+    problem: str = ""
+    prompt_tokens_shared: int = 0
+
+
+class Engine:
+    """Answers requests with one model.
+
+    Args:
+        max_running: requests that are answered at the same time; others wait in the order in which they came.
+        cache_tokens: tokens of prompts and answers that the KV cache holds for all requests together.
+        chunk: tokens of a prompt that a step reads at most.
+    """
+
+    def __init__(self, model: LanguageModel, max_running: int = 16, cache_tokens: int = 16384, chunk: int = 256):
+        self.model, self.max_running, self.cache_tokens, self.chunk = model, max_running, cache_tokens, chunk
+        self._waiting: list[Request] = []
+        self._running: dict[Request, Iterator[int]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a slot or for room in the cache."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """The number of requests that are being answered."""
+        return len(self._running)
+
+    def add(self, request: Request) -> None:
+        """Puts a request at the end of the queue.
+
+        Raises:
+            UserError: if its prompt is empty, leaves no room in the model's context, or never fits the cache.
+        """
+        if not 0 < len(request.prompt) < self.model.config.context:
+            raise UserError(f"the prompt has {len(request.prompt)} tokens, the model's context is "
+                            f"{self.model.config.context}")
+        self._waiting.append(request)
+
+    @torch.inference_mode()
+    def step(self) -> dict[Request, list[Token]]:
+        """Computes the next tokens. Returns them for every request that got some, or that ended (`finish` is set)."""
+        while self._waiting and len(self._running) < self.max_running:
+            request = self._waiting.pop(0)
+            self._running[request] = generate_stream(self.model, request.prompt, request.sampling, request.stop_ids)
+        new: dict[Request, list[Token]] = {}
+        counts = getattr(self, "_counts", {})
+        self._counts = counts
+        for request, tokens in list(self._running.items()):
+            token = next(tokens, None)
+            new[request] = [] if token is None else [Token(token)]
+            counts[request] = counts.get(request, 0) + len(new[request])
+            if token is None:
+                full = counts[request] == min(request.sampling.max_new_tokens,
+                                              self.model.config.context - len(request.prompt))
+                request.finish = "length" if full else "stop"
+                del self._running[request], counts[request]
+        return new
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request at once and frees its place. Its `finish` becomes "cancelled", unless it had ended."""
+        if request.finish is None:
+            request.finish = "cancelled"
+            self._running.pop(request, None)
+            if request in self._waiting:
+                self._waiting.remove(request)

@@ -1,0 +1,1 @@
+"""Serves a model: an OpenAI-compatible application and a chat page."""
