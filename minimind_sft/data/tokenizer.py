@@ -27,6 +27,9 @@ MARKS_START, MARKS_END = 0xF0000, 0xFFFFE
 PRIVATE_IN_JSON = re.compile(r"\\udb[89ab][0-9a-f]\\ud[c-f][0-9a-f]{2}")
 """These characters, as surrogate pairs."""
 MAX_NAMED_TEMPLATES = 100
+MAX_PENDING = 64
+"""Tokens whose text waits for the rest of a character: far more than one has, and few enough to decode again each time.
+"""
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ class TextStream:
         text = self._pending()
         # An incomplete character decodes to U+FFFD at the end, with byte fallback one for each of its bytes. A real
         # U+FFFD there waits for the next token.
-        if text.endswith("\ufffd"):
+        if text.endswith("\ufffd") and len(self._ids) < MAX_PENDING:
             complete = len(text.rstrip("\ufffd"))
             new, self._said = text[self._said:complete], max(self._said, complete)
             return new

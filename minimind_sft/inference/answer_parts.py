@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal, NamedTuple
 
 from minimind_sft.errors import UserError
@@ -52,7 +52,7 @@ def answer_parts(pieces: Iterator[str], starts_thinking: Callable[[], bool]) -> 
                 yield Part(kind, text)
             yield Part("thinking" if "thinking" in (before, after) else "call", found[0], is_tag=True)
             kind, position = after, found.end()
-        end = len(waiting) - _beginning_of_tag(waiting)
+        end = len(waiting) - unfinished(waiting, TAGS)
         if text := waiting[position:max(end, position)]:
             yield Part(kind, text)
         waiting = waiting[max(end, position):]
@@ -83,8 +83,12 @@ def _described(call: object) -> str:
     return f"{call['name']}({', '.join(given)})"
 
 
-def _beginning_of_tag(text: str) -> int:
-    """Returns how many characters at the end of `text` may be the beginning of a tag."""
-    start = text.rfind("<")
-    rest = text[start:] if start >= 0 else ""
-    return len(rest) if rest and any(tag.startswith(rest) and tag != rest for tag in TAGS) else 0
+def unfinished(text: str, marks: Collection[str]) -> int:
+    """Returns how many characters at the end of `text` may be the beginning of one of the marks."""
+    longest = 0
+    for mark in marks:
+        start = max(len(text) - len(mark) + 1, 0)
+        while (start := text.find(mark[0], start)) >= 0 and not mark.startswith(text[start:]):
+            start += 1
+        longest = max(longest, len(text) - start if start >= 0 else 0)
+    return longest
