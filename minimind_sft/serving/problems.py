@@ -1,0 +1,34 @@
+"""Refusals that a client gets, in the form of OpenAI's interface."""
+
+from typing import Any
+
+UNSUPPORTED = "unsupported_parameter"
+
+
+class ApiProblem(Exception):
+    """A request that cannot be answered.
+
+    status: the HTTP status.
+    message: one line that stands alone: it names the field and says what would be right.
+    param: the field, such as `messages[2].content`; None if the problem belongs to none.
+    code: a word that programs can look for.
+    """
+
+    def __init__(self, status: int, message: str, type: str = "invalid_request_error", param: str | None = None,
+                 code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+
+    def body(self) -> dict[str, Any]:
+        """Returns the JSON that the client gets."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def invalid(param: str, message: str, code: str = "invalid_value") -> ApiProblem:
+    """Returns the refusal of a field's value."""
+    return ApiProblem(400, f"{param}: {message}", param=param, code=code)
+
+
+def unsupported(param: str, message: str) -> ApiProblem:
+    """Returns the refusal of a field that this server cannot honour."""
+    return invalid(param, message, UNSUPPORTED)

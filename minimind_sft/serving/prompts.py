@@ -1,0 +1,156 @@
+"""Requests -> what the engine is asked: the prompt's ids, exactly those of training, and how to choose tokens."""
+
+import re
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.conversation import Conversation, parse_conversation
+from minimind_sft.data.tokenizer import Tokenizer
+from minimind_sft.errors import UserError
+from minimind_sft.inference.chat import THINK_END, THINK_START
+from minimind_sft.inference.engine import Constraint, Request
+from minimind_sft.inference.loading import Loaded
+from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
+from minimind_sft.serving.problems import ApiProblem, invalid
+from minimind_sft.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
+from minimind_sft.settings.chat import SamplingSettings
+
+SMALLEST_TOP_P = 1e-6
+"""Stands for a `top_p` of 0: the most likely token alone."""
+SEEDS = 2**64
+FIELD = re.compile(r"((?:messages|tools)(?:\[\d+\])?(?:\.\w+|\[\d+\])*): ")
+"""The field that a message about a conversation begins with."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model sees before its answers.
+
+    starts_thinking: whether it ends inside reasoning, which the answer goes on with.
+    requests: one for each answer to it.
+    """
+
+    ids: list[int]
+    starts_thinking: bool
+    requests: list[Request]
+
+
+def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings,
+                constraint: Callable[[], Constraint | None] = lambda: None) -> Prompt:
+    """Makes the prompt of a chat.
+
+    Args:
+        sampling: how to choose tokens where the request leaves it open.
+        constraint: makes what an answer must follow, anew for each of them.
+
+    Raises:
+        ApiProblem: if the template refuses a message or does not show it to the model, or if the prompt is too long.
+    """
+    template = loaded.template
+    if template is None:
+        raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
+                         code="unsupported_model")
+    conversation = _conversation(request)
+    try:
+        ids = template.generation_prompt_ids(conversation.messages, conversation.tools, request.thinking)
+        starts_thinking = _starts_thinking(template, conversation, request.thinking)
+    except UserError as error:
+        raise _problem(error) from error
+    stop_ids = chat_stop_ids(template, loaded.stop_ids)
+    return Prompt(ids, starts_thinking, _requests(request, ids, loaded, sampling, stop_ids, constraint))
+
+
+def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: SamplingSettings) -> list[Prompt]:
+    """Makes the prompts of texts to continue, framed as in pretraining; ids are taken as they are.
+
+    Raises:
+        ApiProblem: if an id is no token, or if a prompt is empty or too long.
+    """
+    tokenizer, prompts = loaded.tokenizer, []
+    framed = tokenizer.adds_bos or loaded.is_minimind
+    stop_ids = {*document_end_ids(tokenizer), *loaded.stop_ids}
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    if framed and eos is not None:
+        stop_ids.add(eos)
+    for given in request.prompts:
+        if isinstance(given, str):
+            ids = tokenizer.encode_ordinary(given)
+            if framed and bos is not None:
+                ids = [bos, *ids]
+        else:
+            ids = given
+            if wrong := next((token for token in ids if token >= tokenizer.vocab_size), None):
+                raise invalid("prompt", f"expected ids below {tokenizer.vocab_size}, found {wrong}")
+        if not ids:
+            raise invalid("prompt", "expected some text, found none")
+        prompts.append(Prompt(ids, False, _requests(request, ids, loaded, sampling, stop_ids, lambda: None)))
+    return prompts
+
+
+def _conversation(request: ChatRequest) -> Conversation:
+    """Returns the conversation as training reads it."""
+    waiting = {"role": "assistant", "content": "ANSWER"}  # conversations in data have an answer
+    try:
+        conversation = parse_conversation({"messages": [*request.messages, waiting], "tools": request.offered}, "")
+    except UserError as error:
+        raise _problem(error) from error
+    count = len(conversation.messages) - 1
+    return replace(conversation, messages=conversation.messages[:count], names=conversation.names[:count])
+
+
+def _starts_thinking(template: ChatTemplate, conversation: Conversation, thinking: bool) -> bool:
+    """Tells whether the template opens the reasoning before an answer."""
+    asked, history = (template.render(conversation.messages, conversation.tools, ask, thinking)
+                      for ask in (True, False))
+    header = asked.removeprefix(history)
+    return header.rfind(THINK_START) > header.rfind(THINK_END)
+
+
+def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampling: SamplingSettings,
+              stop_ids: Collection[int], constraint: Callable[[], Constraint | None]) -> list[Request]:
+    """Returns a request for each answer."""
+    context = loaded.model.config.context
+    if len(ids) >= context:
+        raise ApiProblem(400, f"the prompt has {len(ids):,} tokens, the model's context is {context:,}",
+                         param="messages" if isinstance(request, ChatRequest) else "prompt",
+                         code="context_length_exceeded")
+    sampling, biases = _sampling(request, sampling), _logit_bias(request, loaded.tokenizer)
+    return [Request(ids, replace(sampling, seed=seed), frozenset(stop_ids),
+                    frequency_penalty=request.frequency_penalty or 0.0,
+                    presence_penalty=request.presence_penalty or 0.0,
+                    logit_bias=biases, logprobs=request.best_logprobs, constraint=constraint())
+            for seed in _seeds(request)]
+
+
+def _seeds(request: GenerationRequest) -> list[int]:
+    """Returns the seed of each answer: that of the request and those after it; random ones if it has none."""
+    first = secrets.randbits(64) if request.seed is None else request.seed + SEEDS // 2
+    return [(first + index) % SEEDS - SEEDS // 2 for index in range(request.choices)]
+
+
+def _sampling(request: GenerationRequest, defaults: SamplingSettings) -> SamplingSettings:
+    given: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature,
+                             "top_k": request.top_k, "top_p": request.top_p if request.top_p != 0 else SMALLEST_TOP_P,
+                             "repetition_penalty": request.repetition_penalty}
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _logit_bias(request: GenerationRequest, tokenizer: Tokenizer) -> dict[int, float]:
+    biases = {}
+    for name, bias in (request.logit_bias or {}).items():
+        if int(name) >= tokenizer.vocab_size:
+            raise invalid(f"logit_bias.{name}", f"expected a token's id below {tokenizer.vocab_size}, found {name}")
+        biases[int(name)] = bias
+    return biases
+
+
+def _problem(error: UserError) -> ApiProblem:
+    """Returns the refusal of a conversation that training would refuse."""
+    message = str(error).removeprefix(": ").removeprefix("the conversation: ").replace("conversations[", "messages[")
+    found = FIELD.match(message)
+    return invalid(found[1] if found else "messages", message[found.end():] if found else message)
+
+

@@ -1,0 +1,65 @@
+"""Turns what pydantic says about a body into one refusal that names the field."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from minimind_sft.errors import MAX_SHOWN, describe, printable
+from minimind_sft.serving.problems import UNSUPPORTED, ApiProblem, invalid, unsupported
+
+EXPECTED = "Input should be "
+"""The beginning of most of pydantic's messages."""
+NO_SUCH_FIELD = "this server knows no such field"
+
+
+def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiProblem:
+    """Returns the refusal for the error that lies deepest in the body.
+
+    A value that may have several types has an error for each of them: the deepest belongs to the type that was meant.
+    """
+    errors = error.errors(include_url=False, include_context=True)
+    return _problem(max(errors, key=lambda one: len(one["loc"])), body)
+
+
+def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
+    kind, found = error["type"], describe(error["input"])
+    param = _param(error["loc"], body)
+    if kind == "extra_forbidden":
+        return unsupported(param, NO_SUCH_FIELD)
+    if kind == "none_required":
+        return unsupported(param, f"not supported here, expected nothing, found {found}")
+    if kind == "missing":
+        return invalid(param, "expected a value, found nothing", "missing_required_parameter")
+    if kind.startswith("union_tag"):
+        name = error["ctx"]["discriminator"].strip("'")
+        expected = error["ctx"].get("expected_tags", "a value").replace("'", "")
+        tag = error["input"].get(name) if isinstance(error["input"], dict) else None
+        return invalid(f"{param}.{name}", f"expected {expected}, found {'nothing' if tag is None else describe(tag)}")
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    if kind == "literal_error" and error["input"] is True:  # what is asked for is not there
+        code = UNSUPPORTED
+    return invalid(param, f"expected {_expected(error)}, found {found}", code)
+
+
+def _expected(error: ErrorDetails) -> str:
+    message = error["msg"]
+    if message.startswith(EXPECTED):
+        return message.removeprefix(EXPECTED)
+    return f"another value ({message[:1].lower()}{message[1:]})"
+
+
+def _param(place: Sequence[int | str], body: Any) -> str:
+    """Returns the name of a field, such as `messages[2].content`, without pydantic's names of types."""
+    name, value = "", body
+    for index, step in enumerate(place):
+        if isinstance(step, int) and isinstance(value, list):
+            name, value = f"{name}[{step}]", value[step]
+        elif isinstance(value, dict) and (step in value or index == len(place) - 1):
+            name, value = f"{name}.{_shown(str(step))}" if name else _shown(str(step)), value.get(step)
+    return name
+
+
+def _shown(key: str) -> str:
+    return printable(key[:MAX_SHOWN])
