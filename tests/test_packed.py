@@ -1,4 +1,4 @@
-"""Products with packed weights, compared with the product in float64."""
+"""Products with packed weights, compared with the product in float64; their rows do not depend on each other."""
 
 import pytest
 import torch
@@ -6,11 +6,10 @@ from tiny_generation import half_needed
 from torch import Tensor
 
 from minimind_sft.inference import packed
-from minimind_sft.inference.packed import FEW_ROWS, MANY_ROWS, Bfloat16Product, HalfProduct, Pack, best_pack, plain
+from minimind_sft.inference.packed import HalfProduct, OneDNNProduct, Pack, best_pack, half_scale, pack, plain
 
-ROWS = [1, 2, FEW_ROWS, FEW_ROWS + 1, 33]
-bfloat16_needed = pytest.mark.skipif(best_pack(torch.zeros(1, dtype=torch.bfloat16)) is not Bfloat16Product,
-                                     reason="this processor has no oneDNN product for bfloat16")
+ROWS = [1, 2, 5, 33]
+bfloat16_needed = pytest.mark.skipif(not packed._bfloat16_works(), reason="this processor does not multiply bfloat16")
 
 
 def random(*shape: int) -> Tensor:
@@ -31,50 +30,70 @@ def biases(weights: list[Tensor]) -> list[Tensor | None]:
 
 
 @pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("size", [1.0, 2.0**-40, 2.0**90])
 @half_needed
-def test_weights_exact_in_float16_give_float32_precision(rows: int):
-    weights = [(random(n, 96) * 0.02).half().float() for n in (40, 7)]
-    assert HalfProduct(weights).parts == 1
-    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
+def test_weights_exact_in_float16_give_float32_precision(rows: int, size: float):
+    weights = [random(n, 96).half().float() * size for n in (40, 7)]
+    assert isinstance(pack(weights), HalfProduct)
+    assert all(relative_error(pack, weights, rows, bias) < 2e-6 for bias in biases(weights))
 
 
 @pytest.mark.parametrize("size", [1e-12, 0.02, 1.0, 1e9])
-@pytest.mark.parametrize("rows", [3, MANY_ROWS])
+@pytest.mark.parametrize("rows", ROWS)
 @half_needed
 def test_weights_of_any_size_give_float32_precision(size: float, rows: int):
     weights = [random(40, 96) * size, random(7, 96) * size]
-    assert HalfProduct(weights).parts == 2
-    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
+    assert isinstance(pack(weights), OneDNNProduct)
+    assert all(relative_error(pack, weights, rows, bias) < 2e-6 for bias in biases(weights))
 
 
-@pytest.mark.parametrize("rows", [3, MANY_ROWS])
+@pytest.mark.parametrize("rows", ROWS)
 @half_needed
-def test_bfloat16_weights_of_very_different_sizes_give_float32_precision(rows: int):
+def test_bfloat16_weights_of_very_different_sizes_give_float32_precision(rows: int, monkeypatch):
+    monkeypatch.setattr(packed, "_bfloat16_works", lambda: False)
     weights = [(random(40, 96) * torch.logspace(-13, 0, 96)).bfloat16()]
-    assert HalfProduct(weights).parts == 2
-    assert all(relative_error(HalfProduct, weights, rows, bias) < 2e-6 for bias in biases(weights))
+    assert isinstance(pack(weights), OneDNNProduct)
+    assert all(relative_error(pack, weights, rows, bias) < 2e-6 for bias in biases(weights))
 
 
 @half_needed
-def test_bfloat16_weights_are_packed_exactly_in_one_float16():
+def test_bfloat16_weights_that_float16_can_hold_are_packed_exactly(monkeypatch):
+    monkeypatch.setattr(packed, "_bfloat16_works", lambda: False)
     weights = [(random(40, 96) * torch.logspace(-5, 0, 96)).bfloat16()]
-    assert HalfProduct(weights).parts == 1
-    one = HalfProduct(weights)(torch.eye(96))  # each row of the identity selects the weights of one input
-    assert torch.equal(one, weights[0].float().T)
+    one = pack(weights)(torch.eye(96))  # each row of the identity selects the weights of one input
+    assert isinstance(pack(weights), HalfProduct) and torch.equal(one, weights[0].float().T)
 
 
 @half_needed
 def test_weights_of_zero_give_zero():
-    assert torch.equal(HalfProduct([torch.zeros(5, 8)])(random(2, 8)), torch.zeros(2, 5))
+    assert torch.equal(pack([torch.zeros(5, 8)])(random(2, 8)), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(("weights", "scale"), [
+    ([0.0, 0.0], 1.0), ([1.0, 65504.0], 1.0), ([2.0**-24], 1.0), ([2.0**-25], 2.0**39), ([65536.0, 1.0], 2.0**-2),
+    ([1.0, 2.0**-40], None), ([1.0 + 2.0**-11], None), ([float("nan")], None), ([float("inf")], 1.0)])
+def test_scale_with_which_float16_holds_all_weights(weights: list[float], scale: float | None):
+    assert half_scale(torch.tensor([weights])) == scale
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @bfloat16_needed
-def test_bfloat16_arithmetic_is_used_only_for_many_rows(rows: int):
+def test_bfloat16_weights_are_multiplied_in_bfloat16(rows: int):
     weights = [(random(n, 96) * 0.02).bfloat16() for n in (40, 7)]
-    for bias in biases(weights):
-        error = relative_error(Bfloat16Product, weights, rows, bias)
-        assert error < 2e-6 if rows <= FEW_ROWS else 1e-4 < error < 0.03
+    assert all(1e-4 < relative_error(pack, weights, rows, bias) < 0.03 for bias in biases(weights))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 47), (3, 20), (576, 192), (1536, 576), (1410, 33)])
+@pytest.mark.parametrize(("dtype", "exact_in_half"), [
+    (torch.float32, True), (torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False)])
+@half_needed
+def test_a_row_gets_the_same_bits_whichever_rows_are_beside_it(inputs: int, outputs: int, dtype: torch.dtype,
+                                                              exact_in_half: bool):
+    weight = random(outputs, inputs).half().float() * (1.0 if exact_in_half else 1.001)
+    product, x_TI = pack([weight.to(dtype)], random(outputs).to(dtype)), random(67, inputs)
+    together = product(x_TI)
+    for start, end in [(0, 1), (66, 67), (5, 7), (9, 12), (1, 17), (3, 20), (2, 66)]:
+        assert torch.equal(product(x_TI[start:end]), together[start:end])
 
 
 def test_the_plain_product_concatenates_the_outputs_of_the_weights():
@@ -83,25 +102,26 @@ def test_the_plain_product_concatenates_the_outputs_of_the_weights():
     assert torch.allclose(plain(weights, bias)(x_SK), x_SK @ torch.cat(weights).T + bias, atol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "with_onednn", "without"), [
-    (torch.float32, HalfProduct, HalfProduct), (torch.bfloat16, Bfloat16Product, HalfProduct),
-    (torch.float16, HalfProduct, HalfProduct), (torch.float64, None, None)])
-def test_dtype_and_processor_decide_how_weights_are_packed(dtype: torch.dtype, with_onednn: Pack | None,
-                                                           without: Pack | None, monkeypatch):
-    monkeypatch.setattr(packed, "_half_works", lambda: True)
-    for works, pack in ((True, with_onednn), (False, without)):
-        monkeypatch.setattr(packed, "_onednn_works", lambda works=works: works)
-        assert best_pack(torch.zeros(1, dtype=dtype)) is pack
+@pytest.mark.parametrize(("dtype", "packs"), [
+    (torch.float32, True), (torch.bfloat16, True), (torch.float16, True), (torch.float64, False)])
+def test_dtype_and_build_decide_whether_weights_are_packed(dtype: torch.dtype, packs: bool, monkeypatch):
+    for half_works, float32_works in [(True, True), (True, False), (False, True)]:
+        monkeypatch.setattr(packed, "_half_works", lambda works=half_works: works)
+        monkeypatch.setattr(packed, "_float32_works", lambda works=float32_works: works)
+        expected = pack if packs and half_works and float32_works else None
+        assert best_pack(torch.zeros(1, dtype=dtype)) is expected
 
 
+@pytest.mark.parametrize(("product", "works"), [(HalfProduct, packed._half_works),
+                                                (OneDNNProduct, packed._float32_works)])
 @pytest.mark.parametrize("fault", [RuntimeError("no engine"), AttributeError("no such operator"), None])
-def test_without_a_working_operator_nothing_is_packed(fault: Exception | None, monkeypatch):
-    def product(*_):
+def test_without_a_working_operator_nothing_is_packed(product: type, works, fault: Exception | None, monkeypatch):
+    def multiply(*_):
         if fault:
             raise fault
         return torch.ones(1, 24)  # an operator that gives wrong numbers
 
-    monkeypatch.setattr(HalfProduct, "__call__", product)
-    packed._half_works.cache_clear()
+    monkeypatch.setattr(product, "__call__", multiply)
+    works.cache_clear()
     assert best_pack(torch.zeros(1)) is None
-    packed._half_works.cache_clear()
+    works.cache_clear()

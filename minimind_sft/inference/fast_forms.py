@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,11 +30,17 @@ from minimind_sft.model.decoder import DecoderLayer
 from minimind_sft.model.kernels.dispatch import dispatch
 from minimind_sft.model.layers import GELUNetwork, LayerNorm, RMSNorm, SwiGLU, apply_rope
 from minimind_sft.model.lora import STACKED, LoRAExperts, LoRALinear, LowRank
-from minimind_sft.model.moe import Experts, MixtureOfExperts
+from minimind_sft.model.moe import Experts, MixtureOfExperts, Router
 from minimind_sft.model.precision import at_least_float32
 
 Lowered = Callable[..., Tensor]
 """Takes a module's arguments and returns its result."""
+
+VECTOR = 64
+"""A multiple of the numbers that a kernel computes at once, on any processor."""
+
+ONE_THREAD = 32768
+"""Up to so many numbers PyTorch computes in one thread (at::internal::GRAIN_SIZE)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Lowering:
         product = self.pack(weights, bias_O)
         if all(change is None for change in changes):
             return product
-        return ChangedProduct(product, [len(weight_OI) for weight_OI in weights], changes)
+        return ChangedProduct(product, [len(weight_OI) for weight_OI in weights], changes, self.pack)
 
 
 def _linear(projection: nn.Linear | LoRALinear) -> nn.Linear:
@@ -258,7 +265,7 @@ class _SwiGLU:
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         gate_TF, up_TF = self._gate_up(x_TD)
-        return self._down(F.silu(gate_TF).mul_(up_TF))
+        return self._down(by_rows(F.silu, gate_TF).mul_(up_TF))
 
 
 def _swiglu(mlp: SwiGLU, lower: Lowering) -> _SwiGLU:
@@ -272,15 +279,29 @@ def _halves(product: Product) -> Callable[[Tensor], Sequence[Tensor]]:
     return lambda x_TD: product(x_TD).chunk(2, dim=-1)
 
 
+def by_rows(elementwise: Callable[[Tensor], Tensor], x_TF: Tensor) -> Tensor:
+    """Applies a function of single numbers, so that each row gets the same bits whichever rows are beside it.
+
+    Kernels compute most of a stretch of memory with vector instructions and what is left at its end one number at a
+    time, which may round otherwise. So no row ends, and no thread begins, within a vector.
+    """
+    width = x_TF.shape[-1]
+    if width % VECTOR:
+        return by_rows(elementwise, F.pad(x_TF, (0, -width % VECTOR)))[:, :width]
+    blocks = x_TF.split(max(ONE_THREAD // width, 1))
+    return elementwise(x_TF) if len(blocks) == 1 else torch.cat([elementwise(x_nF) for x_nF in blocks])
+
+
 def _gelu_network(mlp: GELUNetwork, lower: Lowering) -> Lowered:
     up, down = lower(mlp.up_proj), lower(mlp.down_proj)
-    return lambda x_TD: down(F.gelu(up(x_TD), approximate="tanh"))
+    return lambda x_TD: down(by_rows(partial(F.gelu, approximate="tanh"), up(x_TD)))
 
 
 class _MixtureOfExperts:
     def __init__(self, mlp: MixtureOfExperts, lower: Lowering):
         router = copy.copy(mlp)
-        router._modules = {"gate": mlp.gate}  # does not keep the experts' weights
+        router._modules = {}  # does not keep the experts' weights
+        vars(router)["gate"] = lower(mlp.gate)
         self._route, self._experts = router.route, lower(mlp.experts)
         self._shared_experts = [lower(expert) for expert in mlp.shared_experts]
 
@@ -311,6 +332,11 @@ class _Experts:
     def _run(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         rows = x_ND.tensor_split(ends_E[:-1].tolist())
         return torch.cat([network(x_nD) for x_nD, network in zip(rows, self._networks, strict=True) if len(x_nD)])
+
+
+def _router(gate: Router, lower: Lowering) -> Product:
+    bias_E = None if gate.bias is None else at_least_float32(gate.bias)
+    return lower.packed_matrices([at_least_float32(gate.weight)], [None], bias_E)
 
 
 def _changes(adapter: LowRank | None, experts: int) -> Sequence[Change | None]:
@@ -360,6 +386,7 @@ FAST_FORMS: dict[type, FastForm] = {
     Attention: FastForm(_Attention, {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}),
     SwiGLU: FastForm(_swiglu, {"gate_proj", "up_proj", "down_proj"}),
     GELUNetwork: FastForm(_gelu_network, {"up_proj", "down_proj"}),
+    Router: FastForm(_router, {"weight"}, frozenset({"bias"})),
     Experts: FastForm(_Experts, {"gate_proj", "up_proj", "down_proj"}),
     LoRALinear: FastForm(_lora_linear, {"base", "lora_A", "lora_B", "dropout"}),
     LoRAExperts: FastForm(_lora_experts, {"base"}, frozenset({*STACKED, "dropout"})),

@@ -17,13 +17,16 @@ from minimind_sft.model.decoder import Decoder, MiniMindForCausalLM
 from minimind_sft.model.layers import rope_cos_sin
 from minimind_sft.model.precision import at_least_float32
 
+TABLE_BLOCK = 512
+"""How many positions of the table of RoPE's angles are computed at once."""
+
 
 def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | LoweredModel":
     """Returns the fastest form of `model` for `generate_stream` and `generate_batch`, or `model` if there is none.
 
     A float32 model whose weights float16 can hold may be deleted afterwards: its lowered form takes half the memory.
-    Otherwise the packed matrices come on top of the model. They take two bytes per weight for bfloat16 (four once
-    several sequences were decoded at once) and four for float32. They do not follow later changes of the model.
+    Otherwise the packed matrices come on top of the model: two bytes per weight for bfloat16, four for float32. They do
+    not follow later changes of the model.
     """
     pack = best_pack(model.embed_tokens.weight)
     return model if pack is None else lower_model(model, pack)
@@ -73,8 +76,8 @@ class LoweredModel:
         cos_P1K, sin_P1K = self._table
         if self.config.rope_follows_length:
             return Rope.of(*rope_cos_sin(self.config, positions_T, cos_P1K.dtype, context.length_T))
-        needed = int(positions_T.max()) + 1
-        if len(cos_P1K) < needed:
-            positions_P = torch.arange(2 * needed, device=positions_T.device)
-            cos_P1K, sin_P1K = self._table = Rope.of(*rope_cos_sin(self.config, positions_P, cos_P1K.dtype))
+        while len(cos_P1K) <= int(positions_T.max()):  # in blocks of one size, so that no angle depends on the others
+            positions_P = torch.arange(len(cos_P1K), len(cos_P1K) + TABLE_BLOCK, device=positions_T.device)
+            block = Rope.of(*rope_cos_sin(self.config, positions_P, cos_P1K.dtype))
+            cos_P1K, sin_P1K = self._table = Rope(*map(torch.cat, zip(self._table, block, strict=True)))
         return Rope(cos_P1K[positions_T], sin_P1K[positions_T])

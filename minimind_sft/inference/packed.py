@@ -1,9 +1,12 @@
-"""Packs matrices for products with few rows, as in decoding one token at a time.
+"""Packs matrices for products with few rows, as in decoding one token of several sequences.
 
 Such a product reads each weight once and does little with it, so reading takes most of the time. FBGEMM's kernel, which
 PyTorch ships for x86, reads weights packed as float16, widens them in registers and computes in float32. That halves
 the bytes and keeps the weights exact if float16 can hold them, as in every file saved in half precision. Other float32
-weights become two float16 each, with an error of about 2^-23.
+weights are packed as they are, and bfloat16 ones in bfloat16 where the processor multiplies it, both by oneDNN.
+
+Every row of a product has the same bits whichever rows are beside it, which `F.linear` does not promise. So a sequence
+gets the same tokens alone and among others (row_invariance.py checks it).
 """
 
 import math
@@ -20,14 +23,8 @@ Product = Callable[[Tensor], Tensor]
 Pack = Callable[[Sequence[Tensor], Tensor | None], Product]
 """pack(weights_OI, bias_O) -> product with all these weights, whose outputs follow one another in O, plus the bias."""
 
-MANY_ROWS = 16
-"""From here on arithmetic takes longer than reading, so one float32 product beats two with float16."""
-
-FEW_ROWS = 4
-"""Up to here bfloat16 arithmetic saves less time than reading the weights takes."""
-
-REMAINDER_SCALE = 2.0**11
-"""float16 has 11 significant bits; the remainder is stored multiplied by this."""
+EXPECTED_ROWS = 16
+"""oneDNN arranges weights for about so many rows. Any number can be multiplied."""
 
 
 def plain(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
@@ -39,81 +36,92 @@ def plain(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
 
 
 class HalfProduct:
-    """Multiplies in float32 with weights packed as float16, or as two float16 if one is not exact."""
+    """Multiplies in float32 with weights packed as float16.
 
-    def __init__(self, weights: Sequence[Tensor], bias_O: Tensor | None = None):
-        weight_OI = torch.cat([weight.detach().float() for weight in weights])
-        self._inverse_scale = 1.0
-        parts = [weight_OI]
-        if not torch.equal(weight_OI.half().float(), weight_OI):
-            # The scale brings the largest weight to between 2^14 and 2^15. As a power of two it is exact.
-            scale = 2.0 ** (15 - math.frexp(float(weight_OI.abs().max()))[1])
-            self._inverse_scale = 1 / scale
-            weight_OI = weight_OI * scale
-            parts = [weight_OI.half().float()]
-            remainder_OI = (weight_OI - parts[0]) * REMAINDER_SCALE
-            if remainder_OI.any():
-                parts.append(remainder_OI)
-                self._plain = plain(weights, bias_O)
-        self._outputs = len(weight_OI)
-        self.parts = len(parts)
-        if bias_O is not None:  # joins the first part
-            bias_O = F.pad(bias_O.detach().float() / self._inverse_scale, (0, self._outputs * (self.parts - 1)))
-        self._packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(parts), bias_O)
+    Args:
+        scale: a power of two, times which float16 holds all weights (`half_scale`).
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None, scale: float = 1.0):
+        self._inverse_scale = 1 / scale
+        if bias_O is not None:
+            bias_O = bias_O.detach().float() * scale
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight_OI.detach().float() * scale, bias_O)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if self.parts == 2 and len(x_TI) >= MANY_ROWS:
-            return self._plain(x_TI)
         y_TO = torch.ops.quantized.linear_dynamic_fp16(x_TI, self._packed)
-        if self.parts == 2:
-            y_TO, remainder_TO = y_TO.split(self._outputs, dim=-1)
-            y_TO = y_TO.add(remainder_TO, alpha=1 / REMAINDER_SCALE)
         return y_TO if self._inverse_scale == 1.0 else y_TO.mul_(self._inverse_scale)
 
 
-class Bfloat16Product:
-    """Multiplies bfloat16 weights like `HalfProduct` for few rows, and in bfloat16, packed by oneDNN, for more.
+class OneDNNProduct:
+    """Multiplies in the weights' dtype, float32 or bfloat16, with weights that oneDNN packed."""
 
-    The second packing is made when the first larger batch comes.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], bias_O: Tensor | None = None):
-        self._few = HalfProduct(weights, bias_O)
-        self._weights, self._bias_O = weights, bias_O
-        self._packed: Tensor | None = None
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
+        self._dtype, self._bias_O = weight_OI.dtype, bias_O
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), EXPECTED_ROWS)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if len(x_TI) <= FEW_ROWS:
-            return self._few(x_TI)
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(self._weights)), 16)
-        return torch.ops.mkldnn._linear_pointwise(x_TI.bfloat16(), self._packed, self._bias_O, "none", [], "")
+        if len(x_TI) == 1:  # a single row would get a kernel of its own, which sums in another order
+            return self(x_TI.repeat(2, 1))[:1]
+        return torch.ops.mkldnn._linear_pointwise(x_TI.to(self._dtype), self._packed, self._bias_O, "none", [], "")
+
+
+def pack(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
+    """Packs weights in the fastest form that keeps each of them exact."""
+    weight_OI = torch.cat(list(weights))
+    if weight_OI.dtype == torch.bfloat16 and _bfloat16_works():
+        return OneDNNProduct(weight_OI, bias_O)
+    scale = half_scale(weight_OI)
+    if scale is not None:
+        return HalfProduct(weight_OI, bias_O, scale)
+    return OneDNNProduct(weight_OI.float(), None if bias_O is None else bias_O.float())
+
+
+def half_scale(weight_OI: Tensor) -> float | None:
+    """Returns a power of two, times which float16 holds all weights exactly, or None if there is none.
+
+    It is 1, or brings the largest weight to between 2^14 and 2^15.
+    """
+    float_OI = weight_OI.detach().float()
+    for scale in (1.0, 2.0 ** (15 - math.frexp(float(float_OI.abs().max()))[1])):
+        scaled_OI = float_OI * scale
+        if torch.equal(scaled_OI.half().float(), scaled_OI):
+            return scale
+    return None
 
 
 def best_pack(weight: Tensor) -> Pack | None:
-    """Returns the fastest packing that this PyTorch has for weights of this dtype and device, or None."""
-    if weight.device.type != "cpu" or weight.dtype == torch.float64 or not _half_works():
-        return None
-    return Bfloat16Product if weight.dtype == torch.bfloat16 and _onednn_works() else HalfProduct
+    """Returns `pack` if its products work for weights of this dtype and device, or None."""
+    packs = weight.device.type == "cpu" and weight.dtype != torch.float64 and _half_works() and _float32_works()
+    return pack if packs else None
 
 
 @cache
 def _half_works() -> bool:
     """Whether FBGEMM is in this build and runs on this processor. Its operators are not a stable interface."""
-    return _agrees(HalfProduct, torch.float32, 1)
+    return _agrees(HalfProduct, torch.float32)
 
 
 @cache
-def _onednn_works() -> bool:
-    return _agrees(Bfloat16Product, torch.bfloat16, FEW_ROWS + 1)
+def _float32_works() -> bool:
+    return _agrees(OneDNNProduct, torch.float32)
 
 
-def _agrees(pack: Pack, dtype: torch.dtype, rows: int) -> bool:
-    """Whether a product of small integers plus a bias, which needs no rounding, is right."""
+@cache
+def _bfloat16_works() -> bool:
+    """Whether oneDNN multiplies bfloat16 and the processor does too. Elsewhere float32 arithmetic is faster."""
+    native = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    return native and _agrees(OneDNNProduct, torch.bfloat16)
+
+
+def _agrees(product: Callable[[Tensor, Tensor], Product], dtype: torch.dtype) -> bool:
+    """Whether products of small integers plus a bias, which need no rounding, are right for one row and for more."""
     weight_OI = (torch.arange(24 * 16).view(24, 16) % 7 - 3).to(dtype)
     bias_O = (torch.arange(24) % 3 - 1).to(dtype)
-    x_TI = (torch.arange(rows * 16).view(rows, 16) % 5 - 2).float()
+    x_TI = (torch.arange(5 * 16).view(5, 16) % 5 - 2).float()
+    expected_TO = F.linear(x_TI, weight_OI.float(), bias_O.float())
     try:
-        return torch.equal(pack([weight_OI], bias_O)(x_TI).float(), F.linear(x_TI, weight_OI.float(), bias_O.float()))
+        multiply = product(weight_OI, bias_O)
+        return all(torch.equal(multiply(x_TI[:rows]).float(), expected_TO[:rows]) for rows in (1, 5))
     except (RuntimeError, AttributeError):  # this build lacks the operator, or lacks it for this processor
         return False
