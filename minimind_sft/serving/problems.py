@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from minimind_sft.terminal import in_one_line
+
 UNSUPPORTED = "unsupported_parameter"
 
 
@@ -9,15 +11,16 @@ class ApiProblem(Exception):
     """A request that cannot be answered.
 
     status: the HTTP status.
-    message: one line that stands alone: it names the field and says what would be right.
+    message: one line that stands alone: it names the field and says what would be right. Control characters of values
+        that it shows are escaped, as clients print it.
     param: the field, such as `messages[2].content`; None if the problem belongs to none.
     code: a word that programs can look for.
     """
 
     def __init__(self, status: int, message: str, type: str = "invalid_request_error", param: str | None = None,
                  code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.status, self.message, self.type, self.param, self.code = status, in_one_line(message), type, param, code
+        super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:
         """Returns the JSON that the client gets."""

@@ -75,7 +75,7 @@ def programs(folder: Path) -> dict[str, tuple[type, list[str]]]:
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
     """Yields every number with every unusable value, empty texts and paths, variables, and random combinations."""
     base = programs(folder)
-    single, variables, combined = list(_one_flag_each(base)), list(_environments(base)), count // 4
+    single, variables, combined = list(one_flag_each(base)), list(_environments(base)), count // 4
     random.shuffle(single)
     random.shuffle(variables)
     variables = variables[:count // 4]
@@ -85,7 +85,8 @@ def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:
         yield _combination(base, random, number)
 
 
-def _one_flag_each(base: Mapping[str, tuple[type, list[str]]]) -> Iterator[Try]:
+def one_flag_each(base: Mapping[str, tuple[type, list[str]]]) -> Iterator[Try]:
+    """Yields each flag of each program with each odd value."""
     for program, (settings, flags) in base.items():
         for flag in flags_of(settings):
             for value, expected in _values(flag, program):

@@ -81,7 +81,7 @@ def full(model: str) -> dict[str, Any]:
         "user": "someone", "metadata": {"purpose": "test"}, "logit_bias": {"300": 1}, "tools": [WEATHER],
         "tool_choice": "auto", "response_format": {"type": "text"}, "stream_options": None,
         "chat_template_kwargs": {"enable_thinking": False},
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?", "name": "Ann"},
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"},
                      {"role": "assistant", "content": None, "tool_calls": [call]},
                      {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
                      {"role": "user", "content": [{"type": "text", "text": "So?"}]}]})
@@ -89,9 +89,9 @@ def full(model: str) -> dict[str, Any]:
 
 def injections(dice: Random, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields, without an end, requests with hostile text or a value of another type in one field or in its name."""
-    places = list(_places(full(model)))
+    paths = list(places(full(model)))
     while True:
-        body, path = full(model), dice.choice(places)
+        body, path = full(model), dice.choice(paths)
         owner = body
         for step in path[:-1]:
             owner = owner[step]
@@ -102,9 +102,9 @@ def injections(dice: Random, model: str) -> Iterator[tuple[str, dict[str, Any]]]
         yield CHAT, body
 
 
-def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Yields the path of each value inside another."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in inner:
         yield (*path, name)
-        yield from _places(part, (*path, name))
+        yield from places(part, (*path, name))
