@@ -49,7 +49,7 @@ export class AnswerView {
     this.state.classList.toggle("wrong", answer.finish === "failed" || answer.finish === "broken");
     this.state.hidden = !this.state.textContent;
     this.actions.hidden = running;
-    this.figures.textContent = this.showsFigures ? figuresOf(answer) : "";
+    this.figures.replaceChildren(...(this.showsFigures ? figuresOf(answer) : []));
     this.pause = Math.max(MIN_PAUSE, PAUSE_PER_COST * (performance.now() - began));
   }
 }
@@ -77,14 +77,16 @@ function stateOf(answer) {
   return isEmpty(answer) ? t("empty") : "";
 }
 
-export const rounded = number => (number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2));
+const rounded = number => (number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2));
 
 /** Returns tokens, tokens per second after the first, the seconds until the first, and the seed. */
 function figuresOf(answer) {
-  if (!answer.tokens) return "";
-  const parts = [answer.tokens === 1 ? t("oneToken") : t("tokens", { n: answer.tokens.toLocaleString() })];
-  if (answer.tokens > 1 && answer.seconds > 0) parts.push(t("speed", { n: rounded((answer.tokens - 1) / answer.seconds) }));
-  if (answer.first > 0) parts.push(t("first", { n: rounded(answer.first) }));
-  if (answer.seed !== undefined) parts.push(t("seed", { n: answer.seed }));
-  return parts.join(" · ");
+  if (!answer.tokens) return [];
+  const { tokens, seconds, first, seed } = answer;
+  return [
+    ["tokens", tokens === 1 ? t("oneToken") : t("tokens", { n: tokens.toLocaleString() })],
+    ["speed", tokens > 1 && seconds > 0 ? t("speed", { n: rounded((tokens - 1) / seconds) }) : ""],
+    ["first", first > 0 ? t("first", { n: rounded(first) }) : ""],
+    ["seed", seed === undefined ? "" : t("seed", { n: seed })],
+  ].filter(([, text]) => text).map(([name, text]) => element("span", { class: `figure ${name}`, text }));
 }
