@@ -13,8 +13,9 @@ from minimind_sft.settings.scripts import (
     TokenizerSettings,
     WatchSettings,
 )
+from minimind_sft.settings.serve import ServeSettings
 from minimind_sft.settings.training import LoraSFTSettings, PretrainSettings, SFTSettings
 
 PROGRAMS = (PretrainSettings, SFTSettings, LoraSFTSettings, TokenizerSettings, ChatSettings, InspectSettings,
             EvaluateSettings, EstimateSettings, ConvertSettings, ConvertModelSettings, MergeSettings, PlotSettings,
-            CompareSettings, WatchSettings)
+            CompareSettings, WatchSettings, ServeSettings)

@@ -24,6 +24,7 @@ from minimind_sft.settings.scripts import (
     TokenizerSettings,
     WatchSettings,
 )
+from minimind_sft.settings.serve import ServeSettings
 from minimind_sft.settings.spec import as_typed, changed, flags_of, names_of, problems, recorded, setting
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 from minimind_sft.training.identity import CHANGEABLE, common_settings
@@ -161,6 +162,7 @@ PATHS = {
     PlotSettings: ["metrics"],
     CompareSettings: ["metrics"],
     WatchSettings: ["metrics"],
+    ServeSettings: ["weight", "save_dir", "tokenizer_path", "load_from", "chat_template"],
 }
 
 

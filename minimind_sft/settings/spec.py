@@ -55,6 +55,7 @@ class Setting:
         endings: how the name of a file to write must end.
         positional: a list of files that stands on the command line without a flag.
         required: has no default.
+        secret: is never shown.
     """
 
     help: str
@@ -69,6 +70,7 @@ class Setting:
     endings: tuple[str, ...] = ()
     positional: bool = False
     required: bool = False
+    secret: bool = False
 
     def range(self) -> str:
         """Describes the range in words."""
@@ -195,7 +197,7 @@ def _problems_of(flag: Flag) -> Iterator[str]:
         yield f"{flag} is {str(value)[:MAX_SHOWN]}, expected {expected}"
     if about.kind == "name" and (not value or Path(value).name != value):
         yield f"{flag} is {value!r}, expected a name; --save_dir is the folder"
-    if flag.type is str and about.kind != "path":
+    if flag.type is str and about.kind != "path" and not about.secret:
         for text in map(str, value if flag.many else [value]):
             if UNDECODABLE.search(text):
                 yield f"{flag}: expected text in valid UTF-8, found {text[:MAX_SHOWN]!a}"

@@ -1,0 +1,64 @@
+"""The models that a server offers, by name."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from minimind_sft.inference.engine import Engine
+from minimind_sft.inference.loading import Loaded, load
+from minimind_sft.inference.sampling_defaults import chat_sampling
+from minimind_sft.settings.chat import SamplingSettings
+from minimind_sft.settings.serve import ServedWeights, ServeSettings
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model, the engine that answers with it, and how it answers what a request leaves open.
+
+    created: when it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    loaded: Loaded
+    engine: Engine
+    sampling: SamplingSettings
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class ServedModels:
+    """Finds models by name; the first is for requests that name none."""
+
+    def __init__(self, models: Iterable[ServedModel]):
+        self._by_name = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._by_name.values())
+
+    @property
+    def names(self) -> list[str]:
+        """All names, the one of the first model first."""
+        return list(self._by_name)
+
+    def find(self, name: str | None) -> ServedModel | None:
+        """Returns the model of that name, the first one for None, or None if there is no such model."""
+        return next(iter(self)) if name is None else self._by_name.get(name)
+
+
+def load_models(settings: ServeSettings, say: Callable[[str], None]) -> ServedModels:
+    """Loads every model that the settings name; passes on notices, a line each.
+
+    Raises:
+        UserError: if files are missing or do not belong together; names the flag.
+    """
+    return ServedModels([_load(served, settings, say) for served in settings.served()])
+
+
+def _load(served: ServedWeights, settings: ServeSettings, say: Callable[[str], None]) -> ServedModel:
+    chosen = replace(settings.weights, weight=served.weight, lora_weight=served.adapters)
+    loaded = load(chosen, settings.runtime, say, flags=served.flags)
+    sampling, notices = chat_sampling(settings.sampling.typed(), loaded.path)
+    for notice in notices:
+        say(f"{'sampling':<12}{notice}")
+    limits = settings.limits
+    engine = Engine(loaded.model, limits.max_running, limits.cache_tokens)
+    return ServedModel(served.name, loaded, engine, sampling)

@@ -1,0 +1,69 @@
+"""Sends an answer while it grows, as server-sent events, and notices when its client leaves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from minimind_sft.serving.problems import ApiProblem
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: Any) -> bytes:
+    """Returns a server-sent event with a value as JSON, which has no line ends."""
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+@contextmanager
+def watching(receive: Receive, leave: Callable[[], None]) -> Iterator[None]:
+    """Calls `leave` when the client disconnects while the block runs. The body must have been read."""
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    task = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+class EventStream(Response):
+    """Sends values as they come. An `ApiProblem` among them becomes the last event; a stream without one ends with
+    [DONE].
+
+    Args:
+        leave: called when the client disconnects; the values end soon after that.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, values: AsyncIterator[Any], leave: Callable[[], None]):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._values, self._leave = values, leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            with watching(receive, self._leave):
+                async for part in self._parts():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        finally:
+            self._leave()  # also if sending failed
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        try:
+            async for value in self._values:
+                yield event(value)
+        except ApiProblem as problem:
+            yield event(problem.body())
+        else:
+            yield DONE
