@@ -49,6 +49,18 @@ class Supervision:
 ALL_TURNS = Supervision()
 
 
+class NotRendered(UserError):
+    """The template does not render a field of the conversation.
+
+    name: the row's name of the field, such as `messages[2].tool_calls`.
+    label: the field in words, such as "tool calls".
+    """
+
+    def __init__(self, message: str, name: str = "", label: str = ""):
+        super().__init__(message)
+        self.name, self.label = name, label
+
+
 class ChatTemplate:
     """A Jinja chat template and the tokenizer whose control tokens it writes.
 
@@ -109,14 +121,21 @@ class ChatTemplate:
 
     def generation_prompt_ids(self, messages: Sequence[dict], tools: list[dict] | None = None,
                               thinking: bool = False) -> list[int]:
+        """Returns what `prompt_ids` returns for a conversation without a row."""
+        return self.prompt_ids(Conversation(tuple(messages), tools, "the conversation"), thinking)
+
+    def prompt_ids(self, conversation: Conversation, thinking: bool = False) -> list[int]:
         """Returns the ids that a model sees before its next answer: exactly what `encode` shows it there in training.
 
         Raises:
             UserError: as `encode`.
         """
-        conversation = Conversation(tuple(messages), tools, "the conversation")
+        messages = conversation.messages
         turns, prompt, marks = self._turns_and_prompt(conversation, thinking)
-        self._require_fields(conversation, messages)
+        seen = list(map(_without_reasoning, messages))  # templates may drop the reasoning of earlier answers
+        for count, message in enumerate(messages, 1):
+            if message["role"] == "assistant" or count == len(messages):
+                self._require_fields(conversation, seen[:count])
         pieces = cut_at_answers(prompt, turns, [False] * len(turns), len(turns), learn_prompt=False)
         if problem := too_long(pieces):
             raise UserError(f"{conversation.place}: {problem}")
@@ -260,9 +279,9 @@ class ChatTemplate:
         if lost is None:
             return
         name = lost.name if lost.message is None else conversation.name(lost.message, lost.name)
-        raise UserError(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
-                        "would not see what the row says; --chat_template names one that does"
-                        f"{', such as chatml' if has_chatml(self.tokenizer) else ''}")
+        raise NotRendered(f"{conversation.place}: {name}: the chat template does not render {lost.label}, so the model "
+                          "would not see what the row says; --chat_template names one that does"
+                          f"{', such as chatml' if has_chatml(self.tokenizer) else ''}", name, lost.label)
 
     def _find_end_of_turn(self, template: MarkedTemplate, wanted: str | None) -> tuple[str, bool]:
         """Returns the token that ends a turn, and whether to append it because the template does not write it."""
@@ -357,6 +376,10 @@ def _template_source(choice: str) -> str:
             raise UserError(f"--chat_template {choice}: expected {', '.join(BUNDLED_TEMPLATES)} or a file with a "
                             "Jinja template, found neither") from error
         raise UserError(f"--chat_template {error}") from error
+
+
+def _without_reasoning(message: dict) -> dict:
+    return {name: value for name, value in message.items() if name != "reasoning_content"}
 
 
 def has_reasoning(message: dict) -> bool:

@@ -1,8 +1,12 @@
 """Messages and tools of a chat request, as OpenAI's interface has them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+
+from minimind_sft.errors import describe
+from minimind_sft.serving.problems import invalid
 
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
@@ -111,3 +115,19 @@ else:
         Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")],
         WrapValidator(_as_given)]
     GivenTool = Annotated[Tool, WrapValidator(_as_given)]
+
+
+def check_results(messages: Sequence[dict[str, Any]]) -> None:
+    """Checks that the results of calls name calls that were made.
+
+    Raises:
+        ApiProblem: naming the field.
+    """
+    made: set[str] = set()
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            made = {call["id"] for call in message.get("tool_calls") or () if call.get("id")}
+        called = message.get("tool_call_id")
+        if called and made and called not in made:
+            raise invalid(f"messages[{index}].tool_call_id", f"expected the id of one of the calls before it, found "
+                                                             f"{describe(called)}")

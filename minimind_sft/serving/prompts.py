@@ -4,9 +4,10 @@ import re
 import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.chat_template import ChatTemplate, NotRendered
 from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
@@ -14,7 +15,7 @@ from minimind_sft.inference.chat import THINK_END, THINK_START
 from minimind_sft.inference.engine import Constraint, Request
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
-from minimind_sft.serving.problems import ApiProblem, invalid
+from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
 from minimind_sft.settings.chat import SamplingSettings
 
@@ -53,12 +54,16 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     if template is None:
         raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
                          code="unsupported_model")
+    if request.forced or request.answers_in_json:
+        field = "tool_choice" if request.forced else "response_format"
+        raise unsupported(field, "answers cannot be constrained here")
     conversation = _conversation(request)
     try:
-        ids = template.generation_prompt_ids(conversation.messages, conversation.tools, request.thinking)
-        starts_thinking = _starts_thinking(template, conversation, request.thinking)
+        ids = template.prompt_ids(conversation, request.thinks)
+        starts_thinking = _starts_thinking(template, conversation, request.thinks)
     except UserError as error:
         raise _problem(error) from error
+    _check_thinking(request, template, starts_thinking)
     stop_ids = chat_stop_ids(template, loaded.stop_ids)
     return Prompt(ids, starts_thinking, _requests(request, ids, loaded, sampling, stop_ids, constraint))
 
@@ -92,13 +97,39 @@ def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: Sam
 
 def _conversation(request: ChatRequest) -> Conversation:
     """Returns the conversation as training reads it."""
-    waiting = {"role": "assistant", "content": "ANSWER"}  # conversations in data have an answer
+    # Data have an answer to each question, and an empty one only if it is not learned.
+    waiting = {"role": "assistant", "content": "ANSWER"}
+    messages = [{**message, "train": False} if message["role"] == "assistant" else message
+                for message in request.messages]
     try:
-        conversation = parse_conversation({"messages": [*request.messages, waiting], "tools": request.offered}, "")
+        conversation = parse_conversation({"messages": [*messages, waiting], "tools": request.offered}, "")
     except UserError as error:
         raise _problem(error) from error
     count = len(conversation.messages) - 1
     return replace(conversation, messages=conversation.messages[:count], names=conversation.names[:count])
+
+
+def _check_thinking(request: ChatRequest, template: ChatTemplate, starts_thinking: bool) -> None:
+    """
+    Raises:
+        ApiProblem: if the request says whether to think, and the template does not follow it.
+    """
+    for name, thinks in request.thinking.items():
+        if thinks and not _knows_reasoning(template):
+            raise unsupported(name, "expected false, as the model's chat template has no reasoning, found true")
+        if not thinks and starts_thinking:
+            raise unsupported(name, "expected true, as the model's chat template always opens the reasoning, found "
+                                    "false")
+
+
+@lru_cache(maxsize=64)
+def _knows_reasoning(template: ChatTemplate) -> bool:
+    thought = {"role": "assistant", "content": "ANSWER", "reasoning_content": "REASONING"}
+    try:
+        template.encode(Conversation(({"role": "user", "content": "QUESTION"}, thought), None, "an answer"))
+    except UserError:
+        return False
+    return True
 
 
 def _starts_thinking(template: ChatTemplate, conversation: Conversation, thinking: bool) -> bool:
@@ -149,8 +180,9 @@ def _logit_bias(request: GenerationRequest, tokenizer: Tokenizer) -> dict[int, f
 
 def _problem(error: UserError) -> ApiProblem:
     """Returns the refusal of a conversation that training would refuse."""
-    message = str(error).removeprefix(": ").removeprefix("the conversation: ").replace("conversations[", "messages[")
+    if isinstance(error, NotRendered):
+        return unsupported(error.name, f"the model would not see {error.label}: its chat template does not write "
+                                       "them")
+    message = str(error).removeprefix(": ")
     found = FIELD.match(message)
     return invalid(found[1] if found else "messages", message[found.end():] if found else message)
-
-

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from minimind_sft.errors import UserError, describe
-from minimind_sft.serving.messages import MAX_MESSAGES, MAX_TOOLS, Body, FunctionName, GivenMessage, GivenTool
+from minimind_sft.serving.messages import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    Body,
+    FunctionName,
+    GivenMessage,
+    GivenTool,
+    check_results,
+)
 from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.validation import problem_of
 from minimind_sft.strict_json import parse_json
@@ -193,9 +201,18 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def thinking(self) -> bool:
+    def thinking(self) -> dict[str, bool]:
+        """The fields that say whether the model thinks before it answers, with what they say."""
+        variables = self.chat_template_kwargs.model_dump() if self.chat_template_kwargs else {}
+        said = {"open_thinking": self.open_thinking,
+                **{f"chat_template_kwargs.{name}": value for name, value in variables.items()},
+                "reasoning_effort": False if self.reasoning_effort == "none" else None}
+        return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def thinks(self) -> bool:
         """Whether the model thinks before it answers."""
-        return any(self._thinking.values())
+        return any(self.thinking.values())
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
@@ -210,13 +227,8 @@ class ChatRequest(GenerationRequest):
         return True if self.tool_choice == "required" else None
 
     @property
-    def _thinking(self) -> dict[str, bool]:
-        """The fields that say whether to think, with what they say."""
-        variables = self.chat_template_kwargs.model_dump() if self.chat_template_kwargs else {}
-        said = {"open_thinking": self.open_thinking,
-                **{f"chat_template_kwargs.{name}": value for name, value in variables.items()},
-                "reasoning_effort": False if self.reasoning_effort == "none" else None}
-        return {name: value for name, value in said.items() if value is not None}
+    def answers_in_json(self) -> bool:
+        return self.response_format is not None and self.response_format.type != "text"
 
     def check(self) -> None:
         super().check()
@@ -225,10 +237,13 @@ class ChatRequest(GenerationRequest):
                                         f"found {self.max_tokens}")
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "expected only with logprobs true, found without")
-        if len(set(self._thinking.values())) > 1:
-            first, *others = self._thinking.items()
-            name, value = next(other for other in others if other[1] != first[1])
-            raise invalid(name, f"expected the same as {first[0]}, found {describe(value)}")
+        for name, value in self.thinking.items():
+            if value != self.thinks:
+                other = next(other for other, thinks in self.thinking.items() if thinks)
+                raise invalid(name, f"expected the same as {other}, found false")
+        if all(message["role"] != "user" for message in self.messages):
+            raise invalid("messages", "expected a user message, found none")
+        check_results(self.messages)
         self._check_tools()
 
     def _check_tools(self) -> None:
@@ -242,7 +257,7 @@ class ChatRequest(GenerationRequest):
             raise invalid("tool_choice.function.name", f"expected one of the tools, found {describe(self.forced)}")
         if self.offered and self.parallel_tool_calls is False:
             raise unsupported("parallel_tool_calls", "the model decides how many functions it calls")
-        if self.offered and self.response_format and self.response_format.type != "text":
+        if self.offered and self.answers_in_json:
             raise unsupported("response_format", "expected text together with tools, as a call is not an answer in "
                                                  "this format; tool_choice none lets the model answer")
 

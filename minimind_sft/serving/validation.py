@@ -7,20 +7,23 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from minimind_sft.errors import MAX_SHOWN, describe, printable
-from minimind_sft.serving.problems import UNSUPPORTED, ApiProblem, invalid, unsupported
+from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 
 EXPECTED = "Input should be "
 """The beginning of most of pydantic's messages."""
+CODES = {"literal_error": "unsupported_value"}
+"""OpenAI's words for kinds of errors; others are an `invalid_type` or an `invalid_value`."""
 NO_SUCH_FIELD = "this server knows no such field"
 
 
 def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiProblem:
     """Returns the refusal for the error that lies deepest in the body.
 
-    A value that may have several types has an error for each of them: the deepest belongs to the type that was meant.
+    A value that may have several types has an error for each of them: the deepest belongs to the type that was meant,
+    and so does one that finds no fault with the type.
     """
     errors = error.errors(include_url=False, include_context=True)
-    return _problem(max(errors, key=lambda one: len(one["loc"])), body)
+    return _problem(max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))), body)
 
 
 def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
@@ -37,16 +40,14 @@ def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
         expected = error["ctx"].get("expected_tags", "a value").replace("'", "")
         tag = error["input"].get(name) if isinstance(error["input"], dict) else None
         return invalid(f"{param}.{name}", f"expected {expected}, found {'nothing' if tag is None else describe(tag)}")
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    if kind == "literal_error" and error["input"] is True:  # what is asked for is not there
-        code = UNSUPPORTED
+    code = "invalid_type" if kind.endswith("_type") else CODES.get(kind, "invalid_value")
     return invalid(param, f"expected {_expected(error)}, found {found}", code)
 
 
 def _expected(error: ErrorDetails) -> str:
     message = error["msg"]
     if message.startswith(EXPECTED):
-        return message.removeprefix(EXPECTED)
+        return message.removeprefix(EXPECTED).replace("False", "false")
     return f"another value ({message[:1].lower()}{message[1:]})"
 
 
