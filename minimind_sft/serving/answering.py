@@ -1,41 +1,53 @@
 """Answers requests: tokens of the engine -> the chunks of a stream, or one whole answer."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from minimind_sft.serving.answers import AnswerReader, Delta, TokenLogprob, TokenText
-from minimind_sft.serving.bodies import ChatBodies, ChatChoice, CompletionBodies, Usage
+from minimind_sft.serving.answers import AnswerReader, Delta
+from minimind_sft.serving.bodies import ChatBodies, ChatChoice, CompletionBodies, CompletionChoice, Usage
+from minimind_sft.serving.metrics import Metrics
 from minimind_sft.serving.problems import ApiProblem
+from minimind_sft.serving.prompts import Prompt
 from minimind_sft.serving.worker import Submission
 
-BROKEN_OFF = {
-    "left": ApiProblem(499, "the client has left", code="client_left"),  # which nobody reads
-    "late": ApiProblem(408, "the answer took longer than this server allows", type="timeout_error",
-                       code="answer_timeout"),
-    "stopping": ApiProblem(503, "the server ends", type="server_error", code="server_stopping"),
-}
+AnyChoice = TypeVar("AnyChoice", ChatChoice, CompletionChoice)
 
 
 class Part(NamedTuple):
-    """A piece of one of the answers, or the reason of its end."""
+    """A piece of one of the answers; the last one has no delta and says why the answer ended."""
 
     choice: int
-    delta: Delta
-    finish: str | None = None
+    delta: Delta | None
+    finish: str = ""
 
 
 class Answering:
     """Reads the answers to one request.
 
-    usage: the tokens that it took so far.
-
     Args:
         readers: one for each of the submission's requests.
+        model: the model's name, under which answers are counted.
     """
 
-    def __init__(self, submission: Submission, readers: Sequence[AnswerReader], usage: Usage):
-        self.submission, self.usage = submission, usage
-        self._readers = readers
+    def __init__(self, submission: Submission, prompts: Sequence[Prompt], readers: Sequence[AnswerReader],
+                 metrics: Metrics, model: str):
+        self.submission = submission
+        self._prompts, self._readers = prompts, readers
+        self._metrics, self._model = metrics, model
+        self._tokens = [0] * len(readers)
+        self._first_seconds: dict[int, float] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of answers."""
+        return len(self._readers)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens that the request took so far. A prompt with several answers counts once."""
+        return Usage(sum(len(prompt.ids) for prompt in self._prompts),
+                     sum(prompt.requests[0].prompt_tokens_shared for prompt in self._prompts), sum(self._tokens))
 
     async def parts(self) -> AsyncIterator[Part]:
         """Yields the answers as they grow, those of several choices mixed.
@@ -43,114 +55,95 @@ class Answering:
         Raises:
             ApiProblem: if the answers were broken off.
         """
-        async for index, tokens, ended in self.submission.news():
-            reader = self._readers[index]
-            for token in tokens:
-                if reader.stopped:
-                    break
-                self.usage.completion += 1
-                for delta in reader.push([token]):
-                    yield Part(index, delta)
-                if reader.stopped:
-                    self.submission.cancel(index)
-            if ended:
-                for delta in reader.end(self._finish(index)):
-                    yield Part(index, delta)
-                yield Part(index, Delta(), reader.finish_reason)
+        try:
+            async for choice, tokens, ended in self.submission.news():
+                reader = self._readers[choice]
+                if tokens and choice not in self._first_seconds:
+                    self._first_seconds[choice] = self._seconds()
+                for token in tokens:
+                    if reader.stopped:
+                        break
+                    self._tokens[choice] += 1
+                    for delta in reader.push([token]):
+                        yield Part(choice, delta)
+                    if reader.stopped:
+                        self.submission.cancel(choice)
+                if ended:
+                    for delta in reader.end(self._finish(choice)):
+                        yield Part(choice, delta)
+                    self._count(choice, reader.finish_reason)
+                    yield Part(choice, None, reader.finish_reason)
+        finally:
+            self._metrics.count_tokens(self._model, self.usage)
 
-    def _finish(self, index: int) -> str | None:
+    def _finish(self, choice: int) -> str | None:
         """Returns why the engine ended an answer.
 
         Raises:
-            ApiProblem: if nobody wanted it to end.
+            ApiProblem: if it was not for the answer's own sake.
         """
-        request, reason = self.submission.requests[index], self.submission.broken_off
+        request = self.submission.requests[choice]
         if request.finish == "error":
+            self._count(choice, "error")
             raise ApiProblem(500, request.problem or "the engine failed", type="server_error", code="engine_failed")
-        if request.finish == "cancelled" and reason and not self._readers[index].stopped:
-            raise BROKEN_OFF[reason]
+        if request.finish == "cancelled" and self.submission.broken_off and not self._readers[choice].stopped:
+            self._count(choice, self.submission.broken_off)
+            raise self._broken_off()
         return request.finish
+
+    def _broken_off(self) -> ApiProblem:
+        if self.submission.broken_off == "late":
+            return ApiProblem(408, "the answer took longer than this server allows", type="timeout_error",
+                              code="answer_timeout")
+        if self.submission.broken_off == "stopping":
+            return ApiProblem(503, "the server is shutting down", type="server_error", code="server_stopping")
+        return ApiProblem(499, "the client has left", code="client_left")  # nobody reads it
+
+    def _count(self, choice: int, reason: str) -> None:
+        self._metrics.count_answer(self._model, reason)
+        if choice in self._first_seconds:
+            self._metrics.time_answer(self._model, self._first_seconds[choice], self._seconds(), self._tokens[choice])
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.submission.began
 
 
 async def chat_chunks(answering: Answering, bodies: ChatBodies) -> AsyncIterator[dict[str, Any]]:
     """Yields the chunks of a chat's answers."""
-    for index in range(len(answering.submission.requests)):
-        yield bodies.chunk(index, {"role": "assistant", "content": ""})
-    async for index, delta, finish in answering.parts():
-        yield bodies.chunk(index, _chat_delta(delta), finish, _chat_logprobs(delta))
+    for choice in range(answering.count):
+        yield bodies.opening(choice)
+    async for choice, delta, finish in answering.parts():
+        yield bodies.end(choice, finish) if delta is None else bodies.piece(choice, delta)
     if bodies.with_usage:
         yield bodies.usage_chunk(answering.usage)
 
 
-async def chat_completion(answering: Answering, bodies: ChatBodies) -> dict[str, Any]:
+async def whole_chat(answering: Answering, bodies: ChatBodies) -> dict[str, Any]:
     """Returns the whole answers of a chat."""
-    choices = [ChatChoice() for _ in answering.submission.requests]
-    async for index, delta, finish in answering.parts():
-        choices[index].add(_chat_delta(delta), _chat_logprobs(delta))
-        choices[index].finish = finish or choices[index].finish
-    return bodies.completion(choices, answering.usage)
+    choices = [ChatChoice() for _ in range(answering.count)]
+    return bodies.whole(await _complete(answering, choices), answering.usage)
 
 
 async def completion_chunks(answering: Answering, bodies: CompletionBodies) -> AsyncIterator[dict[str, Any]]:
     """Yields the chunks of texts that continue prompts."""
-    lengths = [0] * len(answering.submission.requests)
-    async for index, delta, finish in answering.parts():
-        yield bodies.chunk(index, delta.content, finish, _text_logprobs(delta.logprobs, lengths[index]))
-        lengths[index] += sum(len(one.chosen.token) for one in delta.logprobs)
+    choices = [CompletionChoice() for _ in range(answering.count)]
+    async for choice, delta, finish in answering.parts():
+        yield bodies.end(choice, finish) if delta is None else bodies.piece(choice, choices[choice], delta)
     if bodies.with_usage:
         yield bodies.usage_chunk(answering.usage)
 
 
-async def completion(answering: Answering, bodies: CompletionBodies) -> dict[str, Any]:
+async def whole_completion(answering: Answering, bodies: CompletionBodies) -> dict[str, Any]:
     """Returns the whole texts that continue prompts."""
-    count = len(answering.submission.requests)
-    texts: list[list[str]] = [[] for _ in range(count)]
-    logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
-    finishes: list[str | None] = [None] * count
-    async for index, delta, finish in answering.parts():
-        texts[index].append(delta.content)
-        logprobs[index] += delta.logprobs
-        finishes[index] = finish
-    return bodies.completion([bodies.choice(index, "".join(texts[index]), finishes[index],
-                                            _text_logprobs(logprobs[index], 0)) for index in range(count)],
-                             answering.usage)
+    choices = [CompletionChoice() for _ in range(answering.count)]
+    return bodies.whole(await _complete(answering, choices), answering.usage)
 
 
-def _chat_delta(delta: Delta) -> dict[str, Any]:
-    """Returns a delta as the chat interface shows it."""
-    found: dict[str, Any] = {}
-    if delta.content:
-        found["content"] = delta.content
-    if delta.reasoning:
-        found["reasoning_content"] = delta.reasoning
-    if (call := delta.call) is not None:
-        begins = {} if call.id is None else {"id": call.id, "type": "function"}
-        named = {} if call.name is None else {"name": call.name}
-        found["tool_calls"] = [{"index": call.index, **begins, "function": {**named, "arguments": call.arguments}}]
-    return found
-
-
-def _chat_logprobs(delta: Delta) -> list[dict[str, Any]] | None:
-    def shown(one: TokenText) -> dict[str, Any]:
-        return {"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)}
-
-    return [{**shown(one.chosen), "top_logprobs": [shown(best) for best in one.best]}
-            for one in delta.logprobs] or None
-
-
-def _text_logprobs(logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
-    """Returns the probabilities of a text's tokens as /v1/completions shows them.
-
-    Args:
-        start: characters of the answer's tokens before these.
-    """
-    if not logprobs:
-        return None
-    offsets = []
-    for one in logprobs:
-        offsets.append(start)
-        start += len(one.chosen.token)
-    return {"tokens": [one.chosen.token for one in logprobs],
-            "token_logprobs": [one.chosen.logprob for one in logprobs],
-            "top_logprobs": [{best.token: best.logprob for best in one.best} for one in logprobs],
-            "text_offset": offsets}
+async def _complete(answering: Answering, choices: list[AnyChoice]) -> list[AnyChoice]:
+    """Puts the choices together from the parts of the answers."""
+    async for choice, delta, finish in answering.parts():
+        if delta is None:
+            choices[choice].finish = finish
+        else:
+            choices[choice].add(delta)
+    return choices

@@ -1,15 +1,19 @@
 """Counts what the server does, for Prometheus."""
 
+from collections.abc import Collection
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minimind_sft.serving.bodies import Usage
 from minimind_sft.serving.models import ServedModels
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 MEDIA_TYPE = CONTENT_TYPE_LATEST
+OTHER = "other"
+"""The label of all addresses that the server does not know."""
 
 
 class Metrics:
@@ -57,3 +61,23 @@ class Metrics:
     def page(self) -> bytes:
         """Returns everything in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+class CountingResponses:
+    """Counts all responses of an application.
+
+    Args:
+        addresses: those that are counted by themselves; all others are counted together.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, addresses: Collection[str]):
+        self.app, self.metrics, self.addresses = app, metrics, frozenset(addresses)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in self.addresses else OTHER
+                self.metrics.count_response(path, message["status"])
+            await send(message)
+
+        await self.app(scope, receive, send_counted)

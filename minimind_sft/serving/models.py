@@ -3,10 +3,14 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine
 from minimind_sft.inference.loading import Loaded, load
 from minimind_sft.inference.sampling_defaults import chat_sampling
+from minimind_sft.serving.problems import unsupported
+from minimind_sft.serving.tool_formats import ToolFormat
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.serve import ServedWeights, ServeSettings
 
@@ -23,6 +27,23 @@ class ServedModel:
     engine: Engine
     sampling: SamplingSettings
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def tool_format(self) -> ToolFormat:
+        """Returns how the model writes calls.
+
+        Raises:
+            ApiProblem: if its template writes none that can be read.
+        """
+        try:
+            return self._tool_format
+        except UserError as error:
+            raise unsupported("tools", str(error)) from error
+
+    @cached_property
+    def _tool_format(self) -> ToolFormat:
+        if self.loaded.template is None:
+            raise UserError("a model that only continues text calls no tools")
+        return ToolFormat.of(self.loaded.template)
 
 
 class ServedModels:

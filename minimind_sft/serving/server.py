@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: limits of time and number for connections, and signals that end the server."""
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minimind_sft.errors import UserError
+from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.worker import Worker
 from minimind_sft.settings.serve import LimitSettings, ListeningSettings
 from minimind_sft.terminal import say
@@ -23,14 +25,25 @@ from minimind_sft.terminal import say
 LOOK_TICKS = 5
 """Connections are looked at after so many ticks of uvicorn, which are 0.1 s each."""
 KEEP_ALIVE_SECONDS = 10
+LEAVING_SECONDS = 1.0
+"""Time for clients to read the rest, if the server has to end soon."""
 MIN_READ = 16 * 1024
 """Bytes that a client must read in `stall_seconds`, if so many wait."""
 MAX_HEAD = 32 * 1024
 """Bytes of a request's headers."""
-BUSY = (b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-        b"Retry-After: 1\r\nConnection: close\r\n\r\n%s")
-BUSY_BODY = (b'{"error":{"message":"too many connections","type":"server_error","param":null,'
-             b'"code":"too_many_connections"}}')
+
+
+def _raw(status: str, problem: ApiProblem, headers: str = "") -> bytes:
+    """Returns the bytes of a response before there is a request, after which the connection ends."""
+    body = json.dumps(problem.body())
+    return (f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"{headers}Connection: close\r\n\r\n{body}").encode()
+
+
+BUSY = _raw("503 Service Unavailable", ApiProblem(503, "too many connections", "server_error",
+                                                  code="too_many_connections"), "Retry-After: 1\r\n")
+TOO_SLOW = _raw("408 Request Timeout", ApiProblem(408, "the request did not arrive in time", code="request_timeout"))
+NO_HTTP = _raw("400 Bad Request", ApiProblem(400, "the request is not valid HTTP", code="invalid_http"))
 
 
 class Connection(H11Protocol):
@@ -47,8 +60,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._receiving_since = time.monotonic()
         if len(self.connections) > self._limits.max_connections:
-            transport.write(BUSY % (len(BUSY_BODY), BUSY_BODY))
-            transport.close()
+            self._refuse(BUSY)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -59,6 +71,7 @@ class Connection(H11Protocol):
         self._note_received()
 
     def on_response_complete(self) -> None:
+        self._receiving_since = time.monotonic()  # of the next request, if a part of it has come meanwhile
         super().on_response_complete()
         self._note_received()
 
@@ -77,7 +90,15 @@ class Connection(H11Protocol):
         if reads_too_slowly:
             self.transport.abort()
         elif sends_too_slowly and not self.transport.is_closing():
-            self.transport.close()
+            self._refuse(TOO_SLOW if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] else b"")
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"" if self._is_answering else NO_HTTP)
+
+    def _refuse(self, response: bytes) -> None:
+        """Sends a last response, unless another one has begun, and ends the connection."""
+        self.transport.write(response)
+        self.transport.close()
 
     @property
     def _is_answering(self) -> bool:
@@ -90,31 +111,43 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Ends when asked to: the first signal lets answers end, another one does not."""
+    """Ends when asked to: the first signal lets answers end, a second Ctrl-C breaks them off."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, limits: LimitSettings):
         super().__init__(config)
         self._worker, self._limits = worker, limits
-        self._draining_since: float | None = None
+        self._asked_at: float | None = None
+        self._is_urgent = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining_since is None:
-            self._draining_since = time.monotonic()
-            self._worker.is_draining = True
-        elif sig == signal.SIGINT:
-            self._worker.break_off_all()
-            self.should_exit = self.force_exit = True
+        self._is_urgent = self._asked_at is not None and sig == signal.SIGINT
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
         if counter % LOOK_TICKS == 0:
-            for connection in list(self.server_state.connections):
-                connection.look(now)  # type: ignore[union-attr]
-        if self._draining_since is not None:
-            if now - self._draining_since > self._limits.drain_seconds:
+            for connection in self._connections():
+                connection.look(now)
+        if self._asked_at is not None:
+            self._worker.is_draining = True
+            if self._is_urgent or now - self._asked_at > self._limits.drain_seconds:
                 self._worker.break_off_all()
-            self.should_exit = self.should_exit or not self._worker.open
+            self.should_exit = not self._worker.open
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets clients read the rest of their answers, and then leaves those that do not."""
+        seconds = LEAVING_SECONDS if self._is_urgent else self._limits.stall_seconds
+        asyncio.get_running_loop().call_later(seconds, self._abort)
+        await super().shutdown(sockets)
+
+    def _abort(self) -> None:
+        for connection in self._connections():
+            connection.transport.abort()
+
+    def _connections(self) -> list[Connection]:
+        return [one for one in self.server_state.connections if isinstance(one, Connection)]
 
 
 def listen(listening: ListeningSettings) -> socket.socket:
@@ -148,7 +181,7 @@ def serve(app: FastAPI, listener: socket.socket, limits: LimitSettings) -> None:
     config = uvicorn.Config(
         app, http=protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(limits.stall_seconds)), h11_max_incomplete_event_size=MAX_HEAD)
+        h11_max_incomplete_event_size=MAX_HEAD)
     Server(config, app.state.service.worker, limits).run([listener])
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minimind_sft.serving.problems import ApiProblem
+from minimind_sft.serving.responses import failure
 
 DONE = b"data: [DONE]\n\n"
 
@@ -35,8 +36,7 @@ def watching(receive: Receive, leave: Callable[[], None]) -> Iterator[None]:
 
 
 class EventStream(Response):
-    """Sends values as they come. An `ApiProblem` among them becomes the last event; a stream without one ends with
-    [DONE].
+    """Sends values as they come. A problem becomes the last event; a stream without one ends with [DONE].
 
     Args:
         leave: called when the client disconnects; the values end soon after that.
@@ -65,5 +65,7 @@ class EventStream(Response):
                 yield event(value)
         except ApiProblem as problem:
             yield event(problem.body())
+        except Exception as error:
+            yield event(failure(error).body())
         else:
             yield DONE

@@ -7,13 +7,15 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal, NamedTuple
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine, Request, Token
 from minimind_sft.terminal import say
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1, 60
+FAILED = "the engine failed; the server's terminal shows why"
 FORGETTING = 0.9
 """The weight of what was known before, in the mean duration of answers."""
 
@@ -34,7 +36,7 @@ class Stopping(Exception):
 
 
 class News(NamedTuple):
-    """New tokens of one of a client's requests, which has ended if `ended` says so."""
+    """New tokens of one of the answers, which has ended if `ended` says so."""
 
     choice: int
     tokens: list[Token]
@@ -74,6 +76,10 @@ class Submission:
             self.broken_off = reason
             self._cancel(self.requests)
 
+    def forget(self) -> None:
+        """Stops the clock of requests that were refused."""
+        self._timer.cancel()
+
     async def news(self) -> AsyncIterator[News]:
         """Yields new tokens as they come, until all requests have ended; tokens that nobody took yet come together."""
         going = set(range(len(self.requests)))
@@ -102,6 +108,8 @@ class Submission:
 class Worker:
     """Steps the engines in turn, in one thread. Everything but the thread itself belongs to the event loop.
 
+    is_draining: whether it takes no more requests, because the server is about to end.
+
     Args:
         max_waiting: requests that may wait for each engine, besides those that it answers.
         seconds: time that an answer may take, the wait for its turn included.
@@ -114,8 +122,6 @@ class Worker:
         self._owners: dict[Request, tuple[Submission, Engine]] = {}
         self._in_engine: dict[Engine, set[Request]] = {engine: set() for engine in engines}
         self._seconds = 1.0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
         self.is_draining = False
 
@@ -148,7 +154,6 @@ class Worker:
         submission = Submission(requests, self._cancel, self._answer_seconds)
         self._open[engine] += len(requests)
         self._owners |= dict.fromkeys(requests, (submission, engine))
-        self._idle.clear()
         accepted: asyncio.Future[UserError | None] = self._loop.create_future()
         self._inbox.put(lambda: self._add(engine, requests, accepted))
         try:
@@ -157,14 +162,10 @@ class Worker:
             submission.break_off("left")
             raise
         if refused is not None:
+            submission.forget()
             self._forget(requests)
             raise refused
         return submission
-
-    async def drain(self) -> None:
-        """Takes no more requests, and waits until all have been answered."""
-        self.is_draining = True
-        await self._idle.wait()
 
     def break_off_all(self) -> None:
         """Ends all answers, because the server ends."""
@@ -174,7 +175,8 @@ class Worker:
     def stop(self) -> None:
         """Ends the thread, after the step that it is in."""
         self._inbox.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _retry_after(self, engine: Engine) -> int:
         """Estimates when a place will be free, from how long answers took."""
@@ -193,10 +195,9 @@ class Worker:
 
     def _forget(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            _, engine = self._owners.pop(request)
-            self._open[engine] -= 1
-        if not self._owners:
-            self._idle.set()
+            if request in self._owners:
+                _, engine = self._owners.pop(request)
+                self._open[engine] -= 1
 
     def _receive(self, results: Sequence[tuple[Request, Sequence[Token], bool]]) -> None:
         """Gives every client its tokens; runs in the event loop."""
@@ -210,9 +211,23 @@ class Worker:
                 self._seconds = FORGETTING * self._seconds + (1 - FORGETTING) * seconds
                 self._forget([request])
 
+    def _fail_all(self) -> None:
+        """Ends all requests, because nobody will answer them."""
+        self.is_draining = True
+        for request in list(self._owners):
+            request.finish, request.problem = "error", FAILED
+            self._receive([(request, [], True)])
+
     # What follows runs in the thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            say(f"error: the thread of the engines failed\n{_trace(error)}", sys.stderr)
+            self._tell(self._fail_all)
+
+    def _serve(self) -> None:
         while True:
             busy = [engine for engine in self._engines if engine.waiting or engine.running]
             try:
@@ -234,12 +249,11 @@ class Worker:
 
     def _failed(self, engine: Engine, error: Exception) -> list[tuple[Request, list[Token]]]:
         """Ends all requests of an engine that failed, so that nobody waits for ever and the next one has a chance."""
-        say("error: a step of the engine failed; its requests end here", sys.stderr)
-        say("".join(traceback.format_exception(error)), sys.stderr)
+        say(f"error: a step of the engine failed; its requests end here\n{_trace(error)}", sys.stderr)
         lost = [request for request in self._in_engine[engine] if request.finish is None]
         for request in lost:
             engine.cancel(request)
-            request.finish, request.problem = "error", "the engine failed"
+            request.finish, request.problem = "error", FAILED
         self._in_engine[engine].clear()
         return [(request, []) for request in lost]
 
@@ -254,7 +268,7 @@ class Worker:
                 engine.cancel(request)
         else:
             self._in_engine[engine].update(requests)
-        self._loop.call_soon_threadsafe(accepted.set_result, refused)
+        self._tell(accepted.set_result, refused)
 
     def _hand_over(self, results: Sequence[tuple[Request, list[Token]]]) -> None:
         """Gives results to the event loop, with whether each request has ended by now."""
@@ -262,4 +276,13 @@ class Worker:
             for requests in self._in_engine.values():
                 requests.difference_update([request for request, _ in results if request.finish is not None])
             told = [(request, tokens, request.finish is not None) for request, tokens in results]
-            self._loop.call_soon_threadsafe(self._receive, told)
+            self._tell(self._receive, told)
+
+    def _tell(self, function: Callable[..., None], *values: Any) -> None:
+        """Calls a function in the event loop, unless that has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *values)
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()
