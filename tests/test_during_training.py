@@ -168,7 +168,7 @@ def fails_in_evaluation(ranks: Ranks, failing: str) -> str:
             raise UserError("no memory")
 
         evaluate._model.token_losses = fail if failing == "losses" else evaluate._model.token_losses
-        evaluate._texts = fail if failing == "answers" else evaluate._texts
+        evaluate._answer = fail if failing == "answers" else evaluate._answer
     try:
         evaluate()
     except (UserError, ProcessLost) as error:

@@ -1,7 +1,6 @@
 """Generation with and without the cache, alone and in a batch, and sampling compared with transformers."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,9 @@ from tiny_generation import CONFIGS, PROMPTS, VOCAB, build
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import (
     SamplingSettings,
-    candidates,
-    draw,
     generate_batch,
     generate_greedily,
     generate_stream,
-    penalize,
 )
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.decoder import MiniMindForCausalLM
@@ -110,26 +106,9 @@ def test_the_seed_decides_the_sampled_tokens():
     first, again = (generate_batch(model, PROMPTS, settings, ()) for _ in range(2))
     assert first == again
     assert first != generate_batch(model, PROMPTS, replace(settings, seed=2), ())
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (10, 0.5), (1, 0.9), (500, 0.99),
-                                              (0, 1e-6)])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_sampling_probabilities_equal_those_of_transformers(temperature: float, top_k: int, top_p: float):
-    logits_process = pytest.importorskip("transformers.generation.logits_process")
-    torch.manual_seed(0)
-    scores, prompts = torch.randn(6, VOCAB) * 3, torch.randint(0, VOCAB, (6, 9))
-    expected = logits_process.RepetitionPenaltyLogitsProcessor(1.3)(prompts, scores)
-    expected = logits_process.TemperatureLogitsWarper(temperature)(prompts, expected)
-    if top_k:
-        expected = logits_process.TopKLogitsWarper(top_k)(prompts, expected)
-    if top_p < 1:
-        expected = logits_process.TopPLogitsWarper(top_p)(prompts, expected)
-
-    seen = torch.zeros(6, VOCAB, dtype=torch.bool).scatter_(1, prompts, True)
-    probs, tokens = candidates(penalize(scores, seen, 1.3), SamplingSettings(1, temperature, top_k, top_p))
-    ours = torch.zeros(6, VOCAB).scatter_(1, tokens, probs)
-    torch.testing.assert_close(ours, expected.softmax(-1), rtol=1e-5, atol=1e-7)
+    assert first[0] == list(generate_stream(model, PROMPTS[0], settings, ()))
+    same = generate_batch(model, PROMPTS[:1] * 2, settings, ())
+    assert same[0] == first[0] != same[1], "each place in a batch has a seed of its own"
 
 
 @pytest.mark.parametrize("change", [{"temperature": 1e-300}, {"temperature": 1e-45},
@@ -138,14 +117,6 @@ def test_a_temperature_or_share_that_float32_cannot_hold_takes_the_best_token(ch
     model, settings = build(), SamplingSettings(max_new_tokens=6, temperature=0.0)
     expected = generate_batch(model, PROMPTS, settings, ())
     assert generate_batch(model, PROMPTS, replace(settings, **change), ()) == expected
-
-
-def test_tokens_are_drawn_with_their_probabilities():
-    probs, tokens = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[7, 2, 9, 4]])
-    generator = torch.Generator().manual_seed(0)
-    drawn = draw(probs.expand(20000, 4), tokens.expand(20000, 4), generator)
-    shares = {token: count / 20000 for token, count in Counter(drawn.tolist()).items()}
-    assert shares == pytest.approx({7: 0.5, 2: 0.3, 9: 0.2}, abs=0.015)
 
 
 @pytest.mark.parametrize("generate", [generate_batch, generate_greedily])

@@ -6,15 +6,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_attention
+from torch import Tensor
 
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.kv_cache import KVCache
+from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece
+
+LAYERS = (0, 1)
 
 
-def tiny_cache(sequences: int, max_len: int) -> KVCache:
+def tiny_cache(places: int) -> KVCache:
     config = ModelConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=HEADS,
                          num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM)
-    return KVCache(config, sequences, max_len, torch.float64, CPU)
+    return KVCache(config, places, torch.float64, CPU)
+
+
+def tokens_of(qkv: list[Tensor], first: int, last: int) -> list[Tensor]:
+    return [x[first:last].detach() for x in qkv]
 
 
 @pytest.fixture
@@ -25,57 +32,55 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 6])
-@pytest.mark.parametrize("lengths", [[5], [4, 4], [3, 7, 1], [9, 8]])
+@pytest.mark.parametrize("parts", [[[5, 1, 1]], [[4, 1], [4, 1]], [[3, 4, 1], [7, 1, 2], [1, 1, 5]]])
 @pytest.mark.usefixtures("unwritten_memory_is_nan")
-def test_decoding_from_the_cache_equals_attention_over_the_whole_sequence(lengths: list[int], window: int | None):
-    new = 3
-    sequences = [[x.detach() for x in flat_qkv(length + new)] for length in lengths]
-    cache = tiny_cache(len(lengths), max(lengths) + new)
-    context = cache.prefill([0, *itertools.accumulate(lengths)])
-    prompts = [torch.cat([qkv[i][:n] for qkv, n in zip(sequences, lengths, strict=True)]) for i in range(3)]
-    boundaries = (0, *itertools.accumulate(lengths))
-    for layer in (0, 1):
-        out = context.attend(layer, *prompts, window)
-    torch.testing.assert_close(out, plain_attention(*prompts, boundaries, window), rtol=1e-12, atol=1e-12)
-    for step in range(new):
-        positions = cache.advance()
-        assert positions.tolist() == [n + step for n in lengths]
-        token = [torch.stack([qkv[i][n + step] for qkv, n in zip(sequences, lengths, strict=True)]) for i in range(3)]
-        for layer in (0, 1):
-            out = cache.attend(layer, *token, window)
-        for s, (qkv, n) in enumerate(zip(sequences, lengths, strict=True)):
-            whole = plain_attention(*(x[:n + step + 1] for x in qkv), (0, n + step + 1), window)
-            torch.testing.assert_close(out[s], whole[-1], rtol=1e-12, atol=1e-12)
+def test_reading_in_parts_equals_attention_over_the_whole_sequence(parts: list[list[int]], window: int | None):
+    """Each sequence adds so many tokens in each pass; each has its stretch of the cache."""
+    sequences = [flat_qkv(sum(part)) for part in parts]
+    cache, starts = tiny_cache(40), [13 * s for s in range(len(parts))]
+    done = [0] * len(parts)
+    for news in zip(*parts, strict=True):
+        context = CachedContext(cache, [Piece(start, past, new, past + new)
+                                        for start, past, new in zip(starts, done, news, strict=True)])
+        assert context.positions_T.tolist() == [
+            position for past, new in zip(done, news, strict=True) for position in range(past, past + new)]
+        assert context.last_S.tolist() == [end - 1 for end in itertools.accumulate(news)]
+        new_qkv = [torch.cat(x) for x in zip(*(tokens_of(qkv, past, past + new) for qkv, past, new
+                                               in zip(sequences, done, news, strict=True)), strict=True)]
+        for layer in LAYERS:
+            out = context.attend(layer, *new_qkv, window)
+        done = [past + new for past, new in zip(done, news, strict=True)]
+        for qkv, end, new, out_UHK in zip(sequences, done, news, out.split(list(news)), strict=True):
+            whole = plain_attention(*tokens_of(qkv, 0, end), (0, end), window)
+            torch.testing.assert_close(out_UHK, whole[-new:], rtol=1e-12, atol=1e-12)
 
 
 def test_layers_of_one_model_may_differ_in_their_window():
-    qkv = [x.detach() for x in flat_qkv(9)]
-    cache = tiny_cache(1, 9)
-    context = cache.prefill([0, 8])
-    for layer, window in enumerate((3, None)):
-        context.attend(layer, *(x[:8] for x in qkv), window)
-    cache.advance()
-    for layer, window in enumerate((3, None)):
-        out = cache.attend(layer, *(x[8:] for x in qkv), window)
-        torch.testing.assert_close(out, plain_attention(*qkv, (0, 9), window)[8:], rtol=1e-12, atol=1e-12)
+    qkv, cache = flat_qkv(9), tiny_cache(9)
+    for past, new in ((0, 8), (8, 1)):
+        context = CachedContext(cache, [Piece(0, past, new, past + new)])
+        for layer, window in enumerate((3, None)):
+            out = context.attend(layer, *tokens_of(qkv, past, past + new), window)
+            expected = plain_attention(*tokens_of(qkv, 0, past + new), (0, past + new), window)[-new:]
+            torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_remaining_sequences_keep_their_past(window: int | None):
-    lengths, kept = [2, 5, 3, 4], [3, 1]
-    qkv = [x.detach() for x in flat_qkv(sum(lengths))]
-    cache = tiny_cache(4, 8)
-    starts = [0, *itertools.accumulate(lengths)]
-    context = cache.prefill(starts)
-    for layer in (0, 1):
-        context.attend(layer, *qkv, window)
-    cache.keep(kept)
-    assert cache.advance().tolist() == [4, 5]
-    token = [x.detach() for x in flat_qkv(2)]
-    for layer in (0, 1):
-        out = cache.attend(layer, *token, window)
-        for s, source in enumerate(kept):
-            past = slice(starts[source], starts[source + 1])
-            whole = [torch.cat((x[past], t[s:s + 1])) for x, t in zip(qkv, token, strict=True)]
-            expected = plain_attention(*whole, (0, len(whole[0])), window)[-1]
-            torch.testing.assert_close(out[s], expected, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("move", ["copied", "reordered"])
+def test_a_sequence_goes_on_at_another_place(move: str):
+    qkv, cache = flat_qkv(7), tiny_cache(24)
+    context = CachedContext(cache, [Piece(0, 0, 6, 6)])
+    for layer in LAYERS:
+        context.attend(layer, *tokens_of(qkv, 0, 6), None)
+    if move == "copied":
+        cache.copy(0, 16, 6)
+    else:
+        cache.reorder([4, 5, 3, 2, 0, 1], 4)
+    context = CachedContext(cache, [Piece(16, 6, 1, 7)])
+    for layer in LAYERS:
+        out = context.attend(layer, *tokens_of(qkv, 6, 7), None)
+        expected = plain_attention(*tokens_of(qkv, 0, 7), (0, 7), None)[-1:]
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_its_memory_is_known():
+    assert tiny_cache(24).bytes == 2 * 2 * KV_HEADS * 24 * HEAD_DIM * 8

@@ -10,7 +10,7 @@ from minimind_sft.inference.lowering import LoweredModel
 from minimind_sft.inference.packed import best_pack
 from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.kv_cache import KVCache
+from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece
 
 VOCAB = 50
 CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -52,14 +52,16 @@ PRODUCTION = ModelConfig(vocab_size=200, hidden_size=128, num_hidden_layers=4, n
 def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], count: int = 5) -> list[torch.Tensor]:
     """Returns the logits of the prompts and of `count` steps, continuing every sequence with fixed tokens."""
     weight = model.embed_tokens.weight
-    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).tolist()
-    cache = KVCache(model.config, len(prompts), max(map(len, prompts)) + count, weight.dtype, weight.device)
-    context = cache.prefill([0, *ends])
+    lengths = [len(prompt) for prompt in prompts]
+    room = max(lengths) + count
+    cache = KVCache(model.config, len(prompts) * room, weight.dtype, weight.device)
+    context = CachedContext(cache, [Piece(s * room, 0, length, length) for s, length in enumerate(lengths)])
     logits = [model.logits(model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context))]
     for step in range(count):
-        positions_S = cache.advance()
-        tokens_S = (positions_S * 7 + step) % VOCAB
-        logits.append(model.logits(model.hidden_states(tokens_S, positions_S, cache)))
+        context = CachedContext(cache, [
+            Piece(s * room, length + step, 1, length + step + 1) for s, length in enumerate(lengths)])
+        tokens_S = (context.positions_T * 7 + step) % VOCAB
+        logits.append(model.logits(model.hidden_states(tokens_S, context.positions_T, context)))
     return logits
 
 

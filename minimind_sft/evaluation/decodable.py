@@ -1,13 +1,16 @@
-"""Forms of a model in training that `generate_batch` can call."""
+"""Answers of a model in training: of a copy of it, or of a sharded model itself."""
 
 import copy
-from types import SimpleNamespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from minimind_sft.model.attention import Context, Documents
+from minimind_sft.errors import UserError
+from minimind_sft.inference.request import Request, Token
+from minimind_sft.inference.sampling import Sampler
 from minimind_sft.model.decoder import MiniMindForCausalLM
+from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece, cache_dtype
 
 
 def as_saved(model: MiniMindForCausalLM, dtype: torch.dtype) -> MiniMindForCausalLM:
@@ -24,27 +27,57 @@ def as_saved(model: MiniMindForCausalLM, dtype: torch.dtype) -> MiniMindForCausa
     return copied
 
 
-class ShardedModel:
-    """A sharded model as `generate_batch` calls it. It gathers its weights in every pass, which all ranks must make."""
+@torch.inference_mode()
+def answer_in_step(model: MiniMindForCausalLM, requests: Sequence[Request], passes: int, device: torch.device
+                   ) -> list[list[int]]:
+    """Returns the answers of a sharded model, of up to `passes` tokens each.
 
-    training = False
+    The model gathers its weights in every pass, which all ranks must make. So there are always `passes` of them.
 
-    def __init__(self, model: MiniMindForCausalLM, device: torch.device):
-        self._model, self.config, self._passes = model, model.config, 0
-        self.embed_tokens = SimpleNamespace(weight=torch.empty(0, device=device))  # says where and how precise to cache
-        self._nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    Raises:
+        UserError: if no token can be chosen.
+    """
+    sampler = Sampler(model.config.vocab_size)
+    sequences = [_Sequence(request, list(request.prompt)) for request in requests]
+    for number, sequence in enumerate(sequences):
+        sequence.place = sum(len(earlier.tokens) + passes for earlier in sequences[:number])
+        sampler.add(sequence.request)
+    places = sum(len(sequence.tokens) + passes for sequence in sequences)
+    cache = KVCache(model.config, places, cache_dtype(torch.empty(0, device=device)), device)
+    running = sequences
+    for _ in range(passes):
+        context = CachedContext(cache, [sequence.piece for sequence in running])
+        new = [token for sequence in running for token in sequence.tokens[sequence.cached:]]
+        ids_T = torch.tensor(new, dtype=torch.int64, device=device)
+        logits_SV = model.logits(model.hidden_states(ids_T, context.positions_T, context, context.last_S))
+        tokens = sampler.choose(logits_SV, [sequence.request for sequence in running]) if running else []
+        running = [sequence for sequence, token in zip(running, tokens, strict=True) if sequence.goes_on(token)]
+    if problem := next((request.problem for request in requests if request.problem), None):
+        raise UserError(problem)
+    return [sequence.tokens[len(sequence.request.prompt):] for sequence in sequences]
 
-    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
-                      read_N: Tensor | None = None) -> Tensor:
-        self._passes += 1
-        return self._model.hidden_states(input_ids_T, positions_T, context, read_N)
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        return self._model.logits(hidden_ND)
+@dataclass
+class _Sequence:
+    """A prompt and its answer so far.
 
-    @torch.inference_mode()
-    def complete(self, passes: int) -> None:
-        """Makes passes over nothing until there have been `passes` of them."""
-        while self._passes < passes:
-            documents = Documents((0,), self._nothing.device)
-            self.logits(self.hidden_states(self._nothing, documents.positions_T, documents))
+    place: where the cache keeps its first token.
+    cached: how many of the tokens are there.
+    """
+
+    request: Request
+    tokens: list[int]
+    place: int = 0
+    cached: int = 0
+
+    @property
+    def piece(self) -> Piece:
+        return Piece(self.place, self.cached, len(self.tokens) - self.cached, len(self.tokens))
+
+    def goes_on(self, token: Token | None) -> bool:
+        """Adds the next token, unless the answer ends before it. Returns whether there is a next one."""
+        if token is None or token.id in self.request.stop_ids:
+            return False
+        self.cached = len(self.tokens)
+        self.tokens.append(token.id)
+        return True

@@ -17,12 +17,13 @@ from torch.distributed.fsdp import FSDPModule
 from minimind_sft.data.batching import EvaluationBatches
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.answering import shortened
-from minimind_sft.evaluation.decodable import ShardedModel, as_saved
+from minimind_sft.evaluation.decodable import answer_in_step, as_saved
 from minimind_sft.evaluation.drawing import DrawnQuestions, SampleQuestion
 from minimind_sft.evaluation.losses import TokenScore, ValidationLoss, group_sums, summarized
 from minimind_sft.evaluation.questions import without_reasoning
-from minimind_sft.inference.generate import generate_batch, generate_greedily
+from minimind_sft.inference.generate import generate_greedily
 from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.inference.request import Request
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.training import TrainSettings
@@ -173,23 +174,22 @@ class Evaluator:
         if not questions:
             return []
         model = ready_to_decode(as_saved(self._model, self._save_dtype))
-        return [text for batch in _in_batches(questions) for text in self._texts(generate_greedily, model, batch)]
+        return [self._text(ids) for batch in _in_batches(questions) for ids in generate_greedily(
+            model, [question.prompt for question in batch], self._sampling, self._questions.stop_ids)]
 
     def _answer_in_step(self, questions: Sequence[SampleQuestion], share: int) -> list[str]:
         """Answers with a sharded model; each rank makes as many passes as one with `share` questions can need."""
         texts: list[str] = []
         for start in range(0, share, ANSWERED_AT_ONCE):
-            model = ShardedModel(self._model, self._team.device)
+            requests = [Request(question.prompt, self._sampling, self._questions.stop_ids)
+                        for question in questions[start:start + ANSWERED_AT_ONCE]]
             with torch.autocast(self._team.device.type, self._dtype, enabled=self._dtype != torch.float32):
-                texts += self._texts(generate_batch, model, questions[start:start + ANSWERED_AT_ONCE])
-                model.complete(self._sampling.max_new_tokens)
+                answers = answer_in_step(self._model, requests, self._sampling.max_new_tokens, self._team.device)
+            texts += map(self._text, answers)
         return texts
 
-    def _texts(self, generate: Callable[..., list[list[int]]], model: Any,
-               questions: Sequence[SampleQuestion]) -> list[str]:
-        answers = generate(model, [question.prompt for question in questions], self._sampling,
-                           self._questions.stop_ids)
-        return [without_reasoning(self._questions.tokenizer.decode(ids)) for ids in answers]
+    def _text(self, ids: Sequence[int]) -> str:
+        return without_reasoning(self._questions.tokenizer.decode(ids))
 
 
 def _in_batches(questions: Sequence[SampleQuestion]) -> list[Sequence[SampleQuestion]]:

@@ -81,3 +81,6 @@ class LoweredModel:
             block = Rope.of(*rope_cos_sin(self.config, positions_P, cos_P1K.dtype))
             cos_P1K, sin_P1K = self._table = Rope(*map(torch.cat, zip(self._table, block, strict=True)))
         return Rope(cos_P1K[positions_T], sin_P1K[positions_T])
+
+
+LanguageModel = MiniMindForCausalLM | LoweredModel

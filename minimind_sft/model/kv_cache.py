@@ -1,6 +1,6 @@
 """The KV cache: keys and values of earlier tokens, which attention reads while a model generates.
 
-Local letter: Y layers.
+Local letters: P places of the cache, U new tokens of one sequence, J rows of queries that share a key/value head.
 """
 
 from collections.abc import Sequence
@@ -10,134 +10,139 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimind_sft.model.attention import Documents
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32
 
 
 class KVCache:
-    """Keys and values of all earlier tokens of S sequences, in memory that is allocated once.
+    """Memory for the keys and values of `places` tokens in every layer, allocated once.
 
-    The forward pass over the prompts attends in the context that `prefill` returns. After that, each `advance` makes
-    room for one token per sequence, and the forward pass over these tokens attends in the cache itself.
-
-    Args:
-        max_len: the maximum number of tokens in a sequence.
+    The tokens of a sequence have neighbouring places. Who has which is decided elsewhere (inference/pages.py).
     """
 
-    def __init__(self, config: ModelConfig, sequences: int, max_len: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, sequences, config.num_key_value_heads, max_len, config.head_dim)
-        # Masked positions enter the product with weight 0. Zeros keep a stray NaN out of it.
-        self._keys_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
-        self._values_YSGLK = torch.zeros(shape, dtype=dtype, device=device)
-        self._device = device
-        self.lengths: list[int]
-        self._next_S: Tensor
-        self._set_lengths([0] * sequences)
+    def __init__(self, config: ModelConfig, places: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_key_value_heads, places, config.head_dim)
+        self._keys, self._values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2))
 
-    def prefill(self, cu_seqlens: Sequence[int]) -> "Prefill":
-        """Returns the context of a forward pass over the prompts, one document per sequence."""
-        documents = Documents(cu_seqlens, self._device)
-        assert len(documents.lengths) == len(self.lengths) and not any(self.lengths)
-        self._set_lengths(documents.lengths)
-        return Prefill(documents, self)
+    @property
+    def device(self) -> torch.device:
+        return self._keys[0].device
+
+    @property
+    def bytes(self) -> int:
+        """The memory of all keys and values."""
+        return sum(one.numel() * one.element_size() for one in (*self._keys, *self._values))
+
+    def of_layer(self, layer_index: int) -> tuple[Tensor, Tensor]:
+        """Returns a layer's keys and values, (G, P, K) each."""
+        return self._keys[layer_index], self._values[layer_index]
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copies the keys and values of `count` places to others, which do not overlap with them."""
+        for one_GPK in (*self._keys, *self._values):
+            one_GPK[:, target:target + count] = one_GPK[:, source:source + count]
+
+    def reorder(self, source_P: Sequence[int], size: int) -> None:
+        """Moves blocks of `size` places: block i becomes the one that was at `source_P[i]`."""
+        index_P = torch.tensor(source_P, device=self.device)
+        for one_GPK in (*self._keys, *self._values):
+            blocks = one_GPK.unflatten(1, (len(source_P), size))
+            blocks.copy_(blocks.index_select(1, index_P))
+
+
+class Piece(NamedTuple):
+    """New tokens of one sequence.
+
+    start: the place of the sequence's first token in the cache.
+    past: how many tokens of the sequence are in the cache.
+    new: how many a forward pass adds.
+    length: how many the sequence has by then, as far as they are known. Dynamic RoPE scaling goes by it.
+    """
+
+    start: int
+    past: int
+    new: int
+    length: int
+
+
+class CachedContext:
+    """Attends from new tokens of several sequences to their past in the cache, and stores their keys and values.
+
+    Each sequence is attended to on its own, in a shape that depends on its own tokens alone: beside others, a token
+    gets the same bits as alone.
+    """
+
+    def __init__(self, cache: KVCache, pieces: Sequence[Piece]):
+        self._cache, self._pieces = cache, pieces
+        device = cache.device
+        self._counts = [piece.new for piece in pieces]
+        self._single = all(count == 1 for count in self._counts)
+        if self._single:
+            self.positions_T = torch.tensor([piece.past for piece in pieces], dtype=torch.int64, device=device)
+            self._places_T = torch.tensor(
+                [piece.start + piece.past for piece in pieces], dtype=torch.int64, device=device)
+        else:
+            runs = [torch.arange(piece.past, piece.past + piece.new) for piece in pieces]
+            self.positions_T = torch.cat(runs).to(device)
+            self._places_T = torch.cat([run + piece.start for run, piece in zip(runs, pieces, strict=True)]).to(device)
+        self._masks: dict[int | None, list[Tensor | None]] = {}
+
+    @property
+    def last_S(self) -> Tensor:
+        """The place of each sequence's last new token among all of them."""
+        return torch.tensor(self._counts, dtype=torch.int64, device=self._cache.device).cumsum(0) - 1
 
     @property
     def length_T(self) -> Tensor:
-        """The lengths of the sequences (S,), with the tokens that `advance` made room for."""
-        return self._next_S
+        lengths_S = torch.tensor([piece.length for piece in self._pieces], device=self._cache.device)
+        return lengths_S.repeat_interleave(torch.tensor(self._counts, device=self._cache.device))
 
-    def store(self, layer_index: int, sequences_T: Tensor, positions_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
-        """Writes the keys and values of T tokens to their positions in their sequences."""
-        for kept_YSGLK, new_TGK in ((self._keys_YSGLK, k_TGK), (self._values_YSGLK, v_TGK)):
-            kept_YSGLK[layer_index][sequences_T, :, positions_T] = new_TGK.to(kept_YSGLK.dtype)
-
-    def advance(self) -> Tensor:
-        """Makes room for one more token in each sequence and returns the tokens' positions (S,)."""
-        self._new_S, self._next_S = self._next_S, self._next_S + 1
-        self.lengths = [length + 1 for length in self.lengths]
-        sequences, longest = len(self.lengths), max(self.lengths)
-        self._rows_S = torch.arange(sequences, device=self._device) if min(self.lengths) < longest else None
-        # Views for every layer to write and read, cut out once for all layers.
-        self._write = _by_layer(*(x[:, :sequences, :, longest - 1] for x in (self._keys_YSGLK, self._values_YSGLK)))
-        self._past: dict[int | None, _Past] = {}  # by window, made when the first layer with this window reads
-        return self._new_S
-
-    def attend(self, layer_index: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, window: int | None) -> Tensor:
-        """Appends the key and value of one token per sequence, then attends to the sequence's tokens in the window."""
-        if window not in self._past:
-            self._past[window] = self._read_by(window)
-        past = self._past[window]
-        keys_SGLK, values_SGLK = past.of_layer[layer_index]
-        if self._rows_S is None:
-            last_key_SGK, last_value_SGK = self._write[layer_index]
-            last_key_SGK.copy_(k_SGK)
-            last_value_SGK.copy_(v_SGK)
-        else:
-            self.store(layer_index, self._rows_S, self._new_S, k_SGK, v_SGK)
+    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
+        """Stores keys and values, then returns what each token reads of its sequence (T, H, K)."""
+        keys_GPK, values_GPK = self._cache.of_layer(layer_index)
+        keys_GPK.index_copy_(1, self._places_T, k_TGK.transpose(0, 1).to(keys_GPK.dtype))
+        values_GPK.index_copy_(1, self._places_T, v_TGK.transpose(0, 1).to(keys_GPK.dtype))
+        if window not in self._masks:
+            self._masks[window] = [_mask(piece, window, keys_GPK.device) for piece in self._pieces]
         # Query heads that share a key/value head take the place of query positions, so no key or value is repeated.
-        q_SGQK = q_SHK.to(keys_SGLK.dtype).unflatten(1, (k_SGK.shape[1], -1))
-        with torch.autocast(q_SHK.device.type, enabled=False):
-            out_SGQK = F.scaled_dot_product_attention(q_SGQK, keys_SGLK, values_SGLK, attn_mask=past.mask_S11L)
-        return out_SGQK.flatten(1, 2).to(v_SGK.dtype)
-
-    def keep(self, slots: list[int]) -> None:
-        """Keeps only these sequences: the one in `slots[i]` becomes number i."""
-        for target, source in enumerate(slots):
-            if source != target:
-                assert source >= len(slots), "only sequences behind the kept ones move"
-                length = self.lengths[source]
-                self._keys_YSGLK[:, target, :, :length] = self._keys_YSGLK[:, source, :, :length]
-                self._values_YSGLK[:, target, :, :length] = self._values_YSGLK[:, source, :, :length]
-        self._set_lengths([self.lengths[source] for source in slots])
-
-    def _read_by(self, window: int | None) -> "_Past":
-        """Returns what the newest tokens read; the positions L begin where the shortest sequence's window does."""
-        longest = max(self.lengths)
-        first = 0 if window is None else max(min(self.lengths) - window, 0)
-        keys_YSGLK, values_YSGLK = (
-            x[:, :len(self.lengths), :, first:longest] for x in (self._keys_YSGLK, self._values_YSGLK))
-        mask_S11L = None
-        if self._rows_S is not None:
-            back_S11L = self._new_S[:, None, None, None] - torch.arange(first, longest, device=self._device)
-            mask_S11L = back_S11L >= 0
-            if window is not None:
-                mask_S11L &= back_S11L < window
-        return _Past(_by_layer(keys_YSGLK, values_YSGLK), mask_S11L)
-
-    def _set_lengths(self, lengths: Sequence[int]) -> None:
-        self.lengths = list(lengths)
-        self._next_S = torch.tensor(self.lengths, device=self._device)
+        q_TGQK = q_THK.to(keys_GPK.dtype).unflatten(1, (k_TGK.shape[1], -1))
+        out = []
+        with torch.autocast(q_THK.device.type, enabled=False):
+            for piece, q_UGQK, mask_UL in zip(self._pieces, q_TGQK.split(self._counts), self._masks[window],
+                                              strict=True):
+                end = piece.start + piece.past + piece.new
+                first = piece.start + _first_read(piece, window)
+                out.append(_attend(q_UGQK, keys_GPK[:, first:end], values_GPK[:, first:end], mask_UL))
+        return torch.cat(out or [q_TGQK]).flatten(1, 2).to(v_TGK.dtype)
 
 
-class _Past(NamedTuple):
-    """The keys and values that one new token per sequence reads.
+def _attend(q_UGQK: Tensor, keys_GLK: Tensor, values_GLK: Tensor, mask_UL: Tensor | None) -> Tensor:
+    """Returns what the new tokens of one sequence read (U, G, Q, K)."""
+    new, _, queries, _ = q_UGQK.shape
+    if new == 1:
+        return F.scaled_dot_product_attention(q_UGQK, keys_GLK[None], values_GLK[None])
+    q_1GJK = q_UGQK.permute(1, 2, 0, 3).flatten(1, 2)[None]
+    mask_JL = None if mask_UL is None else mask_UL.repeat(queries, 1)
+    out_1GJK = F.scaled_dot_product_attention(q_1GJK, keys_GLK[None], values_GLK[None], attn_mask=mask_JL)
+    return out_1GJK[0].unflatten(1, (queries, new)).permute(2, 0, 1, 3)
 
-    of_layer: (S, G, L, K) each.
-    mask_S11L: which of them a sequence reads; None: all.
-    """
 
-    of_layer: list[tuple[Tensor, Tensor]]
-    mask_S11L: Tensor | None
+def _first_read(piece: Piece, window: int | None) -> int:
+    """Returns the first position that the first new token reads."""
+    return 0 if window is None else max(piece.past + 1 - window, 0)
 
 
-def _by_layer(keys_YSGLK: Tensor, values_YSGLK: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(keys_YSGLK.unbind(), values_YSGLK.unbind(), strict=True))
+def _mask(piece: Piece, window: int | None, device: torch.device) -> Tensor | None:
+    """Returns which positions each new token reads (U, L); None: all."""
+    if piece.new == 1:
+        return None
+    end = piece.past + piece.new
+    positions_U1 = torch.arange(piece.past, end, device=device)[:, None]
+    back_UL = positions_U1 - torch.arange(_first_read(piece, window), end, device=device)
+    return (back_UL >= 0) if window is None else (back_UL >= 0) & (back_UL < window)
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
     """Returns the dtype to cache in: the weights', but at least float32 on a CPU, where attention is faster in it."""
     return at_least_float32(weight.new_empty(0)).dtype if weight.device.type == "cpu" else weight.dtype
-
-
-class Prefill:
-    """Attends among the tokens of each prompt, and stores their keys and values in the cache."""
-
-    def __init__(self, documents: Documents, cache: KVCache):
-        self.positions_T = documents.positions_T
-        self.length_T = documents.length_T
-        self._documents, self._cache = documents, cache
-
-    def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
-        self._cache.store(layer_index, self._documents.document_T, self.positions_T, k_TGK, v_TGK)
-        return self._documents.attend(layer_index, q_THK, k_TGK, v_TGK, window)
