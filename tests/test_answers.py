@@ -100,7 +100,7 @@ def test_text_is_held_back_only_while_it_may_become_a_stop_string():
     assert shown == ["a", " ", "", "", "EN", "", "</d"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "<think>", "</think>", "<", "\n", " ", "你"]), max_size=20).map("".join),
        st.lists(st.text("ab<\n你", min_size=1, max_size=3), max_size=3), st.sampled_from([None, False, True]),
        st.integers(1, 4))
@@ -115,7 +115,7 @@ def test_the_split_does_not_matter(text, stops, thinking, at_once):
         assert expected == ("", text[:end[1]] if end else text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=80))
 def test_broken_characters_are_replaced_and_nothing_else_is_lost(data):
     """Random bytes have no long runs of incomplete characters."""

@@ -1,27 +1,18 @@
 """Turns the tokens of an answer into what its client receives: reasoning, content, tool calls, probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minimind_sft.data.token_bytes import TokenBytes
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.inference.answer_parts import unfinished
 from minimind_sft.inference.chat import THINK_END, THINK_START
 from minimind_sft.inference.request import Token
+from minimind_sft.serving.tool_calls import CallPiece, CallReader
 from minimind_sft.serving.tool_formats import ToolFormat
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-@dataclass(frozen=True)
-class CallPiece:
-    """A piece of a tool call. The first of a call has its id and name; arguments are JSON, in any number of pieces."""
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
 
 
 class TokenText(NamedTuple):
@@ -60,7 +51,8 @@ class AnswerReader:
 
     Attributes:
         stopped: whether a stop string was met. Nothing is read after it.
-        finish_reason: why the answer ended; "stop" until `end`.
+        finish_reason: why the answer ended; "stop" until `end`. "tool_calls" if at least one call is complete, unless
+            the answer was cut off.
 
     Args:
         thinking: whether the prompt opened the reasoning. If not, the answer may open it as its first text. None: the
@@ -68,14 +60,17 @@ class AnswerReader:
         tool_format: how the calls are written; None: there are none, and text that looks like one is content.
         before: the ids of the text that the answer continues; none in a chat, whose answers are texts of their own.
         logprobs: whether the tokens have some to report.
+        tools: the functions on offer, as `CallReader` needs them.
     """
 
     def __init__(self, tokenizer: Tokenizer, thinking: bool | None, tool_format: ToolFormat | None = None,
-                 stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False):
+                 stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False,
+                 tools: Sequence[Mapping[str, Any]] = ()):
         self.stopped = False
         self.finish_reason: FinishReason = "stop"
         self._text = TextStream(tokenizer, before)
         self._reasoning = ReasoningReader(thinking)
+        self._calls = CallReader(tool_format, tools) if tool_format else None
         self._stops = StopFinder(stops)
         self._bytes = TokenBytes(tokenizer) if logprobs else None
         self._logprobs: list[TokenLogprob] = []
@@ -100,7 +95,9 @@ class AnswerReader:
         deltas: list[Delta] = []
         if not self.stopped:
             deltas += self._read(self._text.flush(), at_end=True)
-        self.finish_reason = "length" if finish == "length" and not self.stopped else "stop"
+        has_calls = self._calls is not None and self._calls.complete > 0
+        self.finish_reason = ("length" if finish == "length" and not self.stopped else
+                              "tool_calls" if has_calls else "stop")
         if self._logprobs and not deltas:
             deltas.append(Delta())
         return self._with_logprobs(deltas)
@@ -110,11 +107,24 @@ class AnswerReader:
         if at_end:
             rest = self._reasoning.end()
             reasoning, content = reasoning + rest[0], content + rest[1]
-        content = self._stops.push(content)
-        if at_end and not self._stops.found:
-            content += self._stops.end()
-        self.stopped = self._stops.found
-        return [Delta(reasoning=reasoning)] * bool(reasoning) + [Delta(content)] * bool(content)
+        pieces: list[str | CallPiece] = [content] if content else []
+        if self._calls:
+            pieces = self._calls.push(content) + (self._calls.end() if at_end else [])
+        return [Delta(reasoning=reasoning)] * bool(reasoning) + self._before_stop(pieces, at_end)
+
+    def _before_stop(self, pieces: Sequence[str | CallPiece], at_end: bool) -> list[Delta]:
+        """Returns the deltas before a stop string, which cannot go on beyond a call."""
+        deltas: list[Delta] = []
+        for piece in pieces:
+            content = self._stops.push(piece) if isinstance(piece, str) else self._stops.end()
+            deltas += [Delta(content)] * bool(content)
+            self.stopped = self._stops.found
+            if self.stopped:
+                return deltas
+            if isinstance(piece, CallPiece):
+                deltas.append(Delta(call=piece))
+        rest = self._stops.end() if at_end else ""
+        return deltas + [Delta(rest)] * bool(rest)
 
     def _with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
         if not deltas or not self._logprobs:

@@ -1,7 +1,7 @@
 """How a chat template writes the calls of an answer, found by letting it write some."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -61,6 +61,21 @@ class Pairs:
         return to_json(value)
 
 
+class CallObject(NamedTuple):
+    """A call that is written as a JSON object.
+
+    before, after: text around the object.
+    name, arguments: the keys that lead to them.
+    paths: the keys that lead to each of its members.
+    """
+
+    before: str
+    name: tuple[str, ...]
+    arguments: tuple[str, ...]
+    paths: frozenset[tuple[str, ...]]
+    after: str
+
+
 @dataclass(frozen=True)
 class ToolFormat:
     """The calls of an answer are: opening, call, between, call, ..., call, closing. Text may stand before and after.
@@ -90,10 +105,36 @@ class ToolFormat:
         """Returns the text of calls, as the template writes it."""
         return self.opening + (self.between or "").join(map(self._write_call, calls)) + self.closing
 
+    @property
+    def call_object(self) -> CallObject | None:
+        """How a call is written as a JSON object; None if it is not one."""
+        call = self._write_call(NONE)
+        start = call.find("{")
+        while start >= 0 and not self.pairs:
+            try:
+                value, end = json.JSONDecoder().raw_decode(call, start)
+            except json.JSONDecodeError:
+                value, end = None, start
+            members = dict(_members(value))
+            name = next((path for path, inner in members.items() if inner == NONE.name), None)
+            arguments = next((path for path, inner in members.items() if inner == {}), None)
+            if name and arguments:
+                return CallObject(call[:start], name, arguments, frozenset(members), call[end:])
+            start = call.find("{", start + 1)
+        return None
+
     def _write_call(self, call: Call) -> str:
         arguments = self.pairs.write(call.arguments) if self.pairs else to_json(call.arguments)
         texts = {Slot.NAME: call.name, Slot.ARGUMENTS: arguments, Slot.ID: call.id}
         return "".join(part if isinstance(part, str) else texts[part] for part in self.call)
+
+
+def _members(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields the members of an object and those of objects in it, each with the keys that lead to it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*path, key), inner
+            yield from _members(inner, (*path, key))
 
 
 def to_json(value: Any) -> str:
@@ -133,6 +174,8 @@ class _Probe:
             raise UserError(UNREADABLE)
         first, last = found.call[0], found.call[-1]
         if not isinstance(first, str) or (found.pairs and not (isinstance(last, str) and last.strip())):
+            raise UserError(UNREADABLE)
+        if not found.call_object and found.call.index(Slot.NAME) > found.call.index(Slot.ARGUMENTS):
             raise UserError(UNREADABLE)
         return found
 

@@ -1,0 +1,383 @@
+"""Reads the calls of an answer while it arrives, as its chat template writes them.
+
+A call is given out piece by piece: its name as soon as its arguments begin, then their JSON as it arrives. What turns
+out to be no call is content. If a call breaks in the middle of its arguments, what came of them is not JSON, and the
+rest is content. So no text is lost, except what a template itself writes around calls.
+"""
+
+import re
+import secrets
+import string
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from minimind_sft.errors import UserError
+from minimind_sft.inference.answer_parts import unfinished
+from minimind_sft.serving.argument_values import argument_json
+from minimind_sft.serving.json_scanner import IN_SCALAR, BrokenJson, JsonScanner, is_scalar
+from minimind_sft.serving.tool_formats import Slot, ToolFormat, to_json
+from minimind_sft.strict_json import parse_json
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[None, None, T]
+"""A part of the reading, which pauses where the text ends so far."""
+
+ARGUMENT_KEYS = ("arguments", "parameters")
+WORD = re.compile(r"[\w.:/-]")
+MAX_NAME = 256
+MARK = re.compile(r"\[?[^\s{(\[]*")
+MIN_MARK = 3
+"""Characters: a shorter mark, such as a bracket, is no sign of a call unless the answer begins with it."""
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of a tool call. The first of a call has its id and name; arguments are JSON, in any number of pieces."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+def new_call_id() -> str:
+    """Returns nine random letters and digits, which Mistral's templates require."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+class Broken(Exception):
+    """The text is not a call, or not one any more."""
+
+
+class CallReader:
+    """Tells calls from the content around them.
+
+    Blanks between the parts of a call do not matter. Where nothing marks a call, as in Llama 3's format, only an answer
+    that begins with a call to one of the tools is one.
+
+    Attributes:
+        complete: the number of calls whose arguments are complete.
+
+    Args:
+        tools: the functions on offer, in OpenAI's format. Their schemas decide whether an argument that is written
+            without quotes is a string.
+    """
+
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]] = (),
+                 new_id: Callable[[], str] = new_call_id):
+        self.complete = 0
+        self._format, self._object, self._new_id = tool_format, tool_format.call_object, new_id
+        functions = [tool.get("function") or {} for tool in tools]
+        self._parameters = {function.get("name"): function.get("parameters") or {} for function in functions}
+        first = tool_format.call[0]
+        assert isinstance(first, str)
+        self._head = self._object.before + "{" if self._object else first
+        mark = MARK.match((tool_format.opening + first).lstrip())
+        self._mark = mark[0] if mark and len(mark[0]) >= MIN_MARK else ""
+        self._text, self._start, self._at = "", 0, 0
+        """The text that is still needed, the first character that has not been given out, and the next one to read."""
+        self._ended = self._streams = self._called = self._is_call = False
+        """`_streams`: what is read belongs to the arguments, and is given out whenever the text ends. `_called`: the
+        name of the call has been given out. `_is_call`: something was given out since the mark."""
+        self._begun = 0
+        self._name: str | None = None
+        self._early: str | None = None
+        """Arguments that came before the name."""
+        self._found: list[str | CallPiece] = []
+        self._steps = self._read()
+        next(self._steps, None)
+
+    def push(self, text: str) -> list[str | CallPiece]:
+        """Returns the content and the pieces of calls that are certain by now, in their order."""
+        self._text = self._text[self._start:] + text
+        self._at, self._start = self._at - self._start, 0
+        next(self._steps, None)
+        found, self._found = self._found, []
+        return found
+
+    def end(self) -> list[str | CallPiece]:
+        """Returns the rest."""
+        self._ended = True
+        return self.push("")
+
+    def _read(self) -> Steps[None]:
+        if not self._mark:
+            yield from self._attempt()
+        while (yield from self._content()):
+            yield from self._attempt()
+
+    def _content(self) -> Steps[bool]:
+        """Reads content up to a mark; False: there is none, and the answer ended."""
+        while True:
+            place = self._text.find(self._mark, self._at) if self._mark else -1
+            end = place if place >= 0 else len(self._text) - unfinished(self._text, [self._mark] * bool(self._mark))
+            keeps_blanks = place < 0 and self._ended and not self._begun
+            ready = self._text[self._start:len(self._text) if place < 0 and self._ended else end]
+            ready = ready if keeps_blanks else ready.rstrip()
+            if ready:
+                self._found.append(ready)
+            self._start += len(ready)
+            self._at = end
+            if place >= 0 or self._ended:
+                return place >= 0
+            yield
+
+    def _attempt(self) -> Steps[None]:
+        """Reads calls, up to where they end or the text is something else, which then is content."""
+        mark, self._is_call = self._at - self._start, False
+        try:
+            yield from self._calls()
+        except Broken:
+            self._give_arguments()
+            self._at = self._start
+            if not self._is_call:  # this mark was none; another may follow
+                self._at += mark + 1
+        self._streams = False
+
+    def _calls(self) -> Steps[None]:
+        yield from self._literal(self._format.opening + self._head)
+        between, closing = self._format.between, self._format.closing
+        while True:
+            yield from self._call()
+            self._take()
+            following = [] if between is None else [between + self._head]
+            if not closing.strip():
+                if not (self._format.opening.strip() and following):
+                    return  # further calls have marks of their own
+                yield from self._literal(*following)
+            elif (yield from self._literal(closing, *following)) == 0:
+                self._take()
+                return
+
+    def _call(self) -> Steps[None]:
+        """Reads a call from behind its head."""
+        self._name, self._early, self._called = None, None, False
+        if self._object:
+            yield from self._call_object(())
+            if not self._called:  # without arguments
+                self._begin()
+                self._complete("{}")
+            yield from self._literal(self._object.after)
+            return
+        parts = iter(self._format.call[1:])
+        for part in parts:
+            if isinstance(part, str):
+                yield from self._literal(part)
+            elif part is not Slot.ARGUMENTS:
+                word = yield from self._word()
+                self._name = word if part is Slot.NAME else self._name
+            elif self._format.pairs:
+                following = next(parts)
+                assert isinstance(following, str)
+                yield from self._pairs(following)
+            else:
+                yield from self._arguments()
+
+    # Calls that are JSON objects
+
+    def _call_object(self, path: tuple[str, ...]) -> Steps[None]:
+        """Reads the members of a call, or of an object in it, from behind the opening brace."""
+        character = yield from self._after_blanks()
+        while character != "}":
+            key = self._string((yield from self._json()))
+            yield from self._literal(":")
+            yield from self._member((*path, key), (yield from self._after_blanks()))
+            character = yield from self._after_blanks()
+            if character == ",":
+                self._at += 1
+                character = yield from self._after_blanks()
+                self._require(character == '"')
+            else:
+                self._require(character == "}")
+        self._at += 1
+
+    def _member(self, path: tuple[str, ...], first: str) -> Steps[None]:
+        form = self._object
+        assert form
+        if path == form.name and not self._called:
+            self._name = self._string((yield from self._json()))
+            self._require(bool(self._name))
+            if self._early is not None:
+                self._begin()
+                self._complete(self._early)
+        elif path[:-1] == form.arguments[:-1] and path[-1] in (*ARGUMENT_KEYS, form.arguments[-1]) and not self._called:
+            yield from self._arguments()
+        elif first == "{" and path in (form.name[:len(path)], form.arguments[:len(path)]):
+            self._at += 1
+            yield from self._call_object(path)
+        else:
+            self._require(bool(self._mark) or path in form.paths)  # any JSON could have other members
+            yield from self._json()
+
+    def _arguments(self) -> Steps[None]:
+        """Reads arguments that are a JSON object, or a string that holds one."""
+        first = yield from self._after_blanks()
+        self._require(first in '{"')
+        if first == "{" and self._name is not None:
+            self._begin()
+            self._streams = True
+            yield from self._scan()
+            self._give_arguments()
+            self._streams = False
+            self.complete += 1
+            return
+        text = yield from self._json()
+        self._early = text if first == "{" else self._object_in(text)
+        if self._name is not None:
+            self._begin()
+            self._complete(self._early)
+
+    # Arguments that are written one by one
+
+    def _pairs(self, following: str) -> Steps[None]:
+        """Reads arguments and the text that follows them."""
+        pairs, name = self._format.pairs, self._name
+        assert pairs and name is not None
+        pieces = 0
+        while True:
+            before = self._at - self._start
+            choice = yield from self._literal(pairs.before_name, following)
+            if not pieces:
+                start = self._start + before
+                self._begin()
+                self._start = start
+            if choice == 1:
+                return self._complete("}" if pieces else "{}")
+            key = yield from self._until(pairs.before_value)
+            self._require(0 < len(key) <= MAX_NAME and "\n" not in key and "<" not in key)
+            value = yield from self._until(pairs.after_value)
+            text = argument_json(value, self._parameters.get(name, {}), key, pairs.constants)
+            self._give(f"{', ' if pieces else '{'}{to_json(key)}: {text}")
+            pieces += 1
+
+    def _until(self, end: str) -> Steps[str]:
+        """Reads text and its end, which is not part of it; nor are the blanks that the template writes around it."""
+        first, *others = end.split()
+        offset = self._at - self._start
+        while (place := self._text.find(first, self._at)) < 0:
+            self._require(not self._ended)
+            self._at = max(self._at, len(self._text) - len(first) + 1)
+            yield
+        text = self._text[self._start + offset:place]
+        self._at = place + len(first)
+        for other in others:
+            yield from self._literal(other)
+        for blank in end[len(end.rstrip()):]:
+            if (yield from self._has_more()) and self._text[self._at] == blank:
+                self._at += 1
+        return text.removesuffix(end[:len(end) - len(end.lstrip())])
+
+    # What is given out
+
+    def _begin(self) -> None:
+        """Gives out the name of a call."""
+        self._require(self._name is not None and (bool(self._mark) or self._name in self._parameters))
+        self._found.append(CallPiece(self._begun, self._new_id(), self._name))
+        self._begun += 1
+        self._called = True
+        self._take()
+
+    def _give(self, arguments: str) -> None:
+        self._found.append(CallPiece(self._begun - 1, arguments=arguments))
+        self._take()
+
+    def _take(self) -> None:
+        """Takes note that the text so far has been given out."""
+        self._start, self._is_call = self._at, True
+
+    def _complete(self, arguments: str) -> None:
+        self._give(arguments)
+        self.complete += 1
+
+    def _give_arguments(self) -> None:
+        if self._streams and self._at > self._start:
+            self._give(self._text[self._start:self._at])
+
+    # Parts of the text
+
+    def _has_more(self) -> Steps[bool]:
+        """Waits for the next character; False: the answer ended."""
+        while self._at >= len(self._text):
+            if self._ended:
+                return False
+            self._give_arguments()
+            yield
+        return True
+
+    def _next(self) -> Steps[str]:
+        """Returns the next character without reading it."""
+        self._require((yield from self._has_more()))
+        return self._text[self._at]
+
+    def _after_blanks(self) -> Steps[str]:
+        while (character := (yield from self._next())).isspace():
+            self._at += 1
+        return character
+
+    def _literal(self, *texts: str) -> Steps[int]:
+        """Reads one of several texts, with any blanks in it, and returns which. A blank text is there at once."""
+        left = {index: "".join(text.split()) for index, text in enumerate(texts)}
+        position = 0
+        while True:
+            for index, text in left.items():
+                if len(text) == position:
+                    return index
+            character = yield from self._after_blanks()
+            left = {index: text for index, text in left.items() if text[position] == character}
+            self._require(bool(left))
+            position += 1
+            self._at += 1
+
+    def _word(self) -> Steps[str]:
+        yield from self._after_blanks()
+        word = ""
+        while WORD.match((yield from self._next())) and len(word) <= MAX_NAME:
+            word += self._text[self._at]
+            self._at += 1
+        self._require(0 < len(word) <= MAX_NAME)
+        return word
+
+    def _json(self) -> Steps[str]:
+        """Returns the text of a JSON value."""
+        offset = self._at - self._start
+        if (yield from self._next()) in '{["':
+            yield from self._scan()
+        else:
+            while (yield from self._next()) in IN_SCALAR:
+                self._at += 1
+            self._require(is_scalar(self._text[self._start + offset:self._at]))
+        return self._text[self._start + offset:self._at]
+
+    def _scan(self) -> Steps[None]:
+        scanner, is_done = JsonScanner(), False
+        while not is_done:
+            yield from self._next()
+            try:
+                self._at, is_done = scanner.scan(self._text, self._at)
+            except BrokenJson:
+                self._at = scanner.broken_at
+                raise Broken from None
+
+    def _string(self, text: str) -> str:
+        value = self._parsed(text)
+        self._require(isinstance(value, str))
+        return value
+
+    def _object_in(self, text: str) -> str:
+        """Returns the JSON of an object, given a JSON string that holds it."""
+        inner = self._string(text)
+        self._require(isinstance(self._parsed(inner), dict))
+        return inner
+
+    @staticmethod
+    def _parsed(text: str) -> Any:
+        try:
+            return parse_json(text, "")
+        except UserError:
+            raise Broken from None
+
+    @staticmethod
+    def _require(holds: bool) -> None:
+        if not holds:
+            raise Broken
