@@ -14,6 +14,7 @@ from minimind_sft.serving.bodies import (
     model_body,
     models_body,
 )
+from minimind_sft.serving.problems import ApiProblem
 
 
 def token(text: bytes, logprob: float = -0.5) -> TokenText:
@@ -104,6 +105,23 @@ def test_ids_differ_and_models_are_listed():
     assert ChatBodies("m").id != ChatBodies("m").id and ChatBodies("m").id.startswith("chatcmpl-")
     model = {"id": "m", "object": "model", "created": 3, "owned_by": "minimind-sft"}
     assert model_body("m", 3) == model and models_body([("m", 3)]) == {"object": "list", "data": [model]}
+
+
+def test_bodies_are_as_the_description_says():
+    description = pytest.importorskip("minimind_sft.serving.description", reason="the extra [serve] is not installed")
+    choice, text = ChatChoice("tool_calls"), CompletionChoice("stop")
+    for delta in DELTAS:
+        choice.add(delta)
+    bodies, texts = ChatBodies("m", with_usage=True), CompletionBodies("m", with_usage=True)
+    for kind, made in [(description.ChatAnswer, [BODIES.whole([choice, ChatChoice()], USAGE)]),
+                       (description.ChatChunk, [BODIES.opening(0), bodies.opening(0), bodies.end(0, "stop"),
+                                                bodies.usage_chunk(USAGE),
+                                                *(bodies.piece(1, delta) for delta in DELTAS)]),
+                       (description.TextAnswer, [texts.piece(0, text, DELTAS[2]), texts.whole([text], USAGE)]),
+                       (description.Models, [models_body([("m", 3)])]),
+                       (description.Error, [ApiProblem(400, "no").body()])]:
+        for body in made:
+            kind.model_validate(body, strict=True)
 
 
 def test_openai_s_client_reads_every_body():

@@ -13,6 +13,7 @@ from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck
 from minimind_sft.serving.answering import chat_chunks, completion_chunks, whole_chat, whole_completion
 from minimind_sft.serving.bodies import ChatBodies, CompletionBodies, model_body, models_body
 from minimind_sft.serving.chat_page import page_files
+from minimind_sft.serving.description import openapi
 from minimind_sft.serving.metrics import MEDIA_TYPE, CountingResponses
 from minimind_sft.serving.models import ServedModels
 from minimind_sft.serving.problems import ApiProblem
@@ -41,6 +42,8 @@ def make_application(models: ServedModels, listening: ListeningSettings, limits:
 
     app = FastAPI(title="minimind-sft", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
+    document = openapi(app.title)
+    app.openapi = lambda: document  # type: ignore[method-assign]
     _add_answers(app, service)
     _add_facts(app, service)
     _add_page(app)

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from minimind_sft.errors import describe
 from minimind_sft.serving.problems import invalid
 
-MAX_MESSAGES = 2048
+MAX_MESSAGES = 512
+"""A template renders the conversation anew for each answer in it: twice as many take four times as long."""
+MAX_PARTS = 256
 MAX_TOOLS = 128
 """As OpenAI's."""
 FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
@@ -27,7 +29,7 @@ class TextPart(Body):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
 
 
 class SystemMessage(Body):

@@ -40,12 +40,12 @@ class Prompt:
 
 
 def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings,
-                constraint: Callable[[], Constraint | None] = lambda: None) -> Prompt:
+                constraint: Callable[[], Constraint] | None = None) -> Prompt:
     """Makes the prompt of a chat.
 
     Args:
         sampling: how to choose tokens where the request leaves it open.
-        constraint: makes what an answer must follow, anew for each of them.
+        constraint: makes what an answer must follow, anew for each of them, if the request wants that.
 
     Raises:
         ApiProblem: if the template refuses a message or does not show it to the model, or if the prompt is too long.
@@ -54,7 +54,7 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     if template is None:
         raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
                          code="unsupported_model")
-    if request.forced or request.answers_in_json:
+    if (request.forced or request.answers_in_json) and constraint is None:
         field = "tool_choice" if request.forced else "response_format"
         raise unsupported(field, "answers cannot be constrained here")
     conversation = _conversation(request)
@@ -91,7 +91,7 @@ def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: Sam
                 raise invalid("prompt", f"expected ids below {tokenizer.vocab_size}, found {wrong}")
         if not ids:
             raise invalid("prompt", "expected some text, found none")
-        prompts.append(Prompt(ids, False, _requests(request, ids, loaded, sampling, stop_ids, lambda: None)))
+        prompts.append(Prompt(ids, False, _requests(request, ids, loaded, sampling, stop_ids)))
     return prompts
 
 
@@ -141,7 +141,7 @@ def _starts_thinking(template: ChatTemplate, conversation: Conversation, thinkin
 
 
 def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampling: SamplingSettings,
-              stop_ids: Collection[int], constraint: Callable[[], Constraint | None]) -> list[Request]:
+              stop_ids: Collection[int], constraint: Callable[[], Constraint] | None = None) -> list[Request]:
     """Returns a request for each answer."""
     context = loaded.model.config.context
     if len(ids) >= context:
@@ -152,7 +152,7 @@ def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampli
     return [Request(ids, replace(sampling, seed=seed), frozenset(stop_ids),
                     frequency_penalty=request.frequency_penalty or 0.0,
                     presence_penalty=request.presence_penalty or 0.0,
-                    logit_bias=biases, logprobs=request.best_logprobs, constraint=constraint())
+                    logit_bias=biases, logprobs=request.best_logprobs, constraint=constraint() if constraint else None)
             for seed in _seeds(request)]
 
 
