@@ -106,6 +106,19 @@ def test_calls_of_tokens(family):
     assert reader.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_an_answer_of_one_call_ends_with_it(family):
+    ids = FAMILY_TOKENIZER.encode("So:\n" + written(family, "", CALLS) + " and so on")
+    reader = AnswerReader(FAMILY_TOKENIZER, False, format_of(family), tools=TOOLS, one_call=True)
+    deltas = []
+    while not reader.stopped:
+        deltas += reader.push([Token(ids.pop(0))])
+    assert ids and reader.push([Token(ids[0])]) == []
+    content, calls = collected([delta.call or delta.content for delta in deltas + reader.end("cancelled")])
+    assert (content, parsed(calls)) == ("So:", same(CALLS[:1]))
+    assert reader.finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize(("text", "expected", "complete"), [
     ('<tool_call>{"arguments":{"a":1},"name":"f"}</tool_call>', ("", [("f", '{"a":1}')]), 1),
     ('<tool_call>\n\n{ "name" : "f" , "parameters" : { } }\n</tool_call>\n', ("", [("f", "{ }")]), 1),

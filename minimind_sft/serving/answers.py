@@ -50,7 +50,7 @@ class AnswerReader:
     the one that is complete first.
 
     Attributes:
-        stopped: whether a stop string was met. Nothing is read after it.
+        stopped: whether a stop string was met, or the one call is complete. Nothing is read after it.
         finish_reason: why the answer ended; "stop" until `end`. "tool_calls" if at least one call is complete, unless
             the answer was cut off.
 
@@ -61,16 +61,18 @@ class AnswerReader:
         before: the ids of the text that the answer continues; none in a chat, whose answers are texts of their own.
         logprobs: whether the tokens have some to report.
         tools: the functions on offer, as `CallReader` needs them.
+        one_call: whether the answer ends with its first call.
     """
 
     def __init__(self, tokenizer: Tokenizer, thinking: bool | None, tool_format: ToolFormat | None = None,
                  stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False,
-                 tools: Sequence[Mapping[str, Any]] = ()):
+                 tools: Sequence[Mapping[str, Any]] = (), one_call: bool = False):
         self.stopped = False
         self.finish_reason: FinishReason = "stop"
         self._text = TextStream(tokenizer, before)
         self._reasoning = ReasoningReader(thinking)
         self._calls = CallReader(tool_format, tools) if tool_format else None
+        self._one_call = one_call
         self._stops = StopFinder(stops)
         self._bytes = TokenBytes(tokenizer) if logprobs else None
         self._logprobs: list[TokenLogprob] = []
@@ -110,7 +112,12 @@ class AnswerReader:
         pieces: list[str | CallPiece] = [content] if content else []
         if self._calls:
             pieces = self._calls.push(content) + (self._calls.end() if at_end else [])
-        return [Delta(reasoning=reasoning)] * bool(reasoning) + self._before_stop(pieces, at_end)
+        deltas = [Delta(reasoning=reasoning)] * bool(reasoning) + self._before_stop(pieces, at_end)
+        if self._one_call and self._calls and self._calls.complete:
+            self.stopped = True
+            while deltas and deltas[-1].call is None:
+                deltas.pop()
+        return deltas
 
     def _before_stop(self, pieces: Sequence[str | CallPiece], at_end: bool) -> list[Delta]:
         """Returns the deltas before a stop string, which cannot go on beyond a call."""

@@ -71,7 +71,8 @@ class Service:
         tool_format = await self._prepare(served.tool_format) if asked.offered else None
         prompt = await self._prepare(lambda: chat_prompt(asked, served.loaded, served.sampling))
         readers = [AnswerReader(served.loaded.tokenizer, prompt.starts_thinking, tool_format, asked.stops,
-                                logprobs=asked.best_logprobs is not None) for _ in prompt.requests]
+                                logprobs=asked.best_logprobs is not None, tools=asked.offered or (),
+                                one_call=asked.parallel_tool_calls is False) for _ in prompt.requests]
         return await self._submit(served, [prompt], readers)
 
     async def ask_completion(self, asked: CompletionRequest, served: ServedModel) -> Answering:
