@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -30,6 +31,8 @@ from tqdm import tqdm
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.terminal import aligned
 
+SERVING = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+"""Optional packages that the server needs."""
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
 LONGEST_REASON = 200
@@ -106,6 +109,9 @@ def table(tallies: Sequence[Tally]) -> list[str]:
 def main() -> int:
     folder = Path(__file__).with_name("hostile")
     kinds = sorted(path.stem for path in folder.glob("*.py") if "\nKIND = " in path.read_text(encoding="utf-8"))
+    if absent := [name for name in SERVING if find_spec(name) is None]:
+        kinds.remove("serving")
+        print(f"without serving, which needs {', '.join(absent)}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="modules of proofs/hostile (all)")
     parser.add_argument("--count", type=int, default=COUNT, help="tries of each kind (%(default)s)")

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine, Request, Token
 from minimind_sft.terminal import say
 
@@ -145,7 +144,7 @@ class Worker:
 
         Raises:
             QueueFull, Stopping: if the server takes no more requests now.
-            UserError: if the engine can never answer one of them.
+            UserError: if the engine can never answer one of them; any other error of the engine as well.
         """
         if self.is_draining:
             raise Stopping("the server is about to end")
@@ -154,7 +153,7 @@ class Worker:
         submission = Submission(requests, self._cancel, self._answer_seconds)
         self._open[engine] += len(requests)
         self._owners |= dict.fromkeys(requests, (submission, engine))
-        accepted: asyncio.Future[UserError | None] = self._loop.create_future()
+        accepted: asyncio.Future[Exception | None] = self._loop.create_future()
         self._inbox.put(lambda: self._add(engine, requests, accepted))
         try:
             refused = await asyncio.shield(accepted)
@@ -257,12 +256,12 @@ class Worker:
         self._in_engine[engine].clear()
         return [(request, []) for request in lost]
 
-    def _add(self, engine: Engine, requests: Sequence[Request], accepted: "asyncio.Future[UserError | None]") -> None:
+    def _add(self, engine: Engine, requests: Sequence[Request], accepted: "asyncio.Future[Exception | None]") -> None:
         refused = None
         try:
             for request in requests:
                 engine.add(request)
-        except UserError as error:
+        except Exception as error:  # a mistake of ours must not end the thread and with it all other answers
             refused = error
             for request in requests:
                 engine.cancel(request)
