@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, worker: Worker, limits: LimitSettings):
         super().__init__(config)
-        self._worker, self._limits = worker, limits
+        self.worker, self._limits = worker, limits
         self._asked_at: float | None = None
         self._is_urgent = False
 
@@ -130,10 +130,10 @@ class Server(uvicorn.Server):
             for connection in self._connections():
                 connection.look(now)
         if self._asked_at is not None:
-            self._worker.is_draining = True
+            self.worker.is_draining = True
             if self._is_urgent or now - self._asked_at > self._limits.drain_seconds:
-                self._worker.break_off_all()
-            self.should_exit = not self._worker.open
+                self.worker.break_off_all()
+            self.should_exit = not self.worker.open
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -174,15 +174,19 @@ def listen(listening: ListeningSettings) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, listener: socket.socket, limits: LimitSettings) -> None:
-    """Serves until a signal ends it, and then lets answers end."""
-    _show_messages()
+def configured(app: FastAPI, limits: LimitSettings) -> uvicorn.Config:
+    """Returns how uvicorn runs the application."""
     protocol: Any = partial(Connection, limits)
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app, http=protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD)
-    Server(config, app.state.service.worker, limits).run([listener])
+
+
+def serve(app: FastAPI, listener: socket.socket, limits: LimitSettings) -> None:
+    """Serves until a signal ends it, and then lets answers end."""
+    _show_messages()
+    Server(configured(app, limits), app.state.service.worker, limits).run([listener])
 
 
 class _Shown(logging.Handler):

@@ -1,0 +1,204 @@
+"""The server's addresses: answers, streams, refusals, and whom it answers."""
+
+import json
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
+pytest.importorskip("httpx", reason="the extra [test] is not installed")
+
+from served import HERE, QUESTION, TOKENIZER, HeldEngine, chat, events, served
+from starlette.testclient import TestClient
+
+from minimind_sft.inference.generate import generate_stream
+from minimind_sft.serving.application import make_application
+from minimind_sft.serving.models import ServedModels
+from minimind_sft.settings.chat import SamplingSettings
+from minimind_sft.settings.serve import LimitSettings, ListeningSettings
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def client_of(*models, listening=HERE, **limits):
+    app = make_application(ServedModels(models), listening, LimitSettings(**limits))
+    return TestClient(app, base_url="http://127.0.0.1:8998")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    with client_of(served(), served("other")) as client:
+        yield client
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]
+
+
+def expected_text(prompt, count=8):
+    model = served().loaded.model
+    return TOKENIZER.decode(list(generate_stream(model, prompt, SamplingSettings(max_new_tokens=count), ())))
+
+
+def test_a_chat_is_answered_after_the_prompt_of_training(mini):
+    template = served().loaded.template
+    prompt = template.generation_prompt_ids(QUESTION, None, False)
+    answer = mini.post(CHAT, json=chat()).json()
+    assert answer["choices"][0]["message"]["content"] == expected_text(prompt)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["prompt_tokens"] == len(prompt) and answer["usage"]["completion_tokens"] == 8
+    assert answer["object"] == "chat.completion" and answer["model"] == "mini"
+
+
+def test_a_stream_holds_the_same_answer(mini):
+    whole = mini.post(CHAT, json=chat(n=2, temperature=1, seed=3)).json()
+    response = mini.post(CHAT, json=chat(n=2, temperature=1, seed=3, stream=True,
+                                         stream_options={"include_usage": True}))
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *chunks, usage, done = events(response.text)
+    assert done == "[DONE]" and usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 16
+    for index, choice in enumerate(whole["choices"]):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
+        assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + ["length"]
+    assert whole["choices"][0] != whole["choices"][1] | {"index": 0}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_texts_are_continued_whole_and_as_a_stream(mini):
+    body = {"model": "mini", "prompt": ["The sky", "A"], "max_tokens": 4, "logprobs": 1}
+    whole = mini.post(COMPLETIONS, json=body).json()
+    assert [choice["text"] for choice in whole["choices"]] == [
+        expected_text(TOKENIZER.encode_ordinary(text), 4) for text in ("The sky", "A")]
+    *chunks, done = events(mini.post(COMPLETIONS, json=body | {"stream": True}).text)
+    assert done == "[DONE]"
+    for index, choice in enumerate(whole["choices"]):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert "".join(one["text"] for one in own) == choice["text"]
+        assert own[-1]["finish_reason"] == choice["finish_reason"] == "length"
+
+
+def test_a_stop_string_ends_the_answer_and_frees_the_engine():
+    engine = HeldEngine(held=False)
+    with client_of(served(engine=engine)) as client:
+        answer = client.post(CHAT, json=chat(stop="xxx", max_tokens=1000)).json()
+        assert answer["choices"][0]["message"]["content"] == "" and answer["choices"][0]["finish_reason"] == "stop"
+        assert answer["usage"]["completion_tokens"] == 3
+        assert engine.requests == []
+
+
+def test_models_by_name(mini):
+    assert [model["id"] for model in mini.get("/v1/models").json()["data"]] == ["mini", "other"]
+    assert mini.get("/v1/models/other").json()["object"] == "model"
+    assert error(mini.get("/v1/models/x/y"), 404)["code"] == "model_not_found"
+    assert error(mini.post(CHAT, json=chat(model="gpt")), 404) == {
+        "message": "model: expected one of mini, other", "type": "invalid_request_error", "param": "model",
+        "code": "model_not_found"}
+    assert mini.post(CHAT, json=chat(model="other", max_tokens=1)).json()["model"] == "other"
+
+
+def test_health_metrics_and_page(mini):
+    assert mini.get("/health").json() == {"status": "ok"}
+    mini.post(CHAT, json=chat(max_tokens=3))
+    mini.get("/a/secret/address")
+    page = mini.get("/metrics").text
+    assert 'minimind_answers_total{model="mini",reason="length"}' in page
+    assert 'minimind_requests_total{path="other",status="404"}' in page and "secret" not in page
+    response = mini.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(("response", "status", "code"), [
+    (lambda client: client.get("/nope"), 404, "not_found"),
+    (lambda client: client.get(CHAT), 405, "method_not_allowed"),
+    (lambda client: client.post(CHAT, content=b"{}", headers={"Content-Type": "text/plain"}), 415,
+     "unsupported_media_type"),
+    (lambda client: client.post(CHAT, json=chat(), headers={"Content-Encoding": "gzip"}), 415,
+     "unsupported_media_type"),
+    (lambda client: client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"}), 400,
+     "invalid_json"),
+    (lambda client: client.post(CHAT, json=chat(logit_boost=1)), 400, "unsupported_parameter"),
+    (lambda client: client.post(CHAT, json=chat(user="x" * 2**20)), 413, "request_too_large"),
+    (lambda client: client.post(CHAT, content=iter([b" " * 2**19] * 3), headers={"Content-Type": "application/json"}),
+     413, "request_too_large"),
+    (lambda client: client.post(COMPLETIONS, json={"model": "mini", "prompt": "x " * 5000}), 400,
+     "context_length_exceeded"),
+])
+def test_refusals_have_openai_s_form(mini, response, status, code):
+    assert error(response(mini), status)["code"] == code
+
+
+def test_only_this_machine_s_names_and_pages_are_answered(mini):
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example", "localhost:80:80"):
+        assert error(mini.get("/health", headers={"Host": host}), 421)["code"] == "misdirected_request"
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8998", "[::1]:8998"):
+        assert mini.get("/health", headers={"Host": host}).status_code == 200
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:8999", "http://[", "http://127.0.0.1:8998.evil"):
+        assert error(mini.get("/v1/models", headers={"Origin": origin}), 403)["code"] == "origin_not_allowed"
+    response = mini.get("/v1/models", headers={"Origin": "http://127.0.0.1:8998"})
+    assert response.status_code == 200 and "access-control-allow-origin" not in response.headers
+
+
+def test_other_pages_are_allowed_by_their_origin():
+    listening = ListeningSettings(port=0, allow_origin=("https://a.example",), api_key="secret")
+    with client_of(served(engine=HeldEngine()), listening=listening) as client:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        response = client.options(CHAT, headers={"Origin": "https://a.example", **asked})
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+        assert client.options(CHAT, headers={"Origin": "https://b.example", **asked}).status_code == 403
+        response = client.get("/v1/models", headers={"Origin": "https://a.example"})
+        assert response.status_code == 401
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_a_key_protects_the_interface_and_the_metrics():
+    with client_of(served(engine=HeldEngine(held=False)), listening=ListeningSettings(api_key="k-1")) as client:
+        for address in ("/v1/models", "/metrics", "/v1/nothing"):
+            for given in ({}, {"Authorization": "Bearer k-2"}, {"Authorization": "Bearer"}, {"Authorization": "k-1"},
+                          {"Authorization": "Basic k-1"}, {"Authorization": b"Bearer k-1\xff"}):
+                response = client.get(address, headers=given)
+                assert error(response, 401)["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer" and "k-1" not in response.text
+        assert client.get("/v1/models", headers={"Authorization": "bearer k-1"}).status_code == 200
+        assert client.post(CHAT, json=chat(), headers={"Authorization": "Bearer k-1"}).status_code == 200
+        assert client.get("/health").status_code == client.get("/").status_code == 200
+
+
+def test_an_engine_that_fails_ends_its_requests_and_goes_on(capsys):
+    engine = HeldEngine(held=False)
+    with client_of(served(engine=engine)) as client:
+        engine.error = RuntimeError("out of \x1b[31mmemory")
+        assert error(client.post(CHAT, json=chat()), 500)["code"] == "engine_failed"
+        engine.error = RuntimeError("again")
+        *_, last = events(client.post(CHAT, json=chat(stream=True)).text)
+        assert last["error"]["code"] == "engine_failed"
+        assert client.post(CHAT, json=chat()).json()["usage"]["completion_tokens"] == 8
+    printed = capsys.readouterr().err
+    assert "RuntimeError: out of \\u001b[31mmemory" in printed and "\x1b" not in printed
+
+
+def test_an_answer_that_takes_too_long_is_broken_off():
+    with client_of(served(engine=HeldEngine()), answer_seconds=0.01) as client:
+        response = client.post(CHAT, json=chat())
+        assert error(response, 408)["code"] == "answer_timeout"
+        assert response.headers["x-should-retry"] == "false"
+        *_, last = events(client.post(CHAT, json=chat(stream=True)).text)
+        assert last["error"]["code"] == "answer_timeout"
+        assert 'minimind_answers_total{model="mini",reason="late"} 2.0' in client.get("/metrics").text
+
+
+def test_the_description_is_openapi(mini):
+    description = mini.get("/openapi.json").json()
+    assert set(description["paths"]) == {CHAT, COMPLETIONS, "/v1/models", "/v1/models/{name}", "/health", "/metrics"}
+    body = description["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ChatRequest"}
+    assert "messages" in description["components"]["schemas"]["ChatRequest"]["required"]
+    assert json.dumps(description).count("$defs") == 0
