@@ -35,7 +35,7 @@ class HeldEngine:
     """Answers every request with x, one a step, unless it is held still. It fails if `error` is set."""
 
     def __init__(self, max_running: int = 1, held: bool = True):
-        self.max_running, self.held = max_running, held
+        self.max_running, self.held, self.cache_tokens = max_running, held, 10**9
         self.error: Exception | None = None
         self.requests: list[Request] = []
         self.counts: dict[Request, int] = {}

@@ -31,7 +31,7 @@ MAX_TOP_LOGPROBS, MAX_COMPLETION_LOGPROBS = 20, 5
 MAX_PROMPTS = 64
 MAX_VALUES = 200_000
 """Values in the JSON of a body."""
-MAX_COUNT = 2**31 - 1
+MAX_COUNT = 10**9
 MAX_LABEL = 512
 """Characters of a field that only labels a request."""
 

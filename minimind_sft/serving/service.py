@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from minimind_sft.errors import UserError
+from minimind_sft.inference.request import Request as EngineRequest
 from minimind_sft.serving.answering import Answering
 from minimind_sft.serving.answers import AnswerReader
 from minimind_sft.serving.limits import read_body
@@ -102,5 +105,23 @@ class Service:
     async def _submit(self, served: ServedModel, prompts: Sequence[Prompt], readers: Sequence[AnswerReader]
                       ) -> Answering:
         requests = [request for prompt in prompts for request in prompt.requests]
-        submission = await self.worker.submit(served.engine, requests)
+        for request in requests:
+            self._fit(request, served.engine.cache_tokens)
+        try:
+            submission = await self.worker.submit(served.engine, requests)
+        except UserError as error:
+            raise ApiProblem(400, str(error), code="invalid_value") from error
         return Answering(submission, prompts, readers, self.metrics, served.name)
+
+    @staticmethod
+    def _fit(request: EngineRequest, cache_tokens: int) -> None:
+        """Shortens an answer to what the KV cache has room for, as the model's context does.
+
+        Raises:
+            ApiProblem: if the prompt alone does not fit.
+        """
+        room = cache_tokens - len(request.prompt)
+        if room < 1:
+            raise ApiProblem(400, f"the prompt has {len(request.prompt):,} tokens, this server has room for "
+                                  f"{cache_tokens:,} (--cache_tokens)", code="context_length_exceeded")
+        request.sampling = replace(request.sampling, max_new_tokens=min(request.sampling.max_new_tokens, room))
