@@ -74,3 +74,24 @@ def test_other_templates_are_refused_in_one_line(calls, problem):
 def test_a_template_without_tools_is_refused():
     with pytest.raises(UserError, match=r"^the chat template does not write tool calls: .*it has no place for tools$"):
         ToolFormat.of(make_template(TOKENIZER, "alpaca", "<|im_end|>"))
+
+
+def test_a_template_may_describe_the_format_without_ever_writing_a_call():
+    described = ('A call is\n<tool_call>\n{"name": <function-name>, "arguments": <object>}\n</tool_call>\n')
+    source = AROUND.replace("{{ tools | tojson }}", "{{ tools | tojson }}" + described)
+    assert ToolFormat.of(ChatTemplate(TOKENIZER, source.replace("CALLS", ""))) == EXPECTED["qwen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), [
+    ("qwen3", ('<tool_call>\n{"name": "', True, False)), ("llama3_1", ('{"name": "', True, False)),
+    ("qwen3_6", ("<tool_call>\n<function=", False, True)), ("glm4moe", ("\n<tool_call>", False, True)),
+])
+def test_formats_of_trls_templates(name, expected):
+    pytest.importorskip("trl", reason="trl is not installed")
+    from templates import NamedTemplate, tokenizer_for, trl_templates
+    if name not in trl_templates():
+        pytest.skip(f"this version of TRL has no template {name}")
+    source = trl_templates()[name]
+    found = ToolFormat.of(NamedTemplate(name, source, tokenizer_for(source)).load())
+    assert (found.call[0], found.call_object is not None, found.pairs is not None) == expected

@@ -115,7 +115,7 @@ class AnswerReader:
         deltas = [Delta(reasoning=reasoning)] * bool(reasoning) + self._before_stop(pieces, at_end)
         if self._one_call and self._calls and self._calls.complete:
             self.stopped = True
-            while deltas and deltas[-1].call is None:
+            while deltas and (deltas[-1].call is None or deltas[-1].call.index > 0):
                 deltas.pop()
         return deltas
 

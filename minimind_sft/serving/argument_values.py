@@ -38,10 +38,9 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
         return {given} if isinstance(given, str) else set(map(str, given)) if isinstance(given, list) else set()
     values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []
     found = {name for value in values for name in _types_of(value)}
-    options = [option for union in UNIONS for option in schema.get(union) or () if isinstance(option, Mapping)]
-    for option in options:
-        found |= {name for name in [option.get("type")] if isinstance(name, str)}
-    return found
+    unions = [union for name in UNIONS if isinstance(union := schema.get(name), list)]
+    options = [option.get("type") for union in unions for option in union if isinstance(option, Mapping)]
+    return found | {name for name in options if isinstance(name, str)}
 
 
 def _types_of(value: Any) -> set[str]:

@@ -1,6 +1,7 @@
 """How a chat template writes the calls of an answer, found by letting it write some."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -94,7 +95,7 @@ class ToolFormat:
 
     @classmethod
     def of(cls, template: ChatTemplate) -> "ToolFormat":
-        """Finds out how a template writes calls.
+        """Finds out how a template writes calls, or, if it writes none, which format it describes to the model.
 
         Raises:
             UserError: if it does not write calls, or in a way that cannot be read back.
@@ -144,7 +145,10 @@ def to_json(value: Any) -> str:
 
 NO_CALLS = "the chat template does not write tool calls"
 UNREADABLE = "the chat template writes tool calls in a way that cannot be read back"
-CONTENT = "qxczk"
+QUESTION = {"role": "user", "content": "qxqzk"}
+DESCRIPTION = re.compile(r'<tool_call>\s*\{"name": .*, "arguments": .*\}\s*</tool_call>')
+TAGGED_JSON = ToolFormat("", ('<tool_call>\n{"name": "', Slot.NAME, '", "arguments": ', Slot.ARGUMENTS,
+                              "}\n</tool_call>"), "\n", "")
 ONE = Call("qxnazk", {"qxkazk": "qxvazk"})
 TWO = Call("qxnbzk", {"qxkbzk": "qxvbzk"}, "call00002")
 PAIR = Call(ONE.name, {**ONE.arguments, **TWO.arguments})
@@ -164,7 +168,7 @@ class _Probe:
     def find(self) -> ToolFormat:
         one = self._answer([ONE])
         if ONE.name not in one or "qxvazk" not in one:
-            raise UserError(NO_CALLS)
+            return self._described()
         arguments = _find_object(one, ONE.arguments)
         found = self._with_pairs(one) if arguments is None else self._with_object(one)
         examples = [[ONE], [NONE], [Call("f", {"a": "x", "b": "y"})], [Call("get_it-2", VALUES)]]
@@ -178,6 +182,16 @@ class _Probe:
         if not found.call_object and found.call.index(Slot.NAME) > found.call.index(Slot.ARGUMENTS):
             raise UserError(UNREADABLE)
         return found
+
+    def _described(self) -> ToolFormat:
+        """Returns the format that the template describes to the model, as SmolLM3's does without ever writing a call.
+
+        Raises:
+            UserError: if it is not JSON between tags.
+        """
+        if DESCRIPTION.search(self._template.render([QUESTION], _tools([ONE]), True, False)):
+            return TAGGED_JSON
+        raise UserError(NO_CALLS)
 
     def _with_object(self, one: str) -> ToolFormat:
         start, call, end = _take_apart(one, {ONE.name: Slot.NAME, to_json(ONE.arguments): Slot.ARGUMENTS,
@@ -251,21 +265,25 @@ class _Probe:
 
     def _answer(self, calls: Sequence[Call]) -> str:
         """Returns what the template writes for an answer with these calls, up to the end of the turn."""
-        question = {"role": "user", "content": "qxqzk"}
         made = [{"type": "function", "id": call.id, "function": {"name": call.name, "arguments": dict(call.arguments)}}
                 for call in calls]
         answer = {"role": "assistant", "content": "", "tool_calls": made}
-        tools = [{"type": "function", "function": {"name": call.name, "description": "does it", "parameters": {
-            "type": "object", "properties": {name: {"type": "string", "description": "it"} for name in call.arguments},
-            "required": []}}} for call in calls]
+        tools = _tools(calls)
         try:
-            prompt = self._template.render([question], tools, True, False)
-            full = self._template.render([question, answer], tools, False, False)
+            prompt = self._template.render([QUESTION], tools, True, False)
+            full = self._template.render([QUESTION, answer], tools, False, False)
         except UserError as error:
             raise UserError(f"{NO_CALLS}: {error}") from error
         if not full.startswith(prompt):
             raise UserError(UNREADABLE)
         return full[len(prompt):].partition(self._template.end_of_turn)[0]
+
+
+def _tools(calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Returns descriptions of the functions that are called."""
+    return [{"type": "function", "function": {"name": call.name, "description": "does it", "parameters": {
+        "type": "object", "properties": {name: {"type": "string", "description": "it"} for name in call.arguments},
+        "required": []}}} for call in calls]
 
 
 def _find_object(text: str, wanted: Mapping[str, Any]) -> str | None:
