@@ -60,6 +60,16 @@ def test_reasoning_and_content(text, thinking, expected, at_once):
         assert joined(read(AnswerReader(TOKENIZER, thinking), ids, at_once)) == expected
 
 
+@pytest.mark.parametrize(("text", "thinking", "count"), [
+    ("<think>a b</think> c d", False, 3), ("a b</think> c d", True, 2), ("a b c", True, 3), ("a b c", False, 0),
+    ("<think>a</think>", None, 0)])
+def test_tokens_of_reasoning_are_counted(text, thinking, count):
+    """The tag that opens it is one of them, and the one that ends it is not."""
+    reader = AnswerReader(TOKENIZER, thinking)
+    read(reader, TOKENIZER.encode(text), 1)
+    assert reader.reasoning_tokens == count
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 1000])
 @pytest.mark.parametrize(("text", "stops", "expected"), [
     ("one two three", ["two"], "one "),

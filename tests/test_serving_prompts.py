@@ -179,10 +179,9 @@ def test_each_answer_has_a_seed_of_its_own():
     assert len({*seeds(n=3), *seeds(n=3)}) == 6, "drawn anew for each request"
 
 
-def complete(tokenizer=TOKENIZER, **fields):
+def complete(template=None, is_minimind=False, **fields):
     request = parse_body(CompletionRequest, json.dumps({"model": "m", **fields}).encode())
-    is_minimind = fields.pop("is_minimind", False)
-    return completion_prompts(request, loaded(None, is_minimind=is_minimind), DEFAULTS)
+    return completion_prompts(request, loaded(template, is_minimind=is_minimind), DEFAULTS)
 
 
 def test_texts_to_continue_are_only_text_and_ids_are_taken_as_they_are():
@@ -194,6 +193,14 @@ def test_texts_to_continue_are_only_text_and_ids_are_taken_as_they_are():
     (prompt,) = complete(prompt=[1, 2, 6399], logprobs=3)
     assert (prompt.ids, prompt.starts_thinking, prompt.requests[0].logprobs) == ([1, 2, 6399], False, 3)
     assert prompt.requests[0].stop_ids == {TOKENIZER.end_of_document_id, 7}
+
+
+def test_texts_to_continue_are_framed_as_in_pretraining_and_end_as_the_model_ends_them():
+    (prompt,) = complete(prompt="a", is_minimind=True)
+    assert prompt.ids == [TOKENIZER.bos_id, *TOKENIZER.encode_ordinary("a")]
+    assert prompt.requests[0].stop_ids == {TOKENIZER.end_of_document_id, TOKENIZER.eos_id, 7}
+    (prompt,) = complete(prompt="a", template=BUNDLED)
+    assert prompt.requests[0].stop_ids == {TOKENIZER.end_of_document_id, BUNDLED.end_of_turn_id, 7}
 
 
 @pytest.mark.parametrize(("prompt", "message"), [

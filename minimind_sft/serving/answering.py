@@ -47,7 +47,8 @@ class Answering:
     def usage(self) -> Usage:
         """The tokens that the request took so far. A prompt with several answers counts once."""
         return Usage(sum(len(prompt.ids) for prompt in self._prompts),
-                     sum(prompt.requests[0].prompt_tokens_shared for prompt in self._prompts), sum(self._tokens))
+                     sum(prompt.requests[0].prompt_tokens_shared for prompt in self._prompts), sum(self._tokens),
+                     sum(reader.reasoning_tokens for reader in self._readers))
 
     async def parts(self) -> AsyncIterator[Part]:
         """Yields the answers as they grow, those of several choices mixed.

@@ -51,6 +51,7 @@ class AnswerReader:
 
     Attributes:
         stopped: whether a stop string was met, or the one call is complete. Nothing is read after it.
+        reasoning_tokens: tokens of the answer so far that are reasoning.
         finish_reason: why the answer ended; "stop" until `end`. "tool_calls" if at least one call is complete, unless
             the answer was cut off.
 
@@ -68,6 +69,7 @@ class AnswerReader:
                  stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False,
                  tools: Sequence[Mapping[str, Any]] = (), one_call: bool = False):
         self.stopped = False
+        self.reasoning_tokens = 0
         self.finish_reason: FinishReason = "stop"
         self._text = TextStream(tokenizer, before)
         self._reasoning = ReasoningReader(thinking)
@@ -86,6 +88,7 @@ class AnswerReader:
             if self._bytes is not None and token.logprob is not None:
                 self._logprobs.append(self._logprob(token))
             deltas += self._read(self._text.push(token.id))
+            self.reasoning_tokens += self._reasoning.is_open
         return self._with_logprobs(deltas)
 
     def end(self, finish: str | None) -> list[Delta]:
@@ -156,11 +159,14 @@ class ReasoningReader:
 
     Args:
         thinking: as in `AnswerReader`.
+
+    Attributes:
+        is_open: whether the text is in the reasoning.
     """
 
     def __init__(self, thinking: bool | None):
         self._part: Literal["beginning", "reasoning", "content"] = "content" if thinking is None else "beginning"
-        self._is_open = bool(thinking)
+        self.is_open = bool(thinking)
         self._waiting = ""
         self._strips = False
         """Whether line feeds that come next are dropped: nothing but the tag stands before them."""
@@ -176,7 +182,7 @@ class ReasoningReader:
     def end(self) -> tuple[str, str]:
         """Returns what waited for more text."""
         rest, self._waiting = self._waiting, ""
-        if self._part == "reasoning" or (self._part == "beginning" and self._is_open):
+        if self._part == "reasoning" or (self._part == "beginning" and self.is_open):
             return rest.rstrip("\n"), ""
         return "", rest
 
@@ -184,10 +190,10 @@ class ReasoningReader:
         """Decides which part the answer begins with, if that can be told by now."""
         start = self._waiting.lstrip()
         if start.startswith(THINK_START):  # some models write the tag although the prompt has it
-            self._waiting, self._is_open = start.removeprefix(THINK_START), True
+            self._waiting, self.is_open = start.removeprefix(THINK_START), True
         elif THINK_START.startswith(start):  # also if it is empty
             return False
-        self._part, self._strips = ("reasoning", True) if self._is_open else ("content", False)
+        self._part, self._strips = ("reasoning", True) if self.is_open else ("content", False)
         return True
 
     def _read_reasoning(self) -> str:
@@ -196,6 +202,7 @@ class ReasoningReader:
             text = text.lstrip("\n")
         if tag:
             self._part, self._strips, self._waiting = "content", True, after
+            self.is_open = False
             return text.rstrip("\n")
         ready = text[:len(text) - unfinished(text, [THINK_END])].rstrip("\n")
         self._waiting = text[len(ready):]

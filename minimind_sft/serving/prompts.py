@@ -76,7 +76,9 @@ def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: Sam
     """
     tokenizer, prompts = loaded.tokenizer, []
     framed = tokenizer.adds_bos or loaded.is_minimind
-    stop_ids = {*document_end_ids(tokenizer), *loaded.stop_ids}
+    template = loaded.template
+    stop_ids = (chat_stop_ids(template, loaded.stop_ids) if template else
+                {*document_end_ids(tokenizer), *loaded.stop_ids})
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     if framed and eos is not None:
         stop_ids.add(eos)

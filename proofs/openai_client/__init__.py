@@ -1,0 +1,1 @@
+"""Requests that OpenAI's client makes of the server, one function each."""
