@@ -58,10 +58,10 @@ def plan(dice: Random, count: int, model: str) -> list[clients.Planned]:
     return found
 
 
-async def answer_alone(port: int, planned: Sequence[clients.Planned]) -> None:
+async def answer_alone(server: ServerProcess, planned: Sequence[clients.Planned]) -> None:
     """Sends each request by itself, and keeps the answer's essence in the plan."""
     for one in planned:
-        answer = await ask(port, one.path, one.body)
+        answer = await ask(server.port, one.path, one.body)
         one.alone = essence(answer.status, answer.json())
 
 
@@ -157,13 +157,17 @@ async def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     server = ServerProcess(flags, folder / "alone.log")
     model = (await ask(server.port, "/v1/models")).json()["data"][0]["id"]
     planned = plan(Random(arguments.seed), arguments.requests, model)
-    await answer_alone(server.port, planned)
-    server.terminate()
-    server.wait()
+    try:
+        await answer_alone(server, planned)
+    finally:
+        print(server.end(), end="", flush=True)
+        server.terminate()
+        server.wait()
     server = ServerProcess(flags, folder / "load.log")
     await ask(server.port, "/metrics")
     files, started = server.open_files(), time.monotonic()
     results = await put_load(server.port, planned, arguments.clients, started + arguments.soak)
+    print(server.end(), end="", flush=True)
     figures = summary(results, time.monotonic() - started)
     wrong = [{"kind": one.kind, "reason": one.wrong[:500]} for one in results if one.wrong]
     figures["memory"] = memory_of(server)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def loaded(respond: Callable[[dict[str, Any]], dict[str, Any]]) -> list[clients.
 
     async def use(port: int) -> list[clients.Result]:
         planned = [clients.Planned("whole answers", CHAT, {"question": number}) for number in range(20)]
-        await answer_alone(port, planned)
+        await answer_alone(SimpleNamespace(port=port), planned)
         now[0] = respond
         return await put_load(port, planned, 4, until=0)
 

@@ -50,7 +50,8 @@ class Doorkeeper:
         await app(scope, receive, send_with_headers)
 
     def _problem(self, headers: Headers) -> ApiProblem | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+        hosts, origin = headers.getlist("host"), headers.get("origin")
+        host = hosts[0] if len(hosts) == 1 else ""
         if self.names is not None and _name_of(host) not in self.names:
             return ApiProblem(421, "this server answers to localhost only; --host makes it answer to others",
                               code="misdirected_request")

@@ -13,6 +13,9 @@ from minimind_sft.serving.worker import Submission
 
 AnyChoice = TypeVar("AnyChoice", ChatChoice, CompletionChoice)
 
+LEFT = ApiProblem(499, "the client has left", code="client_left")
+"""What nobody reads."""
+
 
 class Part(NamedTuple):
     """A piece of one of the answers; the last one has no delta and says why the answer ended."""
@@ -98,7 +101,7 @@ class Answering:
                               code="answer_timeout")
         if self.submission.broken_off == "stopping":
             return ApiProblem(503, "the server is shutting down", type="server_error", code="server_stopping")
-        return ApiProblem(499, "the client has left", code="client_left")  # nobody reads it
+        return LEFT
 
     def _count(self, choice: int, reason: str) -> None:
         self._metrics.count_answer(self._model, reason)

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck
-from minimind_sft.serving.answering import chat_chunks, completion_chunks, whole_chat, whole_completion
+from minimind_sft.serving.answering import LEFT, chat_chunks, completion_chunks, whole_chat, whole_completion
 from minimind_sft.serving.bodies import ChatBodies, CompletionBodies, model_body, models_body
 from minimind_sft.serving.chat_page import page_files
 from minimind_sft.serving.description import openapi
@@ -53,7 +54,8 @@ def make_application(models: ServedModels, listening: ListeningSettings, limits:
     if listening.allow_origin:
         app.add_middleware(CORSMiddleware, allow_origins=listening.allow_origin, allow_methods=("GET", "POST"),
                            allow_headers=("*",), expose_headers=("Retry-After",))
-    app.add_middleware(Doorkeeper, names=None if listening.is_open else LOOPBACK_NAMES, origins=listening.allow_origin)
+    names = None if listening.is_open else {*LOOPBACK_NAMES, listening.host}
+    app.add_middleware(Doorkeeper, names=names, origins=listening.allow_origin)
     app.add_middleware(CountingResponses, metrics=service.metrics, addresses=ADDRESSES)
     return app
 
@@ -119,6 +121,9 @@ def _add_problems(app: FastAPI) -> None:
     async def stopping(_: Request, error: Any) -> Response:
         return problem_response(ApiProblem(503, str(error), type="server_error", code="server_stopping"))
 
+    async def left(_: Request, __: Any) -> Response:
+        return problem_response(LEFT)
+
     async def http(_: Request, error: Any) -> Response:
         said = {404: "there is nothing at this address", 405: "this address does not take this method"}
         codes = {404: "not_found", 405: "method_not_allowed"}
@@ -131,5 +136,5 @@ def _add_problems(app: FastAPI) -> None:
                                            code="server_failed"))
 
     for kind, handler in ((ApiProblem, problem), (QueueFull, full), (Stopping, stopping), (HTTPException, http),
-                          (Exception, failed)):
+                          (ClientDisconnect, left), (Exception, failed)):
         app.add_exception_handler(kind, handler)

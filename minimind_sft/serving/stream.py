@@ -13,11 +13,14 @@ from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.responses import failure
 
 DONE = b"data: [DONE]\n\n"
+LINE_ENDS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
+"""Characters that are no line ends in server-sent events, but in the libraries of some clients."""
 
 
 def event(data: Any) -> bytes:
     """Returns a server-sent event with a value as JSON, which has no line ends."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+    return f"data: {text}\n\n".encode()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 import os
 import re
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +14,6 @@ from minimind_sft.settings.chat import ChatRuntimeSettings, ChatSamplingSettings
 from minimind_sft.settings.spec import same_setting, setting
 
 API_KEY_VARIABLE = "MINIMIND_API_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Addresses that only this machine reaches."""
 ENDINGS = (".pth", ".pt", ".safetensors", ".gguf")
 """Endings of weight files that are not part of a model's name."""
 
@@ -65,7 +65,14 @@ class ListeningSettings:
     @property
     def is_open(self) -> bool:
         """Whether other machines may reach the server."""
-        return self.host not in LOOPBACK
+        try:  # inet_aton takes short forms such as 127.1, as listening does
+            address: bytes | str = socket.inet_aton(self.host)
+        except OSError:
+            address = self.host
+        try:
+            return not ip_address(address).is_loopback
+        except ValueError:
+            return self.host.lower() != "localhost"
 
     def problems(self) -> list[str]:
         found = []

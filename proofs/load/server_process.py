@@ -72,6 +72,11 @@ class ServerProcess:
         """Returns what the server has printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def end(self) -> str:
+        """Says how the process ended, and what it printed last; "" while it runs."""
+        status = self._process.poll()
+        return "" if status is None else f"the server ended with status {status}:\n{self.output()[-3000:]}"
+
     def output_problem(self) -> str | None:
         """Says what the server should not have printed, or None."""
         printed = self.output()

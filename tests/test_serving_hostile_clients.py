@@ -1,0 +1,61 @@
+"""Clients that leave early, and names and text that other programs read in another way than we do."""
+
+import asyncio
+import json
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
+
+from minimind_sft.serving.application import make_application
+from minimind_sft.serving.models import ServedModels
+from minimind_sft.serving.stream import event
+from minimind_sft.settings.serve import LimitSettings, ListeningSettings
+
+CHAT = "/v1/chat/completions"
+
+
+async def sent_for(app, messages, path=CHAT, headers=()):
+    """Gives the application a request in pieces; returns what it sends."""
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers],
+             "http_version": "1.1", "scheme": "http", "root_path": "", "client": None, "server": ("127.0.0.1", 1)}
+    sent, waiting = [], list(messages)
+
+    async def receive():
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def application(**listening):
+    return make_application(ServedModels([]), ListeningSettings(**listening), LimitSettings())
+
+
+def test_a_client_that_leaves_inside_its_body_is_no_error():
+    half = {"type": "http.request", "body": b'{"model', "more_body": True}
+    sent = asyncio.run(sent_for(application(), [half]))
+    assert sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_clients_that_split_at_any_line_end_get_whole_events(separator):
+    line, *rest = event({"a": f"x{separator}y"}).decode().splitlines()
+    assert rest == [""] and json.loads(line.removeprefix("data: ")) == {"a": f"x{separator}y"}
+
+
+@pytest.mark.parametrize(("host", "is_open"), [
+    ("127.0.0.1", False), ("localhost", False), ("::1", False), ("127.0.0.2", False), ("127.1", False),
+    ("0.0.0.0", True), ("", True), ("::", True), ("192.168.1.2", True), ("example.org", True)])
+def test_names_of_this_machine_s_own_address(host, is_open):
+    assert ListeningSettings(host=host).is_open is is_open
+
+
+def test_two_names_are_refused():
+    sent = asyncio.run(sent_for(application(), [], headers=[(b"host", b"evil.example")]))
+    assert sent[0]["status"] == 421
