@@ -37,9 +37,9 @@ def main() -> None:
             say(f"{'notice':<12}everybody who reaches {settings.listening.host} can use the models: there is no "
                 "--api_key")
         app = make_application(models, settings.listening, settings.limits)
-        say(f"open {address(settings.listening, listener.getsockname()[1])} in a browser; the interface for programs "
-            "is at /v1, Ctrl-C ends this")
-        serve(app, listener, settings.limits)
+        opened = address(settings.listening, listener.getsockname()[1])
+        serve(app, listener, settings.limits, ready=lambda: say(
+            f"open {opened} in a browser; the interface for programs is at {opened}/v1, Ctrl-C ends this"))
 
 
 def require_packages() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -111,11 +112,16 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Ends when asked to: the first signal lets answers end, a second Ctrl-C breaks them off."""
+    """Ends when asked to: the first signal lets answers end, a second Ctrl-C breaks them off.
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, limits: LimitSettings):
+    Args:
+        ready: called when clients are served and signals are handled.
+    """
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, limits: LimitSettings,
+                 ready: Callable[[], None] = lambda: None):
         super().__init__(config)
-        self.worker, self._limits = worker, limits
+        self.worker, self._limits, self._ready = worker, limits, ready
         self._asked_at: float | None = None
         self._is_urgent = False
 
@@ -123,6 +129,10 @@ class Server(uvicorn.Server):
         self._is_urgent = self._asked_at is not None and sig == signal.SIGINT
         if self._asked_at is None:
             self._asked_at = time.monotonic()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     async def on_tick(self, counter: int) -> bool:
         now = time.monotonic()
@@ -183,10 +193,10 @@ def configured(app: FastAPI, limits: LimitSettings) -> uvicorn.Config:
         h11_max_incomplete_event_size=MAX_HEAD)
 
 
-def serve(app: FastAPI, listener: socket.socket, limits: LimitSettings) -> None:
-    """Serves until a signal ends it, and then lets answers end."""
+def serve(app: FastAPI, listener: socket.socket, limits: LimitSettings, ready: Callable[[], None]) -> None:
+    """Serves until a signal ends it, and then lets answers end; calls `ready` when it has begun."""
     _show_messages()
-    Server(configured(app, limits), app.state.service.worker, limits).run([listener])
+    Server(configured(app, limits), app.state.service.worker, limits, ready).run([listener])
 
 
 class _Shown(logging.Handler):

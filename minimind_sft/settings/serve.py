@@ -105,7 +105,8 @@ class LimitSettings:
 class ServedSamplingSettings:
     """How the next token is chosen where a request does not say it."""
 
-    max_new_tokens: int = same_setting(ChatSamplingSettings, "max_new_tokens")
+    max_new_tokens: int = same_setting(
+        ChatSamplingSettings, "max_new_tokens", help="maximum tokens of an answer, unless its request says max_tokens")
     temperature: float | None = same_setting(ChatSamplingSettings, "temperature")
     top_k: int | None = same_setting(ChatSamplingSettings, "top_k")
     top_p: float | None = same_setting(ChatSamplingSettings, "top_p")
