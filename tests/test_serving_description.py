@@ -1,7 +1,10 @@
 """Tests of the OpenAPI description."""
 
+from pathlib import Path
+
 import pytest
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 description = pytest.importorskip("minimind_sft.serving.description", reason="the extra [serve] is not installed")
 
 
@@ -33,3 +36,12 @@ def test_the_application_has_the_addresses_that_are_described():
     described = {(path, method) for path, methods in app.openapi()["paths"].items() for method in methods
                  if method != "parameters"}
     assert served == described
+
+
+def test_the_page_about_requests_names_every_field():
+    from minimind_sft.serving import requests
+    page = (REPOSITORY / "docs/serving_requests.md").read_text(encoding="utf-8")
+    fields = {*requests.ChatRequest.model_fields, *requests.CompletionRequest.model_fields,
+              *requests.UNSUPPORTED_IN_CHAT, *requests.UNSUPPORTED_IN_COMPLETIONS}
+    rows = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert [name for name in sorted(fields) if f"`{name}`" not in rows] == []

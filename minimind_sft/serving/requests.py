@@ -54,8 +54,6 @@ UNSUPPORTED_IN_COMPLETIONS = {
     "suffix": "models here only continue text",
 }
 """Fields of OpenAI's interface that are refused unless they are null, and why."""
-HARMLESS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-"""Fields that only label a request: accepted, and without effect."""
 
 AnyBody = TypeVar("AnyBody", bound="GenerationRequest")
 
