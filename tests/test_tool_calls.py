@@ -162,6 +162,9 @@ def test_calls_as_small_models_write_them(text, expected, complete):
 @pytest.mark.parametrize(("text", "expected"), [
     ('{"name": "weather", "parameters": {"city": "x"}}', ("", [("weather", '{"city": "x"}')])),
     (' {"name":"weather","arguments":{}}', ("", [("weather", "{}")])),
+    ('<|python_tag|>{"name": "weather", "parameters": {}}; {"name": "get_time-2", "parameters": {}}',
+     ("", [("weather", "{}"), ("get_time-2", "{}")])),
+    ('{"name": "weather", "parameters": {}}; and {', ("; and {", [("weather", "{}")])),
     ('{"name": "Bob", "parameters": {}}', ('{"name": "Bob", "parameters": {}}', [])),
     ('{"name": "Bob", "age": 3}', ('{"name": "Bob", "age": 3}', [])),
     ('So {"name": "weather", "parameters": {}}', ('So {"name": "weather", "parameters": {}}', [])),

@@ -76,10 +76,14 @@ def test_a_template_without_tools_is_refused():
         ToolFormat.of(make_template(TOKENIZER, "alpaca", "<|im_end|>"))
 
 
-def test_a_template_may_describe_the_format_without_ever_writing_a_call():
-    described = ('A call is\n<tool_call>\n{"name": <function-name>, "arguments": <object>}\n</tool_call>\n')
-    source = AROUND.replace("{{ tools | tojson }}", "{{ tools | tojson }}" + described)
-    assert ToolFormat.of(ChatTemplate(TOKENIZER, source.replace("CALLS", ""))) == EXPECTED["qwen"]
+@pytest.mark.parametrize("described", [
+    'A call is\n<tool_call>\n{"name": <function-name>, "arguments": <object>}\n</tool_call>',
+    'A call is\n<tool_call>\n{\\"name\\": <function-name>, \\"arguments\\": <object>}\n</tool_call>',
+    "A call is JSON with the function's name and arguments between <tool_call></tool_call>",
+])
+def test_a_template_may_describe_the_format_without_ever_writing_a_call(described):
+    source = AROUND.replace("{{ tools | tojson }}", "{{ tools | tojson }}" + described).replace("CALLS", "")
+    assert ToolFormat.of(ChatTemplate(TOKENIZER, source)) == EXPECTED["qwen"]
 
 
 @pytest.mark.slow

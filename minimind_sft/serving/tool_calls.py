@@ -27,6 +27,8 @@ ARGUMENT_KEYS = ("arguments", "parameters")
 WORD = re.compile(r"[\w.:/-]")
 MAX_NAME = 256
 MARK = re.compile(r"\[?[^\s{(\[]*")
+LLAMA_OPENING, LLAMA_BETWEEN = "<|python_tag|>", ";"
+"""Text that Llama 3's models write before and between calls, although their template does not."""
 MIN_MARK = 3
 """Characters: a shorter mark, such as a bracket, is no sign of a call unless the answer begins with it."""
 
@@ -136,14 +138,16 @@ class CallReader:
         self._streams = False
 
     def _calls(self) -> Steps[None]:
-        yield from self._literal(self._format.opening + self._head)
-        between, closing = self._format.between, self._format.closing
+        opening, between, closing = self._format.opening, self._format.between, self._format.closing
+        if not self._mark and between is None:
+            between = LLAMA_BETWEEN
+        yield from self._literal(opening + self._head, *[LLAMA_OPENING + self._head] * (not self._mark))
         while True:
             yield from self._call()
             self._take()
             following = [] if between is None else [between + self._head]
             if not closing.strip():
-                if not (self._format.opening.strip() and following):
+                if not following or (self._mark and not opening.strip()):
                     return  # further calls have marks of their own
                 yield from self._literal(*following)
             elif (yield from self._literal(closing, *following)) == 0:

@@ -146,7 +146,9 @@ def to_json(value: Any) -> str:
 NO_CALLS = "the chat template does not write tool calls"
 UNREADABLE = "the chat template writes tool calls in a way that cannot be read back"
 QUESTION = {"role": "user", "content": "qxqzk"}
-DESCRIPTION = re.compile(r'<tool_call>\s*\{"name": .*, "arguments": .*\}\s*</tool_call>')
+DESCRIPTION = re.compile(r'<tool_call>\s*\{\\?"name\\?": .*, \\?"arguments\\?": .*\}\s*</tool_call>|'
+                         r"(?i:json) .*\barguments .*<tool_call></tool_call>")
+"""An example of a call, or the words for it."""
 TAGGED_JSON = ToolFormat("", ('<tool_call>\n{"name": "', Slot.NAME, '", "arguments": ', Slot.ARGUMENTS,
                               "}\n</tool_call>"), "\n", "")
 ONE = Call("qxnazk", {"qxkazk": "qxvazk"})
