@@ -54,7 +54,7 @@ function numberIn(name, input) {
   return isRight ? value : undefined;
 }
 
-/** Opens the settings; `changed` is called with { chat, key, preferences } as soon as the dialog closes. */
+/** Opens the settings; `changed` is called with { chat, key, preferences } when the dialog closes. */
 export function openSettings({ chat, preferences, key, focus, changed }) {
   const dialog = byId("settings");
   const system = text(chat.system, 3), tools = text(chat.tools, 3), sampling = numbers(preferences.sampling);
@@ -90,16 +90,20 @@ export function openSettings({ chat, preferences, key, focus, changed }) {
     return wrong;
   }
 
+  let isApplied = false;
+  const apply = () => {
+    if (!isApplied) isApplied = true, changed(current());
+  };
   const close = () => {
     const wrong = firstWrong();
     if (wrong) wrong.focus();
-    else dialog.close();
+    else apply(), dialog.close();
   };
   dialog.oncancel = event => { // Esc
-    const wrong = firstWrong();
-    if (wrong) event.preventDefault(), wrong.focus();
+    event.preventDefault();
+    close();
   };
-  dialog.onclose = () => { if (!firstWrong()) changed(current()); };
+  dialog.onclose = () => { if (!firstWrong()) apply(); }; // browsers close a dialog at the second Esc, whatever we say
   [language, theme].forEach((select, at) => select.addEventListener("change", () => {
     if (firstWrong()) return;
     changed(current());

@@ -5,6 +5,7 @@
  *
  * properties: `class`, `text`, `on` (listeners by event), `data` (data- attributes); any other is an attribute, and one
  * that is null, undefined or false is left out.
+ * children: nodes, texts, arrays of those; null and undefined are left out.
  */
 export function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -15,7 +16,7 @@ export function element(name, properties = {}, ...children) {
     else if (key === "data") Object.assign(made.dataset, value);
     else made.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children.filter(child => child !== null && child !== undefined));
+  for (const child of children.flat()) if (child !== null && child !== undefined) made.append(child);
   return made;
 }
 

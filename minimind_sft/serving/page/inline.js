@@ -137,7 +137,7 @@ export function safeUrl(target) {
 /** Makes a link that shows where it leads, unless its label is the address itself. */
 function anchor(url, label, text) {
   const link = element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", title: url.href },
-    element("bdi", {}, ...label));
+    element("bdi", {}, label));
   const shown = url.href.replace(/\/$/, "");
   if (text.replace(/\/$/, "") !== shown) {
     const short = shown.length > MAX_SHOWN ? `${shown.slice(0, MAX_SHOWN)}…` : shown;
@@ -162,11 +162,18 @@ function pair(pieces) {
 
 function build(pieces) {
   const nodes = [], path = [];
+  let text = "";
   const add = node => (path.length ? path.at(-1).append(node) : nodes.push(node));
+  const addText = () => {
+    if (text) add(document.createTextNode(text));
+    text = "";
+  };
   for (const piece of pieces) {
-    if (typeof piece === "string") add(document.createTextNode(piece));
-    else if (!piece.sign) add(piece);
-    else if (!piece.role) add(document.createTextNode(piece.sign));
+    const isText = typeof piece === "string" || (piece.sign && !piece.role);
+    if (isText) text += piece.sign ?? piece;
+    else addText();
+    if (isText) continue;
+    if (!piece.sign) add(piece);
     else if (piece.role === "close") path.pop();
     else if (path.length >= MAX_NESTED) path.push(path.at(-1));
     else {
@@ -176,5 +183,6 @@ function build(pieces) {
       path.push(made.at(-1));
     }
   }
+  addText();
   return nodes;
 }

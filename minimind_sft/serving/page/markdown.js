@@ -6,7 +6,6 @@ import { t } from "./strings.js";
 const MAX_NESTED = 8;
 const FENCE = /^ {0,3}(`{3,}|~{3,})(.*)$/;
 const HEADING = /^ {0,3}(#{1,6}) +(.*)$/;
-const RULE = /^ {0,3}(?:-[ -]*-[ -]*-|\*[ *]*\*[ *]*\*|_[ _]*_[ _]*_)[ *_-]*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,3})([-*+•]|\d{1,9}[.)]) +(?=\S)/;
 
@@ -27,11 +26,11 @@ export class MarkdownView {
     const blocks = parse(lines);
     if (blocks.length === 1 && this.extendCode(blocks[0])) return;
     while (this.container.childNodes.length > this.kept) this.container.lastChild.remove();
-    this.container.append(...blocks.map(render));
+    for (const block of blocks) this.container.append(render(block));
     this.code = blocks.at(-1)?.kind === "code" ? blocks.at(-1) : null;
     let complete = blocks.length - 1;
-    // A last line that is not complete may still turn out to continue the block before.
-    if (complete > 0 && blocks[complete].line >= lines.length - 1) complete--;
+    // The last line is not complete: it may turn out to continue the block before, or to rule no table.
+    while (complete > 0 && blocks[complete].line >= lines.length - 2) complete--;
     if (complete > 0) {
       this.kept += complete;
       for (let line = 0; line < blocks[complete].line; line++) this.from = text.indexOf("\n", this.from) + 1;
@@ -89,8 +88,11 @@ function heading(lines, at) {
   return found && [{ kind: "heading", level: found[1].length, text: found[2].trimEnd().replace(/ #+$/, "") }, at + 1];
 }
 
-function rule(lines, at) {
-  return lines[at].length < 200 && RULE.test(lines[at]) ? [{ kind: "rule" }, at + 1] : null;
+const rule = (lines, at) => (isRule(lines[at]) ? [{ kind: "rule" }, at + 1] : null);
+
+function isRule(line) {
+  const signs = line.replaceAll(" ", "");
+  return indentOf(line) < 4 && signs.length > 2 && "-*_".includes(signs[0]) && signs === signs[0].repeat(signs.length);
 }
 
 function quote(lines, at, nested) {
@@ -106,7 +108,7 @@ function list(lines, at, nested) {
   const ordered = /\d/.test(first[2]), base = first[1].length, items = [];
   const startsItem = line => {
     const found = ITEM.exec(line);
-    return found && /\d/.test(found[2]) === ordered && found[1].length < base + 2 && !RULE.test(line) ? found : null;
+    return found && /\d/.test(found[2]) === ordered && found[1].length < base + 2 && !isRule(line) ? found : null;
   };
   let item = null, width = 0, next = at, loose = false;
   while (next < lines.length) {
@@ -160,7 +162,7 @@ function cellsOf(line) {
 
 function startsBlock(lines, at, nested) {
   const line = lines[at];
-  return FENCE.test(line) || HEADING.test(line) || rule(lines, at) || isTable(lines, at)
+  return FENCE.test(line) || HEADING.test(line) || isRule(line) || isTable(lines, at)
     || (nested < MAX_NESTED && (QUOTE.test(line) || startsList(line)));
 }
 
@@ -177,24 +179,24 @@ function paragraph(lines, at, nested) {
 }
 
 const RENDERED = {
-  paragraph: block => element("p", {}, ...inline(block.text)),
-  heading: block => element(`h${Math.min(block.level + 2, 6)}`, { class: `level-${block.level}` }, ...inline(block.text)),
+  paragraph: block => element("p", {}, inline(block.text)),
+  heading: block => element(`h${Math.min(block.level + 2, 6)}`, { class: `level-${block.level}` },
+    inline(block.text)),
   rule: () => element("hr"),
-  quote: block => element("blockquote", {}, ...block.blocks.map(render)),
+  quote: block => element("blockquote", {}, block.blocks.map(render)),
   list: block => element(block.ordered ? "ol" : "ul", { start: block.ordered ? block.start : null },
-    ...block.items.map(blocks => element("li", {}, ...blocks.flatMap(one => (
-      one.kind === "paragraph" && !block.loose ? [element("div", { class: "line" }, ...inline(one.text))]
-        : [render(one)]))))),
+    block.items.map(blocks => element("li", {}, blocks.map(one => (one.kind === "paragraph" && !block.loose
+      ? element("div", { class: "line" }, inline(one.text)) : render(one)))))),
   table: block => element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": t("table") },
     element("table", {}, element("thead", {}, row("th", block.head, block.aligned)),
-      element("tbody", {}, ...block.rows.map(cells => row("td", cells, block.aligned))))),
+      element("tbody", {}, block.rows.map(cells => row("td", cells, block.aligned))))),
   code: block => codeBlock(block.text, block.language),
 };
 
 const render = block => RENDERED[block.kind](block);
 
-const row = (name, cells, aligned) => element("tr", {}, ...cells.map((cell, index) => element(name,
-  { class: aligned[index] ?? "left", scope: name === "th" ? "col" : null }, ...inline(cell))));
+const row = (name, cells, aligned) => element("tr", {}, cells.map((cell, index) => element(name,
+  { class: aligned[index] ?? "left", scope: name === "th" ? "col" : null }, inline(cell))));
 
 /** Makes a block of code with its language and a button that copies it. */
 export function codeBlock(text, language) {
