@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_pages import chat_server, open_chat  # noqa: F401
 from programs import questions, write_rows
 from tqdm import tqdm
 

@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(part, dict) and "error" in part:
                 self.send_event(part)
                 return
-            delta = {"content": part} if isinstance(part, str) else part
+            delta = {"content": part} if isinstance(part, str) else dict(part)
             finish = delta.pop("finish", None) or ("tool_calls" if "tool_calls" in delta else finish)
             self.send_event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         self.send_event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from chat_pages import chat_server, open_chat  # noqa: F401
 from fake_chat_server import DIE, WAIT
 
 pytestmark = pytest.mark.slow
