@@ -121,6 +121,31 @@ def test_thinking_that_the_template_does_not_follow_is_refused():
                    chat_template_kwargs={"enable_thinking": False})[0] == "chat_template_kwargs.enable_thinking"
 
 
+STYLED = "{% if style is defined %}<|im_start|>{{ style }}<|im_end|>{% endif %}{% set own = 1 %}{{ own }}" + SIMPLE
+
+
+def test_variables_that_the_template_reads_reach_it_as_data():
+    template = ChatTemplate(TOKENIZER, STYLED)
+    plain, styled = (ask(USER, template=template, chat_template_kwargs=variables).ids
+                     for variables in ({}, {"style": "<|im_end|>"}))
+    assert TOKENIZER.decode(styled) == "<|im_start|><|im_end|><|im_end|>" + TOKENIZER.decode(plain)
+    ends = [ids.count(TOKENIZER.token_to_id("<|im_end|>")) for ids in (plain, styled)]
+    assert ends[1] == ends[0] + 1, "only the template's own one is a control token"
+    assert ask(USER, template=template).ids == plain
+
+
+@pytest.mark.parametrize("name", ["own", "messages", "bos_token", "raise_exception", "other", "x\n" * 99])
+def test_variables_that_the_template_does_not_read_are_refused(name):
+    param, message = refused(USER, template=ChatTemplate(TOKENIZER, STYLED), chat_template_kwargs={name: "a"})
+    assert param.startswith("chat_template_kwargs.") and len(message) < 150
+
+
+def test_a_variable_that_breaks_the_template_is_refused():
+    template = ChatTemplate(TOKENIZER, "{{ style.strip() if style else '' }}" + SIMPLE)
+    for value in (5, "\U000f0001"):
+        assert refused(USER, template=template, chat_template_kwargs={"style": value})[0] == "messages"
+
+
 @pytest.mark.parametrize(("messages", "fields", "problem"), [
     ([USER, {"role": "system", "content": "s"}], {},
      ("messages[1].role", "messages[1].role: expected a system turn only as the first, found one elsewhere")),

@@ -98,7 +98,7 @@ def test_openai_s_client_has_no_other_fields():
     ({"store": True}, ("store", "unsupported_value"), "expected false, found true"),
     ({"modalities": ["text", "audio"]}, ("modalities[1]", "unsupported_value"), "expected 'text', found \"audio\""),
     ({"reasoning_effort": "high"}, ("reasoning_effort", "unsupported_value"), "expected 'none', found \"high\""),
-    ({"chat_template_kwargs": {"style": 1}}, ("chat_template_kwargs.style", "unsupported_parameter"), None),
+    ({"chat_template_kwargs": {"thinking": 1}}, ("chat_template_kwargs.thinking", "invalid_type"), None),
     ({"open_thinking": True, "chat_template_kwargs": {"enable_thinking": False}},
      ("chat_template_kwargs.enable_thinking", "invalid_value"), "expected the same as open_thinking, found false"),
     ({"response_format": {"type": "xml"}}, ("response_format.type", "invalid_value"),
@@ -170,6 +170,7 @@ def test_thinking_has_several_names():
     assert parse(open_thinking=True).thinking == {"open_thinking": True}
     assert parse(chat_template_kwargs={"enable_thinking": True}).thinks
     assert parse(chat_template_kwargs={"open_thinking": True, "thinking": True}, open_thinking=True).thinks
+    assert parse(chat_template_kwargs={"style": [1]}).variables == {"style": [1]}
     assert parse(reasoning_effort="none").thinking == {"reasoning_effort": False}
 
 

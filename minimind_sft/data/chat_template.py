@@ -7,11 +7,12 @@ Ids and mask come from the same pieces of it, so neither is ever derived from th
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.marked_turns import Rendering, Turn, add_turn, cut_at_answers, learn_once
 from minimind_sft.data.pieces import MarkedSequence, TokenSequence, tokenize, too_long
 from minimind_sft.data.row_size import json_characters
+from minimind_sft.data.template_fields import NotRendered
 from minimind_sft.data.template_marks import PROBE, MarkedTemplate, Request
 from minimind_sft.data.template_sandbox import MAX_SOURCE_BYTES, PINNED_DATE
 from minimind_sft.data.tokenizer import Marks, Tokenizer
@@ -47,18 +49,6 @@ class Supervision:
 
 
 ALL_TURNS = Supervision()
-
-
-class NotRendered(UserError):
-    """The template does not render a field of the conversation.
-
-    name: the row's name of the field, such as `messages[2].tool_calls`.
-    label: the field in words, such as "tool calls".
-    """
-
-    def __init__(self, message: str, name: str = "", label: str = ""):
-        super().__init__(message)
-        self.name, self.label = name, label
 
 
 class ChatTemplate:
@@ -108,6 +98,17 @@ class ChatTemplate:
 
     def __reduce__(self) -> tuple:
         return ChatTemplate, self._arguments
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that the templates read besides what every conversation has."""
+        return frozenset().union(*(template.variables for template in self._templates.values()))
+
+    def with_variables(self, values: Mapping[str, Any]) -> "ChatTemplate":
+        """Returns the template with values for its variables, which it does not have in training."""
+        changed = copy(self)
+        changed._templates = {key: template.with_variables(values) for key, template in self._templates.items()}
+        return changed
 
     def render(self, messages: Sequence[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False,
                thinking: bool | None = None) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import count, groupby, islice
 from typing import Any, NamedTuple
 
+from minimind_sft.errors import UserError
+
 Render = Callable[[list[dict], list[dict] | None, bool, bool], str | None]
 """(messages, tools, with a generation prompt, thinking) -> text; None if the template refuses the conversation."""
 
@@ -49,6 +51,18 @@ class Lost(NamedTuple):
     message: int | None
     name: str
     label: str
+
+
+class NotRendered(UserError):
+    """The template does not render a field of the conversation.
+
+    name: the row's name of the field, such as `messages[2].tool_calls`.
+    label: the field in words, such as "tool calls".
+    """
+
+    def __init__(self, message: str, name: str = "", label: str = ""):
+        super().__init__(message)
+        self.name, self.label = name, label
 
 
 class RenderedFields:

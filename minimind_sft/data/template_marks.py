@@ -25,10 +25,13 @@ without control tokens: there, all of them are the template's.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2 import nodes
+from jinja2.meta import find_undeclared_variables
 
 from minimind_sft.data.template_budget import TooMuchWork
 from minimind_sft.data.template_fields import RenderedFields
@@ -49,6 +52,10 @@ from minimind_sft.errors import UserError, one_line
 
 THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
 """The variables in which templates read whether the model should think."""
+
+VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token",
+             "unk_token")
+"""What every rendering has; some tokenizers lack some of the tokens."""
 
 ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Control tokens inside an assistant message; anywhere else in the data they are text."""
@@ -100,7 +107,7 @@ class MarkedTemplate:
     def __init__(self, tokenizer: Tokenizer, source: str):
         if PRIVATE_USE.search(source):
             raise UserError("chat template: contains private-use characters above U+F0000, which mark control tokens")
-        self._tokenizer = tokenizer
+        self._tokenizer, self._source = tokenizer, source
         # In assistant messages the tags are control tokens whether or not the template writes them.
         control = tokenizer.control_tokens("\n".join([source, *ASSISTANT_TAGS]))
         self._control_pattern = _any_of(control)
@@ -118,6 +125,25 @@ class MarkedTemplate:
         self.content_in_parts = not self._writes_content()
         self.header = self._find_header()
         self.fields = RenderedFields(self.probe_text)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that the template reads besides those that every rendering has.
+
+        One that it also assigns is among them only if it asks whether the variable is defined.
+        """
+        tree = self._template.environment.parse(self._source)
+        assigned = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+        asked = {test.node.name for test in tree.find_all(nodes.Test)
+                 if test.name == "defined" and isinstance(test.node, nodes.Name)}
+        own = {*self._template.environment.globals, *self._special, *VARIABLES, *THINKING_FLAGS}
+        return frozenset(find_undeclared_variables(tree) - (assigned - asked) - own)
+
+    def with_variables(self, values: Mapping[str, Any]) -> "MarkedTemplate":
+        """Returns the template with values for its variables; text in them is data."""
+        changed = copy(self)
+        changed._special = {**self._special, **values}
+        return changed
 
     def plain_texts(self, messages: Sequence[dict], tools: list[dict] | None, requests: list[Request],
                     place: str) -> list[str]:

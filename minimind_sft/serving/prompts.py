@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from minimind_sft.inference.loading import Loaded
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
 from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
+from minimind_sft.serving.validation import shown_key
 from minimind_sft.settings.chat import SamplingSettings
 
 SMALLEST_TOP_P = 1e-6
@@ -58,9 +59,10 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
         field = "tool_choice" if request.forced else "response_format"
         raise unsupported(field, "answers cannot be constrained here")
     conversation = _conversation(request)
+    shown = _with_variables(template, request.variables) if request.variables else template
     try:
-        ids = template.prompt_ids(conversation, request.thinks)
-        starts_thinking = _starts_thinking(template, conversation, request.thinks)
+        ids = shown.prompt_ids(conversation, request.thinks)
+        starts_thinking = _starts_thinking(shown, conversation, request.thinks)
     except UserError as error:
         raise _problem(error) from error
     _check_thinking(request, template, starts_thinking)
@@ -109,6 +111,19 @@ def _conversation(request: ChatRequest) -> Conversation:
         raise _problem(error) from error
     count = len(conversation.messages) - 1
     return replace(conversation, messages=conversation.messages[:count], names=conversation.names[:count])
+
+
+def _with_variables(template: ChatTemplate, values: Mapping[str, Any]) -> ChatTemplate:
+    """
+    Raises:
+        ApiProblem: for a variable that the template does not read.
+    """
+    read = template.variables
+    for name in values:
+        if name not in read:
+            raise unsupported(f"chat_template_kwargs.{shown_key(name)}", "the model's chat template reads no such "
+                                                                         "variable")
+    return template.with_variables(values)
 
 
 def _check_thinking(request: ChatRequest, template: ChatTemplate, starts_thinking: bool) -> None:

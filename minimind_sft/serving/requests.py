@@ -6,7 +6,7 @@ The models here are also the server's OpenAPI description.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from minimind_sft.errors import UserError, describe
 from minimind_sft.serving.messages import (
@@ -159,7 +159,9 @@ class NamedTool(Body):
 
 
 class TemplateVariables(Body):
-    """Variables that chat templates read: whether the model thinks before it answers, under three names."""
+    """Variables that chat templates read: three names for thinking, and whatever else the model's template has."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     enable_thinking: bool | None = None
     open_thinking: bool | None = None
@@ -201,11 +203,16 @@ class ChatRequest(GenerationRequest):
     @property
     def thinking(self) -> dict[str, bool]:
         """The fields that say whether the model thinks before it answers, with what they say."""
-        variables = self.chat_template_kwargs.model_dump() if self.chat_template_kwargs else {}
+        names = TemplateVariables.model_fields if self.chat_template_kwargs else ()
         said = {"open_thinking": self.open_thinking,
-                **{f"chat_template_kwargs.{name}": value for name, value in variables.items()},
+                **{f"chat_template_kwargs.{name}": getattr(self.chat_template_kwargs, name) for name in names},
                 "reasoning_effort": False if self.reasoning_effort == "none" else None}
         return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Further variables for the chat template."""
+        return dict(self.chat_template_kwargs.model_extra or {}) if self.chat_template_kwargs else {}
 
     @property
     def thinks(self) -> bool:

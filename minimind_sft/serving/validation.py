@@ -58,9 +58,10 @@ def _param(place: Sequence[int | str], body: Any) -> str:
         if isinstance(step, int) and isinstance(value, list):
             name, value = f"{name}[{step}]", value[step]
         elif isinstance(value, dict) and (step in value or index == len(place) - 1):
-            name, value = f"{name}.{_shown(str(step))}" if name else _shown(str(step)), value.get(step)
+            name, value = f"{name}.{shown_key(str(step))}" if name else shown_key(str(step)), value.get(step)
     return name
 
 
-def _shown(key: str) -> str:
+def shown_key(key: str) -> str:
+    """Returns a client's name of a field as messages show it."""
     return printable(key[:MAX_SHOWN])
