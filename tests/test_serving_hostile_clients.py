@@ -10,6 +10,7 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
+from minimind_sft.serving.server import configured
 from minimind_sft.serving.stream import event
 from minimind_sft.settings.serve import LimitSettings, ListeningSettings
 
@@ -59,3 +60,10 @@ def test_names_of_this_machine_s_own_address(host, is_open):
 def test_two_names_are_refused():
     sent = asyncio.run(sent_for(application(), [], headers=[(b"host", b"evil.example")]))
     assert sent[0]["status"] == 421
+
+
+def test_uvicorn_s_variables_are_not_read(monkeypatch):
+    monkeypatch.setenv("WEB_CONCURRENCY", "four")
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    config = configured(application(), LimitSettings())
+    assert config.workers == 1 and not config.proxy_headers

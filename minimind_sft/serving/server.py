@@ -189,7 +189,7 @@ def configured(app: FastAPI, limits: LimitSettings) -> uvicorn.Config:
     protocol: Any = partial(Connection, limits)
     return uvicorn.Config(
         app, http=protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        server_header=False, proxy_headers=False, workers=1, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD)
 
 
