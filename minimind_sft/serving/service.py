@@ -48,10 +48,13 @@ class Service:
 
         Raises:
             ApiProblem: if there is no such model, or the body is not as it should be.
+            QueueFull, Stopping: as `Worker.submit`, before the prompt is made, which takes longer.
         """
         body = await read_body(request, self.limits.max_body * KIB, self.limits.receive_seconds)
         asked = await self._prepare(lambda: parse_body(kind, body))
-        return asked, self.model(asked.model)
+        served = self.model(asked.model)
+        self.worker.check_room(served.engine, asked.choices)
+        return asked, served
 
     def model(self, name: str) -> ServedModel:
         """

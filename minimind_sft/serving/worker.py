@@ -146,10 +146,7 @@ class Worker:
             QueueFull, Stopping: if the server takes no more requests now.
             UserError: if the engine can never answer one of them; any other error of the engine as well.
         """
-        if self.is_draining:
-            raise Stopping("the server is about to end")
-        if self._open[engine] + len(requests) > engine.max_running + self._max_waiting:
-            raise QueueFull(self._retry_after(engine))
+        self.check_room(engine, len(requests))
         submission = Submission(requests, self._cancel, self._answer_seconds)
         self._open[engine] += len(requests)
         self._owners |= dict.fromkeys(requests, (submission, engine))
@@ -165,6 +162,17 @@ class Worker:
             self._forget(requests)
             raise refused
         return submission
+
+    def check_room(self, engine: Engine, count: int = 1) -> None:
+        """Checks whether the engine's queue takes so many more requests.
+
+        Raises:
+            QueueFull, Stopping: if it does not.
+        """
+        if self.is_draining:
+            raise Stopping("the server is about to end")
+        if self._open[engine] + count > engine.max_running + self._max_waiting:
+            raise QueueFull(self._retry_after(engine))
 
     def break_off_all(self) -> None:
         """Ends all answers, because the server ends."""
