@@ -9,6 +9,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine
 from minimind_sft.inference.loading import Loaded, load
 from minimind_sft.inference.sampling_defaults import chat_sampling
+from minimind_sft.serving.grammars import Grammars
 from minimind_sft.serving.problems import unsupported
 from minimind_sft.serving.tool_formats import ToolFormat
 from minimind_sft.settings.chat import SamplingSettings
@@ -27,6 +28,11 @@ class ServedModel:
     engine: Engine
     sampling: SamplingSettings
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be made to follow."""
+        return Grammars(self.loaded)
 
     def tool_format(self) -> ToolFormat:
         """Returns how the model writes calls.

@@ -12,9 +12,10 @@ from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.inference.chat import THINK_END, THINK_START
-from minimind_sft.inference.engine import Constraint, Request
+from minimind_sft.inference.engine import Request
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
+from minimind_sft.serving.grammars import Grammar, Reasoning
 from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
 from minimind_sft.serving.validation import shown_key
@@ -41,12 +42,12 @@ class Prompt:
 
 
 def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings,
-                constraint: Callable[[], Constraint] | None = None) -> Prompt:
+                find_grammar: Callable[[Reasoning], Grammar | None] | None = None) -> Prompt:
     """Makes the prompt of a chat.
 
     Args:
         sampling: how to choose tokens where the request leaves it open.
-        constraint: makes what an answer must follow, anew for each of them, if the request wants that.
+        find_grammar: returns what answers follow, if the request wants that; None: such requests are refused.
 
     Raises:
         ApiProblem: if the template refuses a message or does not show it to the model, or if the prompt is too long.
@@ -55,7 +56,7 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     if template is None:
         raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
                          code="unsupported_model")
-    if (request.forced or request.answers_in_json) and constraint is None:
+    if (request.forced or request.answers_in_json) and find_grammar is None:
         field = "tool_choice" if request.forced else "response_format"
         raise unsupported(field, "answers cannot be constrained here")
     conversation = _conversation(request)
@@ -67,7 +68,9 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
         raise _problem(error) from error
     _check_thinking(request, template, starts_thinking)
     stop_ids = chat_stop_ids(template, loaded.stop_ids)
-    return Prompt(ids, starts_thinking, _requests(request, ids, loaded, sampling, stop_ids, constraint))
+    reasoning: Reasoning = "open" if starts_thinking else "possible" if request.thinks else "none"
+    grammar = find_grammar(reasoning) if find_grammar else None
+    return Prompt(ids, starts_thinking, _requests(request, ids, loaded, sampling, stop_ids, grammar))
 
 
 def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: SamplingSettings) -> list[Prompt]:
@@ -158,7 +161,7 @@ def _starts_thinking(template: ChatTemplate, conversation: Conversation, thinkin
 
 
 def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampling: SamplingSettings,
-              stop_ids: Collection[int], constraint: Callable[[], Constraint] | None = None) -> list[Request]:
+              stop_ids: Collection[int], grammar: Grammar | None = None) -> list[Request]:
     """Returns a request for each answer."""
     context = loaded.model.config.context
     if len(ids) >= context:
@@ -169,7 +172,8 @@ def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampli
     return [Request(ids, replace(sampling, seed=seed), frozenset(stop_ids),
                     frequency_penalty=request.frequency_penalty or 0.0,
                     presence_penalty=request.presence_penalty or 0.0,
-                    logit_bias=biases, logprobs=request.best_logprobs, constraint=constraint() if constraint else None)
+                    logit_bias=biases, logprobs=request.best_logprobs,
+                    constraint=grammar.constraint() if grammar else None)
             for seed in _seeds(request)]
 
 

@@ -13,10 +13,11 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.request import Request as EngineRequest
 from minimind_sft.serving.answering import Answering
 from minimind_sft.serving.answers import AnswerReader
+from minimind_sft.serving.constraints import grammar_of
 from minimind_sft.serving.limits import read_body
 from minimind_sft.serving.metrics import Metrics
 from minimind_sft.serving.models import ServedModel, ServedModels
-from minimind_sft.serving.problems import ApiProblem, unsupported
+from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.prompts import Prompt, chat_prompt, completion_prompts
 from minimind_sft.serving.requests import AnyBody, ChatRequest, CompletionRequest, parse_body
 from minimind_sft.serving.stream import EventStream, watching
@@ -74,12 +75,10 @@ class Service:
             ApiProblem: if the model cannot be asked this.
             QueueFull, Stopping: as `Worker.submit`.
         """
-        if asked.forced:
-            raise unsupported("tool_choice", "expected none or auto, as answers cannot be constrained yet")
-        if asked.response_format and asked.response_format.type != "text":
-            raise unsupported("response_format.type", "expected text, as answers cannot be constrained yet")
         tool_format = await self._prepare(served.tool_format) if asked.offered else None
-        prompt = await self._prepare(lambda: chat_prompt(asked, served.loaded, served.sampling))
+        prompt = await self._prepare(lambda: chat_prompt(
+            asked, served.loaded, served.sampling,
+            lambda reasoning: grammar_of(asked, served.grammars, tool_format, reasoning)))
         readers = [AnswerReader(served.loaded.tokenizer, prompt.starts_thinking, tool_format, asked.stops,
                                 logprobs=asked.best_logprobs is not None, tools=asked.offered or (),
                                 one_call=asked.parallel_tool_calls is False) for _ in prompt.requests]

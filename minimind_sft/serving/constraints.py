@@ -1,0 +1,128 @@
+"""What a request says about the form of its answer, as a grammar: `response_format` and `tool_choice`.
+
+A `json_schema` is followed whether it is `strict` or not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from minimind_sft.errors import describe
+from minimind_sft.serving.grammars import Grammar, Grammars, Reasoning, json_rule, quoted
+from minimind_sft.serving.problems import invalid, unsupported
+from minimind_sft.serving.requests import ChatRequest, JsonFormat, SchemaFormat
+from minimind_sft.serving.schemas import check_schema
+from minimind_sft.serving.tool_formats import Pairs, Slot, ToolFormat
+
+OBJECT = {"type": "object"}
+NO_ARGUMENTS = {**OBJECT, "additionalProperties": False}
+CALL_ID = "/[a-zA-Z0-9]{9}/"
+PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
+ABOUT_TEXTS = {"const", "pattern", "minLength", "maxLength", "format"}
+
+
+def grammar_of(request: ChatRequest, grammars: Grammars, tool_format: ToolFormat | None,
+               reasoning: Reasoning) -> Grammar | None:
+    """Makes the grammar of the answers to a request; None if they may be any text.
+
+    Args:
+        tool_format: how the model's template writes calls; needed if the request demands some.
+
+    Raises:
+        ApiProblem: a 400 that names the place in the request that answers cannot follow.
+    """
+    if request.forced:
+        assert tool_format is not None
+        names = [request.forced] if isinstance(request.forced, str) else None
+        if request.parallel_tool_calls is False:
+            tool_format = replace(tool_format, between=None)
+        return grammar_of_calls(grammars, tool_format, request.tools or [], names, reasoning)
+    if isinstance(request.response_format, JsonFormat | SchemaFormat):
+        return grammar_of_json(grammars, request.response_format, reasoning)
+    return None
+
+
+def grammar_of_json(grammars: Grammars, wanted: JsonFormat | SchemaFormat, reasoning: Reasoning) -> Grammar:
+    """Makes the grammar of a `response_format`.
+
+    Raises:
+        ApiProblem: a 400 that names the place in the schema that answers cannot follow.
+    """
+    if isinstance(wanted, JsonFormat) or wanted.json_schema.schema_ is None:
+        return grammars.compile(f"body: {json_rule(OBJECT)}\n", reasoning, "response_format")
+    place, schema = "response_format.json_schema.schema", wanted.json_schema.schema_
+    check_schema(schema, place)
+    return grammars.compile(f"body: {json_rule(schema)}\n", reasoning, place)
+
+
+def grammar_of_calls(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]],
+                     names: Sequence[str] | None, reasoning: Reasoning) -> Grammar:
+    """Makes the grammar of an answer that is calls, as many as the model likes, and nothing else after reasoning.
+
+    Args:
+        names: the functions that may be called; None: all.
+
+    Raises:
+        ApiProblem: a 400 that names the place in a function's parameters that answers cannot follow.
+    """
+    rules, calls = [], []
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        if names is not None and function["name"] not in names:
+            continue
+        rule, place = f"arguments_{index}", f"tools[{index}].function.parameters"
+        schema = function.get("parameters") or NO_ARGUMENTS
+        check_schema(schema, place)
+        if (kind := schema.get("type", "object")) != "object":
+            raise invalid(f"{place}.type", f'expected "object", found {describe(kind)}')
+        rules += ([f"{rule}: {json_rule({**OBJECT, **schema})}\n"] if tool_format.pairs is None
+                  else _Arguments(grammars, tool_format.pairs, schema, rule, place).rules())
+        slots = {Slot.NAME: quoted(function["name"]), Slot.ARGUMENTS: rule, Slot.ID: CALL_ID}
+        calls.append(" ".join(grammars.literal(part) if isinstance(part, str) else slots[part]
+                              for part in tool_format.call))
+    more = "" if tool_format.between is None else f"({grammars.literal(tool_format.between)} call)*"
+    body = f"{grammars.literal(tool_format.opening)} call {more} {grammars.literal(tool_format.closing)}"
+    return grammars.compile(f"body: {body}\ncall: {' | '.join(calls)}\n{''.join(rules)}", reasoning, "tool_choice")
+
+
+class _Arguments:
+    """The rules of arguments that are written one by one, those that may be left out among them."""
+
+    def __init__(self, grammars: Grammars, pairs: Pairs, schema: Mapping[str, Any], rule: str, place: str):
+        self._pairs, self._schema, self._rule, self._place = pairs, schema, rule, place
+        self._grammars, self._after = grammars, grammars.literal(pairs.after_value)
+
+    def rules(self) -> list[str]:
+        """Returns the rules; the first stands for all arguments.
+
+        Raises:
+            ApiProblem: for a property that cannot be written like that.
+        """
+        properties, required = self._schema.get("properties", {}), self._schema.get("required", [])
+        if missing := [name for name in required if name not in properties]:
+            raise unsupported(f"{self._place}.required", f"expected names of properties, found {describe(missing[0])}")
+        before, after = map(self._grammars.literal, (self._pairs.before_name, self._pairs.before_value))
+        rules, parts = [], ['""']
+        for index, (name, schema) in enumerate(properties.items()):
+            rule = f"{self._rule}_{index}"
+            parts.append(rule if name in required else f"{rule}?")
+            rules += [f"{rule}: {before} {quoted(name)} {after} {rule}_value\n",
+                      *self._value(f"{rule}_value", schema, f"{self._place}.properties.{name}")]
+        return [f"{self._rule}: {' '.join(parts)}\n", *rules]
+
+    def _value(self, rule: str, schema: Any, place: str) -> list[str]:
+        """Returns the rules of a value and the text after it."""
+        given = schema if isinstance(schema, dict) else {}
+        kind = given.get("type")
+        if not isinstance(kind, str) or (kind == "string" and given.keys() & ABOUT_TEXTS):
+            raise unsupported(place, "expected one type, and for a string nothing else but enum, as the chat template "
+                                     "writes arguments as plain text")
+        if kind == "string" and "enum" not in given:
+            return [self._grammars.until(rule, self._pairs.after_value)]
+        if kind == "string":
+            texts = " | ".join(quoted(value) for value in given["enum"] if isinstance(value, str))
+            return [f"{rule}: ({texts}) {self._after}\n"]
+        if self._pairs.constants == "python" and kind in PYTHON_NAMES:
+            return [f"{rule}: ({PYTHON_NAMES[kind]}) {self._after}\n"]
+        shared = {name: self._schema[name] for name in ("$defs", "definitions") if name in self._schema}
+        return [f"{rule}: {rule}_json {self._after}\n", f"{rule}_json: {json_rule({**shared, **given})}\n"]

@@ -1,0 +1,119 @@
+"""Checks JSON Schemas before a grammar is made of them: everything in one is honoured, or refused by its place.
+
+The standard is JSON Schema 2020-12 (https://json-schema.org). Limits keep the time that a grammar takes below a second.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from minimind_sft.errors import describe
+from minimind_sft.serving.problems import invalid, unsupported
+
+ONE = ("additionalProperties", "items", "additionalItems")
+SEVERAL = ("prefixItems", "anyOf", "oneOf", "allOf")
+NAMED = ("properties", "patternProperties", "$defs", "definitions")
+"""Keywords whose values are a schema, a list of schemas, and schemas by name."""
+VALUES = ("type", "enum", "const", "required", "minProperties", "maxProperties", "minItems", "maxItems", "minLength",
+          "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+          "$ref")
+NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding",
+         "contentMediaType", "$comment", "$schema", "$id", "$anchor")
+"""Keywords that say nothing about which values are valid."""
+KEYWORDS = frozenset((*ONE, *SEVERAL, *NAMED, *VALUES, *NOTES))
+
+MAX_CHARACTERS = 60_000
+MAX_DEPTH = 24
+"""Schemas within schemas."""
+MAX_PROPERTIES = 300
+"""Of one object."""
+MAX_MULTIPLE = 10_000
+"""For the product of all `multipleOf`: the grammar of one counts up to it."""
+MAX_REPEATS = 100_000
+"""For lengths of texts and lists, and for the number of properties."""
+
+
+def check_schema(schema: Any, place: str) -> None:
+    """Checks that a grammar can be made of a schema.
+
+    Args:
+        place: the field of the request that holds it.
+
+    Raises:
+        ApiProblem: a 400 that names the place in the schema.
+    """
+    if not isinstance(schema, dict):
+        raise invalid(place, f"expected a JSON Schema, which is an object, found {describe(schema)}")
+    if (size := len(json.dumps(schema, ensure_ascii=False))) > MAX_CHARACTERS:
+        raise invalid(place, f"expected a schema of at most {MAX_CHARACTERS:,} characters, found {size:,}")
+    product, targets, refs = Decimal(1), {"#"}, []
+    for path, part in _walk(schema, "#", place):
+        where = place + path[1:].replace("/", ".")
+        _check_one(part, where)
+        targets.add(path)
+        if "$anchor" in part:
+            targets.add(f"#{part['$anchor']}")
+        if "$ref" in part:
+            refs.append((where, part["$ref"]))
+        if "multipleOf" in part:
+            product *= _steps(part["multipleOf"], where)
+            if product > MAX_MULTIPLE:
+                raise unsupported(f"{where}.multipleOf", f"the product of all multipleOf is above {MAX_MULTIPLE:,}")
+    for where, ref in refs:
+        if ref not in targets:
+            raise unsupported(f"{where}.$ref", f"expected a schema inside this one, such as #/$defs/NAME, "
+                                               f"found {describe(ref)}")
+
+
+def _walk(schema: Any, path: str, place: str, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields all schemas in a schema, each with its JSON pointer."""
+    where = place + path[1:].replace("/", ".")
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise invalid(where, f"expected a JSON Schema, found {describe(schema)}")
+    if depth > MAX_DEPTH:
+        raise invalid(place, f"expected at most {MAX_DEPTH} levels of schemas")
+    yield path, schema
+    for name in schema.keys() & {*ONE, *SEVERAL, *NAMED}:
+        value = schema[name]
+        if name in NAMED:
+            if not isinstance(value, dict):
+                raise invalid(f"{where}.{name}", f"expected schemas by name, found {describe(value)}")
+            parts = [(f"{path}/{name}/{_escaped(key)}", part) for key, part in value.items()]
+        elif name in SEVERAL or isinstance(value, list):
+            if not isinstance(value, list):
+                raise invalid(f"{where}.{name}", f"expected a list of schemas, found {describe(value)}")
+            parts = [(f"{path}/{name}/{index}", part) for index, part in enumerate(value)]
+        else:
+            parts = [(f"{path}/{name}", value)]
+        for inner, part in parts:
+            yield from _walk(part, inner, place, depth + 1)
+
+
+def _check_one(schema: Mapping[str, Any], where: str) -> None:
+    for name, value in schema.items():
+        if name not in KEYWORDS:
+            raise unsupported(f"{where}.{name}", "answers cannot be made to follow this keyword")
+        if name[:3] in ("min", "max") and name not in ("minimum", "maximum") and (
+                type(value) is not int or not 0 <= value <= MAX_REPEATS):
+            raise invalid(f"{where}.{name}", f"expected a whole number from 0 to {MAX_REPEATS:,}, "
+                                             f"found {describe(value)}")
+    for name in ("$ref", "$anchor"):
+        if not isinstance(schema.get(name, ""), str):
+            raise invalid(f"{where}.{name}", f"expected a string, found {describe(schema[name])}")
+    if len(schema.get("properties", ())) > MAX_PROPERTIES:
+        raise invalid(f"{where}.properties", f"expected at most {MAX_PROPERTIES} of them, "
+                                             f"found {len(schema['properties']):,}")
+
+
+def _steps(multiple: Any, where: str) -> Decimal:
+    """Returns the digits of a `multipleOf` as a whole number: those of 0.25 are 25."""
+    if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
+        raise invalid(f"{where}.multipleOf", f"expected a number above 0, found {describe(multiple)}")
+    return Decimal(int("".join(map(str, Decimal(str(multiple)).normalize().as_tuple().digits))))
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
