@@ -13,6 +13,13 @@ EXPECTED = "Input should be "
 """The beginning of most of pydantic's messages."""
 CODES = {"literal_error": "unsupported_value"}
 """OpenAI's words for kinds of errors; others are an `invalid_type` or an `invalid_value`."""
+OWN_WORDS = {
+    "model_type": "an object", "model_attributes_type": "an object", "dict_type": "an object", "list_type": "a list",
+    "too_long": "at most {max_length} of them", "too_short": "at least {min_length} of them",
+    "string_too_long": "at most {max_length} characters", "string_too_short": "some text",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+"""What was expected, where pydantic's words would not say it well."""
 NO_SUCH_FIELD = "this server knows no such field"
 
 
@@ -28,7 +35,7 @@ def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiProblem:
 
 def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
     kind, found = error["type"], describe(error["input"])
-    param = _param(error["loc"], body)
+    param = _param(error["loc"], body, is_missing=kind == "missing")
     if kind == "extra_forbidden":
         return unsupported(param, NO_SUCH_FIELD)
     if kind == "none_required":
@@ -45,19 +52,18 @@ def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
 
 
 def _expected(error: ErrorDetails) -> str:
-    message = error["msg"]
-    if message.startswith(EXPECTED):
-        return message.removeprefix(EXPECTED).replace("False", "false")
-    return f"another value ({message[:1].lower()}{message[1:]})"
+    if error["type"] in OWN_WORDS:
+        return OWN_WORDS[error["type"]].format(**error.get("ctx", {}))
+    return error["msg"].removeprefix(EXPECTED).replace("False", "false")
 
 
-def _param(place: Sequence[int | str], body: Any) -> str:
+def _param(place: Sequence[int | str], body: Any, is_missing: bool) -> str:
     """Returns the name of a field, such as `messages[2].content`, without pydantic's names of types."""
     name, value = "", body
     for index, step in enumerate(place):
         if isinstance(step, int) and isinstance(value, list):
             name, value = f"{name}[{step}]", value[step]
-        elif isinstance(value, dict) and (step in value or index == len(place) - 1):
+        elif isinstance(value, dict) and (step in value or (is_missing and index == len(place) - 1)):
             name, value = f"{name}.{shown_key(str(step))}" if name else shown_key(str(step)), value.get(step)
     return name
 
