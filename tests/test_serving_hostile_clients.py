@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
+from served import HeldEngine, chat, connect, posted, response_on, served, server_of
+
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
 from minimind_sft.serving.server import configured
@@ -67,3 +69,10 @@ def test_uvicorn_s_variables_are_not_read(monkeypatch):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     config = configured(application(), LimitSettings())
     assert config.workers == 1 and not config.proxy_headers
+
+
+def test_more_answers_than_ever_fit_are_refused_for_good():
+    engine = HeldEngine(max_running=1)
+    with server_of(served(engine=engine), max_waiting=1) as server:
+        response = response_on(connect(server, posted(chat(n=3))))
+        assert response.startswith(b"HTTP/1.1 400 ") and b"expected at most 2 answers" in response

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from minimind_sft.errors import UserError
 from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck
 from minimind_sft.serving.answering import LEFT, chat_chunks, completion_chunks, whole_chat, whole_completion
 from minimind_sft.serving.bodies import ChatBodies, CompletionBodies, model_body, models_body
@@ -114,6 +115,9 @@ def _add_problems(app: FastAPI) -> None:
     async def problem(_: Request, error: Any) -> Response:
         return problem_response(error)
 
+    async def never(_: Request, error: Any) -> Response:
+        return problem_response(ApiProblem(400, str(error), code="invalid_value"))
+
     async def full(_: Request, error: Any) -> Response:
         return problem_response(ApiProblem(429, str(error), type="rate_limit_error", code="queue_full"),
                                 {"Retry-After": str(error.retry_after)})
@@ -135,6 +139,6 @@ def _add_problems(app: FastAPI) -> None:
         return problem_response(ApiProblem(500, "the server failed; its terminal shows why", type="server_error",
                                            code="server_failed"))
 
-    for kind, handler in ((ApiProblem, problem), (QueueFull, full), (Stopping, stopping), (HTTPException, http),
-                          (ClientDisconnect, left), (Exception, failed)):
+    for kind, handler in ((ApiProblem, problem), (UserError, never), (QueueFull, full), (Stopping, stopping),
+                          (HTTPException, http), (ClientDisconnect, left), (Exception, failed)):
         app.add_exception_handler(kind, handler)

@@ -229,8 +229,8 @@ def openapi(title: str) -> dict[str, Any]:
 
 def _asking(summary: str, request: type, answer: type, chunk: type) -> dict[str, Any]:
     """Describes an address that answers, whole or in a stream."""
-    streamed = {"schema": {"type": "string", "description": f"server-sent events; the data of each is a "
-                                                            f"{chunk.__name__}, and of the last one [DONE]"}}
+    streamed = {"schema": {"description": f"server-sent events; the data of each is a {chunk.__name__}, and of the "
+                                          "last one [DONE]"}}
     whole = _json("the answer", answer)
     whole["content"]["text/event-stream"] = streamed
     return {"post": {

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from minimind_sft.errors import UserError
 from minimind_sft.inference.request import Request as EngineRequest
 from minimind_sft.serving.answering import Answering
 from minimind_sft.serving.answers import AnswerReader
@@ -113,10 +112,7 @@ class Service:
         requests = [request for prompt in prompts for request in prompt.requests]
         for request in requests:
             self._fit(request, served.engine.cache_tokens)
-        try:
-            submission = await self.worker.submit(served.engine, requests)
-        except UserError as error:
-            raise ApiProblem(400, str(error), code="invalid_value") from error
+        submission = await self.worker.submit(served.engine, requests)
         return Answering(submission, prompts, readers, self.metrics, served.name)
 
     @staticmethod

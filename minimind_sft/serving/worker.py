@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
+from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine, Request, Token
 from minimind_sft.terminal import say
 
@@ -144,7 +145,7 @@ class Worker:
 
         Raises:
             QueueFull, Stopping: if the server takes no more requests now.
-            UserError: if the engine can never answer one of them; any other error of the engine as well.
+            UserError: if the engine can never answer all of them; any other error of the engine as well.
         """
         self.check_room(engine, len(requests))
         submission = Submission(requests, self._cancel, self._answer_seconds)
@@ -168,10 +169,15 @@ class Worker:
 
         Raises:
             QueueFull, Stopping: if it does not.
+            UserError: if it never does.
         """
         if self.is_draining:
             raise Stopping("the server is about to end")
-        if self._open[engine] + count > engine.max_running + self._max_waiting:
+        room = engine.max_running + self._max_waiting
+        if count > room:
+            raise UserError(f"expected at most {room} answers to one request (--max_running and --max_waiting), found "
+                            f"{count}")
+        if self._open[engine] + count > room:
             raise QueueFull(self._retry_after(engine))
 
     def break_off_all(self) -> None:
