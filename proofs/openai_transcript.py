@@ -1,7 +1,7 @@
 """Lets OpenAI's own client use the server, and writes down what it got.
 
     python trainer/train_full_sft.py --from_weight pretrain
-    python proofs/openai_transcript.py --out docs/openai_client.md
+    python proofs/openai_transcript.py --out docs/serving_transcript.md
 
 Each request of proofs/openai_client/examples.py stands in the page with its output. Exits with status 1 if one fails.
 """

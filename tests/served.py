@@ -74,7 +74,8 @@ class HeldEngine:
 
 def served(name: str = "mini", engine: Any = None, context: int = 4096) -> ServedModel:
     """Returns a tiny model with the bundled tokenizer, and with an engine of its own unless there is one."""
-    model = tiny_model(context) if engine is None else SimpleNamespace(config=SimpleNamespace(context=context))
+    config = SimpleNamespace(context=context, vocab_size=TOKENIZER.vocab_size)
+    model = tiny_model(context) if engine is None else SimpleNamespace(config=config)
     loaded = Loaded(Path("model"), model, TOKENIZER, ChatTemplate(TOKENIZER), frozenset(), (), is_minimind=False)
     return ServedModel(name, loaded, engine or Engine(model), SamplingSettings(max_new_tokens=8))
 

@@ -7,11 +7,13 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
+pytest.importorskip("llguidance", reason="the extra [serve] is not installed")
 pytest.importorskip("openai", reason="the openai client is not installed")
 
 import openai
 from chats import TOOLS
 from programs import PATIENCE
+from pydantic import BaseModel
 from served import TOKENIZER, HeldEngine, served, server_of, wait_until
 
 from minimind_sft.inference.request import Token
@@ -128,6 +130,26 @@ def test_one_call_at_a_time_or_none(ask, engine):
     (choice,) = ask(CALL).create(**asked, tool_choice="none").choices
     assert (choice.message.tool_calls, choice.message.content, choice.finish_reason) == (None, CALL, "stop")
     assert "weather" not in engine.asked[1].replace(USER["content"], "")
+
+
+class City(BaseModel):
+    name: str
+    is_capital: bool
+
+
+def test_answers_that_are_parsed(ask):
+    completions = ask('{"name": "Rome", "is_capital": true}')
+    (choice,) = completions.parse(model="m", messages=[USER], response_format=City, max_tokens=50).choices
+    assert choice.message.parsed == City(name="Rome", is_capital=True)
+
+
+def test_a_call_that_the_request_demands_follows_a_strict_schema(ask):
+    tool = openai.pydantic_function_tool(City)
+    assert tool["function"]["strict"]
+    completions = ask('<tool_call>\n{"name": "City", "arguments": {"name": "Rome", "is_capital": true}}\n</tool_call>')
+    (choice,) = completions.parse(model="m", messages=[USER], tools=[tool], tool_choice="required",
+                                  max_tokens=90).choices
+    assert choice.message.tool_calls[0].function.parsed_arguments == City(name="Rome", is_capital=True)
 
 
 def test_reasoning(ask):
