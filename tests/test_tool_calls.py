@@ -97,7 +97,7 @@ def test_calls_of_tokens(family):
     text = "<think>\nhm\n</think>\n\nSo 你:\n" + written(family, "", CALLS)
     ids = FAMILY_TOKENIZER.encode(text)
     assert FAMILY_TOKENIZER.token_to_id(TOKENIZERS[family]) in ids
-    reader = AnswerReader(FAMILY_TOKENIZER, False, format_of(family), ["END"], tools=TOOLS)
+    reader = AnswerReader(FAMILY_TOKENIZER, False, CallReader(format_of(family), TOOLS), ["END"])
     deltas = [delta for token_id in ids for delta in reader.push([Token(token_id)])] + reader.end("stop")
     found = [delta.call or delta.content for delta in deltas if delta.call or delta.content]
     content, calls = collected(found)
@@ -109,7 +109,7 @@ def test_calls_of_tokens(family):
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_an_answer_of_one_call_ends_with_it(family):
     ids = FAMILY_TOKENIZER.encode("So:\n" + written(family, "", CALLS) + " and so on")
-    reader = AnswerReader(FAMILY_TOKENIZER, False, format_of(family), tools=TOOLS, one_call=True)
+    reader = AnswerReader(FAMILY_TOKENIZER, False, CallReader(format_of(family), TOOLS, one_call=True))
     deltas = []
     while not reader.stopped:
         deltas += reader.push([Token(ids.pop(0))])

@@ -1,8 +1,8 @@
 """Turns the tokens of an answer into what its client receives: reasoning, content, tool calls, probabilities."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from minimind_sft.data.token_bytes import TokenBytes
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
@@ -10,7 +10,6 @@ from minimind_sft.inference.answer_parts import unfinished
 from minimind_sft.inference.chat import THINK_END, THINK_START
 from minimind_sft.inference.request import Token
 from minimind_sft.serving.tool_calls import CallPiece, CallReader
-from minimind_sft.serving.tool_formats import ToolFormat
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -58,23 +57,19 @@ class AnswerReader:
     Args:
         thinking: whether the prompt opened the reasoning. If not, the answer may open it as its first text. None: the
             whole answer is content, `<think>` included.
-        tool_format: how the calls are written; None: there are none, and text that looks like one is content.
+        calls: reads the calls of this answer; None: there are none, and text that looks like one is content.
         before: the ids of the text that the answer continues; none in a chat, whose answers are texts of their own.
         logprobs: whether the tokens have some to report.
-        tools: the functions on offer, as `CallReader` needs them.
-        one_call: whether the answer ends with its first call.
     """
 
-    def __init__(self, tokenizer: Tokenizer, thinking: bool | None, tool_format: ToolFormat | None = None,
-                 stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False,
-                 tools: Sequence[Mapping[str, Any]] = (), one_call: bool = False):
+    def __init__(self, tokenizer: Tokenizer, thinking: bool | None, calls: CallReader | None = None,
+                 stops: Sequence[str] = (), before: Sequence[int] = (), logprobs: bool = False):
         self.stopped = False
         self.reasoning_tokens = 0
         self.finish_reason: FinishReason = "stop"
         self._text = TextStream(tokenizer, before)
         self._reasoning = ReasoningReader(thinking)
-        self._calls = CallReader(tool_format, tools) if tool_format else None
-        self._one_call = one_call
+        self._calls = calls
         self._stops = StopFinder(stops)
         self._bytes = TokenBytes(tokenizer) if logprobs else None
         self._logprobs: list[TokenLogprob] = []
@@ -116,10 +111,7 @@ class AnswerReader:
         if self._calls:
             pieces = self._calls.push(content) + (self._calls.end() if at_end else [])
         deltas = [Delta(reasoning=reasoning)] * bool(reasoning) + self._before_stop(pieces, at_end)
-        if self._one_call and self._calls and self._calls.complete:
-            self.stopped = True
-            while deltas and (deltas[-1].call is None or deltas[-1].call.index > 0):
-                deltas.pop()
+        self.stopped = self._stops.found or (self._calls is not None and self._calls.is_over)
         return deltas
 
     def _before_stop(self, pieces: Sequence[str | CallPiece], at_end: bool) -> list[Delta]:
@@ -128,8 +120,7 @@ class AnswerReader:
         for piece in pieces:
             content = self._stops.push(piece) if isinstance(piece, str) else self._stops.end()
             deltas += [Delta(content)] * bool(content)
-            self.stopped = self._stops.found
-            if self.stopped:
+            if self._stops.found:
                 return deltas
             if isinstance(piece, CallPiece):
                 deltas.append(Delta(call=piece))
@@ -141,7 +132,7 @@ class AnswerReader:
             return deltas
         first, *others = deltas
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return [Delta(first.content, first.reasoning, first.call, logprobs), *others]
+        return [replace(first, logprobs=logprobs), *others]
 
     def _logprob(self, token: Token) -> TokenLogprob:
         assert token.logprob is not None

@@ -20,6 +20,7 @@ from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.prompts import Prompt, chat_prompt, completion_prompts
 from minimind_sft.serving.requests import AnyBody, ChatRequest, CompletionRequest, parse_body
 from minimind_sft.serving.stream import EventStream, watching
+from minimind_sft.serving.tool_calls import CallReader
 from minimind_sft.serving.worker import Worker
 from minimind_sft.settings.serve import LimitSettings
 
@@ -78,9 +79,13 @@ class Service:
         prompt = await self._prepare(lambda: chat_prompt(
             asked, served.loaded, served.sampling,
             lambda reasoning: grammar_of(asked, served.grammars, tool_format, reasoning)))
-        readers = [AnswerReader(served.loaded.tokenizer, prompt.starts_thinking, tool_format, asked.stops,
-                                logprobs=asked.best_logprobs is not None, tools=asked.offered or (),
-                                one_call=asked.parallel_tool_calls is False) for _ in prompt.requests]
+
+        def calls() -> CallReader | None:
+            one_call = asked.parallel_tool_calls is False
+            return CallReader(tool_format, asked.offered or (), one_call) if tool_format else None
+
+        readers = [AnswerReader(served.loaded.tokenizer, prompt.starts_thinking, calls(), asked.stops,
+                                logprobs=asked.best_logprobs is not None) for _ in prompt.requests]
         return await self._submit(served, [prompt], readers)
 
     async def ask_completion(self, asked: CompletionRequest, served: ServedModel) -> Answering:

@@ -8,7 +8,7 @@ rest is content. So no text is lost, except what a template itself writes around
 import re
 import secrets
 import string
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -64,12 +64,13 @@ class CallReader:
     Args:
         tools: the functions on offer, in OpenAI's format. Their schemas decide whether an argument that is written
             without quotes is a string.
+        one_call: whether the answer ends with its first call.
     """
 
-    def __init__(self, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]] = (),
-                 new_id: Callable[[], str] = new_call_id):
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]] = (), one_call: bool = False):
         self.complete = 0
-        self._format, self._object, self._new_id = tool_format, tool_format.call_object, new_id
+        self._one_call = one_call
+        self._format, self._object = tool_format, tool_format.call_object
         functions = [tool.get("function") or {} for tool in tools]
         self._parameters = {function.get("name"): function.get("parameters") or {} for function in functions}
         first = tool_format.call[0]
@@ -90,12 +91,19 @@ class CallReader:
         self._steps = self._read()
         next(self._steps, None)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that follows belongs to the answer."""
+        return self._one_call and self.complete > 0
+
     def push(self, text: str) -> list[str | CallPiece]:
         """Returns the content and the pieces of calls that are certain by now, in their order."""
         self._text = self._text[self._start:] + text
         self._at, self._start = self._at - self._start, 0
         next(self._steps, None)
         found, self._found = self._found, []
+        while self.is_over and found and (isinstance(found[-1], str) or found[-1].index > 0):
+            found.pop()
         return found
 
     def end(self) -> list[str | CallPiece]:
@@ -277,7 +285,7 @@ class CallReader:
     def _begin(self) -> None:
         """Gives out the name of a call."""
         self._require(self._name is not None and (bool(self._mark) or self._name in self._parameters))
-        self._found.append(CallPiece(self._begun, self._new_id(), self._name))
+        self._found.append(CallPiece(self._begun, new_call_id(), self._name))
         self._begun += 1
         self._called = True
         self._take()
