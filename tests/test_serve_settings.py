@@ -1,6 +1,5 @@
 """The settings of scripts/serve_openai_api.py, and how the program ends before it serves."""
 
-import runpy
 import signal
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import pytest
 from programs import PATIENCE, REPOSITORY, refuse
 
 from minimind_sft.errors import UserError
+from minimind_sft.serving import program
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.serve import API_KEY_VARIABLE, ServedWeights, ServeSettings
 from minimind_sft.settings.spec import changed, problems
@@ -64,11 +64,9 @@ def test_the_key_comes_from_the_flag_or_the_environment_and_is_not_shown(monkeyp
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch):
-    program = runpy.run_path(str(REPOSITORY / SCRIPT))
-    monkeypatch.setitem(program["require_packages"].__globals__, "find_spec",
-                        lambda name: None if name in ("uvicorn", "llguidance") else True)
+    monkeypatch.setattr(program, "find_spec", lambda name: None if name in ("uvicorn", "llguidance") else True)
     with pytest.raises(UserError) as caught:
-        program["require_packages"]()
+        program.require_packages()
     assert str(caught.value) == "the server needs uvicorn, llguidance: pip install 'minimind-sft[serve]'"
 
 
@@ -76,8 +74,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch):
     ("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"),
     ("192.168.1.5", "http://192.168.1.5:80")])
 def test_the_address_to_open(host, shown):
-    program = runpy.run_path(str(REPOSITORY / SCRIPT))
-    assert program["address"](changed(ServeSettings(), host=host).listening, 80) == shown
+    assert program.address(changed(ServeSettings(), host=host).listening, 80) == shown
 
 
 @pytest.mark.slow
