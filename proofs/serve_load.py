@@ -2,7 +2,7 @@
 
     python proofs/serve_load.py --json proofs/results/serve_load.json
     python proofs/serve_load.py --weight full_sft --requests 5000 --clients 128
-    python proofs/serve_load.py --soak 600 -- --max_running 8             # ten minutes more, with flags of the server
+    python proofs/serve_load.py --soak 600 -- --models second=pretrain    # ten minutes more, with flags of the server
 
 First each ordinary request is sent to a fresh server alone. Then another server gets all of them from many clients at
 once, among clients that read slowly or not at all, leave, send half a request, too much, broken JSON, forbidden HTTP,
@@ -47,13 +47,13 @@ MAX_GROWTH = 0.05
 SETTLE_SECONDS = 60.0
 
 
-def plan(dice: Random, count: int, model: str) -> list[clients.Planned]:
-    """Returns the requests in random order."""
+def plan(dice: Random, count: int, models: Sequence[str]) -> list[clients.Planned]:
+    """Returns the requests in random order, ordinary ones to any of the models."""
     kinds = dice.choices(list(MIX), [share for _, share in MIX.values()], k=count)
-    hostile = injections(dice, model)
+    hostile = injections(dice, models[0])
     found = []
     for number, kind in enumerate(kinds):
-        path, body = next(hostile) if kind == "hostile fields" else ordinary(dice, number, model)
+        path, body = next(hostile) if kind == "hostile fields" else ordinary(dice, number, models)
         found.append(clients.Planned(kind, path, body, random=Random(dice.random())))
     return found
 
@@ -155,8 +155,8 @@ async def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs everything; returns the figures with what was wrong."""
     flags = ["--weight", arguments.weight, *arguments.server_flags]
     server = ServerProcess(flags, folder / "alone.log")
-    model = (await ask(server.port, "/v1/models")).json()["data"][0]["id"]
-    planned = plan(Random(arguments.seed), arguments.requests, model)
+    models = [model["id"] for model in (await ask(server.port, "/v1/models")).json()["data"]]
+    planned = plan(Random(arguments.seed), arguments.requests, models)
     try:
         await answer_alone(server, planned)
     finally:
@@ -168,10 +168,10 @@ async def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files, started = server.open_files(), time.monotonic()
     results = await put_load(server.port, planned, arguments.clients, started + arguments.soak)
     print(server.end(), end="", flush=True)
-    figures = summary(results, time.monotonic() - started)
+    figures = {"models": models, "clients": arguments.clients, **summary(results, time.monotonic() - started)}
     wrong = [{"kind": one.kind, "reason": one.wrong[:500]} for one in results if one.wrong]
     figures["memory"] = memory_of(server)
-    reasons = {"slots and connections": await settled(server, files), "drain": await drained(server, model),
+    reasons = {"slots and connections": await settled(server, files), "drain": await drained(server, models[0]),
                "output": server.output_problem() or ""}
     if arguments.soak and figures["memory"]["growth"] > MAX_GROWTH:
         reasons["memory"] = f"grew by {figures['memory']['growth']:.1%}"

@@ -72,7 +72,7 @@ def test_errors_have_openai_s_form():
 
 def test_no_two_ordinary_requests_are_alike():
     dice = Random(1)
-    bodies = [json.dumps(ordinary(dice, number, "m")) for number in range(300)]
+    bodies = [json.dumps(ordinary(dice, number, ["m"])) for number in range(300)]
     assert len(set(bodies)) == 300
 
 

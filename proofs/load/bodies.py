@@ -1,7 +1,7 @@
 """Bodies of requests: ordinary ones, no two alike, ones with hostile text in each field, and broken ones."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from random import Random
 from typing import Any
@@ -43,9 +43,9 @@ BROKEN = {
 """Bodies that no server may accept."""
 
 
-def ordinary(dice: Random, number: int, model: str) -> tuple[str, dict[str, Any]]:
+def ordinary(dice: Random, number: int, models: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Returns the path and the body of a request that differs from those of all other numbers."""
-    body: dict[str, Any] = {"model": model, "max_tokens": dice.randint(1, 40), **_sampling(dice)}
+    body: dict[str, Any] = {"model": dice.choice(models), "max_tokens": dice.randint(1, 60), **_sampling(dice)}
     text = f"{number}: {dice.choice(QUESTIONS)}"
     if dice.random() < 0.25:
         return COMPLETIONS, body | {"prompt": text} | ({"logprobs": 2} if dice.random() < 0.2 else {})
