@@ -262,7 +262,7 @@ def test_what_a_request_asks_for():
     made_by, tool_format = grammars(TOKENIZER, BUNDLED), ToolFormat.of(BUNDLED)
     one = request(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "now"}})
     for asked in (request(), request(tools=TOOLS), request(response_format={"type": "text"})):
-        assert grammar_of(asked, made_by, None, "none") is None
+        assert grammar_of(asked, made_by, tool_format, "none") is None
     for asked, text, allowed in [
         (one, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
         (one, '<tool_call>\n{"name": "weather', False),
@@ -277,6 +277,45 @@ def test_what_a_request_asks_for():
     ]:
         made = grammar_of(asked, made_by, tool_format, "none")
         assert made is not None and all_allowed(made, TOKENIZER.encode(text)) is allowed
+
+
+STRICT = [{**tool, "function": {**tool["function"], "strict": tool is WEATHER}} for tool in TOOLS]
+UNMARKED = ("llama3", "openai")
+"""Their calls begin with JSON instead of a control token."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_strict_tools_and_formats_beside_calls_that_the_model_may_make(name: str):
+    made_by, tool_format = family(name)
+    strict, with_json = request(tools=STRICT), request(tools=TOOLS, response_format={"type": "json_object"})
+    if name in UNMARKED:
+        for asked, field in ((strict, "tools[0].function.strict"), (with_json, "response_format")):
+            with pytest.raises(ApiProblem) as caught:
+                grammar_of(asked, made_by, tool_format, "none")
+            assert (caught.value.param, caught.value.code) == (field, "unsupported_parameter")
+        return
+    end, pairs = FAMILY_TOKENIZER.token_to_id("<|im_end|>"), tool_format.pairs is not None
+
+    def texts_of(asked: ChatRequest) -> list[bool]:
+        made = grammar_of(asked, made_by, tool_format, "none")
+        assert made is not None
+        found = []
+        for text in ["Hello <b> 数 {", '{"a": 1}', tool_format.write([RAIN]), "So:\n" + tool_format.write([TIME]),
+                     tool_format.write([Call("now", {"a": 1})]), tool_format.write([Call("weather", {})])]:
+            constraint = made.constraint()
+            for token in FAMILY_TOKENIZER.encode(text):
+                if not constraint.allowed_V()[token]:
+                    break
+                constraint.accept(token)
+            else:
+                found.append(bool(constraint.allowed_V()[end]))
+                continue
+            found.append(False)
+        return found
+
+    # Arguments that are written one by one follow their schema in any case.
+    assert texts_of(strict) == [True, True, True, True, not pairs, False]
+    assert texts_of(with_json) == [False, True, True, False, not pairs, not pairs]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

@@ -75,6 +75,15 @@ def test_a_call_that_is_demanded_is_made(client: TestClient, choice, names: set[
     assert arguments == {} if call["function"]["name"] == "stop" else arguments["colour"] in VALUES
 
 
+def test_a_strict_tool_may_be_called_and_its_arguments_follow_the_schema(client: TestClient):
+    """A bias makes the model begin a call at some time."""
+    bias = {str(TOKENIZER.token_to_id("<tool_call>")): 25}
+    tools = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]
+    choices = ask(client, tools=tools, logit_bias=bias, n=4, temperature=1, parallel_tool_calls=False)["choices"]
+    calls = [call for choice in choices for call in choice["message"].get("tool_calls", [])]
+    assert calls and all(json.loads(call["function"]["arguments"])["colour"] in VALUES for call in calls)
+
+
 def test_what_answers_cannot_follow_is_refused(client: TestClient):
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"not": {}}}}}}
     response = client.post("/v1/chat/completions", json=chat(response_format=wanted))

@@ -161,9 +161,6 @@ def test_tools():
     assert refused(tools=[TOOL], tool_choice="must")[0] == ("tool_choice", "unsupported_value")
     assert refused(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "rain"}})[0] == (
         "tool_choice.function.name", "invalid_value")
-    strict = {"type": "function", "function": {"name": "weather", "strict": True}}
-    assert refused(tools=[strict])[0] == ("tools[0].function.strict", "unsupported_parameter")
-    assert parse(tools=[strict], tool_choice="required").forced
     assert refused(tools=[{**TOOL, "type": "custom"}])[0] == ("tools[0].type", "unsupported_value")
     assert refused(tools=[{"type": "function", "function": {"name": "a b"}}])[0] == (
         "tools[0].function.name", "invalid_value")

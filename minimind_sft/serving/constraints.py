@@ -1,6 +1,6 @@
-"""What a request says about the form of its answer, as a grammar: `response_format` and `tool_choice`.
+"""What a request says about the form of its answer, as a grammar: `response_format`, `tool_choice`, strict tools.
 
-A `json_schema` is followed whether it is `strict` or not.
+A `json_schema` is followed whether it is `strict` or not, and so are the parameters of a call that is demanded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from minimind_sft.serving.tool_formats import Pairs, Slot, ToolFormat
 
 OBJECT = {"type": "object"}
 NO_ARGUMENTS = {**OBJECT, "additionalProperties": False}
+SCHEMA = "response_format.json_schema.schema"
 CALL_ID = "/[a-zA-Z0-9]{9}/"
 PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
 ABOUT_TEXTS = {"const", "pattern", "minLength", "maxLength", "format"}
@@ -26,20 +27,32 @@ def grammar_of(request: ChatRequest, grammars: Grammars, tool_format: ToolFormat
     """Makes the grammar of the answers to a request; None if they may be any text.
 
     Args:
-        tool_format: how the model's template writes calls; needed if the request demands some.
+        tool_format: how the model's template writes calls; needed if the request offers tools.
 
     Raises:
         ApiProblem: a 400 that names the place in the request that answers cannot follow.
     """
+    wanted = request.response_format if isinstance(request.response_format, JsonFormat | SchemaFormat) else None
+    if not request.offered:
+        return grammar_of_json(grammars, wanted, reasoning) if wanted else None
+    assert tool_format is not None
+    if request.parallel_tool_calls is False:
+        tool_format = replace(tool_format, between=None)
     if request.forced:
-        assert tool_format is not None
         names = [request.forced] if isinstance(request.forced, str) else None
-        if request.parallel_tool_calls is False:
-            tool_format = replace(tool_format, between=None)
-        return grammar_of_calls(grammars, tool_format, request.tools or [], names, reasoning)
-    if isinstance(request.response_format, JsonFormat | SchemaFormat):
-        return grammar_of_json(grammars, request.response_format, reasoning)
-    return None
+        return grammar_of_calls(grammars, tool_format, request.offered, names, reasoning)
+    strict = next((index for index, tool in enumerate(request.offered) if tool["function"].get("strict")), None)
+    if wanted is None and strict is None:
+        return None
+    if not grammars.is_control(tool_format.beginning):
+        raise unsupported("response_format" if wanted else f"tools[{strict}].function.strict",
+                          "not together with calls that the model may make or not, as no control token of its chat "
+                          "template begins them")
+    calls = _call_rules(grammars, tool_format, request.offered, None, all_follow=False)
+    if wanted is not None:
+        json_body = _json_body(wanted)
+        return grammars.compile(f"body: json | calls\njson: {json_body}\n{calls}", reasoning, "response_format")
+    return grammars.compile(f"body: words calls?\nwords: /(?s:.*)/\n{calls}", reasoning, "tools")
 
 
 def grammar_of_json(grammars: Grammars, wanted: JsonFormat | SchemaFormat, reasoning: Reasoning) -> Grammar:
@@ -48,11 +61,8 @@ def grammar_of_json(grammars: Grammars, wanted: JsonFormat | SchemaFormat, reaso
     Raises:
         ApiProblem: a 400 that names the place in the schema that answers cannot follow.
     """
-    if isinstance(wanted, JsonFormat) or wanted.json_schema.schema_ is None:
-        return grammars.compile(f"body: {json_rule(OBJECT)}\n", reasoning, "response_format")
-    place, schema = "response_format.json_schema.schema", wanted.json_schema.schema_
-    check_schema(schema, place)
-    return grammars.compile(f"body: {json_rule(schema)}\n", reasoning, place)
+    is_any = isinstance(wanted, JsonFormat) or wanted.json_schema.schema_ is None
+    return grammars.compile(f"body: {_json_body(wanted)}\n", reasoning, "response_format" if is_any else SCHEMA)
 
 
 def grammar_of_calls(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]],
@@ -65,13 +75,32 @@ def grammar_of_calls(grammars: Grammars, tool_format: ToolFormat, tools: Sequenc
     Raises:
         ApiProblem: a 400 that names the place in a function's parameters that answers cannot follow.
     """
+    return grammars.compile(f"body: calls\n{_call_rules(grammars, tool_format, tools, names)}", reasoning,
+                            "tool_choice")
+
+
+def _json_body(wanted: JsonFormat | SchemaFormat) -> str:
+    if isinstance(wanted, JsonFormat) or wanted.json_schema.schema_ is None:
+        return json_rule(OBJECT)
+    check_schema(wanted.json_schema.schema_, SCHEMA)
+    return json_rule(wanted.json_schema.schema_)
+
+
+def _call_rules(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]],
+                names: Sequence[str] | None, all_follow: bool = True) -> str:
+    """Returns the rules of `calls`.
+
+    Args:
+        all_follow: whether the arguments follow their schema even where a function is not strict.
+    """
     rules, calls = [], []
     for index, tool in enumerate(tools):
         function = tool["function"]
         if names is not None and function["name"] not in names:
             continue
         rule, place = f"arguments_{index}", f"tools[{index}].function.parameters"
-        schema = function.get("parameters") or NO_ARGUMENTS
+        follows = all_follow or function.get("strict") or tool_format.pairs
+        schema = (function.get("parameters") or NO_ARGUMENTS) if follows else OBJECT
         check_schema(schema, place)
         if (kind := schema.get("type", "object")) != "object":
             raise invalid(f"{place}.type", f'expected "object", found {describe(kind)}')
@@ -82,7 +111,7 @@ def grammar_of_calls(grammars: Grammars, tool_format: ToolFormat, tools: Sequenc
                               for part in tool_format.call))
     more = "" if tool_format.between is None else f"({grammars.literal(tool_format.between)} call)*"
     body = f"{grammars.literal(tool_format.opening)} call {more} {grammars.literal(tool_format.closing)}"
-    return grammars.compile(f"body: {body}\ncall: {' | '.join(calls)}\n{''.join(rules)}", reasoning, "tool_choice")
+    return f"calls: {body}\ncall: {' | '.join(calls)}\n{''.join(rules)}"
 
 
 class _Arguments:

@@ -47,7 +47,7 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
 
     Args:
         sampling: how to choose tokens where the request leaves it open.
-        find_grammar: returns what answers follow, if the request wants that; None: such requests are refused.
+        find_grammar: returns what answers follow, if the request wants that.
 
     Raises:
         ApiProblem: if the template refuses a message or does not show it to the model, or if the prompt is too long.
@@ -56,9 +56,6 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     if template is None:
         raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
                          code="unsupported_model")
-    if (request.forced or request.answers_in_json) and find_grammar is None:
-        field = "tool_choice" if request.forced else "response_format"
-        raise unsupported(field, "answers cannot be constrained here")
     conversation = _conversation(request)
     shown = _with_variables(template, request.variables) if request.variables else template
     try:

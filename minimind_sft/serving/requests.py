@@ -260,13 +260,6 @@ class ChatRequest(GenerationRequest):
             raise invalid("tool_choice", "expected only with tools, found without")
         if isinstance(self.forced, str) and self.forced not in names:
             raise invalid("tool_choice.function.name", f"expected one of the tools, found {describe(self.forced)}")
-        for index, tool in enumerate(self.tools or ()):
-            if tool["function"].get("strict") and not self.forced:
-                raise unsupported(f"tools[{index}].function.strict", "expected tool_choice to demand a call, whose "
-                                                                     "arguments then follow the schema, found none")
-        if self.offered and self.answers_in_json:
-            raise unsupported("response_format", "expected text together with tools, as a call is not an answer in "
-                                                 "this format; tool_choice none lets the model answer")
 
 
 class CompletionRequest(GenerationRequest):

@@ -102,6 +102,12 @@ class ToolFormat:
         """
         return _Probe(template).find()
 
+    @property
+    def beginning(self) -> str:
+        """The text of an answer's first call up to the first part that differs from call to call."""
+        first = self.call[0]
+        return self.opening + (first if isinstance(first, str) else "")
+
     def write(self, calls: Sequence[Call]) -> str:
         """Returns the text of calls, as the template writes it."""
         return self.opening + (self.between or "").join(map(self._write_call, calls)) + self.closing
