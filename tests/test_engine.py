@@ -51,8 +51,8 @@ def test_answers_are_those_of_generate_stream():
 
 
 def test_requests_that_do_not_fit_wait_in_order():
-    engine = engine_for(max_running=2, cache_tokens=24)
-    requests = [request([1, 2, 3], 9) for _ in range(3)]  # three pages each
+    engine = engine_for(max_running=3, cache_tokens=64)
+    requests = [request([1, 2, 3], 9) for _ in range(3)]  # each is read up to 32
     for one in requests:
         engine.add(one)
     assert engine.step().keys() == set(requests[:2])
@@ -63,10 +63,10 @@ def test_requests_that_do_not_fit_wait_in_order():
 
 
 def test_what_can_never_be_answered_is_refused():
-    engine = engine_for(cache_tokens=40)
+    engine = engine_for(cache_tokens=32)
     for prompt, tokens, message in [
         ([], 1, "the prompt is empty"), ([1] * 60, 1, "the prompt has 60 tokens and leaves no room for an answer"),
-        ([1] * 30, 20, "a prompt of 30 tokens and an answer of up to 20 do not fit the KV cache of 40 tokens"),
+        ([1] * 30, 20, "a prompt of 30 tokens and an answer of up to 20 do not fit the KV cache of 32 tokens"),
     ]:
         with pytest.raises(UserError, match=message):
             engine.add(request(prompt, tokens))

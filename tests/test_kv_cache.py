@@ -9,7 +9,7 @@ from plain_attention import CPU, HEAD_DIM, HEADS, KV_HEADS, flat_qkv, plain_atte
 from torch import Tensor
 
 from minimind_sft.model.config import ModelConfig
-from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece
+from minimind_sft.model.kv_cache import CachedPieces, KVCache, NewestTokens, Piece, padded_length
 
 LAYERS = (0, 1)
 
@@ -40,7 +40,7 @@ def test_reading_in_parts_equals_attention_over_the_whole_sequence(parts: list[l
     cache, starts = tiny_cache(40), [13 * s for s in range(len(parts))]
     done = [0] * len(parts)
     for news in zip(*parts, strict=True):
-        context = CachedContext(cache, [Piece(start, past, new, past + new)
+        context = CachedPieces(cache, [Piece(start, past, new, past + new)
                                         for start, past, new in zip(starts, done, news, strict=True)])
         assert context.positions_T.tolist() == [
             position for past, new in zip(done, news, strict=True) for position in range(past, past + new)]
@@ -58,7 +58,7 @@ def test_reading_in_parts_equals_attention_over_the_whole_sequence(parts: list[l
 def test_layers_of_one_model_may_differ_in_their_window():
     qkv, cache = flat_qkv(9), tiny_cache(9)
     for past, new in ((0, 8), (8, 1)):
-        context = CachedContext(cache, [Piece(0, past, new, past + new)])
+        context = CachedPieces(cache, [Piece(0, past, new, past + new)])
         for layer, window in enumerate((3, None)):
             out = context.attend(layer, *tokens_of(qkv, past, past + new), window)
             expected = plain_attention(*tokens_of(qkv, 0, past + new), (0, past + new), window)[-new:]
@@ -68,14 +68,14 @@ def test_layers_of_one_model_may_differ_in_their_window():
 @pytest.mark.parametrize("move", ["copied", "reordered"])
 def test_a_sequence_goes_on_at_another_place(move: str):
     qkv, cache = flat_qkv(7), tiny_cache(24)
-    context = CachedContext(cache, [Piece(0, 0, 6, 6)])
+    context = CachedPieces(cache, [Piece(0, 0, 6, 6)])
     for layer in LAYERS:
         context.attend(layer, *tokens_of(qkv, 0, 6), None)
     if move == "copied":
         cache.copy(0, 16, 6)
     else:
         cache.reorder([4, 5, 3, 2, 0, 1], 4)
-    context = CachedContext(cache, [Piece(16, 6, 1, 7)])
+    context = CachedPieces(cache, [Piece(16, 6, 1, 7)])
     for layer in LAYERS:
         out = context.attend(layer, *tokens_of(qkv, 6, 7), None)
         expected = plain_attention(*tokens_of(qkv, 0, 7), (0, 7), None)[-1:]
@@ -84,3 +84,46 @@ def test_a_sequence_goes_on_at_another_place(move: str):
 
 def test_its_memory_is_known():
     assert tiny_cache(24).bytes == 2 * 2 * KV_HEADS * 24 * HEAD_DIM * 8
+
+
+def test_the_newest_tokens_read_their_sequences_in_any_company():
+    """Some are equally far apart, some have the same padded length, some are alone; each gets the same bits."""
+    lengths, starts = [5, 9, 40, 33, 64, 3], [0, 64, 128, 192, 300, 380]
+    sequences = [flat_qkv(length) for length in lengths]
+    cache = tiny_cache(420)
+    for start, length, qkv in zip(starts, lengths, sequences, strict=True):
+        context = CachedPieces(cache, [Piece(start, 0, length - 1, length - 1)])
+        for layer in LAYERS:
+            context.attend(layer, *tokens_of(qkv, 0, length - 1), None)
+    for window in (None, 4, 36):
+        together = read_newest(cache, starts, lengths, sequences, window)
+        for s, (qkv, length) in enumerate(zip(sequences, lengths, strict=True)):
+            assert torch.equal(read_newest(cache, starts[s:s + 1], lengths[s:s + 1], [qkv], window), together[s:s + 1])
+            expected = plain_attention(*tokens_of(qkv, 0, length), (0, length), window)[-1]
+            torch.testing.assert_close(together[s], expected, rtol=1e-12, atol=1e-12)
+
+
+def read_newest(cache: KVCache, starts: list[int], lengths: list[int], sequences: list[list[Tensor]],
+                window: int | None) -> Tensor:
+    context = NewestTokens(cache, starts, lengths)
+    assert (context.positions_T + 1).tolist() == context.length_T.tolist() == lengths
+    new = [torch.cat(x) for x in zip(*(tokens_of(qkv, length - 1, length) for qkv, length
+                                       in zip(sequences, lengths, strict=True)), strict=True)]
+    outs = [context.attend(layer, *new, window) for layer in LAYERS]
+    return outs[-1]
+
+
+def test_what_an_earlier_sequence_left_has_no_influence():
+    cache, (q, k, v) = tiny_cache(32), flat_qkv(1)
+    left = CachedPieces(cache, [Piece(0, 0, 20, 20)])
+    for layer in LAYERS:
+        left.attend(layer, *(torch.full((20, *x.shape[1:]), torch.nan, dtype=x.dtype) for x in (q, k, v)), None)
+    cache.clear(0, 32)
+    out = read_newest(cache, [0], [1], [[q, k, v]], None)
+    torch.testing.assert_close(out, plain_attention(*tokens_of([q, k, v], 0, 1), (0, 1), None))
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [
+    (1, 32), (32, 32), (33, 64), (256, 256), (257, 320), (1024, 1024), (1025, 1280), (5000, 5120)])
+def test_few_lengths_are_read(tokens: int, expected: int):
+    assert padded_length(tokens) == expected

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minimind_sft.inference.generate import SamplingSettings, generate_batch, generate_stream
 from minimind_sft.inference.lowering import LoweredModel, ready_to_decode
 from minimind_sft.inference.packed import plain
-from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece
+from minimind_sft.model.kv_cache import CachedPieces, KVCache, Piece
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "dynamic"])
@@ -33,7 +33,7 @@ def test_computing_only_read_positions_gives_the_same_states(name: str):
     for form in (model, LoweredModel(model, plain)):
         cache = KVCache(model.config, len(prompt_ids), torch.float64, torch.device("cpu"))
         starts = ends - torch.tensor([len(prompt) for prompt in PROMPTS])
-        context = CachedContext(cache, [
+        context = CachedPieces(cache, [
             Piece(start, 0, len(prompt), len(prompt)) for start, prompt in zip(starts.tolist(), PROMPTS, strict=True)])
         with FlopCounterMode(display=False) as all_flops:
             every = form.hidden_states(prompt_ids, context.positions_T, context)

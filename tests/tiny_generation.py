@@ -10,7 +10,7 @@ from minimind_sft.inference.lowering import LoweredModel
 from minimind_sft.inference.packed import best_pack
 from minimind_sft.model.config import ModelConfig, RopeScaling
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece
+from minimind_sft.model.kv_cache import CachedPieces, KVCache, Piece
 
 VOCAB = 50
 CONFIG = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -55,10 +55,10 @@ def steps(model: MiniMindForCausalLM | LoweredModel, prompts: list[list[int]], c
     lengths = [len(prompt) for prompt in prompts]
     room = max(lengths) + count
     cache = KVCache(model.config, len(prompts) * room, weight.dtype, weight.device)
-    context = CachedContext(cache, [Piece(s * room, 0, length, length) for s, length in enumerate(lengths)])
+    context = CachedPieces(cache, [Piece(s * room, 0, length, length) for s, length in enumerate(lengths)])
     logits = [model.logits(model.hidden_states(torch.tensor(list(chain(*prompts))), context.positions_T, context))]
     for step in range(count):
-        context = CachedContext(cache, [
+        context = CachedPieces(cache, [
             Piece(s * room, length + step, 1, length + step + 1) for s, length in enumerate(lengths)])
         tokens_S = (context.positions_T * 7 + step) % VOCAB
         logits.append(model.logits(model.hidden_states(tokens_S, context.positions_T, context)))

@@ -10,7 +10,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.request import Request, Token
 from minimind_sft.inference.sampling import Sampler
 from minimind_sft.model.decoder import MiniMindForCausalLM
-from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece, cache_dtype
+from minimind_sft.model.kv_cache import CachedPieces, KVCache, Piece, cache_dtype
 
 
 def as_saved(model: MiniMindForCausalLM, dtype: torch.dtype) -> MiniMindForCausalLM:
@@ -46,7 +46,7 @@ def answer_in_step(model: MiniMindForCausalLM, requests: Sequence[Request], pass
     cache = KVCache(model.config, places, cache_dtype(torch.empty(0, device=device)), device)
     running = sequences
     for _ in range(passes):
-        context = CachedContext(cache, [sequence.piece for sequence in running])
+        context = CachedPieces(cache, [sequence.piece for sequence in running])
         new = [token for sequence in running for token in sequence.tokens[sequence.cached:]]
         ids_T = torch.tensor(new, dtype=torch.int64, device=device)
         logits_SV = model.logits(model.hidden_states(ids_T, context.positions_T, context, context.last_S))

@@ -25,9 +25,9 @@ from minimind_sft.inference.cache import Pages, Span, page_keys
 from minimind_sft.inference.lowering import LanguageModel
 from minimind_sft.inference.request import Constraint as Constraint
 from minimind_sft.inference.request import Request, Token
-from minimind_sft.inference.rows import exact_rows
+from minimind_sft.inference.rows import exact_rows, joined
 from minimind_sft.inference.sampling import Sampler
-from minimind_sft.model.kv_cache import CachedContext, KVCache, Piece, cache_dtype
+from minimind_sft.model.kv_cache import CachedPieces, KVCache, NewestTokens, Piece, cache_dtype, padded_length
 
 PAGE = 64
 """Tokens of a page."""
@@ -38,8 +38,7 @@ class Engine:
 
     Args:
         max_running: requests that are answered at the same time; others wait in the order in which they came.
-        cache_tokens: tokens of prompts and answers that the KV cache holds for all requests together; rounded up to
-            whole pages.
+        cache_tokens: tokens of prompts and answers that the KV cache holds for all requests together; rounded up.
         chunk: tokens of prompts that a step reads at most, rounded up to whole pages.
         page: tokens of a page.
     """
@@ -49,7 +48,7 @@ class Engine:
         assert not model.training, "generation needs model.eval()"
         self.model, self.max_running, self.chunk, self.page = model, max_running, chunk, page
         weight = model.embed_tokens.weight
-        self._pages = Pages(-(-cache_tokens // page))
+        self._pages = Pages(-(-padded_length(cache_tokens) // page))
         self.cache_tokens = self._pages.count * page
         self._cache = KVCache(model.config, self.cache_tokens, cache_dtype(weight), weight.device)
         self._shares = not model.config.rope_follows_length  # else keys depend on the whole prompt's length
@@ -83,8 +82,7 @@ class Engine:
                 its `logit_bias` names a token that the model does not have.
         """
         sequence = _Sequence(request, room(self.model, request))
-        most = len(request.prompt) + sequence.room
-        if most > self.cache_tokens:
+        if self._pages_for(sequence) > self._pages.count:
             raise UserError(f"a prompt of {len(request.prompt)} tokens and an answer of up to {sequence.room} do not "
                             f"fit the KV cache of {self.cache_tokens} tokens")
         self._sampler.add(request)
@@ -102,22 +100,28 @@ class Engine:
         """Computes the next tokens. Returns them for every request that got some, or that ended (`finish` is set)."""
         self._admit()
         continued = [sequence for sequence in self._running if sequence.unread == 1 and sequence.answer]
+        continued.sort(key=self._place)  # neighbours in the cache can be read together
         hidden = [self._continue(group) for group in self._rows.groups(continued)]
         read = self._read_prompts()
         hidden += [hidden_1D for _, hidden_1D in read]
         sequences = continued + [sequence for sequence, _ in read]
         if not sequences:
             return {}
-        return self._choose(sequences, self._rows.logits(torch.cat(hidden)))
+        return self._choose(sequences, self._rows.logits(joined(hidden)))
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.max_running:
             sequence = self._waiting[0]
-            span = self._lend(-(-(len(sequence.request.prompt) + sequence.room) // self.page))
+            span = self._lend(self._pages_for(sequence))
             if span is None:
                 return
             sequence.span = span
+            self._cache.clear(self._place(sequence), span.count * self.page)
             self._running.append(self._waiting.popleft())
+
+    def _pages_for(self, sequence: "_Sequence") -> int:
+        """Returns how many pages the whole sequence needs."""
+        return -(-padded_length(len(sequence.request.prompt) + sequence.room) // self.page)
 
     def _lend(self, pages: int) -> Span | None:
         span = self._pages.lend(pages)
@@ -128,11 +132,11 @@ class Engine:
 
     def _continue(self, sequences: Sequence["_Sequence"]) -> Tensor:
         """Computes the newest tokens of several sequences. Returns what the head reads (S, D)."""
-        context = CachedContext(self._cache, [
-            Piece(self._place(sequence), sequence.length, 1, sequence.length + 1) for sequence in sequences])
-        ids_S = torch.tensor([sequence.answer[-1] for sequence in sequences], device=self._cache.device)
         for sequence in sequences:
             sequence.length += 1
+        starts, lengths = map(self._place, sequences), [sequence.length for sequence in sequences]
+        context = NewestTokens(self._cache, list(starts), lengths)
+        ids_S = torch.tensor([sequence.answer[-1] for sequence in sequences], device=self._cache.device)
         return self._rows.hidden_states(ids_S, context.positions_T, context)
 
     def _read_prompts(self) -> list[tuple["_Sequence", Tensor]]:
@@ -159,7 +163,7 @@ class Engine:
                 sequence.request.prompt_tokens_shared += self.page
                 return None
         new = min(self.page, len(prompt) - past)
-        context = CachedContext(self._cache, [Piece(self._place(sequence), past, new, len(prompt))])
+        context = CachedPieces(self._cache, [Piece(self._place(sequence), past, new, len(prompt))])
         ids_T = torch.tensor(prompt[past:past + new], device=self._cache.device)
         last_1 = torch.tensor([new - 1], device=self._cache.device)
         hidden_1D = self.model.hidden_states(ids_T, context.positions_T, context, last_1)

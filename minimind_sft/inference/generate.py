@@ -8,6 +8,7 @@ from minimind_sft.inference.engine import PAGE, Engine, room
 from minimind_sft.inference.lowering import LanguageModel
 from minimind_sft.inference.request import Request
 from minimind_sft.inference.sampling import seeds
+from minimind_sft.model.kv_cache import padded_length
 from minimind_sft.settings.chat import SamplingSettings
 
 IsComplete = Callable[[list[int]], bool]
@@ -73,9 +74,9 @@ def _steps(model: LanguageModel, requests: Sequence[Request], complete: Collecti
     Raises:
         UserError: if a request cannot be answered.
     """
-    pages = sum(-(-(len(request.prompt) + room(model, request)) // PAGE) for request in requests)
+    places = sum(-(-padded_length(len(request.prompt) + room(model, request)) // PAGE) * PAGE for request in requests)
     tokens = sum(len(request.prompt) for request in requests)
-    engine = Engine(model, max(len(requests), 1), pages * PAGE, max(tokens, 1))
+    engine = Engine(model, max(len(requests), 1), places, max(tokens, 1))
     for request in requests:
         engine.add(request)
     while engine.running or engine.waiting:

@@ -56,11 +56,16 @@ class Rows:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Returns the scores of the next token (T, V), for any number of rows."""
-        return torch.cat([self._model.logits(F.pad(rows, (0, 0, 0, self._missing(rows))))[:len(rows)]
-                          for rows in hidden_TD.split(self.counts.most)])
+        return joined([self._model.logits(F.pad(rows, (0, 0, 0, self._missing(rows))))[:len(rows)]
+                       for rows in hidden_TD.split(self.counts.most)])
 
     def _missing(self, rows: Tensor) -> int:
         return -len(rows) % self.counts.multiple
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the rows of all parts, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Filled:
