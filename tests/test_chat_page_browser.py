@@ -119,6 +119,13 @@ def test_calls_are_shown_and_their_results_sent(open_chat):
             {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}]},
         {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "sunny"}]
     assert chat.page.locator(".result pre").inner_text() == "sunny"
+    chat.ask("r")
+    chat.press("Answer again", 1)
+    chat.page.locator(".results .version").wait_for()
+    chat.wait()
+    assert chat.questions() == ["q"]
+    chat.press("Previous version")
+    assert chat.questions() == ["q", "r"], "nothing is lost"
 
 
 def test_a_server_that_dies_in_an_answer_loses_nothing(open_chat):
@@ -148,8 +155,8 @@ def test_what_a_server_says_is_shown_as_it_is(open_chat):
     for question in chat.server.answers:
         chat.ask(question)
         states.append(chat.page.locator(".state").last.inner_text())
-    assert states == ["The server refused: <b>messages[0]</b> is too long", "The server is busy; try again in 7 s.",
-                      "The server refused: the model made NaN"]
+    assert states == ["The server says: <b>messages[0]</b> is too long", "The server is busy; try again in 7 s.",
+                      "The server says: the model made NaN"]
     assert chat.answers()[-1] == "Begun"
 
 
@@ -165,3 +172,33 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(open_chat, chat_server):
     chat.page.locator("#model option[value=mini]").wait_for(state="attached")
     assert chat.ask("q") == "I am mini."
     assert "secret" not in chat.page.evaluate("JSON.stringify({...localStorage})")
+
+
+def test_a_server_that_comes_back_is_found_with_its_models(open_chat, chat_server):
+    chat = open_chat()
+    chat.page.route("**/v1/**", lambda route: route.abort())
+    chat.ask("q")
+    chat.see("The server does not answer.")
+    chat_server.models = ["trained"]
+    chat.page.unroute("**/v1/**")
+    chat.page.locator("#model option[value=trained]").wait_for(state="attached")
+    chat.press("Try again")
+    chat.see("I am trained.")
+
+
+def test_what_the_browser_kept_may_be_anything(open_chat):
+    chat = open_chat()
+    chat.ask("q")
+    chat.page.evaluate("""() => {
+      const [name] = Object.keys(localStorage).filter(one => one.startsWith("minimind-chat:"));
+      const good = JSON.parse(localStorage.getItem(name));
+      const bad = [null, [], 3, {}, { ...good, turns: [null] }, { ...good, turns: [{ content: "x", answers: [] }] },
+                   { ...good, turns: [{ ...good.turns[0], chosen: 7 }] }, { ...good, title: 3 }];
+      bad.forEach((value, at) => localStorage.setItem(`minimind-chat:${at}`, JSON.stringify(value)));
+      localStorage.setItem("minimind-chat:x", "{");
+      localStorage.setItem("minimind-preferences", '{"sampling": null, "language": 3, "theme": "dark"}');
+    }""")
+    chat.open()
+    assert chat.page.locator("#chats .chat").all_inner_texts() == ["q"]
+    assert chat.page.locator("html").get_attribute("data-theme") == "dark"
+    assert chat.ask("r") == "I am mini."

@@ -18,6 +18,19 @@ export const newChat = () => ({ id: newId(), title: "", changed: Date.now(), sys
 
 export const newAnswer = model => ({ model, content: "", reasoning: "", calls: [], finish: null, problem: null, tokens: 0 });
 
+/** Tells whether a value that a browser kept is a chat: another version of the page, or a reader, may have written it. */
+export function isChat(value) {
+  const isText = text => typeof text === "string";
+  const isAnswer = answer => answer && [answer.model, answer.content, answer.reasoning].every(isText)
+    && Array.isArray(answer.calls) && answer.calls.every(call => call && [call.name, call.arguments].every(isText));
+  const isResult = one => one && [one.name, one.content].every(isText);
+  const isTurn = turn => turn && (isText(turn.content) || (Array.isArray(turn.results) && turn.results.every(isResult)))
+    && Array.isArray(turn.answers) && turn.answers.every(isAnswer) && Boolean(turn.answers[turn.chosen])
+    && (!turn.branches || (Array.isArray(turn.branches) && turn.branches.every(one => !one || one.every(isTurn))));
+  return Boolean(value) && [value.id, value.title, value.system, value.tools].every(isText)
+    && Array.isArray(value.turns) && value.turns.every(isTurn);
+}
+
 export const chosenAnswer = turn => turn.answers[turn.chosen];
 export const isEmpty = answer => !answer.content.trim() && !answer.reasoning && !answer.calls.length;
 export const isComplete = answer => !isEmpty(answer) && ["stop", "tool_calls"].includes(answer.finish);

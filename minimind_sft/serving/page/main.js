@@ -11,13 +11,14 @@ import { languageOfBrowser, setLanguage, t, translate } from "./strings.js";
 import { TurnsView } from "./turns_view.js";
 
 const SAVE_EVERY = 2000;
+const ASK_AGAIN = 3000;
 const NEAR_END = 80;
 const MAX_ANNOUNCED = 2000;
 const EXAMPLES = ["example1", "example2", "example3", "example4"];
 
 const preferences = storage.readPreferences();
 const running = new Map(); // chat id -> its AbortController
-let chats = storage.readChats(), chat = newChat(), models = [], saveTimer = 0, followsEnd = true;
+let chats = storage.readChats(), chat = newChat(), models = [], saveTimer = 0, modelsTimer = 0, followsEnd = true;
 
 const message = byId("message"), scroll = byId("scroll"), notice = new Notice(byId("notice"));
 const turns = new TurnsView(byId("turns"), { edit, regenerate, retry, choose, switchTo, vote, sendResults,
@@ -118,6 +119,7 @@ async function answerTurn(one, at, answers) {
     saveSoon(one);
   })));
   running.delete(one.id);
+  if (answers.some(answer => answer.problem)) loadModels(); // it may be another server now
   if (!chats.includes(one)) return; // deleted meanwhile
   save(one);
   if (one !== chat) return;
@@ -278,11 +280,18 @@ function useKey(key) {
   if (changed || !models.length) loadModels();
 }
 
+/** Asks for the names of the models, again and again while the server does not answer. */
 async function loadModels() {
+  clearTimeout(modelsTimer);
   try {
     models = await fetchModels();
+    if (modelsTimer) notice.hide();
+    modelsTimer = 0;
   } catch (error) {
-    models = [];
+    const isFirst = !modelsTimer;
+    if (error.kind === "keyNeeded") models = [];
+    if (error.kind === "noServer") modelsTimer = setTimeout(loadModels, ASK_AGAIN);
+    if (!isFirst) return;
     const needsKey = error.kind === "keyNeeded";
     notice.show(error.kind === "refused" ? t("refused", { message: error.message }) : t(error.kind, { n: error.after }),
       { isWarning: true, action: t(needsKey ? "enterKey" : "tryAgain"),

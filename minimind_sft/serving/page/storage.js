@@ -1,4 +1,6 @@
 // Keeps conversations and preferences in this browser, or in memory where it keeps nothing.
+import { isChat } from "./chats.js";
+
 const CHAT = "minimind-chat:", PREFERENCES = "minimind-preferences", KEY = "minimind-key";
 
 export const DEFAULTS = { language: "", theme: "system", model: "", other: "", compare: false, blind: true, thinking: false,
@@ -36,7 +38,9 @@ export function isKept() {
 
 export function readPreferences() {
   try {
-    return { ...DEFAULTS, ...objectIn(localStorage.getItem(PREFERENCES)) };
+    const kept = objectIn(localStorage.getItem(PREFERENCES)) ?? {};
+    const isRight = name => typeof kept[name] === typeof DEFAULTS[name] && kept[name] !== null;
+    return Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, isRight(name) ? kept[name] : value]));
   } catch {
     return { ...DEFAULTS };
   }
@@ -51,7 +55,7 @@ export function readChats() {
     for (let index = 0; index < localStorage.length; index++) {
       const name = localStorage.key(index);
       const chat = name.startsWith(CHAT) ? objectIn(localStorage.getItem(name)) : null;
-      if (chat && Array.isArray(chat.turns)) chats.push(chat);
+      if (isChat(chat)) chats.push(chat);
     }
   } catch { /* without storage, there are none */ }
   return chats.sort((a, b) => b.changed - a.changed);
@@ -60,7 +64,8 @@ export function readChats() {
 /** Returns one chat as it is kept now: another tab may have changed it. */
 export function readChat(id) {
   try {
-    return objectIn(localStorage.getItem(CHAT + id));
+    const chat = objectIn(localStorage.getItem(CHAT + id));
+    return isChat(chat) ? chat : null;
   } catch {
     return null;
   }

@@ -33,7 +33,7 @@ export class TurnsView {
     const isLast = at === chat.turns.length - 1, shown = turn.pair ? turn.answers : [chosenAnswer(turn)];
     const answers = shown.map((answer, side) => this.answer(turn, at, answer, side, { isLast, running }));
     return element("article", { class: turn.pair ? "turn pair" : "turn" },
-      turn.results ? results(turn) : this.question(turn, at, running),
+      turn.results ? this.results(turn, at, running) : this.question(turn, at, running),
       element("div", { class: "answers" }, ...answers),
       turn.pair && !running ? this.votes(turn, at, isLast) : null,
       isLast && !running && !turn.pair && chosenAnswer(turn).finish === "tool_calls" ? this.resultsForm(turn, at) : null);
@@ -45,10 +45,21 @@ export class TurnsView {
     const actions = element("div", { class: "actions" }, this.copyButton(() => turn.content, `${at}:copy-question`));
     if (!running) {
       actions.append(iconButton("edit", t("edit"), () => this.openEditor(box, turn, at), { "data-focus": `${at}:edit` }),
-        ...this.versions(turn.branch ?? 0, turn.branches?.length ?? 1, to => this.on.switchTo(at, to), `${at}:branch`));
+        ...this.branches(turn, at));
     }
     box.append(actions);
     return box;
+  }
+
+  results(turn, at, running) {
+    return element("section", { class: "results", "aria-label": t("results") }, turn.results.map(one => (
+      element("div", { class: "result" }, element("div", { class: "call-name" }, t("callResult", { name: one.name })),
+        element("pre", { tabindex: "0", text: one.content })))),
+    element("div", { class: "actions" }, running ? [] : this.branches(turn, at)));
+  }
+
+  branches(turn, at) {
+    return this.versions(turn.branch ?? 0, turn.branches?.length ?? 1, to => this.on.switchTo(at, to), `${at}:branch`);
   }
 
   openEditor(box, turn, at) {
@@ -149,7 +160,3 @@ export class TurnsView {
     element("button", { type: "submit", class: "main", text: t("sendResults") }));
   }
 }
-
-const results = turn => element("section", { class: "results", "aria-label": t("results") }, ...turn.results.map(one => (
-  element("div", { class: "result" }, element("div", { class: "call-name" }, t("callResult", { name: one.name })),
-    element("pre", { tabindex: "0", text: one.content })))));
