@@ -119,7 +119,7 @@ async function answerTurn(one, at, answers) {
     saveSoon(one);
   })));
   running.delete(one.id);
-  if (answers.some(answer => answer.problem)) loadModels(); // it may be another server now
+  if (answers.some(answer => answer.problem)) loadModels({ isQuiet: true }); // it may be another server now
   if (!chats.includes(one)) return; // deleted meanwhile
   save(one);
   if (one !== chat) return;
@@ -280,18 +280,18 @@ function useKey(key) {
   if (changed || !models.length) loadModels();
 }
 
-/** Asks for the names of the models, again and again while the server does not answer. */
-async function loadModels() {
+/** Asks for the names of the models, again and again while the server does not answer; says so once, unless `isQuiet`. */
+async function loadModels({ isQuiet = false } = {}) {
   clearTimeout(modelsTimer);
   try {
     models = await fetchModels();
     if (modelsTimer) notice.hide();
     modelsTimer = 0;
   } catch (error) {
-    const isFirst = !modelsTimer;
+    const isKnown = isQuiet || modelsTimer;
     if (error.kind === "keyNeeded") models = [];
-    if (error.kind === "noServer") modelsTimer = setTimeout(loadModels, ASK_AGAIN);
-    if (!isFirst) return;
+    if (error.kind === "noServer") modelsTimer = setTimeout(loadModels, ASK_AGAIN, { isQuiet });
+    if (isKnown) return;
     const needsKey = error.kind === "keyNeeded";
     notice.show(error.kind === "refused" ? t("refused", { message: error.message }) : t(error.kind, { n: error.after }),
       { isWarning: true, action: t(needsKey ? "enterKey" : "tryAgain"),
