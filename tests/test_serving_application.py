@@ -1,5 +1,7 @@
 """The server's addresses: answers, streams, refusals, and whom it answers."""
 
+import threading
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -7,12 +9,14 @@ pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 pytest.importorskip("httpx", reason="the extra [test] is not installed")
 
+from programs import PATIENCE
 from served import HERE, QUESTION, TOKENIZER, HeldEngine, chat, events, served
 from starlette.testclient import TestClient
 
 from minimind_sft.inference.generate import generate_stream
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
+from minimind_sft.serving.prompts import chat_prompt
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.serve import LimitSettings, ListeningSettings
 
@@ -89,6 +93,26 @@ def test_a_stop_string_ends_the_answer_and_frees_the_engine():
         assert answer["choices"][0]["message"]["content"] == "" and answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"]["completion_tokens"] == 3
         assert engine.requests == []
+
+
+def test_requests_in_the_making_take_places_in_the_queue(monkeypatch):
+    made, go = threading.Event(), threading.Event()
+
+    def slow(*args):
+        made.set()
+        assert go.wait(PATIENCE)
+        return chat_prompt(*args)
+
+    monkeypatch.setattr("minimind_sft.serving.service.chat_prompt", slow)
+    with client_of(served(engine=HeldEngine(held=False)), max_waiting=0) as client:
+        answers = []
+        first = threading.Thread(target=lambda: answers.append(client.post(CHAT, json=chat())))
+        first.start()
+        assert made.wait(PATIENCE)
+        assert error(client.post(CHAT, json=chat()), 429)["code"] == "queue_full"
+        go.set()
+        first.join()
+        assert answers[0].status_code == client.post(CHAT, json=chat()).status_code == 200
 
 
 def test_models_by_name(mini):

@@ -21,6 +21,11 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr("minimind_sft.serving.server.LOOK_TICKS", 1)
+
+
 def status_of(response):
     return int(response.split(b" ", 2)[1])
 

@@ -23,7 +23,8 @@ def serve_models(settings: ServeSettings, ready: Callable[[str], None]) -> None:
     with listen(settings.listening) as listener:
         models = load_models(settings, say)
         for model in models:
-            say(f"{'model':<12}{model.name}: {model.loaded.path}")
+            say(f"{'model':<12}{model.name}: {model.loaded.path}, KV cache of {model.engine.cache_tokens:,} tokens, "
+                f"{model.engine.bytes / 2**20:,.0f} MiB")
         if settings.listening.is_open and settings.listening.key is None:
             say(f"{'notice':<12}everybody who reaches {settings.listening.host} can use the models: there is no "
                 "--api_key")

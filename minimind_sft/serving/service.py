@@ -35,6 +35,7 @@ class Service:
         self.models, self.limits = models, limits
         self.worker = Worker([model.engine for model in models], limits.max_waiting, limits.answer_seconds)
         self.metrics = Metrics(models)
+        self._parsing = ThreadPoolExecutor(1, "bodies")
         self._preparing = ThreadPoolExecutor(1, "prompts")  # one: templates and tokenizers are not made for several
 
     @property
@@ -49,13 +50,10 @@ class Service:
 
         Raises:
             ApiProblem: if there is no such model, or the body is not as it should be.
-            QueueFull, Stopping: as `Worker.submit`, before the prompt is made, which takes longer.
         """
         body = await read_body(request, self.limits.max_body * KIB, self.limits.receive_seconds)
-        asked = await self._prepare(lambda: parse_body(kind, body))
-        served = self.model(asked.model)
-        self.worker.check_room(served.engine, asked.choices)
-        return asked, served
+        asked = await asyncio.get_running_loop().run_in_executor(self._parsing, parse_body, kind, body)
+        return asked, self.model(asked.model)
 
     def model(self, name: str) -> ServedModel:
         """
@@ -75,10 +73,11 @@ class Service:
             ApiProblem: if the model cannot be asked this.
             QueueFull, Stopping: as `Worker.submit`.
         """
-        tool_format = await self._prepare(served.tool_format) if asked.offered else None
-        prompt = await self._prepare(lambda: chat_prompt(
-            asked, served.loaded, served.sampling,
-            lambda reasoning: grammar_of(asked, served.grammars, tool_format, reasoning)))
+        with self.worker.reserved(served.engine, asked.choices):
+            tool_format = await self._prepare(served.tool_format) if asked.offered else None
+            prompt = await self._prepare(lambda: chat_prompt(
+                asked, served.loaded, served.sampling,
+                lambda reasoning: grammar_of(asked, served.grammars, tool_format, reasoning)))
 
         def calls() -> CallReader | None:
             one_call = asked.parallel_tool_calls is False
@@ -94,7 +93,8 @@ class Service:
         Raises:
             ApiProblem, QueueFull, Stopping: as `ask_chat`.
         """
-        prompts = await self._prepare(lambda: completion_prompts(asked, served.loaded, served.sampling))
+        with self.worker.reserved(served.engine, len(asked.prompts) * asked.choices):
+            prompts = await self._prepare(lambda: completion_prompts(asked, served.loaded, served.sampling))
         readers = [AnswerReader(served.loaded.tokenizer, None, None, asked.stops, prompt.ids,
                                 asked.best_logprobs is not None) for prompt in prompts for _ in prompt.requests]
         return await self._submit(served, prompts, readers)

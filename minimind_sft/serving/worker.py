@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from minimind_sft.errors import UserError
@@ -147,7 +147,7 @@ class Worker:
             QueueFull, Stopping: if the server takes no more requests now.
             UserError: if the engine can never answer all of them; any other error of the engine as well.
         """
-        self.check_room(engine, len(requests))
+        self._check_room(engine, len(requests))
         submission = Submission(requests, self._cancel, self._answer_seconds)
         self._open[engine] += len(requests)
         self._owners |= dict.fromkeys(requests, (submission, engine))
@@ -164,13 +164,22 @@ class Worker:
             raise refused
         return submission
 
-    def check_room(self, engine: Engine, count: int = 1) -> None:
-        """Checks whether the engine's queue takes so many more requests.
+    @contextmanager
+    def reserved(self, engine: Engine, count: int) -> Iterator[None]:
+        """Keeps places in the engine's queue for requests that are being made.
 
         Raises:
-            QueueFull, Stopping: if it does not.
-            UserError: if it never does.
+            QueueFull, Stopping: if the server takes no more requests now.
+            UserError: if it never takes so many.
         """
+        self._check_room(engine, count)
+        self._open[engine] += count
+        try:
+            yield
+        finally:
+            self._open[engine] -= count
+
+    def _check_room(self, engine: Engine, count: int) -> None:
         if self.is_draining:
             raise Stopping("the server is about to end")
         room = engine.max_running + self._max_waiting

@@ -75,7 +75,7 @@ class ListeningSettings:
             return self.host.lower() != "localhost"
 
     def problems(self) -> list[str]:
-        found = []
+        found = [] if self.host else ["--host: expected an address, found nothing"]
         if self.key is not None and not re.fullmatch("[!-~]+", self.key):
             where = "--api_key" if self.api_key is not None else f"environment variable {API_KEY_VARIABLE}"
             found.append(f"{where}: expected letters, digits and signs of ASCII without blanks")
