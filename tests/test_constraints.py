@@ -12,8 +12,9 @@ pytest.importorskip("llguidance", reason="the extra [serve] is not installed")
 import torch
 from chats import BUNDLED, TOKENIZER
 from constrained import CONTROL, allows, by_chance, byte_level, grammars, random_schema, sentencepiece
-from tool_templates import FAMILIES, FAMILY_TOKENIZER, family_template
+from tool_templates import FAMILIES, FAMILY_TOKENIZER, JSON_CALL, family_template
 
+from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.inference.request import Request
 from minimind_sft.inference.sampling import Sampler
@@ -281,7 +282,7 @@ def test_what_a_request_asks_for():
 
 STRICT = [{**tool, "function": {**tool["function"], "strict": tool is WEATHER}} for tool in TOOLS]
 UNMARKED = ("llama3", "openai")
-"""Their calls begin with JSON instead of a control token."""
+"""Their calls are JSON, and nothing marks them."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -316,6 +317,22 @@ def test_strict_tools_and_formats_beside_calls_that_the_model_may_make(name: str
     # Arguments that are written one by one follow their schema in any case.
     assert texts_of(strict) == [True, True, True, True, not pairs, False]
     assert texts_of(with_json) == [False, True, True, False, not pairs, not pairs]
+
+
+SPELLED = ("{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
+           "{% for c in m.tool_calls or [] %}<call>" + JSON_CALL + "</call>{% endfor %}<|end|>{% endfor %}"
+           "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+def test_a_mark_that_is_no_control_token():
+    template = ChatTemplate(byte_level(), SPELLED.replace("KEY", "arguments").replace("f.", "c.function."))
+    made_by, tool_format = grammars(byte_level(), template), ToolFormat.of(template)
+    made = grammar_of(request(tools=STRICT), made_by, tool_format, "none")
+    assert made is not None and tool_format.mark == "<call>"
+    rain = tool_format.write([RAIN])
+    for text, allowed in [("hello <cal", True), ("hello <call>", False), (rain, True), ("so " + rain, True),
+                          (rain + " so", False), (tool_format.write([Call("weather", {})]), False)]:
+        assert allows(made, byte_level().encode(text)) is allowed, text
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

@@ -44,15 +44,16 @@ def grammar_of(request: ChatRequest, grammars: Grammars, tool_format: ToolFormat
     strict = next((index for index, tool in enumerate(request.offered) if tool["function"].get("strict")), None)
     if wanted is None and strict is None:
         return None
-    if not grammars.is_control(tool_format.beginning):
+    if not tool_format.mark:
         raise unsupported("response_format" if wanted else f"tools[{strict}].function.strict",
-                          "not together with calls that the model may make or not, as no control token of its chat "
-                          "template begins them")
-    calls = _call_rules(grammars, tool_format, request.offered, None, all_follow=False)
+                          "not together with calls that the model may make or not, as nothing marks its calls")
     if wanted is not None:
-        json_body = _json_body(wanted)
-        return grammars.compile(f"body: json | calls\njson: {json_body}\n{calls}", reasoning, "response_format")
-    return grammars.compile(f"body: words calls?\nwords: /(?s:.*)/\n{calls}", reasoning, "tools")
+        calls = _call_rules(grammars, tool_format, request.offered, None, begun="")
+        return grammars.compile(f"body: json | calls\njson: {_json_body(wanted)}\n{calls}", reasoning,
+                                "response_format")
+    calls = _call_rules(grammars, tool_format, request.offered, None, begun=tool_format.mark)
+    return grammars.compile(f"body: WORDS | before calls\nWORDS: {grammars.without(tool_format.mark)}\n"
+                            f"{grammars.until('before', tool_format.mark)}{calls}", reasoning, "tools")
 
 
 def grammar_of_json(grammars: Grammars, wanted: JsonFormat | SchemaFormat, reasoning: Reasoning) -> Grammar:
@@ -87,11 +88,13 @@ def _json_body(wanted: JsonFormat | SchemaFormat) -> str:
 
 
 def _call_rules(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]],
-                names: Sequence[str] | None, all_follow: bool = True) -> str:
+                names: Sequence[str] | None, begun: str | None = None) -> str:
     """Returns the rules of `calls`.
 
     Args:
-        all_follow: whether the arguments follow their schema even where a function is not strict.
+        begun: the beginning of the first call that other rules have, for an answer that need not be a call: only the
+            arguments of strict functions follow their schema, and no blanks come before the first call. None: calls
+            are demanded.
     """
     rules, calls = [], []
     for index, tool in enumerate(tools):
@@ -99,7 +102,7 @@ def _call_rules(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Map
         if names is not None and function["name"] not in names:
             continue
         rule, place = f"arguments_{index}", f"tools[{index}].function.parameters"
-        follows = all_follow or function.get("strict") or tool_format.pairs
+        follows = begun is None or function.get("strict") or tool_format.pairs
         schema = (function.get("parameters") or NO_ARGUMENTS) if follows else OBJECT
         check_schema(schema, place)
         if (kind := schema.get("type", "object")) != "object":
@@ -108,9 +111,13 @@ def _call_rules(grammars: Grammars, tool_format: ToolFormat, tools: Sequence[Map
                   else _Arguments(grammars, tool_format.pairs, schema, rule, place).rules())
         slots = {Slot.NAME: quoted(function["name"]), Slot.ARGUMENTS: rule, Slot.ID: CALL_ID}
         calls.append(" ".join(grammars.literal(part) if isinstance(part, str) else slots[part]
-                              for part in tool_format.call))
-    more = "" if tool_format.between is None else f"({grammars.literal(tool_format.between)} call)*"
-    body = f"{grammars.literal(tool_format.opening)} call {more} {grammars.literal(tool_format.closing)}"
+                              for part in tool_format.call[1:]))
+    first = tool_format.beginning if begun is None else tool_format.beginning.lstrip()[len(begun):]
+    more = ""
+    if tool_format.between is not None:
+        next_one = tool_format.beginning[len(tool_format.opening):]
+        more = f"({grammars.literal(tool_format.between)} {grammars.literal(next_one)} call)*"
+    body = f"{grammars.literal(first)} call {more} {grammars.literal(tool_format.closing)}"
     return f"calls: {body}\ncall: {' | '.join(calls)}\n{''.join(rules)}"
 
 

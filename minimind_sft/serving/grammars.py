@@ -120,9 +120,11 @@ class Grammars:
         return " ".join(f"<[{self._control[part]}]>" if part in self._control else quoted(part)
                         for part in self._at_control.split(text) if part) or '""'
 
-    def is_control(self, text: str) -> bool:
-        """Tells whether a text begins with a control token."""
-        return bool(self._control) and self._at_control.match(text) is not None
+    def without(self, mark: str) -> str:
+        """Returns the regular expression of any text without a mark; a control token is in no text."""
+        if self._control and self._at_control.search(mark):
+            return "/(?s:.*)/"
+        return f"/(?s:.*)/ & ~/(?s:.*){_pattern(mark)}(?s:.*)/"
 
     def until(self, name: str, end: str) -> str:
         """Returns the rule of that name for any text up to the next `end`, which is part of it."""

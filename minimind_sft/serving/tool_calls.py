@@ -26,11 +26,8 @@ Steps: TypeAlias = Generator[None, None, T]
 ARGUMENT_KEYS = ("arguments", "parameters")
 WORD = re.compile(r"[\w.:/-]")
 MAX_NAME = 256
-MARK = re.compile(r"\[?[^\s{(\[]*")
 LLAMA_OPENING, LLAMA_BETWEEN = "<|python_tag|>", ";"
 """Text that Llama 3's models write before and between calls, although their template does not."""
-MIN_MARK = 3
-"""Characters: a shorter mark, such as a bracket, is no sign of a call unless the answer begins with it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ class CallReader:
         first = tool_format.call[0]
         assert isinstance(first, str)
         self._head = self._object.before + "{" if self._object else first
-        mark = MARK.match((tool_format.opening + first).lstrip())
-        self._mark = mark[0] if mark and len(mark[0]) >= MIN_MARK else ""
+        self._mark = tool_format.mark
         self._text, self._start, self._at = "", 0, 0
         """The text that is still needed, the first character that has not been given out, and the next one to read."""
         self._ended = self._streams = self._called = self._is_call = False

@@ -108,6 +108,12 @@ class ToolFormat:
         first = self.call[0]
         return self.opening + (first if isinstance(first, str) else "")
 
+    @property
+    def mark(self) -> str:
+        """The text that tells a call from other text, such as `<tool_call>`; "" if there is none, as in Llama 3's."""
+        mark = MARK.match(self.beginning.lstrip())
+        return mark[0] if mark and len(mark[0]) >= MIN_MARK else ""
+
     def write(self, calls: Sequence[Call]) -> str:
         """Returns the text of calls, as the template writes it."""
         return self.opening + (self.between or "").join(map(self._write_call, calls)) + self.closing
@@ -149,6 +155,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+MARK = re.compile(r"\[?[^\s{(\[]*")
+MIN_MARK = 3
+"""Characters: a shorter mark, such as a bracket, is no sign of a call unless the answer begins with it."""
 NO_CALLS = "the chat template does not write tool calls"
 UNREADABLE = "the chat template writes tool calls in a way that cannot be read back"
 QUESTION = {"role": "user", "content": "qxqzk"}
