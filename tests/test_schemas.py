@@ -32,6 +32,8 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
+TOGETHER = ("expected at most 8 patterns and formats in a schema with allOf, or with anyOf, oneOf or $ref beside other "
+            "keywords, found 9")
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "not an object": (7, "", "expected a JSON Schema, which is an object, found 7"),
     "unknown keyword": ({"nullable": True}, ".nullable", "answers cannot be made to follow this keyword"),
@@ -54,11 +56,14 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
                  "expected at most 300 of them, found 301"),
     "too long": ({"minLength": 10**9}, ".minLength", "expected a whole number from 0 to 100,000, found 1000000000"),
     "negative": ({"maxItems": -1}, ".maxItems", "expected a whole number from 0 to 100,000, found -1"),
-    "counts too far": ({"multipleOf": 10_007}, ".multipleOf", "the product of all multipleOf is above 10,000"),
-    "counts too far together": ({"allOf": [{"multipleOf": n} for n in (0.97, 89, 83)]}, ".allOf.2.multipleOf",
-                                "the product of all multipleOf is above 10,000"),
+    "counts too far": ({"multipleOf": 1009}, ".multipleOf", "the product of all multipleOf is above 1,000"),
+    "counts too far together": ({"allOf": [{"multipleOf": n} for n in (0.11, 9, 13)]}, ".allOf.2.multipleOf",
+                                "the product of all multipleOf is above 1,000"),
     "counts nothing": ({"multipleOf": 0}, ".multipleOf", "expected a number above 0, found 0"),
     "counts words": ({"multipleOf": "2"}, ".multipleOf", 'expected a number above 0, found "2"'),
+    "many patterns together": ({"allOf": [{"pattern": f".*a.{{{n}}}b.*"} for n in range(9)]}, "", TOGETHER),
+    "many patterns together, nested": ({"pattern": "x", "anyOf": [{"pattern": "y", "$ref": "#/$defs/d"}], "$defs": {
+        "d": {"allOf": [{"format": "date"} for n in range(7)]}}}, "", TOGETHER),
     "contradiction": ({"type": "integer", "minimum": 5, "maximum": 3}, "",
                       "answers cannot be made to follow it: Unsatisfiable schema: minimum (5) is greater than maximum "
                       "(3)"),

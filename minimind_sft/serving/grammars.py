@@ -32,6 +32,10 @@ JSON_OPTIONS = {"whitespace_pattern": r"[ ]|\n {0,32}", "json_allowed_escapes": 
 are not written as escapes, under which a name of a property would not be recognised."""
 MAX_LEXER_STATES = 50_000
 """For texts whose length, pattern or format counts; some hundred bytes each."""
+MAX_ALTERNATIVES = 10_000
+"""At one place of an answer: a step with so many takes about 20 ms."""
+AHEAD = 64
+"""Characters that are cut into tokens at once where only one text can follow."""
 SOURCE = re.compile(r"\n\s*\d+ \| |<non-verbose/>")
 """Where llguidance's reasons go on with the rules."""
 MAX_REASON = 200
@@ -79,7 +83,8 @@ class Grammar:
         """Returns what follows one answer. Its copies would share the states of their texts, and their limit."""
         import llguidance
 
-        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ALTERNATIVES,
+                                           verbose_errors=False)
         return llguidance.LLMatcher(self._tokens, self._rules, log_level=0, limits=limits)
 
     def constraint(self) -> Constraint:
@@ -192,7 +197,8 @@ class _TokenList:
         self._longest = max(map(len, tokens))
 
     def __call__(self, text: str) -> list[int]:
-        """Returns tokens whose bytes are exactly those of the text, if possible as the model knows them."""
+        """Returns tokens for the beginning of a text: exactly its bytes, and if possible as the model knows them."""
+        text = text[:AHEAD]
         ids, wanted = self._encode(text, inside=True), text.encode()
         return ids if b"".join(self.tokens[token] for token in ids) == wanted else self._longest_tokens(wanted)
 

@@ -28,8 +28,10 @@ MAX_DEPTH = 24
 """Schemas within schemas."""
 MAX_PROPERTIES = 300
 """Of one object."""
-MAX_MULTIPLE = 10_000
+MAX_MULTIPLE = 1000
 """For the product of all `multipleOf`: the grammar of one counts up to it."""
+MAX_TOGETHER = 8
+"""Patterns and formats in a schema whose parts have to be met together: the time grows exponentially with them."""
 MAX_REPEATS = 100_000
 """For lengths of texts and lists, and for the number of properties."""
 
@@ -47,10 +49,12 @@ def check_schema(schema: Any, place: str) -> None:
         raise invalid(place, f"expected a JSON Schema, which is an object, found {describe(schema)}")
     if (size := len(json.dumps(schema, ensure_ascii=False))) > MAX_CHARACTERS:
         raise invalid(place, f"expected a schema of at most {MAX_CHARACTERS:,} characters, found {size:,}")
-    product, targets, refs = Decimal(1), {"#"}, []
+    product, targets, refs, patterns, is_combined = Decimal(1), {"#"}, [], 0, False
     for path, part in _walk(schema, "#", place):
         where = place + path[1:].replace("/", ".")
         _check_one(part, where)
+        patterns += len(part.keys() & {"pattern", "format"})
+        is_combined |= _is_combined(part)
         targets.add(path)
         if "$anchor" in part:
             targets.add(f"#{part['$anchor']}")
@@ -60,6 +64,9 @@ def check_schema(schema: Any, place: str) -> None:
             product *= _steps(part["multipleOf"], where)
             if product > MAX_MULTIPLE:
                 raise unsupported(f"{where}.multipleOf", f"the product of all multipleOf is above {MAX_MULTIPLE:,}")
+    if is_combined and patterns > MAX_TOGETHER:
+        raise unsupported(place, f"expected at most {MAX_TOGETHER} patterns and formats in a schema with allOf, or "
+                                 f"with anyOf, oneOf or $ref beside other keywords, found {patterns}")
     for where, ref in refs:
         if ref not in targets:
             raise unsupported(f"{where}.$ref", f"expected a schema inside this one, such as #/$defs/NAME, "
@@ -90,6 +97,12 @@ def _walk(schema: Any, path: str, place: str, depth: int = 0) -> Iterator[tuple[
             parts = [(f"{path}/{name}", value)]
         for inner, part in parts:
             yield from _walk(part, inner, place, depth + 1)
+
+
+def _is_combined(schema: Mapping[str, Any]) -> bool:
+    """Tells whether values have to follow several parts of a schema."""
+    return "allOf" in schema or (bool(schema.keys() & {"anyOf", "oneOf", "$ref"})
+                                 and len(schema.keys() - {*NOTES, "$defs", "definitions"}) > 1)
 
 
 def _check_one(schema: Mapping[str, Any], where: str) -> None:
