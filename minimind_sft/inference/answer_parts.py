@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from minimind_sft.errors import UserError
@@ -83,7 +83,7 @@ def _described(call: object) -> str:
     return f"{call['name']}({', '.join(given)})"
 
 
-def unfinished(text: str, marks: Collection[str]) -> int:
+def unfinished(text: str, marks: Iterable[str]) -> int:
     """Returns how many characters at the end of `text` may be the beginning of one of the marks."""
     longest = 0
     for mark in marks:

@@ -5,27 +5,18 @@ out to be no call is content. If a call breaks in the middle of its arguments, w
 rest is content. So no text is lost, except what a template itself writes around calls.
 """
 
-import re
 import secrets
 import string
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
-from minimind_sft.errors import UserError
 from minimind_sft.inference.answer_parts import unfinished
 from minimind_sft.serving.argument_values import argument_json
-from minimind_sft.serving.json_scanner import IN_SCALAR, BrokenJson, JsonScanner, is_scalar
+from minimind_sft.serving.arriving_text import MAX_NAME, ArrivingText, Broken, Steps
 from minimind_sft.serving.tool_formats import Slot, ToolFormat, to_json
-from minimind_sft.strict_json import parse_json
-
-T = TypeVar("T")
-Steps: TypeAlias = Generator[None, None, T]
-"""A part of the reading, which pauses where the text ends so far."""
 
 ARGUMENT_KEYS = ("arguments", "parameters")
-WORD = re.compile(r"[\w.:/-]")
-MAX_NAME = 256
 LLAMA_OPENING, LLAMA_BETWEEN = "<|python_tag|>", ";"
 """Text that Llama 3's models write before and between calls, although their template does not."""
 
@@ -45,11 +36,7 @@ def new_call_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-class Broken(Exception):
-    """The text is not a call, or not one any more."""
-
-
-class CallReader:
+class CallReader(ArrivingText):
     """Tells calls from the content around them.
 
     Blanks between the parts of a call do not matter. Where nothing marks a call, as in Llama 3's format, only an answer
@@ -65,6 +52,7 @@ class CallReader:
     """
 
     def __init__(self, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]] = (), one_call: bool = False):
+        super().__init__()
         self.complete = 0
         self._one_call = one_call
         self._format, self._object = tool_format, tool_format.call_object
@@ -74,9 +62,7 @@ class CallReader:
         assert isinstance(first, str)
         self._head = self._object.before + "{" if self._object else first
         self._mark = tool_format.mark
-        self._text, self._start, self._at = "", 0, 0
-        """The text that is still needed, the first character that has not been given out, and the next one to read."""
-        self._ended = self._streams = self._called = self._is_call = False
+        self._streams = self._called = self._is_call = False
         """`_streams`: what is read belongs to the arguments, and is given out whenever the text ends. `_called`: the
         name of the call has been given out. `_is_call`: something was given out since the mark."""
         self._begun = 0
@@ -94,8 +80,7 @@ class CallReader:
 
     def push(self, text: str) -> list[str | CallPiece]:
         """Returns the content and the pieces of calls that are certain by now, in their order."""
-        self._text = self._text[self._start:] + text
-        self._at, self._start = self._at - self._start, 0
+        self._arrive(text)
         next(self._steps, None)
         found, self._found = self._found, []
         while self.is_over and found and (isinstance(found[-1], str) or found[-1].index > 0):
@@ -117,16 +102,13 @@ class CallReader:
         """Reads content up to a mark; False: there is none, and the answer ended."""
         while True:
             place = self._text.find(self._mark, self._at) if self._mark else -1
-            end = place if place >= 0 else len(self._text) - unfinished(self._text, [self._mark] * bool(self._mark))
-            keeps_blanks = place < 0 and self._ended and not self._begun
-            ready = self._text[self._start:len(self._text) if place < 0 and self._ended else end]
-            ready = ready if keeps_blanks else ready.rstrip()
-            if ready:
-                self._found.append(ready)
-            self._start += len(ready)
-            self._at = end
-            if place >= 0 or self._ended:
-                return place >= 0
+            if place < 0 and self._ended:
+                self._give_content(len(self._text), keeps_blanks=not self._begun)
+                return False
+            self._at = place if place >= 0 else len(self._text) - unfinished(self._text, filter(None, [self._mark]))
+            self._give_content(self._at)
+            if place >= 0:
+                return True
             yield
 
     def _attempt(self) -> Steps[None]:
@@ -236,6 +218,12 @@ class CallReader:
             self._begin()
             self._complete(self._early)
 
+    def _object_in(self, text: str) -> str:
+        """Returns the JSON of an object, given a JSON string that holds it."""
+        inner = self._string(text)
+        self._require(isinstance(self._parsed(inner), dict))
+        return inner
+
     # Arguments that are written one by one
 
     def _pairs(self, following: str) -> Steps[None]:
@@ -259,24 +247,15 @@ class CallReader:
             self._give(f"{', ' if pieces else '{'}{to_json(key)}: {text}")
             pieces += 1
 
-    def _until(self, end: str) -> Steps[str]:
-        """Reads text and its end, which is not part of it; nor are the blanks that the template writes around it."""
-        first, *others = end.split()
-        offset = self._at - self._start
-        while (place := self._text.find(first, self._at)) < 0:
-            self._require(not self._ended)
-            self._at = max(self._at, len(self._text) - len(first) + 1)
-            yield
-        text = self._text[self._start + offset:place]
-        self._at = place + len(first)
-        for other in others:
-            yield from self._literal(other)
-        for blank in end[len(end.rstrip()):]:
-            if (yield from self._has_more()) and self._text[self._at] == blank:
-                self._at += 1
-        return text.removesuffix(end[:len(end) - len(end.lstrip())])
-
     # What is given out
+
+    def _give_content(self, end: int, keeps_blanks: bool = False) -> None:
+        """Gives out content; blanks at its end wait, as they are the template's if a call follows."""
+        content = self._text[self._start:end]
+        content = content if keeps_blanks else content.rstrip()
+        if content:
+            self._found.append(content)
+        self._start += len(content)
 
     def _begin(self) -> None:
         """Gives out the name of a call."""
@@ -298,94 +277,9 @@ class CallReader:
         self._give(arguments)
         self.complete += 1
 
+    def _pause(self) -> None:
+        self._give_arguments()
+
     def _give_arguments(self) -> None:
         if self._streams and self._at > self._start:
             self._give(self._text[self._start:self._at])
-
-    # Parts of the text
-
-    def _has_more(self) -> Steps[bool]:
-        """Waits for the next character; False: the answer ended."""
-        while self._at >= len(self._text):
-            if self._ended:
-                return False
-            self._give_arguments()
-            yield
-        return True
-
-    def _next(self) -> Steps[str]:
-        """Returns the next character without reading it."""
-        self._require((yield from self._has_more()))
-        return self._text[self._at]
-
-    def _after_blanks(self) -> Steps[str]:
-        while (character := (yield from self._next())).isspace():
-            self._at += 1
-        return character
-
-    def _literal(self, *texts: str) -> Steps[int]:
-        """Reads one of several texts, with any blanks in it, and returns which. A blank text is there at once."""
-        left = {index: "".join(text.split()) for index, text in enumerate(texts)}
-        position = 0
-        while True:
-            for index, text in left.items():
-                if len(text) == position:
-                    return index
-            character = yield from self._after_blanks()
-            left = {index: text for index, text in left.items() if text[position] == character}
-            self._require(bool(left))
-            position += 1
-            self._at += 1
-
-    def _word(self) -> Steps[str]:
-        yield from self._after_blanks()
-        word = ""
-        while WORD.match((yield from self._next())) and len(word) <= MAX_NAME:
-            word += self._text[self._at]
-            self._at += 1
-        self._require(0 < len(word) <= MAX_NAME)
-        return word
-
-    def _json(self) -> Steps[str]:
-        """Returns the text of a JSON value."""
-        offset = self._at - self._start
-        if (yield from self._next()) in '{["':
-            yield from self._scan()
-        else:
-            while (yield from self._next()) in IN_SCALAR:
-                self._at += 1
-            self._require(is_scalar(self._text[self._start + offset:self._at]))
-        return self._text[self._start + offset:self._at]
-
-    def _scan(self) -> Steps[None]:
-        scanner, is_done = JsonScanner(), False
-        while not is_done:
-            yield from self._next()
-            try:
-                self._at, is_done = scanner.scan(self._text, self._at)
-            except BrokenJson:
-                self._at = scanner.broken_at
-                raise Broken from None
-
-    def _string(self, text: str) -> str:
-        value = self._parsed(text)
-        self._require(isinstance(value, str))
-        return value
-
-    def _object_in(self, text: str) -> str:
-        """Returns the JSON of an object, given a JSON string that holds it."""
-        inner = self._string(text)
-        self._require(isinstance(self._parsed(inner), dict))
-        return inner
-
-    @staticmethod
-    def _parsed(text: str) -> Any:
-        try:
-            return parse_json(text, "")
-        except UserError:
-            raise Broken from None
-
-    @staticmethod
-    def _require(holds: bool) -> None:
-        if not holds:
-            raise Broken
