@@ -10,12 +10,14 @@ from programs import PRETRAIN, REPOSITORY, SFT, final_weights, questions, refuse
 from minimind_sft.errors import UserError
 from minimind_sft.settings.chat import ChatSettings
 from minimind_sft.settings.command_line import parse_flags
+from minimind_sft.settings.serve import ServeSettings
 from minimind_sft.settings.spec import as_typed
 from minimind_sft.settings.training import PretrainSettings, SFTSettings
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = {"train_pretrain.py": PretrainSettings, "train_full_sft.py": SFTSettings, "eval_llm.py": ChatSettings}
+PROGRAMS = {"train_pretrain.py": PretrainSettings, "train_full_sft.py": SFTSettings, "eval_llm.py": ChatSettings,
+            "serve_openai_api.py": ServeSettings}
 
 RUN = [
     "python train_pretrain.py",
@@ -32,6 +34,7 @@ RUN = [
     "python eval_llm.py --weight full_sft --inference_rope_scaling",
     "python eval_llm.py --weight full_sft --lora_weight lora_medical",
     "python eval_llm.py --weight full_sft --lora_weight lora_identity",
+    "python serve_openai_api.py",
 ]
 
 WHOLE_MODEL = [
@@ -60,8 +63,12 @@ DEFAULTS = {
         "num_hidden_layers": 8, "use_moe": 0, "inference_rope_scaling": 0, "max_new_tokens": 8192, "temperature": 0.85,
         "top_p": 0.95, "open_thinking": 0, "historys": 0, "show_speed": 1, "device": "cuda",
     },
+    "serve_openai_api.py": {
+        "load_from": "model", "save_dir": "out", "weight": "full_sft", "lora_weight": "None", "hidden_size": 768,
+        "num_hidden_layers": 8, "use_moe": 0, "inference_rope_scaling": 0, "device": "cuda",
+    },
 }
-"""All flags of the three programs with MiniMind's defaults."""
+"""All flags of the programs with MiniMind's defaults, except for --max_seq_len of its server."""
 
 
 def parse(line: str) -> dict:
@@ -103,7 +110,7 @@ def test_every_flag_of_minimind_accepts_minimind_s_default(name, folder, monkeyp
     paths = {"save_dir", "data_path", "load_from"}
     expected = {flag: () if flag == "lora_weight" else value for flag, value in flags.items() if flag not in paths}
     assert {flag: settings[flag] for flag in expected} == expected
-    is_beside_trainer = name == "eval_llm.py" and folder == "trainer"
+    is_beside_trainer = not name.startswith("train_") and folder == "trainer"
     assert Path(settings["save_dir"]).resolve() == REPOSITORY / ("trainer" if is_beside_trainer else "") / "out"
 
 
@@ -126,6 +133,11 @@ def test_the_page_s_commands_reproduce_minimind_s_defaults():
             assert settings[name] == expected[name], name
         shared = ("min_lr_ratio", "warmup_steps", "dropout", "eval_share")
         assert [settings[name] for name in shared] == [0.1, 0, 0.0, 0.0]
+
+
+def test_the_length_of_minimind_s_server_is_that_of_the_cache():
+    with pytest.raises(UserError, match="unknown flag --max_seq_len: here it is --cache_tokens, of all requests"):
+        parse("python serve_openai_api.py --max_seq_len 8192")
 
 
 @pytest.mark.parametrize(("argv", "message"), [

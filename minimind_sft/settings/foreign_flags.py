@@ -27,6 +27,12 @@ OURS = {
     "--micro_batch_tokens, in tokens": ("per_device_eval_batch_size", "eval_batch_size"),
     "--accumulation_steps": ("gradient_accumulation_steps",),
     "--max_seq_len": ("max_length", "max_seq_length", "cutoff_len", "block_size"),
+    "--cache_tokens, of all requests together": ("ctx_size", "max_model_len", "max_seq_len"),
+    "--max_running": ("max_num_seqs", "parallel", "n_parallel"),
+    "--max_waiting": ("max_queue_size",),
+    "--models NAME=WEIGHT+ADAPTER": ("lora_modules",),
+    "--served_name": ("served_model_name", "alias"),
+    "--allow_origin": ("allowed_origins", "cors"),
     "--max_new_tokens": ("max_length", "max_tokens", "max_gen_len"),
     "--learning_rate": ("lr",),
     "--schedule": ("lr_scheduler_type", "lr_scheduler", "lr_decay_style"),
@@ -72,8 +78,8 @@ NOT_HERE = {
     "distillation is not here yet":
         ("alpha", "teacher_hidden_size", "teacher_num_layers", "teacher_use_moe", "from_teacher_weight",
          "student_hidden_size", "student_num_layers", "student_use_moe", "from_student_weight"),
-    "there is no API server yet; eval_llm.py answers in the terminal":
-        ("backend", "api_base_url", "api_key", "api_model", "host", "port"),
+    "scripts/serve_openai_api.py serves models over OpenAI's interface": ("api_key", "host", "port"),
+    "models of other servers are not asked from here": ("backend", "api_base_url", "api_model"),
     "reasoning is learned from the rows that have it (reasoning_content, or <think> in an answer)": ("reasoning",),
     "torchrun says how many ranks there are, without a flag": ("ddp",),
     "--weight says which weights: a name, pretrain or full_sft, or a path": ("load", "model_mode"),
