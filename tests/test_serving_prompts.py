@@ -6,11 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from chats import BUNDLED, TOKENIZER, TOOLS, conversation
+from chats import BUNDLED, TOKENIZER, TOOLS, conversation, conversations
+from hypothesis import given, settings
 
 pytest.importorskip("pydantic", reason="the extra [serve] is not installed")
 
-from minimind_sft.data.chat_template import ChatTemplate
+from minimind_sft.data.chat_template import ChatTemplate, has_reasoning
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.serving.problems import ApiProblem
@@ -66,26 +67,45 @@ def test_the_prompt_is_what_training_shows_before_the_answer(messages, fields):
     assert taught.supervised[len(ids)] and not taught.supervised[len(ids) - 1]
 
 
+@given(conversations())
+@settings(max_examples=40, deadline=None)
+def test_random_conversations_have_the_prompts_of_training(chat):
+    taught = BUNDLED.encode(chat)
+    for index, answer in enumerate(chat.messages):
+        if answer["role"] == "assistant":
+            ids = ask(*chat.messages[:index], open_thinking=has_reasoning(answer)).ids
+            assert any(ids == sequence.input_ids[:len(ids)].tolist() and sequence.supervised[len(ids)]
+                       and not sequence.supervised[len(ids) - 1] for sequence in taught)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """MiniMind's tokenizer as its own server loads it."""
+    if not MINIMIND.exists():
+        pytest.skip("MiniMind's tokenizer is in ../shared, which is not here")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers.AutoTokenizer.from_pretrained(MINIMIND)
+
+
+@pytest.fixture(scope="module")
+def their_template():
+    return ChatTemplate(Tokenizer.from_folder(MINIMIND))
+
+
 @pytest.mark.parametrize("messages", [
     [{"role": "system", "content": "be brief"}, USER, ANSWER, {"role": "user", "content": "你好 <think>\n"}],
     [*CALLED, {"role": "tool", "content": "sun"}],
     [USER, {**ANSWER, "reasoning_content": "well"}, USER]])
 @pytest.mark.parametrize("fields", [{}, {"tools": TOOLS}, {"open_thinking": True},
                                     {"chat_template_kwargs": {"open_thinking": True}, "tools": TOOLS}])
-def test_minimind_s_own_server_has_the_same_prompt(messages, fields):
+def test_minimind_s_own_server_has_the_same_prompt(messages, fields, theirs, their_template):
     """It hands the messages to the template of its tokenizer, as transformers' `apply_chat_template` does."""
-    if not MINIMIND.exists():
-        pytest.skip("MiniMind's tokenizer is in ../shared, which is not here")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    theirs = transformers.AutoTokenizer.from_pretrained(MINIMIND)
-    for message in messages:
-        for call in message.get("tool_calls", ()):  # as OpenAI's client sends them; theirs copies this text
-            call["function"]["arguments"] = '{"city": "罗马"}'
+    # Theirs copies the text of arguments as it is; training reads it, and writes it with one blank.
+    messages = json.loads(json.dumps(messages).replace(":  ", ": "))
     text = theirs.apply_chat_template(messages, tools=fields.get("tools"), tokenize=False, add_generation_prompt=True,
                                       open_thinking="open_thinking" in str(fields))
-    template = ChatTemplate(Tokenizer.from_folder(MINIMIND))
-    ids = ask(*messages, template=template, **fields).ids
-    assert template.tokenizer.decode(ids) == text
+    ids = ask(*messages, template=their_template, **fields).ids
+    assert their_template.tokenizer.decode(ids) == text
     if "<think>" not in messages[-1]["content"]:  # a user's tag becomes a control token there
         assert ids == theirs(text)["input_ids"]
 

@@ -38,7 +38,7 @@ MAX_LABEL = 512
 Label = Annotated[str, Field(max_length=MAX_LABEL)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+TokenId = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
 Ids = Annotated[list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(min_length=1)]
 
 UNSUPPORTED_IN_CHAT = {
