@@ -288,8 +288,9 @@ def by_rows(elementwise: Callable[[Tensor], Tensor], x_TF: Tensor) -> Tensor:
     width = x_TF.shape[-1]
     if width % VECTOR:
         return by_rows(elementwise, F.pad(x_TF, (0, -width % VECTOR)))[:, :width]
-    blocks = x_TF.split(max(ONE_THREAD // width, 1))
-    return elementwise(x_TF) if len(blocks) == 1 else torch.cat([elementwise(x_nF) for x_nF in blocks])
+    if x_TF.numel() <= ONE_THREAD:
+        return elementwise(x_TF)
+    return torch.cat([elementwise(x_nF) for x_nF in x_TF.split(max(ONE_THREAD // width, 1))])
 
 
 def _gelu_network(mlp: GELUNetwork, lower: Lowering) -> Lowered:

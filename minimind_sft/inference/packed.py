@@ -10,12 +10,15 @@ gets the same tokens alone and among others (row_invariance.py checks it).
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from minimind_sft.device import cpu_multiplies_bfloat16
 
 Product = Callable[[Tensor], Tensor]
 """product(x_TI) -> y_TO: x times the transposed weights, plus their bias if they have one."""
@@ -25,6 +28,12 @@ Pack = Callable[[Sequence[Tensor], Tensor | None], Product]
 
 EXPECTED_ROWS = 16
 """oneDNN arranges weights for about so many rows. Any number can be multiplied."""
+
+ONE_THREAD_OPERATOR = "fbgemm_linear_fp16_weight_fp32_activation"
+"""Calls the same kernel as `quantized::linear_dynamic_fp16` in 1 microsecond instead of 8, but in one thread."""
+
+SMALL = 2**18
+"""For so many weights, calling an operator costs more than other threads or bfloat16 arithmetic save."""
 
 
 def plain(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
@@ -44,17 +53,23 @@ class HalfProduct:
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None, scale: float = 1.0):
         self._inverse_scale = 1 / scale
-        if bias_O is not None:
-            bias_O = bias_O.detach().float() * scale
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight_OI.detach().float() * scale, bias_O)
+        weight_OI = weight_OI.detach().float() * scale
+        bias_O = None if bias_O is None else bias_O.detach().float() * scale
+        if hasattr(torch, ONE_THREAD_OPERATOR) and (torch.get_num_threads() == 1 or weight_OI.numel() <= SMALL):
+            one_thread = torch.fbgemm_pack_gemm_matrix_fp16(weight_OI)
+            self._multiply: Product = lambda x_TI: torch.fbgemm_linear_fp16_weight_fp32_activation(
+                x_TI, one_thread, bias_O)
+        else:
+            packed = torch.ops.quantized.linear_prepack_fp16(weight_OI, bias_O)
+            self._multiply = lambda x_TI: torch.ops.quantized.linear_dynamic_fp16(x_TI, packed)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        y_TO = torch.ops.quantized.linear_dynamic_fp16(x_TI, self._packed)
+        y_TO = self._multiply(x_TI)
         return y_TO if self._inverse_scale == 1.0 else y_TO.mul_(self._inverse_scale)
 
 
 class OneDNNProduct:
-    """Multiplies in the weights' dtype, float32 or bfloat16, with weights that oneDNN packed."""
+    """Multiplies in the weights' dtype, float32 or bfloat16, with weights that oneDNN packed. The result is float32."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
         self._dtype, self._bias_O = weight_OI.dtype, bias_O
@@ -62,14 +77,15 @@ class OneDNNProduct:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         if len(x_TI) == 1:  # a single row would get a kernel of its own, which sums in another order
-            return self(x_TI.repeat(2, 1))[:1]
-        return torch.ops.mkldnn._linear_pointwise(x_TI.to(self._dtype), self._packed, self._bias_O, "none", [], "")
+            return self(x_TI.expand(2, -1))[:1]
+        x_TI = x_TI.to(self._dtype).contiguous()
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed, self._bias_O, "none", [], "").float()
 
 
 def pack(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
     """Packs weights in the fastest form that keeps each of them exact."""
     weight_OI = torch.cat(list(weights))
-    if weight_OI.dtype == torch.bfloat16 and _bfloat16_works():
+    if weight_OI.dtype == torch.bfloat16 and weight_OI.numel() > SMALL and _bfloat16_works():
         return OneDNNProduct(weight_OI, bias_O)
     scale = half_scale(weight_OI)
     if scale is not None:
@@ -110,8 +126,7 @@ def _float32_works() -> bool:
 @cache
 def _bfloat16_works() -> bool:
     """Whether oneDNN multiplies bfloat16 and the processor does too. Elsewhere float32 arithmetic is faster."""
-    native = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return native and _agrees(OneDNNProduct, torch.bfloat16)
+    return cpu_multiplies_bfloat16() and _agrees(OneDNNProduct, torch.bfloat16)
 
 
 def _agrees(product: Callable[[Tensor, Tensor], Product], dtype: torch.dtype) -> bool:
@@ -121,7 +136,9 @@ def _agrees(product: Callable[[Tensor, Tensor], Product], dtype: torch.dtype) ->
     x_TI = (torch.arange(5 * 16).view(5, 16) % 5 - 2).float()
     expected_TO = F.linear(x_TI, weight_OI.float(), bias_O.float())
     try:
-        multiply = product(weight_OI, bias_O)
-        return all(torch.equal(multiply(x_TI[:rows]).float(), expected_TO[:rows]) for rows in (1, 5))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fbgemm_.* is deprecated", UserWarning)  # PyTorch warns once
+            multiply = product(weight_OI, bias_O)
+            return all(torch.equal(multiply(x_TI[:rows]).float(), expected_TO[:rows]) for rows in (1, 5))
     except (RuntimeError, AttributeError):  # this build lacks the operator, or lacks it for this processor
         return False
