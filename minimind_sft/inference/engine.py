@@ -3,9 +3,10 @@
 A step reads a bounded part of the prompts that are still to be read, and computes the next token of all others in one
 pass. How a request is computed depends on its own tokens alone:
 
-- Prompts are read a page at a time, in a pass of its own for each page, cut at multiples of the page's size.
-- Newest tokens of different sequences share a pass, in which each row gets the same bits whatever is beside it
-  (rows.py), and each sequence is attended to by itself (kv_cache.py).
+- Prompts are read page by page, cut at multiples of the page's size. Each page is attended to by itself.
+- Tokens share a pass only where each row gets the same bits whatever rows are beside it (rows.py); else each page has
+  a pass of its own, and newest tokens are filled up to a number of rows at which they do.
+- Each sequence reads its own past, up to a length that depends on its own (kv_cache.py).
 - The sampler treats each row by itself (sampling.py).
 
 So a full page of a prompt holds the same bits in every request whose prompt begins with the same tokens, and only the
@@ -14,8 +15,8 @@ not computed as one by one. An answer is read once when the prompt of the next t
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,15 +100,13 @@ class Engine:
     def step(self) -> dict[Request, list[Token]]:
         """Computes the next tokens. Returns them for every request that got some, or that ended (`finish` is set)."""
         self._admit()
-        continued = [sequence for sequence in self._running if sequence.unread == 1 and sequence.answer]
+        continued = [sequence for sequence in self._running if not sequence.is_reading]
         continued.sort(key=self._place)  # neighbours in the cache can be read together
         hidden = [self._continue(group) for group in self._rows.groups(continued)]
-        read = self._read_prompts()
-        hidden += [hidden_1D for _, hidden_1D in read]
-        sequences = continued + [sequence for sequence, _ in read]
-        if not sequences:
+        read, read_hidden = self._read_prompts()
+        if not continued and not read:
             return {}
-        return self._choose(sequences, self._rows.logits(joined(hidden)))
+        return self._choose(continued + read, self._rows.logits(joined(hidden + read_hidden)))
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.max_running:
@@ -139,38 +138,57 @@ class Engine:
         ids_S = torch.tensor([sequence.answer[-1] for sequence in sequences], device=self._cache.device)
         return self._rows.hidden_states(ids_S, context.positions_T, context)
 
-    def _read_prompts(self) -> list[tuple["_Sequence", Tensor]]:
-        """Reads prompts, up to `chunk` tokens. Returns those read to their end, with what the head reads (1, D)."""
-        read, budget = [], self.chunk
-        for sequence in self._running:
-            while not sequence.answer and sequence.unread and budget > 0:
-                hidden_1D = self._read_page(sequence)
-                if hidden_1D is not None:
-                    budget -= self.page
-                    if not sequence.unread:
-                        read.append((sequence, hidden_1D))
-        return read
+    def _read_prompts(self) -> tuple[list["_Sequence"], list[Tensor]]:
+        """Reads prompts, up to `chunk` tokens. Returns those read to their end, and what the head reads of them."""
+        passes: list[list[_Page]] = []
+        for page in self._pages_to_read():
+            if not passes or sum(one.piece.new for one in passes[-1]) + page.piece.new > self._rows.pages_together:
+                passes.append([])
+            passes[-1].append(page)
+        return ([page.sequence for pages in passes for page in pages if page.is_last],
+                [hidden_ND for pages in passes if (hidden_ND := self._read(pages)) is not None])
 
-    def _read_page(self, sequence: "_Sequence") -> Tensor | None:
-        """Reads the next page of a prompt. Returns what the head reads at its last token; None if it was copied."""
-        prompt, past = sequence.request.prompt, sequence.length
-        key = sequence.page_key(past // self.page, self.page) if self._shares else None
-        if key is not None and past + self.page < len(prompt):
-            page = self._pages.find(key)
-            if page is not None:
-                self._cache.copy(page * self.page, self._place(sequence) + past, self.page)
-                sequence.length += self.page
-                sequence.request.prompt_tokens_shared += self.page
-                return None
-        new = min(self.page, len(prompt) - past)
-        context = CachedPieces(self._cache, [Piece(self._place(sequence), past, new, len(prompt))])
-        ids_T = torch.tensor(prompt[past:past + new], device=self._cache.device)
-        last_1 = torch.tensor([new - 1], device=self._cache.device)
-        hidden_1D = self.model.hidden_states(ids_T, context.positions_T, context, last_1)
-        sequence.length += new
-        if key is not None:
-            self._pages.keep(sequence.span.first + past // self.page, key)
-        return hidden_1D
+    def _pages_to_read(self) -> Iterator["_Page"]:
+        """Yields the next pages of prompts, in the order of requests; those that can be copied are."""
+        budget, keys = self.chunk, set()
+        for sequence in self._running:
+            while sequence.is_reading and budget > 0:
+                page = self._next_page(sequence)
+                if page.key is not None and page.key in keys:
+                    break  # another request reads the same in this step; the next one copies it
+                if not self._copy(page):
+                    budget -= self.page
+                    sequence.length += page.piece.new
+                    keys.add(page.key)
+                    yield page
+
+    def _next_page(self, sequence: "_Sequence") -> "_Page":
+        past, tokens = sequence.length, len(sequence.request.prompt)
+        piece = Piece(self._place(sequence), past, min(self.page, tokens - past), tokens)
+        return _Page(sequence, piece, sequence.page_key(past // self.page, self.page) if self._shares else None)
+
+    def _copy(self, page: "_Page") -> bool:
+        """Copies a page that was read before, if there is one. The last is always read: its end predicts a token."""
+        source = None if page.key is None or page.is_last else self._pages.find(page.key)
+        if source is None:
+            return False
+        self._cache.copy(source * self.page, page.piece.start + page.piece.past, self.page)
+        page.sequence.length += self.page
+        page.sequence.request.prompt_tokens_shared += self.page
+        return True
+
+    def _read(self, pages: Sequence["_Page"]) -> Tensor | None:
+        """Reads pages in one pass. Returns what the head reads of those that end a prompt (N, D)."""
+        context = CachedPieces(self._cache, [page.piece for page in pages])
+        ids = [token for page in pages for token in page.tokens]
+        last_S = context.last_S
+        ends = [index for index, page in enumerate(pages) if page.is_last]
+        hidden_ND = self.model.hidden_states(torch.tensor(ids, device=self._cache.device), context.positions_T,
+                                             context, last_S[ends] if ends else last_S[-1:])
+        for page in pages:
+            if page.key is not None:
+                self._pages.keep((page.piece.start + page.piece.past) // self.page, page.key)
+        return hidden_ND if ends else None
 
     def _choose(self, sequences: list["_Sequence"], logits_SV: Tensor) -> dict[Request, list[Token]]:
         """Chooses the next token of each sequence, and ends those that are complete."""
@@ -220,15 +238,32 @@ class _Sequence:
         self._keys: list[bytes] | None = None
 
     @property
-    def unread(self) -> int:
-        """The number of tokens that are not yet in the cache."""
-        return len(self.request.prompt) + len(self.answer) - self.length
+    def is_reading(self) -> bool:
+        """Whether a part of the prompt is not yet in the cache."""
+        return self.length < len(self.request.prompt)
 
     def page_key(self, index: int, page: int) -> bytes | None:
         """Returns the key of a page of the prompt; None if the prompt does not fill it."""
         if self._keys is None:
             self._keys = list(page_keys(self.request.prompt, page))
         return self._keys[index] if index < len(self._keys) else None
+
+
+class _Page(NamedTuple):
+    """A page of a prompt that is to be read. key: stands for it and all before it; None if it is not full."""
+
+    sequence: _Sequence
+    piece: Piece
+    key: bytes | None
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self.sequence.request.prompt[self.piece.past:self.piece.past + self.piece.new]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt ends with it."""
+        return self.piece.past + self.piece.new == len(self.sequence.request.prompt)
 
 
 def room(model: LanguageModel, request: Request) -> int:

@@ -19,15 +19,14 @@ T = TypeVar("T")
 
 
 class Counts(NamedTuple):
-    """Numbers of rows: multiples of `multiple` up to `most`."""
+    """Numbers of rows: multiples of `multiple` up to `most`. More are hardly faster on a CPU, and were not looked at.
+    """
 
     multiple: int
     most: int
 
 
-MOST = 64
-"""Rows computed together at most: more are not faster on a CPU, and are not checked."""
-CANDIDATES = (Counts(1, MOST), Counts(4, MOST), Counts(16, 16))
+CANDIDATES = (Counts(1, 128), Counts(4, 64), Counts(16, 16))
 """From the fastest on. Matrix products of CPUs often agree for multiples of 4, others for one number of rows only."""
 ONE = Counts(1, 1)
 
@@ -38,6 +37,11 @@ class Rows:
     def __init__(self, model: LanguageModel, counts: Counts):
         self.config, self.embed_tokens, self.counts = model.config, model.embed_tokens, counts
         self._model = model
+
+    @property
+    def pages_together(self) -> int:
+        """Up to how many tokens the pages of a pass may have together; 1: each needs a pass of its own."""
+        return self.counts.most if self.counts.multiple == 1 else 1
 
     def groups(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         """Yields as many items as may be computed together, until all were there."""
