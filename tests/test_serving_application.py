@@ -207,6 +207,31 @@ def test_an_engine_that_fails_ends_its_requests_and_goes_on(capsys):
     assert "RuntimeError: out of \\u001b[31mmemory" in printed and "\x1b" not in printed
 
 
+def test_a_thread_that_dies_ends_all_requests_and_shows_in_health(capsys):
+    engine = HeldEngine(max_running=2, held=False)
+
+    def fail(request):
+        raise RuntimeError("broken beyond repair")
+
+    engine.cancel = fail
+    with client_of(served(engine=engine)) as client:
+        found = error(client.post(CHAT, json=chat(stop="xx", max_tokens=10**9)), 500)
+        assert found["code"] == "engine_failed"
+        response = client.get("/health")
+        assert response.status_code == 503 and response.json() == {"status": "failed"}
+        assert error(client.post(CHAT, json=chat()), 503)["code"] == "server_stopping"
+    assert "broken beyond repair" in capsys.readouterr().err
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(mini):
+    body = {"model": "other", "prompt": [5] * 200, "max_tokens": 4}
+    first, second = (mini.post(COMPLETIONS, json=body).json() for _ in range(2))
+    assert first["choices"] == second["choices"]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, second)]
+    assert cached[0] == 0 and 64 <= cached[1] < 200
+    assert second["usage"]["prompt_tokens"] == 200
+
+
 def test_an_answer_that_takes_too_long_is_broken_off():
     with client_of(served(engine=HeldEngine()), answer_seconds=0.01) as client:
         response = client.post(CHAT, json=chat())
