@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import signal
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
-from served import HeldEngine, chat, connect, posted, response_on, served, server_of
+from served import HeldEngine, chat, connect, posted, response_on, served, server_of, wait_until
 
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
@@ -76,3 +77,14 @@ def test_more_answers_than_ever_fit_are_refused_for_good():
     with server_of(served(engine=engine), max_waiting=1) as server:
         response = response_on(connect(server, posted(chat(n=3))))
         assert response.startswith(b"HTTP/1.1 400 ") and b"expected at most 2 answers" in response
+
+
+def test_ctrl_c_leaves_clients_that_do_not_read_the_rest_of_their_answers():
+    engine = HeldEngine(held=False)
+    with server_of(served(engine=engine), stall_seconds=1000.0) as server:
+        client = connect(server, posted(chat(stream=True, max_tokens=3000)), read_bytes=2048)
+        wait_until(lambda: engine.counts and not engine.requests)
+        server.handle_exit(signal.SIGINT, None)
+        wait_until(lambda: server.should_exit)
+        server.handle_exit(signal.SIGINT, None)
+    client.close()

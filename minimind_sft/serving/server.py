@@ -127,10 +127,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._is_urgent = self._asked_at is not None and sig == signal.SIGINT
+        if self._is_urgent and self.should_exit:  # only clients that do not read are left
+            self._loop.call_soon_threadsafe(self._abort)
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._ready()
 
