@@ -33,7 +33,7 @@ export const STRINGS = {
     noStorage: "This browser keeps nothing for this page: save the chat before you close the tab.",
     system: "System prompt", systemHint: "What the model is told before the conversation",
     tools: "Tools (JSON)", toolsHint: "A list of functions, as in OpenAI's interface", toolsWrong: "Expected a JSON list of functions: {message}",
-    thisChat: "This chat", allChats: "All chats", own: "the model's own",
+    thisChat: "This chat", allChats: "All chats", own: "model's own",
     temperature: "Temperature", top_p: "Top p", top_k: "Top k", max_tokens: "Max tokens", frequency_penalty: "Frequency penalty",
     seedSetting: "Seed", random: "random", blind: "Hide the models' names until I vote", numberWrong: "Expected a number from {min} to {max}.",
     key: "API key", keyHint: "Only if the server asks for one; forgotten when this tab closes",
