@@ -79,13 +79,13 @@ function stateOf(answer) {
 
 const rounded = number => (number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2));
 
-/** Returns tokens, tokens per second after the first, the seconds until the first, and the seed. */
+/** Returns tokens, tokens per second since the question was sent, the seconds until the first, and the seed. */
 function figuresOf(answer) {
   if (!answer.tokens) return [];
   const { tokens, seconds, first, seed } = answer;
   return [
     ["tokens", tokens === 1 ? t("oneToken") : t("tokens", { n: tokens.toLocaleString() })],
-    ["speed", tokens > 1 && seconds > 0 ? t("speed", { n: rounded((tokens - 1) / seconds) }) : ""],
+    ["speed", seconds > 0 ? t("speed", { n: rounded(tokens / seconds) }) : ""],
     ["first", first > 0 ? t("first", { n: rounded(first) }) : ""],
     ["seed", seed === undefined ? "" : t("seed", { n: seed })],
   ].filter(([, text]) => text).map(([name, text]) => element("span", { class: `figure ${name}`, text }));

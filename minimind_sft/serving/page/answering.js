@@ -43,7 +43,7 @@ export async function fillAnswer(answer, body, signal, changed) {
     }
   }
   answer.first = firstAt ? (firstAt - began) / 1000 : 0;
-  answer.seconds = (lastAt - firstAt) / 1000;
+  answer.seconds = firstAt ? (lastAt - began) / 1000 : 0;
 }
 
 /** Adds a piece of a call: the name comes first, then pieces of the arguments. */
