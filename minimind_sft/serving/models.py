@@ -53,7 +53,7 @@ class ServedModel:
 
 
 class ServedModels:
-    """Finds models by name; the first is for requests that name none."""
+    """Finds models by name."""
 
     def __init__(self, models: Iterable[ServedModel]):
         self._by_name = {model.name: model for model in models}
@@ -66,9 +66,9 @@ class ServedModels:
         """All names, the one of the first model first."""
         return list(self._by_name)
 
-    def find(self, name: str | None) -> ServedModel | None:
-        """Returns the model of that name, the first one for None, or None if there is no such model."""
-        return next(iter(self)) if name is None else self._by_name.get(name)
+    def find(self, name: str) -> ServedModel | None:
+        """Returns the model of that name, or None if there is none."""
+        return self._by_name.get(name)
 
 
 def load_models(settings: ServeSettings, say: Callable[[str], None]) -> ServedModels:

@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
         self._is_urgent = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._is_urgent = self._asked_at is not None and sig == signal.SIGINT
+        self._is_urgent |= self._asked_at is not None and sig == signal.SIGINT
         if self._is_urgent and self.should_exit:  # only clients that do not read are left
             self._loop.call_soon_threadsafe(self._abort)
         if self._asked_at is None:
