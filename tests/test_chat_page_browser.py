@@ -176,11 +176,14 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(open_chat, chat_server):
 
 def test_a_server_that_comes_back_is_found_with_its_models(open_chat, chat_server):
     chat = open_chat()
+    chat.page.clock.install()
+    chat.open()
     chat.page.route("**/v1/**", lambda route: route.abort())
     chat.ask("q")
     chat.see("The server does not answer.")
     chat_server.models = ["trained"]
     chat.page.unroute("**/v1/**")
+    chat.page.clock.fast_forward(3000)
     chat.page.locator("#model option[value=trained]").wait_for(state="attached")
     chat.press("Try again")
     chat.see("I am trained.")

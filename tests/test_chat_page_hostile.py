@@ -108,7 +108,7 @@ def test_markdown_is_shown_and_the_same_piece_by_piece(open_chat):
     choose = random.Random(0)
     signs = ["*", "**", "_", "`", "```\n", "\n", "\n\n", "- ", "1. ", "  ", "> ", "|", "|---|\n", "# ", "[", "](", ")",
              "https://x.example", "word ", "~~", "\\", "---", "<b>", "中文", "---\n", "a | b\n"]
-    texts = [MARKDOWN, *("".join(choose.choices(signs, k=60)) for _ in range(150))]
+    texts = [MARKDOWN, *("".join(choose.choices(signs, k=60)) for _ in range(80))]
     for text in texts:
         cuts = sorted(choose.sample(range(len(text)), min(len(text), 25)))
         grown, whole = page.evaluate(INCREMENTAL, [text, cuts])
@@ -124,7 +124,7 @@ def test_long_answers_of_one_piece_are_shown(open_chat):
     """Time grows with the length. If it grew with its square, or worse, the browser would wait in vain."""
     page = open_chat().page
     for piece in PIECES:
-        text = "a | b\n" + piece * (40_000 // len(piece)) + "x"
+        text = "a | b\n" + piece * (20_000 // len(piece)) + "x"
         ends = page.evaluate("""async text => {
             const { markdown } = await import("/page/markdown.js"), box = document.createElement("div");
             box.append(...markdown(text));
