@@ -97,15 +97,17 @@ export class TurnsView {
   }
 
   answerActions(turn, at, answer, side, { isLast, running }) {
-    const actions = [this.copyButton(() => answer.content || answer.reasoning, `${at}:copy${side}`)];
+    const text = () => answer.content || answer.reasoning;
+    const actions = answer.finish === "failed" ? [] : [this.copyButton(text, `${at}:copy${side}`)];
     if (running) return actions;
-    if (answer.finish === "failed" || answer.finish === "broken") {
+    const hasFailed = answer.finish === "failed" || answer.finish === "broken";
+    if (hasFailed) {
       const needsKey = answer.problem?.kind === "keyNeeded";
       actions.push(element("button", { type: "button", class: "plain", text: t(needsKey ? "enterKey" : "tryAgain"),
         "data-focus": `${at}:retry${side}`,
         on: { click: () => (needsKey ? this.on.enterKey() : this.on.retry(at, turn.pair ? side : turn.chosen)) } }));
     }
-    if (side === 0) {
+    if (side === 0 && !hasFailed) {
       actions.push(iconButton("regenerate", t("regenerate"), () => this.on.regenerate(at), { "data-focus": `${at}:again` }));
     }
     if (isLast && !turn.pair) {
