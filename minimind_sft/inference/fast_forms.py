@@ -204,8 +204,8 @@ class _FusedHeads:
 
     def __call__(self, x_TD: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         qkv_TAK = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
-        heads_TAK, v_TGK = qkv_TAK.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
-        q_THK, k_TGK = self._turn(heads_TAK, rope).split((self._heads, self._kv_heads), dim=1)
+        heads_TAK, v_TGK = qkv_TAK.split_with_sizes((self._heads + self._kv_heads, self._kv_heads), dim=1)
+        q_THK, k_TGK = self._turn(heads_TAK, rope).split_with_sizes((self._heads, self._kv_heads), dim=1)
         return q_THK, k_TGK, v_TGK
 
 
