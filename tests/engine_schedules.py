@@ -10,7 +10,7 @@ from minimind_sft.inference.request import Request, Token
 from minimind_sft.settings.chat import SamplingSettings
 
 PAGE = 4
-LONGEST = 26
+LONGEST = 40
 """Tokens of a prompt and its answer."""
 
 
@@ -44,8 +44,8 @@ class Pool:
         chance = random.Random(seed)
         numbers = chance.sample(range(self.count), chance.randint(2, self.count))
         requests = [self.request(number) for number in numbers]
-        engine = Engine(self.model, chance.randint(2, 6), chance.choice([LONGEST + 2, 2 * LONGEST, 200]),
-                        chance.choice([1, 8, 64]), page=PAGE)
+        engine = Engine(self.model, chance.randint(2, 6), chance.choice([LONGEST, 2 * LONGEST, 4 * LONGEST, 200]),
+                        chance.choice([1, 8, 64]), chance.choice([1, 8, LONGEST]), PAGE)
         got = answers(engine, requests, chance)
         for number, request, tokens in zip(numbers, requests, got, strict=True):
             expected, finish = self.alone[number]

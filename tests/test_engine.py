@@ -31,7 +31,7 @@ def test_a_request_gets_the_same_bits_alone_and_among_others(form: str):
 
 
 def engine_for(max_running: int = 4, cache_tokens: int = 64, chunk: int = 64) -> Engine:
-    return Engine(build().float(), max_running, cache_tokens, chunk, PAGE)
+    return Engine(build().float(), max_running, cache_tokens, chunk, page=PAGE)
 
 
 def request(prompt: list[int], tokens: int = 5, **options) -> Request:
@@ -60,6 +60,24 @@ def test_requests_that_do_not_fit_wait_in_order():
     while requests[0].finish is None:
         assert requests[2] not in engine.step()
     assert requests[2] in engine.step()
+
+
+def test_a_full_cache_makes_the_youngest_wait_until_it_can_go_on_with_the_same_tokens():
+    model = build().float()
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    alone = [answers(Engine(model), [request(prompt, 50)])[0] for prompt in prompts]
+    engine = Engine(model, 3, 96, reserve=4, page=PAGE)  # each begins with 32 places, and needs 64 in the end
+    requests = [request(prompt, 50) for prompt in prompts]
+    for one in requests:
+        engine.add(one)
+    running, got = [], {one: [] for one in requests}
+    while engine.running or engine.waiting:
+        for one, tokens in engine.step().items():
+            got[one] += tokens
+        running.append(engine.running)
+    assert list(got.values()) == alone
+    assert (running[0], running[40]) == (3, 1)
+    assert [one.finish for one in requests] == ["length"] * 3
 
 
 def test_what_can_never_be_answered_is_refused():

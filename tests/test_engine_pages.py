@@ -71,6 +71,27 @@ def test_compacting_makes_room_and_keeps_what_was_used_last():
     assert place(pages.lend(3)) == (4, 3)
 
 
+def test_a_span_grows_into_pages_that_are_not_lent():
+    pages = Pages(5)
+    first, second, third = pages.lend(1), pages.lend(1), pages.lend(2)
+    pages.keep(second.first, b"b")
+    assert not pages.extend(first, 1) and not pages.extend(third, 2)
+    pages.give_back(second)
+    assert pages.extend(first, 1) and pages.extend(third, 1)
+    assert [place(first), place(third), pages.lent, pages.find(b"b")] == [(0, 2), (2, 3), 5, None]
+    pages.give_back(third)
+    assert place(pages.lend(3)) == (2, 3)
+
+
+def test_a_span_that_comes_last_has_all_other_pages_behind_it():
+    pages = Pages(6)
+    first, second, third = pages.lend(2), pages.lend(1), pages.lend(1)
+    pages.give_back(second)
+    assert pages.compact(last=first) == [3, 0, 1, 2, 4, 5]
+    assert [place(first), place(third)] == [(1, 2), (0, 1)]
+    assert pages.extend(first, 3)
+
+
 def test_keys_stand_for_a_page_and_all_before_it():
     keys = list(page_keys([1, 2, 3, 4, 5], 2))
     assert len(keys) == len(set(keys)) == 2

@@ -50,6 +50,15 @@ class Pages:
         self._take(range(first, first + count))
         return span
 
+    def extend(self, span: Span, count: int) -> bool:
+        """Adds the `count` pages that follow a span. Returns whether they were not lent."""
+        end = span.first + span.count
+        if end + count > self.count or any(self._lent[end:end + count]):
+            return False
+        span.count += count
+        self._take(range(end, end + count))
+        return True
+
     def give_back(self, span: Span) -> None:
         self._spans.remove(span)
         self._lent[span.first:span.first + span.count] = bytes(span.count)
@@ -67,12 +76,12 @@ class Pages:
             self._keys[page], self._page_of[key] = key, page
             self._last_use[page] = self._now()
 
-    def compact(self) -> list[int]:
-        """Puts lent pages first, then kept ones, so that those that can be lent are neighbours.
+    def compact(self, last: Span | None = None) -> list[int]:
+        """Puts lent pages first, then kept ones, so that those that can be lent are neighbours, and follow `last`.
 
         Returns for each page which one it was. Spans are moved; the caller moves the contents.
         """
-        self._spans.sort(key=lambda span: span.first)
+        self._spans.sort(key=lambda span: (span is last, span.first))
         order = [page for span in self._spans for page in range(span.first, span.first + span.count)]
         others = [page for page in range(self.count) if not self._lent[page]]
         order += sorted(others, key=lambda page: -self._last_use[page] if self._keys[page] else 1)

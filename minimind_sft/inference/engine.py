@@ -41,13 +41,17 @@ class Engine:
         max_running: requests that are answered at the same time; others wait in the order in which they came.
         cache_tokens: tokens of prompts and answers that the KV cache holds for all requests together; rounded up.
         chunk: tokens of prompts that a step reads at most, rounded up to whole pages.
+        reserve: tokens of an answer that find room in the cache when the request begins; as many again whenever they
+            are used up. If the cache is full then, the youngest request begins anew when there is room: it reads its
+            tokens in the same way as before, so it goes on with the same bits.
         page: tokens of a page.
     """
 
     def __init__(self, model: LanguageModel, max_running: int = 16, cache_tokens: int = 16384, chunk: int = 256,
-                 page: int = PAGE):
+                 reserve: int = 256, page: int = PAGE):
         assert not model.training, "generation needs model.eval()"
         self.model, self.max_running, self.chunk, self.page = model, max_running, chunk, page
+        self._reserve = reserve
         weight = model.embed_tokens.weight
         self._pages = Pages(-(-padded_length(cache_tokens) // page))
         self.cache_tokens = self._pages.count * page
@@ -83,7 +87,7 @@ class Engine:
                 its `logit_bias` names a token that the model does not have.
         """
         sequence = _Sequence(request, room(self.model, request))
-        if self._pages_for(sequence) > self._pages.count:
+        if self._pages_for(len(request.prompt) + sequence.room) > self._pages.count:
             raise UserError(f"a prompt of {len(request.prompt)} tokens and an answer of up to {sequence.room} do not "
                             f"fit the KV cache of {self.cache_tokens} tokens")
         self._sampler.add(request)
@@ -99,43 +103,94 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> dict[Request, list[Token]]:
         """Computes the next tokens. Returns them for every request that got some, or that ended (`finish` is set)."""
+        self._make_room()
         self._admit()
         continued = [sequence for sequence in self._running if not sequence.is_reading]
         continued.sort(key=self._place)  # neighbours in the cache can be read together
         hidden = [self._continue(group) for group in self._rows.groups(continued)]
         read, read_hidden = self._read_prompts()
-        if not continued and not read:
+        sequences, hidden = continued + read, hidden + read_hidden
+        current = [index for index, sequence in enumerate(sequences) if sequence.is_current]
+        if not current:
             return {}
-        return self._choose(continued + read, self._rows.logits(joined(hidden + read_hidden)))
+        hidden_ND = joined(hidden) if len(current) == len(sequences) else joined(hidden)[current]
+        return self._choose([sequences[index] for index in current], self._rows.logits(hidden_ND))
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.max_running:
             sequence = self._waiting[0]
-            span = self._lend(self._pages_for(sequence))
+            span = self._lend(self._wanted(sequence))
             if span is None:
                 return
             sequence.span = span
-            self._cache.clear(self._place(sequence), span.count * self.page)
             self._running.append(self._waiting.popleft())
 
-    def _pages_for(self, sequence: "_Sequence") -> int:
-        """Returns how many pages the whole sequence needs."""
-        return -(-padded_length(len(sequence.request.prompt) + sequence.room) // self.page)
+    def _make_room(self) -> None:
+        """Sees to it that the next token of each sequence finds room. The youngest sequences give way to others."""
+        for sequence in list(self._running):
+            while sequence.span.count and self._pages_for(sequence.length + 1) > sequence.span.count:
+                if not self._grow(sequence):
+                    self._start_anew(self._running[-1])
+
+    def _grow(self, sequence: "_Sequence") -> bool:
+        span, wanted = sequence.span, self._wanted(sequence)
+        more = wanted - span.count
+        if not self._pages.extend(span, more):
+            elsewhere = self._pages.lend(wanted)
+            if elsewhere is not None:
+                self._clear(elsewhere, span.count)
+                self._cache.copy(span.first * self.page, elsewhere.first * self.page, span.count * self.page)
+                self._pages.give_back(span)
+                sequence.span = elsewhere
+                return True
+            if more > self._pages.count - self._pages.lent:
+                return False
+            self._cache.reorder(self._pages.compact(last=span), self.page)
+            self._pages.extend(span, more)
+        self._clear(span, span.count - more)
+        return True
+
+    def _start_anew(self, sequence: "_Sequence") -> None:
+        """Takes the cache from a sequence, which waits as the first until it gets room again."""
+        self._running.remove(sequence)
+        self._pages.give_back(sequence.span)
+        sequence.span, sequence.length = Span(0, 0), 0
+        if not sequence.answer:
+            sequence.request.prompt_tokens_shared = 0
+        self._waiting.appendleft(sequence)
+
+    def _wanted(self, sequence: "_Sequence") -> int:
+        """Returns how many pages a sequence gets, so that it can go on for a while."""
+        request = sequence.request
+        known = len(request.prompt) + len(sequence.answer)
+        return self._pages_for(min(known + self._reserve, len(request.prompt) + sequence.room))
+
+    def _pages_for(self, tokens: int) -> int:
+        """Returns how many pages a sequence of so many tokens needs."""
+        return -(-padded_length(tokens) // self.page)
 
     def _lend(self, pages: int) -> Span | None:
+        """Returns neighbouring pages of zeros, or None if there are not so many."""
         span = self._pages.lend(pages)
         if span is None and pages <= self._pages.count - self._pages.lent:
             self._cache.reorder(self._pages.compact(), self.page)
             span = self._pages.lend(pages)
+        if span is not None:
+            self._clear(span)
         return span
 
+    def _clear(self, span: Span, first: int = 0) -> None:
+        """Fills a span with zeros, from its page `first` on."""
+        self._cache.clear((span.first + first) * self.page, (span.count - first) * self.page)
+
     def _continue(self, sequences: Sequence["_Sequence"]) -> Tensor:
-        """Computes the newest tokens of several sequences. Returns what the head reads (S, D)."""
+        """Computes the next token of several sequences that is not in the cache. Returns what the head reads (S, D)."""
+        ids = [sequence.answer[sequence.length - len(sequence.request.prompt)] for sequence in sequences]
         for sequence in sequences:
             sequence.length += 1
         starts, lengths = map(self._place, sequences), [sequence.length for sequence in sequences]
         context = NewestTokens(self._cache, list(starts), lengths)
-        ids_S = torch.tensor([sequence.answer[-1] for sequence in sequences], device=self._cache.device)
+        ids_S = torch.tensor(ids, device=self._cache.device)
         return self._rows.hidden_states(ids_S, context.positions_T, context)
 
     def _read_prompts(self) -> tuple[list["_Sequence"], list[Tensor]]:
@@ -174,7 +229,8 @@ class Engine:
             return False
         self._cache.copy(source * self.page, page.piece.start + page.piece.past, self.page)
         page.sequence.length += self.page
-        page.sequence.request.prompt_tokens_shared += self.page
+        if not page.sequence.answer:
+            page.sequence.request.prompt_tokens_shared += self.page
         return True
 
     def _read(self, pages: Sequence["_Page"]) -> Tensor | None:
@@ -241,6 +297,11 @@ class _Sequence:
     def is_reading(self) -> bool:
         """Whether a part of the prompt is not yet in the cache."""
         return self.length < len(self.request.prompt)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all tokens are in the cache, so that the next one can be chosen."""
+        return self.length == len(self.request.prompt) + len(self.answer)
 
     def page_key(self, index: int, page: int) -> bytes | None:
         """Returns the key of a page of the prompt; None if the prompt does not fill it."""

@@ -74,9 +74,10 @@ def _steps(model: LanguageModel, requests: Sequence[Request], complete: Collecti
     Raises:
         UserError: if a request cannot be answered.
     """
-    places = sum(-(-padded_length(len(request.prompt) + room(model, request)) // PAGE) * PAGE for request in requests)
-    tokens = sum(len(request.prompt) for request in requests)
-    engine = Engine(model, max(len(requests), 1), places, max(tokens, 1))
+    rooms = [room(model, request) for request in requests]
+    lengths = [len(request.prompt) for request in requests]
+    places = sum(-(-padded_length(sum(both)) // PAGE) * PAGE for both in zip(lengths, rooms, strict=True))
+    engine = Engine(model, max(len(requests), 1), places, chunk=max(sum(lengths), 1), reserve=max(rooms, default=1))
     for request in requests:
         engine.add(request)
     while engine.running or engine.waiting:
