@@ -123,7 +123,7 @@ class Worker:
         self._in_engine: dict[Engine, set[Request]] = {engine: set() for engine in engines}
         self._seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
-        self.is_draining = False
+        self.is_draining = self._has_failed = False
 
     def start(self) -> None:
         """Starts the thread; its tokens go to the event loop that runs now."""
@@ -132,8 +132,8 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread runs, and will go on."""
+        return self._thread.is_alive() and not self._has_failed
 
     @property
     def open(self) -> int:
@@ -235,7 +235,7 @@ class Worker:
 
     def _fail_all(self) -> None:
         """Ends all requests, because nobody will answer them."""
-        self.is_draining = True
+        self.is_draining = self._has_failed = True
         for request in list(self._owners):
             request.finish, request.problem = "error", FAILED
             self._receive([(request, [], True)])
