@@ -11,7 +11,7 @@ from constrained import allows, byte_level, grammars
 
 from minimind_sft.errors import UserError
 from minimind_sft.serving.constraints import grammar_of_json
-from minimind_sft.serving.grammars import Grammar
+from minimind_sft.serving.grammars import Constraint, Grammar
 from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.requests import SchemaFormat
 from minimind_sft.serving.schemas import check_schema
@@ -44,6 +44,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "no schema": ({"properties": {"a": 5}}, ".properties.a", "expected a JSON Schema, found 5"),
     "no list": ({"anyOf": {}}, ".anyOf", "expected a list of schemas, found an object"),
     "no names": ({"$defs": []}, ".$defs", "expected schemas by name, found an empty list"),
+    "no properties": ({"properties": None}, ".properties", "expected schemas by name, found null"),
     "far away": ({"$ref": "https://example.org/x"}, ".$ref",
                  'expected a schema inside this one, such as #/$defs/NAME, found "https://example.org/x"'),
     "into a note": ({"$ref": "#/examples/0", "examples": [TEXT]}, ".$ref",
@@ -57,10 +58,13 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "too long": ({"minLength": 10**9}, ".minLength", "expected a whole number from 0 to 100,000, found 1000000000"),
     "negative": ({"maxItems": -1}, ".maxItems", "expected a whole number from 0 to 100,000, found -1"),
     "counts too far": ({"multipleOf": 1009}, ".multipleOf", "the product of all multipleOf is above 1,000"),
+    "counts too far in tens": ({"multipleOf": 1e9}, ".multipleOf", "the product of all multipleOf is above 1,000"),
     "counts too far together": ({"allOf": [{"multipleOf": n} for n in (0.11, 9, 13)]}, ".allOf.2.multipleOf",
                                 "the product of all multipleOf is above 1,000"),
     "counts nothing": ({"multipleOf": 0}, ".multipleOf", "expected a number above 0, found 0"),
     "counts words": ({"multipleOf": "2"}, ".multipleOf", 'expected a number above 0, found "2"'),
+    "control characters": ({"enum": ["a", ["\\\x01"]]}, ".enum",
+                           'answers cannot hold the control character "\\\\u0001"'),
     "many patterns together": ({"allOf": [{"pattern": f".*a.{{{n}}}b.*"} for n in range(9)]}, "", TOGETHER),
     "many patterns together, nested": ({"pattern": "x", "anyOf": [{"pattern": "y", "$ref": "#/$defs/d"}], "$defs": {
         "d": {"allOf": [{"format": "date"} for n in range(7)]}}}, "", TOGETHER),
@@ -107,6 +111,7 @@ FOLLOWED: dict[str, tuple[dict[str, Any], str, str]] = {
     "deep": (nested(24), "[" * 24 + '"x"' + "]" * 24, "[" * 23 + '"x"' + "]" * 23),
     "fractions": ({"type": "number", "multipleOf": 0.25}, "1.75", "1.7"),
     "numbers below zero": ({"type": "number", "minimum": -1.5, "exclusiveMaximum": 0}, "-1.5", "0"),
+    "texts that look like escapes": ({"const": "\\u0001\n"}, '"\\\\u0001\\n"', "1"),
     "any": ({}, '{"a": [1, null, true, "x"]}', "x"),
 }
 
@@ -127,3 +132,18 @@ def test_a_grammar_that_takes_too_long_ends_its_own_answer_only(monkeypatch):
             assert constraint.allowed_V()[token]
             constraint.accept(token)
     assert made.constraint().allowed_V().any()
+
+
+class Panicking:
+    """A matcher whose library fails as those written in Rust do."""
+
+    def compute_bitmask(self) -> bytes:
+        class PanicException(BaseException):
+            pass
+
+        raise PanicException("index out of\nbounds")
+
+
+def test_a_panic_of_the_library_ends_its_own_answer_only():
+    with pytest.raises(UserError, match=r"^the answer cannot be made to follow its format any further: index out of b"):
+        Constraint(Panicking(), 7).allowed_V()

@@ -6,16 +6,16 @@ it needs no thread of its own. It gets the bytes of our tokens; control tokens a
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minimind_sft.data.token_bytes import TokenBytes
-from minimind_sft.errors import UserError, one_line
+from minimind_sft.errors import UserError, one_line, rust_failures
 from minimind_sft.inference.chat import THINK_END, THINK_START
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.inference.stopping import chat_stop_ids
@@ -23,6 +23,8 @@ from minimind_sft.serving.problems import invalid, unsupported
 
 if TYPE_CHECKING:
     import llguidance
+
+Asked = TypeVar("Asked")
 
 Reasoning = Literal["none", "open", "possible"]
 """Whether the answer goes on with reasoning that the prompt opened, and whether it may open some itself."""
@@ -54,8 +56,7 @@ class Constraint:
         Raises:
             UserError: if the grammar takes too long.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        bits = np.frombuffer(self._ask(self._matcher.compute_bitmask), np.uint8)
         return torch.from_numpy(np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_))
 
     def accept(self, token: int) -> None:
@@ -64,13 +65,23 @@ class Constraint:
         Raises:
             UserError: if the grammar takes too long, or does not allow it.
         """
-        self._matcher.consume_token(token)
-        self._check()
+        self._ask(lambda: self._matcher.consume_token(token))
 
-    def _check(self) -> None:
-        # It also gives up where nothing can follow; then no token is allowed.
-        if self._matcher.is_error() and self._matcher.stop_reason() != "NoExtensionBias":
-            raise UserError(f"the answer cannot be made to follow its format any further: {_reason(self._matcher)}")
+    def _ask(self, question: Callable[[], Asked]) -> Asked:
+        """Returns the matcher's answer.
+
+        Raises:
+            UserError: if it failed. That nothing can follow is no failure.
+        """
+        try:
+            answer, reason = question(), ""
+            if self._matcher.is_error() and self._matcher.stop_reason() != "NoExtensionBias":
+                reason = _reason(self._matcher)
+        except rust_failures() as error:  # a panic must not end the thread that answers everyone
+            reason = one_line(error)[:MAX_REASON]
+        if reason:
+            raise UserError(f"the answer cannot be made to follow its format any further: {reason}")
+        return answer
 
 
 class Grammar:

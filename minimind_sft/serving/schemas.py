@@ -4,6 +4,7 @@ The standard is JSON Schema 2020-12 (https://json-schema.org). Limits keep the t
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,9 @@ NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly"
          "contentMediaType", "$comment", "$schema", "$id", "$anchor")
 """Keywords that say nothing about which values are valid."""
 KEYWORDS = frozenset((*ONE, *SEVERAL, *NAMED, *VALUES, *NOTES))
+
+UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*(\\u00[01][0-9a-f]|\x7f)")
+"""Control characters in JSON that have no escape of one letter."""
 
 MAX_CHARACTERS = 60_000
 MAX_DEPTH = 24
@@ -116,16 +120,22 @@ def _check_one(schema: Mapping[str, Any], where: str) -> None:
     for name in ("$ref", "$anchor"):
         if not isinstance(schema.get(name, ""), str):
             raise invalid(f"{where}.{name}", f"expected a string, found {describe(schema[name])}")
-    if len(schema.get("properties", ())) > MAX_PROPERTIES:
-        raise invalid(f"{where}.properties", f"expected at most {MAX_PROPERTIES} of them, "
-                                             f"found {len(schema['properties']):,}")
+    for name in ("const", "enum"):
+        if found := UNWRITABLE.search(json.dumps(schema.get(name), ensure_ascii=False)):
+            raise unsupported(f"{where}.{name}", f"answers cannot hold the control character {describe(found[1])}")
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+        raise invalid(f"{where}.properties", f"expected at most {MAX_PROPERTIES} of them, found {len(properties):,}")
 
 
 def _steps(multiple: Any, where: str) -> Decimal:
-    """Returns the digits of a `multipleOf` as a whole number: those of 0.25 are 25."""
+    """Returns how far a grammar of a `multipleOf` counts: 25 for 0.25, 400 for 400."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
         raise invalid(f"{where}.multipleOf", f"expected a number above 0, found {describe(multiple)}")
-    return Decimal(int("".join(map(str, Decimal(str(multiple)).normalize().as_tuple().digits))))
+    number = Decimal(str(multiple)).normalize()
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int), "JSON has no infinite numbers"
+    return number.scaleb(-exponent) if exponent < 0 else number
 
 
 def _escaped(name: str) -> str:
