@@ -149,6 +149,24 @@ def test_a_full_storage_is_said_and_the_chat_goes_on(open_chat):
     chat.see("The browser's storage is full: new messages are lost when this tab closes. Save and delete old chats.")
 
 
+def test_questions_answers_and_code_are_copied(open_chat):
+    chat = open_chat()
+    chat.server.answers["q"] = ["a **b**\n```py\n<i>code</i>\n```"]
+    chat.ask("q")
+    chat.page.evaluate("""() => { window.copied = [];
+        navigator.clipboard.writeText = async text => { window.copied.push(text); };
+        document.addEventListener("copy", () => window.copied.push(`by hand: ${document.activeElement.value}`)); }""")
+    for where in (".question .icon", ".copy-code", ".answer > .actions .icon"):
+        chat.page.locator(where).first.click()
+    chat.page.locator("[aria-label=Copied]").nth(1).wait_for()
+    chat.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not over http')); }")
+    chat.page.locator(".copy-code").click()
+    chat.page.evaluate("async () => { while (window.copied.length < 4) await new Promise(go => setTimeout(go)); }")
+    assert chat.page.evaluate("window.copied") == ["q", "<i>code</i>", "a **b**\n```py\n<i>code</i>\n```",
+                                                   "by hand: <i>code</i>"]
+    assert chat.page.locator("textarea.unseen").count() == 0
+
+
 def test_chats_are_renamed_deleted_and_brought_back(open_chat):
     chat = open_chat()
     chat.ask("q")
