@@ -1,8 +1,8 @@
 """Answers prompts for serve_speed.py, in a process of its own: python serve_contenders.py KIND WEIGHTS DTYPE THREADS
 
 KIND is engine (inference/engine.py), batch (generate_batch, of whichever checkout is on PYTHONPATH) or transformers
-(WEIGHTS is a Hugging Face folder then). Reads lines {prompts, new_tokens} and writes {seconds, answers} for each. Given
-{per_second, max_running} too, the engine's prompts arrive at random, and it writes when tokens came (`arrivals`).
+(WEIGHTS is a Hugging Face folder then). Reads lines {prompts, new_tokens} and writes {seconds, cpu_seconds, answers}
+for each. Given {per_second, max_running} too, the engine's prompts arrive at random, and it writes when tokens came.
 """
 
 import json
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -134,9 +133,10 @@ def main(kind: str, weights: str, dtype: str, threads: str) -> None:
         if "per_second" in request:
             print(json.dumps(arrivals(model, **request)), flush=True)
             continue
-        start = time.perf_counter()
-        given = partial(answers, model)(**request)
-        print(json.dumps({"seconds": time.perf_counter() - start, "answers": given}), flush=True)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        given = answers(model, **request)
+        print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu,
+                          "answers": given}), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,12 +57,17 @@ def main() -> int:
     parser.add_argument("--new_tokens", type=int, default=48, help="length of each answer (default: 48)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: PyTorch's own)")
+    parser.add_argument("--cpu_time", action="store_true",
+                        help="count the contenders' time on the processor, which other load disturbs less; with one "
+                             "thread only, because idle threads of llama.cpp spin")
     parser.add_argument("--before", type=Path, help="another checkout, whose generate_batch takes part")
     parser.add_argument("--load", type=float, default=0.7, help="share of the engine's rate that arrives")
     parser.add_argument("--arrivals", type=int, default=64, help="requests that arrive at random; 0: none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here (PNG; needs matplotlib)")
     arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.threads > 1:
+        parser.error("--cpu_time needs --threads 1")
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +78,8 @@ def main() -> int:
                 for contender in contenders.values():
                     contender.close()
     report = {"command": " ".join(["python", "benchmarks/serve_speed.py", *sys.argv[1:]]), "torch": torch.__version__,
-              "cores": os.cpu_count(), "threads": arguments.threads, "rounds": arguments.rounds,
-              "prompt_tokens": arguments.prompt_tokens, "new_tokens": arguments.new_tokens,
+              "cores": os.cpu_count(), "cpu_time": arguments.cpu_time, "threads": arguments.threads,
+              "rounds": arguments.rounds, "prompt_tokens": arguments.prompt_tokens, "new_tokens": arguments.new_tokens,
               "load_average_at_end": round(os.getloadavg()[0], 1), "rows": rows}
     print_tables(report)
     if arguments.json:
@@ -130,10 +135,11 @@ def measure(model: str, precision: str, contenders: dict[str, Contender], argume
     answers = {count: {name: each.ask(**request)["answers"] for name, each in contenders.items()}
                for count, request in requests.items()}  # also the warm-up
     rates: dict[int, dict[str, list[float]]] = {count: {name: [] for name in contenders} for count in requests}
+    clock = "cpu_seconds" if arguments.cpu_time else "seconds"
     for _ in tqdm(range(arguments.rounds), desc=f"{model} {precision}", unit=" rounds", leave=False):
         for count, request in requests.items():
             for name, each in contenders.items():
-                rates[count][name].append(count * arguments.new_tokens / each.ask(**request)["seconds"])
+                rates[count][name].append(count * arguments.new_tokens / each.ask(**request)[clock])
     few, most = min(requests), max(requests)
     rows: list[dict[str, Any]] = [{
         "model": Path(model).name, "precision": precision, "streams": count,
@@ -219,7 +225,7 @@ def plot(report: dict, path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     panels[0][0].set_ylabel("tokens per second, all requests together")
-    figure.suptitle(f"Answering many requests on {report['threads']} CPU threads")
+    figure.suptitle(f"Answering many requests; CPU threads: {report['threads']}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

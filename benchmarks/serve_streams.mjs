@@ -1,7 +1,7 @@
 // Answers prompts with llama.cpp: node serve_streams.mjs NODE_MODULES MODEL THREADS
 //
-// Reads lines {prompts: [[id]], new_tokens} and writes for each {seconds, answers: [[id]]}: all prompts at once, as
-// sequences of one context, greedily. Making the context is not part of the time.
+// Reads lines {prompts: [[id]], new_tokens} and writes for each {seconds, cpu_seconds, answers: [[id]]}: all prompts at
+// once, as sequences of one context, greedily. Making the context is not part of the time.
 import path from "node:path";
 import readline from "node:readline";
 import {pathToFileURL} from "node:url";
@@ -30,10 +30,10 @@ for await (const line of readline.createInterface({input: process.stdin})) {
         threads: Number(threads), flashAttention: true
     });
     const sequences = prompts.map(() => context.getSequence());
-    const start = performance.now();
+    const start = performance.now(), startCpu = process.cpuUsage();
     const answers = await Promise.all(sequences.map((sequence, i) => answer(sequence, prompts[i], new_tokens)));
-    const seconds = (performance.now() - start) / 1000;
+    const seconds = (performance.now() - start) / 1000, cpu = process.cpuUsage(startCpu);
     await context.dispose();
-    console.log(JSON.stringify({seconds, answers}));
+    console.log(JSON.stringify({seconds, cpu_seconds: (cpu.user + cpu.system) / 1e6, answers}));
 }
 process.exit(0);
