@@ -77,8 +77,8 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "unknown format": ({"type": "string", "format": "x"}, "",
                        "answers cannot be made to follow it: Unknown format: x"),
     "overlapping oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "",
-                          "answers cannot be made to follow it: oneOf constraints are not supported. Enable "
-                          "'coerce_one_of' option to approximate oneOf with anyOf"),
+                          "answers cannot be made to follow it: the parts of oneOf do not clearly exclude each other; "
+                          "anyOf need not"),
     "itself": ({"$ref": "#"}, "", "no answer can follow it"),
     "doubling": ({"allOf": [{"anyOf": [{"properties": {f"k{n}": {"const": value}}} for value in range(2)]}
                             for n in range(14)]}, "", "answers cannot be made to follow it: schema too large"),

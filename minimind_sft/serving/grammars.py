@@ -38,6 +38,9 @@ MAX_ALTERNATIVES = 10_000
 """At one place of an answer: a step with so many takes about 20 ms."""
 AHEAD = 64
 """Characters that are cut into tokens at once where only one text can follow."""
+ONE_OF = ("oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+          "the parts of oneOf do not clearly exclude each other; anyOf need not")
+"""A reason of llguidance that speaks of its own options, and what to say instead."""
 SOURCE = re.compile(r"\n\s*\d+ \| |<non-verbose/>")
 """Where llguidance's reasons go on with the rules."""
 MAX_REASON = 200
@@ -242,5 +245,5 @@ def _pattern(text: str) -> str:
 
 
 def _reason(matcher: "llguidance.LLMatcher") -> str:
-    said = matcher.get_error().rpartition("failed to compile JSON schema: ")[2]
+    said = matcher.get_error().rpartition("failed to compile JSON schema: ")[2].replace(*ONE_OF)
     return one_line(ValueError(SOURCE.split(said)[0]))[:MAX_REASON]
