@@ -158,6 +158,7 @@ def test_what_a_server_says_is_shown_as_it_is(open_chat):
     assert states == ["The server says: <b>messages[0]</b> is too long", "The server is busy; try again in 7 s.",
                       "The server says: the model made NaN"]
     assert chat.answers()[-1] == "Begun"
+    assert chat.page.locator("#announce").inner_text() == "The answer: Begun The server says: the model made NaN"
 
 
 def test_a_key_is_asked_for_and_forgotten_with_the_tab(open_chat, chat_server):

@@ -64,7 +64,7 @@ function callCard(call) {
 }
 
 /** Returns the line that says how an answer ended, unless it ended well. */
-function stateOf(answer) {
+export function stateOf(answer) {
   const { problem } = answer;
   if (problem) {
     const message = problem.message;

@@ -1,4 +1,5 @@
 // The chat page: its state, and what happens at a click or a key.
+import { stateOf } from "./answer_view.js";
 import { fillAnswer, requestOf } from "./answering.js";
 import { fetchModels, setKey } from "./api.js";
 import { branch, chosenAnswer, isEmpty, jsonLines, newAnswer, newChat, rowOf, switchBranch, titleOf } from "./chats.js";
@@ -34,11 +35,9 @@ function save(one) {
   sidebar.show(chats, chat);
 }
 
-function saveSoon(one) {
-  saveTimer ||= setTimeout(() => {
-    saveTimer = 0;
-    if (chats.includes(one)) storage.writeChat(one);
-  }, SAVE_EVERY);
+function saveRunning() {
+  saveTimer = 0;
+  for (const one of chats) if (running.has(one.id)) storage.writeChat(one);
 }
 
 function changePreferences(changes) {
@@ -116,7 +115,7 @@ async function answerTurn(one, at, answers) {
   announce(t("writing"));
   await Promise.all(answers.map((answer, index) => fillAnswer(answer, bodies[index], abort.signal, () => {
     turns.updateAnswer(answer);
-    saveSoon(one);
+    saveTimer ||= setTimeout(saveRunning, SAVE_EVERY);
   })));
   running.delete(one.id);
   if (answers.some(answer => answer.problem)) loadModels({ isQuiet: true }); // it may be another server now
@@ -124,7 +123,7 @@ async function answerTurn(one, at, answers) {
   save(one);
   if (one !== chat) return;
   showChat();
-  const said = answers.map(answer => answer.content || t("empty")).join("\n");
+  const said = answers.map(answer => `${answer.content} ${stateOf(answer)}`.trim()).join("\n");
   announce(`${t("ended")} ${said.slice(0, MAX_ANNOUNCED)}`);
 }
 
@@ -338,7 +337,7 @@ scroll.addEventListener("scroll", () => {
   byId("to-end").hidden = followsEnd;
 });
 new ResizeObserver(follow).observe(byId("turns"));
-addEventListener("pagehide", () => { for (const one of chats) if (running.has(one.id)) storage.writeChat(one); });
+addEventListener("pagehide", saveRunning);
 storage.onOtherTab(id => {
   if (running.has(id)) return;
   const kept = storage.readChat(id);
