@@ -18,7 +18,7 @@ from minimind_sft.settings.chat import SamplingSettings
 
 FORMS = {**{name: (CONFIGS[name], torch.float32) for name in ("dense", "moe", "window", "gpt2", "shared experts")},
          "dynamic": (DYNAMIC, torch.float32), "bfloat16": (CONFIG, torch.bfloat16), "float64": (CONFIG, torch.float64),
-         "plain experts": (CONFIGS["moe"], torch.float32)}
+         "plain experts": (CONFIGS["moe"], torch.float32), "plain bfloat16": (CONFIG, torch.bfloat16)}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -48,4 +48,4 @@ class _EachAlone:
 
     def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
         group = q_THK.shape[1] // k_TGK.shape[1]
-        return q_THK + (k_TGK + v_TGK).repeat_interleave(group, dim=1)
+        return (q_THK + (k_TGK + v_TGK).repeat_interleave(group, dim=1)).to(v_TGK.dtype)

@@ -1,4 +1,4 @@
-"""Random schedules: requests that join and leave an engine at any step, to be compared with each request alone."""
+"""Random schedules: requests that join and leave an engine at any step."""
 
 import random
 from collections.abc import Sequence
