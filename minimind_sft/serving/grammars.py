@@ -88,22 +88,17 @@ class Constraint:
 
 
 class Grammar:
-    """What the answers to one request have to follow."""
+    """What the answers to one request have to follow.
 
-    def __init__(self, tokens: "llguidance.LLTokenizer", rules: str, vocab_size: int):
-        self._tokens, self._rules, self._vocab_size = tokens, rules, vocab_size
+    They share the states of their texts, and so the limit of these: a grammar is compiled once for all of them.
+    """
 
-    def matcher(self) -> "llguidance.LLMatcher":
-        """Returns what follows one answer. Its copies would share the states of their texts, and their limit."""
-        import llguidance
-
-        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ALTERNATIVES,
-                                           verbose_errors=False)
-        return llguidance.LLMatcher(self._tokens, self._rules, log_level=0, limits=limits)
+    def __init__(self, matcher: "llguidance.LLMatcher", vocab_size: int):
+        self._matcher, self._vocab_size = matcher, vocab_size
 
     def constraint(self) -> Constraint:
         """Returns the constraint of another answer."""
-        return Constraint(self.matcher(), self._vocab_size)
+        return Constraint(self._matcher.deep_copy(), self._vocab_size)
 
 
 class Grammars:
@@ -122,12 +117,16 @@ class Grammars:
         Raises:
             ApiProblem: if there is no such grammar, or if no answer follows it.
         """
-        made = Grammar(self._tokens, self._start(reasoning) + body, self._vocab_size)
-        matcher = made.matcher()
+        import llguidance
+
+        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ALTERNATIVES,
+                                           verbose_errors=False)
+        matcher = llguidance.LLMatcher(self._tokens, self._start(reasoning) + body, log_level=0, limits=limits)
         if matcher.is_error():
             raise unsupported(place, f"answers cannot be made to follow it: {_reason(matcher)}")
+        made = Grammar(matcher, self._vocab_size)
         try:
-            possible = bool(Constraint(matcher, self._vocab_size).allowed_V().any())
+            possible = bool(made.constraint().allowed_V().any())
         except UserError:
             possible = False
         if not possible:
