@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers
+from engine_schedules import Pool
 from family_models import CASES, our_model, their_model
 
 from minimind_sft.inference.generate import LanguageModel, generate_batch
@@ -75,6 +76,10 @@ def test_answers_equal_those_of_transformers(case: Case):
         assert generate_batch(model, PROMPTS, settings, ()) == expected
         assert generate_batch(model, PROMPTS[::-1], settings, {expected[0][2]})[::-1] == [
             answer[:answer.index(expected[0][2])] if expected[0][2] in answer else answer for answer in expected]
+
+
+def test_an_engine_answers_each_request_as_if_it_were_alone(case: Case):
+    Pool(case.lowered, 5).check(seed=3)
 
 
 def test_answers_without_a_cache_equal_those_of_transformers(case: Case):
