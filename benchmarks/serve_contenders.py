@@ -50,11 +50,12 @@ class Contender:
 
 
 def by_engine(model: Any, prompts: Answers, new_tokens: int) -> Answers:
-    from minimind_sft.inference.engine import Engine
+    from minimind_sft.inference.engine import PAGE, Engine
     from minimind_sft.inference.request import Request
     from minimind_sft.settings.chat import SamplingSettings
 
-    engine = Engine(model, len(prompts), cache_tokens=len(prompts) * 512)
+    pages = sum(-(-(len(prompt) + new_tokens) // PAGE) for prompt in prompts)
+    engine = Engine(model, len(prompts), cache_tokens=pages * PAGE)
     requests = [Request(prompt, SamplingSettings(new_tokens, temperature=0.0)) for prompt in prompts]
     answers: dict[Request, list[int]] = {request: [] for request in requests}
     for request in requests:

@@ -141,6 +141,7 @@ def measure(model: str, precision: str, contenders: dict[str, Contender], argume
             for name, each in contenders.items():
                 rates[count][name].append(count * arguments.new_tokens / each.ask(**request)[clock])
     few, most = min(requests), max(requests)
+    seconds = contenders["engine"].ask(**requests[most])["seconds"]
     rows: list[dict[str, Any]] = [{
         "model": Path(model).name, "precision": precision, "streams": count,
         "tokens_per_second": {name: summary(values) for name, values in rates[count].items()},
@@ -151,7 +152,7 @@ def measure(model: str, precision: str, contenders: dict[str, Contender], argume
                         if name != "engine"},
     } for count in requests]
     if arguments.arrivals:
-        per_second = arguments.load * statistics.median(rates[most]["engine"]) / arguments.new_tokens
+        per_second = arguments.load * most / seconds
         came = contenders["engine"].ask(
             prompts=random_prompts(arguments.arrivals, arguments.prompt_tokens), new_tokens=arguments.new_tokens,
             per_second=per_second, max_running=most)
