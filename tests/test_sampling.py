@@ -7,8 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from tiny_generation import VOCAB as VOCAB_OF_MODEL
+from tiny_generation import build
 
 from minimind_sft.errors import UserError
+from minimind_sft.inference.engine import Engine
 from minimind_sft.inference.request import Request, Token
 from minimind_sft.inference.sampling import NO_NUMBERS, Sampler, candidates, draw, nucleus, penalized, seeds
 from minimind_sft.settings.chat import SamplingSettings
@@ -140,6 +143,28 @@ def test_a_constraint_that_fails_ends_its_request_only(constraint: Only, problem
     none, token = sampler.choose(scores(2), [failing, other])
     assert none is None and token is not None
     assert (failing.problem, other.problem) == (problem, "")
+
+
+def test_an_engine_ends_the_request_whose_constraint_fails_and_goes_on_with_others():
+    class Failing(Only):
+        def allowed_V(self) -> torch.Tensor:
+            return torch.ones(VOCAB_OF_MODEL, dtype=torch.bool)
+
+        def accept(self, token: int) -> None:
+            super().accept(token)
+            if len(self.accepted) == 3:
+                raise UserError("three")
+
+    engine, settings = Engine(build()), SamplingSettings(max_new_tokens=6)
+    failing, other = Request([1, 2], settings, constraint=Failing()), Request([1, 2], settings)
+    got: dict[Request, list[int]] = {failing: [], other: []}
+    for request in got:
+        engine.add(request)
+    while engine.running or engine.waiting:
+        for request, tokens in engine.step().items():
+            got[request] += [token.id for token in tokens]
+    assert (failing.finish, failing.problem, other.finish) == ("error", "three", "length")
+    assert len(got[other]) == 6 and got[failing] == got[other][:2]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
