@@ -47,7 +47,7 @@ class Engine:
         page: tokens of a page.
     """
 
-    def __init__(self, model: LanguageModel, max_running: int = 16, cache_tokens: int = 16384, chunk: int = 256,
+    def __init__(self, model: LanguageModel, max_running: int = 16, cache_tokens: int = 16384, chunk: int = 128,
                  reserve: int = 256, page: int = PAGE):
         assert not model.training, "generation needs model.eval()"
         self.model, self.max_running, self.chunk, self.page = model, max_running, chunk, page
