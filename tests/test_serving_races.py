@@ -37,9 +37,9 @@ class FakeEngine:
         self.going[request] = 0
 
     def cancel(self, request: Request) -> None:
-        if request.finish is None:
+        if request in self.going:
             request.finish = "cancelled"
-            self.going.pop(request, None)
+            del self.going[request]
 
     def step(self) -> dict[Request, list[Token]]:
         if self.random.random() < self.fails:
@@ -122,5 +122,42 @@ def test_an_engine_that_fails_to_take_a_request_refuses_that_one_alone():
         tokens = [token.id async for news in submission.news() for token in news.tokens]
         assert tokens == [7, 8] and not worker.open
         worker.stop()
+
+    asyncio.run(asyncio.wait_for(ask(), 120))
+
+
+def test_a_request_that_is_refused_while_its_client_leaves_keeps_no_place():
+    async def ask() -> None:
+        engine = FakeEngine(Random(0), fails=0)
+        worker = Worker([engine], 20, 60.0)
+        worker.start()
+        asking = asyncio.create_task(worker.submit(engine, [Request([1, 0], SamplingSettings())]))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        while worker.open:
+            await asyncio.sleep(0.001)
+        worker.stop()
+
+    asyncio.run(asyncio.wait_for(ask(), 120))
+
+
+def test_a_request_that_comes_while_the_thread_dies_ends(capsys):
+    async def ask() -> None:
+        engine = FakeEngine(Random(0), fails=0)
+
+        def fail(request: Request) -> None:
+            raise RuntimeError("broken beyond repair")
+
+        worker = Worker([engine], 20, 60.0)
+        worker.start()
+        first = await worker.submit(engine, [Request([1, 10**9], SamplingSettings())])
+        engine.cancel = fail
+        first.break_off("left")
+        late = Request([2, 1], SamplingSettings())
+        submission = await worker.submit(engine, [late])
+        assert [news.ended async for news in submission.news()] == [True]
+        assert late.finish == "error" and not worker.open and not worker.is_alive
 
     asyncio.run(asyncio.wait_for(ask(), 120))

@@ -50,12 +50,15 @@ Reason = Literal["left", "late", "stopping"]
 class Submission:
     """The requests that one client has made together. Lives in the event loop.
 
+    accepted: why the engine does not take them, once that is known; None: it does.
     began: when it was made, on the monotonic clock.
     broken_off: why its answers were broken off; None if they were not.
     """
 
     def __init__(self, requests: Sequence[Request], cancel: Callable[[Sequence[Request]], None], seconds: float):
+        loop = asyncio.get_running_loop()
         self.requests = tuple(requests)
+        self.accepted: asyncio.Future[Exception | None] = loop.create_future()
         self.began = time.monotonic()
         self.broken_off: Reason | None = None
         self._index = {request: index for index, request in enumerate(requests)}
@@ -63,7 +66,7 @@ class Submission:
         self._tokens: list[list[Token]] = [[] for _ in requests]
         self._ended: set[int] = set()
         self._changed = asyncio.Event()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.break_off, "late")
+        self._timer = loop.call_later(seconds, self.break_off, "late")
 
     def cancel(self, index: int) -> None:
         """Ends one of the answers, if it goes on; the engine is free of it before its next step."""
@@ -76,9 +79,12 @@ class Submission:
             self.broken_off = reason
             self._cancel(self.requests)
 
-    def forget(self) -> None:
-        """Stops the clock of requests that were refused."""
-        self._timer.cancel()
+    def accept(self, refused: Exception | None) -> None:
+        """Takes note of whether the engine takes the requests. Those that it refuses need no clock."""
+        if refused is not None:
+            self._timer.cancel()
+        if not self.accepted.done():
+            self.accepted.set_result(refused)
 
     async def news(self) -> AsyncIterator[News]:
         """Yields new tokens as they come, until all requests have ended; tokens that nobody took yet come together."""
@@ -116,12 +122,12 @@ class Worker:
     """
 
     def __init__(self, engines: Sequence[Engine], max_waiting: int, seconds: float):
-        self._engines, self._max_waiting, self._answer_seconds = list(engines), max_waiting, seconds
+        self._engines, self._max_waiting, self._max_seconds = list(engines), max_waiting, seconds
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._open = dict.fromkeys(engines, 0)
         self._owners: dict[Request, tuple[Submission, Engine]] = {}
         self._in_engine: dict[Engine, set[Request]] = {engine: set() for engine in engines}
-        self._seconds = 1.0
+        self._mean_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
         self.is_draining = self._has_failed = False
 
@@ -148,19 +154,16 @@ class Worker:
             UserError: if the engine can never answer all of them; any other error of the engine as well.
         """
         self._check_room(engine, len(requests))
-        submission = Submission(requests, self._cancel, self._answer_seconds)
+        submission = Submission(requests, self._cancel, self._max_seconds)
         self._open[engine] += len(requests)
         self._owners |= dict.fromkeys(requests, (submission, engine))
-        accepted: asyncio.Future[Exception | None] = self._loop.create_future()
-        self._inbox.put(lambda: self._add(engine, requests, accepted))
+        self._inbox.put(lambda: self._add(engine, submission))
         try:
-            refused = await asyncio.shield(accepted)
-        except BaseException:  # the client has left meanwhile
+            refused = await asyncio.shield(submission.accepted)
+        except asyncio.CancelledError:  # the client has left meanwhile
             submission.break_off("left")
             raise
         if refused is not None:
-            submission.forget()
-            self._forget(requests)
             raise refused
         return submission
 
@@ -203,7 +206,7 @@ class Worker:
     def _retry_after(self, engine: Engine) -> int:
         """Estimates when a place will be free, from how long answers took."""
         rounds = self._open[engine] / engine.max_running
-        return round(min(max(rounds * self._seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS))
+        return round(min(max(rounds * self._mean_seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS))
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         going = [(request, self._owners[request][1]) for request in requests if request in self._owners]
@@ -214,6 +217,12 @@ class Worker:
             self._hand_over([(request, []) for request, _ in going])
 
         self._inbox.put(cancel)
+
+    def _accept(self, submission: Submission, refused: Exception | None) -> None:
+        """Tells who waits for it whether the engine takes the requests; runs in the event loop."""
+        if refused is not None:
+            self._forget(submission.requests)
+        submission.accept(refused)
 
     def _forget(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -230,13 +239,14 @@ class Worker:
             submission.receive(request, tokens, ended)
             if ended:
                 seconds = time.monotonic() - submission.began
-                self._seconds = FORGETTING * self._seconds + (1 - FORGETTING) * seconds
+                self._mean_seconds = FORGETTING * self._mean_seconds + (1 - FORGETTING) * seconds
                 self._forget([request])
 
     def _fail_all(self) -> None:
         """Ends all requests, because nobody will answer them."""
         self.is_draining = self._has_failed = True
-        for request in list(self._owners):
+        for request, (submission, _) in list(self._owners.items()):
+            submission.accept(None)
             request.finish, request.problem = "error", FAILED
             self._receive([(request, [], True)])
 
@@ -279,18 +289,18 @@ class Worker:
         self._in_engine[engine].clear()
         return [(request, []) for request in lost]
 
-    def _add(self, engine: Engine, requests: Sequence[Request], accepted: "asyncio.Future[Exception | None]") -> None:
+    def _add(self, engine: Engine, submission: Submission) -> None:
         refused = None
         try:
-            for request in requests:
+            for request in submission.requests:
                 engine.add(request)
         except Exception as error:  # a mistake of ours must not end the thread and with it all other answers
             refused = error
-            for request in requests:
+            for request in submission.requests:
                 engine.cancel(request)
         else:
-            self._in_engine[engine].update(requests)
-        self._tell(accepted.set_result, refused)
+            self._in_engine[engine].update(submission.requests)
+        self._tell(self._accept, submission, refused)
 
     def _hand_over(self, results: Sequence[tuple[Request, list[Token]]]) -> None:
         """Gives results to the event loop, with whether each request has ended by now."""
