@@ -11,7 +11,7 @@ import pytest
 from load import clients
 from load.bodies import BROKEN, CHAT, full, injections, ordinary
 from load.comparing import error_problem, essence, events_of, joined
-from load.http_client import Answer, ask
+from load.http_client import Answer
 from serve_load import answer_alone, percentiles, put_load, summary
 
 CHUNK = {"id": "a", "created": 1, "model": "m", "object": "chat.completion.chunk"}
@@ -144,8 +144,3 @@ def test_broken_bodies_are_broken():
 
 def test_percentiles():
     assert percentiles([*[1.0] * 99, 101.0]) == {"p50": 1.0, "p99": 2.0, "max": 101.0}
-
-
-def test_a_server_that_is_not_there():
-    with pytest.raises(OSError, match=r"."):
-        asyncio.run(ask(1, "/"))

@@ -55,7 +55,7 @@ THINKING_FLAGS = ("enable_thinking", "open_thinking", "thinking")
 
 VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token",
              "unk_token")
-"""What every rendering has; some tokenizers lack some of the tokens."""
+"""Variables of every rendering; some tokenizers lack some of the tokens."""
 
 ASSISTANT_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Control tokens inside an assistant message; anywhere else in the data they are text."""

@@ -393,4 +393,3 @@ def _given_templates(config: dict, where: str) -> tuple[str | None, dict[str, st
     if not isinstance(given, str | dict | None):
         raise UserError(f"{where}: expected a string, found {describe(given)}")
     return given if isinstance(given, str) else named.get("default"), named
-

@@ -14,7 +14,7 @@ from minimind_sft.serving.worker import Submission
 AnyChoice = TypeVar("AnyChoice", ChatChoice, CompletionChoice)
 
 LEFT = ApiProblem(499, "the client has left", code="client_left")
-"""What nobody reads."""
+"""Ends the answering of a client that has left; it never reads this."""
 
 
 class Part(NamedTuple):

@@ -33,6 +33,7 @@ class Usage:
     reasoning: int = 0
 
     def body(self) -> dict[str, Any]:
+        """Returns the JSON of the `usage` field."""
         return {"prompt_tokens": self.prompt, "completion_tokens": self.completion,
                 "total_tokens": self.prompt + self.completion,
                 "prompt_tokens_details": {"cached_tokens": self.cached},
@@ -40,7 +41,7 @@ class Usage:
 
 
 def new_id(kind: str) -> str:
-    """Returns an id that no other request has: `chatcmpl-...`, `cmpl-...` or `call_...`."""
+    """Returns an id that no other request has: `chatcmpl-...` or `cmpl-...`."""
     return f"{kind}{secrets.token_hex(12)}"
 
 
@@ -95,12 +96,15 @@ class ChatBodies(Bodies):
     prefix = "chatcmpl-"
 
     def opening(self, index: int) -> dict[str, Any]:
+        """Returns the first chunk of a choice, which tells the role."""
         return self._chunk(_chat_piece(index, {"role": "assistant", "content": ""}))
 
     def piece(self, index: int, delta: Delta) -> dict[str, Any]:
+        """Returns the chunk for a delta."""
         return self._chunk(_chat_piece(index, _delta_body(delta), delta.logprobs))
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
+        """Returns the last chunk of a choice."""
         return self._chunk(_chat_piece(index, {}, finish=finish))
 
 
@@ -118,6 +122,7 @@ class ChatChoice:
     _logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
+        """Takes the next delta."""
         self._content.append(delta.content)
         self._reasoning.append(delta.reasoning)
         if delta.call:
@@ -149,6 +154,7 @@ class CompletionBodies(Bodies):
         return self._chunk(_text_choice(index, delta.content, choice.add(delta), None))
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
+        """Returns the last chunk of a choice."""
         return self._chunk(_text_choice(index, "", None, finish))
 
 

@@ -1,4 +1,4 @@
-"""What a request says about the form of its answer, as a grammar: `response_format`, `tool_choice`, strict tools.
+"""Makes a grammar of `response_format`, `tool_choice` and strict tools: the form that a request gives its answer.
 
 A `json_schema` is followed whether it is `strict` or not, and so are the parameters of a call that is demanded.
 """

@@ -88,7 +88,7 @@ class Constraint:
 
 
 class Grammar:
-    """What the answers to one request have to follow.
+    """A compiled grammar, which all answers to one request follow.
 
     They share the states of their texts, and so the limit of these: a grammar is compiled once for all of them.
     """

@@ -33,9 +33,10 @@ async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
 
 
 def _check_kind(request: Request) -> None:
-    """
+    """Checks that a body is announced as plain JSON, which pages of other sites cannot send without being allowed to.
+
     Raises:
-        ApiProblem: 415. JSON is what web pages of other sites cannot send without being allowed to.
+        ApiProblem: 415 if it is not.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -43,5 +44,3 @@ def _check_kind(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiProblem(415, "the header Content-Encoding: expected a body that is not compressed",
                          code="unsupported_media_type")
-
-

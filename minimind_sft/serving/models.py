@@ -31,7 +31,7 @@ class ServedModel:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """What answers can be made to follow."""
+        """Makes the grammars that answers of this model can follow."""
         return Grammars(self.loaded)
 
     def tool_format(self) -> ToolFormat:

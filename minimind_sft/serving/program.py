@@ -34,7 +34,8 @@ def serve_models(settings: ServeSettings, ready: Callable[[str], None]) -> None:
 
 
 def require_packages() -> None:
-    """
+    """Checks that the packages of the extra [serve] are installed.
+
     Raises:
         UserError: if a package is missing.
     """

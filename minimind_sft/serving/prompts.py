@@ -30,8 +30,9 @@ FIELD = re.compile(r"((?:messages|tools)(?:\[\d+\])?(?:\.\w+|\[\d+\])*): ")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model sees before its answers.
+    """A prompt, and the engine's requests for answers to it.
 
+    ids: all that the model sees before its answers.
     starts_thinking: whether it ends inside reasoning, which the answer goes on with.
     requests: one for each answer to it.
     """
@@ -114,7 +115,8 @@ def _conversation(request: ChatRequest) -> Conversation:
 
 
 def _with_variables(template: ChatTemplate, values: Mapping[str, Any]) -> ChatTemplate:
-    """
+    """Returns the template with a request's variables.
+
     Raises:
         ApiProblem: for a variable that the template does not read.
     """
@@ -127,7 +129,8 @@ def _with_variables(template: ChatTemplate, values: Mapping[str, Any]) -> ChatTe
 
 
 def _check_thinking(request: ChatRequest, template: ChatTemplate, starts_thinking: bool) -> None:
-    """
+    """Checks that the template thinks, or does not, as the request says.
+
     Raises:
         ApiProblem: if the request says whether to think, and the template does not follow it.
     """

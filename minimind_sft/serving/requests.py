@@ -59,7 +59,7 @@ AnyBody = TypeVar("AnyBody", bound="GenerationRequest")
 
 
 class StreamOptions(Body):
-    """What a stream holds besides the answer."""
+    """Asks for more than the answer in a stream."""
 
     include_usage: bool | None = Field(None, description="a last chunk tells how many tokens the request took")
     include_obfuscation: Literal[False] | None = None
@@ -111,9 +111,10 @@ class GenerationRequest(Body):
         raise NotImplementedError
 
     def check(self) -> None:
-        """
+        """Checks that the fields go together.
+
         Raises:
-            ApiProblem: if fields do not go together.
+            ApiProblem: if they do not.
         """
         if self.stream_options and not self.stream:
             raise invalid("stream_options", "expected only with stream true, found without")

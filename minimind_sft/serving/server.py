@@ -214,5 +214,3 @@ def _show_messages() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Shown(logging.ERROR)], False
         logger.setLevel(logging.ERROR)
-
-

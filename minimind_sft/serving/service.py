@@ -56,7 +56,8 @@ class Service:
         return asked, self.model(asked.model)
 
     def model(self, name: str) -> ServedModel:
-        """
+        """Returns the model of a name.
+
         Raises:
             ApiProblem: if there is no model of that name.
         """

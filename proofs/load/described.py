@@ -57,9 +57,10 @@ def attempt(operation: APIOperation, mode: GenerationMode, model: str, count: in
 
 
 def check_refusal(body: Any) -> None:
-    """
+    """Checks the body of a refusal.
+
     Raises:
-        AssertionError: if the body is not OpenAI's error with one clear line.
+        AssertionError: if it is not OpenAI's error with one clear line.
     """
     assert set(body) == {"error"} and set(body["error"]) == ERROR_FIELDS, body
     message = body["error"]["message"]
