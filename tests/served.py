@@ -72,6 +72,36 @@ class HeldEngine:
         return {request: [Token(X)] for request in stepped}
 
 
+class ScriptedEngine(HeldEngine):
+    """Answers the requests with texts of a script, a token a step.
+
+    asked: the prompts so far, as text.
+    """
+
+    def __init__(self, *script: str):
+        super().__init__(max_running=8, held=False)
+        self.script, self.asked = list(script), []
+        self.left: dict[Request, list[int]] = {}
+
+    def add(self, request: Request) -> None:
+        super().add(request)
+        self.asked.append(TOKENIZER.decode(request.prompt))
+        self.left[request] = TOKENIZER.encode(self.script.pop(0))
+
+    def step(self) -> dict[Request, list[Token]]:
+        stepped: dict[Request, list[Token]] = {}
+        for request in list(self.requests):
+            left = self.left[request]
+            self.counts[request] = self.counts.get(request, 0) + bool(left)
+            token = left.pop(0) if left else None
+            if token is None or self.counts[request] == request.sampling.max_new_tokens:
+                request.finish = "length" if token is not None else "stop"
+                self.requests.remove(request)
+            logprobs = () if request.logprobs is None else (-0.25, [(7, -0.25), (8, -2.0)][:request.logprobs])
+            stepped[request] = [] if token is None else [Token(token, *logprobs)]
+        return stepped
+
+
 def served(name: str = "mini", engine: Any = None, context: int = 4096) -> ServedModel:
     """Returns a tiny model with the bundled tokenizer, and with an engine of its own unless there is one."""
     config = SimpleNamespace(context=context, vocab_size=TOKENIZER.vocab_size)

@@ -14,43 +14,12 @@ import openai
 from chats import TOOLS
 from programs import PATIENCE
 from pydantic import BaseModel
-from served import TOKENIZER, HeldEngine, served, server_of, wait_until
+from served import TOKENIZER, HeldEngine, ScriptedEngine, served, server_of, wait_until
 
-from minimind_sft.inference.request import Token
 from minimind_sft.settings.serve import ListeningSettings
 
 USER = {"role": "user", "content": "What is the weather in Rome?"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-
-
-class ScriptedEngine(HeldEngine):
-    """Answers the requests with texts of a script, a token a step.
-
-    asked: the prompts so far, as text.
-    """
-
-    def __init__(self, *script: str):
-        super().__init__(max_running=8, held=False)
-        self.script, self.asked = list(script), []
-        self.left = {}
-
-    def add(self, request):
-        super().add(request)
-        self.asked.append(TOKENIZER.decode(request.prompt))
-        self.left[request] = TOKENIZER.encode(self.script.pop(0))
-
-    def step(self):
-        stepped = {}
-        for request in list(self.requests):
-            left = self.left[request]
-            self.counts[request] = self.counts.get(request, 0) + bool(left)
-            token = left.pop(0) if left else None
-            if token is None or self.counts[request] == request.sampling.max_new_tokens:
-                request.finish = "length" if token is not None else "stop"
-                self.requests.remove(request)
-            logprobs = () if request.logprobs is None else (-0.25, [(7, -0.25), (8, -2.0)][:request.logprobs])
-            stepped[request] = [] if token is None else [Token(token, *logprobs)]
-        return stepped
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 pytest.importorskip("httpx", reason="the extra [test] is not installed")
 
 from chats import CALL, TOOLS
-from served import HERE, QUESTION, TOKENIZER, HeldEngine, chat, events, served
+from served import HERE, QUESTION, TOKENIZER, ScriptedEngine, chat, events, served
 from starlette.testclient import TestClient
 
-from minimind_sft.inference.request import Request, Token
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
 from minimind_sft.settings.serve import LimitSettings
@@ -21,24 +20,6 @@ from minimind_sft.settings.serve import LimitSettings
 WRITTEN = '<tool_call>\n{"name": "weather", "arguments": {"city": "罗马"}}\n</tool_call>'
 OTHER = WRITTEN.replace("罗马", "Bern")
 TWO = f"Let me see:\n{WRITTEN}\n{OTHER}"
-
-
-class ScriptedEngine(HeldEngine):
-    """Answers every request with one text, token by token."""
-
-    def __init__(self, text: str):
-        super().__init__(held=False)
-        self.ids = TOKENIZER.encode(text)
-
-    def step(self) -> dict[Request, list[Token]]:
-        new: dict[Request, list[Token]] = {}
-        for request in list(self.requests):
-            count = self.counts[request] = self.counts.get(request, 0) + 1
-            new[request] = [Token(token_id) for token_id in self.ids[count - 1:count]]
-            if count > len(self.ids) or count == request.sampling.max_new_tokens:
-                request.finish = "stop" if count > len(self.ids) else "length"
-                self.requests.remove(request)
-        return new
 
 
 def ask(text: str, **fields):

@@ -83,7 +83,7 @@ class Sampler:
 
 
 class _State:
-    """What choosing the tokens of one request depends on, besides the scores.
+    """The state of choosing one request's tokens.
 
     needs_row: whether it needs more of a row than the best token.
     """
@@ -233,7 +233,7 @@ def draw(probs_M: NDArray, tokens_M: NDArray, generator: torch.Generator) -> int
 
 
 def seeds(seed: int, count: int) -> Iterator[int]:
-    """Yields the seeds of `count` answers to one question, or of the prompts of one batch; the first is `seed`."""
+    """Yields the seeds of `count` prompts that are answered together; the first is `seed`."""
     yield seed
     for index in range(1, count):
         digest = hashlib.sha256(f"{seed} {index}".encode()).digest()

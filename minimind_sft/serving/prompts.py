@@ -24,6 +24,7 @@ from minimind_sft.settings.chat import SamplingSettings
 SMALLEST_TOP_P = 1e-6
 """Stands for a `top_p` of 0: the most likely token alone."""
 SEEDS = 2**64
+"""The number of seeds: the one after the last is the first."""
 FIELD = re.compile(r"((?:messages|tools)(?:\[\d+\])?(?:\.\w+|\[\d+\])*): ")
 """The field that a message about a conversation begins with."""
 
