@@ -60,8 +60,7 @@ def main() -> int:
         say(f"{'sampling':<12}{notice}")
     if template is None:
         tell_unused(chosen, conversation)
-        framed = tokenizer.adds_bos or loaded.is_minimind
-        continuation = Continuation(model, tokenizer, sampling, framed, loaded.stop_ids)
+        continuation = Continuation(model, tokenizer, sampling, loaded.frames_documents, loaded.stop_ids)
         return talk(settings.questions, f"{loaded.path.name} continues the text you type.", continuation,
                     [temperature_command(continuation)])
     if settings.questions.batch_in:

@@ -10,7 +10,7 @@ Then ask, with the client of your choice or with curl:
       -d '{"model": "full_sft", "messages": [{"role": "user", "content": "Who are you?"}]}'
 
 The page is at the same address, http://127.0.0.1:8998. Only this machine can reach the server unless --host says
-otherwise. Ctrl-C and SIGTERM let the answers under way end, and Ctrl-C twice does not.
+otherwise. Ctrl-C and SIGTERM let the answers under way end; a second Ctrl-C breaks them off.
 """
 
 from minimind_sft.errors import run_program

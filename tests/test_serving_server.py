@@ -1,6 +1,7 @@
 """The server on a port: slow, silent and too many clients, the queue, and its end."""
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -182,8 +183,9 @@ def test_a_port_in_use_and_a_foreign_address_are_refused():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^--port {port}: cannot be used at 127.0.0.1 \(.*\); choose another"):
             listen(ListeningSettings(port=port))
-    with pytest.raises(UserError, match=r"^--host no\.such\.host\.invalid: expected an address of this machine$"):
-        listen(ListeningSettings(host="no.such.host.invalid"))
+    for host in ("no.such.host.invalid", "192.0.2.1"):
+        with pytest.raises(UserError, match=rf"^--host {re.escape(host)}: expected an address of this machine$"):
+            listen(ListeningSettings(host=host))
 
 
 def test_many_clients_get_their_own_answers():

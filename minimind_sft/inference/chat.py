@@ -11,7 +11,7 @@ from minimind_sft.data.conversation import MAX_CHARACTERS, Conversation
 from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_stream
-from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
+from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids, document_ids
 
 THINK_START, THINK_END = "<think>", "</think>"
 PROMPT_TAIL = 16
@@ -267,15 +267,15 @@ def assistant_message(text: str, thinking: bool) -> dict:
 class Continuation:
     """Continues texts with weights that have only been pretrained.
 
-    between_bos_and_eos: MiniMind pretrains on texts between bos and eos, as Llama's makers did, and this project on
-        texts that end with `<|endoftext|>`.
+    framed: MiniMind pretrains on texts between bos and eos, as Llama's makers did, and this project on texts that end
+        with `<|endoftext|>`.
     stop_ids: further tokens that end a text.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
     settings: SamplingSettings
-    between_bos_and_eos: bool = False
+    framed: bool = False
     stop_ids: Collection[int] = ()
     starts_thinking: bool = False
     in_use: int | None = None
@@ -291,9 +291,7 @@ class Continuation:
             UserError: before the first piece, if the text is empty, is not valid text, or leaves no room for more.
         """
         check_text(text)
-        ids, ends = self.tokenizer.encode_ordinary(text), {*document_end_ids(self.tokenizer), *self.stop_ids}
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        if self.between_bos_and_eos and bos is not None and eos is not None:
-            ids, ends = [bos, *ids], {*ends, eos}
+        ids = document_ids(self.tokenizer, text, self.framed)
+        ends = {*document_end_ids(self.tokenizer, self.framed), *self.stop_ids}
         # Some decoders drop the blank before a text's first word, and here it is not the first.
         return _texts(TextStream(self.tokenizer, before=ids), generate_stream(self.model, ids, self.settings, ends))

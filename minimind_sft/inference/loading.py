@@ -46,6 +46,11 @@ class Loaded:
     """Tokens of the longest document that the weights were trained on, if the sidecar says so and nothing else was
     trained on top of them."""
 
+    @property
+    def frames_documents(self) -> bool:
+        """Whether it was pretrained on documents between bos and eos: MiniMind's and Llama's models were."""
+        return self.tokenizer.adds_bos or self.is_minimind
+
 
 def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[str], None],
          needs_template: bool = False, flags: tuple[str, str] = ("--weight", "--lora_weight")) -> Loaded:

@@ -1,4 +1,4 @@
-"""Finds the tokens that end an answer."""
+"""Finds the tokens that end an answer or a document, and how a document begins."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -22,12 +22,27 @@ def chat_stop_ids(template: ChatTemplate, named: Collection[int] = ()) -> set[in
     return {template.end_of_turn_id, *document_end_ids(template.tokenizer), *named}
 
 
-def document_end_ids(tokenizer: Tokenizer) -> set[int]:
-    """Returns the token that ends a document, if the tokenizer has one."""
+def document_end_ids(tokenizer: Tokenizer, framed: bool = False) -> set[int]:
+    """Returns the tokens that end a document, as far as the tokenizer has them.
+
+    Args:
+        framed: whether documents are between bos and eos.
+    """
+    ends = {tokenizer.eos_id} if framed and tokenizer.eos_id is not None else set()
     try:
-        return {tokenizer.end_of_document_id}
+        return {tokenizer.end_of_document_id, *ends}
     except UserError:
-        return set()
+        return ends
+
+
+def document_ids(tokenizer: Tokenizer, text: str, framed: bool) -> list[int]:
+    """Returns the ids of the beginning of a document, as pretraining shows it.
+
+    Args:
+        framed: whether documents are between bos and eos.
+    """
+    ids = tokenizer.encode_ordinary(text)
+    return [tokenizer.bos_id, *ids] if framed and tokenizer.bos_id is not None else ids
 
 
 def named_stop_ids(weights: Path, tokenizer: Tokenizer) -> frozenset[int]:

@@ -14,7 +14,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.chat import THINK_END, THINK_START
 from minimind_sft.inference.engine import Request
 from minimind_sft.inference.loading import Loaded
-from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids
+from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids, document_ids
 from minimind_sft.serving.grammars import Grammar, Reasoning
 from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
@@ -78,19 +78,13 @@ def completion_prompts(request: CompletionRequest, loaded: Loaded, sampling: Sam
     Raises:
         ApiProblem: if an id is no token, or if a prompt is empty or too long.
     """
-    tokenizer, prompts = loaded.tokenizer, []
-    framed = tokenizer.adds_bos or loaded.is_minimind
-    template = loaded.template
-    stop_ids = (chat_stop_ids(template, loaded.stop_ids) if template else
-                {*document_end_ids(tokenizer), *loaded.stop_ids})
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    if framed and eos is not None:
-        stop_ids.add(eos)
+    tokenizer, framed, prompts = loaded.tokenizer, loaded.frames_documents, []
+    stop_ids = {*document_end_ids(tokenizer, framed), *loaded.stop_ids}
+    if loaded.template is not None:
+        stop_ids |= chat_stop_ids(loaded.template)
     for given in request.prompts:
         if isinstance(given, str):
-            ids = tokenizer.encode_ordinary(given)
-            if framed and bos is not None:
-                ids = [bos, *ids]
+            ids = document_ids(tokenizer, given, framed)
         else:
             ids = given
             if wrong := next((token for token in ids if token >= tokenizer.vocab_size), None):

@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: limits of time and number for connections, and signals that end the server."""
 
 import asyncio
+import errno
 import json
 import logging
 import signal
@@ -32,6 +33,7 @@ MIN_READ = 16 * 1024
 """Bytes that a client must read in `stall_seconds`, if so many wait."""
 MAX_HEAD = 32 * 1024
 """Bytes of a request's headers."""
+NO_ADDRESS = "--host {host}: expected an address of this machine"
 
 
 def _raw(status: str, problem: ApiProblem, headers: str = "") -> bytes:
@@ -172,7 +174,7 @@ def listen(listening: ListeningSettings) -> socket.socket:
     try:
         found = socket.getaddrinfo(listening.host, listening.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {listening.host}: expected an address of this machine") from error
+        raise UserError(NO_ADDRESS.format(host=listening.host)) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -182,6 +184,8 @@ def listen(listening: ListeningSettings) -> socket.socket:
         listener.listen(256)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(NO_ADDRESS.format(host=listening.host)) from error
         raise UserError(f"--port {listening.port}: cannot be used at {listening.host} ({error.strerror}); choose "
                         "another, or 0 for any free one") from error
     return listener
