@@ -115,6 +115,35 @@ def test_markdown_is_shown_and_the_same_piece_by_piece(open_chat):
         assert grown == whole, (text, cuts)
 
 
+CODE = 'def f():\n    return 1\n\n\ndef g():\n    return 2\n\n\n\nf()'
+
+
+@pytest.mark.parametrize("indent", ["", "   ", "> ", "   > "])
+def test_code_stays_the_same_code_in_lists_and_quotes(open_chat, indent):
+    lines = ["```py", *CODE.split("\n"), "```", "", "", "after"]
+    text = ("" if indent in ("", "> ") else "1. first\n") + "\n".join(f"{indent}{line}".rstrip() for line in lines)
+    codes, whole = open_chat().page.evaluate("""async text => {
+        const { MarkdownView, markdown } = await import("/page/markdown.js"), box = document.createElement("div");
+        const grown = document.createElement("div"), view = new MarkdownView(grown);
+        for (let end = 1; end <= text.length; end++) view.update(text.slice(0, end));
+        box.append(...markdown(text));
+        return [[box, grown].map(one => one.querySelector("pre code").textContent), box.textContent]; }""", text)
+    assert codes == [CODE, CODE] and whole.endswith("after")
+
+
+def test_code_that_still_grows_is_copied_as_far_as_it_has_come(open_chat):
+    page = open_chat().page
+    copied = page.evaluate("""async () => {
+        const { MarkdownView } = await import("/page/markdown.js"), box = document.createElement("div"), copied = [];
+        const view = new MarkdownView(box);
+        navigator.clipboard.writeText = async text => { copied.push(text); };
+        view.update("```py\\none\\n");
+        view.update("```py\\none\\ntwo\\n");
+        box.querySelector(".copy-code").click();
+        return copied; }""")
+    assert copied == ["one\ntwo\n"]
+
+
 PIECES = ["[", "](", "[a](b", "*", "**a ", "_a*b ", "`", "`a``b```", "> ", "- ", "  - a\n", "|", "\n\n", "a | b\n-|-\n",
           "~~a", "https://", "![", "\\", "#", "(", "<", "-", "1. ", "- a\n\n", "```\n", "[a](https://x(y)", "> a\n",
           ":-"]

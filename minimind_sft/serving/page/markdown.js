@@ -122,7 +122,7 @@ function list(lines, at, nested) {
       while (following < lines.length && blank(lines[following])) following++;
       if (following === lines.length) break;
       if (!startsItem(lines[following]) && indentOf(lines[following]) < base + 2) break;
-      item.push("");
+      item.push(...Array(following - next).fill("")); // all of them: they may belong to code
       loose = true;
       next = following;
       continue;
@@ -200,12 +200,12 @@ const row = (name, cells, aligned) => element("tr", {}, cells.map((cell, index) 
 
 /** Makes a block of code with its language and a button that copies it. */
 export function codeBlock(text, language) {
-  const state = element("span", { text: t("copy") });
+  const state = element("span", { text: t("copy") }), code = element("code", { text });
   const copy = element("button", { type: "button", class: "copy-code", on: { click: async () => {
-    state.textContent = t(await copyText(text) ? "copied" : "notCopied");
+    state.textContent = t(await copyText(code.textContent) ? "copied" : "notCopied"); // it may have grown
     setTimeout(() => { state.textContent = t("copy"); }, 2000);
   } } }, icon("copy"), state);
   return element("div", { class: "code" },
     element("div", { class: "code-head" }, element("span", { text: language.slice(0, 40) }), copy),
-    element("pre", { tabindex: "0" }, element("code", { text })));
+    element("pre", { tabindex: "0" }, code));
 }
