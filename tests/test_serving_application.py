@@ -120,8 +120,8 @@ def test_models_by_name(mini):
     assert mini.get("/v1/models/other").json()["object"] == "model"
     assert error(mini.get("/v1/models/x/y"), 404)["code"] == "model_not_found"
     assert error(mini.post(CHAT, json=chat(model="gpt")), 404) == {
-        "message": "model: expected one of mini, other", "type": "invalid_request_error", "param": "model",
-        "code": "model_not_found"}
+        "message": 'model: expected one of mini, other, found "gpt"; --served_name and --models name them',
+        "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
     assert mini.post(CHAT, json=chat(model="other", max_tokens=1)).json()["model"] == "other"
 
 

@@ -190,7 +190,8 @@ def test_a_variable_that_breaks_the_template_is_refused():
      ("messages", "the prompt has 2,013 tokens, the model's context is 2,000")),
     ([USER], {"logit_bias": {"6400": 1}},
      ("logit_bias.6400", "logit_bias.6400: expected a token's id below 6400, found 6400")),
-    ([USER], {"template": None}, ("model", "the model m only continues text: it takes /v1/completions")),
+    ([USER], {"template": None}, ("model", "the model m has no chat template, so it only continues text: ask it at "
+                                            "/v1/completions, or fine-tune it to chat")),
 ])
 def test_what_training_would_refuse_is_refused_by_name(messages, fields, problem):
     assert refused(*messages, **fields) == problem

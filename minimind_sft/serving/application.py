@@ -129,7 +129,8 @@ def _add_problems(app: FastAPI) -> None:
         return problem_response(LEFT)
 
     async def http(_: Request, error: Any) -> Response:
-        said = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        said = {404: f"there is nothing at this address; requests go to {', '.join(ADDRESSES[1:])}",
+                405: f"this address takes {(error.headers or {}).get('Allow', 'another method')}"}
         codes = {404: "not_found", 405: "method_not_allowed"}
         message = said.get(error.status_code, str(error.detail))
         return problem_response(ApiProblem(error.status_code, message, code=codes.get(error.status_code)),

@@ -5,6 +5,7 @@ import re
 
 from starlette.requests import Request
 
+from minimind_sft.errors import describe
 from minimind_sft.serving.problems import ApiProblem
 
 
@@ -40,7 +41,9 @@ def _check_kind(request: Request) -> None:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiProblem(415, "the header Content-Type: expected application/json", code="unsupported_media_type")
+        found = describe(kind) if kind else "nothing"
+        raise ApiProblem(415, f"the header Content-Type: expected application/json, found {found}",
+                         code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiProblem(415, "the header Content-Encoding: expected a body that is not compressed",
                          code="unsupported_media_type")

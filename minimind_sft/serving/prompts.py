@@ -56,8 +56,8 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     """
     template = loaded.template
     if template is None:
-        raise ApiProblem(400, f"the model {request.model} only continues text: it takes /v1/completions", param="model",
-                         code="unsupported_model")
+        raise ApiProblem(400, f"the model {request.model} has no chat template, so it only continues text: ask it at "
+                              "/v1/completions, or fine-tune it to chat", param="model", code="unsupported_model")
     conversation = _conversation(request)
     shown = _with_variables(template, request.variables) if request.variables else template
     try:

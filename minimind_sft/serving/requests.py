@@ -317,6 +317,6 @@ def parse_body(kind: type[AnyBody], body: bytes) -> AnyBody:
     try:
         request = kind.model_validate(values)
     except ValidationError as error:
-        raise problem_of(error, values) from error
+        raise problem_of(error, values, kind.model_fields) from error
     request.check()
     return request

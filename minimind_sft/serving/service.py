@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from minimind_sft.errors import describe
 from minimind_sft.inference.request import Request as EngineRequest
 from minimind_sft.serving.answering import Answering
 from minimind_sft.serving.answers import AnswerReader
@@ -63,7 +64,8 @@ class Service:
         """
         found = self.models.find(name)
         if found is None:
-            raise ApiProblem(404, f"model: expected one of {', '.join(self.models.names)}", param="model",
+            raise ApiProblem(404, f"model: expected one of {', '.join(self.models.names)}, found "
+                                  f"{describe(name)}; --served_name and --models name them", param="model",
                              code="model_not_found")
         return found
 

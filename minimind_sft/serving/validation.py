@@ -1,6 +1,7 @@
 """Turns what pydantic says about a body into one refusal that names the field."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,23 +22,26 @@ OWN_WORDS = {
 }
 """What was expected, where pydantic's words would not say it well."""
 NO_SUCH_FIELD = "this server knows no such field"
+HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
+"""What a client may want instead, where the field alone does not say it."""
+MIN_LIKENESS = 0.75
 
 
-def problem_of(error: ValidationError, body: dict[str, Any]) -> ApiProblem:
-    """Returns the refusal for the error that lies deepest in the body.
+def problem_of(error: ValidationError, body: dict[str, Any], fields: Iterable[str]) -> ApiProblem:
+    """Returns the refusal for the error that lies deepest in the body, whose own fields are `fields`.
 
     A value that may have several types has an error for each of them: the deepest belongs to the type that was meant,
     and so does one that finds no fault with the type.
     """
     errors = error.errors(include_url=False, include_context=True)
-    return _problem(max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))), body)
+    return _problem(max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))), body, fields)
 
 
-def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
+def _problem(error: ErrorDetails, body: dict[str, Any], fields: Iterable[str]) -> ApiProblem:
     kind, found = error["type"], describe(error["input"])
     param = _param(error["loc"], body, is_missing=kind == "missing")
     if kind == "extra_forbidden":
-        return unsupported(param, NO_SUCH_FIELD)
+        return unsupported(param, NO_SUCH_FIELD + (_meant(param, fields) if len(error["loc"]) == 1 else ""))
     if kind == "none_required":
         return unsupported(param, f"not supported here, expected nothing, found {found}")
     if kind == "missing":
@@ -47,8 +51,16 @@ def _problem(error: ErrorDetails, body: dict[str, Any]) -> ApiProblem:
         expected = error["ctx"].get("expected_tags", "a value").replace("'", "")
         tag = error["input"].get(name) if isinstance(error["input"], dict) else None
         return invalid(f"{param}.{name}", f"expected {expected}, found {'nothing' if tag is None else describe(tag)}")
+    if kind == "too_long":
+        found = str(error["ctx"].get("actual_length") or found)  # of a list, not its values
     code = "invalid_type" if kind.endswith("_type") else CODES.get(kind, "invalid_value")
-    return invalid(param, f"expected {_expected(error)}, found {found}", code)
+    return invalid(param, f"expected {_expected(error)}, found {found}{HINTS.get(param, '')}", code)
+
+
+def _meant(name: str, fields: Iterable[str]) -> str:
+    """Returns the question whether another field was meant, if the name is like one."""
+    nearest = get_close_matches(name, fields, n=1, cutoff=MIN_LIKENESS)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _expected(error: ErrorDetails) -> str:
