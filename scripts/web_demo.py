@@ -20,7 +20,7 @@ from minimind_sft.settings.serve import ServeSettings
 from minimind_sft.terminal import say
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "WSL_DISTRO_NAME")
-"""Environment variables of which Linux sets one where a browser can open a window."""
+"""Environment variables: Linux sets one of them where a browser can open a window."""
 
 
 def main() -> None:

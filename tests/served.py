@@ -153,7 +153,7 @@ def connect(server: Server, data: bytes = b"", read_bytes: int | None = None) ->
 
 
 def posted(body: Any, path: str = "/v1/chat/completions", length: int | None = None) -> bytes:
-    """Returns the bytes of a request with JSON, of which `length` may announce more than there is."""
+    """Returns the bytes of a request with JSON; with `length`, its head announces so many bytes instead."""
     data = json.dumps(body).encode()
     return (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data) if length is None else length}\r\n\r\n").encode() + data

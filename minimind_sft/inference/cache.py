@@ -60,6 +60,7 @@ class Pages:
         return True
 
     def give_back(self, span: Span) -> None:
+        """Ends the use of a span; its pages keep what they hold until they are lent again."""
         self._spans.remove(span)
         self._lent[span.first:span.first + span.count] = bytes(span.count)
 

@@ -26,7 +26,7 @@ MAX_VIEWS = 256
 class KVCache:
     """Memory for the keys and values of `places` tokens in every layer, allocated once.
 
-    The tokens of a sequence have neighbouring places. Who has which is decided elsewhere (inference/pages.py).
+    The tokens of a sequence have neighbouring places. inference/cache.py decides who has which.
     """
 
     def __init__(self, config: ModelConfig, places: int, dtype: torch.dtype, device: torch.device):

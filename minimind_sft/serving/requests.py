@@ -66,7 +66,7 @@ class StreamOptions(Body):
 
 
 class GenerationRequest(Body):
-    """What chats and completions have in common. What a request leaves open is as the model's makers sample."""
+    """The fields of chats and completions alike. Sampling that a request leaves open is that of the model's makers."""
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
     stream: bool | None = False

@@ -1,4 +1,4 @@
-"""What the addresses of the server share: models, their worker, limits, and the way of a request through them."""
+"""Takes a request from its body to its answer: models, their worker, limits and metrics, which all addresses share."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence

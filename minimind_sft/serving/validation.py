@@ -20,7 +20,7 @@ OWN_WORDS = {
     "string_too_long": "at most {max_length} characters", "string_too_short": "some text",
     "string_pattern_mismatch": "text that matches {pattern}",
 }
-"""What was expected, where pydantic's words would not say it well."""
+"""Our words for an expected value, where pydantic's are not clear."""
 NO_SUCH_FIELD = "this server knows no such field"
 HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
 """What a client may want instead, where the field alone does not say it."""
