@@ -10,7 +10,7 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 pytest.importorskip("httpx", reason="the extra [test] is not installed")
 
 from programs import PATIENCE
-from served import HERE, QUESTION, TOKENIZER, HeldEngine, chat, events, served
+from served import HERE, QUESTION, TOKENIZER, HeldEngine, chat, events, served, wait_until
 from starlette.testclient import TestClient
 
 from minimind_sft.inference.generate import generate_stream
@@ -205,6 +205,24 @@ def test_an_engine_that_fails_ends_its_requests_and_goes_on(capsys):
         assert client.post(CHAT, json=chat()).json()["usage"]["completion_tokens"] == 8
     printed = capsys.readouterr().err
     assert "RuntimeError: out of \\u001b[31mmemory" in printed and "\x1b" not in printed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_fails_ends_the_others_of_its_request(stream):
+    class FailingEngine(HeldEngine):
+        def step(self):
+            if self.held:
+                return super().step()
+            first, self.held = self.requests.pop(0), True
+            first.finish, first.problem = "error", "the format allows nothing"
+            return {first: []}
+
+    engine = FailingEngine(max_running=2, held=False)
+    with client_of(served(engine=engine)) as client:
+        response = client.post(CHAT, json=chat(n=2, stream=stream))
+        found = events(response.text)[-1] if stream else response.json()
+        assert found["error"]["message"] == "the format allows nothing"
+        wait_until(lambda: not engine.requests)
 
 
 def test_a_thread_that_dies_ends_all_requests_and_shows_in_health(capsys):

@@ -78,6 +78,7 @@ class Answering:
                     self._count(choice, reader.finish_reason)
                     yield Part(choice, None, reader.finish_reason)
         finally:
+            self.submission.break_off("left")  # if one of the answers failed, nobody waits for the others
             self._metrics.count_tokens(self._model, self.usage)
 
     def _finish(self, choice: int) -> str | None:
