@@ -1,7 +1,7 @@
 """Starts the server of serve_openai_api.py and opens its chat page in the browser.
 
     python scripts/web_demo.py
-    python scripts/web_demo.py --weight full_sft --models calls=full_sft+calls base=pretrain
+    python scripts/web_demo.py --weight full_sft --models calls=full_sft+calls smol=../SmolLM2-135M-Instruct
 
 With several models, choose Compare on the page: two answer side by side, and you vote. The browser keeps conversations
 for this address, so use the same --port again to find them. Save chats (JSONL) writes them as training data. Without a

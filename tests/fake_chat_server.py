@@ -27,6 +27,7 @@ class FakeChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models, self.key = ["mini", "style"], ""
         self.answers: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  # of models, beside their names
         self.bodies: list[dict] = []
         self.left = threading.Event()  # a browser left before it had its answer
         self._go = threading.Semaphore(0)
@@ -53,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self.is_known():
-                self.answer_json(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
+                self.answer_json(200, {"object": "list", "data": [{"id": name, **self.server.facts.get(name, {})}
+                                                                   for name in self.server.models]})
             return
         file = self.server.files.get(self.path)
         self.send_response(200 if file else 404)

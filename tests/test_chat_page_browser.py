@@ -161,6 +161,25 @@ def test_what_a_server_says_is_shown_as_it_is(open_chat):
     assert chat.page.locator("#announce").inner_text() == "The answer: Begun The server says: the model made NaN"
 
 
+def test_thoughts_without_an_answer_are_no_riddle(open_chat):
+    chat = open_chat()
+    chat.server.answers["q"] = [{"reasoning_content": "Hm."}]
+    chat.ask("q")
+    assert chat.page.locator(".state").inner_text() == "The model thought and ended without an answer."
+
+
+def test_models_that_cannot_chat_are_not_offered(open_chat, chat_server):
+    chat = open_chat()
+    chat_server.facts = {"mini": {"endpoints": ["/v1/chat/completions", "/v1/completions"]},
+                         "style": {"endpoints": ["/v1/completions"]}}
+    chat.page.reload()
+    chat.page.locator("#model option[value=mini]").wait_for(state="attached")
+    assert chat.page.locator("#model option").all_inner_texts() == ["mini"]
+    chat_server.models = ["style"]
+    chat.page.reload()
+    chat.page.locator("#model option[value=style]").wait_for(state="attached")  # asked, the server says why
+
+
 def test_a_key_is_asked_for_and_forgotten_with_the_tab(open_chat, chat_server):
     chat_server.key, chat_server.models = "secret", []
     chat = open_chat()

@@ -103,8 +103,10 @@ def test_text_that_goes_on():
 
 def test_ids_differ_and_models_are_listed():
     assert ChatBodies("m").id != ChatBodies("m").id and ChatBodies("m").id.startswith("chatcmpl-")
-    model = {"id": "m", "object": "model", "created": 3, "owned_by": "minimind-sft"}
-    assert model_body("m", 3) == model and models_body([("m", 3)]) == {"object": "list", "data": [model]}
+    model = {"id": "m", "object": "model", "created": 3, "owned_by": "minimind-sft",
+             "endpoints": ["/v1/completions"]}
+    assert model_body("m", 3, False) == model and models_body([("m", 3, False)]) == {"object": "list", "data": [model]}
+    assert model_body("m", 3, True)["endpoints"] == ["/v1/chat/completions", "/v1/completions"]
 
 
 def test_bodies_are_as_the_description_says():
@@ -118,7 +120,7 @@ def test_bodies_are_as_the_description_says():
                                                 bodies.usage_chunk(USAGE),
                                                 *(bodies.piece(1, delta) for delta in DELTAS)]),
                        (description.TextAnswer, [texts.piece(0, text, DELTAS[2]), texts.whole([text], USAGE)]),
-                       (description.Models, [models_body([("m", 3)])]),
+                       (description.Models, [models_body([("m", 3, True)])]),
                        (description.Error, [ApiProblem(400, "no").body()])]:
         for body in made:
             kind.model_validate(body, strict=True)
@@ -137,7 +139,7 @@ def test_openai_s_client_reads_every_body():
                        (ChatCompletionChunk, [bodies.opening(0), bodies.end(0, "stop"), bodies.usage_chunk(USAGE),
                                               *(bodies.piece(1, delta) for delta in DELTAS)]),
                        (Completion, [texts.whole([text], USAGE)]),
-                       (Model, [model_body("m", 3)])]:
+                       (Model, [model_body("m", 3, True)])]:
         for body in made:
             read = kind.model_validate(json.loads(json.dumps(body, allow_nan=False)), strict=False)
             assert read.to_dict(exclude_unset=True) == body

@@ -84,12 +84,12 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return models_body((model.name, model.created) for model in service.models)
+        return models_body((model.name, model.created, model.chats) for model in service.models)
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         model = service.model(name)
-        return model_body(model.name, model.created)
+        return model_body(model.name, model.created, model.chats)
 
     @app.get("/health")
     async def health() -> Response:

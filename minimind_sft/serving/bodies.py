@@ -186,14 +186,15 @@ class CompletionChoice:
         return _text_choice(index, "".join(self._text), _text_logprobs(self._logprobs), self.finish)
 
 
-def model_body(name: str, created: int) -> dict[str, Any]:
-    """Returns the description of a model."""
-    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+def model_body(name: str, created: int, chats: bool) -> dict[str, Any]:
+    """Returns the description of a model; `endpoints`, which OpenAI does not have, says what it can be asked."""
+    endpoints = ["/v1/chat/completions", "/v1/completions"] if chats else ["/v1/completions"]
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "endpoints": endpoints}
 
 
-def models_body(models: Iterable[tuple[str, int]]) -> dict[str, Any]:
-    """Returns the list of models, given the name of each and when it was made, in seconds since 1970."""
-    return {"object": "list", "data": [model_body(name, created) for name, created in models]}
+def models_body(models: Iterable[tuple[str, int, bool]]) -> dict[str, Any]:
+    """Returns the list of models, given of each the name, when it was made (in seconds since 1970), and if it chats."""
+    return {"object": "list", "data": [model_body(*model) for model in models]}
 
 
 def _chat_piece(index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob] = (),

@@ -172,6 +172,7 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
+    endpoints: list[Literal["/v1/chat/completions", "/v1/completions"]]
 
 
 class Models(Answer):

@@ -29,6 +29,11 @@ class ServedModel:
     sampling: SamplingSettings
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model can be asked to chat; others only continue text."""
+        return self.loaded.template is not None
+
     @cached_property
     def grammars(self) -> Grammars:
         """Makes the grammars that answers of this model can follow."""

@@ -74,7 +74,8 @@ export function stateOf(answer) {
   if (answer.finish === "length") return t("cutLength");
   if (answer.finish === "stopped") return t("cutStopped");
   if (answer.finish === "broken") return t("cutBroken");
-  return isEmpty(answer) ? t("empty") : "";
+  if (isEmpty(answer)) return t("empty");
+  return answer.content.trim() || answer.calls.length ? "" : t("onlyThoughts");
 }
 
 const rounded = number => (number >= 100 ? number.toFixed(0) : number >= 10 ? number.toFixed(1) : number.toFixed(2));

@@ -1,5 +1,6 @@
 // Talks to the server that sent the page, in OpenAI's interface.
 
+const CHAT = "v1/chat/completions";
 let key = "";
 export function setKey(text) { key = text; }
 
@@ -35,10 +36,11 @@ async function messageOf(response) {
   }
 }
 
-/** Returns the names of the models. */
+/** Returns the names of the models that can chat; of all if none can, as the server then says why. */
 export async function fetchModels() {
-  const found = await (await ask("v1/models")).json();
-  return found.data.map(model => String(model.id));
+  const { data } = await (await ask("v1/models")).json();
+  const chatting = data.filter(model => model.endpoints?.includes(`/${CHAT}`) ?? true);
+  return (chatting.length ? chatting : data).map(model => String(model.id));
 }
 
 /**
@@ -48,7 +50,7 @@ export async function fetchModels() {
  * Throws a Problem, or an AbortError after `signal`.
  */
 export async function* streamAnswer(body, signal) {
-  const response = await ask("v1/chat/completions", { method: "POST", signal, body: JSON.stringify(
+  const response = await ask(CHAT, { method: "POST", signal, body: JSON.stringify(
     { ...body, stream: true, stream_options: { include_usage: true } }), headers: { "Content-Type": "application/json" } });
   let finished = false;
   for await (const data of events(response.body)) {

@@ -118,7 +118,8 @@ export function openSettings({ chat, preferences, key, focus, changed }) {
       field(t(name === "seed" ? "seedSetting" : name), "", input, problem)))),
     element("label", { class: "toggle" }, blind, element("span", { text: t("blind") })),
     element("div", { class: "numbers appearance" }, field(t("language"), "", language), field(t("theme"), "", theme)),
-    element("form", { on: { submit: event => { event.preventDefault(); close(); } } }, field(t("key"), t("keyHint"), keyField)));
+    element("form", { on: { submit: event => { event.preventDefault(); close(); } } }, field(t("key"), t("keyHint"), keyField),
+      element("button", { type: "submit", class: "main", text: t("done") })));
   if (focus === "key") keyField.focus();
 }
 
