@@ -181,6 +181,15 @@ def test_other_pages_are_allowed_by_their_origin():
         assert response.headers["access-control-allow-origin"] == "https://a.example"
 
 
+def test_a_proxy_passes_on_requests_under_its_own_name():
+    listening = ListeningSettings(port=0, allow_origin=("https://a.example:8443", "*"))
+    with client_of(served(engine=HeldEngine()), listening=listening) as client:
+        for host in ("a.example", "A.example:8443", "127.0.0.1:8998"):
+            found = client.get("/v1/models", headers={"Host": host, "Origin": "https://a.example:8443"})
+            assert found.status_code == 200, host
+        assert error(client.get("/health", headers={"Host": "b.example"}), 421)["code"] == "misdirected_request"
+
+
 def test_a_key_protects_the_interface_and_the_metrics():
     with client_of(served(engine=HeldEngine(held=False)), listening=ListeningSettings(api_key="k-1")) as client:
         for address in ("/v1/models", "/metrics", "/v1/nothing"):

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,7 +53,8 @@ class Doorkeeper:
         hosts, origin = headers.getlist("host"), headers.get("origin")
         host = hosts[0] if len(hosts) == 1 else ""
         if self.names is not None and _name_of(host) not in self.names:
-            return ApiProblem(421, "this server answers to localhost only; --host makes it answer to others",
+            return ApiProblem(421, "this server answers to localhost only; --allow_origin https://NAME makes it "
+                                   "answer to a proxy's name as well, and --host to every name",
                               code="misdirected_request")
         if origin is None or ANY in self.origins or origin in self.origins or _place_of(origin) == host.lower():
             return None
@@ -78,6 +79,11 @@ class KeyCheck:
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         return hmac.compare_digest(_digest(given.strip()), self._digest) and scheme.lower() == "bearer"
+
+
+def names_of(origins: Iterable[str]) -> set[str]:
+    """Returns the names of web pages, under which a proxy may pass requests on."""
+    return {_name_of(_place_of(origin) or "") for origin in origins} - {""}
 
 
 def _digest(key: str) -> bytes:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from minimind_sft.errors import UserError
-from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck
+from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck, names_of
 from minimind_sft.serving.answering import LEFT, chat_chunks, completion_chunks, whole_chat, whole_completion
 from minimind_sft.serving.bodies import ChatBodies, CompletionBodies, model_body, models_body
 from minimind_sft.serving.chat_page import page_files
@@ -55,7 +55,7 @@ def make_application(models: ServedModels, listening: ListeningSettings, limits:
     if listening.allow_origin:
         app.add_middleware(CORSMiddleware, allow_origins=listening.allow_origin, allow_methods=("GET", "POST"),
                            allow_headers=("*",), expose_headers=("Retry-After",))
-    names = None if listening.is_open else {*LOOPBACK_NAMES, listening.host}
+    names = None if listening.is_open else {*LOOPBACK_NAMES, listening.host, *names_of(listening.allow_origin)}
     app.add_middleware(Doorkeeper, names=names, origins=listening.allow_origin)
     app.add_middleware(CountingResponses, metrics=service.metrics, addresses=ADDRESSES)
     return app

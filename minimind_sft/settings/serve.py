@@ -55,7 +55,8 @@ class ListeningSettings:
         None, f"key that clients have to send; better in the environment variable {API_KEY_VARIABLE}, as other users "
               "can see command lines", secret=True)
     allow_origin: tuple[str, ...] = setting(
-        (), "web pages from elsewhere that may use the server (CORS), as in https://example.org; *: all")
+        (), "web pages from elsewhere that may use the server (CORS), or the name of a proxy on this machine, as in "
+            "https://example.org; *: all pages")
 
     @property
     def key(self) -> str | None:
