@@ -4,12 +4,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from chats import TOKENIZER, tiny_model
 from programs import PATIENCE, REPOSITORY, refuse
 
 from minimind_sft.errors import UserError
-from minimind_sft.serving import program
+from minimind_sft.inference.loading import Loaded
+from minimind_sft.serving import models, program
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.serve import API_KEY_VARIABLE, ServedWeights, ServeSettings
 from minimind_sft.settings.spec import changed, problems
@@ -62,6 +65,23 @@ def test_the_key_comes_from_the_flag_or_the_environment_and_is_not_shown(monkeyp
     assert "se cret" not in str(caught.value) and API_KEY_VARIABLE in str(caught.value)
     monkeypatch.delenv(API_KEY_VARIABLE)
     assert parse_flags(ServeSettings, "", []).listening.key is None
+
+
+def test_each_model_is_loaded_with_its_adapters_and_has_an_engine_of_its_own(monkeypatch):
+    asked = []
+
+    def load(weights, runtime, say, flags):
+        asked.append((weights.weight, weights.lora_weight, weights.use_moe, flags))
+        return Loaded(Path(weights.weight), tiny_model(), TOKENIZER, None, frozenset(), (), is_minimind=False)
+
+    monkeypatch.setattr(models, "load", load)
+    found = models.load_models(changed(
+        ServeSettings(), weight="base", lora_weight=("x:0.5",), use_moe=True, models=("other=full_sft+c+d:2",),
+        max_running=3, cache_tokens=64, max_new_tokens=9), print)
+    assert asked == [("base", ("x:0.5",), True, OWN), ("full_sft", ("c", "d:2"), True, FURTHER)]
+    assert found.names == ["base", "other"] and len({model.engine for model in found}) == 2
+    for model in found:
+        assert (model.engine.max_running, model.engine.cache_tokens, model.sampling.max_new_tokens) == (3, 64, 9)
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch):

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from minimind_sft.inference.generate import generate_stream
 from minimind_sft.serving.application import make_application
+from minimind_sft.serving.metrics import Metrics
 from minimind_sft.serving.models import ServedModels
 from minimind_sft.serving.prompts import chat_prompt
 from minimind_sft.settings.chat import SamplingSettings
@@ -61,6 +62,7 @@ def test_a_stream_holds_the_same_answer(mini):
     response = mini.post(CHAT, json=chat(n=2, temperature=1, seed=3, stream=True,
                                          stream_options={"include_usage": True}))
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-store"
     *chunks, usage, done = events(response.text)
     assert done == "[DONE]" and usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 16
@@ -123,6 +125,16 @@ def test_models_by_name(mini):
         "message": 'model: expected one of mini, other, found "gpt"; --served_name and --models name them',
         "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
     assert mini.post(CHAT, json=chat(model="other", max_tokens=1)).json()["model"] == "other"
+
+
+def test_times_of_answers():
+    found = Metrics(ServedModels([served(engine=HeldEngine())]))
+    found.time_answer("mini", 0.5, 2.0, tokens=4)
+    found.time_answer("mini", 1.0, 1.0, tokens=1)
+    lines = found.page().decode().splitlines()
+    for name, total, count in (("first_token", 1.5, 2), ("between_tokens", 0.5, 1), ("answer", 3.0, 2)):
+        assert f'minimind_{name}_seconds_sum{{model="mini"}} {total}' in lines
+        assert f'minimind_{name}_seconds_count{{model="mini"}} {count:.1f}' in lines
 
 
 def test_health_metrics_and_page(mini):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +14,8 @@ from served import HeldEngine, chat, connect, posted, response_on, served, serve
 
 from minimind_sft.serving.application import make_application
 from minimind_sft.serving.models import ServedModels
-from minimind_sft.serving.server import configured
-from minimind_sft.serving.stream import event
+from minimind_sft.serving.server import Connection, configured
+from minimind_sft.serving.stream import EventStream, event
 from minimind_sft.settings.serve import LimitSettings, ListeningSettings
 
 CHAT = "/v1/chat/completions"
@@ -61,8 +62,48 @@ def test_names_of_this_machine_s_own_address(host, is_open):
 
 
 def test_two_names_are_refused():
-    sent = asyncio.run(sent_for(application(), [], headers=[(b"host", b"evil.example")]))
-    assert sent[0]["status"] == 421
+    for name in (b"evil.example", b"localhost"):
+        sent = asyncio.run(sent_for(application(), [], headers=[(b"host", name)]))
+        assert sent[0]["status"] == 421
+
+
+def test_a_length_of_many_digits_is_too_large():
+    sent = asyncio.run(sent_for(application(), [], headers=[(b"content-length", b"9" * 5000)]))
+    assert sent[0]["status"] == 413
+
+
+def test_an_answer_that_cannot_be_sent_frees_its_place():
+    left = []
+
+    async def values():
+        yield {"a": 1}
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            raise OSError("the connection is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(EventStream(values(), lambda: left.append(True))({"type": "http"}, receive, send))
+    assert left
+
+
+@pytest.mark.parametrize(("unread", "is_dropped"), [
+    ([100_000] * 4, True), ([100_000, 99_000, 98_000, 97_000], True), ([100_000, 80_000, 60_000, 40_000], False),
+    ([100_000, 100_000, 0, 100_000, 100_000], False)])
+def test_a_reader_has_to_read_a_certain_amount_in_time(unread, is_dropped):
+    """It is looked at every second, and may stall for 2.5."""
+    dropped, waiting = [], iter(unread)
+    client = object.__new__(Connection)
+    client._limits, client._receiving_since = LimitSettings(stall_seconds=2.5), None
+    client._unread, client._unread_since = 0, None
+    client.transport = SimpleNamespace(get_write_buffer_size=lambda: next(waiting), abort=lambda: dropped.append(True))
+    client.cycle = None
+    for now in range(len(unread)):
+        client.look(float(now))
+    assert bool(dropped) is is_dropped
 
 
 def test_uvicorn_s_variables_are_not_read(monkeypatch):

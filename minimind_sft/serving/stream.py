@@ -48,7 +48,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, values: AsyncIterator[Any], leave: Callable[[], None]):
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._values, self._leave = values, leave
 

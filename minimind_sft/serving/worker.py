@@ -286,7 +286,6 @@ class Worker:
         for request in lost:
             engine.cancel(request)
             request.finish, request.problem = "error", FAILED
-        self._in_engine[engine].clear()
         return [(request, []) for request in lost]
 
     def _add(self, engine: Engine, submission: Submission) -> None:
