@@ -164,9 +164,8 @@ def ranks_of(agent: subprocess.Popen) -> list[int]:
 
 def torchrun_restarts(bench: Bench, kills: int) -> None:
     """torchrun --max-restarts resumes by itself each time a random rank is killed."""
-    whole = bench.empty("whole")
-    bench.expect(0, torchrun(bench, whole, "--standalone").wait(PATIENCE))
-    out = bench.empty("out")
+    whole, out = bench.empty("whole"), bench.empty("out")
+    bench.expect([0, 0], Job(bench, whole, 2, ["--epochs", "20"]).end())
     bench.log.write_text("")
     agent = torchrun(bench, out, "--standalone", "--max-restarts", str(kills))
     metrics = out / "full_sft_32_metrics.jsonl"

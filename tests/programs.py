@@ -41,18 +41,18 @@ def run(script: str, *arguments: object, typed: str = "", **keywords) -> subproc
     return subprocess.run(command, capture_output=True, input=typed, timeout=PATIENCE, **options)
 
 
-def run_here(script: str, *arguments: object, cwd: Path = REPOSITORY, **environment: str
+def run_here(script: str, *arguments: object, cwd: Path = REPOSITORY, encoding: str = "utf-8", **environment: str
              ) -> subprocess.CompletedProcess:
     """Runs a program in this process, which has PyTorch loaded: seconds less than `run`.
 
-    With a GPU it runs in a process of its own, from which the GPU is hidden.
+    With a GPU it runs in a process of its own, from which the GPU is hidden. `encoding` is that of what it prints.
     """
     if torch.cuda.is_available():
-        return run(script, *arguments, cwd=cwd, **environment)
+        return run(script, *arguments, cwd=cwd, **{"PYTHONIOENCODING": encoding, **environment})
     command, options = program(script, *arguments, cwd=cwd, **environment)
     handler = signal.getsignal(signal.SIGTERM)
-    with (tempfile.TemporaryDirectory() as folder, Path(folder, "out").open("w+", encoding="utf-8") as out,
-          Path(folder, "err").open("w+", encoding="utf-8") as err, Path(os.devnull).open() as nothing,
+    with (tempfile.TemporaryDirectory() as folder, Path(folder, "out").open("w+", encoding=encoding) as out,
+          Path(folder, "err").open("w+", encoding=encoding) as err, Path(os.devnull).open() as nothing,
           mock.patch.dict(os.environ, options["env"]), chdir(cwd),
           mock.patch.multiple(sys, argv=command[1:], stdin=nothing, stdout=out, stderr=err)):
         try:

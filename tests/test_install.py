@@ -22,6 +22,8 @@ def clone(tmp_path_factory) -> Path:
     for part in PARTS:
         copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
         copy(REPOSITORY / part, folder / part)
+    demo = folder / "dataset/pretrain_demo.jsonl"
+    demo.write_text("".join(demo.read_text(encoding="utf-8").splitlines(keepends=True)[:100]), encoding="utf-8")
     return folder
 
 

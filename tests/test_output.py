@@ -18,6 +18,7 @@ from programs import (
     program,
     questions,
     run,
+    run_here,
     run_without_room,
     write_rows,
 )
@@ -125,7 +126,7 @@ def made(tmp_path_factory):
     answer = {"role": "assistant", "content": "好的。"}
     write_rows(folder / "中文.jsonl", [{"conversations": [{"role": "user", "content": f"第{number}个问题？"}, answer]}
                                      for number in range(20)])
-    run(SFT, *NEW, "--data_path", folder / "中文.jsonl", "--save_dir", folder, "--max_steps", 2, "--log_interval", 1)
+    run_here(SFT, *NEW, "--data_path", folder / "中文.jsonl", "--save_dir", folder, "--max_steps", 2, "--log_interval", 1)
     return folder
 
 
@@ -151,7 +152,7 @@ RUNNABLE = [pytest.param(name, marks=pytest.mark.skipif(name == "plot" and not f
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_program_runs_on_an_ascii_terminal(made, tmp_path, name):
-    done = run(*PROGRAMS[name](made, tmp_path), PYTHONIOENCODING="ascii")
+    done = run_here(*PROGRAMS[name](made, tmp_path), encoding="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.isascii() and done.stdout.strip()
 

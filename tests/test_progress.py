@@ -142,7 +142,7 @@ def in_terminal(width: int, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [40, 100])
 def test_in_a_terminal_the_bar_and_all_lines_fit_the_width(sft_data, tmp_path, width):
     shown = in_terminal(width, SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3)
     own = [line for line in re.split(r"[\r\n]+", shown) if "/pytest-" not in line]  # a path is never cut

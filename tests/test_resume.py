@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -75,28 +76,37 @@ def test_resuming_with_other_data_is_refused(sft_data, tmp_path):
                      line)
 
 
-def test_changed_data_is_allowed_on_request(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
+@pytest.fixture(scope="module")
+def stopped_run(sft_data, tmp_path_factory) -> Path:
+    """Returns the --save_dir of a run on `sft_data` that a signal stopped."""
+    out = tmp_path_factory.mktemp("stopped")
+    stop_after_a_step([*NEW, "--save_dir", out], sft_data, out)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path) -> list:
+    """Returns the flags that resume it in a copy of its folder, `tmp_path`; the data are to be added."""
+    shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
+    return [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
+
+
+def test_changed_data_is_allowed_on_request(stopped, tmp_path):
     other = write_rows(tmp_path / "other.jsonl", questions(80))
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--data_path", other, "--allow_changed_data", 1)
+    shown = succeed(SFT, *stopped, "--data_path", other, "--allow_changed_data", 1)
     assert re.search(r"data was \w{64}, now it is \w{64} \(--allow_changed_data 1\)", shown)
     assert "wrote" in shown
 
 
-def test_a_resumed_run_reports_changed_settings(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
+def test_a_resumed_run_reports_changed_settings(stopped, sft_data):
+    shown = succeed(SFT, *stopped, "--data_path", sft_data, "--learning_rate", "1e-3", "--epochs", 3)
     assert "--learning_rate was 0.0005, now it is 0.001" in shown
     assert "--epochs was 2, now it is 3" in shown
     assert re.search(r"note        the learning rate jumps: 0\.\d+ with the previous settings, 0\.\d+ with", shown)
     assert "weight_decay was" not in shown
 
 
-def test_another_template_is_refused_even_then(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1, "--data_path", sft_data, "--allow_changed_data", 1]
-    stop_after_a_step(common, sft_data, tmp_path)
+def test_another_template_is_refused_even_then(stopped, sft_data, tmp_path):
     (path,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
     record = json.loads((path / "state.json").read_text())
     record["state"]["identity"]["chat_template"] = "another"
@@ -104,15 +114,15 @@ def test_another_template_is_refused_even_then(sft_data, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["state.json"] = sha256((path / "state.json").read_bytes()).hexdigest()
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert f"--from_resume 1: chat_template was another in {path}, now it is " in refuse(SFT, *common)
+    assert f"--from_resume 1: chat_template was another in {path}, now it is " in refuse(
+        SFT, *stopped, "--data_path", sft_data, "--allow_changed_data", 1)
 
 
-def test_a_new_run_sets_the_states_of_the_earlier_one_aside(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--data_path", sft_data]
-    stop_after_a_step(common, sft_data, tmp_path)
-    shown = succeed(SFT, *common, "--max_steps", 2, "--overwrite", 1)
+def test_a_new_run_sets_the_states_of_the_earlier_one_aside(stopped, sft_data):
+    common = [*stopped, "--data_path", sft_data]
+    shown = succeed(SFT, *common, "--max_steps", 2, "--from_resume", 0, "--overwrite", 1)
     assert re.search(r"overwrite +the earlier run's resume states moved to .*full_sft_32_resume\.previous\n", shown)
-    assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2, "--from_resume", 1)
+    assert "is finished (2 steps)" in succeed(SFT, *common, "--max_steps", 2)
 
 
 def test_a_finished_run_continues_to_more_steps_and_refuses_fewer(sft_data, tmp_path):
