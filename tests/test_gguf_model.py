@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_files import NEEDS_SMOLLM2, smollm2, write
+from gguf_files import NEEDS_SMOLLM2, read_once, smollm2, write
 
 from minimind_sft.errors import UserError
 from minimind_sft.model.config import ModelConfig, RopeScaling
@@ -166,8 +166,9 @@ def test_a_gguf_file_is_recognised_by_its_content(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(smollm2() is None, reason=NEEDS_SMOLLM2)
-def test_smollm2_computes_what_transformers_computes():
+def test_smollm2_computes_what_transformers_computes(monkeypatch):
     transformers = pytest.importorskip("transformers")
+    read_once(monkeypatch)
     path = smollm2()
     weights = read_weights(path)
     assert weights.notices == (

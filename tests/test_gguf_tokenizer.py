@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import NEEDS_SMOLLM2, smollm2
+from gguf_files import NEEDS_SMOLLM2, read_once, smollm2
 from llama_cpp_judge import INSTALL, ask, node_modules
 from tokenizers import pre_tokenizers
 
@@ -185,7 +185,7 @@ def test_real_vocabularies_give_the_ids_of_transformers(name, vocabularies):
 @pytest.mark.slow
 @pytest.mark.skipif(node_modules() is None, reason=INSTALL)
 @pytest.mark.skipif(smollm2() is None, reason=NEEDS_SMOLLM2)
-def test_smollm2_encodes_real_text_as_its_peers(shared):
+def test_smollm2_encodes_real_text_as_its_peers(shared, monkeypatch):
     """10,000 lines: an encyclopedia, web pages, instructions in English and Chinese, tool calls, code."""
     path, transformers = smollm2(), pytest.importorskip("transformers")
     texts = (shared / "data/wiki_demo.txt").read_text(encoding="utf-8").splitlines()[:1000]
@@ -197,6 +197,7 @@ def test_smollm2_encodes_real_text_as_its_peers(shared):
     assert len(texts) >= 10_000
     texts = texts[:10_000]
 
+    read_once(monkeypatch)
     ours = Tokenizer.from_gguf(path)
     encoded = [ours.encode(text) for text in texts]
     (answer,) = ask([{"model": path, "tokenize": texts, "parseSpecial": True}])

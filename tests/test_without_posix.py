@@ -1,5 +1,6 @@
 """The programs without names that Windows lacks (tests/without_posix/sitecustomize.py), with spawned workers."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import pytest
 from programs import (
     CHAT,
     NEW,
+    PATIENCE,
     PRETRAIN,
     REPOSITORY,
     SFT,
@@ -64,26 +66,46 @@ def test_workers_are_spawned_for_data_and_for_batches(many_rows, tmp_path):
     assert spawned(tmp_path / "log") == workers
 
 
-def test_converting_training_resuming_chatting_and_inspecting(sft_data, tmp_path):
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    print("\\n== next ==", flush=True)
+"""
+
+
+def said_by(*commands: list, typed: str = "") -> list[str]:
+    """Runs programs in one process, as starting it takes longer than most of them; returns what each one prints."""
+    given = json.dumps([[str(REPOSITORY / script), *map(str, arguments)] for script, *arguments in commands])
+    command, options = program(SFT, **WITHOUT_POSIX)
+    done = subprocess.run([command[0], "-c", ONE_AFTER_THE_OTHER, given], input=typed, capture_output=True,
+                          timeout=PATIENCE, **options)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout.split("\n== next ==\n")[:-1]
+
+
+def test_converting_training_resuming_chatting_inspecting_and_learning_a_tokenizer(sft_data, tmp_path):
     converted, out = tmp_path / "sft.jsonl", ["--save_dir", tmp_path / "out"]
-    succeed("scripts/convert_data.py", sft_data, "--out", converted, **WITHOUT_POSIX)
-    training = [*NEW, *out, "--data_path", converted, "--eval_share", 0]
-    assert "40 of 40 rows" in succeed(SFT, *training, "--max_steps", 2, **WITHOUT_POSIX)
-    shown = succeed(SFT, *training, "--max_steps", 3, "--from_resume", 1, **WITHOUT_POSIX)
-    assert re.search(r"resume +\S*step-00000002", shown) and "wrote" in shown
-    shown = succeed(CHAT, *out, "--weight", "full_sft", "--hidden_size", 32, "--max_new_tokens", 3, typed="Say 1.\n\n",
-                    **WITHOUT_POSIX)
-    assert "Traceback" not in shown
-    shown = succeed("scripts/inspect_data.py", converted, "--html", tmp_path / "page.html", **WITHOUT_POSIX)
-    assert "40" in shown and (tmp_path / "page.html").exists()
-    assert "peak" in succeed("scripts/estimate_memory.py", "--preset", "demo", "--device", "cpu", **WITHOUT_POSIX)
-
-
-def test_train_tokenizer_works(tmp_path):
+    training = [SFT, *NEW, *out, "--data_path", converted, "--eval_share", 0]
     text = write_rows(tmp_path / "text.jsonl", [{"text": " ".join(f"word{i}" for i in range(40))}] * 3)
-    shown = succeed("trainer/train_tokenizer.py", "--data_path", text, "--vocab_size", 300, "--save_dir",
-                    tmp_path / "tokenizer", **WITHOUT_POSIX)
-    assert "with 300 tokens" in shown
+    _, trained, resumed, _, inspected, estimated, learned = said_by(
+        ["scripts/convert_data.py", sft_data, "--out", converted],
+        [*training, "--max_steps", 2],
+        [*training, "--max_steps", 3, "--from_resume", 1],
+        [CHAT, *out, "--weight", "full_sft", "--hidden_size", 32, "--max_new_tokens", 3],
+        ["scripts/inspect_data.py", converted, "--html", tmp_path / "page.html"],
+        ["scripts/estimate_memory.py", "--preset", "demo", "--device", "cpu"],
+        ["trainer/train_tokenizer.py", "--data_path", text, "--vocab_size", 300, "--save_dir", tmp_path / "tokenizer"],
+        typed="Say 1.\n\n")
+    assert "40 of 40 rows" in trained
+    assert re.search(r"resume +\S*step-00000002", resumed) and "wrote" in resumed
+    assert "40" in inspected and (tmp_path / "page.html").exists()
+    assert "peak" in estimated
+    assert "with 300 tokens" in learned
 
 
 def test_a_bad_row_is_reported_in_one_line(tmp_path):
