@@ -126,7 +126,8 @@ def made(tmp_path_factory):
     answer = {"role": "assistant", "content": "好的。"}
     write_rows(folder / "中文.jsonl", [{"conversations": [{"role": "user", "content": f"第{number}个问题？"}, answer]}
                                      for number in range(20)])
-    run_here(SFT, *NEW, "--data_path", folder / "中文.jsonl", "--save_dir", folder, "--max_steps", 2, "--log_interval", 1)
+    run_here(SFT, *NEW, "--data_path", folder / "中文.jsonl", "--save_dir", folder, "--max_steps", 2,
+             "--log_interval", 1)
     return folder
 
 

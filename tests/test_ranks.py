@@ -46,7 +46,8 @@ def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("ranks"), random.Random(5))
 
 
-@pytest.mark.parametrize(("parallel", "signum", "rank"), [("ddp", signal.SIGINT, 0), ("fsdp", signal.SIGTERM, 1)])
+@pytest.mark.parametrize(("parallel", "signum", "rank"), [("ddp", signal.SIGINT, 0), ("fsdp", signal.SIGTERM, 1)],
+                         ids=["DDP, Ctrl-C to the main rank", "FSDP, SIGTERM to the other"])
 def test_a_signal_to_one_rank_stops_all_after_the_step(bench, parallel, signum, rank):
     signalled(bench, parallel, signum, [rank])
 

@@ -78,9 +78,15 @@ def test_resuming_with_other_data_is_refused(sft_data, tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped_run(sft_data, tmp_path_factory) -> Path:
-    """Returns the --save_dir of a run on `sft_data` that a signal stopped."""
+    """Returns the --save_dir of a run on `sft_data` that a signal stopped after three steps or a few more."""
     out = tmp_path_factory.mktemp("stopped")
-    stop_after_a_step([*NEW, "--save_dir", out], sft_data, out)
+    metrics = out / "full_sft_32_metrics.jsonl"
+    command, options = program(SFT, *NEW, "--save_dir", out, "--data_path", sft_data, "--batch_size", 1,
+                               "--log_interval", 1)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    wait_for(lambda: metrics.exists() and '"step": 3, "epoch"' in metrics.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 143
     return out
 
 
@@ -136,18 +142,14 @@ def test_a_finished_run_continues_to_more_steps_and_refuses_fewer(sft_data, tmp_
     assert "full_sft_32.pth is gone" in refuse(SFT, *common, "--max_steps", 7, "--from_resume", 1)
 
 
-def test_asking_for_fewer_steps_does_not_end_an_unfinished_run(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    stop_after_a_step([*common, "--max_steps", 70], sft_data, tmp_path, after=3)
-    line = refuse(SFT, *common, "--data_path", sft_data, "--max_steps", 2)
+def test_asking_for_fewer_steps_does_not_end_an_unfinished_run(stopped, sft_data):
+    line = refuse(SFT, *stopped, "--data_path", sft_data, "--max_steps", 2)
     assert re.search(r"--from_resume 1: \d+ steps have been taken already, more than the 2 that --epochs and", line)
 
 
-def test_asking_for_exactly_the_steps_made_ends_the_run(sft_data, tmp_path):
-    common = [*NEW, "--save_dir", tmp_path, "--from_resume", 1]
-    stop_after_a_step([*common, "--keep_best", 0], sft_data, tmp_path)
+def test_asking_for_exactly_the_steps_made_ends_the_run(stopped, sft_data, tmp_path):
     (state,) = (tmp_path / "checkpoints/full_sft_32_resume").glob("step-*")
-    shown = succeed(SFT, *common, "--data_path", sft_data, "--max_steps", int(state.name[5:]))
+    shown = succeed(SFT, *stopped, "--data_path", sft_data, "--max_steps", int(state.name[5:]))
     (wrote,) = (line for line in shown.splitlines() if line.startswith("wrote"))
     assert "validation loss" not in wrote
 
@@ -183,17 +185,6 @@ def test_a_broken_pipe_does_not_stop_a_run(sft_data, tmp_path):
     process.stdout.close()
     assert process.wait(PATIENCE) == 0
     assert (tmp_path / "full_sft_32.pth").exists()
-
-
-def stop_after_a_step(flags: list, data: Path, out: Path, after: int = 1) -> None:
-    """Leaves the resume state of a run that a signal stopped after `after` steps or a few more."""
-    metrics = out / "full_sft_32_metrics.jsonl"
-    given = flags if "--data_path" in flags else [*flags, "--data_path", data]
-    command, options = program(SFT, *given, "--batch_size", 1, "--log_interval", 1)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    wait_for(lambda: metrics.exists() and f'"step": {after}, "epoch"' in metrics.read_text(), process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 143
 
 
 def test_a_second_run_in_the_same_folder_is_refused(sft_data, tmp_path):
