@@ -180,7 +180,7 @@ def test_dropout_only_acts_in_training_mode():
 def test_compiled_layers_have_the_same_gradients(config: ModelConfig):
     """Uses the backend that only captures graphs; PyTorch tests its own code generator."""
     torch.compiler.reset()
-    model = build(replace(config, num_hidden_layers=2), torch.float64)
+    model = build(config, torch.float64)
     batches = [random_batch(lengths) for lengths in ([9, 5], [7, 7, 3, 1], [16])]
     plain = [gradients_of_step(model, batch, [list(range(len(batch[2]) - 1))]) for batch in batches]
     for layer in model.model.layers:
@@ -205,7 +205,7 @@ def counted_graphs() -> tuple[list[torch.fx.GraphModule], Callable]:
 def test_other_document_lengths_reuse_the_compiled_graphs(config: ModelConfig):
     torch.compiler.reset()
     graphs, backend = counted_graphs()
-    model, made = build(replace(config, num_hidden_layers=2), torch.float32), []
+    model, made = build(config, torch.float32), []
     for layer in model.model.layers:
         layer.compile(dynamic=True, backend=backend)
     for lengths in ([9, 5], [7, 7, 3, 1], [16], [30, 2]):
