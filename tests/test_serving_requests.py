@@ -105,6 +105,8 @@ def test_openai_s_client_has_no_other_fields():
     ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs", "invalid_value"), None),
     ({"store": True}, ("store", "unsupported_value"), "expected false, found true"),
     ({"modalities": ["text", "audio"]}, ("modalities[1]", "unsupported_value"), "expected 'text', found \"audio\""),
+    ({"messages": [{"role": "user", "contnet": "hi"}]}, ("messages[0].content", "missing_required_parameter"),
+     'expected a value, found "contnet" instead'),
     ({"reasoning_effort": "high"}, ("reasoning_effort", "unsupported_value"),
      "expected 'none', found \"high\"; there are no degrees: open_thinking true lets the model think"),
     ({"chat_template_kwargs": {"thinking": 1}}, ("chat_template_kwargs.thinking", "invalid_type"), None),

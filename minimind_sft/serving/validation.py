@@ -25,6 +25,8 @@ NO_SUCH_FIELD = "this server knows no such field"
 HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
 """What a client may want instead, where the field alone does not say it."""
 MIN_LIKENESS = 0.75
+MAX_UNKNOWN = 20
+"""Unknown fields that are looked at: a body may have many."""
 
 
 def problem_of(error: ValidationError, body: dict[str, Any], fields: Iterable[str]) -> ApiProblem:
@@ -34,7 +36,13 @@ def problem_of(error: ValidationError, body: dict[str, Any], fields: Iterable[st
     and so does one that finds no fault with the type.
     """
     errors = error.errors(include_url=False, include_context=True)
-    return _problem(max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))), body, fields)
+    deepest = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    unknown = [one["loc"] for one in errors if one["type"] == "extra_forbidden"][:MAX_UNKNOWN]
+    beside = [str(loc[-1]) for loc in unknown if loc[:-1] == deepest["loc"][:-1]]
+    if deepest["type"] == "missing" and (typed := _nearest(str(deepest["loc"][-1]), beside)):
+        param = _param(deepest["loc"], body, is_missing=True)
+        return invalid(param, f"expected a value, found {describe(typed)} instead", "missing_required_parameter")
+    return _problem(deepest, body, fields)
 
 
 def _problem(error: ErrorDetails, body: dict[str, Any], fields: Iterable[str]) -> ApiProblem:
@@ -59,8 +67,13 @@ def _problem(error: ErrorDetails, body: dict[str, Any], fields: Iterable[str]) -
 
 def _meant(name: str, fields: Iterable[str]) -> str:
     """Returns the question whether another field was meant, if the name is like one."""
-    nearest = get_close_matches(name, fields, n=1, cutoff=MIN_LIKENESS)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = _nearest(name, fields)
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    """Returns the name that is most like another, or None if none is like it."""
+    return next(iter(get_close_matches(name, [one[:MAX_SHOWN] for one in names], n=1, cutoff=MIN_LIKENESS)), None)
 
 
 def _expected(error: ErrorDetails) -> str:
