@@ -121,6 +121,14 @@ def test_a_long_prompt_does_not_stall_others():
     assert engine.step().keys() == {short, long}
 
 
+def test_a_step_reads_as_many_short_prompts_as_its_share_of_tokens_holds():
+    engine = engine_for(cache_tokens=128, chunk=2 * PAGE)
+    requests = [request([token] * 2) for token in range(1, 5)]
+    for one in requests:
+        engine.add(one)
+    assert engine.step().keys() == set(requests)
+
+
 def test_a_beginning_is_read_once():
     engine, system = engine_for(max_running=2), [9, 8, 7, 6, 5, 4, 3, 2]
     together = [request([*system, token]) for token in (1, 2)]

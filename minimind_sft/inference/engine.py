@@ -40,7 +40,7 @@ class Engine:
     Args:
         max_running: requests that are answered at the same time; others wait in the order in which they came.
         cache_tokens: tokens of prompts and answers that the KV cache holds for all requests together; rounded up.
-        chunk: tokens of prompts that a step reads at most, rounded up to whole pages.
+        chunk: tokens of prompts after which a step begins to read no other page.
         reserve: tokens of an answer that find room in the cache when the request begins; as many again whenever they
             are used up. If the cache is full then, the youngest request begins anew when there is room: it reads its
             tokens in the same way as before, so it goes on with the same bits.
@@ -212,7 +212,7 @@ class Engine:
                 if page.key is not None and page.key in keys:
                     break  # another request reads the same in this step; the next one copies it
                 if not self._copy(page):
-                    budget -= self.page
+                    budget -= page.piece.new
                     sequence.length += page.piece.new
                     keys.add(page.key)
                     yield page
