@@ -113,6 +113,44 @@ def read_newest(cache: KVCache, starts: list[int], lengths: list[int], sequences
     return outs[-1]
 
 
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("starts", [[0, 16, 32, 48], [48, 32, 16, 0], [0, 16, 40, 64]])
+def test_pieces_that_look_alike_get_the_same_bits_in_any_company(starts: list[int], window: int | None):
+    sequences, cache = [flat_qkv(8) for _ in starts], tiny_cache(80)
+    for past, new in ((0, 5), (5, 3)):
+        qkvs, end = [tokens_of(qkv, past, past + new) for qkv in sequences], past + new
+        together = CachedPieces(cache, [Piece(start, past, new, end) for start in starts]).attend(
+            0, *map(torch.cat, zip(*qkvs, strict=True)), window)
+        for s, (start, qkv) in enumerate(zip(starts, qkvs, strict=True)):
+            alone = CachedPieces(cache, [Piece(start, past, new, end)]).attend(0, *qkv, window)
+            assert torch.equal(alone, together[s * new:s * new + new])
+            whole = plain_attention(*tokens_of(sequences[s], 0, end), (0, end), window)
+            torch.testing.assert_close(alone, whole[-new:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (9, 3), (4, 1), (4, 2)])
+def test_no_thread_rounds_otherwise(heads: int, kv_heads: int):
+    config = ModelConfig(hidden_size=heads * 32, num_hidden_layers=1, num_attention_heads=heads,
+                         num_key_value_heads=kv_heads, head_dim=32)
+    cache, starts = KVCache(config, 512, torch.float32, CPU), [0, 128, 256, 384]
+    generator = torch.Generator().manual_seed(0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for past, new in ((0, 1), (0, 2), (2, 64), (66, 5), (71, 1), (72, 1)):
+            qkv = [torch.randn(4 * new, each, 32, generator=generator) for each in (heads, kv_heads, kv_heads)]
+
+            def read(first: int, last: int, qkv: list[Tensor] = qkv, past: int = past, new: int = new) -> Tensor:
+                part = starts[first:last]
+                context = (NewestTokens(cache, part, [past + 1] * len(part)) if past > 70
+                           else CachedPieces(cache, [Piece(start, past, new, past + new) for start in part]))
+                return context.attend(0, *(x[first * new:last * new] for x in qkv), None)
+
+            assert torch.equal(torch.cat([read(s, s + 1) for s in range(4)]), read(0, 4))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_an_earlier_sequence_left_has_no_influence():
     cache, (q, k, v) = tiny_cache(32), flat_qkv(1)
     left = CachedPieces(cache, [Piece(0, 0, 20, 20)])

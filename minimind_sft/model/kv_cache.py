@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,12 @@ from torch import Tensor
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.precision import at_least_float32
 
+T = TypeVar("T")
+
 STEPS = (256, 32), (1024, 64), (math.inf, 256)
 """Sequences of up to so many tokens are read up to a multiple of so many."""
+ALIGNED = 4
+"""Numbers that vector instructions load from an aligned address at once."""
 MAX_VIEWS = 256
 """Views of the cache that are kept, as the next step is likely to need the same."""
 
@@ -30,51 +34,50 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, places: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_key_value_heads, places, config.head_dim)
-        self._keys, self._values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2))
+        shape = (2, config.num_hidden_layers, config.num_key_value_heads, places, config.head_dim)
+        self._all_2YGPK = torch.zeros(shape, dtype=dtype, device=device)
+        self._layers: list[tuple[Tensor, Tensor]] = [(one[0], one[1]) for one in self._all_2YGPK.unbind(1)]
         self._views: dict[Blocks, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def device(self) -> torch.device:
-        return self._keys[0].device
+        return self._all_2YGPK.device
 
     @property
     def bytes(self) -> int:
         """The memory of all keys and values."""
-        return sum(one.numel() * one.element_size() for one in (*self._keys, *self._values))
+        return self._all_2YGPK.nbytes
 
     def of_layer(self, layer_index: int) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values, (G, P, K) each."""
-        return self._keys[layer_index], self._values[layer_index]
+        return self._layers[layer_index]
 
     def clear(self, first: int, count: int) -> None:
         """Writes zeros: places that a mask leaves out enter the product with weight 0, which a NaN would survive."""
-        for one_GPK in (*self._keys, *self._values):
-            one_GPK[:, first:first + count] = 0
+        self._all_2YGPK[:, :, :, first:first + count] = 0
 
     def of_blocks(self, blocks: "Blocks") -> list[tuple[Tensor, Tensor]]:
         """Returns each layer's keys and values of these blocks, (M, G, L, K) each."""
         if blocks not in self._views:
             if len(self._views) == MAX_VIEWS:
                 self._views.clear()
-            kv_heads, places, head_dim = self._keys[0].shape
+            *_, kv_heads, places, head_dim = self._all_2YGPK.shape
             shape = (blocks.count, kv_heads, blocks.size, head_dim)
             strides = (blocks.stride * head_dim, places * head_dim, head_dim, 1)
-            views = [[one_GPK.as_strided(shape, strides, blocks.first * head_dim) for one_GPK in parts]
-                     for parts in (self._keys, self._values)]
-            self._views[blocks] = list(zip(*views, strict=True))
+            self._views[blocks] = [
+                (keys_GPK.as_strided(shape, strides, keys_GPK.storage_offset() + blocks.first * head_dim),
+                 values_GPK.as_strided(shape, strides, values_GPK.storage_offset() + blocks.first * head_dim))
+                for keys_GPK, values_GPK in self._layers]
         return self._views[blocks]
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copies the keys and values of `count` places to others, which do not overlap with them."""
-        for one_GPK in (*self._keys, *self._values):
-            one_GPK[:, target:target + count] = one_GPK[:, source:source + count]
+        self._all_2YGPK[:, :, :, target:target + count] = self._all_2YGPK[:, :, :, source:source + count]
 
     def reorder(self, source_P: Sequence[int], size: int) -> None:
         """Moves blocks of `size` places: block i becomes the one that was at `source_P[i]`."""
         index_P = torch.tensor(source_P, device=self.device)
-        for one_GPK in (*self._keys, *self._values):
+        for one_GPK in self._all_2YGPK.flatten(0, 1):  # one by one, as the copy needs as much memory again
             blocks = one_GPK.unflatten(1, (len(source_P), size))
             blocks.copy_(blocks.index_select(1, index_P))
 
@@ -136,7 +139,7 @@ class CachedPieces(_Context):
         super().__init__(cache, [piece.past + new for piece in pieces for new in range(piece.new)],
                          [piece.start + piece.past + new for piece in pieces for new in range(piece.new)])
         self._pieces, self._counts = pieces, [piece.new for piece in pieces]
-        self._masks: dict[int | None, list[Tensor]] = {}
+        self._groups: dict[int | None, list[_Pieces]] = {}
 
     @property
     def last_S(self) -> Tensor:
@@ -150,24 +153,66 @@ class CachedPieces(_Context):
         return torch.tensor(lengths, dtype=torch.int64, device=self._cache.device)
 
     def _read(self, layer_index: int, q_TGQK: Tensor, window: int | None) -> list[Tensor]:
-        keys_GPK, values_GPK = self._cache.of_layer(layer_index)
-        if window not in self._masks:
-            queries = q_TGQK.shape[2]
-            self._masks[window] = [_mask(piece, window, keys_GPK).repeat(queries, 1) for piece in self._pieces]
-        out = [q_TGQK[:0]]
-        for piece, q_UGQK, mask_JL in zip(self._pieces, q_TGQK.split(self._counts), self._masks[window], strict=True):
-            end = piece.start + piece.past + piece.new
-            first = piece.start + _first_read(piece, window)
-            out.append(_attend(q_UGQK, keys_GPK[:, first:end], values_GPK[:, first:end], mask_JL))
-        return out
+        if window not in self._groups:
+            self._groups[window] = list(self._grouped(window, q_TGQK.shape[2]))
+        groups = self._groups[window]
+        parts = q_TGQK.split([group.number * group.new for group in groups])
+        return [_attend(q_NGQK.unflatten(0, (group.number, group.new)), *group.views[layer_index], group.mask_JL)
+                for q_NGQK, group in zip(parts, groups, strict=True)]
+
+    def _grouped(self, window: int | None, queries: int) -> Iterator["_Pieces"]:
+        """Yields pieces that look alike and are equally far apart in the cache together; that changes no bits."""
+        pieces, first = self._pieces, 0
+        alike = [(piece.past, piece.new) for piece in pieces]
+        starts = [piece.start + _first_read(piece, window) for piece in pieces]
+        for start, stride, count, (past, new) in _neighbours(starts, alike):
+            piece = pieces[first]
+            first += count
+            views = self._cache.of_blocks(Blocks(start, stride, count, past + new - _first_read(piece, window)))
+            keys_MGLK, _ = views[0]
+            yield _Pieces(count, new, views, _mask(piece, window, keys_MGLK).repeat(queries, 1))
 
 
-def _attend(q_UGQK: Tensor, keys_GLK: Tensor, values_GLK: Tensor, mask_JL: Tensor) -> Tensor:
-    """Returns what the new tokens of one sequence read (U, G, Q, K)."""
-    new, _, queries, _ = q_UGQK.shape
-    q_1GJK = q_UGQK.permute(1, 2, 0, 3).flatten(1, 2)[None]
-    out_1GJK = F.scaled_dot_product_attention(q_1GJK, keys_GLK[None], values_GLK[None], attn_mask=mask_JL)
-    return out_1GJK[0].unflatten(1, (queries, new)).permute(2, 0, 1, 3)
+class _Pieces(NamedTuple):
+    """Pieces that are attended to together.
+
+    number: how many there are.
+    new: new tokens of each.
+    views: the keys and values that they read, by layer.
+    mask_JL: what is added to the scores of each.
+    """
+
+    number: int
+    new: int
+    views: list[tuple[Tensor, Tensor]]
+    mask_JL: Tensor
+
+
+def _attend(q_MUGQK: Tensor, keys_MGLK: Tensor, values_MGLK: Tensor, mask_JL: Tensor) -> Tensor:
+    """Returns what the new tokens of some sequences read (M * U, G, Q, K)."""
+    _, new, _, queries, _ = q_MUGQK.shape
+    q_MGJK = q_MUGQK.permute(0, 2, 3, 1, 4).flatten(2, 3)
+    out_MGJK = _attention(q_MGJK, keys_MGLK, values_MGLK, mask_JL)
+    return out_MGJK.unflatten(2, (queries, new)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+
+def _attention(q_MGJK: Tensor, keys_MGLK: Tensor, values_MGLK: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns what each row of queries reads (M, G, J, K), the same bits whichever thread computes it.
+
+    PyTorch's kernel for CPUs gives each thread the next J * (L + K + 2) numbers of a buffer, for J up to 32, and rounds
+    otherwise where they do not begin at a multiple of `ALIGNED`. So rows of zeros fill up, and nobody reads theirs.
+    Threads would share the products of a single sequence and head, so there are never less than two.
+    """
+    if q_MGJK.shape[:2] == (1, 1) and torch.get_num_threads() > 1:
+        return _attention(q_MGJK.expand(2, -1, -1, -1), keys_MGLK.expand(2, -1, -1, -1),
+                          values_MGLK.expand(2, -1, -1, -1), mask)[:1]
+    rows, each = q_MGJK.shape[2], keys_MGLK.shape[2] + keys_MGLK.shape[3] + 2
+    missing = next(missing for missing in range(ALIGNED) if (rows + missing) * each % ALIGNED == 0)
+    if missing:
+        q_MGJK = F.pad(q_MGJK, (0, 0, 0, missing))
+        if mask is not None and mask.shape[-2] > 1:
+            mask = F.pad(mask, (0, 0, 0, missing))
+    return F.scaled_dot_product_attention(q_MGJK, keys_MGLK, values_MGLK, attn_mask=mask)[:, :, :rows]
 
 
 def _first_read(piece: Piece, window: int | None) -> int:
@@ -199,7 +244,7 @@ class NewestTokens(_Context):
         super().__init__(cache, [length - 1 for length in lengths],
                          [start + length - 1 for start, length in zip(starts, lengths, strict=True)])
         self._starts, self._lengths = starts, lengths
-        self._groups = list(_groups(starts, [padded_length(length) for length in lengths]))
+        self._groups = [Blocks(*one) for one in _neighbours(starts, [padded_length(length) for length in lengths])]
         self._views = [cache.of_blocks(group) for group in self._groups]
         self._counts = [group.count for group in self._groups]
         self._masks = [self._mask(group, part) for group, part in zip(
@@ -220,7 +265,7 @@ class NewestTokens(_Context):
         if window is not None and max(self._lengths) > window:
             masks = [mask_111L for mask_M11L in self._masks for mask_111L in mask_M11L.split(1)]
             return [self._read_one(layer_index, q_TGQK[s:s + 1], s, window, mask) for s, mask in enumerate(masks)]
-        return [F.scaled_dot_product_attention(q_MGQK, *views[layer_index], attn_mask=mask_M11L)
+        return [_attention(q_MGQK, *views[layer_index], mask_M11L)
                 for q_MGQK, views, mask_M11L in zip(q_TGQK.split(self._counts), self._views, self._masks, strict=True)]
 
     def _read_one(self, layer_index: int, q_1GQK: Tensor, s: int, window: int, mask_111L: Tensor) -> Tensor:
@@ -230,18 +275,18 @@ class NewestTokens(_Context):
         if length > window:
             first, end, mask = start + length - window, start + length, None
         keys_1GLK, values_1GLK = (one_GPK[None, :, first:end] for one_GPK in self._cache.of_layer(layer_index))
-        return F.scaled_dot_product_attention(q_1GQK, keys_1GLK, values_1GLK, attn_mask=mask)
+        return _attention(q_1GQK, keys_1GLK, values_1GLK, mask)
 
 
-def _groups(starts: Sequence[int], sizes: Sequence[int]) -> Iterator[Blocks]:
-    """Yields the sequences in as few groups as neighbours form."""
+def _neighbours(starts: Sequence[int], sizes: Sequence[T]) -> Iterator[tuple[int, int, int, T]]:
+    """Yields first place, stride, count and size of as few groups as neighbours of the same size form."""
     begin = 0
     for end in range(1, len(starts) + 1):
-        alike = end < len(starts) and sizes[end] == sizes[begin] and (
+        alike = end < len(starts) and sizes[end] == sizes[begin] and starts[end] > starts[begin] and (
             end - begin < 2 or starts[end] - starts[end - 1] == starts[begin + 1] - starts[begin])
         if not alike:
-            stride = starts[begin + 1] - starts[begin] if end - begin > 1 else sizes[begin]
-            yield Blocks(starts[begin], stride, end - begin, sizes[begin])
+            stride = starts[begin + 1] - starts[begin] if end - begin > 1 else 1
+            yield starts[begin], stride, end - begin, sizes[begin]
             begin = end
 
 
