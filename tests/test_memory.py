@@ -235,9 +235,9 @@ IMPORTS = 271 * MIB
 
 
 @pytest.mark.parametrize("probe", [
-    Probe([[512, 512, 512, 512], [1500]], dtype=FAST),
-    Probe([[2048], [300, 700, 512]], dtype=FAST, gradient_checkpointing=True),
-    Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, supervised_share=0.3),
+    Probe([[512, 512, 512, 512], [1500]], dtype=FAST, steps=2),
+    Probe([[2048], [300, 700, 512]], dtype=FAST, steps=2, gradient_checkpointing=True),
+    Probe([[400, 400], [400, 400]], dtype="float32", model={"use_moe": True}, steps=2, supervised_share=0.3),
     Probe([[400, 300], [600]], dtype=FAST, model=LLAMA, steps=2),
     Probe([[700], [600]], dtype=FAST, model=QWEN2, steps=2, freeze=["embed_tokens", "layers.0-1"]),
     Probe([[400, 300], [600]], dtype=FAST, model=SHAPE_OF_GPT2, steps=2),

@@ -96,7 +96,7 @@ def test_one_of_several_ranks_exits_at_once_with_its_status(ranks, at_exit, last
 
 def test_the_inspector_replaces_missing_characters_like_all_programs(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", questions(3))
-    done = run(INSPECT, rows, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = run_here(INSPECT, rows, encoding="ascii")
     assert done.returncode == 0 and "#" in done.stdout and "\\u25" not in done.stdout
 
 

@@ -8,7 +8,7 @@ import subprocess
 import termios
 
 import pytest
-from programs import NEW, PATIENCE, SFT, program, run
+from programs import NEW, PATIENCE, SFT, program, run_here
 
 from minimind_sft.terminal import columns
 from minimind_sft.training import progress
@@ -155,7 +155,7 @@ def test_in_a_terminal_the_bar_and_all_lines_fit_the_width(sft_data, tmp_path, w
 
 @pytest.mark.slow
 def test_a_redirected_log_has_plain_lines(sft_data, tmp_path):
-    done = run(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3, "--log_interval", 1)
+    done = run_here(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 3, "--log_interval", 1)
     assert done.returncode == 0 and done.stderr == "" and "\r" not in done.stdout and "%|" not in done.stdout
     assert re.search(r"step +3/3: loss \d+\.\d{4}, learning rate [\de.-]+, [\d,]+ supervised tokens/s, 0:00 left",
                      done.stdout)
