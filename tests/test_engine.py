@@ -80,6 +80,24 @@ def test_a_full_cache_makes_the_youngest_wait_until_it_can_go_on_with_the_same_t
     assert [one.finish for one in requests] == ["length"] * 3
 
 
+def test_tokens_that_are_shared_anew_count_once():
+    engine = Engine(build().float(), 2, 64, chunk=PAGE, reserve=4, page=PAGE)
+    beginning = [9, 8, 7, 6, 5, 4, 3, 2]
+    long, late = request([*beginning, 1], 45), request([*beginning, *range(20)], 2)
+    engine.add(long)
+    for _ in range(24):
+        engine.step()
+    engine.add(late)
+    engine.step()
+    assert (engine.running, late.prompt_tokens_shared) == (2, 8)
+    while engine.running == 2:  # until the long answer needs the whole cache
+        engine.step()
+    assert (engine.waiting, long.finish) == (1, None)
+    while late.finish is None:
+        engine.step()
+    assert late.prompt_tokens_shared == 8
+
+
 def test_what_can_never_be_answered_is_refused():
     engine = engine_for(cache_tokens=32)
     for prompt, tokens, message in [
