@@ -43,7 +43,7 @@ MIX: dict[str, tuple[clients.Client, int]] = {
 DRAINED = 8
 """Streams under way when the server is asked to stop."""
 MAX_GROWTH = 0.05
-"""How much the memory may grow over the second half, relative to its middle."""
+"""The limit of the memory's growth over the second half of a run, relative to its middle."""
 SETTLE_SECONDS = 60.0
 
 

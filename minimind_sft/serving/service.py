@@ -47,7 +47,7 @@ class Service:
         return "stopping" if self.worker.is_draining else "ok"
 
     async def read(self, request: Request, kind: type[AnyBody]) -> tuple[AnyBody, ServedModel]:
-        """Returns what a client asks for, and of which model.
+        """Returns a client's request and the model that it names.
 
         Raises:
             ApiProblem: if there is no such model, or the body is not as it should be.

@@ -23,7 +23,7 @@ OWN_WORDS = {
 """Our words for an expected value, where pydantic's are not clear."""
 NO_SUCH_FIELD = "this server knows no such field"
 HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
-"""What a client may want instead, where the field alone does not say it."""
+"""Advice for refused values, where the field alone does not say what to send instead."""
 MIN_LIKENESS = 0.75
 MAX_UNKNOWN = 20
 """Unknown fields that are looked at: a body may have many."""

@@ -32,7 +32,7 @@ VARIABLES = (
 ODD_SAMPLING = ({"temperature": "1"}, {"temperature": -1}, {"temperature": 1e400}, {"top_p": 0}, {"top_k": 1.5},
                 {"top_k": 2**64}, {"do_sample": "yes"}, {"repetition_penalty": 0}, {"eos_token_id": "x"},
                 {"eos_token_id": -1}, {"eos_token_id": 10**9}, [], 1, {"\x1b": 1}, {"temperature": [0.5]})
-"""What a generation_config.json may hold."""
+"""Contents of a generation_config.json."""
 
 
 def tries(folder: Path, random: Random, count: int) -> Iterator[Try]:

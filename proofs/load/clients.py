@@ -1,4 +1,4 @@
-"""Clients, each of which makes one request in its own way and says what was wrong with the answer."""
+"""Clients: each makes one request in its own way and says what was wrong with the answer."""
 
 import asyncio
 import json
