@@ -185,7 +185,7 @@ def measure_ideas(arguments: argparse.Namespace) -> dict:
             weight.mul_(1.001)  # now float16 cannot hold them
     forms = {
         "ours": ready_to_decode(model),
-        "two float16 per weight": ready_to_decode(full),
+        "packed as float32": ready_to_decode(full),
         "fewer operations": LoweredModel(model, plain),
         "the model, KV cache": model,
     }
