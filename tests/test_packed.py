@@ -74,6 +74,15 @@ def test_both_operators_of_fbgemm_give_the_same_bits(monkeypatch):
 
 
 @half_needed
+def test_rows_have_the_same_bits_on_both_sides_of_the_limit_for_one_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(packed, "FEW_PRODUCTS", 5 * 40 * 96)
+    product, x_TI = HalfProduct(random(40, 96).half().float(), random(40)), random(9, 96)
+    assert product._all_threads is not None
+    assert torch.equal(product(x_TI[:5]), product(x_TI)[:5])
+
+
+@half_needed
 def test_weights_of_zero_give_zero():
     assert torch.equal(pack([torch.zeros(5, 8)])(random(2, 8)), torch.zeros(2, 5))
 

@@ -35,6 +35,9 @@ ONE_THREAD_OPERATOR = "fbgemm_linear_fp16_weight_fp32_activation"
 SMALL = 2**18
 """For so many weights, calling an operator costs more than other threads or bfloat16 arithmetic save."""
 
+FEW_PRODUCTS = 2**21
+"""Rows times weights up to which that is so for other threads; beyond, both operators are kept."""
+
 
 def plain(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
     """Returns the product as the model computes it, on the model's own weights."""
@@ -55,16 +58,21 @@ class HalfProduct:
         self._inverse_scale = 1 / scale
         weight_OI = weight_OI.detach().float() * scale
         bias_O = None if bias_O is None else bias_O.detach().float() * scale
-        if hasattr(torch, ONE_THREAD_OPERATOR) and (torch.get_num_threads() == 1 or weight_OI.numel() <= SMALL):
+        self._one_thread: Product | None = None
+        self._all_threads: Product | None = None
+        threads, self._few_rows = torch.get_num_threads(), FEW_PRODUCTS // max(weight_OI.numel(), 1)
+        if hasattr(torch, ONE_THREAD_OPERATOR) and (threads == 1 or weight_OI.numel() <= SMALL):
             one_thread = torch.fbgemm_pack_gemm_matrix_fp16(weight_OI)
-            self._multiply: Product = lambda x_TI: torch.fbgemm_linear_fp16_weight_fp32_activation(
-                x_TI, one_thread, bias_O)
-        else:
+            self._one_thread = lambda x_TI: torch.fbgemm_linear_fp16_weight_fp32_activation(x_TI, one_thread, bias_O)
+        if threads > 1 or self._one_thread is None:
             packed = torch.ops.quantized.linear_prepack_fp16(weight_OI, bias_O)
-            self._multiply = lambda x_TI: torch.ops.quantized.linear_dynamic_fp16(x_TI, packed)
+            self._all_threads = lambda x_TI: torch.ops.quantized.linear_dynamic_fp16(x_TI, packed)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        y_TO = self._multiply(x_TI)
+        one, all_threads = self._one_thread, self._all_threads  # they give the same bits
+        multiply = one if one is not None and (all_threads is None or len(x_TI) <= self._few_rows) else all_threads
+        assert multiply is not None, "one of the two is there"
+        y_TO = multiply(x_TI)
         return y_TO if self._inverse_scale == 1.0 else y_TO.mul_(self._inverse_scale)
 
 
