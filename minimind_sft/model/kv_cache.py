@@ -5,6 +5,7 @@ M sequences that are attended to together.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Piece(NamedTuple):
     length: int
 
 
-class _Context:
+class _Context(ABC):
     """Stores keys and values of new tokens, then attends to their sequences in the cache."""
 
     def __init__(self, cache: KVCache, positions: Sequence[int], places: Sequence[int]):
@@ -127,9 +128,9 @@ class _Context:
             out = self._read(layer_index, q_TGQK, window)
         return (out[0] if len(out) == 1 else torch.cat(out)).flatten(1, 2).to(v_TGK.dtype)
 
+    @abstractmethod
     def _read(self, layer_index: int, q_TGQK: Tensor, window: int | None) -> list[Tensor]:
         """Returns what the tokens read, in parts of (T, G, Q, K)."""
-        raise NotImplementedError
 
 
 class CachedPieces(_Context):

@@ -3,6 +3,7 @@
 The models here are also the server's OpenAPI description.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -106,9 +107,9 @@ class GenerationRequest(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    @abstractmethod
     def best_logprobs(self) -> int | None:
         """How many of the best tokens to report with each; None: no logprobs at all."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Checks that the fields go together.

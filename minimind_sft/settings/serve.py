@@ -87,7 +87,7 @@ class ListeningSettings:
 
 @dataclass(frozen=True)
 class LimitSettings:
-    """How much the server takes on, and how long it waits."""
+    """Limits on requests, connections and times."""
 
     max_running: int = setting(16, "requests that each model answers at the same time", min=1, max=1024)
     max_waiting: int = setting(

@@ -83,7 +83,7 @@ def logprobs(client: OpenAI) -> None:
 
 
 class City(BaseModel):
-    """What the answer is parsed into."""
+    """A city, as the answer's JSON describes it."""
 
     name: Literal["London", "Paris", "Rome"]
     is_capital: bool
@@ -139,7 +139,7 @@ def many_at_once(client: OpenAI) -> None:
 
 
 def refusals(client: OpenAI) -> None:
-    """What cannot be honoured is refused by name"""
+    """The server refuses by name what it does not support"""
     for wrong in ({"temperature": 3}, {"web_search_options": {}}, {"extra_body": {"min_p": 0.1}},
                   {"model": "gpt"}, {"messages": [QUESTION, {"role": "system", "content": "Be brief."}]},
                   {"messages": [{"role": "user", "content": "word " * 40_000}]}):
