@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from minimind_sft.settings.serve import LimitSettings, ListeningSettings
 TOKENIZER = load_tokenizer(None)
 X = TOKENIZER.encode_ordinary("x")[0]
 HERE = ListeningSettings(port=0)
+PATIENT = dict.fromkeys(("receive_seconds", "answer_seconds", "stall_seconds", "drain_seconds"), PATIENCE)
 QUESTION = [{"role": "user", "content": "Who are you?"}]
 
 
@@ -112,12 +113,17 @@ def served(name: str = "mini", engine: Any = None, context: int = 4096) -> Serve
 
 @contextmanager
 def server_of(*models: ServedModel, listening: ListeningSettings = HERE, **limits: Any) -> Iterator[Server]:
-    """Runs a server in a thread; `port_of` tells where. At the end it must end by itself."""
-    chosen = LimitSettings(**limits)
+    """Runs a server in a thread; its `port` tells where. At the end it must end by itself.
+
+    Its limits of time are those of a machine that is slow at will, but for those in `limits`.
+    """
+    chosen = LimitSettings(**{**PATIENT, **limits})
     app = make_application(ServedModels(models), listening, chosen)
     listener = listen(listening)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that little can wait unread in the system
-    server = Server(configured(app, chosen), app.state.service.worker, chosen)
+    config = configured(app, chosen)
+    config.timeout_keep_alive = PATIENCE
+    server = Server(config, app.state.service.worker, chosen)
     server.port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
@@ -148,7 +154,8 @@ def connect(server: Server, data: bytes = b"", read_bytes: int | None = None) ->
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, read_bytes)
     client.settimeout(PATIENCE)
     client.connect(("127.0.0.1", server.port))
-    client.sendall(data)
+    with suppress(ConnectionError):  # a server may refuse and close before it has everything
+        client.sendall(data)
     return client
 
 
@@ -161,13 +168,18 @@ def posted(body: Any, path: str = "/v1/chat/completions", length: int | None = N
 
 def response_on(client: socket.socket) -> bytes:
     """Reads one response with a Content-Length."""
+    def more() -> bytes:
+        data = client.recv(65536)
+        assert data, f"the connection ended after {found!r}"
+        return data
+
     found = b""
     while b"\r\n\r\n" not in found:
-        found += client.recv(65536)
+        found += more()
     head, _, body = found.partition(b"\r\n\r\n")
     length = int(re.search(rb"(?i)\r\ncontent-length: (\d+)", head)[1])
     while len(body) < length:
-        body += client.recv(65536)
+        body += more()
     assert len(body) == length
     return head + b"\r\n\r\n" + body
 

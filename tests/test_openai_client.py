@@ -199,8 +199,13 @@ def test_a_wrong_key_and_a_full_queue_have_errors_of_their_own():
         assert answer.choices[0].message.content == "xx"
 
 
-def test_a_stream_that_is_closed_frees_its_place(ask, engine):
-    stream = ask("word " * 3000).create(model="m", messages=[USER], stream=True, max_tokens=3000)
-    next(iter(stream))
-    stream.close()
-    wait_until(lambda: not engine.requests)
+def test_a_stream_that_is_closed_frees_its_place():
+    engine = HeldEngine()
+    with server_of(served("m", engine)) as server, openai.OpenAI(
+            base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
+        stream = client.chat.completions.create(model="m", messages=[USER], stream=True)
+        next(iter(stream))
+        wait_until(lambda: engine.requests)
+        stream.close()
+        wait_until(lambda: not engine.requests)
+        assert engine.counts == {}  # it was held
