@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from chat_pages import chat_server, open_chat  # noqa: F401
+from hypothesis import HealthCheck, settings
 from programs import questions, write_rows
 from tqdm import tqdm
 
@@ -19,6 +20,11 @@ torch.set_num_threads(1)  # the tensors are tiny, and other test processes need 
 # the lock taken, and processes forked later share tqdm's own lock: they would wait for it forever.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0  # no thread may hold the lock while a process is forked
+
+# The same examples in every run, however slow the machine is: a failure means that the code has changed.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
