@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 from fake_chat_server import FakeChatServer, serving
+from programs import PATIENCE
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
 NO_ANSWER = "Failed to load resource"
 """The browser's console says this of every answer that is an error."""
+NOTICES_STAY = """{
+  const later = window.setTimeout;
+  window.setTimeout = (act, pause, ...more) => later(act, pause === 10_000 ? 1_000_000_000 : pause, ...more);
+}"""
+"""A script: notices stay, which the page takes away after 10 seconds, or a slow test would come too late for them."""
 
 
 class ChatPage:
@@ -16,16 +22,18 @@ class ChatPage:
 
     def __init__(self, page: Any, server: FakeChatServer, said: list[str]):
         self.page, self.server, self.said = page, server, said
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE * 1000)
         self.open()
 
     def open(self) -> None:
         """Loads the page, or loads it again, and waits for the names of the models."""
         self.page.goto(self.server.address)
-        self.page.locator("#model option").nth(len(self.server.models) - 1).wait_for(state="attached")
+        names = "".join(f"[value={name}]" for name in self.server.models[-1:])
+        self.page.locator(f"#model option{names}").wait_for(state="attached")
 
     def start(self, question: str) -> None:
-        """Asks, and waits until the question is shown."""
+        """Asks, once nothing is being answered, and waits until the question is shown."""
+        self.wait()
         self.page.fill("#message", question)
         self.page.keyboard.press("Enter")
         self.page.locator(".bubble").get_by_text(question, exact=True).last.wait_for()
@@ -81,6 +89,7 @@ def open_chat(browser, chat_server) -> Iterator[Any]:
     def call(**options: Any) -> ChatPage:
         context = browser.new_context(**{"locale": "en-US", **options})
         contexts.append(context)
+        context.add_init_script(NOTICES_STAY)
         context.on("page", lambda page: page.on("pageerror", lambda error: said.append(str(error))))
         context.on("console", lambda message: message.text.startswith(NO_ANSWER) or said.append(message.text))
         context.on("request", lambda request: asked.append(request.url))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from chat_pages import chat_server, open_chat  # noqa: F401
 from hypothesis import HealthCheck, settings
-from programs import questions, write_rows
+from programs import PATIENCE, questions, write_rows
 from tqdm import tqdm
 
 torch.set_num_threads(1)  # the tensors are tiny, and other test processes need the cores
@@ -68,7 +68,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=300_000)
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE * 1000)
         yield started
         started.close()
 

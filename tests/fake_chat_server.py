@@ -11,17 +11,18 @@ from programs import PATIENCE
 
 from minimind_sft.serving.chat_page import page_files
 
-WAIT, DIE = "wait until the test says go", "break the connection"
+WAIT, DIE, ENDLESS = "wait until the test says go", "break the connection", "go on until the browser leaves"
 
 
 class FakeChatServer(ThreadingHTTPServer):
     """Answers the question that the last message asks with the parts in `answers`.
 
-    A part is text, a delta, an error of the stream (`{"error": ...}`), WAIT or DIE. An answer that is a tuple is
-    refused: (status, message, headers).
+    A part is text, a delta, an error of the stream (`{"error": ...}`), WAIT, DIE or ENDLESS. An answer that is a tuple
+    is refused: (status, message, headers).
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -91,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             if part == WAIT:
                 self.server.wait()
                 continue
+            while part == ENDLESS:
+                self.send_event({"choices": [{"index": 0, "delta": {"content": "more "}, "finish_reason": None}]})
             if isinstance(part, dict) and "error" in part:
                 self.send_event(part)
                 return

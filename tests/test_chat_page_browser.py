@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from fake_chat_server import DIE, WAIT
+from fake_chat_server import DIE, ENDLESS, WAIT
+from programs import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +37,13 @@ def test_an_answer_streams_and_the_conversation_stays_in_the_browser(open_chat):
 
 def test_stopping_keeps_what_came_and_lets_the_server_go(open_chat):
     chat = open_chat()
-    chat.server.answers["q"] = ["Some ", WAIT, *["more "] * 10_000]
+    chat.server.answers["q"] = ["Some ", WAIT, ENDLESS]
     chat.start("q")
     chat.see("Some")
     chat.page.keyboard.press("Escape")
     chat.see("Stopped.")
     chat.server.go()
-    assert chat.server.left.wait(60), "the server can stop as well"
+    assert chat.server.left.wait(PATIENCE), "the server can stop as well"
     assert chat.answers() == ["Some"] and chat.page.locator("#send").inner_text() == "Send"
     chat.ask("go on")
     assert [message["content"] for message in chat.sent()] == ["q", "Some ", "go on"]

@@ -105,7 +105,8 @@ def test_the_keyboard_does_everything(open_chat):
     chat.page.keyboard.type("two")
     composing = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
     chat.page.evaluate(f"document.getElementById('message').dispatchEvent({composing})")
-    assert chat.server.bodies == [], "Enter that chooses a Chinese word sends nothing"
+    assert chat.questions() == [] and chat.page.locator("#message").input_value() == "one\ntwo", (
+        "Enter that chooses a Chinese word sends nothing")
     chat.page.keyboard.press("Enter")
     chat.see("I am mini.")
     assert chat.questions() == ["one\ntwo"]
@@ -153,12 +154,15 @@ def test_questions_answers_and_code_are_copied(open_chat):
     chat = open_chat()
     chat.server.answers["q"] = ["a **b**\n```py\n<i>code</i>\n```"]
     chat.ask("q")
-    chat.page.evaluate("""() => { window.copied = [];
+    chat.page.evaluate("""() => { window.copied = [], window.labels = [];
+        new MutationObserver(all => window.labels.push(...all.map(one => one.target.getAttribute("aria-label"))))
+            .observe(document.body, { subtree: true, attributeFilter: ["aria-label"] });
         navigator.clipboard.writeText = async text => { window.copied.push(text); };
         document.addEventListener("copy", () => window.copied.push(`by hand: ${document.activeElement.value}`)); }""")
     for where in (".question .icon", ".copy-code", ".answer > .actions .icon"):
         chat.page.locator(where).first.click()
-    chat.page.locator("[aria-label=Copied]").nth(1).wait_for()
+    chat.page.evaluate("""async () => { while (window.labels.filter(one => one === "Copied").length < 2)
+        await new Promise(go => setTimeout(go)); }""")  # for two seconds each
     chat.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not over http')); }")
     chat.page.locator(".copy-code").click()
     chat.page.evaluate("async () => { while (window.copied.length < 4) await new Promise(go => setTimeout(go)); }")
@@ -194,6 +198,7 @@ def test_two_tabs_see_each_others_chats_and_an_answer_goes_on_behind(open_chat):
     chat.server.go()
     chat.page.locator("#chats .chat", has_text="slow").click()
     chat.see("Slowly.")
+    chat.wait()  # it is kept now
     other = type(chat)(chat.page.context.new_page(), chat.server, chat.said)
     assert other.page.locator("#chats .chat").all_inner_texts() == ["slow", "quick"]
     other.ask("from the other tab")

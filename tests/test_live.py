@@ -6,6 +6,7 @@ import struct
 import threading
 
 import pytest
+from programs import PATIENCE
 
 from minimind_sft.errors import UserError
 from minimind_sft.report import live
@@ -28,7 +29,7 @@ def server():
 
 def ask(server, path="/", method="GET", **headers):
     """Returns status, headers and body of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
     connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     return answer.status, dict(answer.headers), answer.read()
@@ -69,7 +70,7 @@ def test_other_names_are_refused(server, host):
 
 
 def raw(server, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=PATIENCE) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 

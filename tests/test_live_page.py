@@ -88,7 +88,7 @@ def address(tmp_path, monkeypatch):
 def test_the_browser_keeps_up_with_the_run(browser, address, tmp_path):
     path = write_lines(tmp_path / "a_metrics.jsonl", ordinary(4.0, 2.0)[:20])
     page = browser.new_page()
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(PATIENCE * 1000)
     complaints = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -98,8 +98,7 @@ def test_the_browser_keeps_up_with_the_run(browser, address, tmp_path):
 
     page.locator("summary", has_text="settings").click()
     page.locator(".plot").first.hover()
-    shown = page.locator(".chart .at").first.inner_text()
-    assert shown.startswith("step ")
+    page.locator(".chart .at", has_text="step ").first.wait_for()
     write_lines(path, ordinary(4.0, 1.0))  # another run under the same name
     page.get_by_text("finished", exact=True).first.wait_for()
     assert page.title().startswith("step 40 of 40: ")
@@ -122,11 +121,12 @@ def test_the_browser_says_when_a_run_is_silent_and_when_the_server_is_gone(brows
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         page = browser.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.goto(server.address)
         page.get_by_text("live", exact=True).wait_for()
         ages = page.locator("[data-written]")
-        assert ages.all_inner_texts() == ["60 min ago"] * 2
+        for age in ages.all_inner_texts():
+            assert 60 <= int(re.fullmatch(r"(\d+) min ago", age)[1]) < 120  # an hour, and the time that the test takes
         assert [one.get_attribute("class").split() for one in ages.all()] == [["number"], ["number", "warning"]]
         blocked = page.evaluate("fetch('https://example.com/').then(() => 'sent', error => String(error))")
         server.shutdown()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chats import BUNDLED, chat
-from programs import write_rows
+from programs import PATIENCE, write_rows
 from test_run_files import ABOUT, ANSWER, EVALUATION
 
 from minimind_sft.data.samples import SFTEncoder
@@ -67,6 +67,7 @@ def opened(browser, report):
     def call(path: Path = report, **options) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -91,11 +92,13 @@ def test_the_mouse_shows_the_values_of_a_step_in_all_charts(opened):
     plot = page.locator(".plot").first
     box = plot.bounding_box()
     plot.hover(position={"x": box["width"] / 2, "y": 20})
+    page.locator(".at", has_text="step 50").first.wait_for()
     assert values(page)[0] == "0.7555" and values(page)[-1] == "2.0000"  # 4 exp(-50 / 30), 3 - 50 / 50
     assert page.locator(".chart .at").all_inner_texts() == ["step 50"] * page.locator(".chart").count()
     assert values(page, 2) == ["7.500e-4"]
     page.keyboard.press("Tab")
     page.locator("h1").hover()
+    page.locator(".cursor").first.wait_for(state="detached")
     assert [values(page), values(page, 3)] == last and page.locator(".cursor").count() == 0
 
 
@@ -117,7 +120,8 @@ def test_a_finger_shows_values_and_they_stay(opened):
     page.locator(".plot").first.scroll_into_view_if_needed()
     box = page.locator(".plot").first.bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + 30)
-    assert page.locator(".at").first.inner_text().startswith("step ") and values(page)[0] != "0.1427"
+    page.locator(".at", has_text="step ").first.wait_for()
+    assert values(page)[0] != "0.1427"
 
 
 def test_without_a_script_it_is_a_picture_with_the_last_values(opened):
