@@ -72,6 +72,7 @@ class Progress:
         self._bar = progress_bar(label="", total=total_steps, initial=step, unit="step", leave=True,
                                  disable=not (is_main and in_terminal), ncols=bar_columns(width),
                                  bar_format=bar_format(width))
+        self._behind_bar = ""
         self._recent, self._recent_seconds, self._first_seconds, self._counted = Work(), 0.0, 0.0, 0.0
         self._step, self._end = step, ""
         self._started = self._spent_until = self._line_at = time.perf_counter()
@@ -105,10 +106,18 @@ class Progress:
 
     @contextmanager
     def doing(self, activity: Activity) -> Iterator[None]:
-        """Counts the time of the block as spent on `activity`, not on training."""
+        """Counts the time of the block as spent on `activity`, not on training; the bar says that the run evaluates."""
         self._spend("step")
+        if activity == "eval":
+            self._write_behind_bar("evaluating")
         yield
+        if activity == "eval":
+            self._write_behind_bar(self._behind_bar)
         self._spend(activity)
+
+    def _write_behind_bar(self, text: str) -> None:
+        with suppress(OSError):  # a closed terminal must not stop the run
+            self._bar.set_postfix_str(text)
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields the batches; counts the time until each is there as spent on data."""
@@ -145,8 +154,9 @@ class Progress:
         with suppress(OSError):  # a closed terminal must not stop the run
             width = width_of(sys.stderr)
             self._bar.ncols, self._bar.bar_format = bar_columns(width), bar_format(width)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate.supervised_tokens:,.0f} supervised tokens/s"
-                                      if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}", refresh=False)
+            self._behind_bar = (f"loss {loss:.3f}, {self.rate.supervised_tokens:,.0f} supervised tokens/s"
+                                if "{bar}" in self._bar.bar_format else f"loss {loss:.3f}")
+            self._bar.set_postfix_str(self._behind_bar, refresh=False)
             self._bar.update()
 
     def _count(self, step: int, work: Work, seconds: float) -> None:
