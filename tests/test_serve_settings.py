@@ -45,6 +45,7 @@ def test_models_by_name(values, expected):
      "--allow_origin example.org: expected an origin such as https://example.org, or *"),
     ({"allow_origin": ("https://example.org/page",)},
      "--allow_origin https://example.org/page: expected an origin such as https://example.org, or *"),
+    ({"allow_origin": ("https://",)}, "--allow_origin https://: expected an origin such as https://example.org, or *"),
     ({"host": ""}, "--host: expected an address, found nothing"),
     ({"port": 65536}, "--port is 65536, expected 0 to 65,535"),
     ({"api_key": "two words"}, "--api_key: expected letters, digits and signs of ASCII without blanks"),

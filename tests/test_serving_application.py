@@ -193,6 +193,24 @@ def test_other_pages_are_allowed_by_their_origin():
         assert response.headers["access-control-allow-origin"] == "https://a.example"
 
 
+def test_a_refused_page_is_told_how_to_be_admitted(mini):
+    for origin, admitted in (("app://obsidian.md", "app://obsidian.md"), ("file://", "file://"), ("null", "'*'"),
+                             ("https://a/b", "'*'")):
+        message = error(mini.get("/v1/models", headers={"Origin": origin}), 403)["message"]
+        assert message.endswith(f"--allow_origin {admitted} admits this one")
+
+
+def test_programs_made_of_web_pages_are_allowed_by_their_origin():
+    listening = ListeningSettings(port=0, allow_origin=("app://obsidian.md", "file://"))
+    assert not listening.problems()
+    with client_of(served(engine=HeldEngine()), listening=listening) as client:
+        for origin in listening.allow_origin:
+            response = client.get("/v1/models", headers={"Origin": origin})
+            assert response.status_code == 200 and response.headers["access-control-allow-origin"] == origin
+        assert error(client.get("/v1/models", headers={"Origin": "app://other"}), 403)["code"] == "origin_not_allowed"
+        assert error(client.get("/health", headers={"Host": "obsidian.md"}), 421)["code"] == "misdirected_request"
+
+
 def test_a_proxy_passes_on_requests_under_its_own_name():
     listening = ListeningSettings(port=0, allow_origin=("https://a.example:8443", "*"))
     with client_of(served(engine=HeldEngine()), listening=listening) as client:

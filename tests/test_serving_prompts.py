@@ -217,6 +217,13 @@ def test_what_a_request_says_goes_to_the_engine():
     assert 0 < ask(USER, top_p=0).requests[0].sampling.top_p < 1e-3
 
 
+def test_names_and_values_of_vllm_mean_what_they_mean_there():
+    assert ask(USER, top_k=-1).requests[0].sampling.top_k == 0
+    thought = {"role": "assistant", "content": "a"}
+    assert (ask(USER, {**thought, "reasoning": "b"}, USER).ids == ask(
+        USER, {**thought, "reasoning_content": "b"}, USER).ids != ask(USER, thought, USER).ids)
+
+
 def test_each_answer_has_a_seed_of_its_own():
     def seeds(**fields):
         return [request.sampling.seed for request in ask(USER, **fields).requests]

@@ -81,7 +81,7 @@ def test_openai_s_client_has_no_other_fields():
     ({"temperature": "1"}, ("temperature", "invalid_type"), 'expected a valid number, found "1"'),
     ({"temperature": True}, ("temperature", "invalid_type"), "expected a valid number, found true"),
     ({"top_p": -0.1}, ("top_p", "invalid_value"), "expected greater than or equal to 0, found -0.1"),
-    ({"top_k": -1}, ("top_k", "invalid_value"), "expected greater than or equal to 0, found -1"),
+    ({"top_k": -2}, ("top_k", "invalid_value"), "expected greater than or equal to -1, found -2"),
     ({"max_tokens": 0}, ("max_tokens", "invalid_value"), "expected greater than or equal to 1, found 0"),
     ({"max_tokens": 1.5}, ("max_tokens", "invalid_type"), "expected a valid integer, found 1.5"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, ("max_tokens", "invalid_value"),
@@ -92,7 +92,7 @@ def test_openai_s_client_has_no_other_fields():
     ({"logit_bias": {"05": 1}}, ("logit_bias.05", "invalid_value"),
      'expected text that matches ^(0|[1-9][0-9]{0,8})$, found "05"'),
     ({"logit_bias": {"5": 101}}, ("logit_bias.5", "invalid_value"), "expected less than or equal to 100, found 101"),
-    ({"stop": ["a"] * 5}, ("stop", "invalid_value"), "expected at most 4 of them, found 5"),
+    ({"stop": ["a"] * 33}, ("stop", "invalid_value"), "expected at most 32 of them, found 33"),
     ({"stop": ["a", ""]}, ("stop[1]", "invalid_value"), 'expected some text, found ""'),
     ({"stop": {"a": 1}}, ("stop", "invalid_type"), "expected a valid string, found an object"),
     ({"messages": "hi"}, ("messages", "invalid_type"), 'expected a list, found "hi"'),
@@ -155,6 +155,11 @@ def test_an_answer_of_openai_s_client_can_be_sent_back():
     answer = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None,
               "function_call": None, "tool_calls": None, "reasoning_content": "b"}
     assert parse(messages=[USER, answer, USER]).messages[1] == answer
+
+
+def test_code_completion_sends_many_stops():
+    stops = [f"<|fim_{name}|>" for name in ("prefix", "suffix", "middle", "pad")] + ["<|endoftext|>", "/src/", "```"]
+    assert parse(CompletionRequest, prompt="def f(", stop=stops).stops == tuple(stops)
 
 
 def test_tools():

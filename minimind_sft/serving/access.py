@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from minimind_sft.errors import MAX_SHOWN
 from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.responses import problem_response
+from minimind_sft.settings.serve import ORIGIN
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Names under which a browser may reach a server on the loopback address, itself or through a tunnel."""
@@ -58,8 +60,9 @@ class Doorkeeper:
                               code="misdirected_request")
         if origin is None or ANY in self.origins or origin in self.origins or _place_of(origin) == host.lower():
             return None
-        return ApiProblem(403, "web pages from elsewhere may not use this server; --allow_origin admits one",
-                          code="origin_not_allowed")
+        admitted = origin if ORIGIN.fullmatch(origin) else f"'{ANY}'"
+        return ApiProblem(403, f"web pages from elsewhere may not use this server; --allow_origin "
+                               f"{admitted[:MAX_SHOWN]} admits this one", code="origin_not_allowed")
 
 
 class KeyCheck:
@@ -82,8 +85,8 @@ class KeyCheck:
 
 
 def names_of(origins: Iterable[str]) -> set[str]:
-    """Returns the names of web pages, under which a proxy may pass requests on."""
-    return {_name_of(_place_of(origin) or "") for origin in origins} - {""}
+    """Returns the names of web sites, under which a proxy may pass requests on. Programs have none."""
+    return {_name_of(_place_of(origin) or "") for origin in origins if origin.startswith("http")} - {""}
 
 
 def _digest(key: str) -> bytes:

@@ -70,6 +70,7 @@ class AssistantMessage(Body):
     role: Literal["assistant"]
     content: Content | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = Field(None, description="vLLM's name of reasoning_content")
     tool_calls: list[ToolCall] | None = None
     name: None = None
     refusal: None = None

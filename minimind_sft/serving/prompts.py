@@ -23,6 +23,8 @@ from minimind_sft.settings.chat import SamplingSettings
 
 SMALLEST_TOP_P = 1e-6
 """Stands for a `top_p` of 0: the most likely token alone."""
+ALL_TOKENS = -1
+"""vLLM's `top_k` for all tokens, which is 0 here."""
 SEEDS = 2**64
 """The number of seeds: the one after the last is the first."""
 FIELD = re.compile(r"((?:messages|tools)(?:\[\d+\])?(?:\.\w+|\[\d+\])*): ")
@@ -180,7 +182,8 @@ def _seeds(request: GenerationRequest) -> list[int]:
 
 def _sampling(request: GenerationRequest, defaults: SamplingSettings) -> SamplingSettings:
     given: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature,
-                             "top_k": request.top_k, "top_p": request.top_p if request.top_p != 0 else SMALLEST_TOP_P,
+                             "top_k": 0 if request.top_k == ALL_TOKENS else request.top_k,
+                             "top_p": request.top_p if request.top_p != 0 else SMALLEST_TOP_P,
                              "repetition_penalty": request.repetition_penalty}
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 

@@ -24,7 +24,8 @@ from minimind_sft.serving.validation import problem_of
 from minimind_sft.strict_json import parse_json
 
 MAX_CHOICES = 16
-MAX_STOPS = 4
+MAX_STOPS = 32
+"""Code completion in editors sends more than the 4 that OpenAI allows."""
 MAX_STOP = 256
 """Characters of a stop string: as many may have to wait before they can be sent."""
 MAX_BIASES = 1024
@@ -76,7 +77,8 @@ class GenerationRequest(Body):
     max_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(None, description="0: all tokens")
+    top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = Field(
+        None, description="0: all tokens; so does -1, for clients of vLLM")
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None

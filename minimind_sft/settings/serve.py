@@ -14,6 +14,8 @@ from minimind_sft.settings.chat import ChatRuntimeSettings, ChatSamplingSettings
 from minimind_sft.settings.spec import same_setting, setting
 
 API_KEY_VARIABLE = "MINIMIND_API_KEY"
+ORIGIN = re.compile(r"https?://[^/?#@\s]+|(?!https?:)[a-z][a-z0-9+.-]*://[^/?#@\s]*")
+"""An origin of web pages, or of programs on this machine that are made of them, as app://obsidian.md or file://."""
 ENDINGS = (".pth", ".pt", ".safetensors", ".gguf")
 """Endings of weight files that are not part of a model's name."""
 
@@ -56,7 +58,7 @@ class ListeningSettings:
               "can see command lines", secret=True)
     allow_origin: tuple[str, ...] = setting(
         (), "web pages from elsewhere that may use the server (CORS), or the name of a proxy on this machine, as in "
-            "https://example.org; *: all pages")
+            "https://example.org; programs made of web pages, as in app://obsidian.md; *: all pages")
 
     @property
     def key(self) -> str | None:
@@ -81,7 +83,7 @@ class ListeningSettings:
             where = "--api_key" if self.api_key is not None else f"environment variable {API_KEY_VARIABLE}"
             found.append(f"{where}: expected letters, digits and signs of ASCII without blanks")
         found += [f"--allow_origin {one}: expected an origin such as https://example.org, or *"
-                  for one in self.allow_origin if not re.fullmatch(r"\*|https?://[^/?#@\s]+", one)]
+                  for one in self.allow_origin if one != "*" and not ORIGIN.fullmatch(one)]
         return found
 
 
