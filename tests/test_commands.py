@@ -150,6 +150,14 @@ def test_what_the_template_does_not_render_is_refused_and_changes_nothing():
     assert (chat.system, chat.thinking) == (None, False)
 
 
+@pytest.mark.parametrize("template", [BUNDLED, ChatTemplate(TOKENIZER, ALTERNATING)])
+def test_a_tag_in_a_question_opens_no_reasoning(asked, template):
+    chat = make_chat(template)
+    for question in ("What is <think>", "<think>"):
+        ask(chat, question)
+        assert not chat.starts_thinking
+
+
 def test_thinking_is_shown_and_set(asked):
     chat = make_chat()
     assert obey(chat, "/thinking") == "thinking is off"

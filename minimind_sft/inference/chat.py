@@ -1,7 +1,7 @@
 """Chats with a model, one turn at a time, and streams its answers."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +14,6 @@ from minimind_sft.inference.generate import LanguageModel, SamplingSettings, gen
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids, document_ids
 
 THINK_START, THINK_END = "<think>", "</think>"
-PROMPT_TAIL = 16
-"""Tokens at the end of a prompt that may hold an open `<think>`."""
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Chat:
     out_of_view: the number of oldest messages that have left the model's view.
     unanswered: a question whose answer was interrupted; `regenerate` asks it again.
     in_use: tokens of the context that the last prompt and its answer took; None before there is one.
-    starts_thinking: whether the last prompt ends in an open `<think>`.
+    starts_thinking: whether the last prompt ends inside reasoning, which the answer goes on with.
     """
 
     model: LanguageModel
@@ -156,7 +154,6 @@ class Chat:
 
     def _answer(self, asked: list[dict], prompt: list[int]) -> Iterator[str]:
         """Yields the answer to the last message, and keeps both after the last piece."""
-        self.starts_thinking = _ends_thinking(self.tokenizer.decode(prompt[-PROMPT_TAIL:]))
         stop_ids = chat_stop_ids(self.template, self.stop_ids)
         settings = replace(self.settings, seed=self.settings.seed + self._attempts)
         ids: list[int] = []
@@ -174,19 +171,24 @@ class Chat:
         self.unanswered, self.in_use = None, len(prompt) + len(ids)
 
     def _fitting(self, asked: list[dict]) -> list[int]:
-        """Returns the ids of the prompt for the last message, with the earlier messages that fit into the context."""
+        """Returns the ids of the prompt for the last message, with the earlier messages that fit into the context.
+
+        Sets `starts_thinking`.
+        """
         questions = [index for index in self._questions(asked) if index >= self.out_of_view]
         *earlier, last = questions or [0]
         in_view = len(earlier) if self.historys < 0 else min(self.historys // 2, len(earlier))
         starts = [*earlier[len(earlier) - in_view:], last]
 
+        def messages_from(dropped: int) -> list[dict]:
+            return [*self._opening(), *asked[starts[dropped]:]]
+
         def prompt_from(dropped: int) -> list[int]:
-            messages = [*self._opening(), *asked[starts[dropped]:]]
-            return self.template.generation_prompt_ids(messages, self.tools, self.thinking)
+            return self.template.generation_prompt_ids(messages_from(dropped), self.tools, self.thinking)
 
         context = self.context
         longest = context - min(self.settings.max_new_tokens, context // 2)
-        prompt = prompt_from(0)
+        dropped, prompt = 0, prompt_from(0)
         if len(prompt) > longest and in_view:
             dropped = bisect_left(range(in_view), True, key=lambda count: len(prompt_from(count)) <= longest)
             prompt = prompt_from(dropped)
@@ -195,6 +197,7 @@ class Chat:
                 self.notify(f"[the model's context of {context:,} tokens is full: the {starts[dropped] - starts[0]} "
                             "oldest messages are dropped]")
         self._notify_of_length(len(prompt))
+        self.starts_thinking = opens_reasoning(self.template, messages_from(dropped), self.tools, self.thinking)
         return prompt
 
     def _notify_of_length(self, tokens: int) -> None:
@@ -218,8 +221,15 @@ class Chat:
         return [index for index, message in enumerate(messages) if message["role"] == "user"]
 
 
-def _ends_thinking(prompt: str) -> bool:
-    return prompt.rfind(THINK_START) > prompt.rfind(THINK_END)
+def opens_reasoning(template: ChatTemplate, messages: Sequence[dict], tools: list[dict] | None, thinking: bool) -> bool:
+    """Tells whether the template opens the reasoning before an answer; tags that a message spells do not count.
+
+    Raises:
+        UserError: if the template refuses the messages.
+    """
+    history, asked = (template.render(messages, tools, asks, thinking) for asks in (False, True))
+    header = asked.removeprefix(history)
+    return header.rfind(THINK_START) > header.rfind(THINK_END)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from minimind_sft.data.chat_template import ChatTemplate, NotRendered
 from minimind_sft.data.conversation import Conversation, parse_conversation
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
-from minimind_sft.inference.chat import THINK_END, THINK_START
+from minimind_sft.inference.chat import opens_reasoning
 from minimind_sft.inference.engine import Request
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids, document_ids
@@ -64,7 +64,7 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
     shown = _with_variables(template, request.variables) if request.variables else template
     try:
         ids = shown.prompt_ids(conversation, request.thinks)
-        starts_thinking = _starts_thinking(shown, conversation, request.thinks)
+        starts_thinking = opens_reasoning(shown, conversation.messages, conversation.tools, request.thinks)
     except UserError as error:
         raise _problem(error) from error
     _check_thinking(request, template, starts_thinking)
@@ -147,14 +147,6 @@ def _knows_reasoning(template: ChatTemplate) -> bool:
     except UserError:
         return False
     return True
-
-
-def _starts_thinking(template: ChatTemplate, conversation: Conversation, thinking: bool) -> bool:
-    """Tells whether the template opens the reasoning before an answer."""
-    asked, history = (template.render(conversation.messages, conversation.tools, ask, thinking)
-                      for ask in (True, False))
-    header = asked.removeprefix(history)
-    return header.rfind(THINK_START) > header.rfind(THINK_END)
 
 
 def _requests(request: GenerationRequest, ids: list[int], loaded: Loaded, sampling: SamplingSettings,
