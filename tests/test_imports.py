@@ -10,9 +10,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LIBRARY = REPOSITORY / "minimind_sft"
 PROGRAMS = {"trainer", "scripts", "eval_llm", "proofs", "benchmarks", "dataset", "tests"}
 
-MODULES_BELOW = {"", "device", "environment", "errors", "files", "gguf_file", "labels", "languages", "locks",
-                 "manifest", "output", "paths", "processes", "regex_check", "set_aside", "strict_json", "terminal",
-                 "writing"}
+MODULES_BELOW = {"", "device", "environment", "errors", "files", "gguf_file", "host_names", "labels", "languages",
+                 "locks", "manifest", "output", "paths", "processes", "regex_check", "set_aside", "strict_json",
+                 "terminal", "writing"}
 LAYERS = {
     "model.config": set(),
     "settings": {"model.config"},

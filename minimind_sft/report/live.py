@@ -17,10 +17,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from minimind_sft.errors import UserError
+from minimind_sft.host_names import LOOPBACK_NAMES, host_name
 
 LOOPBACK = "127.0.0.1"
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""Names under which a browser may reach the server, itself or through a tunnel with another port."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -126,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_addressed_here(self) -> bool:
         hosts = self.headers.get_all("Host") or []
-        return len(hosts) == 1 and _name_of(hosts[0]) in LOOPBACK_NAMES
+        return len(hosts) == 1 and host_name(hosts[0]) in LOOPBACK_NAMES
 
     def _answer(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         plain = {"Content-Type": "text/plain; charset=utf-8", "Content-Security-Policy": NOTHING_ALLOWED}
@@ -148,9 +147,3 @@ def _parsed(address: str) -> tuple[str, dict[str, str]]:
         if not (parts.scheme or parts.netloc):
             return parts.path, dict(parse_qsl(parts.query, max_num_fields=MAX_PARAMETERS))
     return "", {}
-
-
-def _name_of(host: str) -> str:
-    """Returns the name in a Host header, in small letters and without the port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and (port.isdigit() or not port) else host).lower()

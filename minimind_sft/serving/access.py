@@ -9,12 +9,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minimind_sft.errors import MAX_SHOWN
+from minimind_sft.host_names import host_name
 from minimind_sft.serving.problems import ApiProblem
 from minimind_sft.serving.responses import problem_response
 from minimind_sft.settings.serve import ORIGIN
 
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""Names under which a browser may reach a server on the loopback address, itself or through a tunnel."""
 ANY = "*"
 PROTECTED = ("/v1/", "/metrics")
 """Beginnings of the addresses that need the key."""
@@ -54,7 +53,7 @@ class Doorkeeper:
     def _problem(self, headers: Headers) -> ApiProblem | None:
         hosts, origin = headers.getlist("host"), headers.get("origin")
         host = hosts[0] if len(hosts) == 1 else ""
-        if self.names is not None and _name_of(host) not in self.names:
+        if self.names is not None and host_name(host) not in self.names:
             return ApiProblem(421, "this server answers to localhost only; --allow_origin https://NAME makes it "
                                    "answer to a proxy's name as well, and --host to every name",
                               code="misdirected_request")
@@ -86,18 +85,12 @@ class KeyCheck:
 
 def names_of(origins: Iterable[str]) -> set[str]:
     """Returns the names of web sites, under which a proxy may pass requests on. Programs have none."""
-    return {_name_of(_place_of(origin) or "") for origin in origins if origin.startswith("http")} - {""}
+    return {host_name(_place_of(origin) or "") for origin in origins if origin.startswith("http")} - {""}
 
 
 def _digest(key: str) -> bytes:
     """Returns a digest, whose length does not depend on that of the key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
-
-
-def _name_of(host: str) -> str:
-    """Returns the name in a Host header, in small letters and without the port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and (port.isdigit() or not port) else host).lower()
 
 
 def _place_of(origin: str) -> str | None:

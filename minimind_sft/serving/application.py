@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from minimind_sft.errors import UserError
-from minimind_sft.serving.access import LOOPBACK_NAMES, Doorkeeper, KeyCheck, names_of
+from minimind_sft.host_names import LOOPBACK_NAMES
+from minimind_sft.serving.access import Doorkeeper, KeyCheck, names_of
 from minimind_sft.serving.answering import LEFT, chat_chunks, completion_chunks, whole_chat, whole_completion
 from minimind_sft.serving.bodies import ChatBodies, CompletionBodies, model_body, models_body
 from minimind_sft.serving.chat_page import page_files
