@@ -86,13 +86,23 @@ def report(results: Sequence[Scored], width: int) -> Iterator[str]:
         yield f"{in_one_line(kind):<{longest}}  {asked[kind]:>9}  {right[kind] / asked[kind]:>11.1%}"
     if calls := sum(result.question.has_call for result in compared):
         yield f"{calls} of them expect a tool call, compared as the chat template writes it"
-    if problems:
-        yield f"not compared: {counted(len(problems), 'row')}"
-        yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
-        if len(problems) > PROBLEMS_NAMED:
-            yield f"  ... and {len(problems) - PROBLEMS_NAMED} more (--score_out names all)"
+    yield from problem_lines("not compared", problems, "row", "--score_out")
     yield from wrong_answers(compared, width)
     yield f"exact match: {sum(right.values()) / len(compared):.1%} ({counted(len(compared), 'question')})"
+
+
+def problem_lines(heading: str, problems: Sequence[str], unit: str, flag: str) -> Iterator[str]:
+    """Yields lines that count problems and name the first; no line if there are none.
+
+    Args:
+        unit: what has a problem, in the singular.
+        flag: writes the file that names all problems.
+    """
+    if problems:
+        yield f"{heading}: {counted(len(problems), unit)}"
+        yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
+    if len(problems) > PROBLEMS_NAMED:
+        yield f"  ... and {len(problems) - PROBLEMS_NAMED} more ({flag} names all)"
 
 
 def wrong_answers(results: Sequence[Scored], width: int) -> Iterator[str]:

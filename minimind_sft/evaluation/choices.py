@@ -18,12 +18,13 @@ import torch
 from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
+from minimind_sft.evaluation.answering import problem_lines
 from minimind_sft.evaluation.choice_files import ChoiceQuestion, read_choices
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.lowering import LanguageModel
 from minimind_sft.settings.evaluate import ChoiceSettings
-from minimind_sft.terminal import aligned, counted, in_one_line, progress_bar
+from minimind_sft.terminal import aligned, counted, progress_bar
 
 QUESTIONS_AT_ONCE = 16
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 1.0}
@@ -31,7 +32,6 @@ CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.25, torch.bf
 
 Others changed a score of SmolLM2-135M by up to 1e-4 in float32 and 0.5 in bfloat16 on a CPU; the scores are about 20.
 """
-PROBLEMS_NAMED = 5
 BETWEEN = "\n\n"
 """Text between examples, and before the question."""
 
@@ -322,9 +322,7 @@ def choice_lines(results: Sequence[ChosenOption], prompts: Sequence[ChoicePrompt
         raise UserError(f"--choices: no question can be asked, starting with {problems[0]}")
     scores = accuracies(results)
     yield from _table(scores["by_subject"])
-    if problems:
-        yield f"not asked: {counted(len(problems), 'question')}"
-        yield from (f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_NAMED])
+    yield from problem_lines("not asked", problems, "question", "--out")
     if fewer := _with_fewer(prompts, few_shot):
         yield (f"asked with fewer than {counted(few_shot, 'example')}, as more do not fit into the context: "
                f"{counted(fewer, 'question')}")

@@ -9,7 +9,7 @@ from minimind_sft.data.conversation import Conversation
 from minimind_sft.data.example import Example, make_example
 from minimind_sft.data.sources import find_files
 from minimind_sft.errors import UserError
-from minimind_sft.evaluation.answering import Scored, answer, wrong_answers
+from minimind_sft.evaluation.answering import Scored, answer, problem_lines, wrong_answers
 from minimind_sft.evaluation.items import Item, grouped, kind_of, source_of
 from minimind_sft.evaluation.likelihood import score_tokens
 from minimind_sft.evaluation.questions import Question, make_question, read_scored_rows
@@ -20,12 +20,10 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.evaluate import EvaluatedConversationsSettings
-from minimind_sft.terminal import counted, in_one_line, progress_bar
+from minimind_sft.terminal import progress_bar
 
 ROWS_AT_ONCE = 128
 """Rows whose losses are computed, and kept, together."""
-
-PROBLEMS_SHOWN = 5
 
 
 def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> Outcome:
@@ -155,14 +153,4 @@ def _remarks(everything: dict[str, Any], missing: dict[str, str], problems: Sequ
         lines.append(f"not scored: {names}; pip install {package}")
     if cut := everything.get("tokens_cut"):
         lines.append(f"cut: {cut:,} supervised tokens lie beyond the model's context")
-    return [*lines, *_named(problems)]
-
-
-def _named(problems: Sequence[str]) -> list[str]:
-    """Names the first problems."""
-    if not problems:
-        return []
-    more = len(problems) - PROBLEMS_SHOWN
-    return [f"left out: {counted(len(problems), 'row')}",
-            *(f"  {in_one_line(problem)}" for problem in problems[:PROBLEMS_SHOWN]),
-            *([f"  ... and {more} more (--out names all)"] if more > 0 else [])]
+    return [*lines, *problem_lines("left out", problems, "row", "--out")]

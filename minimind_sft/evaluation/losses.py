@@ -11,6 +11,14 @@ from minimind_sft.data.batching import Batch, EvaluationBatches
 from minimind_sft.data.dataset import Group
 from minimind_sft.model.decoder import MiniMindForCausalLM
 
+MAX_NATS = 700.0
+"""Higher losses would overflow in `math.exp`."""
+
+
+def perplexity_of(loss: float) -> float:
+    """Returns the perplexity for a mean cross-entropy in nats."""
+    return math.exp(min(loss, MAX_NATS))
+
 
 @dataclass(frozen=True)
 class TokenScore:
@@ -26,7 +34,7 @@ class TokenScore:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
+        return perplexity_of(self.loss)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from minimind_sft.data.sources import find_files
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation.continuations import Continuation, likelihoods
+from minimind_sft.evaluation.losses import perplexity_of
 from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are_numbers, data_facts
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.paths import shown
@@ -44,7 +45,7 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_byte(self) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from minimind_sft.evaluation.items import Item
+from minimind_sft.evaluation.losses import perplexity_of
 from minimind_sft.evaluation.text_scores import bleu, chrf, missing_packages, normalised, rouge_l, token_f1
 from minimind_sft.evaluation.tool_calls import call_scores, expected_calls, json_scores
 from minimind_sft.terminal import aligned
@@ -104,7 +105,7 @@ def _loss_summary(sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
                                       for name in ("tokens", "loss", "bytes", "right", "cut"))
     if not tokens:
         return {}
-    return {"tokens": tokens, "loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700.0)),
+    return {"tokens": tokens, "loss": loss / tokens, "perplexity": perplexity_of(loss / tokens),
             "bits_per_byte": loss / math.log(2) / size if size else None, "token_accuracy": right / tokens,
             "tokens_cut": cut}
 
