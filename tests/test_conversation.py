@@ -106,6 +106,8 @@ def test_bad_rows_are_refused_naming_the_field(row, message):
      "[1].tool_calls[0].name: expected the name of a function, found nothing"),
     ([USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": [1]}]}],
      "[1].tool_calls[0].arguments: expected a JSON object, found a list"),
+    ([USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
+     "[1].tool_calls[0].function.arguments: expected a JSON object, found a list"),
     ([USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": "x"}]}],
      "[1].tool_calls[0].arguments: expected a JSON object, found broken JSON at column 1: Expecting value"),
 ])

@@ -177,8 +177,8 @@ def test_a_variable_that_breaks_the_template_is_refused():
     ([USER, {**ANSWER, "content": None}], {},
      ("messages[1].content", "messages[1].content: expected a string, found nothing")),
     ([USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}], {},
-     ("messages[1].tool_calls[0].arguments", "messages[1].tool_calls[0].arguments: expected a JSON object, found an "
-                                             "empty list")),
+     ("messages[1].tool_calls[0].function.arguments",
+      "messages[1].tool_calls[0].function.arguments: expected a JSON object, found an empty list")),
     ([USER], {"tools": TOOLS, "template": ChatTemplate(TOKENIZER, SIMPLE)},
      ("tools", "tools: the model would not see functions on offer: its chat template does not write them")),
     ([*CALLED, USER, ANSWER, USER], {"template": ChatTemplate(TOKENIZER, SIMPLE)},

@@ -339,6 +339,7 @@ def _tool_calls(value: Any, name: str) -> list[dict]:
         function = call.get("function", call)
         if not isinstance(function, dict):
             refuse(f"{where}.function", "an object with name and arguments", function)
+        where += ".function" * (function is not call)
         called, arguments = function.get("name"), _arguments({**call, **function}, f"{where}.arguments")
         if not isinstance(called, str) or not called:
             refuse(f"{where}.name", "the name of a function", called)
