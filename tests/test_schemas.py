@@ -112,6 +112,12 @@ FOLLOWED: dict[str, tuple[dict[str, Any], str, str]] = {
     "fractions": ({"type": "number", "multipleOf": 0.25}, "1.75", "1.7"),
     "numbers below zero": ({"type": "number", "minimum": -1.5, "exclusiveMaximum": 0}, "-1.5", "0"),
     "texts that look like escapes": ({"const": "\\u0001\n"}, '"\\\\u0001\\n"', "1"),
+    "a union that a property tells apart": (
+        {"$defs": {name: {"type": "object", "properties": {"kind": {"const": name}, name: WHOLE},
+                          "required": ["kind", name], "additionalProperties": False} for name in ("a", "b")},
+         "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+         "discriminator": {"propertyName": "kind", "mapping": {"a": "#/$defs/a", "b": "#/$defs/b"}}},
+        '{"kind": "b", "b": 1}', '{"kind": "b", "a": 1}'),
     "any": ({}, '{"a": [1, null, true, "x"]}', "x"),
 }
 

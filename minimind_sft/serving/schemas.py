@@ -20,8 +20,8 @@ VALUES = ("type", "enum", "const", "required", "minProperties", "maxProperties",
           "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
           "$ref")
 NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding",
-         "contentMediaType", "$comment", "$schema", "$id", "$anchor")
-"""Keywords that say nothing about which values are valid."""
+         "contentMediaType", "$comment", "$schema", "$id", "$anchor", "discriminator")
+"""Keywords that say nothing about which values are valid. Pydantic writes OpenAPI's `discriminator` beside `oneOf`."""
 KEYWORDS = frozenset((*ONE, *SEVERAL, *NAMED, *VALUES, *NOTES))
 
 UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*(\\u00[01][0-9a-f]|\x7f)")
