@@ -111,8 +111,8 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
         UserError: after `--max_bad_steps` steps in a row whose loss or gradient is not finite.
     """
     ranks, total_steps = learner.ranks, len(steps)
-    optimizer, log_interval = settings.optimizer, settings.logging.log_interval
-    eval_interval = settings.evaluation.eval_interval or max(total_steps // 10, 1)
+    optimizer, evaluation = settings.optimizer, settings.evaluation
+    eval_interval = evaluation.eval_interval or max(total_steps // 10, 1)
 
     def save(wait: bool = True) -> None:
         progress.sync()
@@ -127,25 +127,18 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
     loader = load_steps(steps, range(state.step, total_steps), settings.runtime.num_workers, ranks.device)
     with signals as stop, batches_of(loader) as batches:
         if state.step == 0 and evaluate:
-            validate(learner, state, evaluate, settings.evaluation, progress, saver)
+            validate(learner, state, evaluate, evaluation, progress, saver)
         for batch in progress.waiting_for(batches):
             rate = schedule.rate(state.updates)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = rate
-            seed_step(settings.data.seed, batch.step, ranks.rank)
-            result = train_step(learner, batch, optimizer.grad_clip)
-            count_step(state, batch, result)
+            result = next_step(learner, state, batch, rate, settings)
             is_last = state.step == total_steps
             progress.advance(state.step, result.loss, rate, meter.work(batch))
-            done = LoggedStep(state.step, result.loss, result.grad_norm, batch.supervised_tokens)
-            if state.step % log_interval == 0 or is_last or result.skipped or progress.stands_out(done):
+            if is_last or is_logged(state, batch, result, settings.logging.log_interval, progress):
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, starts counting anew
                 save()
-                raise UserError(f"{optimizer.max_bad_steps} steps in a row without a finite loss and gradient "
-                                f"(--max_bad_steps {optimizer.max_bad_steps}); the weights are those from before. "
-                                "A lower --learning_rate or --dtype float32 may help")
+                raise diverged(optimizer.max_bad_steps)
 
             # All ranks act at the same step: the main rank's clock decides, and a signal to any of them stops all.
             signum, is_due, is_writing = ranks.largest(stop.signum, ranks.is_main and saver.is_due(state.step),
@@ -153,9 +146,9 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
             if not is_writing:
                 saver.advance()
             if evaluate and (is_last or state.step % eval_interval == 0):
-                validate(learner, state, evaluate, settings.evaluation, progress, saver)
-                if not is_last and has_stalled(state, settings.evaluation):
-                    progress.say(stall_note(state, settings.evaluation))
+                validate(learner, state, evaluate, evaluation, progress, saver)
+                if not is_last and has_stalled(state, evaluation):
+                    progress.say(stall_note(state, evaluation))
                     break
             if is_last:
                 break
@@ -181,6 +174,17 @@ def load_steps(steps: TrainingSteps, numbers: range, num_workers: int, device: t
                       pin_memory=device.type == "cuda")
 
 
+def next_step(learner: Learner, state: TrainState, batch: StepBatch, rate: float,
+              settings: TrainSettings) -> StepResult:
+    """Makes the run's next step, at the learning rate `rate`, and counts it in the state."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    seed_step(settings.data.seed, batch.step, learner.ranks.rank)
+    result = train_step(learner, batch, settings.optimizer.grad_clip)
+    count_step(state, batch, result)
+    return result
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Makes dropout's random state a pure function of (seed, step, rank), so that none of it needs saving."""
     torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) % 2**63)
@@ -197,6 +201,19 @@ def count_step(state: TrainState, batch: StepBatch, result: StepResult) -> None:
     elif result.skipped == NOT_FINITE:
         state.bad_steps += 1
         state.bad_steps_in_a_row += 1
+
+
+def is_logged(state: TrainState, batch: StepBatch, result: StepResult, log_interval: int, progress: Progress) -> bool:
+    """Whether the step that was just counted gets a line in the metrics file; the last step of a run always does."""
+    step = LoggedStep(state.step, result.loss, result.grad_norm, batch.supervised_tokens)
+    return state.step % log_interval == 0 or bool(result.skipped) or progress.stands_out(step)
+
+
+def diverged(max_bad_steps: int) -> UserError:
+    """Returns the error that ends a run after `--max_bad_steps` bad steps in a row."""
+    return UserError(f"{max_bad_steps} steps in a row without a finite loss and gradient (--max_bad_steps "
+                     f"{max_bad_steps}); the weights are those from before. A lower --learning_rate or --dtype float32 "
+                     "may help")
 
 
 def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: StepResult, rate: float,
