@@ -44,6 +44,16 @@ def test_a_preset_sets_the_shape_and_other_flags_change_it():
         new_model_config(ModelSettings(preset="demo", hidden_size=64), vocab_size=100)
 
 
+@pytest.mark.parametrize(("size", "found"), [
+    (1, "head_dim is 0, expected at least 1"),
+    (24, r"head_dim is 3, expected an even number \(RoPE rotates pairs\)"),
+])
+def test_a_hidden_size_that_does_not_divide_into_heads_is_refused_by_its_flag(size, found):
+    message = f"^--hidden_size {size}: model configuration: {found}; a multiple of 16 always works$"
+    with pytest.raises(UserError, match=message):
+        new_model_config(ModelSettings(hidden_size=size), vocab_size=100)
+
+
 def test_new_weights_depend_on_the_seed_alone():
     settings = ModelSettings(hidden_size=32, num_hidden_layers=1)
     one, same, other = (new_model(settings, 50, seed).state_dict() for seed in (1, 1, 2))

@@ -84,6 +84,12 @@ def test_all_problems_are_listed(values, expected):
     assert problems(changed(Farm(), **values)) == expected
 
 
+def test_a_step_of_more_rows_than_can_be_counted_is_refused():
+    assert problems(changed(SFTSettings(), batch_size=10**5, accumulation_steps=10**4)) == []
+    assert problems(changed(SFTSettings(), batch_size=10**9, accumulation_steps=10**9)) == [
+        "--batch_size times --accumulation_steps is 1,000,000,000,000,000,000, expected at most 1,000,000,000 rows"]
+
+
 @pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])
 def test_a_logger_that_is_not_installed_is_reported_before_anything_is_loaded(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

@@ -67,11 +67,14 @@ def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
     """Returns the shape that `--preset` names, or that of the other shape flags, with MiniMind's proportions.
 
     Raises:
-        UserError: if `--preset` and `--hidden_size` disagree.
+        UserError: if no model has that `--hidden_size`, or `--preset` has another one.
     """
     given = given_shape(settings)
     if settings.preset is None:
-        return ModelConfig(**given, vocab_size=vocab_size, dropout=settings.dropout)
+        try:
+            return ModelConfig(**given, vocab_size=vocab_size, dropout=settings.dropout)
+        except UserError as error:
+            raise UserError(f"--hidden_size {settings.hidden_size}: {error}; a multiple of 16 always works") from error
     preset = PRESETS[settings.preset]
     if given.get("hidden_size", preset.hidden_size) != preset.hidden_size:
         raise UserError(f"--preset {settings.preset} has hidden_size {preset.hidden_size}, "

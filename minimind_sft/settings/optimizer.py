@@ -35,6 +35,8 @@ class OptimizerSettings:
 
     def problems(self) -> list[str]:
         found = []
+        if (rows := self.batch_size * self.accumulation_steps) > MAX_COUNT:
+            found.append(f"--batch_size times --accumulation_steps is {rows:,}, expected at most {MAX_COUNT:,} rows")
         if self.schedule == "constant" and self.min_lr_ratio != type(self).min_lr_ratio:
             found.append(f"--min_lr_ratio {self.min_lr_ratio:g}: --schedule constant does not fall")
         if self.schedule != "wsd" and self.decay_share != type(self).decay_share:

@@ -49,13 +49,13 @@ def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
     """Gives steps and epochs, and which of `--max_steps` and `--epochs` ends the run."""
     max_steps, all_epochs = optimizer.max_steps, optimizer.epochs * steps.steps_per_epoch
     total = len(steps)
-    length = f"{counted(optimizer.epochs, 'epoch')}"
+    length = counted(optimizer.epochs, "epoch")
     if total < all_epochs:
         epochs = total / steps.steps_per_epoch
         length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {max_steps} ends the run before "
                   f"--epochs {optimizer.epochs}, which would be {counted(all_epochs, 'step')}")
     elif max_steps > all_epochs:
-        length += f", which end the run before --max_steps {max_steps}"
+        length += f", which {'ends' if optimizer.epochs == 1 else 'end'} the run before --max_steps {max_steps}"
     schedule = "" if optimizer.schedule == "cosine" else f" ({optimizer.schedule})"
     return (f"training    {counted(total, 'step')} of {counted(steps.samples_per_step, 'sample')}, "
             f"learning rate {optimizer.learning_rate:g}{schedule}; {length}")
