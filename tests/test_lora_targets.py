@@ -88,8 +88,12 @@ def test_an_adapter_on_the_head_trains_and_merges():
 @pytest.mark.parametrize(("model", "pattern", "expected"), [
     (DENSE, "qproj", "--target_modules qproj: matches no projection; there are q_proj, k_proj, v_proj, o_proj, "
                      "gate_proj, up_proj, down_proj in layers 0-2, and all-linear for all of them"),
-    (DENSE, "layers.3-9", "--target_modules layers.3-9: matches no projection; there are q_proj, k_proj, v_proj, "
-                          "o_proj, gate_proj, up_proj, down_proj in layers 0-2, and all-linear for all of them"),
+    (DENSE, "layers.1-9.mlp", "--target_modules layers.1-9.mlp: layers.9.mlp matches no projection; there are q_proj, "
+                              "k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in layers 0-2, and all-linear "
+                              "for all of them"),
+    (DENSE, "q_proj,k_proj", "--target_modules q_proj,k_proj: matches no projection; there are q_proj, k_proj, v_proj, "
+                             "o_proj, gate_proj, up_proj, down_proj in layers 0-2, and all-linear for all of them; "
+                             "blanks separate names, not commas"),
     (DENSE, "lm_head", "--target_modules lm_head: the head has the embedding's matrix (tie_word_embeddings), and "
                        "merging an adapter would separate the two; --modules_to_save lm_head trains it in full, as "
                        "both"),
@@ -106,6 +110,8 @@ def test_modules_that_train_in_full():
     assert chosen_modules(MOE, ["layers.0-1.mlp.gate"]) == ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
     assert refusal(chosen_modules, DENSE, ["wte"]) == (
         "--modules_to_save wte: matches no module; there are embed_tokens, lm_head, norm and the parts of each layer")
+    assert refusal(chosen_modules, MOE, ["layers.0-9.mlp.gate"]).startswith(
+        "--modules_to_save layers.0-9.mlp.gate: layers.9.mlp.gate matches no module; there are ")
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])

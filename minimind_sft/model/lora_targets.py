@@ -13,9 +13,9 @@ from minimind_sft.errors import UserError
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import STACKED
 from minimind_sft.model.moe import Experts, Router
-from minimind_sft.model.part_names import part_matches
+from minimind_sft.model.part_names import ends_of, part_matches
+from minimind_sft.settings.lora import ALL_LINEAR
 
-ALL_LINEAR = "all-linear"
 HEAD = "lm_head"
 
 
@@ -34,15 +34,17 @@ def chosen_projections(model: MiniMindForCausalLM, patterns: Sequence[str]) -> l
     """Returns the projections that `--target_modules` names; the head, if it has its own matrix, only by its name.
 
     Raises:
-        UserError: for a pattern that matches nothing; lists what exists, or says why a module takes no adapter.
+        UserError: for a pattern that matches nothing, or has a range beyond the layers; lists what exists, or says why
+            a module takes no adapter.
     """
     names = projections(model)
     head = [] if model.config.tie_word_embeddings else [HEAD]
     chosen: set[str] = set()
     for pattern in patterns:
         found = names if pattern == ALL_LINEAR else [name for name in (*names, *head) if matches(pattern, name)]
-        if not found:
-            raise UserError(f"--target_modules {pattern}: {_why_none(model, pattern)}")
+        missing = "" if pattern == ALL_LINEAR else _missing_end(pattern, (*names, *head))
+        if missing or not found:
+            raise UserError(f"--target_modules {pattern}: {missing}{_why_none(model, pattern)}")
         chosen.update(found)
     return [name for name in (*names, *head) if name in chosen]
 
@@ -58,23 +60,34 @@ def _why_none(model: MiniMindForCausalLM, pattern: str) -> str:
             return f"the {called} takes no adapter; {in_full}"
     there = dict.fromkeys(name.rpartition(".")[2] for name in projections(model))
     return (f"matches no projection; there are {', '.join(there)} in layers "
-            f"0-{model.config.num_hidden_layers - 1}, and {ALL_LINEAR} for all of them")
+            f"0-{model.config.num_hidden_layers - 1}, and {ALL_LINEAR} for all of them{_hint(pattern)}")
+
+
+def _missing_end(pattern: str, names: Sequence[str], at_end: bool = False) -> str:
+    """Returns the pattern with the end of a range that matches none of the names, and a blank; "" if all do."""
+    ends = [end for end in ends_of(pattern) if end != pattern]
+    return next((f"{end} " for end in ends if not any(matches(end, name, at_end) for name in names)), "")
+
+
+def _hint(pattern: str) -> str:
+    return "; blanks separate names, not commas" if "," in pattern else ""
 
 
 def chosen_modules(model: MiniMindForCausalLM, patterns: Sequence[str]) -> list[str]:
     """Returns the modules that `--modules_to_save` names.
 
     Raises:
-        UserError: for a pattern that matches nothing.
+        UserError: for a pattern that matches nothing, or has a range beyond the layers.
     """
     names = [name for name, module in model.named_modules()
              if name and (list(module.parameters()) or list(module.buffers()))]  # a matrix in 4 bits is a buffer
     chosen = []
     for pattern in patterns:
         found = [name for name in names if matches(pattern, name, at_end=True)]
-        if not found:
-            raise UserError(f"--modules_to_save {pattern}: matches no module; there are embed_tokens, lm_head, norm "
-                            "and the parts of each layer")
+        missing = _missing_end(pattern, names, at_end=True)
+        if missing or not found:
+            raise UserError(f"--modules_to_save {pattern}: {missing}matches no module; there are embed_tokens, "
+                            f"lm_head, norm and the parts of each layer{_hint(pattern)}")
         chosen += found
     return chosen
 

@@ -2,6 +2,7 @@
 
 import re
 from fnmatch import fnmatchcase
+from itertools import product
 
 RANGE = re.compile(r"(\d+)-(\d+)")
 
@@ -11,3 +12,13 @@ def part_matches(pattern: str, part: str) -> bool:
     if ends := RANGE.fullmatch(pattern):
         return part.isdigit() and int(ends[1]) <= int(part) <= int(ends[2])
     return fnmatchcase(part, pattern)
+
+
+def ends_of(pattern: str) -> list[str]:
+    """Returns a pattern of several parts with its ranges replaced by their ends; one without a range as it is.
+
+    For `layers.0-5.mlp` that is `layers.0.mlp` and `layers.5.mlp`.
+    """
+    parts = [(part, RANGE.fullmatch(part)) for part in pattern.split(".")]
+    choices = [[str(int(end)) for end in ends.groups()] if ends else [part] for part, ends in parts]
+    return list(map(".".join, product(*choices)))
