@@ -114,7 +114,7 @@ def test_a_folder_of_hugging_face_and_a_gguf_file_are_paths(tmp_path, monkeypatc
     touch(tmp_path / "adapter", "adapter_config.json")
     touch(tmp_path, "q4.gguf")
     monkeypatch.chdir(tmp_path)
-    for name in ("./SmolLM2-135M", "SmolLM2-135M/", str(tmp_path / "adapter"), "q4.gguf", "./q4.gguf"):
+    for name in ("./SmolLM2-135M", "SmolLM2-135M/", str(tmp_path / "adapter"), "q4.gguf", "./q4.gguf", ".", ".."):
         assert find_weights(name, "nowhere", flag="--w").samefile(name)
     with pytest.raises(UserError, match=r"; for the folder of that name give --w \./SmolLM2-135M; there is"):
         find_weights("SmolLM2-135M", tmp_path, flag="--w")

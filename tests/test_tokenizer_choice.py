@@ -50,6 +50,12 @@ def test_a_model_s_folder_brings_its_tokenizer(tmp_path):
         load_tokenizer(None, base)
 
 
+def test_a_folder_without_a_model_is_refused_when_its_weights_are_read(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for base in (Path(), tmp_path):
+        assert load_tokenizer(None, base).fingerprint == BUNDLED.fingerprint
+
+
 def test_a_sidecar_finds_the_tokenizer_from_any_folder(tmp_path, monkeypatch):
     base = other(tmp_path / "bases/mine", eos_token="<|endoftext|>")
     fingerprint = Tokenizer.from_folder(base).fingerprint

@@ -32,7 +32,7 @@ def load_tokenizer(choice: str | None, base: Path | None = None) -> Tokenizer:
     if base is None:
         return read_tokenizer(BUNDLED)
     if not brings_tokenizer(base):
-        return _recorded(base)
+        return read_tokenizer(BUNDLED) if base.is_dir() else _recorded(base)
     try:
         tokenizer = read_tokenizer(base)
     except UserError as error:

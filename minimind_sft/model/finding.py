@@ -84,7 +84,7 @@ def find_weights(name: str, save_dir: str | Path, *, flag: str, hidden_size: int
         UserError: if there is no such file (lists the files there are and the program that makes one), or several.
     """
     folders = searched_folders(save_dir)
-    if name != Path(name).name or name.endswith(PATH_SUFFIXES):
+    if name != Path(name).name or name == ".." or name.endswith(PATH_SUFFIXES):
         return _path(name, folders, flag)
     stem = re.compile(re.escape(name) + r"(_\d+(_moe)?)?")
     for folder in folders:
