@@ -26,7 +26,7 @@ from programs import (
 )
 
 from minimind_sft.errors import UserError
-from minimind_sft.settings.spec import recorded
+from minimind_sft.settings.spec import changed, recorded
 from minimind_sft.settings.training import SFTSettings
 from minimind_sft.training.resume import compare_with_run
 from minimind_sft.training.resume_state import TrainState
@@ -72,8 +72,8 @@ def test_resuming_with_other_data_is_refused(sft_data, tmp_path):
     succeed(SFT, *NEW, "--data_path", sft_data, "--save_dir", tmp_path, "--max_steps", 2)
     other = write_rows(tmp_path / "other.jsonl", questions(41))
     line = refuse(SFT, *NEW, "--data_path", other, "--save_dir", tmp_path, "--max_steps", 2, "--from_resume", 1)
-    assert re.search(r"--from_resume 1: data was \w{64} in .*step-00000002, now it is \w{64}; --allow_changed_data 1",
-                     line)
+    assert re.search(r"--from_resume 1: data \(--data_path\) was \w{64} in .*step-00000002, now it is \w{64}; "
+                     "--allow_changed_data 1", line)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def stopped(stopped_run, tmp_path) -> list:
 def test_changed_data_is_allowed_on_request(stopped, tmp_path):
     other = write_rows(tmp_path / "other.jsonl", questions(80))
     shown = succeed(SFT, *stopped, "--data_path", other, "--allow_changed_data", 1)
-    assert re.search(r"data was \w{64}, now it is \w{64} \(--allow_changed_data 1\)", shown)
+    assert re.search(r"data \(--data_path\) was \w{64}, now it is \w{64} \(--allow_changed_data 1\)", shown)
     assert "wrote" in shown
 
 
@@ -236,3 +236,16 @@ def test_a_state_without_a_setting_that_was_added_later_means_its_default():
     fresh.identity["model.aux_loss_scope"] = "batch"
     with pytest.raises(UserError, match=r"model.aux_loss_scope was document in step-00000001, now it is batch"):
         compare_with_run(earlier, fresh, Path("step-00000001"), False, said.append)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"train_on_prompt": True}, "supervised_prompt (--train_on_prompt) was 0 in x, now it is 1"),
+    ({"train_turns": "last"}, "supervised_turns (--train_turns) was all in x, now it is last"),
+    ({"max_seq_len": 9}, "max_seq_len was 768 in x, now it is 9"),
+])
+def test_a_resumed_run_with_other_samples_names_the_flag(change, message):
+    before, after = (TrainState(identity=recorded(settings, "samples"))
+                     for settings in (SFTSettings(), changed(SFTSettings(), **change)))
+    with pytest.raises(UserError) as error:
+        compare_with_run(before, after, Path("x"), False, print)
+    assert str(error.value) == f"--from_resume 1: {message}; --allow_changed_data 1 continues anyway"

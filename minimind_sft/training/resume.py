@@ -8,6 +8,8 @@ from typing import Any
 from minimind_sft.errors import UserError
 from minimind_sft.paths import shown
 from minimind_sft.settings.evaluation import EvaluationSettings
+from minimind_sft.settings.spec import flags_of
+from minimind_sft.settings.training import SFTSettings
 from minimind_sft.terminal import counted
 from minimind_sft.training.best import has_stalled
 from minimind_sft.training.checkpoint import Checkpoints
@@ -16,6 +18,8 @@ from minimind_sft.training.learner import Learner
 from minimind_sft.training.resume_state import TrainState, load_tensors
 
 MAX_SHOWN = 200
+FLAG_OF = {flag.setting.recorded_as: flag.name for flag in flags_of(SFTSettings) if flag.setting.recorded_as}
+"""The flags behind the keys of resume states that are named otherwise."""
 
 
 def resume(checkpoints: Checkpoints, fresh: TrainState, learner: Learner, *, allow_changed_data: bool) -> TrainState:
@@ -56,10 +60,11 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
         was = state.identity.get(name, IMPLIED.get(name))
         if was == now:
             continue
+        called = f"{name} (--{FLAG_OF[name]})" if name in FLAG_OF else name
         if not (allow_changed_data and name in CHANGEABLE):
             hint = "; --allow_changed_data 1 continues anyway" if name in CHANGEABLE else ""
-            raise UserError(f"--from_resume 1: {name} was {_short(was)} in {path}, now it is {_short(now)}{hint}")
-        say(f"resume      {name} was {_short(was)}, now it is {_short(now)} (--allow_changed_data 1)")
+            raise UserError(f"--from_resume 1: {called} was {_short(was)} in {path}, now it is {_short(now)}{hint}")
+        say(f"resume      {called} was {_short(was)}, now it is {_short(now)} (--allow_changed_data 1)")
         state.forget_best()  # it may have been measured on other samples
     for name, now in fresh.settings.items():
         was = state.settings.get(name, IMPLIED.get(name, now))
@@ -73,7 +78,7 @@ def compare_with_run(state: TrainState, fresh: TrainState, path: Path, allow_cha
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(int(value) if isinstance(value, bool) else value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
