@@ -39,7 +39,9 @@ def test_a_share_is_what_follows_the_last_colon_unless_a_file_has_that_name(fold
 @pytest.mark.parametrize("texts, message", [
     (["a.jsonl:0.7", "c.json"], "--data_path c.json: expected a share like those of the others, c.json:0.5"),
     (["a.jsonl:0"], "--data_path a.jsonl: the share is 0, expected a number above 0"),
-    (["a.jsonl:0.5", "*.jsonl:0.5"], "--data_path *.jsonl: a.jsonl is in a.jsonl already"),
+    (["a.jsonl:0.5", "*.jsonl:0.5"], "--data_path *.jsonl: a.jsonl has a share already, as a.jsonl"),
+    (["a.jsonl:50%", "c.json:1"],
+     "--data_path a.jsonl:50%: no such file (a share is a plain number, as in a.jsonl:0.5)"),
     (["none.jsonl:0.7"], "--data_path none.jsonl: no such file"),
     (["*.parquet"], "--data_path *.parquet: no file matches it"),
 ])

@@ -49,7 +49,7 @@ def find_sources(texts: Sequence[str], flag: str) -> list[Source]:
     for name, _, found in parts:
         for path in found:
             if resolved(path) in seen:
-                raise UserError(f"{flag} {name}: {path} is in {seen[resolved(path)]} already")
+                raise UserError(f"{flag} {name}: {path} has a share already, as {seen[resolved(path)]}")
             seen[resolved(path)] = name
     return [Source(name, found, float(share)) for name, share, found in parts]
 
@@ -89,7 +89,9 @@ def _found(pattern: str) -> list[Path]:
     paths = [path] if path_exists(path) else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
     if not paths:
         kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
-        raise UserError(f"{pattern}: {kind}")
+        before, colon, _ = pattern.rpartition(":")
+        hint = f" (a share is a plain number, as in {before}:0.5)" if colon and path_exists(Path(before)) else ""
+        raise UserError(f"{pattern}: {kind}{hint}")
     return [file for path in paths for file in saved_dataset_files(path) or [path]]
 
 
