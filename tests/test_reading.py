@@ -73,6 +73,9 @@ def test_read_texts_refuses_broken_files(tmp_path):
         list(read_texts(write(tmp_path / "a.txt", b"a\n\xff")))
     with pytest.raises(UserError, match=r"a\.doc: expected a file named \*\.jsonl, \*\.ndjson, .* \(also with \.gz, "):
         list(read_texts(write(tmp_path / "a.doc", b"a")))
+    for name in ("a.txt", "a.jsonl"):
+        with pytest.raises(UserError, match=rf"{name}: the file has no rows$"):
+            list(read_texts(write(tmp_path / name, b"")))
 
 
 def test_one_bad_line_does_not_hide_the_next(tmp_path):

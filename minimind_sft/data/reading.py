@@ -114,15 +114,20 @@ def read_texts(path: str | Path) -> Iterator[str]:
     Raises:
         UserError: as `read_rows`.
     """
-    path = Path(path)
+    path, found = Path(path), False
     kind = file_kind(path)
     if kind.startswith("txt"):
         read_start(path, kind)
         with opened(path) as file:
-            yield from map(decoded, lines(file, path))
-        return
-    for raw in read_raw_rows(path):
-        yield from _strings(parse_raw_row(raw))
+            for line in lines(file, path):
+                found = True
+                yield decoded(line)
+    else:
+        for raw in read_raw_rows(path):
+            found = True
+            yield from _strings(parse_raw_row(raw))
+    if not found:
+        raise UserError(f"{path}: the file has no rows")
 
 
 def file_kind(path: Path) -> str:
