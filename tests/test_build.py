@@ -98,6 +98,8 @@ def test_sequences_longer_than_the_context_are_refused():
     with pytest.raises(UserError, match=r"^--max_seq_len is 1,513, but w\.pth has a context of 512 tokens \(max_posit"):
         check_context(1513, model, Path("w.pth"))
     check_context(512, model, Path("w.pth"))
+    with pytest.raises(UserError, match=r"^--max_seq_len is 40,000, but a new model has a context of 32,768 tokens"):
+        check_context(40_000, ModelConfig(), None)
 
 
 def test_dynamic_scaling_lengthens_the_context():

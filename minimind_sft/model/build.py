@@ -113,14 +113,14 @@ def check_size(settings: ModelSettings, model: ModelConfig, path: Path) -> None:
                 raise UserError(f"--preset {settings.preset} has {name} {expected}, but {path} has {has}")
 
 
-def check_context(max_seq_len: int, model: ModelConfig, path: Path) -> None:
+def check_context(max_seq_len: int, model: ModelConfig, start: Path | None) -> None:
     """
     Raises:
-        UserError: if documents may be longer than the context of the weights at `path`.
+        UserError: if documents may be longer than the context of the weights at `start`, or of a new model.
     """
     if max_seq_len > model.context:
-        raise UserError(f"--max_seq_len is {max_seq_len:,}, but {path} has a context of {model.context:,} tokens "
-                        "(max_position_embeddings)")
+        raise UserError(f"--max_seq_len is {max_seq_len:,}, but {start or 'a new model'} has a context of "
+                        f"{model.context:,} tokens (max_position_embeddings)")
 
 
 def stretched(model: ModelConfig, path: Path) -> ModelConfig:

@@ -27,12 +27,13 @@ def starting_model(settings: TrainSettings, start: Path | None, tokenizer: Token
         template: what the run trains with; None for running text, which any weights can learn.
 
     Raises:
-        UserError: if the weights disagree with the flags, the tokenizer or the chat template, or `--freeze` names a
-            part that the model does not have.
+        UserError: if the weights disagree with the flags, the tokenizer or the chat template, `--max_seq_len` is beyond
+            the model's context, or `--freeze` names a part that the model does not have.
     """
     family = None
     if start is None:
         model = new_model(settings.model, tokenizer.vocab_size, settings.data.seed)
+        check_context(settings.data.max_seq_len, model.config, None)
     else:
         # A resumed run takes its weights from the resume state; these may be its own, half written.
         weights = starting_weights(settings, start, tokenizer, template, ranks,
