@@ -61,6 +61,11 @@ def test_best_weights_chosen_on_a_handful_of_samples_are_noted():
     assert evaluation_advice(sft(keep_best=False), 3) == []
 
 
+def test_flags_about_evaluations_have_no_effect_without_samples():
+    assert evaluation_advice(sft(best_by="exact_match", early_stop_patience=2), None) == [
+        "note        no effect without evaluation samples: --best_by exact_match, --early_stop_patience 2"]
+
+
 def test_best_weights_chosen_by_a_handful_of_answers_are_noted():
     by_answers = sft(best_by="exact_match")
     assert evaluation_advice(by_answers, 500) == [

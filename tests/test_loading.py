@@ -36,6 +36,14 @@ def test_a_share_of_the_rows_is_held_out(tmp_path):
     assert load(tmp_path, file, eval_share=0)[1] is None
 
 
+def test_a_single_sample_is_trained_on_and_not_held_out(tmp_path):
+    file = texts(tmp_path / "a.jsonl", 1)
+    train_set, eval_set, said = load(tmp_path, file, eval_share=0.5)
+    assert (len(train_set), eval_set) == (1, None)
+    assert said[1:] == ["evaluation  none: where there is only one sample, --eval_share holds none out"]
+    assert len(load(tmp_path, file, eval_share=0)[2]) == 1
+
+
 def test_evaluation_files_are_loaded_whole_and_nothing_is_held_out(tmp_path):
     file, other = texts(tmp_path / "a.jsonl", 50), texts(tmp_path / "b.jsonl", 7)
     train_set, eval_set, said = load(tmp_path, file, eval_data_path=(other,))

@@ -43,6 +43,7 @@ def test_closing_lines_sum_up_the_run():
     ((5.0, 3.0, 3.5, 3.6), "been rising since step 10: 3.0000 then, 3.6000 at step 30"),
     ((5.0, 3.0, 3.5, 3.2), "been higher since step 10: 3.0000 then, 3.2000 at step 30"),
     ((3.0, 3.5, 3.6), "been rising since step 0: 3.0000 then, 3.6000 at step 20"),
+    ((5.0, 3.0, 3.0, 3.00001), None),
 ])
 def test_a_validation_loss_that_stopped_falling_is_noted(losses, note):
     notes = [line for line in closing_lines(logged(*losses), EFFORT, True) if line.startswith("note")]

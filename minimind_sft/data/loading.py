@@ -39,6 +39,8 @@ def load_datasets(data: DataSettings, encoder: RowEncoder, folder: Path, say: Ca
     _describe("data", sources, training, train_set, say)
     held_out = [held for _, held in parts if held is not None]
     if not held_out:
+        if data.eval_share:
+            say("evaluation  none: where there is only one sample, --eval_share holds none out")
         return train_set, None
     eval_set: Samples = held_out[0] if len(held_out) == 1 else Mixture(held_out)
     count = "1 sample is" if len(eval_set) == 1 else f"{len(eval_set):,} samples are"

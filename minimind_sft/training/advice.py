@@ -11,6 +11,7 @@ from minimind_sft.data.overlap import count_shared
 from minimind_sft.data.prepared_folder import PreparedDataset
 from minimind_sft.data.tokenizer import Tokenizer
 from minimind_sft.settings.data import DataSettings, SFTDataSettings
+from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.optimizer import OptimizerSettings
 from minimind_sft.settings.training import TrainSettings
 from minimind_sft.terminal import counted
@@ -116,8 +117,11 @@ def _shared_rows(data: DataSettings, train_set: Samples, eval_set: Samples) -> I
 
 
 def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]:
-    """Notes "best" weights chosen on a handful of samples; `samples` is None without an evaluation set."""
-    if samples is None or not settings.saving.keep_best:
+    """Notes "best" weights chosen on a handful of samples, and flags without effect; `samples` is None without an
+    evaluation set."""
+    if samples is None:
+        return _unused_without_evaluation(settings.evaluation)
+    if not settings.saving.keep_best:
         return []
     answers = min(samples, settings.evaluation.eval_samples)
     if settings.evaluation.best_by == "exact_match" and answers < FEW_EVALUATION_SAMPLES:
@@ -129,6 +133,12 @@ def evaluation_advice(settings: TrainSettings, samples: int | None) -> list[str]
         "a larger --eval_share or an --eval_data_path makes")
     return [f"note        the best weights are chosen on {counted(samples, 'sample')}, so chance plays a "
             f"large part; {more} the choice more reliable, --keep_best 0 keeps the last weights"]
+
+
+def _unused_without_evaluation(evaluation: EvaluationSettings) -> list[str]:
+    given = [f"--best_by {evaluation.best_by}"] * (evaluation.best_by != "eval_loss")
+    given += [f"--early_stop_patience {evaluation.early_stop_patience}"] * (evaluation.early_stop_patience > 0)
+    return [f"note        no effect without evaluation samples: {', '.join(given)}"] if given else []
 
 
 def rate_advice(before: Mapping[str, Any], now: Mapping[str, Any], update: int, steps_per_epoch: int) -> list[str]:

@@ -21,6 +21,8 @@ from minimind_sft.training.progress import Effort, clock
 from minimind_sft.training.resume_state import TrainState
 
 MIN_EVALUATIONS_SINCE_LOWEST = 2
+DIGITS = 4
+"""Of a loss, after the point; a smaller difference does not show."""
 
 
 def describe_model(model: MiniMindForCausalLM, start: Path | None, family: str | None, dtype: str,
@@ -74,7 +76,8 @@ def _validation(metrics: Sequence[dict], keep_best: bool) -> list[str]:
     named[lowest] += ", the lowest" * (len(named) > 1)
     lines = [f"validation  {'; '.join(named.values())}"]
     since = [loss for step, loss in evaluated if step >= lowest]
-    if len(since) > MIN_EVALUATIONS_SINCE_LOWEST:
+    is_higher = all(round(loss, DIGITS) > round(lowest_loss, DIGITS) for loss in since[1:])
+    if len(since) > MIN_EVALUATIONS_SINCE_LOWEST and is_higher:
         rising = all(one < other for one, other in pairwise(since))
         remedy = "" if keep_best else "; --keep_best 1 would keep those weights"
         lines.append(f"note        the validation loss has been {'rising' if rising else 'higher'} since step "
