@@ -69,6 +69,9 @@ def main() -> None:
             say(f"{store.items:,} finished items are in {shown(store.path)}; the same command{without} continues from "
                 "there")
         raise
+    except UserError:
+        store.abandon()
+        raise
     if out:
         write_results(Path(out), {**results, "seconds": round(time.monotonic() - began, 3)})
         say(f"results: {shown(out)}, answers: {shown(store.path)}")

@@ -83,9 +83,19 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
     model = tiny_model()
     model.lm_head.weight.data[7] = float("nan")
     file = write_rows(tmp_path / "a.jsonl", [chat("Hi", "Hello.")])
-    outcome = evaluate_conversations(candidate(model, tmp_path), settings(file, answers=False), Store(None))
-    assert outcome.result["problems"] == [f"{file}:1: the loss is not finite"]
-    assert outcome.lines == ["", "left out: 1 row", f"  {file}:1: the loss is not finite"]
+    items = examine(candidate(model, tmp_path), settings(file, answers=False), Store(None))
+    assert [item.problem for item in items] == [f"{file}:1: the loss is not finite"]
+    with pytest.raises(UserError) as error:
+        evaluate_conversations(candidate(model, tmp_path), settings(file, answers=False), Store(None))
+    assert str(error.value) == f"--data_path: every row is left out, starting with {file}:1: the loss is not finite"
+
+
+def test_rows_whose_answers_lie_beyond_the_context_are_no_evaluation(tmp_path):
+    file = write_rows(tmp_path / "a.jsonl", [chat("x " * 60, "Yes."), chat("y " * 60, "No.")])
+    with pytest.raises(UserError) as error:
+        evaluate_conversations(candidate(tiny_model(context=20), tmp_path), settings(file, answers=False), Store(None))
+    assert str(error.value) == ("--data_path: every row is left out, as the model's context of 20 tokens ends before "
+                                "any answer")
 
 
 def test_rows_that_cannot_be_answered_are_named_and_keep_their_loss(tmp_path):

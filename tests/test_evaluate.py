@@ -6,6 +6,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,14 @@ def test_eval_llm_gives_the_same_answers(run_here, flags, tmp_path):
     given = answers(tmp_path / "r.answers.jsonl")
     assert [(row["expected"], row["answer"], row["exact"]) for row in rows] == [
         (line["expected"], line["answer"], line["exact"]) for line in given]
+
+
+def test_nothing_is_written_when_every_row_is_left_out(run_here, flags, tmp_path):
+    weights = write_base(tmp_path, replace(SMALL, max_position_embeddings=8))
+    with pytest.raises(UserError, match=rf"^--data_path: every row is left out, starting with {flags[3]}:1: the prompt "
+                                        r"has \d+ tokens, the model's context is 8$"):
+        run_here("--weight", weights, *flags[2:])
+    assert not list(tmp_path.glob("r.*"))
 
 
 @pytest.mark.parametrize(("change", "message"), [

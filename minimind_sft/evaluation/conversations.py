@@ -27,14 +27,22 @@ ROWS_AT_ONCE = 128
 
 
 def evaluate_conversations(candidate: Candidate, settings: EvaluatedConversationsSettings, store: Store) -> Outcome:
-    """Measures losses and scores answers, over all rows, by source and by kind."""
+    """Measures losses and scores answers, over all rows, by source and by kind.
+
+    Raises:
+        UserError: if a file cannot be read, a row is not a conversation, or nothing could be measured on any row.
+    """
     items = examine(candidate, settings, store)
     missing = missing_scores(items)
     score_answers(items, missing)
     everything = summary(items, missing)
+    problems = [item.problem for item in items if item.problem]
+    if not {"tokens", "questions"} & everything.keys():
+        reason = (f"starting with {problems[0]}" if problems else
+                  f"as the model's context of {candidate.loaded.model.config.context:,} tokens ends before any answer")
+        raise UserError(f"--data_path: every row is left out, {reason}")
     by_source, by_kind = ({name: summary(group, missing) for name, group in grouped(items, group_of).items()}
                           for group_of in (source_of, kind_of))
-    problems = [item.problem for item in items if item.problem]
     result = {"data": data_facts(find_files(settings.data_path)), "all": everything, "by_kind": by_kind,
               "by_source": by_source, "problems": problems, "not_scored": missing}
     groups = [("all rows", everything)]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from minimind_sft.paths import shown
 from minimind_sft.set_aside import is_there, previous_name, set_aside_file
 from minimind_sft.settings.chat import ChatRuntimeSettings
 from minimind_sft.strict_json import parse_json
-from minimind_sft.writing import append_to, check_writable, cut, write_text_atomically
+from minimind_sft.writing import append_to, check_writable, cut, remove, write_text_atomically
 
 MARK = "evaluation"
 """The field by which results files, and the lines of answers files that begin a task, are recognised."""
@@ -195,6 +196,14 @@ class Store:
         if self.path is not None:
             self._file.close()
             self._lock.release()
+
+    def abandon(self) -> None:
+        """Closes the store after an error, and removes a file in which no item has anything measured."""
+        items = chain.from_iterable(items.values() for items in self._done.values())
+        if self.path is not None and all("problem" in values or values.get("tokens") == 0 for values in items):
+            self._file.close()
+            remove(self.path)
+        self.close()
 
     def _read(self, path: Path) -> None:
         if not path.is_file():
