@@ -111,6 +111,8 @@ def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loa
     except KeyboardInterrupt:
         say(f"interrupted: {output.path} has {output.done:,} of {counted(len(rows), 'row')}; the same command goes on")
         return 130
+    finally:
+        output.close()
     problems = [row.problem for row in rows if row.problem]
     say(f"answered {len(rows) - len(problems):,} of {counted(len(rows), 'row')}: {output.path}")
     if problems:

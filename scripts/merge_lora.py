@@ -9,7 +9,8 @@ MiniMind can be merged.
 """
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ChosenWeights
 from minimind_sft.settings.merge import MergeSettings
 from minimind_sft.terminal import counted, say
+from minimind_sft.training.checkpoint import lock_of
+from minimind_sft.training.outputs import Outputs
 from minimind_sft.writing import check_writable
 
 
@@ -49,17 +52,16 @@ def main() -> None:
     check_adapters([adapter for adapter, _ in adapters], weights, tokenizer, template, chosen.chat_template,
                    chosen.end_of_turn)
     path = weights_path(chosen.save_dir, output.save_weight, weights.config)
-    check_output(path, weights.path, output.overwrite)
-
-    merged = merge(weights, adapters, documents(tokenizer))
-    say(f"{'check':<12}merged and unmerged logits differ by at most {merged.difference:.1e} (the largest is "
-        f"{merged.largest:.3g})")
-    facts = encoding_facts(tokenizer, template, chosen.chat_template)
-    sidecar = {"stage": "merged", "family": weights.family, **facts, **training_of(adapters),
-               "merged": history(weights, adapters)}
-    if there := [one for one in (path, sidecar_path(path)) if is_there(one)]:
-        set_aside(there, previous_name(path.with_suffix("")))
-    write_weights(path, merged.model, output.save_dtype, sidecar)
+    with claimed_output(path, weights.path, output.overwrite):
+        merged = merge(weights, adapters, documents(tokenizer))
+        say(f"{'check':<12}merged and unmerged logits differ by at most {merged.difference:.1e} (the largest is "
+            f"{merged.largest:.3g})")
+        facts = encoding_facts(tokenizer, template, chosen.chat_template)
+        sidecar = {"stage": "merged", "family": weights.family, **facts, **training_of(adapters),
+                   "merged": history(weights, adapters)}
+        if there := [one for one in (path, sidecar_path(path)) if is_there(one)]:
+            set_aside(there, previous_name(path.with_suffix("")))
+        write_weights(path, merged.model, output.save_dtype, sidecar)
     say(f"{shown(path)}: {path.stat().st_size / 1e6:,.1f} MB, {output.save_dtype}")
     say(f"Chat with it: python {shlex.quote(program('eval_llm.py'))} --weight {shlex.quote(place(path))}")
 
@@ -90,16 +92,26 @@ def template_of(chosen: ChosenWeights, weights: Weights, tokenizer: Tokenizer) -
     return template
 
 
-def check_output(path: Path, source: Path, overwrite: bool) -> None:
-    """
+@contextmanager
+def claimed_output(path: Path, source: Path, overwrite: bool) -> Iterator[None]:
+    """Holds the lock that a training run which writes to `path` would hold.
+
     Raises:
-        UserError: if the merged weights cannot be written to `path`.
+        UserError: if the merged weights cannot be written to `path`, or another process writes there.
     """
     if resolved(path) == resolved(source):
         raise UserError(f"--save_weight: {path} is what --weight names; choose another name")
     check_writable(path.parent, "--save_dir")
-    check_replaceable([path, sidecar_path(path)], overwrite, "choose another --save_weight",
-                      previous_name(path.with_suffix("")))
+    states = Outputs(path).states
+    check_writable(states.parent, "--save_dir")
+    lock = lock_of(states)
+    lock.take()
+    try:
+        check_replaceable([path, sidecar_path(path)], overwrite, "choose another --save_weight",
+                          previous_name(path.with_suffix("")))
+        yield
+    finally:
+        lock.release()
 
 
 def training_of(adapters: list[tuple[Adapter, float]]) -> dict[str, Any]:

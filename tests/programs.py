@@ -9,8 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import chdir
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -89,6 +89,17 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None
         time.sleep(0.02)
+
+
+@contextmanager
+def locked_by_another(path: Path) -> Iterator[int]:
+    """Lets another process hold the lock at `path`, and returns its id."""
+    code = ("import sys; from pathlib import Path; from minimind_sft.locks import FolderLock; "
+            "lock = FolderLock(Path(sys.argv[1])); lock.take(); print('taken', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          cwd=REPOSITORY, text=True) as holder:  # closing its input ends it
+        assert holder.stdout.readline() == "taken\n"
+        yield holder.pid
 
 
 def start(script: str, *arguments: object, **keywords) -> subprocess.CompletedProcess:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from chats import BUNDLED, TOKENIZER, tiny_model
+from programs import locked_by_another
 
 from minimind_sft.data.conversation import parse_question
 from minimind_sft.errors import UserError
@@ -112,6 +113,15 @@ def test_a_record_of_somebody_else_is_not_replaced(tmp_path):
         BatchOutput(tmp_path / "out.jsonl").open([], {"batch_in": "ab"}, 3)
     assert not (tmp_path / "out.jsonl").exists()
     assert (tmp_path / "out.jsonl.run.json").read_text(encoding="utf-8") == '{"mine": 1}'
+
+
+def test_two_processes_do_not_answer_into_one_file(tmp_path):
+    source, output = write_questions(tmp_path / "q.jsonl"), tmp_path / "a.jsonl"
+    with locked_by_another(tmp_path / ".a.jsonl.lock") as holder:
+        with pytest.raises(UserError, match=rf"a.jsonl: another process is writing there \(process {holder} on "):
+            answer(source, output)
+        assert not output.exists()
+    assert len(answer(source, output)) == 7
 
 
 def test_rows_that_cannot_be_asked_say_why_and_the_others_are_answered(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from export_models import QWEN3, UNNORMALISED
-from programs import REPOSITORY
+from programs import REPOSITORY, locked_by_another
 from safetensors.torch import load_file
 from tiny_adapters import write_base, write_lora
 
@@ -34,7 +34,8 @@ def merge(monkeypatch, capsys):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Returns the names of the files, without the folder of locks."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "checkpoints")
 
 
 def product(path, name):
@@ -98,6 +99,18 @@ def test_overwriting_is_asked_for(merge, tmp_path):
     assert names(tmp_path / "chat_32.previous") == ["chat_32.json", "chat_32.pth"]
     with pytest.raises(UserError, match="is what --weight names"):
         merge(*flags[:-1], "full_sft", "--overwrite")
+
+
+def test_no_two_processes_write_under_one_name(merge, tmp_path):
+    """The lock is that of a run with --save_weight chat."""
+    write_lora(tmp_path, write_base(tmp_path, QWEN3), "style")
+    flags = ("--save_dir", tmp_path, "--lora_weight", "style", "--save_weight", "chat")
+    (tmp_path / "checkpoints").mkdir()
+    with (locked_by_another(tmp_path / "checkpoints" / "chat_32_resume.lock") as holder,
+          pytest.raises(UserError, match=rf"another run is writing there \(process {holder} on .*--save_weight")):
+        merge(*flags, "--overwrite")
+    assert not (tmp_path / "chat_32.pth").exists()
+    merge(*flags)
 
 
 @pytest.mark.parametrize(("flags", "expected"), [

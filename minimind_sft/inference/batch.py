@@ -15,6 +15,7 @@ from minimind_sft.files import open_regular, path_exists, peek_object
 from minimind_sft.inference.chat import assistant_message
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
+from minimind_sft.locks import FolderLock
 from minimind_sft.set_aside import is_there
 from minimind_sft.strict_json import parse_json
 from minimind_sft.terminal import progress_bar
@@ -59,7 +60,7 @@ def read_batch(path: Path, template: ChatTemplate, thinking: bool, context: int)
 
 @dataclass
 class BatchOutput:
-    """The output, and beside it a record of what its answers depend on.
+    """The output, and beside it a record of what its answers depend on, and a lock while this process writes.
 
     done: the rows that it already has.
     """
@@ -67,17 +68,24 @@ class BatchOutput:
     path: Path
     done: int = 0
 
+    def __post_init__(self) -> None:
+        self._lock = FolderLock(self.path.with_name(f".{self.path.name}.lock"))
+
     @property
     def record(self) -> Path:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def open(self, rows: Sequence[BatchRow], identity: Mapping[str, Any], batch_size: int) -> None:
-        """Finds how far an earlier run came. A last batch that is not complete is cut off.
+        """Takes the lock and finds how far an earlier run came. A last batch that is not complete is cut off.
 
         Raises:
-            UserError: if the file holds something else, or answers of other weights, settings or rows.
+            UserError: if another process answers there, or if the file holds something else, or answers of other
+                weights, settings or rows.
         """
         check_writable(self.path.parent, "--batch_out")
+        if not self._lock.try_take():
+            raise UserError(f"--batch_out {self.path}: another process is writing there "
+                            f"({self._lock.described_holder()})")
         text = json.dumps(identity, indent=2)
         identity = json.loads(text)
         earlier = peek_object(self.record)
@@ -101,6 +109,9 @@ class BatchOutput:
         complete = len(lines) == len(rows)
         self.done = len(rows) if complete else len(lines) // batch_size * batch_size
         cut(self.path, sum(map(len, lines[:self.done])))
+
+    def close(self) -> None:
+        self._lock.release()
 
     def _check_ours(self, lines: Sequence[bytes], rows: Sequence[BatchRow]) -> None:
         """

@@ -64,6 +64,11 @@ class PendingState(NamedTuple):
     """Whether the state is complete once the main rank's thread is done."""
 
 
+def lock_of(folder: Path) -> FolderLock:
+    """Returns the lock for a folder of resume states and for all other files under the run's name."""
+    return FolderLock(folder.with_name(folder.name + ".lock"))
+
+
 class Checkpoints:
     """The resume states of one run, in a folder that only this process writes to.
 
@@ -87,7 +92,7 @@ class Checkpoints:
         self.previous = folder.with_name(folder.name + ".previous")
         self.was_set_aside = False
         self.has_begun = False
-        self._lock = FolderLock(folder.with_name(folder.name + ".lock"))
+        self._lock = lock_of(folder)
         self._verified: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, "resume state")
         self._pending: PendingState | None = None
