@@ -17,6 +17,8 @@ from minimind_sft.training.watch import LoggedStep, RunWarning, Watcher
 
 T = TypeVar("T")
 Activity = Literal["data", "step", "eval", "save"]
+Pause = Literal["eval", "save"]
+SHOWN: dict[Pause, str] = {"eval": "evaluating", "save": "saving"}
 End = Literal["finished", "stopped early", "interrupted", "failed"]
 
 MAX_SECONDS_BETWEEN_LINES = 30.0
@@ -105,15 +107,13 @@ class Progress:
         self._end = how
 
     @contextmanager
-    def doing(self, activity: Activity) -> Iterator[None]:
-        """Counts the time of the block as spent on `activity`, not on training; the bar says that the run evaluates."""
+    def doing(self, pause: Pause) -> Iterator[None]:
+        """Counts the time of the block as spent on `pause`, not on training, and says behind the bar what it is."""
         self._spend("step")
-        if activity == "eval":
-            self._write_behind_bar("evaluating")
+        self._write_behind_bar(SHOWN[pause])
         yield
-        if activity == "eval":
-            self._write_behind_bar(self._behind_bar)
-        self._spend(activity)
+        self._write_behind_bar(self._behind_bar)
+        self._spend(pause)
 
     def _write_behind_bar(self, text: str) -> None:
         with suppress(OSError):  # a closed terminal must not stop the run
