@@ -26,6 +26,14 @@ def test_names(out, name, found):
     assert find_adapter(name, out, QWEN3, "--l") == out / found
 
 
+def test_weights_of_the_same_name_are_not_meant(out):
+    for name in ("style_32.pth", "style_32.json", "full_sft_32.json"):
+        (out / name).touch()
+    assert find_adapter("style", out, QWEN3, "--l") == out / "lora_style_32.safetensors"
+    with pytest.raises(UserError, match=r"^--l full_sft: no lora_full_sft_32\.safetensors or \.pth in "):
+        find_adapter("full_sft", out, QWEN3, "--l")
+
+
 def test_the_model_decides_among_sizes(out):
     assert find_adapter("style", out, UNNORMALISED, "--l") == out / "lora_style_32_moe.safetensors"
 

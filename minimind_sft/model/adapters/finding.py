@@ -8,6 +8,7 @@ from minimind_sft.files import path_exists
 from minimind_sft.model.adapters.own_file import PREFIX
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.finding import HUB_NAME, SUFFIXES, meant, searched_folders
+from minimind_sft.model.sidecar import sidecar_path
 
 SIZE = re.compile(r"_\d+(_moe)?$")
 
@@ -16,7 +17,8 @@ def find_adapter(name: str, save_dir: str | Path, config: ModelConfig, flag: str
     """Finds an adapter for a model, first in `save_dir`, then in the repository's `out/`.
 
     `style` and `lora_style` mean `lora_style_<hidden_size>[_moe].safetensors`, or MiniMind's `lora_style_...pth` and
-    `style_...pth`. A name with a slash is a path, to a file or to a folder; a name with a suffix is a file there or in
+    `style_...pth`. Weights that are called `style_...pth` are not meant: they have a sidecar, MiniMind's adapters have
+    none. A name with a slash is a path, to a file or to a folder; a name with a suffix is a file there or in
     the working directory.
 
     Raises:
@@ -28,9 +30,12 @@ def find_adapter(name: str, save_dir: str | Path, config: ModelConfig, flag: str
     ending = f"_{config.hidden_size}{'_moe' * config.use_moe}"
     short = name.removeprefix(PREFIX)
     stems = {f"{PREFIX}{short}", f"{PREFIX}{short}{ending}"}
-    names = [f"{stem}.safetensors" for stem in stems] + [f"{stem}.pth" for stem in (*stems, f"{short}{ending}")]
+    names = [f"{stem}.safetensors" for stem in stems] + [f"{stem}.pth" for stem in stems]
     for folder in folders:
         found = sorted(path for one in names if (path := folder / one).is_file())
+        unmarked = folder / f"{short}{ending}.pth"
+        if unmarked.is_file() and not sidecar_path(unmarked).exists():
+            found.append(unmarked)
         if len(found) > 1:
             raise UserError(f"{flag} {name} means several files: {', '.join(map(str, found))}; give one by its path")
         if found:
