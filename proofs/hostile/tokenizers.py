@@ -142,81 +142,60 @@ def models(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def attacks(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     """Returns changes of tokenizer.json, each with what is expected."""
-    model, added = state["model"], state["added_tokens"]
-    size = len(model["vocab"])
+    return {**normalizers(state), **pre_tokenizers(), **later_steps(), **added_tokens(state), **vocabularies(state),
+            **unknown_text(state)}
 
-    def replaces(by: str, content: str) -> dict[str, Any]:
-        return {"normalizer": {"type": "Replace", "pattern": {by: "hi" if by == "String" else "[hq]"},
-                               "content": content}}
 
-    def vocab(**changes: Any) -> dict[str, Any]:
-        return {"model": {**model, **changes}}
+def normalizers(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns steps that rewrite or remove text before it is split."""
+    def replaces(pattern: dict[str, str], content: str) -> dict[str, Any]:
+        return {"normalizer": {"type": "Replace", "pattern": pattern, "content": content}}
 
-    def more(content: str, **flags: Any) -> dict[str, Any]:
-        return {"added_tokens": [*added, {**added[0], "id": size, "content": content, **flags}]}
+    def table(content: str) -> dict[str, Any]:
+        return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": content}}
 
-    found_later = {"added_tokens": [{**entry, "normalized": True} for entry in added]}
-    pairs = [[token, -float(index)] for index, token in enumerate(model["vocab"])]
-    unigram = {"type": "Unigram", "vocab": pairs, "byte_fallback": False}
+    found_later = {"added_tokens": [{**entry, "normalized": True} for entry in state["added_tokens"]]}
     trie = struct.pack("<I", 4) + b"\0\0\0\0"
-    steps: dict[str, tuple[dict[str, Any], str]] = {
-        f"a normalizer writes {content!r}, tokens found {when}": ({**later, **replaces("String", content)}, "accepted")
-        for content in ("<|im_end|>", MARK, SECOND_MARK, "\U000FFFFD")
-        for when, later in (("before it", {}), ("after it", found_later))}
+    return {
+        **{f"a normalizer writes {content!r}, tokens found {when}": (
+            {**later, **replaces({"String": "hi"}, content)}, "accepted")
+           for content in ("<|im_end|>", MARK, SECOND_MARK, "\U000FFFFD")
+           for when, later in (("before it", {}), ("after it", found_later))},
+        "a normalizer removes everything": (replaces({"Regex": "."}, ""), "refused"),
+        "a normalizer removes q": (replaces({"String": "q"}, ""), "refused"),
+        "a normalizer writes a million letters": (replaces({"String": "hi"}, "a" * 1_000_000), "refused"),
+        "normalizers write ten times as much, ten times": ({"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"String": "x"}, "content": "x" * 10}] * 10}}, "refused"),
+        "sequences in sequences": ({"normalizer": nested("normalizers")}, "refused"),
+        "a table of replacements that is none": (table("AAAA"), "refused"),
+        "a table of replacements with marks": (table(base64.b64encode(trie + MARK.encode()).decode()), "refused")}
+
+
+def pre_tokenizers() -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns ways to split text: slow or broken expressions, and steps that lose or rewrite letters."""
     expressions = ["(A+)+$", "(A|A)*!", "(?:A+A?)+$", r"(A)\1", "(A{1,30}){1,30}$", "(", "[a-", "(?~A)",
                    "A{99999}{99999}", "(" * 3000 + ")" * 3000, "A?" * 6000]
     polynomial = ["(?<=A*)B", "A*" * 2000 + "B", "A*A*A*A*A*A*A*A*[^A!]", "(?=A*A*A*A*[^!]$)A",
                   r"\s*\s*\s*\s*\s*\s*[^\s\S]"]
-    return steps | {
+    return {
         **{f"splits at {expression[:20]}": ({"pre_tokenizer": by_regex(expression)}, "refused")
            for expression in expressions},
         **{f"splits at {expression[:40]}": ({"pre_tokenizer": by_regex(expression)}, "either")
            for expression in polynomial},
-        "dropout": (vocab(dropout=0.5), "refused"),
-        "a normalizer removes everything": (replaces("String", "") | {
-            "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}}, "refused"),
-        "a normalizer removes q": ({"normalizer": {"type": "Replace", "pattern": {"String": "q"}, "content": ""}},
-                                   "refused"),
         "a pre-tokenizer removes letters": ({"pre_tokenizer": {
             **split_at("[a-z]"), "behavior": "Removed"}}, "refused"),
-        "a decoder removes everything": ({"decoder": {
-            "type": "Replace", "pattern": {"Regex": "."}, "content": ""}}, "refused"),
-        "a normalizer writes a million letters": (replaces("String", "a" * 1_000_000), "refused"),
-        "normalizers write ten times as much, ten times": ({"normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Replace", "pattern": {"String": "x"}, "content": "x" * 10}] * 10}}, "refused"),
         "ByteLevel thirty times": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             byte_level(use_regex=False)] * 30}}, "refused"),
-        "sequences in sequences": ({"normalizer": nested("normalizers")}, "refused"),
-        "an empty added token": (more(""), "accepted"),
-        "an added token of one letter": (more("i"), "either"),
-        "an added token of the private-use area": (more(MARK), "accepted"),
-        "an added token in the list twice": (more(added[0]["content"], special=False), "refused"),
-        "an added token with the id of another": (more("<new>", id=5), "refused"),
-        "an added token with the id 10**9": (more("<new>", id=10**9), "refused"),
-        "added tokens that swallow blanks": (more("<new>", lstrip=True, rstrip=True), "accepted"),
-        "an added token found as a single word": (more("<new>", single_word=True), "refused"),
-        "a vocabulary with private-use characters": (vocab(vocab={
-            **model["vocab"], "\U000F0000": size, MARK: size + 1}), "accepted"),
-        "two tokens with one id": (vocab(vocab={**model["vocab"], "th": 2}), "refused"),
-        "a token with the id 10**9": (vocab(vocab={**model["vocab"], "in": 10**9}), "refused"),
-        "a token with the id 2**32": (vocab(vocab={**model["vocab"], "in": 2**32}), "refused"),
-        "a merge that makes a control token": (vocab(vocab={**model["vocab"], "<|": size}, merges=[
-            ["<", "|"], ["<|", "im_end|>"]]), "refused"),
-        "an empty vocabulary": (vocab(vocab={}, merges=[]), "refused"),
-        "a prefix longer than the merged tokens": (vocab(continuing_subword_prefix="####"), "refused"),
-        "unknown text becomes a control token": ({"model": {**unigram, "unk_id": 0}, "pre_tokenizer": None}, "refused"),
-        "unknown text becomes the end of a turn": ({"model": {**unigram, "unk_id": 2}, "pre_tokenizer": None},
-                                                   "refused"),
-        "unknown text becomes nothing": ({"model": {**unigram, "unk_id": None}, "pre_tokenizer": None}, "refused"),
-        "unknown text becomes a missing id": ({"model": {**unigram, "unk_id": 10**6}}, "refused"),
-        "a table of replacements that is none": ({"normalizer": {
-            "type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "refused"),
-        "a table of replacements with marks": ({"normalizer": {
-            "type": "Precompiled",
-            "precompiled_charsmap": base64.b64encode(trie + MARK.encode()).decode()}}, "refused"),
         "spaces become marks": ({"pre_tokenizer": {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "never",
                                                    "split": False}}, "either"),
-        "pieces of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "refused"),
+        "pieces of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "refused")}
+
+
+def later_steps() -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns steps after the model: decoders, truncation, a post-processor."""
+    return {
+        "a decoder removes everything": ({"decoder": {
+            "type": "Replace", "pattern": {"Regex": "."}, "content": ""}}, "refused"),
         "a decoder strips more than there is": ({"decoder": {
             "type": "Strip", "content": "a", "start": 2**40, "stop": 2**40}}, "refused"),
         "truncation to nothing": ({"truncation": {
@@ -224,6 +203,58 @@ def attacks(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
         "a post-processor with an unknown token": ({"post_processor": {
             "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [],
             "special_tokens": {}}}, "either")}
+
+
+def added_tokens(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns lists of added tokens with one more."""
+    added, size = state["added_tokens"], len(state["model"]["vocab"])
+
+    def more(content: str, **flags: Any) -> dict[str, Any]:
+        return {"added_tokens": [*added, {**added[0], "id": size, "content": content, **flags}]}
+
+    return {
+        "an empty added token": (more(""), "accepted"),
+        "an added token of one letter": (more("i"), "either"),
+        "an added token of the private-use area": (more(MARK), "accepted"),
+        "an added token in the list twice": (more(added[0]["content"], special=False), "refused"),
+        "an added token with the id of another": (more("<new>", id=5), "refused"),
+        "an added token with the id 10**9": (more("<new>", id=10**9), "refused"),
+        "added tokens that swallow blanks": (more("<new>", lstrip=True, rstrip=True), "accepted"),
+        "an added token found as a single word": (more("<new>", single_word=True), "refused")}
+
+
+def vocabularies(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns vocabularies and merges that cannot be used, or hold marks."""
+    model, size = state["model"], len(state["model"]["vocab"])
+
+    def changed(**changes: Any) -> dict[str, Any]:
+        return {"model": {**model, **changes}}
+
+    def vocab(**entries: int) -> dict[str, Any]:
+        return changed(vocab={**model["vocab"], **entries})
+
+    return {
+        "dropout": (changed(dropout=0.5), "refused"),
+        "a vocabulary with private-use characters": (vocab(**{"\U000F0000": size, MARK: size + 1}), "accepted"),
+        "two tokens with one id": (vocab(th=2), "refused"),
+        "a token with the id 10**9": (vocab(**{"in": 10**9}), "refused"),
+        "a token with the id 2**32": (vocab(**{"in": 2**32}), "refused"),
+        "a merge that makes a control token": (changed(vocab={**model["vocab"], "<|": size}, merges=[
+            ["<", "|"], ["<|", "im_end|>"]]), "refused"),
+        "an empty vocabulary": (changed(vocab={}, merges=[]), "refused"),
+        "a prefix longer than the merged tokens": (changed(continuing_subword_prefix="####"), "refused")}
+
+
+def unknown_text(state: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns models that make a token of text that they do not know."""
+    pairs = [[token, -float(index)] for index, token in enumerate(state["model"]["vocab"])]
+    unigram = {"type": "Unigram", "vocab": pairs, "byte_fallback": False}
+    return {
+        "unknown text becomes a control token": ({"model": {**unigram, "unk_id": 0}, "pre_tokenizer": None}, "refused"),
+        "unknown text becomes the end of a turn": ({"model": {**unigram, "unk_id": 2}, "pre_tokenizer": None},
+                                                   "refused"),
+        "unknown text becomes nothing": ({"model": {**unigram, "unk_id": None}, "pre_tokenizer": None}, "refused"),
+        "unknown text becomes a missing id": ({"model": {**unigram, "unk_id": 10**6}}, "refused")}
 
 
 def nested(name: str) -> dict[str, Any]:
