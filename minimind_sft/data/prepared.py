@@ -48,10 +48,14 @@ NAMED_AT_ONCE = 10
 TOKENS_AT_ONCE = 2**20
 
 
-class Chunk(NamedTuple):
-    """The samples of some rows: tokens of all Examples end to end, tokens per Example, Examples per sample.
+class EncodedChunk(NamedTuple):
+    """The samples of some rows, in the arrays of a prepared folder.
 
+    input_ids, labels: of all Examples end to end, as unsigned numbers (`_joined`).
+    lengths: the tokens of each Example, int32.
+    examples: the number of Examples of each sample, int32.
     origins: the file and kind of each sample.
+    counts: what became of the rows.
     """
 
     input_ids: np.ndarray
@@ -122,7 +126,7 @@ def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowE
                         f"{encoder.settings['max_seq_len']}; the first: {(counts.dropped or counts.bad)[0]}")
 
 
-def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
+def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> EncodedChunk:
     """Encodes some rows; those that cannot be used are in the counts."""
     counts = DatasetCounts()
     readable, errors = [], {}
@@ -142,10 +146,10 @@ def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> Chunk:
             origins += [Group(raw.place.rpartition(":")[0], kind)] * len(row.samples)
     examples = [example for sample in samples for example in sample]
     dtype = token_dtype(encoder.tokenizer.vocab_size)
-    return Chunk(_joined([example.input_ids for example in examples], dtype),
-                 _joined([example.labels for example in examples], dtype),
-                 np.array([len(example.labels) for example in examples], np.int32),
-                 np.array([len(sample) for sample in samples], np.int32), origins, counts)
+    return EncodedChunk(_joined([example.input_ids for example in examples], dtype),
+                        _joined([example.labels for example in examples], dtype),
+                        np.array([len(example.labels) for example in examples], np.int32),
+                        np.array([len(sample) for sample in samples], np.int32), origins, counts)
 
 
 def refuse_bad_rows(counts: DatasetCounts) -> None:
@@ -297,4 +301,3 @@ def _joined(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
         part = joined[start:start + TOKENS_AT_ONCE]
         unsigned[start:start + TOKENS_AT_ONCE] = np.where(part == IGNORE_INDEX, np.iinfo(dtype).max, part)
     return unsigned
-

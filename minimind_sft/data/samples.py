@@ -22,6 +22,7 @@ MAX_RENDERED_RUNS, MESSAGE_COST = 200_000_000, 50
 """Answers times characters of all runs of turns that are tried for one conversation. Each message counts as so many
 characters more, which take as long to render."""
 
+
 class EncodedRow(NamedTuple):
     """One row as training sees it, with the steps on the way.
 

@@ -98,7 +98,13 @@ class _Workers:
             self.close()
             raise
 
-    def map(self, chunks: Iterator[Chunk]) -> Iterator:
+    def map(self, chunks: Iterator[Chunk]) -> Iterator[tuple[list[RawRow], Any]]:
+        """Yields the rows of each chunk and the result of their work, in order.
+
+        Raises:
+            ProcessLost: if a worker dies.
+            Exception: whatever the work raised in a worker.
+        """
         idle, busy = list(self._pipes), {}
         done: dict[int, tuple[Chunk, Any]] = {}
         given = taken = waiting = 0

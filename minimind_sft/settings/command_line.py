@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minimind_sft.errors import UserError
+from minimind_sft.errors import MAX_SHOWN, UserError
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.settings.data import split_share
 from minimind_sft.settings.foreign_flags import explanation
-from minimind_sft.settings.spec import MAX_SHOWN, Flag, Settings, changed, flags_of, problems, value_problems
+from minimind_sft.settings.spec import Flag, Settings, changed, flags_of, problems, value_problems
 from minimind_sft.terminal import say
 
 FILES = "FILE"

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
+from minimind_sft.errors import MAX_SHOWN
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -38,7 +40,6 @@ messages: the messages that a model answers.
 MAX_COUNT = 10**9
 """The largest whole number, unless its setting says something else."""
 MAX_SEED = 2**62
-MAX_SHOWN = 40
 UNDECODABLE = re.compile("[\ud800-\udfff]")
 """Python's forms of bytes that are not valid UTF-8."""
 
