@@ -1,5 +1,7 @@
 """One optimizer step means the same however its batch is divided; a run can stop anywhere and resume."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,19 @@ def test_steps_that_are_not_finite_change_nothing_and_too_many_end_the_run(tmp_p
     skipped = [line for line in repeatable_lines(tmp_path / "metrics.jsonl") if "skipped" in line]
     assert [line["step"] for line in skipped] == [6, 7, 8]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_too_many_bad_steps_are_the_reported_cause_even_if_the_weights_cannot_be_saved(tmp_path):
+    training = Training(tmp_path, max_bad_steps=2)
+    forward = training.model.forward
+    training.model.forward = lambda *batch: (losses := forward(*batch))._replace(
+        loss_sum=losses.loss_sum * float("nan"))
+    training.weights = Mock(update=Mock(side_effect=UserError("w.pth: norm.weight is not finite in float16")))
+    with pytest.raises(UserError) as error:
+        training.run()
+    assert str(error.value) == (
+        "2 steps in a row without a finite loss and gradient (--max_bad_steps 2); the weights from before cannot be "
+        "saved (w.pth: norm.weight is not finite in float16). A lower --learning_rate or --dtype float32 may help")
 
 
 def test_a_single_bad_step_is_counted_and_the_run_continues(tmp_path):

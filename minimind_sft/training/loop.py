@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -137,8 +137,7 @@ def fit(learner: Learner, steps: TrainingSteps, state: TrainState, settings: Tra
                 report_step(learner, state, batch, result, rate, progress)
             if state.bad_steps_in_a_row >= optimizer.max_bad_steps:
                 state.bad_steps_in_a_row = 0  # a resumed run, say with a lower learning rate, starts counting anew
-                save()
-                raise diverged(optimizer.max_bad_steps)
+                give_up(optimizer.max_bad_steps, save)
 
             # All ranks act at the same step: the main rank's clock decides, and a signal to any of them stops all.
             signum, is_due, is_writing = ranks.largest(stop.signum, ranks.is_main and saver.is_due(state.step),
@@ -209,11 +208,19 @@ def is_logged(state: TrainState, batch: StepBatch, result: StepResult, log_inter
     return state.step % log_interval == 0 or bool(result.skipped) or progress.stands_out(step)
 
 
-def diverged(max_bad_steps: int) -> UserError:
-    """Returns the error that ends a run after `--max_bad_steps` bad steps in a row."""
-    return UserError(f"{max_bad_steps} steps in a row without a finite loss and gradient (--max_bad_steps "
-                     f"{max_bad_steps}); the weights are those from before. A lower --learning_rate or --dtype float32 "
-                     "may help")
+def give_up(max_bad_steps: int, save: Callable[[], None]) -> NoReturn:
+    """Saves the weights from before the bad steps, and ends the run.
+
+    Raises:
+        UserError: always.
+    """
+    kept = "the weights are those from before"
+    try:
+        save()
+    except UserError as error:  # they may have diverged already, beyond what --save_dtype can hold
+        kept = f"the weights from before cannot be saved ({error})"
+    raise UserError(f"{max_bad_steps} steps in a row without a finite loss and gradient (--max_bad_steps "
+                    f"{max_bad_steps}); {kept}. A lower --learning_rate or --dtype float32 may help")
 
 
 def report_step(learner: Learner, state: TrainState, batch: StepBatch, result: StepResult, rate: float,
