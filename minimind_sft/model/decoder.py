@@ -168,23 +168,16 @@ class MiniMindForCausalLM(nn.Module):
             supervised_P: int64, the positions whose label is not IGNORE_INDEX. None: found from the labels,
                 which on a GPU waits for the device.
         """
-        documents = self._documents(input_ids_T, cu_seqlens)
-        if supervised_P is None:
-            supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
-        hidden_ND = self.model(input_ids_T, documents.positions_T, documents, selection.fill_up(supervised_P))
-        loss_sum = self._loss_sum(hidden_ND, labels_T.index_select(0, supervised_P))
+        hidden_ND, labels_P, documents = self._supervised(input_ids_T, labels_T, cu_seqlens, supervised_P)
+        loss_sum = self._loss_sum(hidden_ND, labels_P)
         has_router = self.config.use_moe and self.training
         return Losses(loss_sum, self._aux_loss_sum(documents) if has_router else torch.zeros_like(loss_sum))
 
     def token_losses(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
                      supervised_P: Tensor | None = None) -> TokenLosses:
         """Returns the losses of the single tokens of a flat batch, for evaluation; arguments as for training losses."""
-        documents = self._documents(input_ids_T, cu_seqlens)
-        if supervised_P is None:
-            supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
-        hidden_ND = self.model(input_ids_T, documents.positions_T, documents, selection.fill_up(supervised_P))
+        hidden_ND, labels_P, _ = self._supervised(input_ids_T, labels_T, cu_seqlens, supervised_P)
         losses, firsts = [], []
-        labels_P = labels_T.index_select(0, supervised_P)
         for hidden_WD, labels_W in zip(hidden_ND.split(SCORED_AT_ONCE), labels_P.split(SCORED_AT_ONCE), strict=True):
             logits_WV = at_least_float32(self.logits(hidden_WD)[:len(labels_W)])
             losses.append(F.cross_entropy(logits_WV, labels_W, reduction="none"))
@@ -211,6 +204,18 @@ class MiniMindForCausalLM(nn.Module):
         """Returns the scores of the next token after each position of each document (T, V)."""
         documents = self._documents(input_ids_T, cu_seqlens)
         return self.logits(self.hidden_states(input_ids_T, documents.positions_T, documents))
+
+    def _supervised(self, input_ids_T: Tensor, labels_T: Tensor, cu_seqlens: Sequence[int],
+                    supervised_P: Tensor | None) -> tuple[Tensor, Tensor, Documents]:
+        """Returns what the head reads (N, D), the labels of its first P rows, and the documents.
+
+        The other rows fill N up to a number that the kernel computes fast.
+        """
+        documents = self._documents(input_ids_T, cu_seqlens)
+        if supervised_P is None:
+            supervised_P = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+        hidden_ND = self.model(input_ids_T, documents.positions_T, documents, selection.fill_up(supervised_P))
+        return hidden_ND, labels_T.index_select(0, supervised_P), documents
 
     def _loss_sum(self, hidden_ND: Tensor, labels_P: Tensor) -> Tensor:
         head = self.lm_head
