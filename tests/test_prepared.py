@@ -158,8 +158,8 @@ def test_only_the_first_of_many_bad_rows_are_named(tmp_path):
 
 def test_a_file_without_usable_samples_is_an_error(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(3))
-    with pytest.raises(UserError, match=r"a\.jsonl: no row of 3 keeps a supervised token within --max_seq_len 5; the "
-                                        r"first: .*a\.jsonl:1$"):
+    with pytest.raises(UserError, match=r"a\.jsonl: no row of 3 keeps a supervised token within --max_seq_len 5: all "
+                                        r"are empty, too long or flagged as not learned; the first: .*a\.jsonl:1$"):
         prepare([data], SFTEncoder(BUNDLED, 5), tmp_path / "prepared")
     data.write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.jsonl: the file has no rows$"):

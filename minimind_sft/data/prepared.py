@@ -123,7 +123,8 @@ def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowE
         if counts.bad_rows == counts.rows:
             raise UserError(f"{names}: none of {counts.rows:,} rows can be used; the first: {counts.bad[0]}")
         raise UserError(f"{names}: no row of {counts.rows:,} keeps a supervised token within --max_seq_len "
-                        f"{encoder.settings['max_seq_len']}; the first: {(counts.dropped or counts.bad)[0]}")
+                        f"{encoder.settings['max_seq_len']}: all are empty, too long or flagged as not learned; the "
+                        f"first: {(counts.dropped or counts.bad)[0]}")
 
 
 def prepare_chunk(raw_rows: list[RawRow], encoder: RowEncoder) -> EncodedChunk:
