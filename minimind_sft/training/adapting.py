@@ -94,16 +94,21 @@ def attach(model: MiniMindForCausalLM, lora: LoraSettings) -> None:
     in_full = chosen_modules(model, lora.modules_to_save)
     check_trains_no_4_bits(model, in_full)
     check_choice(model, targets, in_full, lora.rank)
-    add_adapters(model, targets, LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora))
+    add_adapters(model, targets, lora_shape(lora))
     for name in in_full:
         model.get_submodule(name).requires_grad_(True)
+
+
+def lora_shape(lora: LoraSettings) -> LoraShape:
+    """Returns the shape of the adapters that the settings ask for."""
+    return LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora)
 
 
 @torch.no_grad()
 def attach_trained(model: MiniMindForCausalLM, adapter: Adapter, dropout: float) -> None:
     """Wraps the projections that an adapter changes, each with its own rank and scale, to train it further."""
     check_replaces_no_4_bits(model, adapter.saved, adapter.path)
-    add_adapters(model, list(adapter.changes), LoraShape(rank=1, dropout=dropout))
+    add_adapters(model, list(adapter.changes), LoraShape(rank=1, dropout=dropout))  # matrices and scales follow
     for name, place in adapted(model):
         change = adapter.changes[name]
         place.lora_A, place.lora_B = (nn.Parameter(matrix.to(torch.float32, copy=True)) for matrix in change[:2])

@@ -17,10 +17,9 @@ from minimind_sft.model.decoder import DecoderLayer, MiniMindForCausalLM
 from minimind_sft.model.kernels import cross_entropy
 from minimind_sft.model.kernels.cross_entropy import rows_at_once
 from minimind_sft.model.kernels.selection import SHORT, skips_unread_positions
-from minimind_sft.model.lora import LoraShape
 from minimind_sft.model.lora_targets import HEAD, chosen_projections
 from minimind_sft.settings.lora import LoraSettings
-from minimind_sft.training.adapting import attach
+from minimind_sft.training.adapting import attach, lora_shape
 from minimind_sft.training.freezing import freeze, trained_parameters
 from minimind_sft.training.saved_bytes import (
     ATTENTION,
@@ -138,7 +137,7 @@ def _layer(config: ModelConfig, index: int, layer: DecoderLayer, adapted: list[s
         layer_config(config, index),
         frozenset(name for name, parameter in layer.named_parameters() if not parameter.requires_grad),
         tuple(name.removeprefix(prefix) for name in adapted if name.startswith(prefix)),
-        LoraShape(lora.rank, lora.alpha, lora.lora_dropout, lora.use_rslora) if lora else None)
+        lora_shape(lora) if lora else None)
 
 
 def kept_by_layer(config: ModelConfig, plan: Plan) -> dict[str, float]:
