@@ -3,12 +3,14 @@
 Otherwise a hundred killed runs would spend most of their time importing.
 """
 
+import itertools
 import multiprocessing
 import os
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -69,10 +71,20 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
     """Returns the variables that torchrun would set for each rank; none for a single rank."""
     if world_size == 1:
         return [{}]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": str(port)} for rank in range(world_size)]
+
+
+_ports = itertools.count()
+
+
+def _free_port() -> int:
+    """Returns a port that is free now, and that no program gets meanwhile which asks for any free one."""
+    while True:
+        port = 20_000 + (100 * os.getpid() + next(_ports)) % 10_000  # systems hand out those from 32,768 on
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:

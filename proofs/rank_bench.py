@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,33 +46,54 @@ class Effect:
     rank: int
 
 
+class Holds:
+    """Ranks wait before the step that follows `step`, as long as the file exists; nowhere if that is None."""
+
+    def __init__(self, file: Path, step: int | None):
+        self.file, self.step = file, step
+        if step is not None:
+            file.touch()
+
+    def wait(self, step: int) -> None:
+        while step == self.step and self.file.exists():
+            time.sleep(0.005)
+
+
 class Job:
-    """A run whose ranks are our own processes, started as torchrun would start them."""
+    """A run whose ranks are our own processes, started as torchrun would start them.
+
+    Args:
+        held_at: the step after which all ranks wait until one is signalled, however late the signal comes.
+    """
 
     def __init__(self, bench: "Bench", out: Path, world_size: int, flags: Sequence[str] = (),
-                 effect: Effect | None = None, pace: float = 0.0):
+                 effect: Effect | None = None, held_at: int | None = None):
         self.metrics = out / "full_sft_32_metrics.jsonl"
+        self.holds = Holds(out.with_suffix(".hold"), held_at)
         self.log = bench.folder / "log.txt"
         argv = [*FLAGS, "--data_path", str(bench.data), "--save_dir", str(out), *flags]
         self.ranks: list[BaseProcess] = []
         bench.running = self.ranks
         for rank, environment in enumerate(rank_environments(world_size)):
             own = effect if effect and effect.rank == rank else None
-            self.ranks.append(start(train_rank, environment, argv, own, pace, samples_file(out),
-                                    log=self.log))
+            self.ranks.append(start(train_rank, environment, argv, own, self.holds, samples_file(out), log=self.log))
 
     def at_step(self, step: int) -> "Job":
         """Waits until the main rank has logged that step."""
+        return self.wait_for(lambda: steps_logged(self.metrics) >= step)
+
+    def wait_for(self, condition: Callable[[], bool]) -> "Job":
         deadline = time.monotonic() + PATIENCE
-        while steps_logged(self.metrics) < step:
+        while not condition():
             if time.monotonic() > deadline or not any(rank.is_alive() for rank in self.ranks):
-                raise Wrong(f"step {step} was never logged: {self.log.read_text()[-2000:]}")
+                raise Wrong(f"what was waited for never came: {self.log.read_text()[-2000:]}")
             time.sleep(0.005)
         return self
 
     def signal(self, signum: int, *ranks: int) -> "Job":
         for rank in ranks or range(len(self.ranks)):
             os.kill(self.ranks[rank].pid, signum)
+        self.holds.file.unlink(missing_ok=True)
         return self
 
     def end(self) -> list[int]:
@@ -89,7 +110,7 @@ class Job:
         return [rank.exitcode for rank in self.ranks]
 
 
-def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | None, pace: float,
+def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | None, holds: Holds,
                samples: Path) -> None:
     """Runs the recipe as one rank; the main rank appends every step and its samples to a file."""
     os.environ.update(environment)
@@ -103,7 +124,7 @@ def train_rank(environment: dict[str, str], argv: list[str], effect: Effect | No
         EFFECTS[effect.place](passed)
 
     def record(_: torch.nn.Module, batch: Any, *__: Any) -> None:
-        time.sleep(pace)
+        holds.wait(batch.step)
         if environment.get("RANK", "0") == "0":
             with samples.open("a") as file:
                 file.write(f"{batch.step} {list(batch.sample_ids)}\n")
@@ -132,10 +153,13 @@ class Bench:
     """`outcome` and samples of undisturbed runs, by number of ranks and "ddp" or "fsdp"."""
     running: list[BaseProcess] = field(default_factory=list)
     """The ranks of the current run."""
+    seconds: dict[tuple[int, str], float] = field(default_factory=dict)
+    """How long the undisturbed runs took."""
 
     def __post_init__(self):
         self.data = self.folder / "conversations.jsonl"
         self.log = self.folder / "log.txt"
+        self.log.touch()
         write_conversations(self.data)
 
     def empty(self, name: str) -> Path:
@@ -146,8 +170,9 @@ class Bench:
     def undisturbed(self, world_size: int, parallel: str) -> dict[str, Any]:
         """Returns the outcome of an undisturbed run; makes that run the first time."""
         if (world_size, parallel) not in self.wholes:
-            out = self.empty(f"whole-{world_size}-{parallel}")
+            out, began = self.empty(f"whole-{world_size}-{parallel}"), time.monotonic()
             self.expect([0] * world_size, Job(self, out, world_size, strategy(parallel)).end())
+            self.seconds[world_size, parallel] = time.monotonic() - began
             self.wholes[world_size, parallel] = {**outcome(out), "samples": samples_of(out)}
         return self.wholes[world_size, parallel]
 

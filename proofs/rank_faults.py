@@ -26,20 +26,21 @@ from pathlib import Path
 
 import torch
 from kill_and_resume import RANDOM, newest_step, outcome, steps_logged
-from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file, strategy
+from rank_bench import FLAGS, PATIENCE, RANK_TIMEOUT, Bench, Effect, Job, Wrong, samples_file, samples_of, strategy
 from tqdm import tqdm
 
 from minimind_sft.errors import run_program
 from minimind_sft.paths import REPOSITORY
+from minimind_sft.training.interruptions import ONE_SIGNAL_SECONDS
 
 Fault = Callable[[Bench], None]
 
 
 def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) -> None:
     """All ranks finish the step, save, and exit with 128 + the signal."""
-    out = bench.empty("out")
-    job = Job(bench, out, 2, strategy(parallel), pace=0.2)
-    job.at_step(bench.instants.randint(1, 5)).signal(signum, *ranks)
+    out, step = bench.empty("out"), bench.instants.randint(1, 5)
+    job = Job(bench, out, 2, strategy(parallel), held_at=step)
+    job.at_step(step).signal(signum, *ranks)
     bench.expect([128 + signum] * 2, job.end())
     bench.resume(out, 2, parallel, repeats=False)
 
@@ -47,12 +48,12 @@ def signalled(bench: Bench, parallel: str, signum: int, ranks: Sequence[int]) ->
 def signalled_twice(bench: Bench, parallel: str) -> None:
     """The second signal ends a rank at once, in the middle of a step; the other rank then ends too."""
     out = bench.empty("out")
-    step = bench.instants.randint(4, 6)
+    step, said = bench.instants.randint(4, 6), bench.log.stat().st_size
     job = Job(bench, out, 2, strategy(parallel), Effect("slow", step + 1, rank=0))
-    job.at_step(step)
-    time.sleep(0.3)
+    job.wait_for(lambda: len(samples_of(out)) > step)
     job.signal(signal.SIGTERM, 0)
-    time.sleep(0.6)
+    job.wait_for(lambda: b"stopping after this step" in bench.log.read_bytes()[said:])
+    time.sleep(ONE_SIGNAL_SECONDS)  # one that comes sooner counts as the same
     job.signal(signal.SIGTERM, 0)
     bench.expect([128 + signal.SIGTERM, 1], job.end())
     bench.resume(out, 2, parallel)
@@ -70,8 +71,9 @@ def killed(bench: Bench, parallel: str, place: str, passes: int = 8, world_size:
     rank = bench.instants.randrange(world_size) if rank is None else rank
     flags = strategy(parallel)
     if place == RANDOM:
-        job = Job(bench, out, world_size, flags, pace=0.2)
-        job.at_step(after or bench.instants.randint(1, 3))
+        step = after or bench.instants.randint(1, 3)
+        job = Job(bench, out, world_size, flags, held_at=step)
+        job.at_step(step)
         time.sleep(bench.instants.uniform(0, 0.1))
         job.signal(signal.SIGKILL, rank)
     else:
@@ -84,12 +86,13 @@ def frozen(bench: Bench, parallel: str) -> None:
     """One rank freezes: the other gives up after `--rank_timeout`."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
-    flags = [*strategy(parallel), "--rank_timeout", str(RANK_TIMEOUT)]
+    bench.undisturbed(2, parallel)
+    patience = max(RANK_TIMEOUT, bench.seconds[2, parallel])  # no rank waits for another for as long as a run takes
+    flags = [*strategy(parallel), "--rank_timeout", str(patience)]
     job = Job(bench, out, 2, flags, Effect("hang", bench.instants.randint(5, 30), rank))
     job.ranks[1 - rank].join(PATIENCE)
-    status = job.ranks[1 - rank].exitcode
+    bench.expect((1, None), (job.ranks[1 - rank].exitcode, job.ranks[rank].exitcode))
     job.signal(signal.SIGKILL, rank).end()
-    bench.expect(1, status)
     bench.resume(out, 2, parallel)
 
 
@@ -97,7 +100,7 @@ def writes_slowly(bench: Bench) -> None:
     """One rank has a slow disk: the others train on meanwhile, and the result is the same."""
     out = bench.empty("out")
     rank = bench.instants.randrange(2)
-    job = Job(bench, out, 2, strategy("fsdp"), Effect("slow disk", bench.instants.randint(1, 2), rank), pace=0.05)
+    job = Job(bench, out, 2, strategy("fsdp"), Effect("slow disk", bench.instants.randint(1, 2), rank))
     bench.expect([0, 0], job.end())
     bench.compare(out, bench.undisturbed(2, "fsdp"))
 
@@ -125,9 +128,10 @@ def changing_ranks(bench: Bench, plan: Sequence[tuple[int, str, int]]) -> None:
     for number, (world_size, parallel, workers) in enumerate(plan):
         flags = [*settings, *strategy(parallel), "--num_workers", str(workers)]
         last = number == len(plan) - 1
-        job = Job(bench, out, world_size, flags, pace=0.0 if last else 0.2)
-        if not last:
-            job.at_step(3 + 3 * number).signal(signal.SIGTERM, 0)
+        step = None if last else 3 + 3 * number
+        job = Job(bench, out, world_size, flags, held_at=step)
+        if step is not None:
+            job.at_step(step).signal(signal.SIGTERM, 0)
         bench.expect([0 if last else 128 + signal.SIGTERM] * world_size, job.end())
     bench.expect(samples_file(whole).read_text(), samples_file(out).read_text())
     one, other = (torch.load(folder / "full_sft_32.pth", weights_only=True) for folder in (whole, out))
