@@ -82,6 +82,36 @@ def run_without_room(file_bytes: int, *arguments: object) -> subprocess.Complete
     return done
 
 
+HELD = """
+import os, runpy, sys, time
+from minimind_sft.training import loop
+gate, steps, *sys.argv = sys.argv[1:]
+take_step, made = loop.train_step, 0
+def train_step(*arguments, **keywords):
+    global made
+    while made == int(steps) and os.path.exists(gate):
+        time.sleep(0.005)
+    made += 1
+    return take_step(*arguments, **keywords)
+loop.train_step = train_step
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def stopped_after(steps: int, signum: int, metrics: Path, command: list[str], **options) -> tuple[int, str]:
+    """Runs a recipe, and sends it a signal in the step after the first `steps`; returns its status and what it shows.
+
+    It waits there for the signal, however late that comes.
+    """
+    with tempfile.NamedTemporaryFile() as gate:
+        command = [command[0], "-c", HELD, gate.name, str(steps), *command[1:]]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        wait_for(lambda: metrics.exists() and f'"step": {steps}, "epoch"' in metrics.read_text(), process)
+        process.send_signal(signum)
+    shown, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, shown
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Waits until the condition holds; fails after a while, or when the process has ended before."""
     deadline = time.monotonic() + PATIENCE

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from programs import (
     questions,
     refuse,
     run_without_room,
+    stopped_after,
     succeed,
     wait_for,
     write_rows,
@@ -40,14 +40,10 @@ def test_ctrl_c_saves_after_the_current_step_and_resuming_gives_the_same_weights
     succeed(SFT, *common, "--save_dir", tmp_path / "whole")
 
     command, options = program(SFT, *common, "--save_dir", tmp_path / "cut")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    metrics = tmp_path / "cut/full_sft_32_metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 15, process)
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, shown
+    status, shown = stopped_after(12, signal.SIGINT, tmp_path / "cut/full_sft_32_metrics.jsonl", command, **options)
+    assert status == 130, shown
     assert "stopping after this step; press Ctrl-C again to quit now" in shown
-    assert "stopped by SIGINT after step" in shown
+    assert "stopped by SIGINT after step 13" in shown
     assert [line.split()[0] for line in shown.splitlines()[-8:]] == [
         "time", "loss", "validation", "wrote", "report", "chat", "score", "curves"]
     assert (tmp_path / "cut/full_sft_32.pth").exists()
@@ -78,18 +74,12 @@ def test_resuming_with_other_data_is_refused(sft_data, tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped_run(sft_data, tmp_path_factory) -> Path:
-    """Returns the --save_dir of a run on `sft_data` that a signal stopped after three steps or a few more.
-
-    It evaluates after every step, so that it stops at such a step wherever the signal finds it.
-    """
+    """Returns the --save_dir of a run on `sft_data` that a signal stopped after four steps, evaluated after each."""
     out = tmp_path_factory.mktemp("stopped")
-    metrics = out / "full_sft_32_metrics.jsonl"
     command, options = program(SFT, *NEW, "--save_dir", out, "--data_path", sft_data, "--batch_size", 1,
                                "--log_interval", 1, "--keep_best", 0, "--eval_interval", 1)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    wait_for(lambda: metrics.exists() and '"step": 3, "epoch"' in metrics.read_text(), process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 143
+    status, shown = stopped_after(3, signal.SIGTERM, out / "full_sft_32_metrics.jsonl", command, **options)
+    assert status == 143, shown
     return out
 
 
@@ -209,12 +199,22 @@ def test_a_second_run_in_the_same_folder_is_refused(sft_data, tmp_path):
     assert "wrote" in succeed(SFT, *common, "--max_steps", 1, "--overwrite", 1)
 
 
+READS_FOR_EVER = """
+import runpy, sys, time
+from pathlib import Path
+from minimind_sft.data.samples import SFTEncoder
+begun, *sys.argv = sys.argv[1:]
+SFTEncoder.encode = lambda *_: (Path(begun).touch(), time.sleep(3600))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_ctrl_c_before_training_starts_is_one_line(tmp_path):
-    rows = write_rows(tmp_path / "long.jsonl", questions(40_000))
+    rows, begun = write_rows(tmp_path / "long.jsonl", questions(40_000)), tmp_path / "begun"
     command, options = program(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path / "out")
+    command = [command[0], "-c", READS_FOR_EVER, str(begun), *command[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    assert "model" in process.stdout.readline()
-    time.sleep(0.3)
+    wait_for(begun.exists, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
