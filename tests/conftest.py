@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ from chat_pages import chat_server, open_chat  # noqa: F401
 from hypothesis import HealthCheck, settings
 from programs import PATIENCE, questions, write_rows
 from tqdm import tqdm
+
+from minimind_sft.processes import STOP_SIGNALS
+
+# Shells ignore these in what they run in the background, and programs that tests start and interrupt would inherit it.
+for _signal in STOP_SIGNALS:
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, lambda *_: None)
 
 torch.set_num_threads(1)  # the tensors are tiny, and other test processes need the cores
 # The death of a worker raises in a signal handler at any point of the program. While tqdm takes its lock, this leaves
