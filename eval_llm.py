@@ -42,7 +42,7 @@ from minimind_sft.settings.chat import (
     WeightSettings,
 )
 from minimind_sft.settings.command_line import parse_flags
-from minimind_sft.terminal import counted, say
+from minimind_sft.terminal import counted, say, say_all
 
 
 def main() -> int:
@@ -56,8 +56,7 @@ def main() -> int:
         assert template is not None, "it was asked for"
         return print_score(settings, rows, model, template, loaded.stop_ids)
     sampling, notices = chat_sampling(settings.sampling, loaded.path)
-    for notice in notices:
-        say(f"{'sampling':<12}{notice}")
+    say_all("sampling", notices)
     if template is None:
         tell_unused(chosen, conversation)
         continuation = Continuation(model, tokenizer, sampling, loaded.frames_documents, loaded.stop_ids)

@@ -130,6 +130,12 @@ def painted(code: str, text: str) -> str:
     return f"\x1b[{code}m{harmless(text)}\x1b[0m"
 
 
+def say_all(label: str, lines: Iterable[str]) -> None:
+    """Prints lines, each behind the label of what it is about."""
+    for line in lines:
+        say(f"{label:<12}{line}")
+
+
 def say(line: str, stream: TextIO | None = None) -> None:
     """Prints lines, harmless and wrapped to fit the terminal, above a progress bar if there is one.
 

@@ -14,7 +14,7 @@ for PEFT, --to minimind as a .pth. Nothing is left if the copy does not compute 
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from minimind_sft.paths import place, program
 from minimind_sft.settings.chat import CHAT_SAMPLING
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ConvertedWeights, ConvertModelSettings
-from minimind_sft.terminal import counted, say
+from minimind_sft.terminal import counted, say, say_all
 from minimind_sft.writing import create_text
 
 NO_FLAGS = ("what to convert, and to what? MiniMind's script of this name has the paths in its code; here flags name "
@@ -89,15 +89,8 @@ def main() -> None:
 
     layers = counted(weights.config.num_hidden_layers, "layer")
     say(f"{'weights':<12}{weights.path}: {weights.config.hidden_size} x {layers}")
-    say(f"{'writing':<12}{plan.form}, {export.dtype}")
-    with staged(output, plan.files) as folder:
-        plan.write(folder)
-        written = folder / plan.files[0].name if plan.files else folder
-        differences = compare(export, read_weights(written), read_tokenizer(written, tokenizer))
-    say(f"{'read back':<12}{differences}")
-    say(f"{output}: {sizes(plan.files or sorted(output.iterdir()))}")
-    for line in plan.next_steps:
-        say(line)
+    write(plan, output, export.dtype,
+          lambda written: compare(export, read_weights(written), read_tokenizer(written, tokenizer)))
 
 
 def convert_adapter(settings: ConvertModelSettings) -> None:
@@ -117,11 +110,20 @@ def convert_adapter(settings: ConvertModelSettings) -> None:
     check_output(output, plan.files, settings.output.overwrite)
 
     say(f"{'adapter':<12}{adapter.path}: {counted(len(adapter.changes), 'projection')}")
+    write(plan, output, dtype,
+          lambda written: compare_adapters(adapter, read_adapter(written, weights.config), dtype))
+
+
+def write(plan: Plan, output: Path, dtype: str, compared: Callable[[Path], object]) -> None:
+    """Writes the output, unless what is read back differs, and says how to use it.
+
+    Args:
+        compared: reads what was written, and describes how it differs; raises UserError if it differs too much.
+    """
     say(f"{'writing':<12}{plan.form}, {dtype}")
     with staged(output, plan.files) as folder:
         plan.write(folder)
-        written = folder / plan.files[0].name if plan.files else folder
-        differences = compare_adapters(adapter, read_adapter(written, weights.config), dtype)
+        differences = compared(folder / plan.files[0].name if plan.files else folder)
     say(f"{'read back':<12}{differences}")
     say(f"{output}: {sizes(plan.files or sorted(output.iterdir()))}")
     for line in plan.next_steps:
@@ -161,11 +163,6 @@ def template_of(chosen: ConvertedWeights, weights: Weights, tokenizer: Tokenizer
     check_template(weights, template, chosen.chat_template, chosen.end_of_turn)
     say_all("template", template.notes)
     return template
-
-
-def say_all(label: str, lines: Iterable[str]) -> None:
-    for line in lines:
-        say(f"{label:<12}{line}")
 
 
 def default_dtype(to: str, weights: Weights) -> str:

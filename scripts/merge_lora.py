@@ -9,7 +9,7 @@ MiniMind can be merged.
 """
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from minimind_sft.set_aside import check_replaceable, is_there, previous_name, s
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.convert import ChosenWeights
 from minimind_sft.settings.merge import MergeSettings
-from minimind_sft.terminal import counted, say
+from minimind_sft.terminal import counted, say, say_all
 from minimind_sft.training.checkpoint import lock_of
 from minimind_sft.training.outputs import Outputs
 from minimind_sft.writing import check_writable
@@ -118,11 +118,6 @@ def training_of(adapters: list[tuple[Adapter, float]]) -> dict[str, Any]:
     """Returns what the sidecar says about training: the run of the one adapter; nothing describes a mix of several."""
     (sidecar, *others) = [adapter.sidecar or {} for adapter, _ in adapters]
     return {"training": sidecar["training"]} if "training" in sidecar and not others else {}
-
-
-def say_all(label: str, lines: Iterable[str]) -> None:
-    for line in lines:
-        say(f"{label:<12}{line}")
 
 
 if __name__ == "__main__":

@@ -114,9 +114,10 @@ class BatchOutput:
         self._lock.release()
 
     def _check_ours(self, lines: Sequence[bytes], rows: Sequence[BatchRow]) -> None:
-        """
+        """Checks that each line is one of the rows with its answer; what others wrote is not cut off.
+
         Raises:
-            UserError: if a line is not one of the rows with its answer; what others wrote is not cut off.
+            UserError: names the first line that is not.
         """
         for number, line in enumerate(lines, 1):
             try:
