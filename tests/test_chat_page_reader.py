@@ -90,11 +90,18 @@ def test_a_phone_shows_everything_within_its_width(open_chat, language):
     small = chat.page.evaluate("""[...document.querySelectorAll('main button, main select')].filter(one =>
         one.checkVisibility() && one.getBoundingClientRect().height < 24).map(one => one.outerHTML)""")
     assert small == [], "a finger cannot hit it"  # WCAG 2.2, target size
+    broken = chat.page.evaluate("""[...document.querySelectorAll('.figure')].filter(one => one.checkVisibility()
+        && one.getClientRects().length > 1).map(one => one.textContent)""")
+    assert broken == [], "a line ends between a number and its unit"
     chat.page.locator("#open-menu").click()
     chat.page.locator("#sidebar").get_by_role("button", name="rich").wait_for()
     chat.page.keyboard.press("Escape")
     chat.page.locator("#sidebar").wait_for(state="hidden")
     assert chat.page.evaluate("document.activeElement.id") == "open-menu"
+    chat.page.locator("#open-menu").click()
+    chat.page.locator("#open-settings").click()
+    tops = chat.page.evaluate("[...document.querySelectorAll('#settings .numbers input')].map(one => one.offsetTop)")
+    assert len(tops) == 6 and tops[::2] == tops[1::2], "fields stand side by side, however long their labels are"
 
 
 def test_the_keyboard_does_everything(open_chat):
