@@ -143,6 +143,13 @@ def test_a_message_that_cannot_be_read_is_refused_by_name(message, place):
     assert refused(messages=[USER, message])[0] == place
 
 
+def test_who_speaks_belongs_into_the_content():
+    for role in ("user", "assistant"):
+        assert refused(messages=[USER, {"role": role, "content": "hi", "name": "Ada"}]) == (
+            ("messages[1].name", "unsupported_parameter"),
+            'not supported here, expected nothing, found "Ada"; chat templates show no names: put it into the content')
+
+
 def test_results_name_the_calls_before_them():
     asked = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     assert parse(messages=[*asked, {"role": "tool", "content": "sun", "tool_call_id": "call_1"}])

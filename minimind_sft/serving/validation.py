@@ -24,6 +24,7 @@ OWN_WORDS = {
 NO_SUCH_FIELD = "this server knows no such field"
 HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
 """Advice for refused values, where the field alone does not say what to send instead."""
+NO_NAMES = "; chat templates show no names: put it into the content"
 MIN_LIKENESS = 0.75
 MAX_UNKNOWN = 20
 """Unknown fields that are looked at: a body may have many."""
@@ -51,7 +52,8 @@ def _problem(error: ErrorDetails, body: dict[str, Any], fields: Iterable[str]) -
     if kind == "extra_forbidden":
         return unsupported(param, NO_SUCH_FIELD + (_meant(param, fields) if len(error["loc"]) == 1 else ""))
     if kind == "none_required":
-        return unsupported(param, f"not supported here, expected nothing, found {found}")
+        advice = NO_NAMES if param.endswith(".name") else ""
+        return unsupported(param, f"not supported here, expected nothing, found {found}{advice}")
     if kind == "missing":
         return invalid(param, "expected a value, found nothing", "missing_required_parameter")
     if kind.startswith("union_tag"):
