@@ -93,7 +93,7 @@ def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
     """
     chosen: Filters = [("no text", lambda row: not isinstance(row, str) or bool(row.strip()))]
     if settings.min_answer:
-        chosen.append((f"an answer of fewer than {settings.min_answer} characters",
+        chosen.append((f"an answer of fewer than {counted(settings.min_answer, 'character')}",
                        lambda row: (length := shortest_answer(row)) is None or length >= settings.min_answer))
     if settings.language:
         language, share = parse_language(settings.language)
@@ -101,7 +101,7 @@ def make_filters(settings: FilterSettings, reading: ReadingSettings) -> Filters:
                        lambda row: language_share(row_text(row), language) >= share))
     if settings.max_tokens:
         encoder = SFTEncoder(make_template(load_tokenizer(settings.tokenizer_path)), settings.max_tokens)
-        chosen.append((f"more than {settings.max_tokens:,} tokens",
+        chosen.append((f"more than {counted(settings.max_tokens, 'token')}",
                        lambda row: longest_sequence(row, encoder) <= settings.max_tokens))
     if settings.drop_in:
         chosen.append(("also in --drop_in", not_among(read_good_rows(find_files(settings.drop_in), reading))))
@@ -192,7 +192,8 @@ def write_parts(kept: IO[str], count: int, settings: WritingSettings) -> None:
     if count == 0:
         raise UserError("no row is left to write")
     if settings.eval_rows >= count:
-        raise UserError(f"--eval_rows is {settings.eval_rows}, but there are only {count} rows")
+        raise UserError(f"--eval_rows is {settings.eval_rows}, expected fewer than the {counted(count, 'row')} to "
+                        "write")
     apart = set(np.random.default_rng(settings.seed).permutation(count)[:settings.eval_rows].tolist())
 
     def write(temporary: Path, is_apart: bool) -> None:

@@ -45,7 +45,7 @@ from minimind_sft.settings.chat import WeightSettings
 from minimind_sft.settings.command_line import parse_flags
 from minimind_sft.settings.evaluate import EvaluateSettings
 from minimind_sft.settings.spec import as_typed
-from minimind_sft.terminal import say
+from minimind_sft.terminal import counted, say
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     out = settings.results.out
     store = open_store(out, settings.results.overwrite)
     if store.items:
-        say(f"{'resumed':<12}{store.items:,} finished items are in {shown(store.path)}")
+        say(f"{'resumed':<12}{counted(store.items, 'finished item')} in {shown(store.path)}")
     results: dict[str, Any] = {"command": command(), "started": started, "settings": as_typed(settings),
                                "machine": machine_facts()}
     try:
@@ -66,8 +66,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit):
         if out:
             without = " without --overwrite" * settings.results.overwrite
-            say(f"{store.items:,} finished items are in {shown(store.path)}; the same command{without} continues from "
-                "there")
+            say(f"{counted(store.items, 'finished item')} in {shown(store.path)}; the same command{without} continues "
+                "from there")
         raise
     except UserError:
         store.abandon()

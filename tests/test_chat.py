@@ -107,7 +107,7 @@ def test_the_oldest_messages_are_dropped_with_a_notice_when_the_context_is_full(
     assert [roles_in(prompt) for prompt in shown] == ["ua", "uaua", "uaua", "uaua"]
     assert ["Q3" in TOKENIZER.decode(prompt) for prompt in shown] == [False, False, True, True]
     context = chat.model.config.max_position_embeddings
-    assert said == [f"[the model's context of {context} tokens is full: the 2 oldest messages are dropped]"] * 2
+    assert said == [f"[the model's context of {context} tokens is full: dropped the 2 oldest messages]"] * 2
     assert len(chat.messages) == 8 and chat.out_of_view == 4
 
 

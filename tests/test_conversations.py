@@ -76,7 +76,7 @@ def test_what_lies_beyond_the_context_is_cut_and_counted(tmp_path):
     assert cut["tokens"] + cut["cut"] == whole["tokens"]
     lines = evaluate_conversations(candidate(tiny_model(context=50), tmp_path), settings(file, answers=False),
                                    Store(None)).lines
-    assert f"cut: {cut['cut']:,} supervised tokens lie beyond the model's context" in lines
+    assert f"cut: {cut['cut']:,} supervised tokens beyond the model's context" in lines
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path):

@@ -43,7 +43,7 @@ def test_to_peft_and_back(convert, tmp_path):
     own = write_lora(tmp_path, write_base(tmp_path, QWEN3), "style")
     printed = convert("--save_dir", tmp_path, "--lora_weight", "style", "--to", "peft", "--output", tmp_path / "peft")
     assert "an adapter of PEFT for a model of qwen3, float32" in printed
-    assert "read back   all 14 changes are equal" in printed
+    assert "read back   14 changes: all equal" in printed
     assert f"model = PeftModel.from_pretrained(base, '{tmp_path}/peft')" in printed
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors"]
@@ -63,7 +63,7 @@ def test_from_peft_to_minimind(convert, tmp_path):
     convert(*flags, "--lora_weight", "style", "--to", "peft", "--output", tmp_path / "peft")
     printed = convert(*flags, "--lora_weight", tmp_path / "peft", "--to", "minimind", "--output", tmp_path / "a_32.pth")
     assert "nothing in it identifies the weights it was trained on" in printed
-    assert "read back   2 changes are rounded, by at most " in printed
+    assert "read back   2 changes: rounded by at most " in printed
     assert "    python eval_llm.py --lora_weight a\n" in printed
     names = {f"model.layers.{layer}.self_attn.{name}_proj.lora.{part}.weight"
              for layer in range(2) for name in "qo" for part in "AB"}
@@ -102,7 +102,7 @@ def test_formats_of_models_and_of_adapters(values, expected):
 def test_another_change_is_noticed(tmp_path):
     before = Change(torch.ones(2, 4), torch.ones(4, 2), 1.0)
     adapter = Adapter(tmp_path, {"x": before}, {"y": torch.ones(2)})
-    assert compare_adapters(adapter, adapter, "float16") == "all 1 changes are equal"
+    assert compare_adapters(adapter, adapter, "float16") == "1 change: all equal"
     for written, expected in ((Adapter(tmp_path, {"x": before._replace(scale=1.01)}, adapter.saved), "the change of x"),
                               (Adapter(tmp_path, {}, adapter.saved), "the change of x"),
                               (Adapter(tmp_path, {"x": before, "z": before}, adapter.saved), "the change of z"),

@@ -112,7 +112,7 @@ def test_the_seed_decides_which_rows_are_held_out(tmp_path):
     (["--language", "zh"], "--language zh: expected one of en, zh, ja, ko, ru with a share from 0 to 1, zh:0.5"),
     (["--language", "zh:2"], "--language zh:2: expected one of"),
     (["--eval_rows", 5], "--eval_rows and --eval_out go together"),
-    (["--eval_rows", 9, "--eval_out", "e.jsonl"], "--eval_rows is 9, but there are only 3 rows"),
+    (["--eval_rows", 9, "--eval_out", "e.jsonl"], "--eval_rows is 9, expected fewer than the 3 rows to write"),
     (["--min_answer", 99], "no row is left to write"),
     (["--out", "/proc/no/out.jsonl"], "--out /proc/no: cannot write there"),
     (["--out", "out.json"], "--out out.json: expected a name that ends in .jsonl"),

@@ -107,7 +107,7 @@ def test_the_metrics_hold_everything_and_the_terminal_the_essence():
 def test_best_by_exact_match_needs_answers_that_can_be_compared():
     by_answers = changed(SETTINGS, best_by="exact_match")
     evaluator(new_model(), settings=by_answers)
-    with pytest.raises(UserError, match=r"^--best_by exact_match: none of the 5 questions .* at most 1 tokens"):
+    with pytest.raises(UserError, match=r"^--best_by exact_match: none of the 5 questions .* at most 1 token "):
         evaluator(new_model(), settings=changed(by_answers, eval_max_new_tokens=1))
 
 

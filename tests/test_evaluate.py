@@ -87,12 +87,12 @@ def test_it_continues_after_an_interruption_with_the_same_results(run_here, flag
     with pytest.raises(KeyboardInterrupt):
         run_here(*flags, "--batch_size", 2)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"11 finished items are in {tmp_path / 'r.answers.jsonl'}; the same command continues from there")
+        f"11 finished items in {tmp_path / 'r.answers.jsonl'}; the same command continues from there")
     assert not (tmp_path / "r.json").exists()
     asked.clear()
     shown = run_here(*flags, "--batch_size", 3)  # another batch size gives the same answers
     assert [question.place.rpartition(":")[2] for question in asked] == ["5", "6", "7"]
-    assert shown.startswith("resumed     11 finished items are in ")
+    assert shown.startswith("resumed     11 finished items in ")
     assert results(tmp_path / "r.json") == results(tmp_path / "whole.json")
     assert answers(tmp_path / "r.answers.jsonl") == answers(tmp_path / "whole.answers.jsonl")
 

@@ -177,7 +177,7 @@ def with_both(folder: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda folder: (folder / SHARDS[1]).unlink(),
-     f"FOLDER/{INDEX}: 1 of 2 shards are missing, the first is {SHARDS[1]}: download the model again"),
+     f"FOLDER/{INDEX}: missing: 1 of 2 shards, the first is {SHARDS[1]}: download the model again"),
     (index_another, f"FOLDER/{SHARDS[0]}: model.norm.weight is in the index, but not in this file: download the model "
      "again"),
     (index_too_few, f"FOLDER/{SHARDS[0]}: model.layers.0.input_layernorm.weight (and 1 more) is in this file, but not "
@@ -217,7 +217,7 @@ def with_both(folder: Path) -> None:
     (lambda folder: write_config(folder, vocab_size=62),
      "FOLDER: model.embed_tokens.weight: has shape [61, 16], but the configuration says [62, 16]"),
     (lambda folder: write_config(folder, num_hidden_layers=9000),
-     "FOLDER: its 20 tensors are fewer than the 9,000 layers or experts of config.json: download the model again"),
+     "FOLDER: 20 tensors cannot be the 9,000 layers or experts of config.json: download the model again"),
     (with_both, None),
     (lambda folder: [(folder / name).unlink() for name in (*SHARDS, INDEX)],
      "FOLDER: has a config.json but no weights: expected model.safetensors, or model.safetensors.index.json and its "

@@ -26,6 +26,7 @@ from minimind_sft.data.template_sandbox import MAX_SOURCE_BYTES, PINNED_DATE
 from minimind_sft.data.tokenizer import Marks, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.files import read_text
+from minimind_sft.terminal import counted
 
 BUNDLED_TEMPLATES = ("chatml", "alpaca")
 MAX_COMPARED = 40
@@ -191,7 +192,8 @@ class ChatTemplate:
                   for start in np.flatnonzero(np.diff(sequence.supervised, prepend=False) & sequence.supervised)]
         indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if len(taught) != len(indices):
-            return [f"{conversation.place}: {len(indices)} assistant turns became {len(taught)} supervised stretches"]
+            return [f"{conversation.place}: {counted(len(indices), 'assistant turn')} became "
+                    f"{counted(len(taught), 'supervised part')}"]
         mismatches = []
         half = MAX_COMPARED // 2
         compared = list(zip(indices, taught, strict=True))

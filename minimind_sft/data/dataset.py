@@ -99,7 +99,7 @@ class DatasetCounts:
             shown = ", ".join(self.dropped[:3]) + (", ..." if self.dropped_rows > 3 else "")
             line += f"; {self.dropped_rows:,} dropped, nothing left to learn within max_seq_len ({shown})"
         if self.bad_rows:
-            line += f"; {self.bad_rows:,} bad rows skipped"
+            line += f"; {counted(self.bad_rows, 'bad row')} skipped"
         return line
 
 

@@ -15,6 +15,7 @@ from minimind_sft.data.tokenizer_files import TokenizerFiles
 from minimind_sft.data.tokenizer_state import MAX_ADDED, MAX_MERGES, MAX_TOKENS
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.gguf_file import GGUFFile
+from minimind_sft.terminal import counted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of tokens. Unused ones fill the embedding up to its size; no text becomes one."""
@@ -109,7 +110,7 @@ class _Fields:
         if not all(type(one) is kind for one in found):
             raise self.error(name, f"expected a list of {'whole ' * (kind is int)}numbers")
         if len(found) != count:
-            raise self.error(name, f"{len(found):,} values for {count:,} tokens")
+            raise self.error(name, f"{counted(len(found), 'value')} for {counted(count, 'token')}")
         return found
 
 

@@ -39,7 +39,7 @@ from minimind_sft.files import sha256_of_file
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.locks import FolderLock
 from minimind_sft.manifest import MANIFEST, Damaged
-from minimind_sft.terminal import progress_bar
+from minimind_sft.terminal import counted, progress_bar
 from minimind_sft.writing import PrivateFolder, create, create_text, sync
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def _check_counts(dataset: PreparedDataset, files: Sequence[Path], encoder: RowE
     if not len(dataset):
         names = ", ".join(map(str, files))
         if counts.bad_rows == counts.rows:
-            raise UserError(f"{names}: none of {counts.rows:,} rows can be used; the first: {counts.bad[0]}")
+            raise UserError(f"{names}: none of {counted(counts.rows, 'row')} can be used; the first: {counts.bad[0]}")
         raise UserError(f"{names}: no row of {counts.rows:,} keeps a supervised token within --max_seq_len "
                         f"{encoder.settings['max_seq_len']}: all are empty, too long or flagged as not learned; the "
                         f"first: {(counts.dropped or counts.bad)[0]}")
@@ -163,8 +163,8 @@ def refuse_bad_rows(counts: DatasetCounts) -> None:
         raise UserError(f"{counts.bad[0]} (--bad_rows skip leaves the row out)")
     lines = counts.bad[:NAMED_AT_ONCE]
     more = counts.bad_rows - len(lines)
-    lines.append((f"and {more:,} more bad rows; " if more else "") + "scripts/inspect_data.py lists all, --bad_rows "
-                 "skip leaves them out")
+    lines.append((f"and {counted(more, 'more bad row')}; " if more else "") + "scripts/inspect_data.py lists all, "
+                 "--bad_rows skip leaves them out")
     raise UserError("\n       ".join(lines))
 
 

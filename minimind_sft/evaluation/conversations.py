@@ -20,7 +20,7 @@ from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.paths import shown
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.evaluate import EvaluatedConversationsSettings
-from minimind_sft.terminal import progress_bar
+from minimind_sft.terminal import counted, progress_bar
 
 ROWS_AT_ONCE = 128
 """Rows whose losses are computed, and kept, together."""
@@ -160,5 +160,5 @@ def _remarks(everything: dict[str, Any], missing: dict[str, str], problems: Sequ
         names = " and ".join(name for name, needed in missing.items() if needed == package)
         lines.append(f"not scored: {names}; pip install {package}")
     if cut := everything.get("tokens_cut"):
-        lines.append(f"cut: {cut:,} supervised tokens lie beyond the model's context")
+        lines.append(f"cut: {counted(cut, 'supervised token')} beyond the model's context")
     return [*lines, *problem_lines("left out", problems, "row", "--out")]

@@ -27,6 +27,7 @@ from minimind_sft.inference.request import Request
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.settings.chat import SamplingSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.terminal import counted
 
 T = TypeVar("T")
 
@@ -134,8 +135,9 @@ class Evaluator:
         limit = settings.evaluation.eval_max_new_tokens
         if settings.evaluation.best_by == "exact_match" and not any(
                 question.can_be_compared(limit) for question in questions.questions):
-            raise UserError(f"--best_by exact_match: none of the {len(questions.questions)} questions drawn from the "
-                            f"evaluation set has an answer to compare, whole and of at most {limit} tokens "
+            raise UserError(f"--best_by exact_match: none of the "
+                            f"{counted(len(questions.questions), 'question')} drawn from the evaluation set has an "
+                            f"answer to compare, whole and of at most {counted(limit, 'token')} "
                             "(--eval_max_new_tokens)")
         self._model, self._batches, self._questions, self._dtype, self._team = model, batches, questions, dtype, team
         self._sampling = SamplingSettings(max_new_tokens=limit)

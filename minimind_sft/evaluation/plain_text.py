@@ -19,7 +19,7 @@ from minimind_sft.evaluation.results import Candidate, Outcome, Store, Task, are
 from minimind_sft.inference.loading import Loaded
 from minimind_sft.paths import shown
 from minimind_sft.settings.evaluate import TextSettings
-from minimind_sft.terminal import aligned, progress_bar
+from minimind_sft.terminal import aligned, counted, progress_bar
 
 DEFAULT_CONTEXT = 1024
 """Tokens that the model reads at most, if the user does not say."""
@@ -145,7 +145,8 @@ def evaluate_texts(candidate: Candidate, settings: TextSettings, store: Store, n
     result = {"data": data, **asdict(window), "all": whole.as_json(),
               "by_source": {source: score.as_json() for source, score in scores.items()}}
     lines = _table({"all texts": whole, **(scores if len(scores) > 1 else {})})
-    return Outcome(result, [*lines, f"read in windows of {window.context:,} tokens that move by {window.stride:,}"])
+    how = f"read in windows of {counted(window.context, 'token')} that move by {window.stride:,}"
+    return Outcome(result, [*lines, how])
 
 
 def score_texts(loaded: Loaded, texts: Iterable[tuple[str, str]], window: Window, task: Task, file: str) -> TextScore:

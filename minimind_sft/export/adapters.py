@@ -5,6 +5,7 @@ from torch import Tensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.model.adapters.adapter import Adapter, Change
+from minimind_sft.terminal import counted
 
 ROUNDING = {"float32": 2.0**-20, "bfloat16": 2.0**-6, "float16": 2.0**-9}
 """The largest error of a change, relative to its largest sum of products |B| |A|: two roundings and a margin."""
@@ -31,8 +32,8 @@ def compare_adapters(adapter: Adapter, written: Adapter, dtype: str) -> str:
     for name, tensor in adapter.saved.items():
         if not torch.equal(tensor.to(getattr(torch, dtype)).to(tensor.dtype), written.saved[name]):
             raise _wrong(written, f"{name} is another one")
-    many = f"{len(adapter.changes)} changes"
-    return f"all {many} are equal" if largest == 0 else f"{many} are rounded, by at most {largest:.1e}"
+    many = counted(len(adapter.changes), "change")
+    return f"{many}: all equal" if largest == 0 else f"{many}: rounded by at most {largest:.1e}"
 
 
 def _product(change: Change | None) -> Tensor:

@@ -12,6 +12,7 @@ from minimind_sft.data.tokenizer import TextStream, Tokenizer
 from minimind_sft.errors import UserError
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_stream
 from minimind_sft.inference.stopping import chat_stop_ids, document_end_ids, document_ids
+from minimind_sft.terminal import counted
 
 THINK_START, THINK_END = "<think>", "</think>"
 
@@ -194,8 +195,8 @@ class Chat:
             prompt = prompt_from(dropped)
             if len(prompt) < context:
                 self.out_of_view = starts[dropped]
-                self.notify(f"[the model's context of {context:,} tokens is full: the {starts[dropped] - starts[0]} "
-                            "oldest messages are dropped]")
+                self.notify(f"[the model's context of {context:,} tokens is full: dropped the "
+                            f"{counted(starts[dropped] - starts[0], 'oldest message')}]")
         self._notify_of_length(len(prompt))
         self.starts_thinking = opens_reasoning(self.template, messages_from(dropped), self.tools, self.thinking)
         return prompt

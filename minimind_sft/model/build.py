@@ -15,6 +15,7 @@ from minimind_sft.model.finding import find_weights
 from minimind_sft.settings.model import ModelSettings
 from minimind_sft.settings.runtime import RuntimeSettings
 from minimind_sft.settings.spec import names_of
+from minimind_sft.terminal import counted
 
 FLOAT, LAYER_OBJECTS, GIB = 4, 2**16, 2**30
 """Bytes of a value in float32, of a layer's Python objects, and of a GiB."""
@@ -59,8 +60,8 @@ def check_memory(model: ModelConfig, memory: int | None) -> None:
     layer = FLOAT * (attention + feed_forward) + LAYER_OBJECTS
     size = FLOAT * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer
     if memory is not None and size > memory:
-        raise UserError(f"--hidden_size {model.hidden_size} with {model.num_hidden_layers:,} layers: the model takes "
-                        f"{size / GIB:,.0f} GiB, and this machine has {memory / GIB:,.0f} GiB of memory")
+        raise UserError(f"--hidden_size {model.hidden_size} with {counted(model.num_hidden_layers, 'layer')}: the "
+                        f"model takes {size / GIB:,.0f} GiB, and this machine has {memory / GIB:,.0f} GiB of memory")
 
 
 def new_model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:

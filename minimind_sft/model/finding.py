@@ -11,6 +11,7 @@ from minimind_sft.files import path_exists, peek_object, resolved
 from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.sidecar import sidecar_path
 from minimind_sft.paths import REPOSITORY
+from minimind_sft.terminal import counted
 
 SUFFIXES = (".pth", ".safetensors")
 """Endings of the files that this project writes and names."""
@@ -56,7 +57,8 @@ class Candidate:
                    tokenizer if isinstance(tokenizer, str) else None)
 
     def __str__(self) -> str:
-        facts = [f"{self.hidden_size} x {self.num_hidden_layers} layers" if self.num_hidden_layers else "no sidecar",
+        layers = self.num_hidden_layers
+        facts = [f"{self.hidden_size} x {counted(layers, 'layer')}" if layers else "no sidecar",
                  f"{self.parameters / 1e6:.1f}M parameters" if isinstance(self.parameters, int)
                  else f"{self.path.stat().st_size / MIB:.1f} MiB"]
         return f"{self.path} ({', '.join(facts)})"

@@ -10,6 +10,7 @@ from minimind_sft.model.families.translate import Translated
 from minimind_sft.model.finding import AN_ADAPTER
 from minimind_sft.model.loaded import Weights
 from minimind_sft.model.shards import Shards
+from minimind_sft.terminal import counted
 
 
 def read_folder(path: Path) -> Weights:
@@ -28,8 +29,8 @@ def read_folder(path: Path) -> Weights:
     shards = Shards(path)
     modules = config.num_hidden_layers * (config.num_experts if config.use_moe else 1)
     if modules > len(shards.shapes):  # before a model with a million experts is laid out
-        raise UserError(f"{path}: its {len(shards.shapes)} tensors are fewer than the {modules:,} layers or experts of "
-                        "config.json: download the model again")
+        raise UserError(f"{path}: {counted(len(shards.shapes), 'tensor')} cannot be the {modules:,} layers or "
+                        "experts of config.json: download the model again")
     return Weights(path, config, Translated(family, config, shards), None, tuple(shards.notices), family.name)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from minimind_sft.errors import UserError, describe, printable
 from minimind_sft.files import path_exists, read_object
 from minimind_sft.model.weights_file import DTYPES, TensorFile, open_source
+from minimind_sft.terminal import counted
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """The names of weights in one file; if they are in several, the index has that name and `.index.json`."""
@@ -75,7 +76,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
         listed[shard].add(name)
     missing = sorted(shard for shard in listed if not path_exists(index.parent / shard))
     if missing:
-        raise UserError(f"{index}: {len(missing)} of {len(listed)} shards are missing, the first is "
+        raise UserError(f"{index}: missing: {len(missing)} of {counted(len(listed), 'shard')}, the first is "
                         f"{printable(missing[0])}: download the model again")
     return dict(listed)
 

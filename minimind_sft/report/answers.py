@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from minimind_sft.report.verdict import Outcome
+from minimind_sft.terminal import counted
 
 MAX_CHARACTERS = 1000
 OPEN = 12
@@ -77,4 +78,4 @@ def _pair(after: dict[str, Any], before: dict[str, Any] | None) -> AnswerPair:
 def _cut(text: str) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
-    return f"{text[:MAX_CHARACTERS]} ... ({len(text) - MAX_CHARACTERS:,} more characters)"
+    return f"{text[:MAX_CHARACTERS]} ... ({counted(len(text) - MAX_CHARACTERS, 'more character')})"

@@ -22,6 +22,7 @@ from minimind_sft.serving.messages import (
 from minimind_sft.serving.problems import ApiProblem, invalid, unsupported
 from minimind_sft.serving.validation import problem_of
 from minimind_sft.strict_json import parse_json
+from minimind_sft.terminal import counted
 
 MAX_CHOICES = 16
 MAX_STOPS = 32
@@ -291,8 +292,8 @@ class CompletionRequest(GenerationRequest):
             raise unsupported("best_of", f"expected the same as n ({self.choices}), as all answers are returned, "
                                          f"found {self.best_of}")
         if len(self.prompts) * self.choices > MAX_PROMPTS:
-            raise invalid("prompt", f"expected at most {MAX_PROMPTS} answers in all, found {len(self.prompts)} prompts "
-                                    f"with {self.choices} each")
+            raise invalid("prompt", f"expected at most {MAX_PROMPTS} answers in all, found "
+                                    f"{counted(len(self.prompts), 'prompt')} with {self.choices} each")
 
 
 UNSUPPORTED_FIELDS: Mapping[type[GenerationRequest], Mapping[str, str]] = {

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine, Request, Token
-from minimind_sft.terminal import say
+from minimind_sft.terminal import counted, say
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1, 60
 FAILED = "the engine failed; the server's terminal shows why"
@@ -187,8 +187,8 @@ class Worker:
             raise Stopping("the server is about to end")
         room = engine.max_running + self._max_waiting
         if count > room:
-            raise UserError(f"expected at most {room} answers to one request (--max_running and --max_waiting), found "
-                            f"{count}")
+            raise UserError(f"expected at most {counted(room, 'answer')} to one request (--max_running and "
+                            f"--max_waiting), found {count}")
         if self._open[engine] + count > room:
             raise QueueFull(self._retry_after(engine))
 

@@ -67,7 +67,8 @@ def warmup_advice(optimizer: OptimizerSettings, total_steps: int) -> list[str]:
     warmup = optimizer.warmup_steps
     if not LARGE_WARMUP * total_steps < warmup < total_steps:  # a longer one is a warning, see below
         return []
-    return [f"note        --warmup_steps {warmup} is {warmup / total_steps:.0%} of the run's {total_steps:,} steps"]
+    share = warmup / total_steps
+    return [f"note        --warmup_steps {warmup} is {share:.0%} of the run's {counted(total_steps, 'step')}"]
 
 
 def opening_warnings(settings: TrainSettings, total_steps: int, train_set: Samples,
@@ -82,8 +83,8 @@ def _long_warmup(optimizer: OptimizerSettings, total_steps: int) -> Iterator[Run
     if total_steps <= warmup:
         highest = Schedule.of(vars(optimizer), total_steps).rate(total_steps - 1)
         yield RunWarning("long_warmup", (
-            f"--warmup_steps {warmup} is not less than the run's {total_steps:,} steps: the learning rate rises to "
-            f"{highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"))
+            f"--warmup_steps {warmup} is not less than the run's {counted(total_steps, 'step')}: the learning rate "
+            f"rises to {highest:.3g} and never reaches --learning_rate {optimizer.learning_rate:g}"))
 
 
 def _supervised_share(settings: TrainSettings, samples: Samples) -> Iterator[RunWarning]:

@@ -16,6 +16,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.processes import worker_context
 from minimind_sft.settings.evaluation import EvaluationSettings
 from minimind_sft.settings.training import TrainSettings
+from minimind_sft.terminal import counted
 from minimind_sft.training.best import has_stalled, note_scores, stall_note
 from minimind_sft.training.heap import keep_freed_memory
 from minimind_sft.training.interruptions import batches_of, leave_signals_to_the_trainer, stop_on_signals
@@ -219,7 +220,7 @@ def give_up(max_bad_steps: int, save: Callable[[], None]) -> NoReturn:
         save()
     except UserError as error:  # they may have diverged already, beyond what --save_dtype can hold
         kept = f"the weights from before cannot be saved ({error})"
-    raise UserError(f"{max_bad_steps} steps in a row without a finite loss and gradient (--max_bad_steps "
+    raise UserError(f"{counted(max_bad_steps, 'step')} in a row without a finite loss and gradient (--max_bad_steps "
                     f"{max_bad_steps}); {kept}. A lower --learning_rate or --dtype float32 may help")
 
 

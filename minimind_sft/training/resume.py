@@ -98,6 +98,6 @@ def end_of_run(state: TrainState, total_steps: int, weights: Path, settings: Eva
                     "--early_stop_patience 0 continues it")
         return f"{shown(weights)}: that run is finished ({counted(state.step, 'step')}); nothing to do"
     if state.step > total_steps:
-        raise UserError(f"--from_resume 1: {state.step} steps have been taken already, more than the {total_steps} "
-                        "that --epochs and --max_steps ask for")
+        raise UserError(f"--from_resume 1: the run has taken {counted(state.step, 'step')} already, more than the "
+                        f"{total_steps:,} that --epochs and --max_steps ask for")
     return None

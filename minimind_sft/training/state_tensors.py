@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minimind_sft.errors import UserError, printable
 from minimind_sft.model.loaded import all_finite
+from minimind_sft.terminal import counted
 
 DTYPES = {"F32": torch.float32, "F64": torch.float64}
 COUNTER = "step"
@@ -178,7 +179,7 @@ def _check_counter(tensors: StateTensors, name: str, updates: int) -> None:
     count = counts.pop()
     if counts or count != int(count) or count > updates:
         raise UserError(f"{tensors.place}: {printable(name)} is {count:g}, expected a whole number up to the run's "
-                        f"{updates} updates")
+                        f"{counted(updates, 'update')}")
 
 
 def _described(stored: Stored) -> str:

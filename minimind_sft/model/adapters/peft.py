@@ -35,6 +35,7 @@ from minimind_sft.model.config import ModelConfig
 from minimind_sft.model.families.family import Family
 from minimind_sft.model.loaded import EMBEDDING, HEAD, all_finite, equal_values, listed
 from minimind_sft.model.weights_file import read_tensors
+from minimind_sft.terminal import counted
 from minimind_sft.writing import create_text
 
 CONFIG = "adapter_config.json"
@@ -145,8 +146,8 @@ def _by_parameter(peft: PeftConfig, layout: Layout, factors: dict[str, Any]) -> 
             continue
         wanted = [name for name in layout.stacks if name.startswith(f"{parent}.") and peft.targets_parameter(name)]
         if len(wanted) != len(there):
-            raise UserError(f"{parent}: has {len(there)} pairs of matrices, but target_parameters in {CONFIG} names "
-                            f"{len(wanted)} of its parameters")
+            raise UserError(f"{parent}: has {counted(len(there), 'pair')} of matrices, but target_parameters in "
+                            f"{CONFIG} names {len(wanted)} of its parameters")
         named |= zip(wanted, there, strict=True)
     return named
 

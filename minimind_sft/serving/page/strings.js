@@ -26,7 +26,7 @@ export const STRINGS = {
     wins: "{model} wins", ties: "Ties", bothBad: "Both bad", models: "Models",
     saveVotes: "Save all votes (JSON)", savePreferences: "Save as preference rows (JSONL)",
     exportOne: "Save this chat (JSONL)", exportAll: "Save all chats (JSONL)", votesAndTally: "Votes",
-    nothingToSave: "There is no complete answer to save yet.", saved: "Saved {n} rows. Train with --data_path on the file.",
+    nothingToSave: "There is no complete answer to save yet.", saved: "Rows saved: {n}. Train with --data_path on the file.",
     savedOne: "Saved 1 row. Train with --data_path on the file.",
     rename: "Rename", remove: "Delete", removed: "Deleted.", undo: "Undo", untitled: "New chat", title: "Title",
     full: "The browser's storage is full: new messages are lost when this tab closes. Save and delete old chats.",
