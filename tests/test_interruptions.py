@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import pytest
-from programs import PATIENCE
-from tiny_training import Training, losses_in_turn
+import torch.utils.data._utils as loaders
+from programs import PATIENCE, wait_for
+from tiny_training import Training, losses_in_turn, wait_for_signals
 from torch.utils.data._utils import signal_handling
 
 from minimind_sft.errors import ProcessLost, UserError
@@ -20,12 +22,19 @@ from minimind_sft.training.loop import train_step
 pytestmark = pytest.mark.slow
 
 
+def kill(worker: BaseProcess) -> None:
+    """Kills a worker and returns once it is dead; nobody has asked for its exit status then."""
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_a_dead_worker_of_the_loader_ends_the_run_with_one_line(tmp_path):
     training = Training(tmp_path, num_workers=1)
 
     class Deadly(type(training.steps)):
         def __getitem__(self, step):
-            if step == 6:
+            if step == 5:  # without this batch the run cannot reach its state of step 6
+                wait_for((tmp_path / "resume/step-00000003").exists)
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(step)
 
@@ -62,9 +71,7 @@ def test_its_death_is_reported_even_if_another_error_comes_first(tmp_path, monke
 
     def fail(*step):
         handler.append(signal.signal(signal.SIGCHLD, signal.SIG_DFL))
-        worker = multiprocessing.active_children()[0]
-        worker.kill()
-        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        kill(multiprocessing.active_children()[0])
         raise EOFError
 
     monkeypatch.setattr("minimind_sft.training.loop.batches_of", Watched)
@@ -105,13 +112,36 @@ def test_no_worker_outlives_a_failed_run(tmp_path, failure):
     assert multiprocessing.active_children() == []
 
 
-def test_the_other_workers_end_when_one_is_killed(tmp_path):
+def test_a_worker_that_takes_long_to_end_does_not_outlive_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders, "MP_STATUS_CHECK_INTERVAL", 0.01)  # how long PyTorch waits for it
     training = Training(tmp_path, num_workers=2)
 
-    def kill_one(*step):
-        multiprocessing.active_children()[0].kill()
-        return train_step(*step)
+    def fail(*step):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+        raise KeyboardInterrupt
 
+    training.step = fail
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("with_a_lock", [False, True], ids=["", "which had a lock that all share"])
+def test_the_other_workers_end_when_one_is_killed(tmp_path, monkeypatch, with_a_lock):
+    training, shared_lock = Training(tmp_path, num_workers=2), []
+
+    @contextmanager
+    def watched(loader):
+        with batches_of(loader) as batches:
+            shared_lock.append(batches._workers_done_event._cond)
+            yield batches
+
+    def kill_one(*step):
+        if with_a_lock:  # of a process that was killed, which nobody releases
+            shared_lock[0].acquire()
+        kill(multiprocessing.active_children()[0])
+
+    monkeypatch.setattr("minimind_sft.training.loop.batches_of", watched)
     training.step = kill_one
     with pytest.raises(ProcessLost) as kept:
         training.run()
@@ -124,36 +154,29 @@ def test_signals_passed_on_by_torchrun_together_count_as_one(monkeypatch):
     with stop_on_signals(passed_on=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)  # the process keeps running
+    wait_for_signals()  # and the process keeps running
     assert stop.signum == signal.SIGTERM
 
 
-SECOND_SIGNAL = """
-import ctypes, os, signal, threading, time
-from minimind_sft.training.interruptions import stop_on_signals
-
-with stop_on_signals() as stop:
-    for delay in (0.2, 0.6):
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    {wait}
-    print("still here")
-"""
-
-
 LONG_STEP = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from minimind_sft.training.interruptions import stop_on_signals
 
 with stop_on_signals(notice={notice}) as stop:
     print("in a step", flush=True)
-    sys.stdin.read()  # a step that lasts until the test has seen the line
+    {step}
 print("saved", stop.signum)
 """
+UNTIL_SEEN = "sys.stdin.read()  # a step that lasts until the test has seen the line"
+FOREVER = "while True: time.sleep(60)"
+IN_NO_PYTHON_CODE = "lock = bytes(100); c = ctypes.CDLL(None); c.pthread_mutex_init(lock, None); " + (
+    "[c.pthread_mutex_lock(lock) for _ in range(2)]  # like a collective that waits for another rank")
 
 
-def interrupted_in_a_long_step(signum: int, notice: bool = True, stderr: int = subprocess.PIPE) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", LONG_STEP.format(notice=notice)], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=stderr, text=True)
+def interrupted_in_a_long_step(signum: int, notice: bool = True, stderr: int = subprocess.PIPE, step: str = UNTIL_SEEN
+                               ) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", LONG_STEP.format(notice=notice, step=step)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout.readline() == "in a step\n"
     process.send_signal(signum)
     return process
@@ -180,19 +203,16 @@ def test_a_signal_stops_the_run_even_if_nobody_reads_its_line():
     os.close(receive)
     process = interrupted_in_a_long_step(signal.SIGINT, stderr=send)
     os.close(send)
-    time.sleep(0.2)
     assert process.communicate("", timeout=PATIENCE)[0] == "saved 2\n"
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("wait", [
-    "time.sleep(60)",
-    # Like a collective that waits for another rank while this thread runs no Python code.
-    "ctypes.CDLL(None).pause(); ctypes.CDLL(None).pause(); ctypes.CDLL(None).sleep(60)",
-])
-def test_a_second_signal_ends_the_process_at_once(wait):
-    done = subprocess.run([sys.executable, "-c", SECOND_SIGNAL.format(wait=wait)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (143, ""), done.stderr
+@pytest.mark.parametrize("step", [FOREVER, IN_NO_PYTHON_CODE], ids=["in Python", "in a library"])
+def test_a_second_signal_ends_the_process_at_once(step):
+    process = interrupted_in_a_long_step(signal.SIGTERM, step=step)
+    assert process.stderr.readline() == "SIGTERM: stopping after this step\n"  # two at once would be one signal
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=PATIENCE) == ("", "") and process.returncode == 143
 
 
 def test_a_closed_terminal_stops_a_run_except_under_nohup():
@@ -201,6 +221,7 @@ def test_a_closed_terminal_stops_a_run_except_under_nohup():
         try:
             with stop_on_signals() as stop:
                 os.kill(os.getpid(), signal.SIGHUP)
+            wait_for_signals()
             assert stop.signum == (0 if ignored else signal.SIGHUP)
         finally:
             signal.signal(signal.SIGHUP, usual)
@@ -209,18 +230,25 @@ def test_a_closed_terminal_stops_a_run_except_under_nohup():
 def test_loader_workers_ignore_stop_signals(tmp_path, monkeypatch):
     """Ctrl-C and schedulers signal every process of a job, including workers forked a moment ago."""
     # PyTorch gives a worker a handler under which SIGTERM ends it, before we can give it ours.
-    theirs = signal_handling._set_worker_signal_handlers
-    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", lambda: (theirs(), time.sleep(0.5)))
+    theirs, signalled = signal_handling._set_worker_signal_handlers, tmp_path / "signalled"
+
+    def signalled_in_between() -> None:
+        theirs()
+        (tmp_path / f"{os.getpid()}.begun").touch()
+        wait_for(signalled.exists)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", signalled_in_between)
 
     def signal_workers():
+        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2)
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
             os.kill(worker.pid, signal.SIGINT)
+        signalled.touch()
 
     measured = losses_in_turn(*[1.0] * 5)
 
     def evaluate():
-        time.sleep(0.2)
         signal_workers()
         return measured()
 

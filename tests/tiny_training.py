@@ -2,10 +2,12 @@
 
 import os
 import signal
+import threading
 from dataclasses import replace
 from unittest.mock import patch
 
 import torch
+from programs import PATIENCE
 from tiny import TINY, random_documents
 
 from minimind_sft.data.batching import BatchLayout, TrainingSteps
@@ -72,8 +74,19 @@ class Training:
                       interval=self.settings.saving.save_interval,
                       keeps_best=self.settings.saving.keep_best and self.evaluate is not None)
         with self.progress, patch("minimind_sft.training.loop.train_step", step):
-            return fit(self.learner, self.steps, self.state, self.settings, progress=self.progress, saver=saver,
-                       evaluate=self.evaluate)
+            status = fit(self.learner, self.steps, self.state, self.settings, progress=self.progress, saver=saver,
+                         evaluate=self.evaluate)
+        wait_for_signals()
+        return status
+
+
+def wait_for_signals() -> None:
+    """Waits until all signals to a run that has ended are read and acknowledged; another test would see the line."""
+    for action in ("_end_at_the_second", "_acknowledge"):
+        for thread in threading.enumerate():
+            if thread.name.endswith(f"({action})"):
+                thread.join(PATIENCE)
+                assert not thread.is_alive(), thread
 
 
 def losses_in_turn(*losses: float):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 from typing import Any
 
@@ -128,6 +128,9 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
         # leftover processes by a signal that ours ignore, so it would wait forever.
         if loader.num_workers:
             batches._shutdown_workers()
+            for worker in batches._workers:  # PyTorch gives up on one that takes longer than five seconds to end
+                worker.kill()
+                worker.join()
         if pytorchs is not None:
             signal.signal(signal.SIGCHLD, pytorchs)
 
@@ -149,4 +152,5 @@ def _lost(batches: Any, error: Exception) -> ProcessLost:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler would raise again, at any place
     for worker in batches._workers:
         worker.kill()
+    batches._workers_done_event = Event()  # theirs stays locked for ever if a worker died while it looked at it
     return ProcessLost(f"a worker process of the loader died ({first_line(error)})")
