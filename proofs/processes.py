@@ -3,19 +3,17 @@
 Otherwise a hundred killed runs would spend most of their time importing.
 """
 
-import itertools
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from minimind_sft.training.distributed import Ranks, join_ranks
 
@@ -49,7 +47,8 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
         RuntimeError: if a rank fails, with its traceback.
     """
     pipes, processes = [], []
-    for environment in rank_environments(world_size):
+    store = free_store()
+    for environment in rank_environments(world_size, store):
         receive, send = _server.Pipe(duplex=False)
         processes.append(start(_as_rank, environment, timeout_seconds, send, action, arguments))
         send.close()
@@ -67,24 +66,24 @@ def on_ranks(world_size: int, action: Callable[..., Any], *arguments: Any, timeo
     return [result for result, _ in outcomes]
 
 
-def rank_environments(world_size: int) -> list[dict[str, str]]:
-    """Returns the variables that torchrun would set for each rank; none for a single rank."""
+def free_store() -> dist.TCPStore:
+    """Opens the store that torchrun would: over it the ranks tell each other their ports.
+
+    It takes a port at once: one that is only looked up may belong to another process when a rank wants it.
+    """
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def rank_environments(world_size: int, store: dist.TCPStore) -> list[dict[str, str]]:
+    """Returns the variables that torchrun would set for each rank; none for a single rank.
+
+    Args:
+        store: of `free_store`, which must live as long as the ranks.
+    """
     if world_size == 1:
         return [{}]
-    port = _free_port()
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port)} for rank in range(world_size)]
-
-
-_ports = itertools.count()
-
-
-def _free_port() -> int:
-    """Returns a port that is free now, and that no program gets meanwhile which asks for any free one."""
-    while True:
-        port = 20_000 + (100 * os.getpid() + next(_ports)) % 10_000  # systems hand out those from 32,768 on
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+             "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"} for rank in range(world_size)]
 
 
 def _run(log: Path | None, action: Callable[..., Any], arguments: tuple) -> None:

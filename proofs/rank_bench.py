@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from kill_and_resume import COMMON, newest_step, outcome, steps_logged, write_conversations
 from places import PLACES, disk_is_slow, hangs, is_slow, loss_is_nan, wrap
-from processes import rank_environments, start
+from processes import free_store, rank_environments, start
 
 from minimind_sft.paths import REPOSITORY
 from minimind_sft.training import loop
@@ -73,8 +73,8 @@ class Job:
         self.log = bench.folder / "log.txt"
         argv = [*FLAGS, "--data_path", str(bench.data), "--save_dir", str(out), *flags]
         self.ranks: list[BaseProcess] = []
-        bench.running = self.ranks
-        for rank, environment in enumerate(rank_environments(world_size)):
+        bench.running, self._store = self.ranks, free_store()
+        for rank, environment in enumerate(rank_environments(world_size, self._store)):
             own = effect if effect and effect.rank == rank else None
             self.ranks.append(start(train_rank, environment, argv, own, self.holds, samples_file(out), log=self.log))
 

@@ -2,12 +2,26 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch.distributed as dist
 from processes import on_ranks
 
 from minimind_sft.errors import ProcessLost, UserError
-from minimind_sft.training.distributed import Ranks
+from minimind_sft.training.distributed import Ranks, _meet
+
+
+def test_without_torchrun_s_store_the_main_rank_opens_one_at_the_given_port(monkeypatch):
+    """As with its static rendezvous; all other tests meet as its ranks usually do."""
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    for name, value in (("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    store, opened = dist.HashStore(), []
+    monkeypatch.setattr(dist, "TCPStore", lambda *where, is_master, **_: opened.append((*where, is_master)) or store)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(_meet, (0, 1), (2, 2))) == [store, store]
+    assert sorted(opened) == [("10.0.0.1", 29500, False), ("10.0.0.1", 29500, True)]
 
 
 def fail_on(ranks: Ranks, failing: int) -> str:
