@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS = 300
+SECONDS = 600
 """Seconds after which a program counts as hanging."""
 
 
@@ -97,8 +97,9 @@ class Terminal:
         return state.read_text().rpartition(")")[2].split()[0] == "S"
 
     def _read(self) -> bool:
-        """Reads output that comes within 0.2 seconds; returns False once the program has ended."""
+        """Reads output that comes within 0.2 seconds; returns False once the program has ended and all is read."""
+        had_ended = self.process.poll() is not None  # before a look that finds nothing: it may print, and then end
         if not select.select([self._master], [], [], 0.2)[0]:
-            return self.process.poll() is None
+            return not had_ended
         self.shown += self._decoder.decode(os.read(self._master, 65536))
         return True

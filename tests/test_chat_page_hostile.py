@@ -98,7 +98,9 @@ def test_the_policy_holds_even_if_the_page_had_a_hole(open_chat):
     }""")
     assert chat.page.evaluate("window.refused") == ["TypeError"] * 4 and chat.page.evaluate("window.ran") is None
     assert chat.page.evaluate("fetch('https://evil.example/').then(() => 'sent', () => 'blocked')") == "blocked"
-    assert len(chat.said) >= 4, "the browser names each of them"
+    with chat.page.expect_console_message(lambda message: message.text == "the end"):
+        chat.page.evaluate("console.log('the end')")
+    assert len(chat.said) > 4, "the browser names each of them"
     chat.said.clear()
 
 
