@@ -75,7 +75,7 @@ def run_without_room(file_bytes: int, *arguments: object) -> subprocess.Complete
     """Runs a program that cannot write a file of more than `file_bytes` and must fail with status 2."""
     code = (f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, "
             "resource.RLIM_INFINITY)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    command, options = program(*arguments)
+    command, options = program(*arguments, PYTHONDONTWRITEBYTECODE="1")  # Python may leave half a cached module
     done = subprocess.run([command[0], "-c", code, *command[1:]], capture_output=True, timeout=PATIENCE, **options)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -131,11 +132,14 @@ def test_a_background_save_writes_the_state_of_its_start(tmp_path, trained, slow
             assert torch.equal(other_optimizer.state[one][kind], moment)
 
 
-def test_a_save_waits_for_the_one_before(tmp_path, small, slow_disk):
+def test_a_save_waits_for_the_one_before(tmp_path, small, slow_disk, monkeypatch):
     own = checkpoints(tmp_path)
     own.save(TrainState(step=1), *small, scaler(), wait=False)
-    threading.Timer(0.2, slow_disk.set).start()
-    own.save(TrainState(step=2), *small, scaler())
+    advance = own.advance
+    monkeypatch.setattr(own, "advance", lambda: slow_disk.set() or advance())  # it is slow until somebody waits
+    own.save(TrainState(step=2), *small, scaler(), wait=False)
+    assert (tmp_path / "step-00000001").exists()
+    own.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
@@ -149,11 +153,12 @@ def test_advance_raises_errors_of_a_background_save(tmp_path, small):
     assert newest(tmp_path) == (good, []) and list(tmp_path.iterdir()) == [good]
 
 
-def test_whatever_ends_a_run_its_last_state_is_completed(tmp_path, small, slow_disk):
+def test_whatever_ends_a_run_its_last_state_is_completed(tmp_path, small, slow_disk, monkeypatch):
+    shutdown = ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", lambda *own: slow_disk.set() or shutdown(*own))
     with pytest.raises(ZeroDivisionError), checkpoints(tmp_path / "resume") as own:
         own.begin()
         own.save(TrainState(step=2), *small, scaler(), wait=False)
-        threading.Timer(0.2, slow_disk.set).start()
         raise ZeroDivisionError
     assert newest(tmp_path / "resume") == (tmp_path / "resume/step-00000002", [])
     assert len(list((tmp_path / "resume").iterdir())) == 1
@@ -374,11 +379,10 @@ with Checkpoints(Path(sys.argv[1]), keep=1, ranks=Ranks(0, 1, torch.device("cpu"
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_earlier_states_untouched(tmp_path):
-    shown = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "resume"), str(Path(__file__).parent)],
-                           capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("step-00000002: this resume state cannot be written") == 5
-    assert shown.stdout.count("the ones before it are untouched") == 5
+    shown = subprocess.check_output([sys.executable, "-B", "-c", FULL_DISK, tmp_path / "resume", Path(__file__).parent],
+                                    text=True)
+    assert shown.count("step-00000002: this resume state cannot be written") == 5
+    assert shown.count("the ones before it are untouched") == 5
     assert newest(tmp_path / "resume") == (tmp_path / "resume/step-00000001", [])
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-00000001"]
 

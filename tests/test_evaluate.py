@@ -1,7 +1,6 @@
 """scripts/evaluate.py: its results file, interruptions, and what it refuses."""
 
 import json
-import os
 import runpy
 import signal
 import subprocess
@@ -184,19 +183,35 @@ def test_something_to_evaluate_on_is_needed(run_here):
         run_here("--data_path", "missing.jsonl")
 
 
+SLOW = """
+import runpy, sys, time
+from minimind_sft.evaluation import conversations
+answer, calls = conversations.answer, []
+def slow(*arguments):
+    calls.append(0)
+    if len(calls) == 4:
+        print("three answered", flush=True)
+        time.sleep(1e6)
+    return answer(*arguments)
+conversations.answer = slow
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_evaluation_continues(run_here, flags, tmp_path):
-    write_rows(flags[3], [chat(f"Say {n}.", f"It is {n}.") for n in range(100)])
-    command, options = program(EVALUATE, *flags, "--batch_size", 1, "--max_new_tokens", 20)
+    command, options = program(EVALUATE, *flags, "--batch_size", 1)
     kept = tmp_path / "r.answers.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-    wait_for(lambda: kept.exists() and b'"task": "answers"' in kept.read_bytes(), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", SLOW, *command[1:]], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, **options) as process:
+        wait_for(lambda: "three answered" in process.stdout.readline(), process)
+        process.kill()
     before = kept.read_bytes()
-    assert 0 < before.count(b'"task": "answers"') < 100
-    shown = run_here(*flags, "--batch_size", 64, "--max_new_tokens", 20)
-    assert "resumed " in shown
-    assert kept.read_bytes().startswith(before[:before.rfind(b"\n") + 1])
-    assert [line["item"] for line in answers(kept)] == [str(n) for n in range(100)]
+    assert before.count(b'"task": "answers"') == 3
+    kept.write_bytes(before[:-5])  # as if it had been killed in the middle of a line
+    shown = run_here(*flags, "--batch_size", 64)
+    assert "resumed     9 finished items" in shown
+    assert kept.read_bytes().startswith(before[:before.rfind(b"\n", 0, -1) + 1])
+    assert [line["item"] for line in answers(kept)] == [str(n) for n in range(7)]

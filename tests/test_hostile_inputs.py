@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hostile.programs import Server
 from hostile.tries import Outcome, Try, judge
+from programs import PATIENCE
 
 from minimind_sft.paths import REPOSITORY
 
@@ -14,7 +15,7 @@ PROGRAM = r"""
 import os, sys, time
 what = sys.argv[1]
 if what == "traceback": raise KeyError("x")
-if what == "timeout": time.sleep(600)
+if what == "timeout": time.sleep(1e6)
 if what == "crash": os.abort()
 if what == "memory": kept = bytearray(300 * 2**20); print(sum(kept[::4096]))
 if what == "escape": print("a\x1b[2Jb")
@@ -37,9 +38,9 @@ def test_each_outcome_is_told_from_the_others(tmp_path):
     for what, expected in [("traceback", "either"), ("crash", "either"), ("memory", "either"), ("escape", "either"),
                            ("refused", "refused"), ("refused", "accepted"), ("two lines", "refused"),
                            ("nothing", "refused"), ("nothing", "accepted"), ("timeout", "either")]:
-        one = Try(what, ["odd.py", what], expected, seconds=1 if what == "timeout" else 60, memory_mib=200)
+        one = Try(what, ["odd.py", what], expected, seconds=1 if what == "timeout" else PATIENCE, memory_mib=200)
         seen[what, expected] = judge(one, server.run(one, tmp_path), ())[0]
-    one = Try("damaged", ["odd.py", "damaged", str(kept)], "accepted")
+    one = Try("damaged", ["odd.py", "damaged", str(kept)], "accepted", seconds=PATIENCE)
     assert judge(one, server.run(one, tmp_path), [kept])[0] == "damaged" and kept.read_text() == "changed"
     server.close()
     assert seen == {

@@ -14,14 +14,17 @@ pytestmark = pytest.mark.slow
 
 PARTS = ("LICENSE", "README.md", "MANIFEST.in", "pyproject.toml", "setup.py", "eval_llm.py", "dataset", "minimind_sft",
          "model", "scripts", "trainer")
+CACHES = shutil.ignore_patterns("__pycache__")  # other processes write there meanwhile
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for part in PARTS:
-        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
-        copy(REPOSITORY / part, folder / part)
+        if (REPOSITORY / part).is_dir():
+            shutil.copytree(REPOSITORY / part, folder / part, ignore=CACHES)
+        else:
+            shutil.copy(REPOSITORY / part, folder / part)
     demo = folder / "dataset/pretrain_demo.jsonl"
     demo.write_text("".join(demo.read_text(encoding="utf-8").splitlines(keepends=True)[:100]), encoding="utf-8")
     return folder
