@@ -4,6 +4,7 @@ import json
 import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kill_and_resume import repeatable_lines
-from programs import PATIENCE
+from programs import PATIENCE, REPOSITORY
 from tiny_training import Training
 
 from minimind_sft.settings.spec import changed
@@ -36,16 +37,22 @@ TABLES = [(2, "warnings", [{"warning": "no supervised token in it"}]), (2, "answ
           (3, "warnings", [{"warning": "The validation loss rises."}])]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Lets loggers take as long as they need, unless a test says otherwise."""
+    for module, name in ((background, "START_SECONDS"), (background, "FINISH_SECONDS"), (to_wandb, "INIT_SECONDS"),
+                         (to_wandb, "FINISH_SECONDS")):
+        monkeypatch.setattr(module, name, PATIENCE)
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Starts the real loggers, which have neither keys nor a network."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SWANLAB_"))]:
         monkeypatch.delenv(name)
     for name, value in {"HOME": tmp_path, "NETRC": tmp_path / "netrc", "WANDB_MODE": "offline",
-                        "SWANLAB_MODE": "offline"}.items():
+                        "SWANLAB_MODE": "offline", "WANDB__SERVICE_WAIT": PATIENCE}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(background, "START_SECONDS", PATIENCE)
-    monkeypatch.setattr(background, "FINISH_SECONDS", PATIENCE)
 
     def call(*names: str, first_step: int = 0) -> Loggers:
         settings = changed(SFTSettings(), loggers=names, save_dir=str(tmp_path / "out"))
@@ -340,20 +347,42 @@ def test_a_run_that_fails_is_marked_as_failed(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unreachable_server_costs_one_line(start, monkeypatch, capfd):
-    """The last test of this file, because SwanLab goes on trying for 15 seconds, and starts no other run meanwhile."""
-    pytest.importorskip("wandb"), pytest.importorskip("swanlab")
+def test_an_unreachable_server_costs_one_line_of_wandb(start, monkeypatch, capfd):
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(to_wandb, "INIT_SECONDS", 0.5)
     (line,) = send_all(start("wandb")).splitlines()
     assert line.startswith("wandb: Failed to get resume status for run 0123456789abcdef")
-    monkeypatch.setenv("SWANLAB_MODE", "online")
-    monkeypatch.setenv("SWANLAB_API_KEY", "0" * 21)
-    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:9")
-    monkeypatch.setattr(background, "START_SECONDS", 0.1)
-    monkeypatch.setattr(background, "FINISH_SECONDS", 0.1)
-    (line,) = send_all(start("swanlab")).splitlines()
-    assert line.startswith("swanlab: not finished after 0 seconds, so some of the log is missing there; the run goes ")
     assert capfd.readouterr() == ("", "")
+
+
+SWANLAB = """
+import os, sys
+import swanlab
+from minimind_sft.settings.spec import changed
+from minimind_sft.settings.training import SFTSettings
+from minimind_sft.training.loggers import background
+from minimind_sft.training.loggers.loggers import start_loggers
+
+background.START_SECONDS = background.FINISH_SECONDS = 0.1
+settings = changed(SFTSettings(), loggers=("swanlab",), save_dir=sys.argv[1])
+loggers = start_loggers(settings, "full_sft_32", "0123456789abcdef" * 2, 0, is_main=True)
+loggers.finish(0)
+print(*loggers.notices(), sep="\\n", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_costs_one_line_of_swanlab(start, tmp_path):
+    """In a process of its own: its thread goes on trying for 15 seconds, beside the tests that follow."""
+    pytest.importorskip("swanlab")
+    done = subprocess.run([sys.executable, "-c", SWANLAB, str(tmp_path / "out")], capture_output=True, text=True,
+                          timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "SWANLAB_MODE": "online",
+                                                 "SWANLAB_API_KEY": "0" * 21,
+                                                 "SWANLAB_API_HOST": "http://127.0.0.1:9"})
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("swanlab: not finished after 0 seconds, so some of the log is missing there; the run goes ")

@@ -122,6 +122,8 @@ def test_torchrun_receives_the_message_and_sees_a_lost_rank_as_a_consequence(tmp
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Returns a folder with Chinese conversations and the weights and metrics of a run on them."""
+    if find_spec("matplotlib"):
+        import matplotlib.font_manager  # noqa: F401  # the first time, it says that it builds a cache, and writes it
     folder = tmp_path_factory.mktemp("output")
     answer = {"role": "assistant", "content": "好的。"}
     write_rows(folder / "中文.jsonl", [{"conversations": [{"role": "user", "content": f"第{number}个问题？"}, answer]}
