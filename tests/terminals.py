@@ -90,11 +90,14 @@ class Terminal:
         return os.read(self.slave, waiting) if waiting else b""
 
     def _sleeps(self) -> bool:
-        state = Path(f"/proc/{self.process.pid}/stat")
-        if not state.exists():  # not Linux
+        """Tells whether all threads of the program sleep: one that has work to do may be waited for by another."""
+        threads = Path(f"/proc/{self.process.pid}/task")
+        if not threads.exists():  # not Linux
             time.sleep(1)
             return True
-        return state.read_text().rpartition(")")[2].split()[0] == "S"
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread has ended meanwhile
+            return {state.read_text().rpartition(")")[2].split()[0] for state in threads.glob("*/stat")} == {"S"}
+        return False
 
     def _read(self) -> bool:
         """Reads output that comes within 0.2 seconds; returns False once the program has ended and all is read."""
