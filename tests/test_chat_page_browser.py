@@ -129,6 +129,32 @@ def test_calls_are_shown_and_their_results_sent(open_chat):
     assert chat.questions() == ["q", "r"], "nothing is lost"
 
 
+def test_a_call_that_was_cut_off_is_shown_and_not_sent_back(open_chat):
+    """Servers refuse a conversation with arguments that are not JSON, and so does training."""
+    chat = open_chat()
+    cut = [{"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Pa'}}]
+    whole = [{"index": 0, "id": "c2", "function": {"name": "time", "arguments": "{}"}}]
+    after = [{"index": 1, "id": "c3", "function": {"name": "weather", "arguments": "{"}}]
+    chat.server.answers |= {"q": [{"tool_calls": cut}, WAIT], "r": ["yes"],
+                            "s": ["Look:", {"tool_calls": whole}, {"tool_calls": after}], "noon": ["It is noon."]}
+    chat.start("q")
+    chat.page.locator(".call").wait_for()
+    chat.press("Stop")
+    chat.ask("r")
+    chat.server.go()
+    assert chat.sent() == [{"role": "user", "content": "r"}]
+    chat.ask("s")
+    assert chat.page.locator(".call").count() == 3 and chat.page.get_by_label("Result of weather").count() == 0
+    chat.page.get_by_label("Result of time").fill("noon")
+    chat.press("Send the results")
+    chat.see("It is noon.")
+    assert [message.get("tool_calls") for message in chat.sent()] == [None, None, None, [
+        {"id": "c2", "type": "function", "function": {"name": "time", "arguments": "{}"}}], None]
+    row = json.loads(chat.save("Save this chat (JSONL)"))
+    calls = [call["function"] for message in row["conversations"] for call in message.get("tool_calls", [])]
+    assert calls == [{"name": "time", "arguments": {}}] and len(row["conversations"]) == 6
+
+
 def test_a_server_that_dies_in_an_answer_loses_nothing(open_chat):
     chat = open_chat()
     chat.server.answers["q"] = ["So far ", DIE]

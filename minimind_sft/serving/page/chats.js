@@ -33,15 +33,30 @@ export function isChat(value) {
 
 export const chosenAnswer = turn => turn.answers[turn.chosen];
 export const isEmpty = answer => !answer.content.trim() && !answer.reasoning && !answer.calls.length;
-export const isComplete = answer => !isEmpty(answer) && ["stop", "tool_calls"].includes(answer.finish);
+export const isComplete = answer => saysSomething(answer) && ["stop", "tool_calls"].includes(answer.finish);
 export const titleOf = chat => chat.title || (chat.turns[0]?.content ?? "").trim().split("\n")[0].slice(0, 80);
+
+/** Returns the calls of an answer, without one that was cut off: neither servers nor training take half of its arguments. */
+export const wholeCalls = answer => answer.calls.filter(call => !call.arguments.trim() || isObject(call.arguments));
+
+/** Tells whether an answer holds anything that can be sent back. */
+const saysSomething = answer => Boolean(answer.content.trim() || answer.reasoning || wholeCalls(answer).length);
+
+function isObject(text) {
+  try {
+    const value = JSON.parse(text);
+    return value !== null && typeof value === "object" && !Array.isArray(value);
+  } catch {
+    return false;
+  }
+}
 
 /** Returns what the model is sent before a turn's answer: the system prompt and all turns through number `upTo`. */
 export function historyOf(chat, upTo) {
   const messages = chat.system.trim() ? [{ role: "system", content: chat.system }] : [];
   chat.turns.slice(0, upTo + 1).forEach((turn, index) => {
     const answer = chosenAnswer(turn), isLast = index === upTo;
-    if (!isLast && isEmpty(answer)) return; // a question that was never answered
+    if (!isLast && !saysSomething(answer)) return; // a question that was never answered
     messages.push(...asked(turn), ...(isLast ? [] : [said(answer)]));
   });
   return messages;
@@ -53,9 +68,9 @@ function asked(turn) {
 }
 
 function said(answer) {
-  const message = { role: "assistant", content: answer.content };
+  const message = { role: "assistant", content: answer.content }, calls = wholeCalls(answer);
   if (answer.reasoning) message.reasoning_content = answer.reasoning;
-  if (answer.calls.length) message.tool_calls = answer.calls.map(call => (
+  if (calls.length) message.tool_calls = calls.map(call => (
     { id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
   return message;
 }
@@ -81,7 +96,7 @@ export function rowOf(chat) {
   let at = conversations.length && conversations[0].role === "system" ? 1 : 0;
   for (const turn of chat.turns.slice(0, last)) {
     const answer = chosenAnswer(turn);
-    if (isEmpty(answer)) continue;
+    if (!saysSomething(answer)) continue;
     at += asked(turn).length;
     if (!isComplete(answer)) conversations[at] = { ...conversations[at], train: false };
     at++;

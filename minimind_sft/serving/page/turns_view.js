@@ -1,11 +1,13 @@
 // Shows the turns of a chat: questions, answers, versions, votes, and the results of calls.
 import { AnswerView } from "./answer_view.js";
-import { chosenAnswer } from "./chats.js";
+import { chosenAnswer, wholeCalls } from "./chats.js";
 import { copyText, element, icon, iconButton } from "./dom.js";
 import { t } from "./strings.js";
 
 const VOTES = { a: "voteA", b: "voteB", tie: "voteTie", bad: "voteBad" };
 const SIDES = ["A", "B"];
+
+const waitsForResults = answer => answer.finish === "tool_calls" && wholeCalls(answer).length > 0;
 
 export class TurnsView {
   /** `on`: what to do at a reader's wish: edit, regenerate, retry, choose, switchTo, vote, sendResults, enterKey. */
@@ -36,7 +38,7 @@ export class TurnsView {
       turn.results ? this.results(turn, at, running) : this.question(turn, at, running),
       element("div", { class: "answers" }, ...answers),
       turn.pair && !running ? this.votes(turn, at, isLast) : null,
-      isLast && !running && !turn.pair && chosenAnswer(turn).finish === "tool_calls" ? this.resultsForm(turn, at) : null);
+      isLast && !running && !turn.pair && waitsForResults(chosenAnswer(turn)) ? this.resultsForm(turn, at) : null);
   }
 
   question(turn, at, running) {
@@ -151,7 +153,7 @@ export class TurnsView {
   }
 
   resultsForm(turn, at) {
-    const { calls } = chosenAnswer(turn);
+    const calls = wholeCalls(chosenAnswer(turn));
     const fields = calls.map(call => element("textarea", { rows: "2", placeholder: t("callHint"),
       "aria-label": t("callResult", { name: call.name }) }));
     return element("form", { class: "results-form", on: { submit: event => {
