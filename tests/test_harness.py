@@ -12,6 +12,7 @@ from exports import export_of
 from programs import run_here, write_rows
 from tiny_adapters import write_base
 
+from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.errors import UserError
 from minimind_sft.evaluation import harness
 from minimind_sft.evaluation.harness import HarnessModel, harness_class, register, settings_from
@@ -58,6 +59,22 @@ def test_control_tokens_in_a_prompt_are_control_tokens():
     assert of().render(begun, add_generation_prompt=False).endswith("</think>\n\nI am")
     with pytest.raises(UserError, match=r"tiny\.pth: the weights have only been pretrained and have no chat template"):
         of(template=None).render(CHAT, add_generation_prompt=True)
+
+
+TRIMS = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content|trim }}<|im_end|>\n{% endfor %}"
+         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def test_a_message_is_continued_where_its_text_ends():
+    trims = of(template=ChatTemplate(TOKENIZER, TRIMS))
+    for content in ("I am", "I am ", "<|im_end|>", ""):
+        begun = [*CHAT, {"role": "assistant", "content": content}]
+        assert of().render(begun, add_generation_prompt=False).endswith(f"</think>\n\n{content}")
+        assert trims.render(begun, add_generation_prompt=False).endswith(f"assistant\n{content}".rstrip())
+    changed = [*CHAT, {"role": "assistant", "content": "well</think>so"}]
+    with pytest.raises(UserError, match=r'^tiny\.pth: the chat template does not write the last message as it is, so '
+                                        r'that the model cannot continue it: "well</think>so"$'):
+        of().render(changed, add_generation_prompt=False)
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ MAX_NEW_TOKENS = 256
 """Tokens that the harness lets a model generate if a task does not say."""
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that tasks use for the most tokens to generate; the first given counts."""
+CONTINUED = "CONTINUED_HERE"
+"""Text that marks the end of a message while it is rendered."""
 CHOICE = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
@@ -129,19 +131,23 @@ class HarnessModel:
         return chat_stop_ids(loaded.template, named)
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool) -> str:
-        """Renders a chat as the model's template does.
+        """Renders a chat as the model's template does; without generation prompt, up to the end of the last message.
 
         Raises:
-            UserError: if the weights have no chat template, or it refuses the messages.
+            UserError: if the weights have no chat template, or it refuses the messages or changes the last one.
         """
         if self.loaded.template is None:
             raise UserError(f"{self.loaded.path}: the weights have only been pretrained and have no chat template; "
                             "--apply_chat_template needs one")
-        text = self.loaded.template.render(messages, add_generation_prompt=add_generation_prompt)
         if add_generation_prompt:
-            return text
-        last = messages[-1]["content"]  # the model continues this message
-        return text[:text.rindex(last) + len(last)]
+            return self.loaded.template.render(messages, add_generation_prompt=True)
+        *earlier, last = messages  # the model continues the last message
+        marked = {**last, "content": f"{last['content']}{CONTINUED} "}
+        text, found, rest = self.loaded.template.render([*earlier, marked]).rpartition(CONTINUED)
+        if not found or last["content"].strip() not in text:
+            raise UserError(f"{self.loaded.path}: the chat template does not write the last message as it is, so that "
+                            f"the model cannot continue it: {describe(last['content'])}")
+        return text if rest.startswith(" ") else text.rstrip()  # some templates trim messages
 
 
 def _generation(arguments: dict[str, Any]) -> tuple[list[str], SamplingSettings]:
