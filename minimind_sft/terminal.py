@@ -33,6 +33,8 @@ COMMAND = re.compile(r"\s+|(?:--\S+ (?!--))?(?:'[^']*'|[^\s'])+")
 """A command may break between two of these: not between a flag and its value, and not inside quotes."""
 SHELL_CONTINUES = " \\"
 MIN_INDENT = "  "
+RATE_A_SECOND = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+"""tqdm's own bar, but with 0.61 questions/s where tqdm writes 1.65s/ questions."""
 
 
 def columns(text: str) -> int:
@@ -183,7 +185,10 @@ def progress_bar(items: Iterable | None = None, *, label: str, **options: Any) -
     Args:
         options: of tqdm; `leave` and `disable` change what is said above.
     """
-    return tqdm(items, desc=harmless(label), **{"leave": False, "disable": None, **options})
+    bar = tqdm(items, desc=harmless(label), **{"leave": False, "disable": None, **options})
+    if bar.total and "bar_format" not in options:
+        bar.bar_format = RATE_A_SECOND
+    return bar
 
 
 def _write_lines(text: str, stream: TextIO) -> None:

@@ -3,11 +3,12 @@
 import io
 import os
 import pty
+import re
 import termios
 
 import pytest
 
-from minimind_sft.terminal import aligned, columns, fitted, wrap
+from minimind_sft.terminal import aligned, columns, fitted, progress_bar, wrap
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -115,3 +116,12 @@ def test_tables_are_aligned_by_columns_of_the_terminal():
     rows = [("run", "loss", "end"), ("模型_a", "2.5", "finished"), ("b", "10.25", "")]
     assert aligned(rows, numbers=[1]) == ["run      loss  end", "模型_a    2.5  finished", "b       10.25"]
     assert aligned([]) == []
+
+
+def test_a_slow_bar_shows_its_rate_by_the_second():
+    stream = io.StringIO()
+    with progress_bar(label="answers", total=4, unit=" questions", disable=False, mininterval=0, file=stream) as bar:
+        bar.start_t -= 100
+        bar.last_print_t -= 100
+        bar.update(2)
+    assert re.search(r"\| 2/4 \[\d+:\d\d<\d+:\d\d, +0\.\d\d questions/s\]", stream.getvalue())
