@@ -52,9 +52,17 @@ class Subject:
         texts = {part.data if isinstance(part, nodes.TemplateData) else part.value for part in written}
         self.constants = sorted(text for text in texts if text.strip()) or ["x"]
         self.continuations = sorted(continuations(tree, self.control))
-        constants = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
-        self.looked_for = sorted(text for text in constants - texts if text.strip() and not text.isidentifier())
-        """Strings the template may search for in a text; it may then render something else, as in transformers."""
+        places = set(map(id, written))
+        searched = {part.value for part in tree.find_all(nodes.Const)
+                    if isinstance(part.value, str) and id(part) not in places}
+        with_token = {text for text in texts if any(token in text for token in self.control)}
+        self.looked_for = sorted(text for text in searched - with_token
+                                 if len(text.strip()) > 1 and not text.isidentifier())
+        """Strings the template may search for in a text; it may then render something else, as in transformers.
+
+        One that it writes as well is among them, as "/nothink" in `'/nothink' if not content.endswith('/nothink')`,
+        unless it spells a control token: text that became one must be found. Single characters are in too many texts.
+        """
 
     def attacker(self, rng: random.Random) -> "Attacker":
         return Attacker(self, rng)

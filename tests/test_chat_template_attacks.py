@@ -113,6 +113,15 @@ def test_ids_that_decode_to_other_text_are_found():
     assert "decodes to" in problems(replace_a_word)
 
 
+def test_a_switch_that_the_template_both_searches_for_and_writes_is_no_leak():
+    """As GLM-4.5's "/nothink"; here a question that ends in it gets an empty system turn."""
+    source = ("{% if messages[0].content.endswith('/nothink') %}<|im_start|>system\n<|im_end|>\n{% endif %}"
+              + BUNDLED.source + "{{ '/nothink' if false else '' }}")
+    attack = conversation(("user", "w0q/nothink"), ("assistant", "w1q"))
+    outcome = check_attack(Subject(ChatTemplate(TOKENIZER, source)), attack, TWIN)
+    assert (outcome.looked_for, outcome.problems) == (True, [])
+
+
 def test_a_refusal_is_counted_by_its_reason():
     source = BUNDLED.source + "{% if 'im_end' in messages[0].content %}{{ raise_exception('never that') }}{% endif %}"
     outcome = check_attack(Subject(ChatTemplate(TOKENIZER, source)), ATTACK, TWIN)
