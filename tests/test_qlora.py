@@ -5,7 +5,8 @@ from hashlib import sha256
 
 import pytest
 import torch
-from programs import succeed
+from programs import LORA, TORCHRUN, succeed
+from safetensors.torch import load_file
 from tiny_adapters import write_base
 
 from minimind_sft.model.config import ModelConfig
@@ -16,7 +17,6 @@ from minimind_sft.model.weights import read_weights
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, which the extra [qlora] installs")
 pytestmark = pytest.mark.slow
 
-LORA = "trainer/train_lora.py"
 TINY = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                    intermediate_size=96)
 
@@ -39,6 +39,18 @@ def test_a_stopped_run_with_a_4_bit_base_resumes_to_the_same_bits(sft_data, tmp_
         whole, cut = ({path.relative_to(folder): sha256(path.read_bytes()).hexdigest()
                        for path in folder.glob(pattern)} for folder in (tmp_path / "whole", tmp_path / "cut"))
         assert whole and whole == cut
+
+
+def test_two_ranks_end_with_the_adapter_of_one(sft_data, tmp_path):
+    common = ["--from_weight", write_base(tmp_path, TINY), "--data_path", sft_data, "--quantize", "nf4", "--dtype",
+              "float32", "--save_dtype", "float32", "--save_dir", tmp_path, "--device", "cpu", "--eval_samples", 0,
+              "--max_steps", 3]
+    succeed(LORA, *common, "--lora_name", "one", "--batch_size", 4)
+    succeed(LORA, *common, "--lora_name", "two", "--batch_size", 2, module=TORCHRUN)
+    one, two = (load_file(tmp_path / f"lora_{name}_32.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=0, atol=2e-5)
 
 
 def test_the_base_is_the_one_that_transformers_quantises(tmp_path):
