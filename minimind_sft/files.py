@@ -51,15 +51,6 @@ def open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def check_regular(path: Path) -> None:
-    """Refuses what `open_regular` refuses, before a library opens the file by its name.
-
-    Raises:
-        UserError: naming the file.
-    """
-    open_regular(path).close()
-
-
 def read_regular_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Reads a whole regular file.
 

@@ -7,7 +7,6 @@ import pytest
 
 from minimind_sft.errors import UserError
 from minimind_sft.files import (
-    check_regular,
     open_regular,
     path_exists,
     peek_object,
@@ -19,7 +18,7 @@ from minimind_sft.files import (
     sha256_of_file,
 )
 
-READERS = [open_regular, check_regular, read_regular_file, sha256_of_file, read_text, read_object, read_configuration,
+READERS = [open_regular, read_regular_file, sha256_of_file, read_text, read_object, read_configuration,
            refuse_lfs_pointer]
 
 

@@ -185,7 +185,7 @@ def _with_last_turn_learned(conversation: Conversation) -> Conversation:
 
 
 def longest_run_of_turns(template: ChatTemplate, conversation: Conversation, max_seq_len: int,
-                         supervision: Supervision = ALL_TURNS) -> list[TokenSequence]:
+                         supervision: Supervision) -> list[TokenSequence]:
     """Returns the sequences of the longest run of whole turns that fits `max_seq_len`; [] if none fits.
 
     A run begins with a question and ends with an answer, and keeps the system turn before it. Of two runs with equally

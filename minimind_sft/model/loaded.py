@@ -19,6 +19,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LAYER = re.compile(r"model\.layers\.\d+")
 MAX_NAMED = 3
 """Tensors named in one error."""
+COMPARED_ROWS = 4096
+"""Rows of two matrices that are converted at a time to be compared."""
 
 
 class Source(Protocol):
@@ -169,10 +171,10 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def equal_values(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
+def equal_values(a: Tensor, b: Tensor) -> bool:
     """Compares two matrices of any dtypes, in pieces: no second copy of a large one is made."""
     return a.shape == b.shape and all(torch.equal(x.double(), y.double())
-                                      for x, y in zip(a.split(rows), b.split(rows), strict=True))
+                                      for x, y in zip(a.split(COMPARED_ROWS), b.split(COMPARED_ROWS), strict=True))
 
 
 def listed(names: Sequence[str]) -> str:

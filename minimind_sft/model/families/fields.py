@@ -80,8 +80,8 @@ class Fields:
             self.refuse(name, f"is {value:,}, expected at most {MAX_LAYERS:,}")
         return value
 
-    def whole_or_null(self, name: str, default: Any = REQUIRED, least: int = 1) -> int | None:
-        return None if self._is_null(name) else self.whole(name, default, least)
+    def whole_or_null(self, name: str, default: Any = REQUIRED) -> int | None:
+        return None if self._is_null(name) else self.whole(name, default)
 
     def number(self, name: str, default: Any = REQUIRED) -> float:
         """Returns a finite number of at least 0 as a float, or `default` if the field is absent."""
@@ -92,8 +92,8 @@ class Fields:
             self.refuse(name, f"expected a number from 0, found {describe(value)}")
         return float(value)
 
-    def number_or_null(self, name: str, default: float | None = None) -> float | None:
-        return None if self._is_null(name) else self.number(name, default)
+    def number_or_null(self, name: str) -> float | None:
+        return None if self._is_null(name) else self.number(name, None)
 
     def flag(self, name: str, default: Any = REQUIRED) -> bool:
         value = self._take(name, default)
