@@ -134,7 +134,11 @@ class _Header:
         self.place = "the header"
 
     def read_start(self) -> tuple[int, int]:
-        """Reads magic and version; returns (number of tensors, number of metadata values)."""
+        """Reads magic and version; returns (number of tensors, number of metadata values).
+
+        Raises:
+            UserError: naming the file, if it is no GGUF file of a known version.
+        """
         magic = self.file.read(4)
         if magic != MAGIC:
             raise UserError(f"{self.path}: not a GGUF file (it begins with {magic!r}, expected {MAGIC!r})")
@@ -148,6 +152,11 @@ class _Header:
         return self._number("<Q"), self._number("<Q")
 
     def read_metadata(self, count: int) -> dict[str, Any]:
+        """Reads `count` keys with their values.
+
+        Raises:
+            UserError: naming the file and the key, if one is there twice or cannot be read.
+        """
         self._expect_bytes(count * 13, f"{count:,} metadata values")  # a key, a type and one byte
         metadata: dict[str, Any] = {}
         for _ in range(count):
@@ -160,6 +169,11 @@ class _Header:
         return metadata
 
     def read_tensors(self, count: int, metadata: dict[str, Any]) -> dict[str, StoredTensor]:
+        """Reads names, shapes, types and places of `count` tensors, none of the data.
+
+        Raises:
+            UserError: naming the file and the tensor, if one is there twice or cannot be where the file says.
+        """
         self.place = "the list of tensors"
         self._expect_bytes(count * 32, f"{count:,} tensors")  # a name, one dimension, type and offset
         listed: dict[str, StoredTensor] = {}

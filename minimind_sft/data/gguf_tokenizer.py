@@ -83,7 +83,11 @@ class _Fields:
         return self.metadata.get(f"tokenizer.ggml.{name}")
 
     def value(self, name: str, kind: type) -> Any:
-        """Returns the value of a field that must be there."""
+        """Returns the value of a field that must be there.
+
+        Raises:
+            UserError: naming the field, if it is missing or of another kind.
+        """
         found = self.get(name)
         if not isinstance(found, kind):
             what = "no such field" if found is None else describe(found)
@@ -91,13 +95,22 @@ class _Fields:
         return found
 
     def optional(self, name: str, kind: type, expected: str) -> Any:
-        """Returns the value of a field, or None without it."""
+        """Returns the value of a field, or None without it.
+
+        Raises:
+            UserError: naming the field, if it is of another kind.
+        """
         found = self.get(name)
         if not isinstance(found, kind | None):
             raise self.error(name, f"expected {expected}, found {describe(found)}")
         return found
 
     def strings(self, name: str, limit: int) -> list[str]:
+        """Returns a list of at most `limit` strings.
+
+        Raises:
+            UserError: naming the field, if it is anything else.
+        """
         found = self.value(name, list)
         if len(found) > limit:
             raise self.error(name, f"expected at most {limit:,} entries, found {len(found):,}")
@@ -106,6 +119,11 @@ class _Fields:
         return found
 
     def numbers(self, name: str, count: int, kind: type) -> list[Any]:
+        """Returns a list of `count` numbers of a kind, int or float.
+
+        Raises:
+            UserError: naming the field, if it is anything else.
+        """
         found = self.value(name, list)
         if not all(type(one) is kind for one in found):
             raise self.error(name, f"expected a list of {'whole ' * (kind is int)}numbers")

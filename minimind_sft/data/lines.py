@@ -102,6 +102,11 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Reads decompressed bytes into the buffer; returns how many.
+
+        Raises:
+            UserError: naming the file, if it expands to more than text does.
+        """
         content = self._stream.read(len(buffer))
         buffer[:len(content)] = content
         self._count += len(content)

@@ -148,7 +148,11 @@ class _Tokens:
         return special
 
     def listed(self, files: dict[str, dict[str, Any]]) -> set[str]:
-        """Returns the special tokens without a name."""
+        """Returns the special tokens without a name.
+
+        Raises:
+            UserError: naming file and field, if a list holds something else than tokens.
+        """
         found = set()
         for file, content in files.items():
             for name in LISTS_OF_TOKENS:
@@ -162,7 +166,11 @@ class _Tokens:
         return found
 
     def add_declared(self, entries: Any) -> None:
-        """Adds the tokens of `added_tokens_decoder`: {"5": {"content": "<x>", ...}}."""
+        """Adds the tokens of `added_tokens_decoder`: {"5": {"content": "<x>", ...}}.
+
+        Raises:
+            UserError: naming file and field, if it holds something else.
+        """
         place = f"{self._folder / 'tokenizer_config.json'}: added_tokens_decoder"
         if not isinstance(entries, dict | None):
             raise UserError(f"{place}: expected an object, found {describe(entries)}")
@@ -177,7 +185,11 @@ class _Tokens:
             self._add(entry["content"], int(key), flags, place)
 
     def add_numbered(self, ids: dict[str, Any], special: set[str]) -> None:
-        """Adds the tokens of added_tokens.json: {"<x>": 5}."""
+        """Adds the tokens of added_tokens.json: {"<x>": 5}.
+
+        Raises:
+            UserError: naming the token, if it has no id.
+        """
         place = str(self._folder / "added_tokens.json")
         for token, token_id in ids.items():
             if type(token_id) is not int or token_id < 0:
@@ -194,7 +206,10 @@ class _Tokens:
                               "ordinary text")
 
     def check_named(self, special: dict[str, str]) -> None:
-        """Refuses a named special token that is not in the vocabulary."""
+        """
+        Raises:
+            UserError: for a named special token that is not in the vocabulary; names its field.
+        """
         for name, token in special.items():
             if self._ids and token not in self._ids:
                 raise UserError(f"{self._place_of[name]}: {token!r} is not in {self._main.name}")

@@ -137,6 +137,7 @@ class _Workers:
             raise ProcessLost("a process that prepares the data died (killed for lack of memory?)") from error
 
     def close(self) -> None:
+        """Ends all workers, whatever they are doing."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:

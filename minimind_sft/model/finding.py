@@ -45,6 +45,7 @@ class Candidate:
 
     @classmethod
     def at(cls, path: Path) -> "Candidate":
+        """Describes the file at `path` by its name and its sidecar."""
         sidecar = peek_object(sidecar_path(path))  # what is wrong with it is reported when the weights are read
         model = sidecar.get("model")
         if not isinstance(model, dict):

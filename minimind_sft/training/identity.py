@@ -79,6 +79,7 @@ def common_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 def sha256_of_parameters(model: MiniMindForCausalLM) -> str:
+    """Returns the SHA-256 of all parameters' bytes, in hex."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16

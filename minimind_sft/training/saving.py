@@ -26,6 +26,7 @@ class Saver:
         self._write_weights, self._clock = write_weights, SaveClock(interval)
 
     def is_due(self, step: int) -> bool:
+        """Whether to write a resume state after `step`. The clock of each rank is its own."""
         return self._clock.is_due(step)
 
     @property
@@ -74,6 +75,7 @@ class SaveClock:
         self._is_unfinished = False
 
     def is_due(self, step: int) -> bool:
+        """Whether the next resume state is due after `step`."""
         if self.interval:
             return step % self.interval == 0
         return not self._is_unfinished and time.monotonic() - self._ended >= max(
