@@ -149,7 +149,7 @@ def test_an_adapter_to_continue_decides_its_own_shape(flags):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--lora_rank", "0"], "--lora_rank is 0, expected at least 1"),
-    (["--lora_alpha", "0"], "--lora_alpha is 0.0, expected more than 0"),
+    (["--lora_alpha", "0"], "--lora_alpha is 0.0, expected more than 0 and at most 1,000,000"),
     (["--lora_dropout", "1"], "--lora_dropout is 1.0, expected at least 0 and less than 1"),
     (["--lora_name", "a/b"], "--lora_name is 'a/b', expected a name; --save_dir is the folder"),
     (["--from_weight", "none"], "--from_weight none: an adapter needs a base model"),

@@ -26,7 +26,7 @@ from minimind_sft.settings.scripts import (
 )
 from minimind_sft.settings.serve import ServeSettings
 from minimind_sft.settings.spec import as_typed, changed, flags_of, names_of, problems, recorded, setting
-from minimind_sft.settings.training import PretrainSettings, SFTSettings
+from minimind_sft.settings.training import LoraSFTSettings, PretrainSettings, SFTSettings
 from minimind_sft.training.identity import CHANGEABLE, common_settings
 
 
@@ -88,6 +88,12 @@ def test_a_step_of_more_rows_than_can_be_counted_is_refused():
     assert problems(changed(SFTSettings(), batch_size=10**5, accumulation_steps=10**4)) == []
     assert problems(changed(SFTSettings(), batch_size=10**9, accumulation_steps=10**9)) == [
         "--batch_size times --accumulation_steps is 1,000,000,000,000,000,000, expected at most 1,000,000,000 rows"]
+
+
+def test_an_alpha_that_would_overflow_is_refused():
+    assert problems(changed(LoraSFTSettings(), lora_alpha=10.0**6)) == []
+    assert problems(changed(LoraSFTSettings(), lora_alpha=1e300)) == [
+        "--lora_alpha is 1e+300, expected more than 0 and at most 1,000,000"]
 
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])

@@ -7,6 +7,8 @@ from minimind_sft.settings.spec import setting
 ALL_LINEAR = "all-linear"
 QUANTIZATIONS = ("none", "nf4")
 DEFAULT_RANK, DEFAULT_ALPHA = 16, 32.0
+MAX_ALPHA = 10**6
+"""Far beyond any that trains; much larger ones overflow."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class LoraSettings:
         None, f"rank of each change B A (default: {DEFAULT_RANK}, or that of --from_lora)", min=1)
     lora_alpha: float | None = setting(
         None, "strength of the change: it is multiplied by lora_alpha / lora_rank (default: "
-              f"{DEFAULT_ALPHA:g}, or that of --from_lora)", above=0)
+              f"{DEFAULT_ALPHA:g}, or that of --from_lora)", above=0, max=MAX_ALPHA)
     lora_dropout: float = setting(
         0.0, "dropout on what the adapters read", min=0, below=1, decides="weights")
     use_rslora: bool = setting(
