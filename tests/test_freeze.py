@@ -82,6 +82,8 @@ def test_a_range_counts_layers_not_digits():
     (["embedding"], "--freeze embedding: no 'embedding' here; the model has embed_tokens, layers, lm_head, norm"),
     (["norm", "layers.*.mpl"], "--freeze layers.*.mpl: no 'mpl' here; layers.* has input_layernorm, mlp, "
                                "post_attention_layernorm, self_attn"),
+    (["norm,lm_head"], "--freeze norm,lm_head: no 'norm,lm_head' here; the model has embed_tokens, layers, lm_head, "
+                       "norm; blanks separate names, not commas"),
     (["layers.0-2"], "--freeze layers.0-2: no '0-2' here; layers has 0-1"),
     (["layers.1-0"], "--freeze layers.1-0: no '1-0' here; layers has 0-1"),
     (["layers.0-99999999999"], "--freeze layers.0-99999999999: no '0-99999999999' here; layers has 0-1"),

@@ -42,6 +42,12 @@ def test_a_share_is_what_follows_the_last_colon_unless_a_file_has_that_name(fold
     (["a.jsonl:0.5", "*.jsonl:0.5"], "--data_path *.jsonl: a.jsonl has a share already, as a.jsonl"),
     (["a.jsonl:50%", "c.json:1"],
      "--data_path a.jsonl:50%: no such file (a share is a plain number, as in a.jsonl:0.5)"),
+    (["a.jsonl,c.json"], "--data_path a.jsonl,c.json: no such file (blanks separate files, not commas)"),
+    (["https://example.com/a.jsonl"], "--data_path https://example.com/a.jsonl: no such file (nothing is downloaded "
+                                      "here; give a file on this machine)"),
+    (["tatsu-lab/alpaca"], "--data_path tatsu-lab/alpaca: no such file (a data set of Hugging Face has to be fetched "
+                           "first: hf download tatsu-lab/alpaca --repo-type dataset --local-dir alpaca)"),
+    (["folder/a.json"], "--data_path folder/a.json: no such file"),
     (["none.jsonl:0.7"], "--data_path none.jsonl: no such file"),
     (["*.parquet"], "--data_path *.parquet: no file matches it"),
 ])

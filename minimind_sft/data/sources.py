@@ -1,6 +1,7 @@
 """Resolves `--data_path`: files, folders of `datasets`, globs, and the shares in which they are mixed."""
 
 import glob
+import re
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +13,8 @@ from minimind_sft.errors import UserError
 from minimind_sft.files import path_exists, resolved
 from minimind_sft.settings.data import split_share
 
+HUB_NAME = re.compile(r"[\w-]+/[\w-]+", re.ASCII)
+"""How data sets are named on Hugging Face's hub; files have an ending."""
 FILES_LOOKED_AT = 1000
 """In a folder given instead of its files, to suggest a glob."""
 
@@ -89,10 +92,23 @@ def _found(pattern: str) -> list[Path]:
     paths = [path] if path_exists(path) else sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
     if not paths:
         kind = "no file matches it" if glob.has_magic(pattern) else "no such file"
-        before, colon, _ = pattern.rpartition(":")
-        hint = f" (a share is a plain number, as in {before}:0.5)" if colon and path_exists(Path(before)) else ""
-        raise UserError(f"{pattern}: {kind}{hint}")
+        raise UserError(f"{pattern}: {kind}{_hint(pattern)}")
     return [file for path in paths for file in saved_dataset_files(path) or [path]]
+
+
+def _hint(pattern: str) -> str:
+    """Returns what is probably wrong with a name that no file has."""
+    before, colon, _ = pattern.rpartition(":")
+    if colon and path_exists(Path(before)):
+        return f" (a share is a plain number, as in {before}:0.5)"
+    if "://" in pattern:
+        return " (nothing is downloaded here; give a file on this machine)"
+    if "," in pattern and path_exists(Path(pattern.partition(",")[0])):
+        return " (blanks separate files, not commas)"
+    if HUB_NAME.fullmatch(pattern):
+        return (f" (a data set of Hugging Face has to be fetched first: hf download {pattern} --repo-type dataset "
+                f"--local-dir {Path(pattern).name})")
+    return ""
 
 
 def _checked(path: Path) -> Path:

@@ -62,7 +62,8 @@ def _named_by(pattern: str, names: Sequence[str]) -> list[str]:
         found = {one for one in there if part_matches(part, one)}
         if not found or any(str(int(end)) not in there for end in (ends.groups() if ends else ())):
             before = ".".join(parts[:depth]) or "the model"
-            raise UserError(f"--freeze {pattern}: no {part!r} here; {before} has {_listed(there) or 'no parts'}")
+            hint = "; blanks separate names, not commas" if "," in pattern else ""
+            raise UserError(f"--freeze {pattern}: no {part!r} here; {before} has {_listed(there) or 'no parts'}{hint}")
         rest = {name: split for name, split in rest.items() if split[depth] in found}
     return list(rest)
 
