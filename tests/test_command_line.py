@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_design():
     (["--epochs", "two"], "--epochs: expected a whole number, found 'two'"),
     (["--grad_clip", "much"], "--grad_clip: expected a number, found 'much'"),
     (["--epochs"], "--epochs: expected one argument"),
-    (["more"], "unrecognized arguments: more"),
+    (["more"], "these words belong to no flag: more"),
     (["--learning_rate", "nan"], "--learning_rate is nan, expected a finite number"),
     (["--micro_batch_tokens", "100"], "--micro_batch_tokens 100 is below --max_seq_len 768"),
     (["--use_moe", "2"], "--use_moe: expected 0 or 1, found '2'"),

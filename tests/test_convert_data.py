@@ -119,7 +119,7 @@ def test_the_seed_decides_which_rows_are_held_out(tmp_path):
     (["--eval_rows", -1, "--eval_out", "e.jsonl"], "--eval_rows is -1, expected at least 0"),
     (["--seed", -1], "--seed is -1, expected 0 to 4,611,686,018,427,387,904"),
     (["--eval_rows", 1, "--eval_out", "{out}"], "--eval_out {out}: expected another file than --out"),
-    (["none.jsonl"], "unrecognized arguments: none.jsonl (--help lists all flags)"),
+    (["none.jsonl"], "these words belong to no flag: none.jsonl (--help lists all flags)"),
 ])
 def test_bad_flags_are_refused(tmp_path, flags, message):
     rows, out = write_rows(tmp_path / "a.jsonl", questions(3)), tmp_path / "out.jsonl"

@@ -95,7 +95,8 @@ class FlagParser(argparse.ArgumentParser):
         return self.parse_args(self._bare_switches(read) + words[end:])
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')} (--help lists all flags)")
+        message = message.removeprefix("argument ").replace("unrecognized arguments:", "these words belong to no flag:")
+        raise UserError(f"{message} (--help lists all flags)")
 
     def _read_flag(self, word: str, found: list[str]) -> str:
         """Gives a flag the underscores of ours; adds what is wrong with it to `found`."""
