@@ -6,7 +6,16 @@ from tiny_generation import half_needed
 from torch import Tensor
 
 from minimind_sft.inference import packed
-from minimind_sft.inference.packed import HalfProduct, OneDNNProduct, Pack, best_pack, half_scale, pack, plain
+from minimind_sft.inference.packed import (
+    HalfProduct,
+    OneDNNProduct,
+    Pack,
+    best_pack,
+    half_scale,
+    pack,
+    pack_for_few_rows,
+    plain,
+)
 
 ROWS = [1, 2, 5, 33]
 bfloat16_needed = pytest.mark.skipif(best_pack(torch.zeros(1)) is None or not packed._bfloat16_works(),
@@ -103,15 +112,24 @@ def test_many_bfloat16_weights_are_multiplied_in_bfloat16(rows: int, monkeypatch
     assert all(1e-4 < relative_error(pack, weights, rows, bias) < 0.03 for bias in biases(weights))
 
 
+@bfloat16_needed
+def test_few_rows_are_multiplied_in_float32_if_float16_holds_the_weights(monkeypatch):
+    monkeypatch.setattr(packed, "SMALL", 10)
+    half, wide = random(40, 96).bfloat16(), (random(40, 96) * torch.logspace(-13, 0, 96)).bfloat16()
+    assert isinstance(pack_for_few_rows([half]), HalfProduct) and isinstance(pack_for_few_rows([wide]), OneDNNProduct)
+    assert relative_error(pack_for_few_rows, [half], 5, None) < 2e-6 < relative_error(pack, [half], 5, None)
+
+
+@pytest.mark.parametrize("form", [pack, pack_for_few_rows])
 @pytest.mark.parametrize(("inputs", "outputs"), [(96, 47), (3, 20), (576, 192), (1536, 576), (1410, 33)])
 @pytest.mark.parametrize(("dtype", "exact_in_half"), [
     (torch.float32, True), (torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False)])
 @half_needed
 def test_a_row_gets_the_same_bits_whichever_rows_are_beside_it(inputs: int, outputs: int, dtype: torch.dtype,
-                                                              exact_in_half: bool, monkeypatch):
+                                                              exact_in_half: bool, form: Pack, monkeypatch):
     monkeypatch.setattr(packed, "SMALL", 10)
     weight = random(outputs, inputs).half().float() * (1.0 if exact_in_half else 1.001)
-    product, x_TI = pack([weight.to(dtype)], random(outputs).to(dtype)), random(67, inputs)
+    product, x_TI = form([weight.to(dtype)], random(outputs).to(dtype)), random(67, inputs)
     together = product(x_TI)
     for start, end in [(0, 1), (66, 67), (5, 7), (9, 12), (1, 17), (3, 20), (2, 66)]:
         assert torch.equal(product(x_TI[start:end]), together[start:end])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minimind_sft.inference import packed
 from minimind_sft.inference.fast_forms import by_rows
-from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.inference.lowering import prompt_form, ready_to_decode
 from minimind_sft.inference.row_invariance import _EachAlone, is_row_invariant
 
 
@@ -25,7 +25,8 @@ def test_lowered_models_are_row_invariant(name: str, dtype: torch.dtype, adapter
         for parameter in model.parameters():
             parameter.data.mul_(1.001)  # float16 cannot hold them
     model = model.to(dtype)
-    assert is_row_invariant(ready_to_decode(with_adapters(model) if adapters else model))
+    lowered = ready_to_decode(with_adapters(model) if adapters else model)
+    assert is_row_invariant(lowered) and is_row_invariant(prompt_form(lowered))
 
 
 class OfManyRows(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from minimind_sft.evaluation.likelihood import BATCH_TOKENS, batches, scores_of
-from minimind_sft.inference.generate import LanguageModel
+from minimind_sft.inference.lowering import LanguageModel, prompt_form
 from minimind_sft.model.attention import Documents
 
 
@@ -53,6 +53,7 @@ def likelihoods(model: LanguageModel, continuations: Sequence[Continuation],
 def _likelihoods(model: LanguageModel, sequences: Sequence[tuple[int, ...]],
                  wanted: Sequence[tuple[int, Sequence[int]]]) -> list[Likelihood]:
     """Scores (number of a sequence, tokens): the tokens are those that the sequence's last positions predict."""
+    model = prompt_form(model)
     device = model.embed_tokens.weight.device
     cu_seqlens = [0, *accumulate(map(len, sequences))]
     read = [at for number, ids in wanted for at in range(cu_seqlens[number + 1] - len(ids), cu_seqlens[number + 1])]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minimind_sft.data.batching import collate
 from minimind_sft.data.example import Example
-from minimind_sft.inference.generate import LanguageModel
+from minimind_sft.inference.lowering import LanguageModel, prompt_form
 from minimind_sft.labels import IGNORE_INDEX
 from minimind_sft.model.attention import Documents
 from minimind_sft.model.precision import at_least_float32
@@ -71,6 +71,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _scores(model: LanguageModel, documents: Sequence[Example]) -> list[TokenScores]:
+    model = prompt_form(model)
     device = model.embed_tokens.weight.device
     batch = collate(documents).to(device)
     context = Documents(batch.cu_seqlens, device)

@@ -3,7 +3,8 @@
 A step reads a bounded part of the prompts that are still to be read, and computes the next token of all others in one
 pass. How a request is computed depends on its own tokens alone:
 
-- Prompts are read page by page, cut at multiples of the page's size. Each page is attended to by itself.
+- Prompts are read page by page, cut at multiples of the page's size. Each page is attended to by itself. Prompts and
+  newest tokens may multiply in different ways (packed.py), because no token is ever computed in both.
 - Tokens share a pass only where each row gets the same bits whatever rows are beside it (rows.py); else each page has
   a pass of its own, and newest tokens are filled up to a number of rows at which they do.
 - Each sequence reads its own past, up to a length that depends on its own (kv_cache.py).
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from minimind_sft.errors import UserError
 from minimind_sft.inference.cache import Pages, Span, page_keys
-from minimind_sft.inference.lowering import LanguageModel
+from minimind_sft.inference.lowering import LanguageModel, prompt_form
 from minimind_sft.inference.request import Constraint as Constraint
 from minimind_sft.inference.request import Request, Token
 from minimind_sft.inference.rows import exact_rows, joined
@@ -51,6 +52,7 @@ class Engine:
                  reserve: int = 256, page: int = PAGE):
         assert not model.training, "generation needs model.eval()"
         self.model, self.max_running, self.chunk, self.page = model, max_running, chunk, page
+        self._prompt_model = prompt_form(model)
         self._reserve = reserve
         weight = model.embed_tokens.weight
         self._pages = Pages(-(-padded_length(cache_tokens) // page))
@@ -62,7 +64,7 @@ class Engine:
         self._running: list[_Sequence] = []
         self._sequences: dict[Request, _Sequence] = {}
         with torch.inference_mode():
-            self._rows = exact_rows(model)
+            self._rows, self._prompt_rows = exact_rows(model), exact_rows(self._prompt_model)
 
     @property
     def bytes(self) -> int:
@@ -196,8 +198,9 @@ class Engine:
     def _read_prompts(self) -> tuple[list["_Sequence"], list[Tensor]]:
         """Reads prompts, up to `chunk` tokens. Returns those read to their end, and what the head reads of them."""
         passes: list[list[_Page]] = []
+        most = self._prompt_rows.pages_together
         for page in self._pages_to_read():
-            if not passes or sum(one.piece.new for one in passes[-1]) + page.piece.new > self._rows.pages_together:
+            if not passes or sum(one.piece.new for one in passes[-1]) + page.piece.new > most:
                 passes.append([])
             passes[-1].append(page)
         return ([page.sequence for pages in passes for page in pages if page.is_last],
@@ -239,8 +242,9 @@ class Engine:
         ids = [token for page in pages for token in page.tokens]
         last_S = context.last_S
         ends = [index for index, page in enumerate(pages) if page.is_last]
-        hidden_ND = self.model.hidden_states(torch.tensor(ids, device=self._cache.device), context.positions_T,
-                                             context, last_S[ends] if ends else last_S[-1:])
+        ids_T = torch.tensor(ids, device=self._cache.device)
+        hidden_ND = self._prompt_model.hidden_states(ids_T, context.positions_T, context,
+                                                     last_S[ends] if ends else last_S[-1:])
         for page in pages:
             if page.key is not None:
                 self._pages.keep((page.piece.start + page.piece.past) // self.page, page.key)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minimind_sft.inference.fast_forms import Lowering, Rope, has_only
-from minimind_sft.inference.packed import Pack, best_pack
+from minimind_sft.inference.packed import Pack, best_pack, multiplies_bfloat16, pack_for_few_rows
 from minimind_sft.model.attention import Context
 from minimind_sft.model.decoder import Decoder, MiniMindForCausalLM
 from minimind_sft.model.layers import rope_cos_sin
@@ -25,11 +25,20 @@ def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | Lowere
     """Returns the fastest form of `model` for `generate_stream` and `generate_batch`, or `model` if there is none.
 
     A float32 model whose weights float16 can hold may be deleted afterwards: its lowered form takes half the memory.
-    Otherwise the packed matrices come on top of the model: two bytes per weight for bfloat16, four for float32. They do
-    not follow later changes of the model.
+    Otherwise the packed matrices come on top of the model, at four bytes per weight: float32 as it is, bfloat16 twice,
+    once for newest tokens and once for prompts. They do not follow later changes of the model.
     """
-    pack = best_pack(model.embed_tokens.weight)
-    return model if pack is None else lower_model(model, pack)
+    weight = model.embed_tokens.weight
+    pack = best_pack(weight)
+    lowered = model if pack is None else lower_model(model, pack)
+    if isinstance(lowered, LoweredModel) and multiplies_bfloat16(weight):
+        return LoweredModel(model, pack_for_few_rows, lowered)
+    return lowered
+
+
+def prompt_form(model: "MiniMindForCausalLM | LoweredModel") -> "MiniMindForCausalLM | LoweredModel":
+    """Returns the form of a model that computes prompts, and whatever else has many rows, fastest."""
+    return model.prompt_form if isinstance(model, LoweredModel) else model
 
 
 def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM | LoweredModel":
@@ -40,11 +49,16 @@ def lower_model(model: MiniMindForCausalLM, pack: Pack) -> "MiniMindForCausalLM 
 
 
 class LoweredModel:
-    """A model of lowered modules. It decodes in place of the plain one, with activations in at least float32."""
+    """A model of lowered modules. It decodes in place of the plain one, with activations in at least float32.
+
+    Args:
+        prompt_form: the same model, lowered for many rows; None: this one.
+    """
 
     @torch.inference_mode()
-    def __init__(self, model: MiniMindForCausalLM, pack: Pack):
+    def __init__(self, model: MiniMindForCausalLM, pack: Pack, prompt_form: "LoweredModel | None" = None):
         assert not model.training, "only a model in evaluation mode is decoded"
+        self._prompt_form = prompt_form
         self.config, self.training, self.embed_tokens = model.config, False, model.embed_tokens
         self._embed_positions = model.model.embed_positions if model.config.positions == "learned" else None
         weight = self.embed_tokens.weight
@@ -54,6 +68,11 @@ class LoweredModel:
         self._norm, self._head = lower(model.model.norm), lower(model.lm_head)
         empty_P1K = at_least_float32(weight.new_empty(0, 1, model.config.head_dim))
         self._table = Rope(empty_P1K, empty_P1K)
+
+    @property
+    def prompt_form(self) -> "LoweredModel":
+        """The form that computes prompts."""
+        return self._prompt_form or self
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, context: Context,
                       read_N: Tensor | None = None) -> Tensor:

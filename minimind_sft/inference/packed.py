@@ -3,7 +3,10 @@
 Such a product reads each weight once and does little with it, so reading takes most of the time. FBGEMM's kernel, which
 PyTorch ships for x86, reads weights packed as float16, widens them in registers and computes in float32. That halves
 the bytes and keeps the weights exact if float16 can hold them, as in every file saved in half precision. Other float32
-weights are packed as they are, and bfloat16 ones in bfloat16 where the processor multiplies it, both by oneDNN.
+weights are packed as they are, by oneDNN.
+
+Prompts have many rows, so arithmetic takes most of the time. For them, bfloat16 weights are packed once more, in
+bfloat16 by oneDNN, where the processor multiplies it.
 
 Every row of a product has the same bits whichever rows are beside it, which `F.linear` does not promise. So a sequence
 gets the same tokens alone and among others (row_invariance.py checks it).
@@ -91,14 +94,26 @@ class OneDNNProduct:
 
 
 def pack(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
-    """Packs weights in the fastest form that keeps each of them exact."""
+    """Packs weights in the fastest form for many rows that keeps each of them exact."""
     weight_OI = torch.cat(list(weights))
-    if weight_OI.dtype == torch.bfloat16 and weight_OI.numel() > SMALL and _bfloat16_works():
+    if multiplies_bfloat16(weight_OI) and weight_OI.numel() > SMALL:
         return OneDNNProduct(weight_OI, bias_O)
     scale = half_scale(weight_OI)
     if scale is not None:
         return HalfProduct(weight_OI, bias_O, scale)
     return OneDNNProduct(weight_OI.float(), None if bias_O is None else bias_O.float())
+
+
+def pack_for_few_rows(weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Product:
+    """Packs weights in the fastest form for up to about 16 rows that keeps each of them exact."""
+    weight_OI = torch.cat(list(weights))
+    scale = half_scale(weight_OI)
+    return pack([weight_OI], bias_O) if scale is None else HalfProduct(weight_OI, bias_O, scale)
+
+
+def multiplies_bfloat16(weight: Tensor) -> bool:
+    """Whether `pack` multiplies such weights in bfloat16, which `pack_for_few_rows` avoids."""
+    return weight.dtype == torch.bfloat16 and _bfloat16_works()
 
 
 def half_scale(weight_OI: Tensor) -> float | None:
