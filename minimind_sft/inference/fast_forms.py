@@ -248,13 +248,10 @@ class _NormAndRope:
     """
 
     def __init__(self, norm: _Norm):
-        self._norm, self._rolled_weight_AK = norm, _rolled(norm.weight)
+        self._norm = norm
 
     def __call__(self, heads_TAK: Tensor, rope: Rope) -> Tensor:
-        cos_T1K, sin_T1K = rope
-        scale_TA1 = self._norm.scale(heads_TAK)
-        rotated_TAK = heads_TAK * (self._norm.weight * cos_T1K)
-        return rotated_TAK.addcmul_(_rolled(heads_TAK), self._rolled_weight_AK * sin_T1K).div_(scale_TA1)
+        return _rotated(heads_TAK * self._norm.weight, rope).div_(self._norm.scale(heads_TAK))
 
 
 class _SwiGLU:
@@ -288,7 +285,7 @@ def by_rows(elementwise: Callable[[Tensor], Tensor], x_TF: Tensor) -> Tensor:
     width = x_TF.shape[-1]
     if width % VECTOR:
         return by_rows(elementwise, F.pad(x_TF, (0, -width % VECTOR)))[:, :width]
-    if x_TF.numel() <= ONE_THREAD:
+    if x_TF.numel() <= ONE_THREAD or torch.get_num_threads() == 1:
         return elementwise(x_TF)
     return torch.cat([elementwise(x_nF) for x_nF in x_TF.split(max(ONE_THREAD // width, 1))])
 

@@ -119,14 +119,18 @@ class _Context(ABC):
     def attend(self, layer_index: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, window: int | None) -> Tensor:
         """Returns what each token reads of its sequence (T, H, K)."""
         keys_GPK, values_GPK = self._cache.of_layer(layer_index)
-        keys_GPK.index_copy_(1, self._places_T, k_TGK.transpose(0, 1).to(keys_GPK.dtype))
-        values_GPK.index_copy_(1, self._places_T, v_TGK.transpose(0, 1).to(keys_GPK.dtype))
+        dtype, result_dtype = keys_GPK.dtype, v_TGK.dtype
+        if not q_THK.dtype == k_TGK.dtype == result_dtype == dtype:  # calls that change nothing take time, too
+            q_THK, k_TGK, v_TGK = q_THK.to(dtype), k_TGK.to(dtype), v_TGK.to(dtype)
+        keys_GPK.index_copy_(1, self._places_T, k_TGK.transpose(0, 1))
+        values_GPK.index_copy_(1, self._places_T, v_TGK.transpose(0, 1))
         # Query heads that share a key/value head take the place of query positions, so no key or value is repeated.
-        q_TGQK = q_THK.to(keys_GPK.dtype).unflatten(1, (k_TGK.shape[1], -1))
+        q_TGQK = q_THK.unflatten(1, (k_TGK.shape[1], -1))
         device = q_THK.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             out = self._read(layer_index, q_TGQK, window)
-        return (out[0] if len(out) == 1 else torch.cat(out)).flatten(1, 2).to(v_TGK.dtype)
+        out_THK = (out[0] if len(out) == 1 else torch.cat(out)).flatten(1, 2)
+        return out_THK if result_dtype == dtype else out_THK.to(result_dtype)
 
     @abstractmethod
     def _read(self, layer_index: int, q_TGQK: Tensor, window: int | None) -> list[Tensor]:
@@ -157,7 +161,7 @@ class CachedPieces(_Context):
         if window not in self._groups:
             self._groups[window] = list(self._grouped(window, q_TGQK.shape[2]))
         groups = self._groups[window]
-        parts = q_TGQK.split([group.number * group.new for group in groups])
+        parts = q_TGQK.split_with_sizes([group.number * group.new for group in groups])
         return [_attend(q_NGQK.unflatten(0, (group.number, group.new)), *group.views[layer_index], group.mask_JL)
                 for q_NGQK, group in zip(parts, groups, strict=True)]
 
@@ -208,11 +212,12 @@ def _attention(q_MGJK: Tensor, keys_MGLK: Tensor, values_MGLK: Tensor, mask: Ten
         return _attention(q_MGJK.expand(2, -1, -1, -1), keys_MGLK.expand(2, -1, -1, -1),
                           values_MGLK.expand(2, -1, -1, -1), mask)[:1]
     rows, each = q_MGJK.shape[2], keys_MGLK.shape[2] + keys_MGLK.shape[3] + 2
-    missing = next(missing for missing in range(ALIGNED) if (rows + missing) * each % ALIGNED == 0)
-    if missing:
-        q_MGJK = F.pad(q_MGJK, (0, 0, 0, missing))
-        if mask is not None and mask.shape[-2] > 1:
-            mask = F.pad(mask, (0, 0, 0, missing))
+    if rows * each % ALIGNED == 0:
+        return F.scaled_dot_product_attention(q_MGJK, keys_MGLK, values_MGLK, attn_mask=mask)
+    missing = next(missing for missing in range(1, ALIGNED) if (rows + missing) * each % ALIGNED == 0)
+    q_MGJK = F.pad(q_MGJK, (0, 0, 0, missing))
+    if mask is not None and mask.shape[-2] > 1:
+        mask = F.pad(mask, (0, 0, 0, missing))
     return F.scaled_dot_product_attention(q_MGJK, keys_MGLK, values_MGLK, attn_mask=mask)[:, :, :rows]
 
 
@@ -266,8 +271,9 @@ class NewestTokens(_Context):
         if window is not None and max(self._lengths) > window:
             masks = [mask_111L for mask_M11L in self._masks for mask_111L in mask_M11L.split(1)]
             return [self._read_one(layer_index, q_TGQK[s:s + 1], s, window, mask) for s, mask in enumerate(masks)]
+        parts = q_TGQK.split_with_sizes(self._counts)
         return [_attention(q_MGQK, *views[layer_index], mask_M11L)
-                for q_MGQK, views, mask_M11L in zip(q_TGQK.split(self._counts), self._views, self._masks, strict=True)]
+                for q_MGQK, views, mask_M11L in zip(parts, self._views, self._masks, strict=True)]
 
     def _read_one(self, layer_index: int, q_1GQK: Tensor, s: int, window: int, mask_111L: Tensor) -> Tensor:
         """Returns what the newest token of one sequence reads: all, or exactly the window of a longer one."""
