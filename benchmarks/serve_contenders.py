@@ -1,4 +1,4 @@
-"""Answers prompts for serve_speed.py, in a process of its own: python serve_contenders.py KIND WEIGHTS DTYPE THREADS
+"""Answers prompts for serve_speed.py, in a process of its own: python serve_contenders.py KIND WEIGHTS PRECISION THREADS
 
 KIND is engine (inference/engine.py), batch (generate_batch, of whichever checkout is on PYTHONPATH) or transformers
 (WEIGHTS is a Hugging Face folder then). Reads lines {prompts, new_tokens} and writes {seconds, cpu_seconds, answers}
@@ -113,7 +113,9 @@ def arrivals(model: Any, prompts: Answers, new_tokens: int, per_second: float, m
             "between": [after - before for each in came.values() for before, after in pairwise(each[1:])]}
 
 
-def load(kind: str, weights: Path, dtype: torch.dtype) -> Any:
+def load(kind: str, weights: Path, precision: torch.dtype) -> Any:
+    """Returns a model with weights in `precision`. Those in float16 are multiplied in float32."""
+    dtype = torch.float32 if precision == torch.float16 else precision
     if kind == "transformers":
         from transformers import AutoModelForCausalLM
 
@@ -121,12 +123,12 @@ def load(kind: str, weights: Path, dtype: torch.dtype) -> Any:
     from minimind_sft.inference.lowering import ready_to_decode
     from minimind_sft.model.weights import read_weights
 
-    return ready_to_decode(read_weights(weights).build_model().to(dtype).eval())
+    return ready_to_decode(read_weights(weights).build_model().to(precision).to(dtype).eval())
 
 
-def main(kind: str, weights: str, dtype: str, threads: str) -> None:
+def main(kind: str, weights: str, precision: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    model = load(kind, Path(weights), getattr(torch, dtype))
+    model = load(kind, Path(weights), getattr(torch, precision))
     answers: Callable[..., Answers] = {"engine": by_engine, "batch": by_batch, "transformers": by_transformers}[kind]
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -15,8 +15,8 @@ affects them alike. Medians of the rounds count, and ratios are taken within a r
                   context, from a GGUF file in this precision
     transformers  AutoModelForCausalLM.generate, from an exported folder
 
-Precision float16 means weights as in our files: float16 in the GGUF file, multiplied in float32 by ours (which keeps
-two bytes per weight) and by transformers. After that, requests arrive at the engine at random (a Poisson process at
+Precision float16 means weights rounded to float16, as in our files: so in the GGUF file, multiplied in float32 by ours
+(which keeps two bytes per weight) and by transformers. After that, requests arrive at the engine at random (a Poisson process at
 `--load` of the rate it reached with the most streams): the seconds to the first token and between tokens, as
 percentiles.
 """
@@ -92,18 +92,17 @@ def main() -> int:
 def start(model: str, precision: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Contender]:
     """Exports the weights and starts every contender that is installed."""
     weights = weights_of(model, folder)
-    dtype = "float32" if precision == "float16" else precision
     own = [sys.executable, HERE / "serve_contenders.py"]
-    contenders = {"engine": Contender([*own, "engine", weights, dtype, str(arguments.threads)], ROOT)}
+    contenders = {"engine": Contender([*own, "engine", weights, precision, str(arguments.threads)], ROOT)}
     if arguments.before:
         other = arguments.before.resolve()
-        contenders["before"] = Contender([*own, "batch", weights, dtype, str(arguments.threads)], other)
+        contenders["before"] = Contender([*own, "batch", weights, precision, str(arguments.threads)], other)
     modules = Path(os.environ.get("MINIMIND_NODE_MODULES") or ROOT / "proofs" / "llama_cpp" / "node_modules")
     if (modules / "node-llama-cpp").is_dir():
         gguf = export(weights, "gguf", precision, folder / f"{weights.stem}-{precision}.gguf")
         contenders["llama.cpp"] = Contender(["node", HERE / "serve_streams.mjs", modules, gguf, str(arguments.threads)])
     exported = export(weights, "huggingface", precision, folder / f"{weights.stem}-{precision}")
-    contenders["transformers"] = Contender([*own, "transformers", exported, dtype, str(arguments.threads)])
+    contenders["transformers"] = Contender([*own, "transformers", exported, precision, str(arguments.threads)])
     return contenders
 
 
