@@ -1,4 +1,6 @@
-"""Answers prompts for serve_speed.py, in a process of its own: python serve_contenders.py KIND WEIGHTS PRECISION THREADS
+"""Answers prompts for serve_speed.py, in a process of its own:
+
+    python serve_contenders.py KIND WEIGHTS PRECISION THREADS
 
 KIND is engine (inference/engine.py), batch (generate_batch, of whichever checkout is on PYTHONPATH) or transformers
 (WEIGHTS is a Hugging Face folder then). Reads lines {prompts, new_tokens} and writes {seconds, cpu_seconds, answers}

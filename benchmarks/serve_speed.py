@@ -16,9 +16,9 @@ affects them alike. Medians of the rounds count, and ratios are taken within a r
     transformers  AutoModelForCausalLM.generate, from an exported folder
 
 Precision float16 means weights rounded to float16, as in our files: so in the GGUF file, multiplied in float32 by ours
-(which keeps two bytes per weight) and by transformers. After that, requests arrive at the engine at random (a Poisson process at
-`--load` of the rate it reached with the most streams): the seconds to the first token and between tokens, as
-percentiles.
+(which keeps two bytes per weight) and by transformers. After that, requests arrive at the engine at random (a Poisson
+process at `--load` of the rate it reached with the most streams): the seconds to the first token and between tokens,
+as percentiles.
 """
 
 import argparse

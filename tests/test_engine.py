@@ -10,6 +10,7 @@ from engine_schedules import PAGE, Pool, answers
 from tiny_generation import CONFIG, CONFIGS, DYNAMIC, build
 
 from minimind_sft.errors import UserError
+from minimind_sft.inference import packed
 from minimind_sft.inference.engine import Engine
 from minimind_sft.inference.generate import generate_stream
 from minimind_sft.inference.lowering import ready_to_decode
@@ -22,7 +23,8 @@ FORMS = {**{name: (CONFIGS[name], torch.float32) for name in ("dense", "moe", "w
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_request_gets_the_same_bits_alone_and_among_others(form: str):
+def test_a_request_gets_the_same_bits_alone_and_among_others(form: str, monkeypatch):
+    monkeypatch.setattr(packed, "SMALL", 10)  # prompts are multiplied in bfloat16 even here
     config, dtype = FORMS[form]
     model = build(config).to(dtype)
     pool = Pool(model if form.startswith("plain") else ready_to_decode(model), 8)
