@@ -160,6 +160,20 @@ def test_variables_that_the_template_does_not_read_are_refused(name):
     assert param.startswith("chat_template_kwargs.") and len(message) < 150
 
 
+def test_a_template_that_reads_the_reasoning_effort_gets_it():
+    """As gpt-oss's does; any other would not change the prompt."""
+    template = ChatTemplate(TOKENIZER, "Reasoning: {{ reasoning_effort | default('medium') }}" + SIMPLE)
+    high = ask(USER, template=template, reasoning_effort="high").ids
+    assert high == ask(USER, template=template, chat_template_kwargs={"reasoning_effort": "high"}).ids
+    assert TOKENIZER.decode(high).startswith("Reasoning: high<|im_start|>")
+    usual = ask(USER, template=ChatTemplate(TOKENIZER, f"Reasoning: medium{SIMPLE}")).ids
+    for fields in ({}, {"reasoning_effort": "none"}, {"reasoning_effort": "medium"}):
+        assert ask(USER, template=template, **fields).ids == usual
+    assert refused(USER, template=ChatTemplate(TOKENIZER, SIMPLE), reasoning_effort="high") == (
+        "reasoning_effort", "reasoning_effort: expected 'none', as the model's chat template knows no degrees, found "
+                            '"high"; open_thinking true lets the model think')
+
+
 def test_a_variable_that_breaks_the_template_is_refused():
     template = ChatTemplate(TOKENIZER, "{{ style.strip() if style else '' }}" + SIMPLE)
     for value in (5, "\U000f0001"):

@@ -107,8 +107,11 @@ def test_openai_s_client_has_no_other_fields():
     ({"modalities": ["text", "audio"]}, ("modalities[1]", "unsupported_value"), "expected 'text', found \"audio\""),
     ({"messages": [{"role": "user", "contnet": "hi"}]}, ("messages[0].content", "missing_required_parameter"),
      'expected a value, found "contnet" instead'),
-    ({"reasoning_effort": "high"}, ("reasoning_effort", "unsupported_value"),
-     "expected 'none', found \"high\"; there are no degrees: open_thinking true lets the model think"),
+    ({"reasoning_effort": "most"}, ("reasoning_effort", "unsupported_value"),
+     "expected 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh', found \"most\""),
+    ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+     ("chat_template_kwargs.reasoning_effort", "invalid_value"),
+     'expected the same as reasoning_effort (low), found "high"'),
     ({"chat_template_kwargs": {"thinking": 1}}, ("chat_template_kwargs.thinking", "invalid_type"), None),
     ({"open_thinking": True, "chat_template_kwargs": {"enable_thinking": False}},
      ("chat_template_kwargs.enable_thinking", "invalid_value"), "expected the same as open_thinking, found false"),
@@ -192,6 +195,8 @@ def test_thinking_has_several_names():
     assert parse(chat_template_kwargs={"open_thinking": True, "thinking": True}, open_thinking=True).thinks
     assert parse(chat_template_kwargs={"style": [1]}).variables == {"style": [1]}
     assert parse(reasoning_effort="none").thinking == {"reasoning_effort": False}
+    assert parse(reasoning_effort="low").thinking == {} == parse(reasoning_effort="none").variables
+    assert parse(reasoning_effort="low").variables == {"reasoning_effort": "low"}
 
 
 @pytest.mark.parametrize(("prompt", "prompts"), [

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -61,7 +61,7 @@ def chat_prompt(request: ChatRequest, loaded: Loaded, sampling: SamplingSettings
         raise ApiProblem(400, f"the model {request.model} has no chat template, so it only continues text: ask it at "
                               "/v1/completions, or fine-tune it to chat", param="model", code="unsupported_model")
     conversation = _conversation(request)
-    shown = _with_variables(template, request.variables) if request.variables else template
+    shown = _with_variables(template, request) if request.variables else template
     try:
         ids = shown.prompt_ids(conversation, request.thinks)
         starts_thinking = opens_reasoning(shown, conversation.messages, conversation.tools, request.thinks)
@@ -111,13 +111,16 @@ def _conversation(request: ChatRequest) -> Conversation:
     return replace(conversation, messages=conversation.messages[:count], names=conversation.names[:count])
 
 
-def _with_variables(template: ChatTemplate, values: Mapping[str, Any]) -> ChatTemplate:
+def _with_variables(template: ChatTemplate, request: ChatRequest) -> ChatTemplate:
     """Returns the template with a request's variables.
 
     Raises:
         ApiProblem: for a variable that the template does not read.
     """
-    read = template.variables
+    read, values = template.variables, request.variables
+    if request.asks_for_effort and "reasoning_effort" not in read:
+        raise unsupported("reasoning_effort", "expected 'none', as the model's chat template knows no degrees, found "
+                                              f'"{request.reasoning_effort}"; open_thinking true lets the model think')
     for name in values:
         if name not in read:
             raise unsupported(f"chat_template_kwargs.{shown_key(name)}", "the model's chat template reads no such "

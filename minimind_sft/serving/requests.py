@@ -187,7 +187,8 @@ class ChatRequest(GenerationRequest):
     response_format: Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None = None
     open_thinking: bool | None = Field(None, description="let the model think before it answers")
     chat_template_kwargs: TemplateVariables | None = None
-    reasoning_effort: Literal["none"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="none: the model does not think; the others go to a chat template that reads them")
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     verbosity: Literal["medium"] | None = None
@@ -217,7 +218,16 @@ class ChatRequest(GenerationRequest):
     @property
     def variables(self) -> dict[str, Any]:
         """Further variables for the chat template."""
+        return self._extra | ({"reasoning_effort": self.reasoning_effort} if self.asks_for_effort else {})
+
+    @property
+    def _extra(self) -> dict[str, Any]:
         return dict(self.chat_template_kwargs.model_extra or {}) if self.chat_template_kwargs else {}
+
+    @property
+    def asks_for_effort(self) -> bool:
+        """Whether `reasoning_effort` is one of the degrees that only some chat templates know."""
+        return self.reasoning_effort not in (None, "none")
 
     @property
     def thinks(self) -> bool:
@@ -251,6 +261,10 @@ class ChatRequest(GenerationRequest):
             if value != self.thinks:
                 other = next(other for other, thinks in self.thinking.items() if thinks)
                 raise invalid(name, f"expected the same as {other}, found false")
+        effort = self._extra.get("reasoning_effort", self.reasoning_effort)
+        if self.asks_for_effort and effort != self.reasoning_effort:
+            raise invalid("chat_template_kwargs.reasoning_effort",
+                          f"expected the same as reasoning_effort ({self.reasoning_effort}), found {describe(effort)}")
         if all(message["role"] != "user" for message in self.messages):
             raise invalid("messages", "expected a user message, found none")
         check_results(self.messages)

@@ -22,8 +22,6 @@ OWN_WORDS = {
 }
 """Our words for an expected value, where pydantic's are not clear."""
 NO_SUCH_FIELD = "this server knows no such field"
-HINTS = {"reasoning_effort": "; there are no degrees: open_thinking true lets the model think"}
-"""Advice for refused values, where the field alone does not say what to send instead."""
 NO_NAMES = "; chat templates show no names: put it into the content"
 MIN_LIKENESS = 0.75
 MAX_UNKNOWN = 20
@@ -64,7 +62,7 @@ def _problem(error: ErrorDetails, body: dict[str, Any], fields: Iterable[str]) -
     if kind == "too_long":
         found = str(error["ctx"].get("actual_length") or found)  # of a list, not its values
     code = "invalid_type" if kind.endswith("_type") else CODES.get(kind, "invalid_value")
-    return invalid(param, f"expected {_expected(error)}, found {found}{HINTS.get(param, '')}", code)
+    return invalid(param, f"expected {_expected(error)}, found {found}", code)
 
 
 def _meant(name: str, fields: Iterable[str]) -> str:
