@@ -104,7 +104,7 @@ def answer_batch(settings: ChatSettings, sampling: SamplingSettings, loaded: Loa
     output.open(rows, identity, questions.batch_size)
     if 0 < output.done < len(rows):
         say(f"{output.path} has {output.done:,} of {counted(len(rows), 'row')}; the others follow")
-    answerer = BatchAnswerer(loaded.model, template, sampling, thinking, loaded.stop_ids)
+    answerer = BatchAnswerer(loaded.model, template, sampling, loaded.stop_ids)
     try:
         answerer.answer(rows, output, questions.batch_size)
     except KeyboardInterrupt:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from chats import BUNDLED, TOKENIZER, tiny_model
+from chats import ALWAYS_THINKS, BUNDLED, TOKENIZER, tiny_model
 from programs import locked_by_another
 
+from minimind_sft.data.chat_template import ChatTemplate
 from minimind_sft.data.conversation import parse_question
 from minimind_sft.errors import UserError
 from minimind_sft.inference import batch as batch_module
@@ -138,12 +139,14 @@ def test_a_row_that_has_an_answer_of_a_model_is_refused(tmp_path):
         answer(tmp_path / "q.jsonl", tmp_path / "a.jsonl")
 
 
-def test_reasoning_stands_beside_the_answer(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("template", "thinking"), [
+    (BUNDLED, True), (ChatTemplate(TOKENIZER, ALWAYS_THINKS), False)])
+def test_reasoning_stands_beside_the_answer(template, thinking, tmp_path, monkeypatch):
     ids = [*TOKENIZER.encode_ordinary("hm"), TOKENIZER.token_to_id("</think>"), *TOKENIZER.encode_ordinary("Yes.")]
     monkeypatch.setattr(batch_module, "generate_batch", lambda model, prompts, *_: [ids] * len(prompts))
-    rows = read_batch(write_questions(tmp_path / "q.jsonl", 1), BUNDLED, True, 4096)
+    rows = read_batch(write_questions(tmp_path / "q.jsonl", 1), template, thinking, 4096)
     output = BatchOutput(tmp_path / "a.jsonl")
     output.open(rows, IDENTITY, 2)
-    BatchAnswerer(tiny_model(), BUNDLED, SAMPLED, thinking=True).answer(rows, output, 2)
+    BatchAnswerer(tiny_model(), template, SAMPLED).answer(rows, output, 2)
     (row,) = map(json.loads, output.path.read_text().splitlines())
     assert (row["model_answer"], row["model_reasoning"]) == ("Yes.", "hm")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from chats import (
     ALTERNATING,
+    ALWAYS_THINKS,
     BUNDLED,
     CALL,
     TOKENIZER,
@@ -225,3 +226,15 @@ def test_the_history_stores_reasoning_apart_from_the_answer(monkeypatch):
     chat = make_chat(historys=-1, thinking=True)
     ask(chat, "Is 12 even?")
     assert chat.messages[-1] == {"role": "assistant", "content": "Yes.", "reasoning_content": "12 is even."}
+
+
+def test_a_template_that_always_thinks_gets_the_reasoning_back_as_such(monkeypatch):
+    ids = [*TOKENIZER.encode_ordinary("12 is even."), TOKENIZER.token_to_id("</think>"),
+           *TOKENIZER.encode_ordinary("Yes.")]
+    seen = []
+    monkeypatch.setattr(chat_module, "generate_stream", lambda model, prompt, *_: seen.append(prompt) or iter(ids))
+    chat = make_chat(ChatTemplate(TOKENIZER, ALWAYS_THINKS), historys=-1)
+    ask(chat, "Is 12 even?")
+    assert chat.messages[-1] == {"role": "assistant", "content": "Yes.", "reasoning_content": "12 is even."}
+    ask(chat, "Why?")
+    assert "assistant\n<think>\n12 is even.</think>Yes.<|im_end|>" in TOKENIZER.decode(seen[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from chats import BUNDLED, TOKENIZER, TOOLS, conversation, conversations
+from chats import ALWAYS_THINKS, BUNDLED, TOKENIZER, TOOLS, conversation, conversations
 from hypothesis import given, settings
 
 pytest.importorskip("pydantic", reason="the extra [serve] is not installed")
@@ -22,9 +22,6 @@ from minimind_sft.settings.chat import SamplingSettings
 MINIMIND = Path(__file__).resolve().parent.parent.parent / "shared/reference/minimind"
 SIMPLE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-ALWAYS_THINKS = SIMPLE.replace("assistant\n", "assistant\n<think>\n").replace(
-    "{{ m['content'] }}", "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content }}</think>{% endif %}"
-                          "{{ m['content'] }}")
 ALTERNATES = "{% if messages[1:] and messages[1].role == 'user' %}{{ raise_exception('two') }}{% endif %}" + SIMPLE
 DEFAULTS = SamplingSettings(max_new_tokens=32, temperature=0.5, top_k=9, top_p=0.8)
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}

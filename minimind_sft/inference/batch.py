@@ -12,7 +12,7 @@ from minimind_sft.data.conversation import parse_question
 from minimind_sft.data.reading import read_rows
 from minimind_sft.errors import UserError
 from minimind_sft.files import open_regular, path_exists, peek_object
-from minimind_sft.inference.chat import assistant_message
+from minimind_sft.inference.chat import assistant_message, opens_reasoning
 from minimind_sft.inference.generate import LanguageModel, SamplingSettings, generate_batch, generate_greedily
 from minimind_sft.inference.stopping import chat_stop_ids
 from minimind_sft.locks import FolderLock
@@ -27,10 +27,14 @@ ANSWER, REASONING, PROBLEM = "model_answer", "model_reasoning", "problem"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A row of the input: as it was read, and the ids that the model sees, or why it cannot be asked."""
+    """A row of the input: as it was read, and the ids that the model sees, or why it cannot be asked.
+
+    thinks: whether the model may reason before it answers: it was asked to, or the template always opens the reasoning.
+    """
 
     row: dict
     prompt: list[int]
+    thinks: bool = False
     problem: str = ""
 
 
@@ -46,15 +50,17 @@ def read_batch(path: Path, template: ChatTemplate, thinking: bool, context: int)
             if name in row:
                 raise UserError(f"{place}: {name}: the row has this field already, and the answer would replace it")
         conversation = parse_question(row, place)
+        messages, tools = conversation.messages, conversation.tools
         prompt: list[int] = []
+        thinks, problem = thinking, ""
         try:
-            prompt = template.generation_prompt_ids(conversation.messages, conversation.tools, thinking)
-            problem = ""
+            prompt = template.generation_prompt_ids(messages, tools, thinking)
+            thinks = thinking or opens_reasoning(template, messages, tools, thinking)
             if len(prompt) >= context:
                 problem = f"{place}: the prompt has {len(prompt):,} tokens, the model's context is {context:,}"
         except UserError as error:
             problem = str(error).replace("the conversation:", f"{place}:", 1)
-        found.append(BatchRow(row, prompt, problem))
+        found.append(BatchRow(row, prompt, thinks, problem))
     return found
 
 
@@ -166,7 +172,6 @@ class BatchAnswerer:
     model: LanguageModel
     template: ChatTemplate
     settings: SamplingSettings
-    thinking: bool = False
     stop_ids: Collection[int] = ()
 
     def answer(self, rows: Sequence[BatchRow], output: BatchOutput, batch_size: int) -> None:
@@ -186,6 +191,6 @@ class BatchAnswerer:
             if row.problem:
                 yield {**row.row, ANSWER: None, PROBLEM: row.problem}
                 continue
-            said = assistant_message(self.template.tokenizer.decode(next(answers)), self.thinking)
+            said = assistant_message(self.template.tokenizer.decode(next(answers)), row.thinks)
             reasoning = {REASONING: said["reasoning_content"]} if "reasoning_content" in said else {}
             yield {**row.row, ANSWER: said["content"], **reasoning}

@@ -168,7 +168,7 @@ class Chat:
         for piece in _texts(TextStream(self.tokenizer), counted()):
             pieces.append(piece)
             yield piece
-        self.messages = [*asked, assistant_message("".join(pieces), self.thinking)]
+        self.messages = [*asked, assistant_message("".join(pieces), self.thinking or self.starts_thinking)]
         self.unanswered, self.in_use = None, len(prompt) + len(ids)
 
     def _fitting(self, asked: list[dict]) -> list[int]:
