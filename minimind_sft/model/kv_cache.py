@@ -1,7 +1,7 @@
 """The KV cache: keys and values of earlier tokens, which attention reads while a model generates.
 
-Local letters: P places of the cache, U new tokens of one sequence, J rows of queries that share a key/value head,
-M sequences that are attended to together.
+Local letters: Y layers, P places of the cache, U new tokens of one sequence, J rows of queries that share a key/value
+head, M sequences that are attended to together.
 """
 
 import math

@@ -5,7 +5,7 @@ stays as it is. B starts at 0, so a run starts from exactly the base model. The 
 alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). Merging adds scale * B A to W, so that nothing is left to
 compute.
 
-Local letters: r rank, I inputs, O outputs of a projection.
+Local letter: r rank.
 """
 
 import math

@@ -6,8 +6,6 @@ blocks' values in 8 bits. Together that is 4.13 bits per weight. Products dequan
 of their input, and the backward pass does so again: no pass leaves a copy behind.
 
 The bitsandbytes package quantises and dequantises, on every device that it supports.
-
-Local letters: I inputs, O outputs of a projection.
 """
 
 import copy

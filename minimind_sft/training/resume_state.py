@@ -61,7 +61,7 @@ class TrainState:
     """Steps skipped because their loss or gradient was not finite."""
     bad_steps_in_a_row: int = 0
     samples_per_step: int = 1
-    """Conversations per step over all ranks; another number of ranks divides the same batch differently."""
+    """Conversations or chunks of text per step, over all ranks; another number of ranks divides the same batch."""
     supervised_tokens: int = 0
     eval_loss: float | None = None
     """The validation loss of the weights as they are; None if it has not been measured."""

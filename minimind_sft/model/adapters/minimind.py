@@ -3,6 +3,8 @@
 A tensor is named after its projection: `model.layers.0.self_attn.q_proj.lora.A.weight` (r, I) and `...B.weight` (O, r).
 The change is B A, so the scale is 1. MiniMind's own code makes one of rank 16 for every linear layer whose inputs are
 as many as its outputs, and no other.
+
+Local letter: r rank.
 """
 
 import errno

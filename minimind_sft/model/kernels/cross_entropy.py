@@ -1,6 +1,6 @@
 """Summed cross-entropy of the next token, a chunk of positions at a time. Plain twin: layers.cross_entropy_sum.
 
-Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it; B tokens of the
+Local letters: P supervised positions, the first of the N; W positions of one chunk, J rows of it; U tokens of the
 vocabulary.
 """
 
@@ -54,8 +54,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[chunk] = (logits_WV @ weight_VD)[:real]
                 if grad_head_VD is not None:
-                    for grad_BD, logits_WB in zip(grad_head_VD.split(BLOCK), logits_WV.split(BLOCK, 1), strict=True):
-                        grad_BD += logits_WB.T @ hidden_WD
+                    for grad_UD, logits_WU in zip(grad_head_VD.split(BLOCK), logits_WV.split(BLOCK, 1), strict=True):
+                        grad_UD += logits_WU.T @ hidden_WD
                 del logits_WV  # or it would live until the next chunk's exists
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return loss_sum

@@ -1,6 +1,8 @@
 """All experts at once: one product with each expert's matrix over the tokens that chose it.
 
 Plain twins: moe.mixture, lora.adapted_mixture.
+
+Local letter: r rank of the adapters.
 """
 
 from collections.abc import Callable
