@@ -60,9 +60,14 @@ def main() -> int:
 
 
 def can_run() -> bool:
-    """Returns whether this process may create network namespaces."""
-    return os.geteuid() == 0 and shutil.which("ip") is not None and (
-        subprocess.run(["ip", "netns", "list"], capture_output=True).returncode == 0)
+    """Returns whether this process may create network namespaces, which root may not in every container."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    try:
+        with two_machines():
+            return True
+    except UserError:
+        return False
 
 
 def cut_and_resume(folder: Path, cuts: int) -> dict:
