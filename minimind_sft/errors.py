@@ -23,6 +23,8 @@ MAX_PATH = 200
 """Characters of such a path that an error shows."""
 CONSEQUENCE_SECONDS = 60
 """A rank that only lost another one dates its failure this much later, so that torchrun shows the cause."""
+CAUSE_SECONDS = 20
+"""How long such a rank lets the failed one end first."""
 MAX_SHOWN = 40
 NEXT_PROBLEM = " " * len("error: ")
 """The indent of further lines of a `UserError`; other line feeds are not ours, but those of a file's name, say."""
@@ -40,6 +42,10 @@ class ProcessLost(RuntimeError):
     """Another process of this run failed or cannot be reached; the run can go on from its resume state."""
 
 
+class OtherRankFailed(ProcessLost):
+    """Another rank has failed, which says why itself."""
+
+
 def run_program(main: Callable[[], int | None]) -> None:
     """Runs a command-line program and prints one line on stderr instead of a traceback.
 
@@ -53,6 +59,8 @@ def run_program(main: Callable[[], int | None]) -> None:
         status = _report(2, f"error: {error}")
     except ProcessLost as error:
         status = _report(1, f"error: {error}; --from_resume 1 continues from the last resume state")
+        if isinstance(error, OtherRankFailed):
+            _let_the_cause_end_first()
     except KeyboardInterrupt:
         status = _report(130, "interrupted")
     except OSError as error:
@@ -130,6 +138,17 @@ def _report_to_torchrun(message: str, at: float) -> None:
     record = {"message": {"message": message, "extraInfo": {"timestamp": str(int(at))}}}
     with suppress(OSError):  # on a full disk the printed line has to do
         Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _let_the_cause_end_first() -> None:
+    """Waits for torchrun to end this process, as it does once the rank has ended that says why; not for ever.
+
+    Torchrun ends all other ranks as soon as the first has ended: that one could not say anything any more.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: os._exit(1))
+        time.sleep(CAUSE_SECONDS)
 
 
 def _set_by_torchrun(name: str, default: int) -> int:

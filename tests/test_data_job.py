@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from programs import CHAT, NEW, SFT, TORCHRUN, questions, refuse, run, run_here, succeed, write_rows
+from programs import CHAT, NEW, REPOSITORY, SFT, TORCHRUN, questions, refuse, run, run_here, succeed, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -43,9 +43,22 @@ def test_a_mixture_draws_each_source_by_its_share(tmp_path):
     assert identity(tmp_path)["training"]["data"].popitem()[1][1] == [10, 30]
 
 
+SLOW_TO_SAY_WHY = """
+import runpy, sys, time
+from minimind_sft import errors
+report = errors._report
+errors._report = lambda status, message: (time.sleep(2 if status == 2 else 0), report(status, message))[1]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_bad_row_stops_all_ranks_and_is_named_once(tmp_path):
-    rows = write_rows(tmp_path / "a.jsonl", [{"messages": 5}])
-    done = run(SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path, module=TORCHRUN)
+    """The other rank is ready to end two seconds before the one that says why, which torchrun would then end."""
+    rows, program = write_rows(tmp_path / "a.jsonl", [{"messages": 5}]), tmp_path / "slow.py"
+    program.write_text(SLOW_TO_SAY_WHY)
+    done = run(program, REPOSITORY / SFT, *NEW, "--data_path", rows, "--save_dir", tmp_path, module=TORCHRUN,
+               PYTHONPATH=str(REPOSITORY))
     assert done.returncode != 0
     said = done.stderr.count("a.jsonl:1: messages: expected a list of turns, found 5")
     assert said == 2, "once by the rank that met it, once in torchrun's report"

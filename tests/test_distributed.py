@@ -37,7 +37,7 @@ def fail_on(ranks: Ranks, failing: int) -> str:
 
 
 def test_a_failure_on_one_rank_stops_all():
-    assert on_ranks(2, fail_on, 1) == ["ProcessLost: rank 1 has failed (its message says why)",
+    assert on_ranks(2, fail_on, 1) == ["OtherRankFailed: rank 1 has failed (its message says why)",
                                        "UserError: its disk is full"]
     assert on_ranks(2, fail_on, None) == ["went on with [0, 10]"] * 2
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from minimind_sft.device import resolve_device
 from minimind_sft.environment import number_in_environment
-from minimind_sft.errors import ProcessLost, UserError, first_line
+from minimind_sft.errors import OtherRankFailed, ProcessLost, UserError, first_line
 from minimind_sft.terminal import say
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Ranks:
         """Runs `action` on the main rank and returns its result on every rank; if it fails, all ranks stop.
 
         Raises:
-            Exception: on the main rank whatever `action` raised; on the others ProcessLost.
+            Exception: on the main rank whatever `action` raised; on the others OtherRankFailed.
         """
         results: list = self.on_each(action if self.is_main else lambda: None)
         return results[0]
@@ -65,7 +65,7 @@ class Ranks:
         """Runs `action` on every rank and returns all results in rank order; if it fails on one, all ranks stop.
 
         Raises:
-            Exception: whatever `action` raised here; ProcessLost if it failed only on other ranks.
+            Exception: whatever `action` raised here; OtherRankFailed if it failed only on other ranks.
         """
         if self.world_size == 1:
             return [action()]
@@ -80,7 +80,7 @@ class Ranks:
             raise failure
         failed = [rank for rank, (_, has_failed) in enumerate(outcomes) if has_failed]
         if failed:
-            raise ProcessLost(f"rank {failed[0]} has failed (its message says why)")
+            raise OtherRankFailed(f"rank {failed[0]} has failed (its message says why)")
         return [result for result, _ in outcomes]
 
     def first_on_each_machine(self, action: Callable[[], T]) -> T:
@@ -89,7 +89,7 @@ class Ranks:
         The others wait as long as that takes, not just for `--rank_timeout`. Call it only once in a run.
 
         Raises:
-            Exception: whatever `action` raised here; ProcessLost if it failed on the first rank of a machine.
+            Exception: whatever `action` raised here; OtherRankFailed if it failed on the first rank of a machine.
         """
         if self.store is None:
             return action()
@@ -107,7 +107,7 @@ class Ranks:
             while not self.store.check([f"machine {other}"]):  # `get` would only wait for the store's own timeout
                 time.sleep(0.1)
             if self.store.get(f"machine {other}") != b"done":
-                raise ProcessLost(f"the first rank of machine {other} has failed (its message says why)")
+                raise OtherRankFailed(f"the first rank of machine {other} has failed (its message says why)")
         return result if is_first else action()
 
     def _reduce(self, values: tuple, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> list:
