@@ -9,7 +9,7 @@ from tiny_training import Training
 from minimind_sft.training import loop
 
 PROGRAM = """
-import platform, resource, sys, torch
+import ctypes, platform, resource, sys, torch
 from minimind_sft.training.heap import keep_freed_memory
 
 def faults():
@@ -20,6 +20,8 @@ def faults():
 if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.set_num_threads(1)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of the usual size
 print(platform.libc_ver()[0], *[faults() for _ in range(3)])
 """
 
