@@ -31,6 +31,8 @@ def sft(**flags) -> SFTSettings:
                                       "before --max_steps 500"),
     ({"epochs": 300, "max_steps": 12_345}, "12,345 steps of 16 samples, learning rate 0.0005; 123 epochs: --max_steps "
                                            "12345 ends the run before --epochs 300, which would be 30,000 steps"),
+    ({"max_steps": 100}, "100 steps of 16 samples, learning rate 0.0005; 1 epoch: --max_steps 100 ends the run before "
+                         "--epochs 2, which would be 200 steps"),
     ({"max_steps": 200}, "200 steps of 16 samples, learning rate 0.0005; 2 epochs"),
     ({"schedule": "wsd"}, "200 steps of 16 samples, learning rate 0.0005 (wsd); 2 epochs"),
 ])

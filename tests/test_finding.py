@@ -57,6 +57,11 @@ def test_a_path_is_taken_as_a_path(tmp_path):
         find_weights(str(tmp_path / "y.pth"), "nowhere", flag="--w")
 
 
+def test_python_s_none_may_mean_a_new_model(tmp_path):
+    with pytest.raises(UserError, match=r"^--from_weight None: no None_.*; did you mean none\?; there is"):
+        find_weights("None", tmp_path, flag="--from_weight")
+
+
 def describe(folder: Path, name: str, **sidecar) -> None:
     """Writes an empty weights file with this sidecar."""
     touch(folder, f"{name}.pth")

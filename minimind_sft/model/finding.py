@@ -173,7 +173,8 @@ def _nothing_found(flag: str, name: str, hidden_size: int | None, use_moe: int |
     here = f"; for the folder of that name give {flag} ./{name}" if Path(name, "config.json").exists() else ""
     own = next((f"; {path} is an adapter, which --lora_weight takes" for path in adapters
                 if path.stem.startswith(f"lora_{name}_")), "")
-    hint = here or made_by or own or meant(name, (re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there))
+    names = [re.sub(r"_\d+(_moe)?$", "", path.stem) for path in there] + ["none"] * (flag == "--from_weight")
+    hint = here or made_by or own or meant(name, names)
     return (f"{flag} {name}: no {name}_{size}{moe}.pth or .safetensors in {' or '.join(map(str, folders))}{hint}; "
             f"there is {', '.join(map(str, there)) or 'nothing'}")
 

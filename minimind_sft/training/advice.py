@@ -53,7 +53,8 @@ def describe_length(optimizer: OptimizerSettings, steps: TrainingSteps) -> str:
     length = counted(optimizer.epochs, "epoch")
     if total < all_epochs:
         epochs = total / steps.steps_per_epoch
-        length = (f"{epochs:.{'0f' if epochs >= 10 else '2g'}} epochs: --max_steps {max_steps} ends the run before "
+        number = f"{epochs:.{'0f' if epochs >= 10 else '2g'}}"
+        length = (f"{number} epoch{'s' * (number != '1')}: --max_steps {max_steps} ends the run before "
                   f"--epochs {optimizer.epochs}, which would be {counted(all_epochs, 'step')}")
     elif max_steps > all_epochs:
         length += f", which {'ends' if optimizer.epochs == 1 else 'end'} the run before --max_steps {max_steps}"
