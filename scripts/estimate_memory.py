@@ -48,13 +48,18 @@ def main() -> int:
         say_json({"peak": round(sum(parts.values())), "parts": {k: round(v) for k, v in parts.items()},
                   "per_token_and_layer": kept_by_layer(model, plan), "most_micro_batch_tokens": fits})
     else:
-        say("\n".join([*asked(model, plan), "", *table(parts), "", *notes(model, plan)]))
+        say("\n".join([*described(model, plan), "", *table(parts), "", *notes(model, plan)]))
         if memory:
-            say(answer(settings.run, memory, fits))
+            say(largest_line(settings.run, memory, fits))
     return 0
 
 
 def model_asked_for(settings: EstimatedModel) -> ModelConfig:
+    """Returns the shape of a new model, or that of the weights that --from_weight names.
+
+    Raises:
+        UserError: if the weights cannot be found or read, or disagree with the flags.
+    """
     if settings.from_weight == "none":
         return new_model_config(settings, settings.vocab_size)
     path = find_start(settings, settings.save_dir, lambda: load_tokenizer(settings.tokenizer_path).fingerprint)
@@ -67,6 +72,7 @@ def model_asked_for(settings: EstimatedModel) -> ModelConfig:
 
 
 def adapters_asked_for(settings: EstimatedAdapters) -> LoraSettings | None:
+    """Returns the adapters that train; None if the model itself does."""
     if settings.lora_rank is None:
         return None
     return LoraSettings(lora_rank=settings.lora_rank, lora_dropout=settings.lora_dropout,
@@ -75,6 +81,7 @@ def adapters_asked_for(settings: EstimatedAdapters) -> LoraSettings | None:
 
 
 def plan_asked_for(settings: EstimatedRun) -> Plan:
+    """Returns the plan of the run, which may be for a GPU that this machine does not have."""
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +93,8 @@ def plan_asked_for(settings: EstimatedRun) -> Plan:
                 async_save=settings.async_save)
 
 
-def asked(model: ModelConfig, plan: Plan) -> list[str]:
+def described(model: ModelConfig, plan: Plan) -> list[str]:
+    """Returns lines that repeat what was asked."""
     sizes = Sizes.of(model, plan)
     part = f", of which {sizes.trained / 1e6:.1f}M train" if plan.freeze or plan.lora else ""
     base = ", base in 4 bits" if plan.lora and plan.lora.quantize != "none" else ""
@@ -100,12 +108,14 @@ def asked(model: ModelConfig, plan: Plan) -> list[str]:
 
 
 def table(parts: dict[str, float]) -> list[str]:
+    """Returns the lines of the parts of the peak, given in bytes, and of their sum."""
     total = sum(parts.values())
     lines = [f"{name:<24}{value / MIB:>10,.0f} MiB{value / total:>7.0%}" for name, value in parts.items()]
     return [*lines, f"{'peak':<24}{total / MIB:>10,.0f} MiB   = {total / GIB:.2f} GiB"]
 
 
 def notes(model: ModelConfig, plan: Plan) -> list[str]:
+    """Returns lines about what a layer keeps, and about memory that the estimate leaves out."""
     kept = kept_by_layer(model, plan)
     parts = ", ".join(f"{name} {value:,.0f}" for name, value in kept.items())
     most = "Of layers that train, one keeps at most" if plan.freeze or plan.lora else "A layer keeps"
@@ -120,7 +130,8 @@ def notes(model: ModelConfig, plan: Plan) -> list[str]:
     return lines
 
 
-def answer(settings: EstimatedRun, memory: float, fits: int) -> str:
+def largest_line(settings: EstimatedRun, memory: float, fits: int) -> str:
+    """Returns the line about the largest micro-batch (`fits` tokens) in `memory` GiB."""
     if fits < settings.max_seq_len:
         hint = "" if settings.gradient_checkpointing else "; --gradient_checkpointing 1 takes less"
         return f"{memory:g} GiB do not hold even one document of --max_seq_len {settings.max_seq_len}{hint}."

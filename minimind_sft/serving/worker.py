@@ -280,7 +280,7 @@ class Worker:
         self._hand_over(results)
 
     def _failed(self, engine: Engine, error: Exception) -> list[tuple[Request, list[Token]]]:
-        """Ends all requests of an engine that failed, so that nobody waits for ever and the next one has a chance."""
+        """Ends all requests of an engine that failed, so that no client waits for an answer that never comes."""
         say(f"error: a step of the engine failed; its requests end here\n{_trace(error)}", sys.stderr)
         lost = [request for request in self._in_engine[engine] if request.finish is None]
         for request in lost:

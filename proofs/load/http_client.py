@@ -49,7 +49,7 @@ class Connection:
         await self.writer.drain()
 
     async def head(self) -> Answer:
-        """Reads the status line and the headers, with their names in small letters."""
+        """Reads the status line and the headers, with their names in lower case."""
         async with asyncio.timeout(PATIENCE):
             status = (await self.reader.readline()).split(b" ", 2)
             if len(status) < 2 or not status[0].startswith(b"HTTP/1."):
