@@ -69,10 +69,11 @@ def test_the_key_comes_from_the_flag_or_the_environment_and_is_not_shown(monkeyp
 
 
 def test_each_model_is_loaded_with_its_adapters_and_has_an_engine_of_its_own(monkeypatch):
-    asked = []
+    asked, sharing = [], set()
 
-    def load(weights, runtime, say, flags):
+    def load(weights, runtime, say, flags, shared):
         asked.append((weights.weight, weights.lora_weight, weights.use_moe, flags))
+        sharing.add(shared)
         return Loaded(Path(weights.weight), tiny_model(), TOKENIZER, None, frozenset(), (), is_minimind=False)
 
     monkeypatch.setattr(models, "load", load)
@@ -80,6 +81,7 @@ def test_each_model_is_loaded_with_its_adapters_and_has_an_engine_of_its_own(mon
         ServeSettings(), weight="base", lora_weight=("x:0.5",), use_moe=True, models=("other=full_sft+c+d:2",),
         max_running=3, cache_tokens=64, max_new_tokens=9), print)
     assert asked == [("base", ("x:0.5",), True, OWN), ("full_sft", ("c", "d:2"), True, FURTHER)]
+    assert len(sharing) == 1 and None not in sharing
     assert found.names == ["base", "other"] and len({model.engine for model in found}) == 2
     for model in found:
         assert (model.engine.max_running, model.engine.cache_tokens, model.sampling.max_new_tokens) == (3, 64, 9)

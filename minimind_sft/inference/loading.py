@@ -11,6 +11,7 @@ from minimind_sft.data.tokenizer_choice import BUNDLED, brings_tokenizer, load_t
 from minimind_sft.device import resolve_device, resolve_dtype
 from minimind_sft.inference.generate import LanguageModel
 from minimind_sft.inference.lowering import ready_to_decode
+from minimind_sft.inference.sharing import SharedMatrices
 from minimind_sft.inference.stopping import named_stop_ids
 from minimind_sft.matching import base_notices, check_adapters, check_template, check_tokenizer
 from minimind_sft.model.adapters.adapter import Adapter
@@ -53,12 +54,14 @@ class Loaded:
 
 
 def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[str], None],
-         needs_template: bool = False, flags: tuple[str, str] = ("--weight", "--lora_weight")) -> Loaded:
+         needs_template: bool = False, flags: tuple[str, str] = ("--weight", "--lora_weight"),
+         shared: SharedMatrices | None = None) -> Loaded:
     """Loads the weights and adapters that the settings name; passes on notices about them, a line each.
 
     Args:
         needs_template: also for weights that have only been pretrained and would continue text.
         flags: those that name the weights and the adapters, for messages.
+        shared: the matrices of other models, which this one uses where they are equal.
 
     Raises:
         UserError: if files are missing, or do not belong together.
@@ -85,7 +88,7 @@ def load(chosen: WeightSettings, runtime: ChatRuntimeSettings, say: Callable[[st
     check_adapters([adapter for adapter, _ in adapters], weights, tokenizer, template, chosen.chat_template,
                    chosen.end_of_turn)
     model = _build_model(runtime, weights.without_padding(tokenizer.vocab_size), adapters,
-                         stretch=chosen.inference_rope_scaling)
+                         chosen.inference_rope_scaling, shared)
     return Loaded(path, model, tokenizer, template, named_stop_ids(path, tokenizer), adapters,
                   is_minimind=weights.sidecar is None and not brings_tokenizer(path),
                   trained_length=None if adapters else _trained_length(weights.sidecar or {}))
@@ -111,7 +114,7 @@ def _check_weights(settings: WeightSettings, weights: Weights, tokenizer: Tokeni
 
 
 def _build_model(runtime: ChatRuntimeSettings, weights: Weights, adapters: Sequence[tuple[Adapter, float]],
-                 stretch: bool) -> LanguageModel:
+                 stretch: bool, shared: SharedMatrices | None) -> LanguageModel:
     """Builds the model in its fast form for decoding; `stretch` applies YaRN for longer contexts."""
     if stretch:
         weights = replace(weights, config=stretched(weights.config, weights.path))
@@ -119,7 +122,7 @@ def _build_model(runtime: ChatRuntimeSettings, weights: Weights, adapters: Seque
     model = base_model(weights, runtime.quantize)
     if adapters:
         apply_adapters(model, adapters)
-    return ready_to_decode(model.to(device, resolve_dtype(runtime.dtype, device)).eval())
+    return ready_to_decode(model.to(device, resolve_dtype(runtime.dtype, device)).eval(), shared)
 
 
 def _is_pretrained_only(weights: Weights, tokenizer: Tokenizer, settings: WeightSettings) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimind_sft.inference.fast_forms import Lowering, Rope, has_only
 from minimind_sft.inference.packed import Pack, best_pack, multiplies_bfloat16, pack_for_few_rows
+from minimind_sft.inference.sharing import SharedMatrices
 from minimind_sft.model.attention import Context
 from minimind_sft.model.decoder import Decoder, MiniMindForCausalLM
 from minimind_sft.model.layers import rope_cos_sin
@@ -21,18 +22,25 @@ TABLE_BLOCK = 512
 """How many positions of the table of RoPE's angles are computed at once."""
 
 
-def ready_to_decode(model: MiniMindForCausalLM) -> "MiniMindForCausalLM | LoweredModel":
+def ready_to_decode(model: MiniMindForCausalLM,
+                    shared: SharedMatrices | None = None) -> "MiniMindForCausalLM | LoweredModel":
     """Returns the fastest form of `model` for `generate_stream` and `generate_batch`, or `model` if there is none.
 
     A float32 model whose weights float16 can hold may be deleted afterwards: its lowered form takes half the memory.
     Otherwise the packed matrices come on top of the model, at four bytes per weight: float32 as it is, bfloat16 twice,
     once for newest tokens and once for prompts. They do not follow later changes of the model.
+
+    Args:
+        shared: the matrices of other models, which this one uses where they are equal.
     """
     weight = model.embed_tokens.weight
     pack = best_pack(weight)
-    lowered = model if pack is None else lower_model(model, pack)
+    if shared is not None and pack is not None:
+        model.model.embed_tokens = shared.embedding(model.embed_tokens)
+    share = shared.pack_with if shared is not None else lambda pack: pack
+    lowered = model if pack is None else lower_model(model, share(pack))
     if isinstance(lowered, LoweredModel) and multiplies_bfloat16(weight):
-        return LoweredModel(model, pack_for_few_rows, lowered)
+        return LoweredModel(model, share(pack_for_few_rows), lowered)
     return lowered
 
 

@@ -9,6 +9,7 @@ from minimind_sft.errors import UserError
 from minimind_sft.inference.engine import Engine
 from minimind_sft.inference.loading import Loaded, load
 from minimind_sft.inference.sampling_defaults import chat_sampling
+from minimind_sft.inference.sharing import SharedMatrices
 from minimind_sft.serving.grammars import Grammars
 from minimind_sft.serving.problems import unsupported
 from minimind_sft.serving.tool_formats import ToolFormat
@@ -77,17 +78,20 @@ class ServedModels:
 
 
 def load_models(settings: ServeSettings, say: Callable[[str], None]) -> ServedModels:
-    """Loads every model that the settings name; passes on notices, a line each.
+    """Loads every model that the settings name; passes on notices, a line each. They share what is equal in them.
 
     Raises:
         UserError: if files are missing or do not belong together; names the flag.
     """
-    return ServedModels([_load(served, settings, say) for served in settings.served()])
+    every = list(settings.served())
+    shared = SharedMatrices() if len(every) > 1 else None  # comparing takes a moment
+    return ServedModels([_load(served, settings, say, shared) for served in every])
 
 
-def _load(served: ServedWeights, settings: ServeSettings, say: Callable[[str], None]) -> ServedModel:
+def _load(served: ServedWeights, settings: ServeSettings, say: Callable[[str], None],
+          shared: SharedMatrices | None) -> ServedModel:
     chosen = replace(settings.weights, weight=served.weight, lora_weight=served.adapters)
-    loaded = load(chosen, settings.runtime, say, flags=served.flags)
+    loaded = load(chosen, settings.runtime, say, flags=served.flags, shared=shared)
     sampling, notices = chat_sampling(settings.sampling.typed(), loaded.path)
     for notice in notices:
         say(f"{'sampling':<12}{notice}")
