@@ -102,6 +102,8 @@ def test_the_metrics_hold_everything_and_the_terminal_the_essence():
         "validation loss 1.5000, perplexity 4.48, token accuracy 25.0%, exact match 1 of 2", '"1 + 1?" -> "2" (right)']
     wrong = Evaluation(EVALUATION.losses, EVALUATION.answers[1:])
     assert wrong.lines()[1] == '"1 + 2?" -> "4\\u001b[2J" (expected "3")'
+    assert Evaluation(ValidationLoss(60.0, 0, 8, {}, {})).lines() == [
+        "validation loss 60.0000, perplexity 1.14e+26, token accuracy 0.0%"]
 
 
 def test_best_by_exact_match_needs_answers_that_can_be_compared():

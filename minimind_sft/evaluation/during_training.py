@@ -92,7 +92,8 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """Returns the scores in a few words and one of the answers, for the terminal."""
-        words = (f"validation loss {self.loss:.4f}, perplexity {self.losses.perplexity:.2f}, "
+        perplexity = self.losses.perplexity
+        words = (f"validation loss {self.loss:.4f}, perplexity {perplexity:{'.2f' if perplexity < 1e6 else '.2e'}}, "
                  f"token accuracy {self.losses.token_accuracy:.1%}")
         if self.exact_match is not None:
             right, asked = (sum(column) for column in zip(*self.exact_by_kind.values(), strict=True))
