@@ -178,11 +178,11 @@ def plan_huggingface(export: Export, _: ConvertedWeights, output: Path) -> Plan:
     return Plan([], partial(huggingface.write_folder, export=export, family=family),
                 f"a Hugging Face folder in the layout of {family.name}",
                 ["Use it with transformers:",
-                 "    from transformers import AutoModelForCausalLM, AutoTokenizer",
-                 f"    tokenizer = AutoTokenizer.from_pretrained({str(output)!r})",
-                 f"    model = AutoModelForCausalLM.from_pretrained({str(output)!r})",
-                 f"    prompt = {asked}",
-                 "    print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
+                 "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                 f"tokenizer = AutoTokenizer.from_pretrained({str(output)!r})",
+                 f"model = AutoModelForCausalLM.from_pretrained({str(output)!r})",
+                 f"prompt = {asked}",
+                 "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))",
                  f"or here: {eval_command(output)}"])
 
 
@@ -232,10 +232,10 @@ def plan_peft(adapter: Adapter, weights: Weights, output: Path, dtype: str) -> P
     return Plan([], lambda folder: write_peft(folder, adapter, family, weights.config, base, dtype),
                 f"an adapter of PEFT for a model of {family.name}",
                 [*lines, "Use it with PEFT:",
-                 "    from peft import PeftModel",
-                 "    from transformers import AutoModelForCausalLM",
-                 f"    base = AutoModelForCausalLM.from_pretrained({base or 'base'!r})",
-                 f"    model = PeftModel.from_pretrained(base, {str(output)!r})",
+                 "from peft import PeftModel",
+                 "from transformers import AutoModelForCausalLM",
+                 f"base = AutoModelForCausalLM.from_pretrained({base or 'base'!r})",
+                 f"model = PeftModel.from_pretrained(base, {str(output)!r})",
                  f"or here: {eval_command(weights.path)} --lora_weight {shlex.quote(as_path(output))}"])
 
 

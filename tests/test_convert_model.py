@@ -61,7 +61,7 @@ def test_a_folder_and_back(dense, convert, tmp_path):
     printed = convert("--save_dir", dense.parent, "--to", "huggingface", "--output", folder)
     assert "a Hugging Face folder in the layout of qwen3, float32" in printed
     assert "read back   all 24 tensors are equal; logits differ by at most 0.0e+00" in printed
-    assert f"AutoModelForCausalLM.from_pretrained('{folder}')" in printed
+    assert f"\nmodel = AutoModelForCausalLM.from_pretrained('{folder}')\n" in printed  # as one pastes it
     assert names(tmp_path) == ["chat"]
 
     printed = convert("--weight", folder, "--to", "minimind", "--output", file, "--dtype", "float32")
