@@ -195,10 +195,9 @@ class ChatTemplate:
             return [f"{conversation.place}: {counted(len(indices), 'assistant turn')} became "
                     f"{counted(len(taught), 'supervised part')}"]
         mismatches = []
-        half = MAX_COMPARED // 2
         compared = list(zip(indices, taught, strict=True))
         if len(compared) > MAX_COMPARED:
-            compared = compared[:half] + compared[-half:]
+            compared = compared[:MAX_COMPARED // 2] + compared[-MAX_COMPARED // 2:]
         for index, before in compared:
             prompt = self.generation_prompt_ids(messages[:index], tools, has_reasoning(messages[index]))
             if before.tolist() != prompt:
