@@ -36,7 +36,7 @@ SERVING = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 COUNT = 150
 """Tries of a kind, unless --count says otherwise; a kind may have fewer."""
 LONGEST_REASON = 200
-PATIENT = {"seconds": 10, "memory_mib": 2}
+PATIENT = {"seconds": 30, "memory_mib": 2}
 """Factors on the limits of a try with --patient."""
 
 
@@ -119,8 +119,8 @@ def main() -> int:
     parser.add_argument("--project", type=Path, default=REPOSITORY, help="the checkout whose programs are tried")
     parser.add_argument("--jobs", type=int, default=2, help="kinds tried at the same time (%(default)s)")
     parser.add_argument("--verbose", action="store_true", help="print the tries that went right as well")
-    parser.add_argument("--patient", action="store_true", help="for a busy or unknown machine: ten times the time, and "
-                        "twice the memory")
+    parser.add_argument("--patient", action="store_true", help="for a busy or unknown machine: thirty times the time, "
+                        "and twice the memory")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     arguments.project = arguments.project.resolve()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from metrics_files import data, evaluated, ordinary, start, trained, write_lines
-from programs import REPOSITORY
+from programs import PATIENCE, REPOSITORY
 
 from minimind_sft.errors import UserError
 from minimind_sft.report.comparison import Part, Row, compare, differences, evaluated_alike, may_be_chance
@@ -215,7 +215,7 @@ def test_the_page_in_the_browser_shows_the_values_of_all_runs_at_a_step(browser,
     runs = {"a": made(ordinary()), "b": made(ordinary(4.0, 1.5, settings={**SETTINGS, "data_path": "x" * 300}))}
     write_comparison(tmp_path / "page.html", compare(runs))
     page = browser.new_page(viewport={"width": 380, "height": 800})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(PATIENCE * 1000)
     complaints, asked_for = [], []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
