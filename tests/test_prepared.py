@@ -278,6 +278,7 @@ def test_damaged_prepared_data_are_prepared_again(tmp_path, part, damage):
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     data = write_rows(tmp_path / "a.jsonl", questions(5))
+    os.utime(data, (1, 1))  # clocks of files are coarse: the change might come in the same tick
 
     class Meanwhile(SFTEncoder):
         def encode(self, rows):
