@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import random
 import runpy
 import shutil
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chat_pages import chat_server, open_chat  # noqa: F401
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from programs import PATIENCE, questions, write_rows
 from tqdm import tqdm
 
+from minimind_sft.data import bounded_tokenizer
 from minimind_sft.processes import STOP_SIGNALS
 
 # Shells ignore these in what they run in the background, and programs that tests start and interrupt would inherit it.
@@ -28,6 +31,8 @@ torch.set_num_threads(1)  # the tensors are tiny, and other test processes need 
 # the lock taken, and processes forked later share tqdm's own lock: they would wait for it forever.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0  # no thread may hold the lock while a process is forked
+
+bounded_tokenizer.SECONDS = PATIENCE  # a machine may stand still for longer than a hostile expression may take
 
 # The same examples in every run, however slow the machine is: a failure means that the code has changed.
 settings.register_profile("suite", derandomize=True, database=None, deadline=None,
@@ -46,6 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files with slow tests first: otherwise one process might be alone with some of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Gives each test and its fixtures the same random numbers, whatever ran before in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
