@@ -1,6 +1,9 @@
 """The FLOPs of a step, compared with PyTorch's own counter, and the measured peak."""
 
+import sys
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minimind_sft.data.batching import BatchLayout, StepBatch, TrainingSteps
 from minimind_sft.model.decoder import MiniMindForCausalLM
 from minimind_sft.model.lora import LoraShape, add_adapters
+from minimind_sft.training import peak
 from minimind_sft.training.freezing import freeze
 from minimind_sft.training.peak import StepCost, matmul_peak, peak_memory
 
@@ -73,11 +77,33 @@ def test_of_experts_only_the_chosen_ones_count():
     assert mixture.per_supervised == dense.per_supervised + router
 
 
-def test_measuring_the_peak_is_fast_and_leaves_the_random_state_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    peak = matmul_peak(CPU, torch.float32)
-    assert torch.equal(torch.rand(3), expected)
-    assert 1e8 < peak < 1e14
-    assert 50 < peak_memory(CPU) < 1e5
+@pytest.mark.parametrize(("speed", "sizes"), [(2e9, [256]), (1e11, [256, 512]), (1e12, [256, 512, 1024])])
+def test_the_peak_is_measured_with_few_products_and_no_random_number(monkeypatch, speed, sizes):
+    """No product takes 0.02 s, on a slow device either."""
+    now, multiplied = 0.0, []
+
+    def multiply(one: torch.Tensor, other: torch.Tensor) -> None:
+        nonlocal now
+        now += 2 * len(one) ** 3 / speed
+        multiplied.append(len(one))
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(peak.time, "perf_counter", lambda: now)
+    before = torch.get_rng_state()
+    assert matmul_peak(CPU, torch.float32) == pytest.approx(speed)
+    assert Counter(multiplied) == dict.fromkeys(sizes, 4)  # the first of each size sets up the kernel
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_real_product_has_a_peak():
+    assert matmul_peak(CPU, torch.float32) > 0
+
+
+@pytest.mark.parametrize(("platform", "mebibytes"), [("linux", 3072.0), ("darwin", 3.0)])
+def test_the_peak_of_memory_is_in_mebibytes(monkeypatch, platform, mebibytes):
+    """Linux counts it in KiB, macOS in bytes."""
+    resource = pytest.importorskip("resource")
+    assert peak_memory(CPU) > 0
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert peak_memory(CPU) == mebibytes
