@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 import random
 import runpy
 import shutil
@@ -25,6 +26,10 @@ from minimind_sft.processes import STOP_SIGNALS
 for _signal in STOP_SIGNALS:
     if signal.getsignal(_signal) == signal.SIG_IGN:
         signal.signal(_signal, lambda *_: None)
+
+for _name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):  # all servers of the tests are on this machine
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.lower(), None)
 
 torch.set_num_threads(1)  # the tensors are tiny, and other test processes need the cores
 # The death of a worker raises in a signal handler at any point of the program. While tqdm takes its lock, this leaves
