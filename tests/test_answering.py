@@ -125,7 +125,7 @@ def test_without_comparable_rows_the_report_is_an_error():
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there are no devices")
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/full", "/dev/null", "."])
 def test_what_is_no_file_gets_no_results_and_is_not_read(name):
-    with pytest.raises(UserError, match=f"--score_out {name}: "):
+    with pytest.raises(UserError, match=f"--score_out {name}: the file exists and holds something other"):
         check_output(Path(name), [])
 
 

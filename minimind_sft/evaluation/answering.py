@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,18 +146,21 @@ def check_output(path: Path, files: Iterable[Path]) -> None:
     """
     if resolved(path) in {resolved(file) for file in files}:
         raise UserError(f"--score_out {path}: this is the file with the questions")
+    with suppress(OSError):  # of a folder that may not be entered: the next check says so
+        if path.exists() and not _holds_results(path):
+            raise UserError(f"--score_out {path}: the file exists and holds something other than results of --score; "
+                            "choose another name")
     check_writable(path.parent, "--score_out")
-    if not path.exists():
-        return
+
+
+def _holds_results(path: Path) -> bool:
+    """Tells whether a file is empty or begins with a row of results."""
     try:
         with open_regular(path) as file:
             first = file.readline(MAX_ROW_BYTES)
-        ours = not first or set(OUTPUT_FIELDS) <= parse_json(first.decode(), str(path)).keys()
+        return not first or set(OUTPUT_FIELDS) <= parse_json(first.decode(), str(path)).keys()
     except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
-        raise UserError(f"--score_out {path}: the file exists and holds something other than results of --score; "
-                        "choose another name")
+        return False
 
 
 def write_output(results: Sequence[Scored], path: Path) -> None:
