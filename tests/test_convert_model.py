@@ -6,6 +6,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from shlex import quote
 
 import pytest
 import torch
@@ -65,9 +66,9 @@ def test_a_folder_and_back(dense, convert, tmp_path):
     assert names(tmp_path) == ["chat"]
 
     printed = convert("--weight", folder, "--to", "minimind", "--output", file, "--dtype", "float32")
-    assert f"--save_dir {tmp_path} --weight chat --hidden_size 32 --num_hidden_layers 2" in printed
+    assert f"--save_dir {quote(str(tmp_path))} --weight chat --hidden_size 32 --num_hidden_layers 2" in printed
     assert "num_attention_heads=4, num_key_value_heads=2, intermediate_size=64" in printed
-    assert f"--load_from {folder}" in printed
+    assert f"--load_from {quote(str(folder))}" in printed
     before, after = (torch.load(path, weights_only=True) for path in (dense, file))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -77,7 +78,7 @@ def test_a_gguf_file_and_back(dense, convert, tmp_path):
     file, folder = tmp_path / "chat.gguf", tmp_path / "chat"
     printed = convert("--weight", dense, "--to", "gguf", "--output", file)
     assert "a GGUF file of the architecture qwen3, float32" in printed and "all 24 tensors are equal" in printed
-    assert f"ollama create chat -f {tmp_path / 'chat.Modelfile'}" in printed
+    assert f"ollama create chat -f {quote(str(tmp_path / 'chat.Modelfile'))}" in printed
     assert names(tmp_path) == ["chat.Modelfile", "chat.gguf"]
     assert "in the layout of qwen3, float32" in convert("--weight", file, "--to", "huggingface", "--output", folder)
     tensors = load_file(folder / "model.safetensors")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from chats import chat
@@ -62,7 +63,7 @@ def test_results_say_what_was_evaluated_and_how(run_here, flags, tmp_path):
     assert found["model"]["adapters"] == [{"weight": 1.0, "sha256": sha256_of_file(lora)}]
     assert found["model"]["names"] == {"weights": str(flags[1]), "adapters": [str(lora)]}
     assert found["conversations"]["data"] == [{"path": str(flags[3]), "sha256": sha256_of_file(flags[3])}]
-    assert found["command"].startswith("python ") and f"--weight {flags[1]}" in found["command"]
+    assert found["command"].startswith("python ") and f"--weight {quote(str(flags[1]))}" in found["command"]
     assert found["settings"]["batch_size"] == 3 and found["machine"]["torch"]
     assert {kind: scores["questions"] for kind, scores in found["conversations"]["by_kind"].items()} == {
         "even": 4, "odd": 3}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from shlex import quote
 
 import pytest
 import torch
@@ -118,8 +119,8 @@ def test_the_command_for_minimind(tmp_path):
     assert next_steps(replace(THIRD, use_moe=True, norm_topk_prob=True, num_hidden_layers=6),
                       tmp_path / "chat_768_moe.pth", tmp_path / "model") == [
         "Use it in a clone of MiniMind-3:",
-        f"    python eval_llm.py --save_dir {tmp_path} --weight chat --hidden_size 768 --num_hidden_layers 6 "
-        f"--use_moe 1 --load_from {tmp_path / 'model'}"]
+        f"    python eval_llm.py --save_dir {quote(str(tmp_path))} --weight chat --hidden_size 768 "
+        f"--num_hidden_layers 6 --use_moe 1 --load_from {quote(str(tmp_path / 'model'))}"]
     (tmp_path / "x.gguf").touch()
     for tokenizer, expected in ((tmp_path / "x.gguf", "as a folder: --to huggingface writes one"),
                                 (tmp_path / "folder", "only if its path contains the word model: copy")):

@@ -339,6 +339,7 @@ def test_the_rest_of_a_very_long_row_is_counted(tmp_path, monkeypatch):
 def test_colours_need_a_terminal_and_no_no_color(tmp_path, inspect, monkeypatch):
     data = write_rows(tmp_path / "a.jsonl", questions(1))
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert "\x1b[" not in inspect(data)[1]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     printed = inspect(data)[1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from shlex import quote
 
 import pytest
 from data_files import rows_or_errors, write
@@ -84,10 +85,11 @@ def test_text_in_gb18030_is_one_error_with_the_command_that_converts_it(tmp_path
     file = write(tmp_path / "a b.jsonl", (CHINESE * 50).encode("gb18030"))
     assert refusal(file) == (
         "expected UTF-8, found what looks like GB18030; to convert the file: "
-        f"iconv -f GB18030 -t UTF-8 '{file}' > '{tmp_path}/a b.utf8.jsonl'")
+        f"iconv -f GB18030 -t UTF-8 {quote(str(file))} > {quote(f'{tmp_path}/a b.utf8.jsonl')}")
     file = write(tmp_path / "a.csv.gz", gzip.compress("question,answer\n你好,您好！\n".encode("gbk")))
     assert refusal(file).endswith(
-        f"to convert the file: gzip -dc {file} | iconv -f GB18030 -t UTF-8 > {tmp_path}/a.utf8.csv")
+        f"to convert the file: gzip -dc {quote(str(file))} | iconv -f GB18030 -t UTF-8 > "
+        f"{quote(f'{tmp_path}/a.utf8.csv')}")
 
 
 @pytest.mark.parametrize("codec, named", [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"),

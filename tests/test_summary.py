@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from shlex import quote
 
 import pytest
 import torch
@@ -80,18 +81,19 @@ def test_suggested_commands_name_the_weights_and_the_flags_they_need(tmp_path):
     for path in (weights, metrics, tmp_path / "eval.jsonl"):
         path.touch()
     config = sft(tokenizer_path=str(tmp_path), chat_template="chatml", eval_data_path=(str(tmp_path / "eval.jsonl"),))
-    chat = f"python eval_llm.py --weight '{weights}' --tokenizer_path {tmp_path} --chat_template chatml"
+    chat = (f"python eval_llm.py --weight {quote(str(weights))} --tokenizer_path {quote(str(tmp_path))} "
+            "--chat_template chatml")
     assert next_lines("full_sft", config, weights, metrics) == [
         f"chat        {chat}",
-        f"score       {chat} --score {tmp_path}/eval.jsonl",
-        f"curves      python scripts/plot_metrics.py '{metrics}'",
+        f"score       {chat} --score {quote(f'{tmp_path}/eval.jsonl')}",
+        f"curves      python scripts/plot_metrics.py {quote(str(metrics))}",
     ]
     plain = next_lines("full_sft", sft(), Path("out/x.pth"), metrics)
     assert plain[:2] == ["chat        python eval_llm.py --weight out/x.pth",
                          "score       python eval_llm.py --weight out/x.pth --score FILE"]
     chat, tune, _ = next_lines("pretrain", PretrainSettings(), weights, metrics)
-    assert chat == f"chat        python eval_llm.py --weight '{weights}' --prompt 'Once upon a time'"
-    assert tune == f"fine-tune   python trainer/train_full_sft.py --from_weight '{weights}'"
+    assert chat == f"chat        python eval_llm.py --weight {quote(str(weights))} --prompt 'Once upon a time'"
+    assert tune == f"fine-tune   python trainer/train_full_sft.py --from_weight {quote(str(weights))}"
 
 
 def test_suggested_commands_can_be_pasted_in_the_folder_the_run_started_in(tmp_path, monkeypatch):
@@ -101,8 +103,9 @@ def test_suggested_commands_can_be_pasted_in_the_folder_the_run_started_in(tmp_p
                             (tmp_path, f"{REPOSITORY}/", f"{REPOSITORY}/out")):
         monkeypatch.chdir(folder)
         chat, tune, curves = (line[12:] for line in next_lines("pretrain", PretrainSettings(), weights, metrics))
-        assert chat.startswith(f"python {up}eval_llm.py --weight {out}/pretrain_256.pth ")
-        assert curves == f"python {up}scripts/plot_metrics.py {metrics}"
+        assert chat.startswith(
+            f"python {quote(f'{up}eval_llm.py')} --weight {quote(f'{out}/pretrain_256.pth')} ")
+        assert curves == f"python {quote(f'{up}scripts/plot_metrics.py')} {quote(str(metrics))}"
         assert all(Path(shlex.split(line)[1]).is_file() for line in (chat, tune, curves))
 
 
